@@ -1,0 +1,135 @@
+"""Every check of this project, each in an environment of its own: ``nox --list`` names them, ``nox -s NAME`` runs one.
+
+What follows ``--`` goes to the tool that a session runs: ``nox -s tests-3.12 -- -k adam -x``.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+PYPROJECT = nox.project.load_toml()
+PYTHON_VERSIONS = nox.project.python_versions(PYPROJECT)
+OLDEST_PYTHON = PYTHON_VERSIONS[0]
+EMULATOR = "GPUOPT_CUDA_EMULATOR"
+
+nox.needs_version = ">=2025.10.14"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
+nox.options.sessions = ["lint", "typecheck", "tests", "doctest"]
+
+
+def dependencies(*groups: str) -> tuple[str, ...]:
+    """The requirements of these dependency groups."""
+    return nox.project.dependency_groups(PYPROJECT, *groups)
+
+
+def pytest_with_coverage(session: nox.Session, *launcher: str) -> None:
+    """Run the tests; what they executed waits in ``.nox`` for the `coverage` session."""
+    data = Path(session.cache_dir, f".coverage.{session.name}")
+    data.unlink(missing_ok=True)
+    arguments = ["--cov", "--cov-report=", *session.posargs]
+    session.run(*launcher, "pytest", *arguments, env={"COVERAGE_FILE": str(data)}, external=bool(launcher))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*dependencies("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session(python=OLDEST_PYTHON)
+def typecheck(session: nox.Session) -> None:
+    """Check the types, strictly."""
+    session.install("-e.", *dependencies("typecheck"))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session(python=PYTHON_VERSIONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests on every backend that can be used here; the others are shown as skipped."""
+    session.install("-e.", *dependencies("test"))
+    pytest_with_coverage(session)
+
+
+@nox.session(python=OLDEST_PYTHON)
+def doctest(session: nox.Session) -> None:
+    """Execute the examples in the docstrings, README.md and CONTRIBUTING.md."""
+    session.install("-e.", *dependencies("test"))
+    session.run("pytest", "--doctest-modules", "gpuopt", "tests/test_documents.py", *session.posargs)
+
+
+@nox.session(python=OLDEST_PYTHON)
+def tests_emulated(session: nox.Session) -> None:
+    """Run the tests on CuPy without a GPU, under the CUDA emulator that lies at GPUOPT_CUDA_EMULATOR."""
+    emulator = os.environ.get(EMULATOR)
+    if not emulator:
+        session.skip(f"{EMULATOR} is not set: it names the folder of a CUDA emulator with its build.sh and run.sh")
+    emulator = str(Path(emulator).resolve())
+    # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip.
+    session.install("-e.", "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
+    session.run("bash", f"{emulator}/build.sh", "python", external=True)
+    pytest_with_coverage(session, "bash", f"{emulator}/run.sh")
+
+
+@nox.session(python=OLDEST_PYTHON)
+def gpu(session: nox.Session) -> None:
+    """Run the tests on a real NVIDIA GPU."""
+    session.install("-e.[cuda12]", *dependencies("test"))
+    pytest_with_coverage(session)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Show what the test sessions that have run so far executed, all together."""
+    data = sorted(Path(session.cache_dir).glob(".coverage.*"))
+    if not data:
+        session.error("no session has left coverage data: run some first, for example nox -s tests-3.11 coverage")
+    session.install("coverage")
+    combined = {"COVERAGE_FILE": str(Path(session.cache_dir, ".coverage"))}
+    session.run("coverage", "combine", "--keep", *map(str, data), env=combined)
+    session.run("coverage", "report", *session.posargs, env=combined)
+
+
+@nox.session(python=OLDEST_PYTHON)
+def build(session: nox.Session) -> None:
+    """Build the sdist and from it the wheel, install the wheel, and try it outside the tree."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as folder:
+        outside = Path(folder)
+        session.run("python", "-m", "build", "--outdir", folder)
+        (wheel,) = outside.glob("*.whl")
+        session.install(str(wheel), *dependencies("test"))
+        shutil.copytree("tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
+            shutil.copy(name, outside)
+        with session.chdir(outside):
+            session.run("gpuopt", "--version")
+            session.run("gpuopt", "train", "--epochs", "50", "--out", "run")
+            session.run("pytest", *session.posargs)
+
+
+@nox.session(python=OLDEST_PYTHON, venv_backend="uv")
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the oldest versions that pyproject.toml allows."""
+    session.install("--resolution=lowest-direct", "-e.[data]")
+    session.install(*dependencies("test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
+def peers(session: nox.Session) -> None:
+    """Run the tests that compare with torch (by pip alone: it takes a CPU build where one is at hand)."""
+    session.install("-e.", *dependencies("test", "peers"))
+    session.run("pytest", "-m", "peers", *session.posargs)
+
+
+@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
+def bench(session: nox.Session) -> None:
+    """Measure our engines beside torch, Optax and hand-written NumPy."""
+    session.install(".", *dependencies("bench"))
+    session.run("python", "benchmarks/engines.py", *session.posargs)

@@ -1,0 +1,105 @@
+"""The shape of the project: who may import whom, which names stand where, and what `import gpuopt` may load."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gpuopt
+from gpuopt.rules import RULES
+
+PACKAGE = Path(gpuopt.__file__).parent
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+# Each layer and what it may import of gpuopt: beside itself, only what stands here.
+LAYERS: dict[str, set[str]] = {
+    "backends": set(),
+    "rules": set(),
+    "schedules": set(),
+    "engines": {"backends", "rules/base"},
+    "gradients": {"backends"},
+    "optimizer": {"backends", "engines", "gradients", "rules", "rules/base", "schedules"},
+    "checkpoint": {"backends", "optimizer"},
+    "training": {"backends", "checkpoint", "gradients", "optimizer", "rules", "rules/base", "schedules"},
+    "cli": {"", "backends", "checkpoint", "optimizer", "rules", "rules/base", "schedules", "training"},
+}
+
+# Libraries that only these files may name: everything else goes through them.
+CONFINED = {
+    "cupy": {"backends.py", "engines/cuda.py"},
+    "cupyx": set(),
+    "cupy_backends": {"backends.py", "engines/cuda.py"},
+    "llvmlite": {"engines/cpu.py"},
+    "torch": set(),
+}
+
+HEAVY = ["array_api_compat.numpy", "cupy", "llvmlite", "numba", "pandas", "rich", "safetensors", "torch", "typer"]
+
+
+def imports(module: Path) -> Iterator[str]:
+    """Every module that this file imports, anywhere in it, by its absolute name."""
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ["gpuopt", *module.parent.parts][: len(module.parts) + 1 - node.level] if node.level else []
+            origin = ".".join([*base, *filter(None, [node.module])])
+            # `from package import module` imports the module, `from module import name` does not.
+            for alias in node.names:
+                target = Path(*origin.split(".")[1:], alias.name)
+                is_module = origin.split(".")[0] == "gpuopt" and target.with_suffix(".py") in MODULES
+                yield f"{origin}.{alias.name}" if is_module else origin
+
+
+def layer(name: str) -> str:
+    """The layer of an absolute module name of gpuopt; "" is the package itself."""
+    parts = name.split(".")[1:]
+    return "rules/base" if parts == ["rules", "base"] else "".join(parts[:1])
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_run_downward(module: Path) -> None:
+    own = layer(".".join(["gpuopt", *module.with_suffix("").parts]))
+    if own in {"__init__", "__main__"}:
+        return
+    used = {layer(name) for name in imports(module) if name.split(".")[0] == "gpuopt"}
+    allowed = LAYERS[own.split("/")[0]] | {own, f"{own}/base"}
+    assert used <= allowed, f"{module} imports {sorted(used - allowed)}; the layer {own} may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.parent == Path("rules")], ids=str)
+def test_a_rule_imports_no_other_rule(module: Path) -> None:
+    if module.stem == "__init__":
+        return
+    others = {name for name in imports(module) if name.startswith("gpuopt.rules.")} - {"gpuopt.rules.base"}
+    assert not others
+
+
+@pytest.mark.parametrize("library", CONFINED)
+def test_libraries_stay_in_their_files(library: str) -> None:
+    users = {m.as_posix() for m in MODULES if library in {name.split(".")[0] for name in imports(m)}}
+    assert users <= CONFINED[library]
+
+
+def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
+    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base"}
+    assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
+    for name, rule in RULES.items():
+        assert rule.__name__ == name
+        assert getattr(gpuopt, name) is rule
+
+
+def test_import_gpuopt_loads_nothing_heavy() -> None:
+    code = "import gpuopt, json, sys; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(json.loads(run.stdout))
+
+
+def test_version_is_the_installed_one() -> None:
+    from importlib.metadata import version
+
+    assert gpuopt.__version__ == version("gpuopt")
