@@ -513,7 +513,7 @@ def parse(text: str, *, initial: float, steps: int) -> Schedule:
     """
     head, colon, tail = text.partition(":")
     try:
-        tree = ast.parse(f"{head}({tail})" if colon else text, mode="eval").body
+        tree = ast.parse((f"{head}({tail})" if colon else text).strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         _unreadable(text)
     return _build(tree, {"initial": initial, "peak": initial, "value": initial, "steps": steps})
