@@ -494,8 +494,6 @@ def report() -> Report:
     >>> found.numpy == np.__version__
     True
     """
-    from gpuopt import __version__
-
     try:
         chosen = backend("auto")
         name, reason = str(chosen), chosen.reason
@@ -511,7 +509,7 @@ def report() -> Report:
             devices = tuple(_device(index) for index in range(count))
     driver = _driver_version()
     return Report(
-        gpuopt=__version__,
+        gpuopt=sys.modules["gpuopt"].__version__,  # imports run downward: not from here to the package
         python=platform.python_version(),
         numpy=np.__version__,
         cupy=cupy,
@@ -570,13 +568,16 @@ def place(x: Any) -> str:
     >>> place(np.zeros(3))
     'numpy'
     """
-    if is_numpy(x):
+    if isinstance(x, np.ndarray | np.generic):
         return "numpy"
     if is_cupy(x):
         return f"cupy:{x.device.id}"
     library = type(x).__module__.partition(".")[0]
     device = getattr(x, "device", None)
-    return library if device is None else f"{library}:{device}"
+    if device is None:
+        return library
+    *_, name = re.findall(r"[:\w]+", str(device))  # array-api-strict writes array_api_strict.Device('CPU_DEVICE')
+    return f"{library}:{name}"
 
 
 def describe(x: object) -> str:
@@ -587,6 +588,8 @@ def describe(x: object) -> str:
     >>> describe(np.zeros(3)), describe([1.0]), describe(None)
     ('numpy array', 'list', 'None')
     """
-    if is_numpy(x) or is_cupy(x) or hasattr(x, "__array_namespace__") or hasattr(x, "__dlpack__"):
+    if isinstance(x, np.generic):
+        return "numpy scalar"
+    if hasattr(x, "__array_namespace__") or hasattr(x, "__dlpack__"):
         return f"{place(x)} array"
     return "None" if x is None else type(x).__name__
