@@ -220,7 +220,12 @@ def _find(index: int | None) -> Backend | str:
     if isinstance(devices, str):
         return devices
     if index is None:
-        index = _current_device()
+        import cupy
+
+        try:
+            index = int(cupy.cuda.runtime.getDevice())
+        except Exception as error:  # noqa: BLE001  (a forked child may count devices and yet use none)
+            return _failure(error, "looking for a GPU")
     if index >= devices:
         return _no_such_device(index, devices)
     return _try_device(index)
@@ -260,12 +265,6 @@ def _count_devices() -> int | str:
                 return _failure(error, "looking for a GPU")
             devices = 0
         return devices or _with_note(_no_device(driver))
-
-
-def _current_device() -> int:
-    import cupy
-
-    return int(cupy.cuda.runtime.getDevice())
 
 
 @functools.cache
