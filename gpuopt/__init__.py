@@ -1,1 +1,46 @@
+"""Gradient-descent optimizers for the arrays people already hold: NumPy on a CPU, CuPy on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gpuopt import schedules
+from gpuopt.backends import Backend, BackendUnavailable, backend
+from gpuopt.functional import State, init, update
+from gpuopt.optimizer import Optimizer
+from gpuopt.rules import SGD, AdaGrad, Adam, Hyper, RMSProp, Rule, bounded
+
+if TYPE_CHECKING:
+    from gpuopt.checkpoint import CheckpointError, load, save
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "AdaGrad",
+    "Adam",
+    "Backend",
+    "BackendUnavailable",
+    "CheckpointError",
+    "Hyper",
+    "Optimizer",
+    "RMSProp",
+    "Rule",
+    "State",
+    "backend",
+    "bounded",
+    "init",
+    "load",
+    "save",
+    "schedules",
+    "update",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # safetensors takes as long to import as everything else together, so it waits until it is needed
+    if name in {"CheckpointError", "load", "save"}:
+        from gpuopt import checkpoint
+
+        return getattr(checkpoint, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

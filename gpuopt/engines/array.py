@@ -1,0 +1,101 @@
+"""The reference engine: a rule's ``update``, called with the arrays themselves, of whatever namespace they are."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.backends import is_cupy, is_numpy, to_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuopt.rules.base import Rule
+
+BLOCK = 8192
+"""Elements of a NumPy array that are updated at a time: few enough for the temporaries to stay in the cache."""
+
+
+def namespace(x: Any) -> Any:
+    """Return the array API namespace of an array."""
+    if is_numpy(x):
+        return np  # NumPy 2 is one itself, and to import its twin in array_api_compat takes a while
+    import array_api_compat
+
+    return array_api_compat.array_namespace(x)
+
+
+def current(x: Any) -> AbstractContextManager[object]:
+    """Return a context in which the device of ``x`` is the current one, for the library that has such a thing."""
+    return x.device if is_cupy(x) else nullcontext()
+
+
+def assign(target: Any, source: Any) -> None:
+    """Write the values of an array of any library and device into ``target``, cast to its dtype."""
+    if is_numpy(target):
+        np.copyto(target, to_numpy(source), casting="unsafe")
+        return
+    xp = namespace(target)
+    with current(target):
+        if type(source) is not type(target):
+            source = xp.asarray(to_numpy(source))
+        target[...] = xp.astype(source, target.dtype, copy=False)
+
+
+def update(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
+    """Return the new parameter and slots; nothing is changed. The gradient is cast to the parameter's dtype.
+
+    Raises
+    ------
+    TypeError
+        If the rule does not return its slots, or changes a dtype.
+
+    """
+    xp = namespace(p)
+    with np.errstate(all="ignore"), current(p):
+        if g.dtype != p.dtype:
+            g = xp.astype(g, p.dtype)
+        new_p, new_slots = rule.update(xp, p, g, SimpleNamespace(**slots), SimpleNamespace(**h))
+    name = type(rule).__name__
+    if set(new_slots) != set(slots):
+        raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
+    for what, new in {"p": new_p, **new_slots}.items():
+        if new.dtype != p.dtype:
+            raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
+    return new_p, {slot: new_slots[slot] for slot in slots}
+
+
+def update_numpy(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> None:
+    """Update NumPy arrays in place, block by block, whatever their strides; the gradient is cast to the parameter's dtype.
+
+    No more memory is taken than a few blocks. As in the fused engines, infinities and NaN pass without a warning.
+    """
+    operands = [p, *slots.values(), g]
+    access = [["readwrite"]] * (len(operands) - 1) + [["readonly"]]
+    flags = ["external_loop", "buffered", "zerosize_ok"]
+    dtypes = [p.dtype] * len(operands)
+    with np.nditer(operands, flags, access, dtypes, casting="same_kind", buffersize=BLOCK) as blocks:  # type: ignore[call-overload]
+        for block_p, *block_slots, block_g in blocks:
+            named = dict(zip(slots, block_slots, strict=True))
+            block_p[...], new_slots = update(rule, block_p, block_g, named, h)
+            for slot, new in new_slots.items():
+                named[slot][...] = new
+
+
+def try_out(rule: Rule, like: Any) -> None:
+    """Run the rule on one element, for its errors.
+
+    Raises
+    ------
+    TypeError
+        As `update`.
+
+    """
+    xp = namespace(like)
+    p, g, *slots = (
+        xp.zeros_like(like[..., :0]) if like.ndim else xp.zeros_like(like) for _ in range(2 + len(rule.slots))
+    )
+    update(rule, p, g, dict(zip(rule.slots, slots, strict=True)), rule.at(0))

@@ -1,0 +1,112 @@
+"""Where arrays lie in memory: layouts, addresses and overlaps, alike for NumPy and CuPy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+ALIGNMENT = 128
+"""Bytes; what CUDA's memory transactions like, and more than any vector register of a CPU."""
+
+
+class Layout(NamedTuple):
+    """Shape, dtype and strides (in bytes) of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    strides: tuple[int, ...]
+
+
+def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether the elements fill their memory without gaps, with the axes in any order."""
+    expected = itemsize
+    for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size != 1):
+        if stride != expected:
+            return 0 in shape
+        expected *= size
+    return True
+
+
+def dense_layout(array: Any) -> Layout:
+    """The layout of ``array`` if it is dense, else that of a C-ordered array like it."""
+    dtype = np.dtype(array.dtype)
+    if is_dense(array.shape, array.strides, dtype.itemsize):
+        return Layout(array.shape, dtype, array.strides)
+    strides = [dtype.itemsize] * len(array.shape)
+    for axis in range(len(strides) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * array.shape[axis + 1]
+    return Layout(array.shape, dtype, tuple(strides))
+
+
+def same_strides(a: Any, b: Any) -> bool:
+    """Whether two arrays of one shape run through memory alike; an axis of length 1 has no say."""
+    return a.strides == b.strides or all(
+        x == y for x, y, size in zip(a.strides, b.strides, a.shape, strict=True) if size != 1
+    )
+
+
+def side_by_side(layouts: Sequence[Layout]) -> tuple[list[int], int]:
+    """Offsets at which the arrays of these layouts fit into one buffer, and the size of that buffer, in bytes."""
+    offsets, end = [], 0
+    for layout in layouts:
+        offsets.append(end)
+        nbytes = layout.dtype.itemsize * int(np.prod(layout.shape, dtype=np.int64))
+        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return offsets, end
+
+
+def shadow(array: Any) -> NDArray[Any]:
+    """A NumPy array with the addresses of ``array``. Never read it: its memory may be a GPU's."""
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    keys = ("data", "shape", "strides", "typestr")
+    return np.asarray(type("Shadow", (), {"__array_interface__": {"version": 3} | {k: interface[k] for k in keys}})())
+
+
+def byte_bounds(array: Any) -> tuple[int, int]:
+    """First and one past the last byte that ``array`` reaches."""
+    return np.lib.array_utils.byte_bounds(shadow(array))
+
+
+class Overlaps:
+    """Which of some arrays of one device another array reaches into.
+
+    Parameters
+    ----------
+    arrays
+        Arrays that do not overlap each other.
+
+    """
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        bounds = sorted(byte_bounds(a) for a in arrays if 0 not in a.shape)
+        self._starts = np.array([start for start, _ in bounds], np.int64)
+        # An array with gaps may enclose others: an end counts for all that start before it.
+        self._ends = np.maximum.accumulate(np.array([end for _, end in bounds], np.int64))
+
+    def __call__(self, start: int, end: int) -> bool:
+        """Whether the bytes from ``start`` to ``end`` meet those of any array."""
+        before = int(np.searchsorted(self._starts, end))
+        return before > 0 and bool(self._ends[before - 1] > start)
+
+
+def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
+    """Return the indices of two arrays that share an element, the same index twice if one does so with itself, or None."""
+    for i, a in enumerate(arrays):
+        if any(stride == 0 and size > 1 for stride, size in zip(a.strides, a.shape, strict=True)):
+            return i, i
+    shadows = [shadow(a) for a in arrays]
+    reach = sorted((*np.lib.array_utils.byte_bounds(s), i) for i, s in enumerate(shadows) if s.size)
+    open_ends: list[tuple[int, int]] = []
+    for start, end, i in reach:
+        open_ends = [(e, j) for e, j in open_ends if e > start]
+        for _, j in open_ends:
+            if np.shares_memory(shadows[i], shadows[j]):
+                return min(i, j), max(i, j)
+        open_ends.append((end, i))
+    return None

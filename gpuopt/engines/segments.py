@@ -1,0 +1,106 @@
+"""Many leaves, one table: what the fused engines walk over.
+
+A segment is a leaf: its length, what to do with it, and where its arrays are. Segments are cut into chunks of equal
+size; a chunk is one CUDA block, or one item of work on the CPU. Everything here is plain integers on the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuopt.engines.trace import Program, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gpuopt.rules.base import Rule
+
+CHUNK = 4096
+"""Elements in a chunk."""
+
+COEFFICIENT_BYTES = 3584
+"""Room for the coefficients of a step: they travel among a kernel's parameters, of which CUDA takes 4,096 bytes."""
+
+LENGTH, VARIANT, COEFFICIENTS, PARAMETER, GRADIENT, SLOTS = range(6)
+"""Columns of the table; the slots' pointers fill the rest. A gradient at address 0 leaves its segment alone."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One body of a kernel: a program at a dtype (``"float32"`` or ``"float64"``)."""
+
+    program: Program
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A leaf as the table sees it: elements, group, dtype, and the addresses of its parameter and slots."""
+
+    length: int
+    group: int
+    dtype: str
+    pointers: tuple[int, ...]
+
+
+class Table:
+    """The table of segments, its chunks, and the coefficients of a step.
+
+    Attributes
+    ----------
+    programs
+        Of each group.
+    variants
+        The bodies that the kernel needs.
+    rows
+        int64 of shape (segments, columns).
+    chunks
+        int64 of shape (chunks, 2): segment, first element.
+    coefficients
+        The coefficients of the step, for each group and dtype in its own dtype, as one buffer of bytes.
+
+    """
+
+    def __init__(self, segments: Sequence[Segment], rules: Sequence[Rule]) -> None:
+        self.programs = programs = {group: trace(rules[group]) for group in sorted({s.group for s in segments})}
+        self.variants = tuple(dict.fromkeys(Variant(programs[s.group], s.dtype) for s in segments))
+
+        lanes = dict.fromkeys((s.group, s.dtype) for s in segments)
+        offsets, size = {}, 0
+        for group, dtype in lanes:
+            offsets[group, dtype] = size
+            size += 8 * len(programs[group].coefficients)
+        if size > COEFFICIENT_BYTES:
+            raise ValueError(
+                f"the rules of one step have {size // 8} coefficients, expected at most {COEFFICIENT_BYTES // 8}"
+            )
+        self.coefficients = np.zeros(COEFFICIENT_BYTES, np.uint8)
+        self._lanes = [
+            (group, programs[group], self.coefficients[offset:][: count * np.dtype(dtype).itemsize].view(dtype))
+            for (group, dtype), offset in offsets.items()
+            if (count := len(programs[group].coefficients))
+        ]
+
+        self.rows = np.zeros((len(segments), SLOTS + max(len(v.program.slots) for v in self.variants)), np.int64)
+        for row, s in zip(self.rows, segments, strict=True):
+            row[:GRADIENT] = (
+                s.length,
+                self.variants.index(Variant(programs[s.group], s.dtype)),
+                offsets[s.group, s.dtype],
+                s.pointers[0],
+            )
+            row[SLOTS : SLOTS + len(s.pointers) - 1] = s.pointers[1:]
+
+        counts = -(-self.rows[:, LENGTH] // CHUNK)
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        self.chunks = np.empty((int(counts.sum()), 2), np.int64)
+        self.chunks[:, 0] = np.repeat(np.arange(len(segments)), counts)
+        self.chunks[:, 1] = (np.arange(len(self.chunks)) - first) * CHUNK
+
+    def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
+        """Take the scalars of a step, for each group what `Rule.at` gave; each is rounded once, here."""
+        for group, program, lane in self._lanes:
+            lane[:] = program.evaluate(scalars[group])

@@ -1,0 +1,164 @@
+"""A step over leaves of any kind: those that can be fused are, the others run on the arrays themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from gpuopt import backends
+from gpuopt.engines import array, fused, memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gpuopt.rules.base import Rule
+
+Engine: TypeAlias = Literal["auto", "array", "fused"]
+ENGINES: tuple[Engine, ...] = ("auto", "array", "fused")
+
+
+class Step:
+    """The leaves, each with the engine that updates it.
+
+    Parameters
+    ----------
+    arrays
+        The parameters.
+    groups
+        Of each parameter, the index of its rule.
+    rules
+        One for each group.
+    state
+        What the slots of each leaf are already; those that the rule names and are not there start at 0.
+    engine
+        "auto", "array" or "fused".
+
+    Attributes
+    ----------
+    slots
+        Of each leaf, by name.
+
+    """
+
+    def __init__(
+        self,
+        arrays: Sequence[Any],
+        groups: Sequence[int],
+        rules: Sequence[Rule],
+        state: Sequence[Mapping[str, Any]],
+        engine: Engine,
+    ) -> None:
+        self._arrays, self._groups, self._rules = arrays, groups, rules
+        self._places = [backends.place(a) for a in arrays]
+        self.slots = _with_new_slots(arrays, self._places, [rules[g].slots for g in groups], state)
+        self._alone = [i for i, a in enumerate(arrays) if engine == "array" or not can_fuse(a, self._places[i])]
+        together = [i for i in range(len(arrays)) if i not in set(self._alone)]
+        self._fused: list[fused.FusedStep] = []
+        self._row: dict[int, tuple[fused.FusedStep, int]] = {}
+        for place in dict.fromkeys(self._places[i] for i in together):
+            members = [i for i in together if self._places[i] == place]
+            step = fused.FusedStep(
+                place, [(groups[i], arrays[i], list(self.slots[i].values())) for i in members], rules
+            )
+            self._fused.append(step)
+            self._row |= {i: (step, row) for row, i in enumerate(members)}
+        for i in self._alone:  # what a rule cannot do shows now, before anything is changed
+            array.try_out(rules[groups[i]], arrays[i])
+        self._reach = {
+            place: memory.Overlaps(
+                [a for i, p in enumerate(self._places) if p == place for a in (arrays[i], *self.slots[i].values())]
+            )
+            for place in set(self._places)
+            if fused.fusable(place)
+        }
+        self._copied: set[int] = set()
+
+    def take(self, rules: Sequence[Rule]) -> bool:
+        """Go on with other hyperparameters, unless what is computed depends on them; return whether it does not."""
+        same = all(new.slots == old.slots for new, old in zip(rules, self._rules, strict=True))
+        if same and all(step.computes(rules) for step in self._fused):
+            self._rules = rules
+            return True
+        return False
+
+    def bind(self, gradients: Mapping[int, Any]) -> None:
+        """Take note of gradients that are other arrays than in the step before; None leaves a leaf alone."""
+        for i, g in gradients.items():
+            self._copied.discard(i)
+            if g is not None and not self._usable_in_place(i, g):
+                self._copied.add(i)
+            elif i in self._row:
+                self._point(i, g)
+
+    def __call__(self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]]) -> None:
+        """Update every leaf whose gradient is not None; ``scalars``: of each group, what `Rule.at` gave."""
+        if self._copied or self._alone:
+            gradients = [self._copy(i, g) if i in self._copied else g for i, g in enumerate(gradients)]
+            for i in self._copied & self._row.keys():
+                self._point(i, gradients[i])
+        writes = [self._update_alone(i, gradients[i], scalars) for i in self._alone if gradients[i] is not None]
+        for step in self._fused:
+            step(scalars)
+        for write in writes:
+            write()
+
+    def _point(self, i: int, g: Any) -> None:
+        step, row = self._row[i]
+        step.bind(row, 0 if g is None else fused.address_in(self._places[i])(g))
+
+    def _usable_in_place(self, i: int, g: Any) -> bool:
+        """Whether the gradient can be read where it is: laid out like its parameter, and not touched by this step."""
+        p, place = self._arrays[i], self._places[i]
+        if place not in self._reach:
+            return True  # such leaves are computed before anything is written
+        same = g.dtype == p.dtype and memory.same_strides(g, p)
+        if i in self._row and not same:
+            return False
+        address = fused.address_in(place)
+        if same and address(g) == address(p):
+            return True  # its own parameter: each element is read before it is written
+        start, end = (address(g), address(g) + g.nbytes) if i in self._row else memory.byte_bounds(g)
+        return not self._reach[place](start, end)
+
+    def _copy(self, i: int, g: Any) -> Any:
+        """The gradient, cast and laid out like its parameter."""
+        (copy,) = fused.zeros(self._places[i], [memory.dense_layout(self._arrays[i])])
+        array.assign(copy, g)
+        return copy
+
+    def _update_alone(self, i: int, g: Any, scalars: Sequence[Mapping[str, float]]) -> Callable[[], None]:
+        rule, p, slots, h = self._rules[self._groups[i]], self._arrays[i], self.slots[i], scalars[self._groups[i]]
+        if self._places[i] == "numpy":
+            return lambda: array.update_numpy(rule, p, g, slots, h)
+        new_p, new_slots = array.update(rule, p, g, slots, h)
+
+        def write() -> None:
+            array.assign(p, new_p)
+            for name, new in new_slots.items():
+                array.assign(slots[name], new)
+
+        return write
+
+
+def can_fuse(a: Any, place: str) -> bool:
+    """Whether a parameter can be updated by a fused engine."""
+    return fused.fusable(place) and memory.is_dense(a.shape, a.strides, a.dtype.itemsize)
+
+
+def _with_new_slots(
+    arrays: Sequence[Any], places: Sequence[str], names: Sequence[tuple[str, ...]], state: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Slots of each leaf, in the order of the rule; the new ones lie side by side, one buffer for each slot and place."""
+    slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(names, state, strict=True)]
+    missing: dict[tuple[str, str], list[int]] = {}
+    for i, own in enumerate(slots):
+        for name, value in own.items():
+            if value is None:
+                missing.setdefault((places[i], name), []).append(i)
+    for (place, name), members in missing.items():
+        if fused.fusable(place):
+            new = fused.zeros(place, [memory.dense_layout(arrays[i]) for i in members])
+        else:
+            new = [array.namespace(arrays[i]).zeros_like(arrays[i]) for i in members]
+        for i, value in zip(members, new, strict=True):
+            slots[i][name] = value
+    return slots

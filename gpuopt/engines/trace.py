@@ -1,0 +1,315 @@
+"""Tracing: a rule's ``update``, run once on symbols, becomes a straight-line program.
+
+Two kinds of symbols meet in an update. A `Scalar` is arithmetic on hyperparameters alone: it is evaluated on the host,
+in float64, once a step. A `Symbol` is a value of every element (or, from a comparison, a truth value): it becomes an
+operation of the fused loop. Where a scalar meets a symbol, it enters the loop as a coefficient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Real
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gpuopt.rules.base import Rule
+
+ARITHMETIC = ("add", "sub", "mul", "truediv")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+LOGIC = ("and", "or", "not")
+INEXACT = ("exp", "log", "tanh")
+"""Functions of the mathematical library, which differ in the last bits from one platform to the next."""
+
+_ON_HOST = {"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "truediv": "{} / {}", "pow": "{} ** {}", "neg": "-{}"}
+
+
+class TraceError(TypeError):
+    """A rule's ``update`` does something that cannot be fused."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; ``args`` are indices of earlier nodes, or what an input is (a name, a number as `float.hex`)."""
+
+    op: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a rule does to one element: inputs, operations in source order, outputs; and its scalars on the host."""
+
+    slots: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[int, ...]
+    """Nodes of the new parameter and the new slots."""
+    scalars: tuple[Node, ...]
+    coefficients: tuple[int, ...]
+    """Scalars that enter the loop: the node ``coefficient k`` is ``scalars[coefficients[k]]``."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every engine gives the same bits."""
+        return not any(node.op in INEXACT for node in self.nodes)
+
+    @cached_property
+    def evaluate(self) -> Callable[[Mapping[str, float]], list[float]]:
+        """A function from the scalars of a step (`Rule.at`) to the coefficients, in float64."""
+        formulas: list[str] = []
+        for node in self.scalars:
+            match node:
+                case Node("hyper", (name,)):
+                    formulas.append(f"h[{name!r}]")
+                case Node("literal", (number,)):
+                    formulas.append(f"float.fromhex({number!r})")
+                case Node(op, args):
+                    formulas.append(f"({_ON_HOST[op].format(*[formulas[i] for i in args])})")
+        # Compiled, since it runs at every step: an interpreter of the nodes takes ten times as long.
+        return eval(f"lambda h: [{', '.join(formulas[i] for i in self.coefficients)}]")  # type: ignore[no-any-return]
+
+
+def trace(rule: Rule) -> Program:
+    """Run ``rule.update`` on symbols.
+
+    Raises
+    ------
+    TraceError
+        If the update branches on a value, calls what cannot be fused, or does not return its slots.
+
+    """
+    tape = _Tape(type(rule).__name__)
+    if {"p", "g"} & set(rule.slots):
+        raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
+    slots = {name: tape.load(name) for name in rule.slots}
+    h = {name: Scalar(tape, "hyper", name) for name in rule.at(0)}
+    new_p, new_slots = rule.update(
+        Namespace(tape), tape.load("p"), tape.load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
+    )
+    if set(new_slots) != set(slots):
+        raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
+    outputs = tuple(tape.element(value).index for value in (new_p, *(new_slots[name] for name in slots)))
+    return Program(tuple(slots), tuple(tape.nodes), outputs, tuple(tape.scalars), tuple(tape.coefficients))
+
+
+class _Recorder(dict[Node, int]):
+    """Nodes in the order of their first use; asking again for the same operation gives the same node."""
+
+    def index(self, op: str, *args: Any) -> int:
+        return self.setdefault(Node(op, args), len(self))
+
+
+@dataclass
+class _Tape:
+    """What has been recorded so far."""
+
+    rule: str
+    nodes: _Recorder = field(default_factory=_Recorder)
+    scalars: _Recorder = field(default_factory=_Recorder)
+    coefficients: dict[int, int] = field(default_factory=dict)
+
+    def load(self, name: str) -> Symbol:
+        return Symbol(self, "load", name)
+
+    def scalar(self, value: Any) -> Scalar:
+        return value if isinstance(value, Scalar) else Scalar(self, "literal", float(value).hex())
+
+    def element(self, value: Any) -> Symbol:
+        """A symbol for anything that may stand in an expression."""
+        match value:
+            case Symbol():
+                return value
+            case Scalar():
+                return Symbol(self, "coefficient", self.coefficients.setdefault(value.index, len(self.coefficients)))
+            case Real():
+                return Symbol(self, "literal", float(value).hex())
+            case _:
+                raise self.error(f"uses {value!r} ({type(value).__name__})", "a number, a hyperparameter or an array")
+
+    def error(self, what: str, expected: str) -> TraceError:
+        return TraceError(
+            f"{self.rule}.update {what}; to be fused it needs {expected}; engine='array' runs it as it is"
+        )
+
+
+class _Expression:
+    """Python's operators, handed to ``_apply``."""
+
+    __hash__ = object.__hash__
+    tape: _Tape
+
+    def _apply(self, op: str, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def __bool__(self) -> bool:
+        raise self.tape.error(
+            "branches on a value (if, and, or, not, min, max)", "xp.where, & , |, xp.minimum or xp.maximum"
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.tape.error(f"uses .{name} of a value", "elementwise operations")
+
+    def __float__(self) -> float:
+        raise self.tape.error(
+            "takes a value as a Python number (float, int, math.*)", "array API functions such as xp.sqrt"
+        )
+
+    __int__ = __index__ = __float__
+
+    def __neg__(self) -> Any:
+        return self._apply("neg", self)
+
+    def __pos__(self) -> Any:
+        return self
+
+
+def _install_operators() -> None:
+    def binary(op: str, *, swapped: bool = False) -> Callable[[_Expression, Any], Any]:
+        def method(self: _Expression, other: Any) -> Any:
+            return self._apply(op, other, self) if swapped else self._apply(op, self, other)
+
+        return method
+
+    for op in (*ARITHMETIC, "pow", "and", "or"):
+        setattr(_Expression, f"__{op}__", binary(op))
+        setattr(_Expression, f"__r{op}__", binary(op, swapped=True))
+    for op in COMPARISONS:
+        setattr(_Expression, f"__{op}__", binary(op))
+
+
+_install_operators()
+
+
+class Scalar(_Expression):
+    """A number of the step, known on the host."""
+
+    def __init__(self, tape: _Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index = tape.scalars.index(op, *args)
+
+    def _apply(self, op: str, *args: Any) -> Any:
+        if any(isinstance(a, Symbol) for a in args):
+            return self.tape.element(self)._apply(op, *args)
+        if op not in _ON_HOST:
+            raise self.tape.error(f"compares hyperparameters ({op})", "such a choice made in Rule.coefficients")
+        return Scalar(self.tape, op, *[self.tape.scalar(a).index for a in args])
+
+
+class Symbol(_Expression):
+    """A value of every element; ``is_mask`` if it is a truth value."""
+
+    def __init__(self, tape: _Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index = tape.nodes.index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    def _apply(self, op: str, *args: Any) -> Symbol:
+        if op == "pow":
+            return self._power(*args)
+        symbols = [self.tape.element(a) for a in args]
+        wants_masks = {"where": (True, False, False)}.get(op, (op in LOGIC,) * len(symbols))
+        for symbol, wanted in zip(symbols, wants_masks, strict=True):
+            if symbol.is_mask != wanted:
+                kinds = ("numbers", "truth values")
+                raise self.tape.error(f"gives {kinds[symbol.is_mask]} to '{op}'", kinds[wanted])
+        return Symbol(self.tape, op, *[symbol.index for symbol in symbols])
+
+    def _power(self, base: Any, exponent: Any) -> Symbol:
+        if isinstance(exponent, Real) and exponent == 2:
+            return self._apply("mul", base, base)
+        raise self.tape.error("raises to a power other than 2", "products or xp.sqrt")
+
+    def __invert__(self) -> Symbol:
+        return self._apply("not", self)
+
+
+class Namespace:
+    """The array API's elementwise functions, on symbols."""
+
+    _OPERATIONS: ClassVar[Mapping[str, str]] = {
+        **{name: name for name in ("sqrt", "abs", "where", *INEXACT)},
+        "add": "add",
+        "subtract": "sub",
+        "multiply": "mul",
+        "divide": "truediv",
+        "negative": "neg",
+        "less": "lt",
+        "less_equal": "le",
+        "greater": "gt",
+        "greater_equal": "ge",
+        "equal": "eq",
+        "not_equal": "ne",
+        "logical_and": "and",
+        "logical_or": "or",
+        "logical_not": "not",
+    }
+
+    def __init__(self, tape: _Tape) -> None:
+        self._tape = tape
+
+    def __getattr__(self, name: str) -> Callable[..., Symbol]:
+        op = self._OPERATIONS.get(name)
+        if op is None:
+            derived = [n for n in vars(Namespace) if not n.startswith("_")]
+            known = ", ".join(sorted([*self._OPERATIONS, *derived]))
+            raise self._tape.error(f"calls xp.{name}", f"elementwise functions ({known})")
+
+        def function(*args: Any) -> Symbol:
+            if not any(isinstance(a, Symbol) for a in args):
+                raise self._tape.error(
+                    f"calls xp.{name} on numbers alone", "plain arithmetic (x ** 0.5) or Rule.coefficients"
+                )
+            return self._tape.element(args[0])._apply(op, *args)
+
+        return function
+
+    def square(self, x: Symbol) -> Symbol:
+        """``x*x``."""
+        return x * x  # type: ignore[operator, no-any-return]
+
+    def isnan(self, x: Symbol) -> Symbol:
+        """Only NaN differs from itself."""
+        return self.not_equal(x, x)
+
+    def isfinite(self, x: Symbol) -> Symbol:
+        """Less than infinity in size; false for NaN."""
+        return self.less(self.abs(x), float("inf"))
+
+    def isinf(self, x: Symbol) -> Symbol:
+        """Infinity in size."""
+        return self.equal(self.abs(x), float("inf"))
+
+    def minimum(self, x: Any, y: Any) -> Symbol:
+        """The smaller one; NaN if either is."""
+        return self._pick("lt", x, y)
+
+    def maximum(self, x: Any, y: Any) -> Symbol:
+        """The larger one; NaN if either is."""
+        return self._pick("gt", x, y)
+
+    def clip(self, x: Symbol, min: Any = None, max: Any = None) -> Symbol:
+        """``minimum(maximum(x, min), max)``."""
+        x = x if min is None else self.maximum(x, min)
+        return x if max is None else self.minimum(x, max)
+
+    def sign(self, x: Symbol) -> Symbol:
+        """-1, 0 or 1; NaN for NaN."""
+        zero_or_nan = self.where(self.equal(x, 0), 0, x)
+        return self.where(self.greater(x, 0), 1, self.where(self.less(x, 0), -1, zero_or_nan))
+
+    def zeros_like(self, x: Symbol) -> Symbol:
+        """0 everywhere."""
+        return x.tape.element(0)
+
+    def ones_like(self, x: Symbol) -> Symbol:
+        """1 everywhere."""
+        return x.tape.element(1)
+
+    def _pick(self, comparison: str, x: Any, y: Any) -> Symbol:
+        x, y = self._tape.element(x), self._tape.element(y)
+        return self.where(self.logical_or(x._apply(comparison, x, y), self.isnan(x)), x, y)

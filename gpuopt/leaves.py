@@ -1,0 +1,124 @@
+"""What a parameter and its gradient must be; every refusal names the leaf, what was given and what was expected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.backends import describe, is_cupy, is_numpy, place
+from gpuopt.engines.array import namespace
+from gpuopt.engines.fused import fusable
+from gpuopt.engines.memory import first_overlap
+from gpuopt.trees import flatten
+
+if TYPE_CHECKING:
+    from gpuopt.trees import Tree
+
+
+def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
+    """Take a nesting of parameters apart and check every leaf.
+
+    Parameters
+    ----------
+    params
+        Arrays of float32 or float64, in any nesting.
+    in_place
+        Whether they are going to be updated in place, and so must be writable and must not share memory.
+
+    Raises
+    ------
+    TypeError
+        If a leaf is no array, or not of float32 or float64.
+    ValueError
+        If there is no leaf, or ``in_place`` and a leaf is read-only or shares memory with another one.
+
+    """
+    tree, leaves = flatten(params)
+    if not leaves:
+        raise ValueError(f"params: {params!r} has no leaf, expected at least one array")
+    arrays = [_parameter(leaf, tree.name(i, "params"), in_place=in_place) for i, leaf in enumerate(leaves)]
+    if in_place:
+        _check_distinct(tree, arrays)
+    return tree, arrays
+
+
+def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
+    if not is_array(leaf):
+        hint = "; numpy.array(x) makes one" if isinstance(leaf, float | int | list | tuple | np.generic) else ""
+        raise TypeError(f"{name}: {describe(leaf)}, expected an array of float32 or float64{hint}")
+    xp = namespace(leaf)
+    if leaf.dtype not in (xp.float32, xp.float64):
+        raise TypeError(f"{name}: dtype {leaf.dtype}, expected float32 or float64")
+    if in_place and not _is_writable(leaf):
+        cure = "copy it" if is_numpy(leaf) else "use gpuopt.init and gpuopt.update, which return new arrays"
+        raise ValueError(f"{name}: a read-only {describe(leaf)}, expected one that can be updated in place; {cure}")
+    return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
+
+
+def gradient(g: Any, p: Any, name: str) -> Any:
+    """Check the gradient of the parameter ``p``; a NumPy scalar becomes an array.
+
+    Raises
+    ------
+    TypeError
+        If it is no array, not of the parameter's library, or not of a real dtype.
+    ValueError
+        If it has another shape or lives on another device.
+
+    """
+    if isinstance(g, np.generic) and is_numpy(p):
+        g = np.asarray(g)
+    if not is_array(g):
+        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter")
+    if (given := place(g)) != (expected := place(p)):
+        error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError
+        raise error(f"{name}: {_a(describe(g))}, expected {_a(describe(p))} like its parameter")
+    if g.shape != p.shape:
+        raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {tuple(p.shape)}")
+    if not is_real(g):
+        raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
+    return np.asarray(g) if is_numpy(g) else g
+
+
+def is_array(x: Any) -> bool:
+    """Whether ``x`` is an array of some array API library."""
+    import array_api_compat
+
+    return is_numpy(x) or is_cupy(x) or (not isinstance(x, np.generic) and array_api_compat.is_array_api_obj(x))
+
+
+def is_real(x: Any) -> bool:
+    """Whether an array is of a floating, integer or boolean dtype."""
+    if is_numpy(x) or is_cupy(x):
+        return x.dtype.kind in "fiub"
+    return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
+
+
+def _is_writable(x: Any) -> bool:
+    import array_api_compat
+
+    return bool(array_api_compat.is_writeable_array(x))
+
+
+def _check_distinct(tree: Tree, arrays: list[Any]) -> None:
+    first: dict[int, int] = {}
+    by_place: dict[str, list[int]] = {}
+    for i, a in enumerate(arrays):
+        by_place.setdefault(place(a), []).append(i)
+        if (j := first.setdefault(id(a), i)) != i:
+            raise ValueError(f"{tree.name(j, 'params')} and {tree.name(i, 'params')} are the same array; give it once")
+    for where, indices in by_place.items():
+        if not fusable(where):
+            continue
+        if (pair := first_overlap([arrays[i] for i in indices])) is not None:
+            a, b = (tree.name(indices[k], "params") for k in pair)
+            if a == b:
+                raise ValueError(
+                    f"{a}: its elements share memory (a broadcast array?), expected distinct ones; copy it"
+                )
+            raise ValueError(f"{a} and {b} share memory, expected distinct arrays; copy one of them")
+
+
+def _a(words: str) -> str:
+    return f"a {words}"

@@ -1,0 +1,338 @@
+"""The optimizer: parameters, their state, and one step for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import weakref
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpuopt import leaves, schedules
+from gpuopt.backends import describe, place
+from gpuopt.engines.array import assign
+from gpuopt.engines.step import ENGINES, Engine, Step, can_fuse
+from gpuopt.rules.base import Hyper, Rule
+
+if TYPE_CHECKING:
+    from gpuopt.trees import Tree
+
+Rules: TypeAlias = Rule | Mapping[str, Rule]
+"""One rule, or several by glob."""
+
+
+class Optimizer:
+    """Parameters, their state, and a step that updates them in place.
+
+    Parameters
+    ----------
+    params
+        Arrays of float32 or float64 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
+        place, so they must be writable and must not share memory.
+    rule
+        One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf takes the first pattern that matches
+        its dotted path, such as ``dense.b``.
+    engine
+        "auto" fuses the update of NumPy and CuPy arrays that fill their memory without gaps, and runs everything else
+        on the arrays themselves; "array" does that for all of them; "fused" refuses what cannot be fused.
+
+    Raises
+    ------
+    TypeError
+        If a leaf is no array of float32 or float64, a rule no `Rule`, or its update not what an engine can run.
+    ValueError
+        If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern no leaf.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> params = {"w": np.array([[1.0, 2.0]]), "b": np.array([0.5])}
+    >>> opt = gpuopt.Optimizer(params, gpuopt.Adam(lr=0.1))
+    >>> opt.step({"w": np.array([[1.0, -1.0]]), "b": None})  # None: left alone
+    >>> params["w"].round(6), params["b"]
+    (array([[0.9, 2.1]]), array([0.5]))
+    >>> opt.steps, opt.lr
+    (1, 0.1)
+
+    """
+
+    def __init__(self, params: Any, rule: Rules, *, engine: Engine = "auto") -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine: {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+        self._params = params
+        self._engine = engine
+        self._tree, self._arrays = leaves.parameters(params, in_place=True)
+        if engine == "fused":
+            _check_fusable(self._tree, self._arrays)
+        self._single = isinstance(rule, Rule)
+        self._patterns, self._original, self._groups = match(rule, self._tree)
+        self._rules = self._original
+        self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
+        self._steps = 0
+        self._step = self._prepared(self._rules)
+
+    @property
+    def params(self) -> Any:
+        """The parameters, as they were given."""
+        return self._params
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far; the next one uses ``schedule(steps)``."""
+        return self._steps
+
+    @property
+    def rule(self) -> Rules:
+        """The rule, as `tune` left it; with several, a dict by pattern."""
+        return self._rules[0] if self._single else dict(zip(self._patterns, self._rules, strict=True))
+
+    @property
+    def lr(self) -> Any:
+        """The learning rate that the next step will use, a float; with several rules, a dict by pattern."""
+        rates = [rule.at(self._steps)["lr"] for rule in self._rules]
+        return rates[0] if self._single else dict(zip(self._patterns, rates, strict=True))
+
+    def step(self, grads: Any) -> None:
+        """Update all parameters in place.
+
+        Parameters
+        ----------
+        grads
+            A gradient for each parameter, in the same nesting: an array of the same library, device and shape. Another
+            real dtype is cast to the parameter's. None leaves a parameter and its state alone.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient does not fit, or a schedule leaves its range. Nothing is changed then.
+
+        """
+        given = self._tree.leaves_of(grads, "grads")
+        # New arrays are told by identity: to look at every array at every step would cost more than to update many
+        # small leaves.
+        new = [i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g]
+        if new:
+            for i in new:
+                if given[i] is not None:
+                    given[i] = leaves.gradient(given[i], self._arrays[i], self._tree.name(i, "grads"))
+        scalars = [rule.at(self._steps) for rule in self._rules]
+        if new:
+            self._step.bind({i: given[i] for i in new})
+            for i in new:
+                self._known[i] = _nothing if given[i] is None else weakref.ref(given[i])
+        self._step(given, scalars)
+        self._steps += 1
+
+    def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
+        """Change hyperparameters, from the next step on.
+
+        Nothing is compiled, unless the change alters what is computed (momentum where there was none).
+
+        Parameters
+        ----------
+        pattern
+            With several rules, which one to change; otherwise every rule that has the hyperparameter.
+        **hyperparameters
+            Numbers or schedules.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such hyperparameter or pattern, or its range is left. Nothing is changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> opt = gpuopt.Optimizer(np.zeros(3), gpuopt.Adam())
+        >>> opt.tune(lr=1e-4)
+        >>> opt.lr
+        0.0001
+
+        """
+        if pattern is not None and pattern not in self._patterns:
+            raise ValueError(f"tune: no rule for {pattern!r}, expected one of {', '.join(map(repr, self._patterns))}")
+        chosen = [i for i, p in enumerate(self._patterns) if pattern in (None, p)]
+        known = dict.fromkeys(name for i in chosen for name in self._rules[i].hyperparameters())
+        for name in hyperparameters.keys() - known:
+            nearest = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise TypeError(f"tune: unknown hyperparameter {name!r}{hint}, expected {', '.join(known)}")
+        tuned = list(self._tuned)
+        for i in chosen:
+            tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
+        self._take(self._rules_with(tuned), tuned)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on from here.
+
+        Returns
+        -------
+        dict
+            ``steps``; ``rules``: by pattern, the rule's name and what `tune` changed; ``params``: by path, the
+            parameters; ``state``: by path and slot, the state. The arrays are the live ones: copy what must not change
+            with the next step.
+
+        """
+        rules = [
+            {"name": type(rule).__name__, "tuned": {name: _plain(value) for name, value in tuned.items()}}
+            for rule, tuned in zip(self._rules, self._tuned, strict=True)
+        ]
+        return {
+            "steps": self._steps,
+            "rules": dict(zip(self._patterns, rules, strict=True)),
+            "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
+            "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Parameters
+        ----------
+        state
+            Of an optimizer with the same leaves and rules; its arrays may be of any library and device. Hyperparameters
+            stay as they are here, but for those that had been changed by `tune`.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
+
+        """
+        problems: list[str] = []
+        tuned = self._tuned_in(state, problems)
+        rules = self._rules if problems else self._rules_with(tuned)
+        expected: dict[tuple[str, ...], Any] = {
+            ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
+        }
+        expected |= {
+            ("state", path, slot): a
+            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
+            for slot in rules[group].slots
+        }
+        given: dict[tuple[str, ...], Any] = {("params", path): a for path, a in state.get("params", {}).items()}
+        given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
+        problems += [f"{'/'.join(key)}: missing" for key in expected.keys() - given.keys()]
+        problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
+        for key in expected.keys() & given.keys():
+            new, own = given[key], expected[key]
+            if tuple(new.shape) != tuple(own.shape):
+                problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
+            elif _dtype(new) != _dtype(own):
+                problems.append(f"{'/'.join(key)}: dtype {_dtype(new)}, expected {_dtype(own)}")
+        if problems:
+            raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+
+        self._take(rules, tuned)
+        for i, path in enumerate(self._tree.paths):
+            assign(self._arrays[i], state["params"][path])
+            for slot, own in self._step.slots[i].items():
+                assign(own, state["state"][path][slot])
+        self._steps = int(state["steps"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: without kernels and addresses, which are of this process."""
+        names = ("_params", "_engine", "_single", "_patterns", "_original", "_groups", "_tuned", "_steps")
+        return {name: getattr(self, name) for name in names} | {"slots": self._step.slots}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make them anew."""
+        vars(self).update({name: value for name, value in state.items() if name != "slots"})
+        self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
+        self._rules = self._rules_with(self._tuned)
+        self._step = self._prepared(self._rules, state["slots"])
+
+    def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
+        """Make the step for these rules, with the slots there are; every gradient counts as new again."""
+        step = Step(self._arrays, self._groups, rules, slots or [{} for _ in self._arrays], self._engine)
+        self._known: list[Any] = [_nothing] * len(self._arrays)
+        return step
+
+    def _take(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> None:
+        if not self._step.take(rules):
+            self._step = self._prepared(rules, self._step.slots)
+        self._rules, self._tuned = rules, tuned
+
+    def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
+        return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]
+
+    def _tuned_in(self, state: Mapping[str, Any], problems: list[str]) -> list[dict[str, Hyper]]:
+        """What `tune` had changed in a state, checked against the rules there are."""
+        if not isinstance(steps := state.get("steps"), int) or steps < 0:
+            problems.append(f"steps: {steps!r}, expected a number of steps")
+        given = state.get("rules", {})
+        names = {pattern: type(rule).__name__ for pattern, rule in zip(self._patterns, self._rules, strict=True)}
+        if {pattern: own["name"] for pattern, own in given.items()} != names:
+            shown = {pattern: own["name"] for pattern, own in given.items()}
+            problems.append(f"rules: {shown}, expected {names}")
+            return self._tuned
+        tuned: list[dict[str, Hyper]] = []
+        for pattern, rule in zip(self._patterns, self._original, strict=True):
+            own = {name: _restored(value) for name, value in given[pattern]["tuned"].items()}
+            try:
+                dataclasses.replace(rule, **own)
+            except (TypeError, ValueError) as error:
+                problems.append(f"rules/{pattern}: {error}")
+            tuned.append(own)
+        return tuned
+
+
+def match(rule: Rules, tree: Tree) -> tuple[list[str], list[Rule], list[int]]:
+    """Return the patterns, their rules, and for each leaf the index of its rule: the first whose pattern matches.
+
+    Raises
+    ------
+    TypeError
+        If a rule is no `Rule`, or a pattern no string.
+    ValueError
+        If a leaf has no rule, or a pattern matches no leaf at all.
+
+    """
+    by_pattern: Any = {"*": rule} if isinstance(rule, Rule) else rule
+    if not isinstance(by_pattern, Mapping):
+        hint = f"; did you mean {rule.__name__}()?" if isinstance(rule, type) and issubclass(rule, Rule) else ""
+        raise TypeError(f"rule: {rule!r}, expected a rule such as Adam(), or a dict of rules by pattern{hint}")
+    patterns = list(by_pattern)
+    for pattern, own in by_pattern.items():
+        if not isinstance(pattern, str) or not isinstance(own, Rule):
+            raise TypeError(f"rule: {{{pattern!r}: {own!r}}}, expected a rule such as Adam() by a glob such as '*.w'")
+        if not any(fnmatchcase(path, pattern) for path in tree.paths):
+            raise ValueError(
+                f"rule: the pattern {pattern!r} matches no leaf; there are {', '.join(map(repr, tree.paths))}"
+            )
+    groups = []
+    for i, path in enumerate(tree.paths):
+        matching = [k for k, pattern in enumerate(patterns) if fnmatchcase(path, pattern)]
+        if not matching:
+            raise ValueError(f"rule: no pattern of {patterns} matches {tree.name(i, 'params')}, whose path is {path!r}")
+        groups.append(matching[0])
+    return patterns, list(by_pattern.values()), groups
+
+
+def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
+    for i, a in enumerate(arrays):
+        if not can_fuse(a, place(a)):
+            what = f"a {describe(a)} of strides {a.strides}" if hasattr(a, "strides") else f"a {describe(a)}"
+            name = tree.name(i, "params")
+            raise ValueError(
+                f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too"
+            )
+
+
+def _nothing() -> None:
+    """Stand in for the reference to a gradient that there has not been."""
+
+
+def _dtype(x: Any) -> str:
+    return str(x.dtype).rpartition(".")[2]
+
+
+def _plain(value: Hyper) -> Any:
+    return value.to_dict() if isinstance(value, schedules.Schedule) else value
+
+
+def _restored(value: Any) -> Hyper:
+    return schedules.from_dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,43 @@
+"""AdaGrad: a learning rate for each element, divided by the root of all its squared gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuopt.rules.base import Array, Hyper, Rule, bounded
+
+
+@dataclass(frozen=True)
+class AdaGrad(Rule):
+    r"""AdaGrad (Duchi, Hazan & Singer 2011, JMLR 12:2121).
+
+    ``cache += g*g;  p -= lr*g / (sqrt(cache) + eps)``
+
+    Parameters
+    ----------
+    lr
+        Learning rate, at least 0.
+    eps
+        Keeps the division finite, at least 0; outside of the root.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0, 3.0])
+    >>> gpuopt.Optimizer(w, gpuopt.AdaGrad(lr=0.1)).step(np.array([2, 4, 3]))
+    >>> w.round(6)
+    array([0.9, 1.9, 2.9])
+
+    """
+
+    lr: Hyper = bounded(0.01, 0)
+    eps: Hyper = bounded(1e-7, 0)
+
+    slots = ("cache",)
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        """See :meth:`Rule.update`."""
+        cache = s.cache + g * g
+        return p - h.lr * g / (xp.sqrt(cache) + h.eps), {"cache": cache}

@@ -1,0 +1,62 @@
+"""Stochastic gradient descent, with momentum and Nesterov's look-ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuopt.rules.base import Array, Hyper, Rule, bounded
+
+
+@dataclass(frozen=True)
+class SGD(Rule):
+    r"""Stochastic gradient descent.
+
+    ==========  =====================================================
+    plain       ``p -= lr*g``
+    momentum    ``v = momentum*v - lr*g;  p += v``
+    nesterov    ``v = momentum*v - lr*g;  p += momentum*v - lr*g``
+    ==========  =====================================================
+
+    Parameters
+    ----------
+    lr
+        Learning rate, at least 0.
+    momentum
+        Fraction of the previous update that is kept, in [0, 1). At 0 there is no velocity ``v`` and no state.
+    nesterov
+        Look ahead along the new velocity (Sutskever et al. 2013, "On the importance of initialization and momentum").
+
+    Warnings
+    --------
+    The learning rate is inside ``v``, as in the papers (Polyak 1964) and in Keras. PyTorch keeps it outside,
+    ``v = momentum*v + g; p -= lr*v``: the same for a constant ``lr``, but there a falling ``lr`` also shrinks what
+    was already rolling.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=0.1, momentum=0.9))
+    >>> opt.step(np.array([1.0, 1.0]))
+    >>> w
+    array([0.9, 1.9])
+
+    """
+
+    lr: Hyper = bounded(0.01, 0)
+    momentum: Hyper = bounded(0.0, 0, 1)
+    nesterov: bool = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """``v`` with momentum, nothing without."""
+        return ("v",) if self.momentum else ()
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:  # noqa: ARG002
+        """See :meth:`Rule.update`."""
+        if not self.slots:
+            return p - h.lr * g, {}
+        v = h.momentum * s.v - h.lr * g
+        return p + (h.momentum * v - h.lr * g if self.nesterov else v), {"v": v}
