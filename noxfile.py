@@ -123,9 +123,9 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
 def peers(session: nox.Session) -> None:
-    """Run the tests with torch and Optax beside, so that none of the comparisons is skipped."""
+    """Run the tests that compare with torch and Optax, which are not among the dependencies of the tests."""
     session.install("-e.", *dependencies("test", "peers"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-m", "peers", *session.posargs)
 
 
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
