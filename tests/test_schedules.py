@@ -93,6 +93,7 @@ TORCH: list[tuple[Schedule, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("schedule", "name", "arguments"), TORCH)
 def test_agrees_with_torch(schedule: Schedule, name: str, arguments: dict[str, Any]) -> None:
     torch = pytest.importorskip("torch")
@@ -104,6 +105,7 @@ def test_agrees_with_torch(schedule: Schedule, name: str, arguments: dict[str, A
         scheduler.step()
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("steps", "pct_start"), [(100, 0.3), (64, 0.25), (10, 0.5)])
 def test_one_cycle_agrees_with_optax(steps: int, pct_start: float) -> None:
     optax = pytest.importorskip("optax")
@@ -113,6 +115,7 @@ def test_one_cycle_agrees_with_optax(steps: int, pct_start: float) -> None:
         assert ours(step) == pytest.approx(float(theirs(step)), rel=1e-4, abs=1e-7)  # theirs is float32
 
 
+@pytest.mark.peers
 def test_one_cycle_is_torchs_with_the_ends_a_step_later() -> None:
     """torch goes up in ``pct_start * total_steps - 1`` steps and down in the rest of ``total_steps - 1``."""
     torch = pytest.importorskip("torch")

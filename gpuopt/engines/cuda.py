@@ -49,6 +49,11 @@ _OPERATIONS = {
 }
 
 _STEP = """\
+#ifdef __CUDACC__
+#define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // addresses come from memory: say what they are
+#else
+#define ASSUME_GLOBAL(pointer)
+#endif
 struct Coefficients {{ alignas(8) unsigned char bytes[{bytes}]; }};
 {updates}
 extern "C" __global__ void __launch_bounds__({threads})
@@ -156,6 +161,7 @@ def _update(i: int, variant: Variant) -> str:
         body=newline.join(body),
         prologue=newline.join(
             [f"{T}* at_{name} = ({T}*)row[{column}] + start;" for name, column in arrays.items()]
+            + [f"ASSUME_GLOBAL(at_{name});" for name in arrays]
             + [f"const {T} c{k} = c[{k}];" for k in range(count)]
         ),
         alignment=" | ".join(f"(unsigned long long)at_{name}" for name in arrays),
@@ -199,12 +205,12 @@ def _compile(text: str, device: int) -> bytes:
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     path = folder / f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.cubin"
     try:
-        digest, image = (kept := path.read_bytes())[:32], kept[32:]
-        if digest == hashlib.sha256(image).digest():
-            return image
+        kept = path.read_bytes()
+        if kept[:32] == hashlib.sha256(kept[32:]).digest():
+            return kept[32:]
     except OSError:
         pass
-    image = compiler.compile_using_nvrtc(text, OPTIONS)[0]
+    image: bytes = compiler.compile_using_nvrtc(text, OPTIONS)[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
