@@ -209,7 +209,7 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
 
 
 def _blend(first: float, last: float, weight: float) -> float:
-    """From `first` at weight 1 to `last` at weight 0: exact at both ends, which `last + weight * (first - last)` is not."""
+    """`first` at weight 1, `last` at weight 0: exact at both ends, which `last + weight * (first - last)` is not."""
     return weight * first + (1 - weight) * last
 
 
@@ -317,7 +317,7 @@ def polynomial(step: int, initial: float, steps: Count, final: float = 0.0, powe
     >>> polynomial(1.0, steps=100)(25)
     0.75
     """
-    return _blend(initial, final, (1 - min(step, steps) / steps) ** power)
+    return _blend(initial, final, (max(steps - step, 0) / steps) ** power)
 
 
 @schedule
@@ -342,7 +342,7 @@ def linear_warmup(
     (0.5, 1.0, 0.5)
     """
     if step < warmup:
-        return _blend(start, peak(0) if isinstance(peak, Schedule) else peak, 1 - step / warmup)
+        return _blend(peak(0) if isinstance(peak, Schedule) else peak, start, step / warmup)
     return peak(step - warmup) if isinstance(peak, Schedule) else peak
 
 

@@ -70,9 +70,10 @@ def test_value(schedule: Schedule, step: int, expected: float) -> None:
     assert value == pytest.approx(expected, rel=1e-14, abs=1e-16)
 
 
-def test_the_notes_number_to_the_last_bit() -> None:
+def test_round_numbers_to_the_last_bit() -> None:
     assert schedules.inverse_time(1.0, 0.1)(1) == 0.9090909090909091
     assert schedules.inverse_time(1.0, decay=0.1)(1) == 0.9090909090909091
+    assert schedules.linear_warmup(1.0, warmup=10)(1) == schedules.polynomial(1.0, steps=10)(9) == 0.1
 
 
 # The same schedule in torch, as (ours, torch.optim.lr_scheduler class, its arguments); the lr of the optimizer is 0.1.

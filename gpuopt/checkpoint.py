@@ -1,0 +1,260 @@
+"""Checkpoints: an optimizer's parameters and state in one safetensors file.
+
+The arrays are called ``params/<path>`` and ``state/<path>/<slot>``. The metadata hold two JSON texts: ``gpuopt`` with the
+format's version, the steps, the rules and the caller's `extra`, and ``crc32`` with a checksum of it and of each array.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+import zlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.backends import to_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from gpuopt.optimizer import Optimizer
+
+__all__ = ["CheckpointError", "load", "save"]
+
+FORMAT = 1
+DTYPES = {
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    "bool": "BOOL",
+}
+NAMES = {code: name for name, code in DTYPES.items()}
+HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, is damaged, has another version, or does not fit the optimizer; the message names it."""
+
+
+def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] | None = None) -> None:
+    """Write the parameters and the state of an optimizer into a file, whole or not at all.
+
+    Parameters
+    ----------
+    path : file to write or replace. Until the new one is complete and on the disk, an old one stays as it is.
+    opt : on any backend, before or after any number of steps.
+    extra : anything else to keep, in JSON's types (epoch, seed, ...).
+
+    Raises
+    ------
+    TypeError : `extra` is no dict or not made of JSON's types.
+    OSError : the file cannot be written.
+
+    >>> import os, tempfile, numpy as np, gpuopt
+    >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+    >>> opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.Adam())
+    >>> opt.step({"w": np.ones(3)})
+    >>> gpuopt.save(path, opt, {"epoch": 1})
+    >>> other = gpuopt.Optimizer({"w": np.zeros(3)}, gpuopt.Adam())
+    >>> gpuopt.load(path, other)
+    {'epoch': 1}
+    >>> other.steps, bool((other.params["w"] == opt.params["w"]).all())
+    (1, True)
+    """
+    if not isinstance(extra, dict | None):
+        raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
+    content = opt.state_dict()
+    rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
+    more = _json(extra or {}, "extra: expected a dict of JSON's types")
+    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, "rules": {rules}, "extra": {more}}}'
+    tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
+    tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
+    write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})
+
+
+def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
+    """Read a file that :func:`save` wrote into an optimizer with the same leaves and rules.
+
+    Parameters
+    ----------
+    path : the file, saved on any backend.
+    opt : its arrays are written in place, where they are; on an error it stays as it was.
+
+    Returns
+    -------
+    dict : what was given as `extra`.
+
+    Raises
+    ------
+    CheckpointError : the file is no checkpoint, damaged, or of another version; or it does not fit, and the message lists
+        every leaf that is missing or too many or has another shape or dtype, and every other rule.
+    OSError : the file cannot be read (FileNotFoundError: there is none).
+    """
+    own = opt.state_dict()["params"]
+
+    def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
+        place = _place(name)
+        x = own.get(place[0]) if place else None
+        return x is not None and shape == tuple(x.shape) and dtype == str(x.dtype).rpartition(".")[2]
+
+    tensors, metadata = read(path, fits)
+    about = _about(path, metadata)
+    _verify(path, tensors, metadata)
+    params: dict[str, Any] = {}
+    state: dict[str, dict[str, Any]] = {}
+    for name, x in tensors.items():
+        match _place(name):
+            case leaf, "":
+                params[leaf] = x
+            case leaf, slot:
+                state.setdefault(leaf, {})[slot] = x
+            case None:
+                raise CheckpointError(f"{path}: unexpected array {name!r}")
+    try:
+        opt.load_state_dict({"steps": about["steps"], "rules": about["rules"], "params": params, "state": state})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    extra: dict[str, Any] = about["extra"]
+    return extra
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically and durably, with checksums in its metadata.
+
+    The format is simple enough to be written here: array after array without a second copy in memory, errors as OSError,
+    permissions as the user's umask has them, and one temporary file, none of which the library's own writer offers.
+    """
+    target = Path(path).resolve()  # a link is followed, not replaced
+    arrays = {  # the largest items first: so each one is aligned
+        name: np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C")
+        for name, x in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    }
+    header: dict[str, Any] = {"__metadata__": {**metadata, "crc32": json.dumps(_checksums(arrays, metadata))}}
+    end = 0
+    for name, x in arrays.items():
+        if x.dtype.name not in DTYPES:
+            raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
+        begin, end = end, end + x.nbytes
+        header[name] = {"dtype": DTYPES[x.dtype.name], "shape": x.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
+
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for x in arrays.values():
+                file.write(_bytes(x))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is told without a name
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(
+    path: str | os.PathLike[str], wanted: Callable[[str, tuple[int, ...], str], bool] = lambda *_: True
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays and the metadata of any safetensors file. Checksums are left to :func:`load`.
+
+    An array for which ``wanted(name, shape, dtype)`` is false is not read (a file may say that it is larger than the
+    memory), nor is one of a dtype unknown to us: in its place stands an object with nothing but its `shape` and `dtype`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a folder; a pipe would block)
+        raise CheckpointError(f"{path}: not a file")
+    with open(path, "rb"):  # noqa: PTH123  (for Python's own errors)
+        pass
+    tensors: dict[str, Any] = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                about = file.get_slice(name)
+                shape, dtype = tuple(about.get_shape()), NAMES.get(about.get_dtype(), about.get_dtype())
+                readable = dtype in DTYPES and wanted(name, shape, dtype)
+                tensors[name] = file.get_tensor(name) if readable else SimpleNamespace(shape=shape, dtype=dtype)
+            return tensors, file.metadata() or {}
+    except (SafetensorError, ValueError) as error:  # ValueError: 0 times too much
+        raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """Leaf and slot of an array in a file; the parameter itself has the slot ""; None for what is neither."""
+    kind, _, rest = name.partition("/")
+    leaf, slash, slot = rest.rpartition("/")
+    if kind == "state" and slash and slot:
+        return leaf, slot
+    return (rest, "") if name.startswith("params/") else None
+
+
+def _about(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the key ``gpuopt`` of the metadata says."""
+    if "gpuopt" not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not one of gpuopt's checkpoints")
+    match _parsed(metadata["gpuopt"]):
+        case {"format": int(version)} if version != FORMAT:
+            raise CheckpointError(
+                f"{path}: checkpoint of format {version}; this version of gpuopt knows format {FORMAT}"
+            )
+        case {"format": int(), "steps": int(steps), "rules": dict(), "extra": dict()} as about if steps >= 0:
+            return dict(about)
+    raise CheckpointError(f"{path}: damaged: the metadata 'gpuopt' cannot be read")
+
+
+def _verify(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    recorded = _parsed(metadata.get("crc32", ""))
+    if not isinstance(recorded, dict):
+        raise CheckpointError(f"{path}: damaged: its checksums cannot be read")
+    arrays = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}
+    found = _checksums(arrays, {key: text for key, text in metadata.items() if key != "crc32"})
+    damaged = [name for name, checksum in recorded.items() if name in found and found[name] != checksum]
+    if damaged:
+        raise CheckpointError(f"{path}: damaged: wrong checksum of {', '.join(map(repr, damaged))}")
+
+
+def _json(value: Any, expected: str) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{expected}: {error}") from None
+
+
+def _parsed(text: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
+
+
+def _checksums(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, int]:
+    checksums = {key: zlib.crc32(text.encode()) for key, text in metadata.items()}
+    return checksums | {name: zlib.crc32(_bytes(x)) for name, x in tensors.items()}
+
+
+def _bytes(x: NDArray[Any]) -> memoryview:
+    return memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last. Windows cannot, and does not need to."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
