@@ -133,7 +133,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     The format is simple enough to be written here: array after array without a second copy in memory, errors as OSError,
     permissions as the user's umask has them, and one temporary file, none of which the library's own writer offers.
     """
-    target = Path(path).resolve()  # a link is followed, not replaced
+    target = Path(os.path.realpath(path))  # a link is followed, not replaced
     arrays = {  # the largest items first: so each one is aligned
         name: np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C")
         for name, x in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))

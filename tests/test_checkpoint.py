@@ -205,6 +205,16 @@ def test_extra_that_is_not_json(path: Path, extra: Any, message: str) -> None:
     assert not path.exists()
 
 
+def test_a_function_of_ones_own_cannot_be_saved(path: Path) -> None:
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD(lr=lambda step: 0.1 / (step + 1)))
+    gpuopt.save(path, opt)  # the rule belongs to the program; only what tune changed belongs to the run
+    opt.tune(lr=lambda step: 0.2 / (step + 1))
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=r"changed by tune: expected numbers or gpuopt\.schedules: Object of"):
+        gpuopt.save(path, opt)
+    assert path.read_bytes() == before
+
+
 def test_file_layout(path: Path) -> None:
     opt = gpuopt.Optimizer({"dense": {"w": np.ones(2)}}, gpuopt.Adam())
     gpuopt.save(str(path), opt, {"epoch": 1})
@@ -408,6 +418,8 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(OSError, match="loop"):
         gpuopt.load(tmp_path / "loop", opt)
+    gpuopt.save(tmp_path / "loop", opt)
+    gpuopt.load(tmp_path / "loop", opt)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(CheckpointError, match="not a file"):
