@@ -1,0 +1,256 @@
+"""The command ``gpuopt``."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuopt.training import Config, Result
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="gpuopt")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import gpuopt
+
+        typer.echo(f"gpuopt {gpuopt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def gpuopt(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Gradient-descent optimizers for NumPy and CuPy arrays, and a network to watch them train.
+
+    Training runs on an NVIDIA GPU through CuPy where there is one that works, and on the CPU through NumPy where there
+    is none; the first line says which, and why. Every run leaves a folder with its configuration, metrics, parameters
+    and a summary, and can be resumed from there.
+
+    \b
+    Examples:
+      gpuopt train
+          Train a small network on three spiral arms.
+      gpuopt train --data mnist.npz --hidden 256,128 --epochs 5
+          Train on your own data, a few passes over it.
+      gpuopt train --optimizer SGD --lr 1 --schedule inverse_time:decay=1e-3 --set momentum=0.9
+          Choose the optimizer and how its learning rate falls.
+      gpuopt info
+          See which device would be taken, and what is missing for another.
+
+    `gpuopt COMMAND --help` explains each command and its options.
+    """
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Data to train on: .npz with x_train and y_train (and x_test and y_test), or x and y; .csv or "
+            ".parquet with --target. Default: a built-in spiral of three arms.",
+        ),
+    ] = None,
+    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to predict.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK",
+            help="classification, regression, or auto: integers and text are classes, other numbers are predicted.",
+        ),
+    ] = None,
+    standardize: Annotated[
+        bool, typer.Option("--standardize", help="Bring each feature to mean 0 and standard deviation 1.")
+    ] = False,
+    hidden: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Units of the hidden layers. Default: 64; with --data 128.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="SGD, AdaGrad, RMSProp or Adam. Default: Adam.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(metavar="RATE", help="Learning rate. Default: the optimizer's.")] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:ARG=VALUE,...]",
+            help="How the learning rate goes on, as in cosine or step:factor=0.5,every=1000. Default: it stays; for the "
+            "spiral inverse_time:decay=5e-7 from 0.05, if none of --optimizer, --lr and --schedule is given.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any hyperparameter, as in beta1=0.95. May be repeated."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Passes over the data. Default: 10000; with --data 10.")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(metavar="N|full", help="Samples in a step. Default: full; with --data 128.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the weights and of the order of the samples. Default: 0.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How weights start: small (0.01) or he. Default: small; with --data he."),
+    ] = None,
+    matmul: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Precision in which matrices are multiplied, float32 or float64 (slower; a run then hardly depends on "
+            "the machine). Default: float64; with --data float32.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The run folder, a new one. Default: runs/NAME-DATE-TIME.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with the run in this folder, as if it had not been interrupted. Of the other options only "
+            "--epochs (to extend it), --device and --quiet go with it.",
+        ),
+    ] = None,
+    report_every: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Least time between two checkpoints. Default: 30.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train a multilayer perceptron.
+
+    Targets that are integers or text are classes (softmax and cross-entropy), other numbers are predicted (mean squared
+    error). Images of bytes are flattened and scaled to [0, 1]; everything else is taken as it is.
+
+    Ctrl-C lets the current step end, saves, and says how to resume.
+    """
+    given = {name: value for name, value in locals().items() if value is not None and value is not False}
+    given.pop("quiet", None)
+    with _told_plainly():
+        from gpuopt import training
+        from gpuopt.training.progress import progress
+
+        callbacks = [] if quiet else [progress()]
+        if given.pop("resume", None) is not None:
+            for name in set(given) - {"epochs", "device"}:
+                raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
+            result = training.resume(str(resume), epochs=epochs, device=device, callbacks=callbacks)
+        else:
+            given.pop("out", None)
+            result = training.train(_config(given), out=out, callbacks=callbacks)
+        if not quiet:
+            _tell(result)
+
+
+@app.command()
+def info() -> None:
+    """Print what was found: versions, devices and their memory, and the backend that would be taken, and why."""
+    from gpuopt import backends
+
+    found = backends.report()
+    packages = f" ({', '.join(found.cupy_packages)})" if found.cupy_packages else ""
+    rows = [("gpuopt", found.gpuopt), ("Python", found.python), ("NumPy", found.numpy)]
+    rows += [("CuPy", f"{found.cupy or 'not usable'}{packages}"), ("CUDA of CuPy", found.runtime or "-")]
+    rows += [("CUDA of the driver", found.driver or "no NVIDIA driver")]
+    for device in found.devices:
+        memory = ""
+        if device.free_bytes is not None and device.total_bytes is not None:
+            memory = f", {device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB of memory free"
+        about = f"{device.name}, compute capability {device.compute_capability}{memory}"
+        rows.append((f"device cuda:{device.index}", about))
+    rows += [("backend", found.backend or "none"), ("because", found.reason)]
+    width = max(len(name) for name, _ in rows)
+    typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+@contextlib.contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Print what the user can do something about as one line on standard error, and leave with a fitting exit code."""
+    from gpuopt.backends import BackendUnavailable
+    from gpuopt.training import Interrupted, UsageError
+
+    try:
+        yield
+    except Interrupted as error:
+        code, message = 128 + error.signum, str(error)
+    except (UsageError, BackendUnavailable) as error:
+        code, message = 2, str(error)
+    except OSError as error:
+        code, message = 1, str(error)
+    else:
+        return
+    typer.echo(f"gpuopt: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _flag(name: str) -> str:
+    """The option of a parameter."""
+    return "--set" if name == "settings" else f"--{name.replace('_', '-')}"
+
+
+def _config(given: dict[str, Any]) -> Config:
+    """The config that these options choose."""
+    from gpuopt.training import Config, UsageError
+
+    chosen = dict(given)
+    try:
+        if "hidden" in chosen:
+            chosen["hidden"] = tuple(int(units) for units in given["hidden"].split(","))
+    except ValueError:
+        raise UsageError(f"--hidden {given['hidden']}: expected positive integers, as in 256,128") from None
+    with contextlib.suppress(KeyError, ValueError):
+        chosen["batch_size"] = int(given["batch_size"])
+    chosen["hyperparameters"] = dict(_setting(text) for text in chosen.pop("settings", []))
+    return Config(**chosen)
+
+
+def _setting(text: str) -> tuple[str, float | str]:
+    """Name and value of ``NAME=VALUE``: a number, a flag, or the text of a schedule."""
+    from gpuopt.training import UsageError
+
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (name and equals and value):
+        raise UsageError(f"--set {text}: expected NAME=VALUE, as in beta1=0.95")
+    if value.lower() in {"true", "false"}:
+        return name, value.lower() == "true"
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def _tell(result: Result) -> None:
+    """The last lines: how it ended."""
+    for what, loss, accuracy in (
+        ("Training set", result.train_loss, result.train_accuracy),
+        ("Test set", result.test_loss, result.test_accuracy),
+    ):
+        if loss is not None:
+            typer.echo(f"{what}: loss {loss:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.4f}"))
+    typer.echo(f"{result.epochs} epochs in {result.seconds:.1f} s; run folder: {result.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Training: a network, data, a loop around an optimizer, and a run folder. ``gpuopt train`` on the command line."""
+
+from gpuopt.training.config import Config
+from gpuopt.training.data import Dataset, Samples, load, spiral
+from gpuopt.training.errors import UsageError
+from gpuopt.training.loop import Callback, Training
+from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.run import Interrupted, Result, resume, train
+
+__all__ = [
+    "Callback",
+    "Config",
+    "Dataset",
+    "Interrupted",
+    "Perceptron",
+    "Result",
+    "Samples",
+    "Training",
+    "UsageError",
+    "initial_params",
+    "load",
+    "resume",
+    "spiral",
+    "train",
+]

@@ -1,0 +1,243 @@
+"""What a run is: all that somebody may choose, checked, with what is not chosen filled in; to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from gpuopt import schedules
+from gpuopt.rules import RULES, Adam, Rule
+from gpuopt.training.data import Task
+from gpuopt.training.errors import UsageError
+from gpuopt.training.model import Initial
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Config"]
+
+Matmul: TypeAlias = Literal["float32", "float64"]
+
+# What is chosen for those who do not: the book's network for the built-in spiral, something sensible for a file.
+SPIRAL = {
+    "hidden": (64,),
+    "init": "small",
+    "matmul": "float64",
+    "epochs": 10_000,
+    "batch_size": "full",
+}
+FILE = {
+    "hidden": (128,),
+    "init": "he",
+    "matmul": "float32",
+    "epochs": 10,
+    "batch_size": 128,
+}
+_BY_DATA: Any = None
+SPIRAL_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides how a run goes. ``Config()`` is the built-in run.
+
+    Attributes
+    ----------
+    data : path, optional
+        The file to train on, see `gpuopt.training.data.load`; None is the built-in spiral.
+    target, task, standardize
+        How the file is read.
+    hidden : tuple of int
+        Units of the hidden layers. Default: 64 for the spiral, 128 for a file.
+    init : {"small", "he"}
+        How weights start. Default: "small" for the spiral, "he" for a file.
+    matmul : {"float64", "float32"}
+        In which precision matrices are multiplied. float64 costs time, but gives (all but) the same run on every
+        machine. Default: float64 for the spiral, float32 for a file.
+    optimizer : str or Rule
+        A rule, or the name of one; default: Adam.
+    lr : float, optional
+        Its learning rate; default: the rule's own.
+    schedule : str, optional
+        How the learning rate goes on from there, as `gpuopt.schedules.parse` reads it. If none of `optimizer`, `lr` and
+        `schedule` is given, the spiral is trained with ``Adam(lr=inverse_time(0.05, decay=5e-7))``.
+    hyperparameters : mapping
+        Others by name: numbers, flags, or schedules as text.
+    epochs : int
+        Default: 10,000 for the spiral, 10 for a file.
+    batch_size : int or "full"
+        Default: "full" for the spiral, 128 for a file.
+    seed : int
+        Of the spiral, the initial weights and the order of the samples.
+    device : str
+        "auto", "cpu", "cuda" or "cuda:N".
+    report_every : int
+        Epochs from one row of the metrics to the next. Default: such that there are about a hundred.
+    checkpoint_seconds : float
+        At least so many seconds lie between two checkpoints.
+
+    Raises
+    ------
+    UsageError
+        If a value cannot be used; the message has the option's name and what was expected.
+
+    Examples
+    --------
+    >>> Config(optimizer="sgd", lr=1, schedule="inverse_time:decay=1e-3", hyperparameters={"momentum": 0.9}).rule()
+    SGD(lr=inverse_time(initial=1.0, decay=0.001), momentum=0.9, nesterov=False)
+    >>> Config(optimizer="Adm")
+    Traceback (most recent call last):
+    gpuopt.training.errors.UsageError: --optimizer Adm: unknown, did you mean Adam? known: SGD, AdaGrad, RMSProp, Adam
+    """
+
+    data: str | None = None
+    target: str | None = None
+    task: Task = "auto"
+    standardize: bool = False
+    hidden: tuple[int, ...] = _BY_DATA
+    init: Initial = _BY_DATA
+    matmul: Matmul = _BY_DATA
+    optimizer: str | Rule | None = None
+    lr: float | None = None
+    schedule: str | None = None
+    hyperparameters: Mapping[str, float | str] = field(default_factory=dict)
+    epochs: int = _BY_DATA
+    batch_size: int | Literal["full"] = _BY_DATA
+    seed: int = 0
+    device: str = "auto"
+    report_every: int = _BY_DATA
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.data is not None:
+            object.__setattr__(self, "data", str(self.data))
+        self._fill(SPIRAL if self.data is None else FILE)
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        self._check()
+        self._fill({"report_every": math.ceil(self.epochs / 100)})
+
+    def _fill(self, values: Mapping[str, Any]) -> None:
+        """Set what is not chosen."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+    def _check(self) -> None:
+        def expect(condition: bool, option: str, expected: str) -> None:
+            if not condition:
+                given = getattr(self, option)
+                shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
+                raise UsageError(f"--{option.replace('_', '-')} {shown}: expected {expected}")
+
+        for option, choices in (("task", get_args(Task)), ("init", get_args(Initial)), ("matmul", get_args(Matmul))):
+            expect(getattr(self, option) in choices, option, " or ".join(choices))
+        expect(all(_is_count(units) for units in self.hidden), "hidden", "positive integers, as in 256,128")
+        expect(_is_count(self.epochs), "epochs", "a positive integer")
+        expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", "a positive integer or full")
+        expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
+        expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", "a positive integer")
+        expect(self.checkpoint_seconds >= 0, "checkpoint_seconds", "a number of seconds")
+        for option in ("target", "standardize"):
+            expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
+        self.rule()  # whether there is such a one, before anything else is done
+
+    def batches(self, samples: int) -> int:
+        """Steps in an epoch of so many samples."""
+        return 1 if self.batch_size == "full" else math.ceil(samples / self.batch_size)
+
+    def resolved(self, samples: int) -> Config:
+        """Return the same config for so many samples, with its rule as a `Rule`: schedules then know their steps."""
+        rule = self.rule(self.epochs * self.batches(samples))
+        return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={})
+
+    def rule(self, steps: int = 10**9) -> Rule:
+        """Return the rule that a run of so many steps takes."""
+        rule: Rule
+        if isinstance(self.optimizer, Rule):
+            rule = self.optimizer
+        elif (self.data, self.optimizer, self.lr, self.schedule) == (None, None, None, None):
+            rule = SPIRAL_RULE
+        else:
+            rule = RULES[_known(self.optimizer or "Adam", RULES, "--optimizer")]()
+        for option, name, value in self._choices(rule):
+            try:
+                now = getattr(rule, name)
+                initial = now(0) if callable(now) else now
+                chosen = schedules.parse(value, initial=initial, steps=steps) if isinstance(value, str) else value
+                rule = dataclasses.replace(rule, **{name: chosen})
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{option}: {error}") from None
+        return rule
+
+    def _choices(self, rule: Rule) -> Iterator[tuple[str, str, float | str]]:
+        """Option, hyperparameter and value (text: of a schedule) of what was chosen, in the order in which it applies."""
+        if self.lr is not None:
+            yield f"--lr {self.lr}", "lr", self.lr
+        if self.schedule is not None:
+            yield f"--schedule {self.schedule}", "lr", self.schedule
+        names = rule.hyperparameters()
+        for name, value in self.hyperparameters.items():
+            if name not in names:
+                near = "".join(f", did you mean {match}?" for match in difflib.get_close_matches(name, names, n=1))
+                known = f"{type(rule).__name__} has {', '.join(names)}"
+                raise UsageError(f"--set {name}={value}: unknown hyperparameter{near or ';'} {known}")
+            if name == "lr" and (self.lr is not None or self.schedule is not None):
+                raise UsageError(f"--set lr={value}: expected this, or --lr and --schedule, not both")
+            yield f"--set {name}={value}", name, value
+
+    def to_json(self) -> dict[str, Any]:
+        """This config in JSON's types.
+
+        Raises
+        ------
+        UsageError
+            If a hyperparameter is a function that is none of `gpuopt.schedules`.
+        """
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if isinstance(self.optimizer, Rule):
+            values = {name: getattr(self.optimizer, name) for name in self.optimizer.hyperparameters()}
+            for name, value in values.items():
+                if callable(value) and not isinstance(value, schedules.Schedule):
+                    raise UsageError(
+                        f"{type(self.optimizer).__name__}: {name}: expected a schedule of gpuopt.schedules"
+                    )
+            plain["optimizer"] = {"rule": type(self.optimizer).__name__} | {
+                name: value.to_dict() if callable(value) else value for name, value in values.items()
+            }
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Config:
+        """Return the config of which `to_json` made this; UsageError if there is none."""
+        values = dict(plain)
+        try:
+            if isinstance(values.get("optimizer"), Mapping):
+                given = dict(values["optimizer"])
+                rule = RULES[_known(given.pop("rule"), RULES, "optimizer")]
+                values["optimizer"] = rule(
+                    **{n: schedules.from_dict(v) if isinstance(v, Mapping) else v for n, v in given.items()}
+                )
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(str(error)) from None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _known(name: str, known: Iterable[str], option: str) -> str:
+    """The known name that differs from `name` at most in capitals."""
+    by_lower = {k.lower(): k for k in known}
+    if name.lower() not in by_lower:
+        near = "".join(f", did you mean {by_lower[k]}?" for k in difflib.get_close_matches(name.lower(), by_lower, n=1))
+        raise UsageError(f"{option} {name}: unknown{near or ';'} known: {', '.join(by_lower.values())}")
+    return by_lower[name.lower()]

@@ -1,0 +1,234 @@
+"""The training loop, and the protocol of what hangs on it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from gpuopt.rules import Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gpuopt.backends import Backend
+    from gpuopt.optimizer import Optimizer
+    from gpuopt.training.config import Config
+    from gpuopt.training.data import Dataset, Samples
+    from gpuopt.training.model import Perceptron
+
+    Array: TypeAlias = Any
+    Row: TypeAlias = dict[str, Any]
+
+__all__ = ["Callback", "Position", "Training"]
+
+BLOCK = 8192  # samples that are evaluated at once
+
+
+class Callback:
+    """What hangs on the loop: progress, metrics, checkpoints, and your own. Every method may be left out.
+
+    Each one gets the `Training`; ``training.stop(reason)`` ends it after the current step.
+
+    Examples
+    --------
+    >>> class Patience(Callback):
+    ...     def epoch(self, training):
+    ...         if training.row and training.row["loss"] < 0.1:
+    ...             training.stop("good enough")
+    """
+
+    def start(self, training: Training) -> None:
+        """Before the first step, of a resumed training too."""
+
+    def step(self, training: Training) -> None:
+        """After each step."""
+
+    def epoch(self, training: Training) -> None:
+        """After each epoch; ``training.row`` has its metrics, or is None if it is not reported."""
+
+    def end(self, training: Training) -> None:
+        """After the training: finished, stopped after a step, or broken off by ``training.error``."""
+
+
+@dataclass
+class Position:
+    """Where a training stands: with the optimizer's state, all that it needs to go on."""
+
+    epoch: int = 0
+    """Epochs done."""
+    batch: int = 0
+    """Batches of the current epoch done."""
+    score: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Of these batches, if the epoch is reported."""
+    seconds: float = 0.0
+    """Time that the training took until here."""
+
+
+class Training:
+    """A network, its data on the device, its optimizer, and how far the training is.
+
+    Attributes
+    ----------
+    config : Config
+    backend : Backend
+    data : Dataset
+    network : Perceptron
+    optimizer : Optimizer
+    epoch : int
+        Epochs done.
+    row : dict or None
+        Metrics of the last epoch if it is reported: ``epoch, step, loss, accuracy, lr, seconds`` and, if there is a test
+        set, ``test_loss, test_accuracy``. The training loss and accuracy are means over the epoch's batches, each taken
+        just before its step; the accuracy is None for regression.
+    stopped : str or None
+        Why the training ends early.
+    error : exception or None
+        What broke it off.
+    """
+
+    def __init__(
+        self, config: Config, backend: Backend, data: Dataset, network: Perceptron, optimizer: Optimizer
+    ) -> None:
+        self.config = config
+        self.backend = backend
+        self.data = data
+        self.network = network
+        self.optimizer = optimizer
+        self.epoch = 0
+        self.row: Row | None = None
+        self.stopped: str | None = None
+        self.error: BaseException | None = None
+        self._train = self._on_device(data.train)
+        self._test = None if data.test is None else self._on_device(data.test)
+        self._batch = 0
+        self._score = self._nothing()  # of this epoch's batches
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time that the training took, without its interruptions."""
+        return time.perf_counter() - self._began
+
+    @property
+    def position(self) -> Position:
+        """Where it stands; set it to go on from there."""
+        score = self.backend.to_numpy(self._score).tolist()
+        return Position(self.epoch, self._batch, score, self.seconds)
+
+    @position.setter
+    def position(self, position: Position) -> None:
+        self.epoch, self._batch = position.epoch, position.batch
+        self._score = self.backend.asarray(position.score)
+        self._began = time.perf_counter() - position.seconds
+
+    def stop(self, reason: str) -> None:
+        """End the training after the current step."""
+        self.stopped = reason
+
+    def run(self, callbacks: Sequence[Callback] = ()) -> None:
+        """Train until the last epoch, or until it is stopped."""
+        with self.backend.use(), np.errstate(all="ignore"):  # numbers that explode show in the metrics
+            for callback in callbacks:
+                callback.start(self)
+            try:
+                while self.epoch < self.config.epochs and self.stopped is None:
+                    self._run_epoch(callbacks)
+            except BaseException as error:
+                self.error = error
+                raise
+            finally:
+                for callback in callbacks:
+                    callback.end(self)
+
+    def evaluate(self) -> Row:
+        """Loss and accuracy with the parameters as they are, over the training set and the test set."""
+        with self.backend.use(), np.errstate(all="ignore"):
+            return dict(zip(("loss", "accuracy"), self._evaluated(self._train), strict=True)) | self._tested()
+
+    def _run_epoch(self, callbacks: Sequence[Callback]) -> None:
+        network, optimizer = self.network, self.optimizer
+        params = optimizer.params
+        reported = self._is_reported(self.epoch + 1)
+        for x, y in self._batches():
+            outputs, grads = network.gradients(params, x, y)
+            optimizer.step(grads)
+            self._batch += 1
+            if reported:
+                self._score = self._score + network.score(outputs, y)
+            for callback in callbacks:
+                callback.step(self)
+            if self.stopped is not None and self._batch < self.batches:
+                return  # in the middle of the epoch
+        self.epoch += 1
+        self._batch = 0
+        self.row = self._report() if reported else None
+        for callback in callbacks:
+            callback.epoch(self)
+
+    @property
+    def batches(self) -> int:
+        """Steps in an epoch."""
+        return self.config.batches(len(self.data.train))
+
+    def _is_reported(self, epoch: int) -> bool:
+        return epoch % self.config.report_every == 0 or epoch in (1, self.config.epochs)
+
+    def _batches(self) -> Iterator[tuple[Array, Array]]:
+        """What is left of the epoch. Its order depends on the seed and the epoch alone, not on what was before."""
+        x, y = self._train
+        size = len(x) if self.config.batch_size == "full" else self.config.batch_size
+        if size >= len(x):
+            yield from [(x, y)][self._batch :]
+            return
+        random = np.random.RandomState([self.config.seed, self.epoch])
+        order = self.backend.asarray(random.permutation(len(x)))
+        for first in range(self._batch * size, len(x), size):
+            chosen = order[first : first + size]
+            yield self.network.xp.take(x, chosen, axis=0), self.network.xp.take(y, chosen, axis=0)
+
+    def _report(self) -> Row:
+        """The metrics of the epoch that just ended."""
+        rule = self.optimizer.rule
+        assert isinstance(rule, Rule)
+        loss, accuracy = self._mean(self._score, len(self.data.train))
+        self._score = self._nothing()
+        return {
+            "epoch": self.epoch,
+            "step": self.optimizer.steps,
+            "loss": loss,
+            "accuracy": accuracy,
+            **self._tested(),
+            "lr": rule.at(self.optimizer.steps - 1)["lr"],
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _tested(self) -> Row:
+        if self._test is None:
+            return {}
+        return dict(zip(("test_loss", "test_accuracy"), self._evaluated(self._test), strict=True))
+
+    def _evaluated(self, samples: tuple[Array, Array]) -> tuple[float, float | None]:
+        """Loss and accuracy over all samples, a block at a time."""
+        x, y = samples
+        score = self._nothing()
+        for first in range(0, len(x), BLOCK):
+            block = slice(first, first + BLOCK)
+            score = score + self.network.score(self.network.outputs(self.optimizer.params, x[block, :]), y[block, :])
+        return self._mean(score, len(x))
+
+    def _nothing(self) -> Array:
+        """The score of no samples."""
+        return self.backend.asarray([0.0, 0.0])
+
+    def _mean(self, score: Array, samples: int) -> tuple[float, float | None]:
+        """Loss and accuracy on the host: the only copies from the device that a training makes."""
+        loss, correct = (self.backend.to_numpy(score) / samples).tolist()
+        return loss, correct if self.network.classifies else None
+
+    def _on_device(self, samples: Samples) -> tuple[Array, Array]:
+        """Features, and targets as the network wants them, one-hot for classes."""
+        y = samples.y if self.data.classes is None else np.eye(self.data.outputs, dtype=np.float32)[samples.y]
+        return self.backend.asarray(samples.x), self.backend.asarray(y)

@@ -1,0 +1,125 @@
+"""What a person sees of a training: one live line in a terminal, a few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from gpuopt.training.loop import Callback
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from gpuopt.training.loop import Row, Training
+
+__all__ = ["Live", "Plain", "progress"]
+
+LINES = 10
+
+
+def progress() -> Callback:
+    """A `Live` line if the standard output is a terminal, `Plain` lines otherwise."""
+    return Live() if sys.stdout.isatty() else Plain()
+
+
+def describe(row: Row) -> str:
+    """The metrics of an epoch, in words."""
+    parts = [f"loss {row['loss']:.4f}"]
+    if row["accuracy"] is not None:
+        parts.append(f"accuracy {row['accuracy']:.4f}")
+    if row.get("test_accuracy") is not None:
+        parts.append(f"test accuracy {row['test_accuracy']:.4f}")
+    elif "test_loss" in row:
+        parts.append(f"test loss {row['test_loss']:.4f}")
+    return "  ".join([*parts, f"lr {row['lr']:.4g}"])
+
+
+def introduce(training: Training) -> None:
+    """Say what is about to happen, the device and why it was chosen first."""
+    data, network = training.data, training.config
+    kind = "" if data.classes is None else f", {len(data.classes)} classes"
+    test = "" if data.test is None else f" and {len(data.test)} to test"
+    widths = "-".join(map(str, [data.features, *network.hidden, data.outputs]))
+    batch = "all at once" if training.batches == 1 else f"{network.batch_size} at once"
+    lines = [
+        f"Device:  {training.backend} ({training.backend.reason})",
+        f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
+        f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
+    ]
+    if training.optimizer.steps:
+        lines.append(f"Resumed after {training.optimizer.steps} steps, in epoch {training.epoch + 1}")
+    print("\n".join(lines), flush=True)  # noqa: T201
+
+
+class Plain(Callback):
+    """About ten lines in all."""
+
+    def start(self, training: Training) -> None:
+        introduce(training)
+        self._speed = Speed(training)
+        self._shown = self._tenth(training)
+
+    def epoch(self, training: Training) -> None:
+        tenth = self._tenth(training)
+        if training.row is not None and tenth > self._shown:
+            self._shown = tenth
+            epochs = training.config.epochs
+            where = f"epoch {training.epoch:>{len(str(epochs))}}/{epochs}"
+            print(f"{where}  {describe(training.row)}  {self._speed(training):,.0f} steps/s", flush=True)  # noqa: T201
+
+    def _tenth(self, training: Training) -> int:
+        return training.epoch * LINES // training.config.epochs
+
+
+class Live(Callback):
+    """One line that changes: epoch, metrics, steps a second, time left."""
+
+    def start(self, training: Training) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        introduce(training)
+        self._speed = Speed(training)
+        self._metrics = ""
+        self._progress: Progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(training.config.epochs)),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[metrics]}  {task.fields[speed]:,.0f} steps/s"),
+            TimeRemainingColumn(),
+        )
+        done, total = training.optimizer.steps, training.config.epochs * training.batches
+        self._task = self._progress.add_task("", completed=done, total=total, epoch=training.epoch, metrics="", speed=0)
+        self._progress.start()
+
+    def step(self, training: Training) -> None:
+        if self._speed.age > 0.25:
+            self._update(training)
+
+    def epoch(self, training: Training) -> None:
+        if training.row is not None:
+            self._metrics = describe(training.row)
+
+    def end(self, training: Training) -> None:
+        self._update(training)
+        self._progress.stop()
+
+    def _update(self, training: Training) -> None:
+        done, speed = training.optimizer.steps, self._speed(training)
+        self._progress.update(self._task, completed=done, epoch=training.epoch, metrics=self._metrics, speed=speed)
+
+
+class Speed:
+    """Steps a second since it was last asked."""
+
+    def __init__(self, training: Training) -> None:
+        self._step, self._time = training.optimizer.steps, time.perf_counter()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was last asked."""
+        return time.perf_counter() - self._time
+
+    def __call__(self, training: Training) -> float:
+        steps, seconds = training.optimizer.steps - self._step, self.age
+        self._step, self._time = training.optimizer.steps, time.perf_counter()
+        return steps / seconds

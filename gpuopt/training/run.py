@@ -1,0 +1,224 @@
+"""One call that trains: what the command line does, for Python."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt import backends
+from gpuopt.optimizer import Optimizer
+from gpuopt.training.config import Config
+from gpuopt.training.data import load, spiral
+from gpuopt.training.errors import UsageError
+from gpuopt.training.folder import Checkpoints, Metrics, RunFolder, write_json
+from gpuopt.training.loop import Callback, Training
+from gpuopt.training.model import Perceptron, initial_params
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+__all__ = ["Interrupted", "Result", "resume", "train"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, as ``summary.json`` has it.
+
+    Attributes
+    ----------
+    folder : str
+    backend, reason : str
+        What it ran on, and why.
+    epochs, steps : int
+        Done in all.
+    train_loss, train_accuracy, test_loss, test_accuracy : float or None
+        With the final parameters, over the whole set. None without a test set, and for the accuracy of a regression.
+    seconds : float
+        Time of the training, without its interruptions.
+    stopped : str or None
+        Why a callback ended it early.
+    """
+
+    folder: str
+    backend: str
+    reason: str
+    epochs: int
+    steps: int
+    train_loss: float
+    train_accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    seconds: float
+    stopped: str | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a training; the message says where its checkpoint is and how to go on."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def train(config: Config | None = None, *, out: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+    """Train a network and write a run folder.
+
+    Parameters
+    ----------
+    config : Config, optional
+        Default: the built-in spiral.
+    out : path, optional
+        The run folder, which must not exist; default: ``runs/<name>-<date>-<time>``.
+    callbacks : sequence of Callback
+        Called after each row of metrics is written and before a checkpoint is.
+
+    Raises
+    ------
+    UsageError
+        If the config, the data or the folder cannot be used. Nothing is written then.
+    BackendUnavailable
+        If the device cannot be had.
+    Interrupted
+        On Ctrl-C or SIGTERM, which let the current step end and save.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(Config(epochs=20), out=f"{folder}/run")
+    >>> result.epochs, result.train_accuracy > 0.3
+    (20, True)
+    """
+    config = config or Config()
+    training, origin = _prepared(config)
+    folder = RunFolder.create(out, training.data.name)
+    write_json(folder.config, origin | {"config": training.config.to_json()})
+    return _run(training, folder, callbacks)
+
+
+def resume(
+    path: str | Path, *, epochs: int | None = None, device: str | None = None, callbacks: Sequence[Callback] = ()
+) -> Result:
+    """Go on with a run that was interrupted, from its last checkpoint.
+
+    Parameters and metrics become those of a run that was not interrupted, to the bit (on the same device, but for the
+    metrics' ``seconds``).
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder.
+    epochs : int, optional
+        How many it shall have in all; default: as before. A run that is finished can be extended.
+    device : str, optional
+        Default: as before.
+    callbacks : sequence of Callback
+        As for `train`.
+
+    Raises
+    ------
+    UsageError
+        If the folder or the data cannot be used, or there is nothing left to do.
+    BackendUnavailable, Interrupted
+        As for `train`.
+    """
+    folder = RunFolder(path)
+    content = folder.read_config()
+    try:
+        config = Config.from_json(content.pop("config", {}))
+        config = dataclasses.replace(config, epochs=epochs or config.epochs, device=device or config.device)
+    except UsageError as error:
+        raise UsageError(f"{folder.config}: {error}") from None
+    training, origin = _prepared(config)
+    if content.get("data_sha256") != origin["data_sha256"]:
+        raise UsageError(f"{config.data}: is not the data that the run {path} was started with")
+    training.position = folder.restore(training.optimizer)
+    if folder.summary.exists() and training.epoch >= config.epochs:
+        done = f"is finished, {training.epoch} epochs of {config.epochs}"
+        raise UsageError(f"--resume {path}: {done}; --epochs with a larger number extends it")
+    folder.summary.unlink(missing_ok=True)
+    write_json(folder.config, origin | {"config": config.to_json()})
+    return _run(training, folder, callbacks)
+
+
+def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
+    """A training that is ready to run, and what its data and libraries were: all that may fail before writing."""
+    try:
+        backend = backends.backend(config.device)
+    except ValueError as error:
+        raise UsageError(f"--device {config.device}: {error}") from None
+    random = np.random.RandomState(config.seed)
+    origin: dict[str, Any] = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__, "data_sha256": None}
+    if config.data is None:
+        data = spiral(random)
+    else:
+        path = Path(config.data).absolute()  # a run may be resumed from another folder
+        data = load(path, config.target, config.task, standardize=config.standardize)
+        with path.open("rb") as file:
+            origin["data_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        config = dataclasses.replace(config, data=str(path))
+    config = config.resolved(len(data.train))
+    params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
+    params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
+    matmul = backend.xp.float64 if config.matmul == "float64" else None
+    network = Perceptron(backend.xp, data.classes is not None, matmul)
+    return Training(config, backend, data, network, Optimizer(params, config.rule())), origin
+
+
+def _run(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -> Result:
+    config, path = training.config, folder.path
+    with _stopping(training) as signals:
+        training.run([Metrics(folder), *callbacks, Checkpoints(folder, config.checkpoint_seconds)])
+    if signals and training.epoch < config.epochs:
+        where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
+        raise Interrupted(f"stopped by {where}; saved. To go on: gpuopt train --resume {path}", signals[0])
+    seconds = training.seconds
+    final = training.evaluate()
+    result = Result(
+        folder=str(path),
+        backend=str(training.backend),
+        reason=training.backend.reason,
+        epochs=training.epoch,
+        steps=training.optimizer.steps,
+        train_loss=final["loss"],
+        train_accuracy=final["accuracy"],
+        test_loss=final.get("test_loss"),
+        test_accuracy=final.get("test_accuracy"),
+        seconds=round(seconds, 3),
+        stopped=training.stopped,
+    )
+    write_json(folder.summary, dataclasses.asdict(result))
+    return result
+
+
+@contextlib.contextmanager
+def _stopping(training: Training) -> Iterator[list[signal.Signals]]:
+    """Let Ctrl-C and SIGTERM stop the training after the current step; a second one leaves at once."""
+    caught: list[signal.Signals] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        caught.append(signal.Signals(signum))
+        training.stop(caught[0].name)
+        restore()
+
+    def restore() -> None:
+        for known, before in handlers.items():
+            signal.signal(known, before)
+
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
+        handlers = {known: signal.signal(known, handle) for known in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        restore()
