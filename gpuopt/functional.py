@@ -97,7 +97,7 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     tree, arrays = leaves.parameters(params, in_place=False)
     _, rules, groups = match(rule, tree)
     gradients = [
-        None if g is None else leaves.gradient(g, p, tree.name(i, "grads"))
+        None if g is None else leaves.gradient(g, p, tree, i)
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))
     ]
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}

@@ -116,7 +116,7 @@ class Optimizer:
         if new:
             for i in new:
                 if given[i] is not None:
-                    given[i] = leaves.gradient(given[i], self._arrays[i], self._tree.name(i, "grads"))
+                    given[i] = leaves.gradient(given[i], self._arrays[i], self._tree, i)
         scalars = [rule.at(self._steps) for rule in self._rules]
         if new:
             self._step.bind({i: given[i] for i in new})

@@ -57,13 +57,16 @@ _STEP = """\
 struct Coefficients {{ alignas(8) unsigned char bytes[{bytes}]; }};
 {updates}
 extern "C" __global__ void __launch_bounds__({threads})
-step(const long long* table, const long long* chunks, const __grid_constant__ Coefficients coefficients)
+step(const long long* table, const long long* gradients, const long long* chunks,
+     const __grid_constant__ Coefficients coefficients)
 {{
-    const long long* row = table + chunks[2 * blockIdx.x] * {columns};
+    const long long segment = chunks[2 * blockIdx.x];
+    const long long gradient = gradients[segment];
+    if (gradient == 0) return;  // left alone in this step
+    const long long* row = table + segment * {columns};
     const long long start = chunks[2 * blockIdx.x + 1];
     const long long rest = row[{LENGTH}] - start;
     const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
-    if (row[{GRADIENT}] == 0) return;  // left alone in this step
     const unsigned char* c = coefficients.bytes + row[{COEFFICIENTS}];
     switch (row[{VARIANT}]) {{
 {cases}
@@ -79,7 +82,7 @@ __device__ __forceinline__ void element{i}({arguments}, {coefficients})
     {body}
 }}
 
-__device__ __forceinline__ void update{i}(const long long* row, long long start, int n, const {T}* c)
+__device__ __forceinline__ void update{i}(const long long* row, long long gradient, long long start, int n, const {T}* c)
 {{
     {prologue}
     const bool aligned = (({alignment}) & 15) == 0;
@@ -107,11 +110,11 @@ def source(variants: tuple[Variant, ...]) -> str:
         columns=segments.SLOTS + max(len(v.program.slots) for v in variants),
         LENGTH=segments.LENGTH,
         CHUNK=segments.CHUNK,
-        GRADIENT=segments.GRADIENT,
         COEFFICIENTS=segments.COEFFICIENTS,
         VARIANT=segments.VARIANT,
         cases="\n".join(
-            f"    case {i}: update{i}(row, start, n, (const {_ctype(v)}*)c); break;" for i, v in enumerate(variants)
+            f"    case {i}: update{i}(row, gradient, start, n, (const {_ctype(v)}*)c); break;"
+            for i, v in enumerate(variants)
         ),
     )
 
@@ -124,8 +127,8 @@ def _update(i: int, variant: Variant) -> str:
     """The code of one variant: the element, and the loop over a chunk."""
     program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
     suffix, width = ("f", 4) if T == "float" else ("", 2)
-    arrays = {"p": segments.PARAMETER, "g": segments.GRADIENT}
-    arrays |= {slot: segments.SLOTS + k for k, slot in enumerate(program.slots)}
+    arrays = {"p": f"row[{segments.PARAMETER}]", "g": "gradient"}
+    arrays |= {slot: f"row[{segments.SLOTS + k}]" for k, slot in enumerate(program.slots)}
     written = ["p", *program.slots]
     lanes = "xyzw"[:width]
     count = len(program.coefficients)
@@ -160,7 +163,7 @@ def _update(i: int, variant: Variant) -> str:
         coefficients=", ".join(f"{T} c{k}" for k in range(count)) or "int",
         body=newline.join(body),
         prologue=newline.join(
-            [f"{T}* at_{name} = ({T}*)row[{column}] + start;" for name, column in arrays.items()]
+            [f"{T}* at_{name} = ({T}*){address} + start;" for name, address in arrays.items()]
             + [f"ASSUME_GLOBAL(at_{name});" for name in arrays]
             + [f"const {T} c{k} = c[{k}];" for k in range(count)]
         ),
@@ -232,20 +235,20 @@ class CUDAKernel:
         with self._device:
             self._function = _function(table.variants, device)
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
-        self._sent = table.rows.copy()
+            self._gradients = cupy.asarray(table.gradients)
+        self._sent = table.gradients.copy()
         # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
         self._coefficients = table.coefficients.view(np.dtype((np.void, segments.COEFFICIENT_BYTES)))
 
     def __call__(self) -> None:
         """Update every segment that has a gradient, on the current stream."""
         with self._device:
-            if not np.array_equal(self._sent, self._table.rows):
-                from cupy.cuda import get_current_stream
-
-                # From pageable memory, which CUDA stages before it returns: the rows may change again at once.
-                np.copyto(self._sent, self._table.rows)
-                self._rows.data.copy_from_host_async(self._sent.ctypes.data, self._sent.nbytes, get_current_stream())
-            self._function((len(self._chunks),), (THREADS,), (self._rows, self._chunks, self._coefficients))
+            if not np.array_equal(self._sent, self._table.gradients):
+                # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
+                np.copyto(self._sent, self._table.gradients)
+                self._gradients.data.copy_from_host_async(self._sent.ctypes.data, self._sent.nbytes)
+            arguments = (self._rows, self._gradients, self._chunks, self._coefficients)
+            self._function((len(self._chunks),), (THREADS,), arguments)
 
 
 def pointer(array: Any) -> int:

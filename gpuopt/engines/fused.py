@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpuopt.engines import cpu, cuda
-from gpuopt.engines.segments import GRADIENT, Segment, Table
+from gpuopt.engines.memory import same_strides
+from gpuopt.engines.segments import PARAMETER, Segment, Table
 from gpuopt.engines.trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from gpuopt.engines.memory import Layout
+    from gpuopt.engines.memory import Layout, Overlaps
     from gpuopt.rules.base import Rule
 
 
 def fusable(place: str) -> bool:
     """Whether there is a fused engine for a place (see `gpuopt.backends.place`)."""
     return place == "numpy" or place.startswith("cupy:")
-
-
-def address_in(place: str) -> Callable[[Any], int]:
-    """Return the function that tells where an array of that place begins."""
-    return cpu.pointer if place == "numpy" else cuda.pointer
 
 
 def zeros(place: str, layouts: Sequence[Layout]) -> list[Any]:
@@ -38,18 +36,36 @@ class FusedStep:
     place
         "numpy" or "cupy:N".
     leaves
-        For each leaf: its group, its parameter and its slots, all dense, with the same strides and dtype.
+        By a number of the caller's: group, parameter and slots, all dense, with the same strides and dtype.
     rules
         Of each group.
+    reach
+        All that a step may write to in this place.
 
     """
 
-    def __init__(self, place: str, leaves: Sequence[tuple[int, Any, Sequence[Any]]], rules: Sequence[Rule]) -> None:
-        address = address_in(place)
+    def __init__(
+        self,
+        place: str,
+        leaves: Mapping[int, tuple[int, Any, Iterable[Any]]],
+        rules: Sequence[Rule],
+        reach: Overlaps,
+    ) -> None:
+        self._address = cpu.pointer if place == "numpy" else cuda.pointer
         self._table = Table(
-            [Segment(p.size, group, str(p.dtype), (address(p), *map(address, slots))) for group, p, slots in leaves],
+            [
+                Segment(p.size, group, str(p.dtype), (self._address(p), *map(self._address, slots)))
+                for group, p, slots in leaves.values()
+            ],
             rules,
         )
+        self._rows = {i: row for row, i in enumerate(leaves)}
+        self._members = np.array(list(leaves))
+        self._parameters = [p for _, p, _ in leaves.values()]
+        self._sizes = np.array([p.nbytes for p in self._parameters])
+        self._addresses = [0] * len(leaves)
+        self._in_the_way: set[int] = set()
+        self._reach = reach
         self._kernel: Callable[[], None] = (
             cpu.CPUKernel(self._table) if place == "numpy" else cuda.CUDAKernel(self._table, _device(place))
         )
@@ -58,9 +74,35 @@ class FusedStep:
         """Whether the programs of these rules are the compiled ones."""
         return all(trace(rules[group]) == program for group, program in self._table.programs.items())
 
-    def bind(self, row: int, pointer: int) -> None:
-        """Take the gradient at this address from now on; 0 leaves the leaf alone."""
-        self._table.rows[row, GRADIENT] = pointer
+    def bind(self, gradients: Mapping[int, Any]) -> set[int]:
+        """Take these gradients from now on; None leaves a leaf alone.
+
+        Returns
+        -------
+        set of int
+            Those that cannot be read where they are: not laid out like their parameter, or in the way of this step,
+            which would write to them while it reads (a gradient may be its own parameter, but not another one's).
+
+        """
+        refused, moved = set(), False
+        for i, g in gradients.items():
+            row = self._rows.get(i)
+            if row is None:
+                continue
+            address, p = 0, self._parameters[row]
+            if g is not None:
+                if g.dtype == p.dtype and (g.strides == p.strides or same_strides(g, p)):
+                    address = self._address(g)
+                else:
+                    refused.add(i)
+            if address != self._addresses[row]:
+                self._addresses[row] = address
+                moved = True
+        if moved:
+            self._table.gradients[:] = starts = np.array(self._addresses)
+            in_the_way = self._reach(starts, starts + self._sizes) & (starts != self._table.rows[:, PARAMETER])
+            self._in_the_way = set(self._members[in_the_way].tolist())
+        return refused | (self._in_the_way & gradients.keys())
 
     def __call__(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Update all leaves that have a gradient; ``scalars``: of each group, what `Rule.at` gave."""

@@ -85,20 +85,20 @@ class Overlaps:
 
     def __init__(self, arrays: Sequence[Any]) -> None:
         bounds = sorted(byte_bounds(a) for a in arrays if 0 not in a.shape)
-        self._starts = np.array([start for start, _ in bounds], np.int64)
-        # An array with gaps may enclose others: an end counts for all that start before it.
-        self._ends = np.maximum.accumulate(np.array([end for _, end in bounds], np.int64))
+        self._starts = np.array([start for start, _ in bounds] or [0], np.int64)
+        # An array with gaps may enclose others: an end counts for all that start after it, too.
+        self._ends = np.maximum.accumulate(np.array([end for _, end in bounds] or [0], np.int64))
 
-    def __call__(self, start: int, end: int) -> bool:
-        """Whether the bytes from ``start`` to ``end`` meet those of any array."""
-        before = int(np.searchsorted(self._starts, end))
-        return before > 0 and bool(self._ends[before - 1] > start)
+    def __call__(self, starts: Any, ends: Any) -> NDArray[np.bool_]:
+        """Whether the bytes from a start to its end meet those of any array, for many at once."""
+        before = np.searchsorted(self._starts, ends)
+        return np.asarray((before > 0) & (self._ends[before - 1] > starts) & (ends > starts))
 
 
 def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
     """Return the indices of two arrays that share an element, the same index twice if one does so with itself, or None."""
     for i, a in enumerate(arrays):
-        if any(stride == 0 and size > 1 for stride, size in zip(a.strides, a.shape, strict=True)):
+        if 0 not in a.shape and any(stride == 0 and size > 1 for stride, size in zip(a.strides, a.shape, strict=True)):
             return i, i
     shadows = [shadow(a) for a in arrays]
     reach = sorted((*np.lib.array_utils.byte_bounds(s), i) for i, s in enumerate(shadows) if s.size)

@@ -24,8 +24,8 @@ CHUNK = 4096
 COEFFICIENT_BYTES = 3584
 """Room for the coefficients of a step: they travel among a kernel's parameters, of which CUDA takes 4,096 bytes."""
 
-LENGTH, VARIANT, COEFFICIENTS, PARAMETER, GRADIENT, SLOTS = range(6)
-"""Columns of the table; the slots' pointers fill the rest. A gradient at address 0 leaves its segment alone."""
+LENGTH, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(5)
+"""Columns of the table; the slots' addresses fill the rest."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Table:
         The bodies that the kernel needs.
     rows
         int64 of shape (segments, columns).
+    gradients
+        int64 of shape (segments,): addresses, which may change at every step; 0 leaves a segment alone.
     chunks
         int64 of shape (chunks, 2): segment, first element.
     coefficients
@@ -86,7 +88,7 @@ class Table:
 
         self.rows = np.zeros((len(segments), SLOTS + max(len(v.program.slots) for v in self.variants)), np.int64)
         for row, s in zip(self.rows, segments, strict=True):
-            row[:GRADIENT] = (
+            row[:SLOTS] = (
                 s.length,
                 self.variants.index(Variant(programs[s.group], s.dtype)),
                 offsets[s.group, s.dtype],
@@ -94,11 +96,19 @@ class Table:
             )
             row[SLOTS : SLOTS + len(s.pointers) - 1] = s.pointers[1:]
 
+        self.gradients = np.zeros(len(segments), np.int64)
+
         counts = -(-self.rows[:, LENGTH] // CHUNK)
         first = np.repeat(np.cumsum(counts) - counts, counts)
         self.chunks = np.empty((int(counts.sum()), 2), np.int64)
         self.chunks[:, 0] = np.repeat(np.arange(len(segments)), counts)
         self.chunks[:, 1] = (np.arange(len(self.chunks)) - first) * CHUNK
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that a step reads and writes."""
+        moved = [np.dtype(v.dtype).itemsize * (3 + 2 * len(v.program.slots)) for v in self.variants]
+        return int(self.rows[:, LENGTH] @ np.array(moved)[self.rows[:, VARIANT]])
 
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Take the scalars of a step, for each group what `Rule.at` gave; each is rounded once, here."""

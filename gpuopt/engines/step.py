@@ -51,16 +51,6 @@ class Step:
         self._places = [backends.place(a) for a in arrays]
         self.slots = _with_new_slots(arrays, self._places, [rules[g].slots for g in groups], state)
         self._alone = [i for i, a in enumerate(arrays) if engine == "array" or not can_fuse(a, self._places[i])]
-        together = [i for i in range(len(arrays)) if i not in set(self._alone)]
-        self._fused: list[fused.FusedStep] = []
-        self._row: dict[int, tuple[fused.FusedStep, int]] = {}
-        for place in dict.fromkeys(self._places[i] for i in together):
-            members = [i for i in together if self._places[i] == place]
-            step = fused.FusedStep(
-                place, [(groups[i], arrays[i], list(self.slots[i].values())) for i in members], rules
-            )
-            self._fused.append(step)
-            self._row |= {i: (step, row) for row, i in enumerate(members)}
         for i in self._alone:  # what a rule cannot do shows now, before anything is changed
             array.try_out(rules[groups[i]], arrays[i])
         self._reach = {
@@ -70,6 +60,11 @@ class Step:
             for place in set(self._places)
             if fused.fusable(place)
         }
+        together = sorted(set(range(len(arrays))) - set(self._alone))
+        self._fused = []
+        for place in dict.fromkeys(self._places[i] for i in together):
+            members = {i: (groups[i], arrays[i], self.slots[i].values()) for i in together if self._places[i] == place}
+            self._fused.append(fused.FusedStep(place, members, rules, self._reach[place]))
         self._copied: set[int] = set()
 
     def take(self, rules: Sequence[Rule]) -> bool:
@@ -82,42 +77,32 @@ class Step:
 
     def bind(self, gradients: Mapping[int, Any]) -> None:
         """Take note of gradients that are other arrays than in the step before; None leaves a leaf alone."""
-        for i, g in gradients.items():
-            self._copied.discard(i)
-            if g is not None and not self._usable_in_place(i, g):
-                self._copied.add(i)
-            elif i in self._row:
-                self._point(i, g)
+        self._copied -= gradients.keys()
+        for step in self._fused:
+            self._copied |= step.bind(gradients)
+        self._copied |= {i for i in self._alone if gradients.get(i) is not None and self._is_touched(i, gradients[i])}
 
     def __call__(self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]]) -> None:
         """Update every leaf whose gradient is not None; ``scalars``: of each group, what `Rule.at` gave."""
-        if self._copied or self._alone:
-            gradients = [self._copy(i, g) if i in self._copied else g for i, g in enumerate(gradients)]
-            for i in self._copied & self._row.keys():
-                self._point(i, gradients[i])
+        if self._copied:
+            copies = {i: self._copy(i, gradients[i]) for i in self._copied}
+            gradients = [copies.get(i, g) for i, g in enumerate(gradients)]
+            for step in self._fused:
+                step.bind(copies)
         writes = [self._update_alone(i, gradients[i], scalars) for i in self._alone if gradients[i] is not None]
         for step in self._fused:
             step(scalars)
         for write in writes:
             write()
 
-    def _point(self, i: int, g: Any) -> None:
-        step, row = self._row[i]
-        step.bind(row, 0 if g is None else fused.address_in(self._places[i])(g))
-
-    def _usable_in_place(self, i: int, g: Any) -> bool:
-        """Whether the gradient can be read where it is: laid out like its parameter, and not touched by this step."""
+    def _is_touched(self, i: int, g: Any) -> bool:
+        """Whether a step could write to the gradient of a leaf that is updated alone, before it is read."""
         p, place = self._arrays[i], self._places[i]
         if place not in self._reach:
-            return True  # such leaves are computed before anything is written
-        same = g.dtype == p.dtype and memory.same_strides(g, p)
-        if i in self._row and not same:
-            return False
-        address = fused.address_in(place)
-        if same and address(g) == address(p):
-            return True  # its own parameter: each element is read before it is written
-        start, end = (address(g), address(g) + g.nbytes) if i in self._row else memory.byte_bounds(g)
-        return not self._reach[place](start, end)
+            return False  # such leaves are computed before anything is written
+        (start, end), own = memory.byte_bounds(g), memory.byte_bounds(p)
+        itself = (start, end) == own and g.dtype == p.dtype and memory.same_strides(g, p)
+        return not itself and bool(self._reach[place](start, end))
 
     def _copy(self, i: int, g: Any) -> Any:
         """The gradient, cast and laid out like its parameter."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Real
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -128,16 +129,29 @@ class Rule:
         0.25
 
         """
-        h: dict[str, Any] = {}
-        for name in self.hyperparameters():
-            value = getattr(self, name)
-            h[name] = self._validated(name, value(step), step) if callable(value) else value
+        h = dict(self._numbers)
+        for name, schedule in self._schedules.items():
+            h[name] = self._validated(name, schedule(step), step)
         h["t"] = step + 1
-        return {**h, **self.coefficients(SimpleNamespace(**h))}
+        h.update(self.coefficients(SimpleNamespace(**h)))
+        return h
+
+    @cached_property
+    def _numbers(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in self.hyperparameters()}
+        return {name: value for name, value in given.items() if not callable(value)}
+
+    @cached_property
+    def _schedules(self) -> dict[str, Callable[[int], float]]:
+        given = {name: getattr(self, name) for name in self.hyperparameters()}
+        return {name: value for name, value in given.items() if callable(value)}
 
     def _validated(self, name: str, value: Any, step: int | None = None) -> Any:
         """Check a value given for a hyperparameter, or what its schedule gave at ``step``; a number becomes a float."""
         declared = type(self).__dataclass_fields__[name]
+        low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
+        if type(value) is float and low <= value < high and value != -math.inf:
+            return value  # the common case first: a schedule is asked at every step
         where = f"{type(self).__name__}: {name}" + ("" if step is None else f" at step {step}, by its schedule")
         if declared.type in ("bool", bool):
             if isinstance(value, bool):
@@ -148,7 +162,6 @@ class Rule:
         if isinstance(value, bool) or not isinstance(value, Real):
             given = f"{value!r} ({type(value).__name__})"
             raise TypeError(f"{where}: got {given}, expected a number" + (" or a schedule" if step is None else ""))
-        low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
         if not (math.isfinite(value) and low <= value < high):
             opening = "(" if low == -math.inf else "["
             raise ValueError(f"{where}: got {float(value)}, expected a number in {opening}{low}, {high})")
