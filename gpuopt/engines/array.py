@@ -46,7 +46,7 @@ def assign(target: Any, source: Any) -> None:
 
 
 def update(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
-    """Return the new parameter and slots; nothing is changed. The gradient is cast to the parameter's dtype.
+    """Return the new parameter and slots, all of them new arrays. The gradient is cast to the parameter's dtype.
 
     Raises
     ------
@@ -65,7 +65,13 @@ def update(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str,
     for what, new in {"p": new_p, **new_slots}.items():
         if new.dtype != p.dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
-    return new_p, {slot: new_slots[slot] for slot in slots}
+
+    def own(new: Any) -> Any:
+        """A copy of what came in, as it is about to be written over: a rule may keep the parameter in a slot."""
+        return xp.asarray(new, copy=True) if any(new is old for old in (p, g, *slots.values())) else new
+
+    with current(p):
+        return own(new_p), {slot: own(new_slots[slot]) for slot in slots}
 
 
 def update_numpy(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> None:

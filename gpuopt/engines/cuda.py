@@ -242,6 +242,8 @@ class CUDAKernel:
 
     def __call__(self) -> None:
         """Update every segment that has a gradient, on the current stream."""
+        if not len(self._chunks):
+            return  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         with self._device:
             if not np.array_equal(self._sent, self._table.gradients):
                 # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
