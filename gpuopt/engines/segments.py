@@ -24,7 +24,7 @@ CHUNK = 4096
 COEFFICIENT_BYTES = 3584
 """Room for the coefficients of a step: they travel among a kernel's parameters, of which CUDA takes 4,096 bytes."""
 
-LENGTH, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(5)
+LENGTH, ITEMSIZE, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(6)
 """Columns of the table; the slots' addresses fill the rest."""
 
 
@@ -59,6 +59,8 @@ class Table:
         int64 of shape (segments, columns).
     gradients
         int64 of shape (segments,): addresses, which may change at every step; 0 leaves a segment alone.
+    scales
+        float64 of shape (segments,): factors of the gradients, for programs that have one.
     chunks
         int64 of shape (chunks, 2): segment, first element.
     coefficients
@@ -90,6 +92,7 @@ class Table:
         for row, s in zip(self.rows, segments, strict=True):
             row[:SLOTS] = (
                 s.length,
+                np.dtype(s.dtype).itemsize,
                 self.variants.index(Variant(programs[s.group], s.dtype)),
                 offsets[s.group, s.dtype],
                 s.pointers[0],
@@ -97,6 +100,7 @@ class Table:
             row[SLOTS : SLOTS + len(s.pointers) - 1] = s.pointers[1:]
 
         self.gradients = np.zeros(len(segments), np.int64)
+        self.scales = np.ones(len(segments))
 
         counts = -(-self.rows[:, LENGTH] // CHUNK)
         first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -107,8 +111,8 @@ class Table:
     @property
     def traffic(self) -> int:
         """Bytes that a step reads and writes."""
-        moved = [np.dtype(v.dtype).itemsize * (3 + 2 * len(v.program.slots)) for v in self.variants]
-        return int(self.rows[:, LENGTH] @ np.array(moved)[self.rows[:, VARIANT]])
+        arrays = np.array([3 + 2 * len(v.program.slots) for v in self.variants])[self.rows[:, VARIANT]]
+        return int((self.rows[:, LENGTH] * self.rows[:, ITEMSIZE]) @ arrays)
 
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Take the scalars of a step, for each group what `Rule.at` gave; each is rounded once, here."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ARITHMETIC = ("add", "sub", "mul", "truediv")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 LOGIC = ("and", "or", "not")
+SCALE = "_scale"
+"""The scalar that differs from leaf to leaf: by it a gradient is multiplied whose norm is clipped."""
 INEXACT = ("exp", "log", "tanh")
 """Functions of the mathematical library, which differ in the last bits from one platform to the next."""
 
@@ -85,7 +87,9 @@ def trace(rule: Rule) -> Program:
     if {"p", "g"} & set(rule.slots):
         raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
     slots = {name: tape.load(name) for name in rule.slots}
-    h = {name: Scalar(tape, "hyper", name) for name in rule.at(0)}
+    h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in rule.at(0)}
+    if SCALE in h:
+        h[SCALE] = Symbol(tape, "scale")
     new_p, new_slots = rule.update(
         Namespace(tape), tape.load("p"), tape.load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
     )

@@ -1,0 +1,295 @@
+"""Traced programs as CUDA C++: one kernel that updates, one that looks at the gradients before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuopt.engines import guard, segments
+from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
+
+if TYPE_CHECKING:
+    from gpuopt.engines.segments import Variant
+
+SKIP, SKIPPED, NORM, SCALES = range(4)
+"""Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, the scales."""
+
+CLIPS = (None, "norm", "global_norm")
+STICKY = 2
+"""To leave out every step after a bad one, too, until the host has seen it."""
+
+_OPERATIONS = {
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "truediv": "{0} / {1}",
+    "neg": "-{0}",
+    "sqrt": "sqrt{s}({0})",
+    "abs": "fabs{s}({0})",
+    **{name: name + "{s}({0})" for name in INEXACT},
+    **dict(
+        zip(
+            COMPARISONS, ("{0} < {1}", "{0} <= {1}", "{0} > {1}", "{0} >= {1}", "{0} == {1}", "{0} != {1}"), strict=True
+        )
+    ),
+    "and": "{0} && {1}",
+    "or": "{0} || {1}",
+    "not": "!{0}",
+    "where": "{0} ? {1} : {2}",
+}
+
+_STEP = """\
+#ifdef __CUDACC__
+#define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // addresses come from memory: say what they are
+#else
+#define ASSUME_GLOBAL(pointer)
+#endif
+struct Coefficients {{ alignas(8) unsigned char bytes[{bytes}]; }};
+{updates}
+extern "C" __global__ void __launch_bounds__({threads})
+step(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
+     const __grid_constant__ Coefficients coefficients)
+{{
+    if (verdict[{SKIP}] != 0) return;
+    const long long segment = chunks[2 * blockIdx.x];
+    const long long gradient = gradients[segment];
+    if (gradient == 0) return;  // left alone in this step
+    const double scale = verdict[{SCALES} + segment];
+    const long long* row = table + segment * {columns};
+    const long long start = chunks[2 * blockIdx.x + 1];
+    const long long rest = row[{LENGTH}] - start;
+    const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
+    const unsigned char* c = coefficients.bytes + row[{COEFFICIENTS}];
+    switch (row[{VARIANT}]) {{
+{cases}
+    }}
+}}
+"""
+
+# The main loop moves 16 bytes of each array at a time; the rest of a chunk, or all of it where an array does not start
+# at a multiple of 16 bytes, goes element by element.
+_UPDATE = """
+__device__ __forceinline__ void element{i}({arguments}, {coefficients})
+{{
+    {body}
+}}
+
+__device__ __forceinline__ void update{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c)
+{{
+    {prologue}
+    const bool aligned = (({alignment}) & 15) == 0;
+    const int whole = aligned ? n / {width} * {width} : 0;
+    for (int i = threadIdx.x * {width}; i < whole; i += {threads} * {width}) {{
+        {loads}
+        {elements}
+        {stores}
+    }}
+    for (int i = whole + threadIdx.x; i < n; i += {threads}) {{
+        {T} {scalars};
+        element{i}({names}, {values});
+        {writes}
+    }}
+}}
+"""
+
+
+def source(variants: tuple[Variant, ...]) -> str:
+    """CUDA C++ of the kernel that knows these variants."""
+    return _STEP.format(
+        bytes=segments.COEFFICIENT_BYTES,
+        threads=guard.LANES,
+        updates="".join(_update(i, variant) for i, variant in enumerate(variants)),
+        columns=segments.SLOTS + max(len(v.program.slots) for v in variants),
+        LENGTH=segments.LENGTH,
+        CHUNK=segments.CHUNK,
+        SKIP=SKIP,
+        SCALES=SCALES,
+        COEFFICIENTS=segments.COEFFICIENTS,
+        VARIANT=segments.VARIANT,
+        cases="\n".join(
+            f"    case {i}: update{i}(row, gradient, scale, start, n, (const {_ctype(v)}*)c); break;"
+            for i, v in enumerate(variants)
+        ),
+    )
+
+
+def _ctype(variant: Variant) -> str:
+    return {"float32": "float", "float64": "double"}[variant.dtype]
+
+
+def _update(i: int, variant: Variant) -> str:
+    """The code of one variant: the element, and the loop over a chunk."""
+    program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
+    suffix, width = ("f", 4) if T == "float" else ("", 2)
+    arrays = {"p": f"row[{segments.PARAMETER}]", "g": "gradient"}
+    arrays |= {slot: f"row[{segments.SLOTS + k}]" for k, slot in enumerate(program.slots)}
+    written = ["p", *program.slots]
+    lanes = "xyzw"[:width]
+    constants = {f"c{k}": f"c[{k}]" for k in range(len(program.coefficients))}
+    if Node("scale", ()) in program.nodes:
+        constants["scale"] = f"({T})leaf_scale"
+
+    body, terms = [], []
+    for k, node in enumerate(program.nodes):
+        match node:
+            case Node("load", (name,)):
+                terms.append(f"a_{name}")
+            case Node("coefficient", (index,)):
+                terms.append(f"c{index}")
+            case Node("scale", ()):
+                terms.append("scale")
+            case Node("literal", (number,)):
+                terms.append(_literal(number, variant.dtype))
+            case Node(op, args):
+                kind = "bool" if op in (*COMPARISONS, "and", "or", "not") else T
+                body.append(f"const {kind} v{k} = " + _OPERATIONS[op].format(*[terms[a] for a in args], s=suffix) + ";")
+                terms.append(f"v{k}")
+    results = [terms[output] for output in program.outputs]
+    # Through locals of their own: one output may be another one's input.
+    body += [f"const {T} r{k} = {result};" for k, result in enumerate(results)]
+    body += [f"a_{name} = r{k};" for k, name in enumerate(written)]
+
+    values = ", ".join(constants) or "0"
+    vector = f"{T}{width}"
+    newline = "\n    "
+    return _UPDATE.format(
+        i=i,
+        T=T,
+        width=width,
+        threads=guard.LANES,
+        arguments=", ".join(f"{T}{'&' if name in written else ''} a_{name}" for name in arrays),
+        coefficients=", ".join(f"{T} {name}" for name in constants) or "int",
+        body=newline.join(body),
+        prologue=newline.join(
+            [f"{T}* at_{name} = ({T}*){address} + start;" for name, address in arrays.items()]
+            + [f"ASSUME_GLOBAL(at_{name});" for name in arrays]
+            + [f"const {T} {name} = {value};" for name, value in constants.items()]
+        ),
+        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in arrays),
+        loads=(newline + "    ").join(f"{vector} v_{name} = *({vector}*)(at_{name} + i);" for name in arrays),
+        elements=(newline + "    ").join(
+            f"element{i}({', '.join(f'v_{name}.{lane}' for name in arrays)}, {values});" for lane in lanes
+        ),
+        stores=(newline + "    ").join(f"*({vector}*)(at_{name} + i) = v_{name};" for name in written),
+        scalars=", ".join(f"s_{name} = at_{name}[i]" for name in arrays),
+        names=", ".join(f"s_{name}" for name in arrays),
+        values=values,
+        writes=" ".join(f"at_{name}[i] = s_{name};" for name in written),
+    )
+
+
+def _literal(number: str, dtype: str) -> str:
+    """A constant, rounded to its dtype."""
+    value = np.dtype(dtype).type(float.fromhex(number))
+    if dtype == "float32":
+        return f"__int_as_float(0x{value.view(np.int32) & 0xFFFFFFFF:08x})"
+    return f"__longlong_as_double(0x{value.view(np.int64) & 0xFFFFFFFFFFFFFFFF:016x}LL)"
+
+
+# See gpuopt.engines.guard. The last block to end adds up what all have found, and decides.
+_MEASURE = """\
+template <typename T>
+__device__ __forceinline__ void sum_of_squares(const T* g, int n, double scale, double* lanes, double* out)
+{
+    double sum = 0;
+    for (int i = threadIdx.x; i < n; i += LANES) {
+        const double x = (double)g[i] * scale;
+        sum += x * x;
+    }
+    lanes[threadIdx.x] = sum;
+    __syncthreads();
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) *out = lanes[0];
+}
+
+__device__ double root(const double* sums)
+{
+    if (sums[0] < TINY) return sqrt(sums[2]) * SMALL;
+    if (FINITE(sums[0])) return sqrt(sums[0]);
+    return sqrt(sums[1]) * LARGE;
+}
+
+extern "C" __global__ void __launch_bounds__(LANES)
+measure(const long long* table, long long columns, long long segments, const long long* gradients,
+        const long long* chunks, const long long* first_chunk, double* partials, double* sums, double* verdict, unsigned int* finished,
+        int clip, double limit, int skip)
+{
+    __shared__ double lanes[LANES];
+    __shared__ bool last;
+    if (skip == STICKY && verdict[SKIP] != 0) {  // an error is on its way: all is left as it was when it happened
+        if (blockIdx.x == 0 && threadIdx.x == 0) verdict[SKIPPED] += 1;
+        return;
+    }
+    const long long segment = chunks[2 * blockIdx.x], start = chunks[2 * blockIdx.x + 1];
+    const long long* row = table + segment * columns;
+    const long long rest = row[LENGTH] - start;
+    const int n = gradients[segment] == 0 ? 0 : rest < CHUNK ? (int)rest : CHUNK;
+    double* out = partials + 3 * blockIdx.x;
+    if (row[ITEMSIZE] == 4) {
+        sum_of_squares((const float*)gradients[segment] + start, n, 1.0, lanes, out);
+        if (threadIdx.x == 0) out[1] = out[2] = 0;
+    } else {
+        const double* g = (const double*)gradients[segment] + start;
+        sum_of_squares(g, n, 1.0, lanes, out);
+        sum_of_squares(g, n, SMALL, lanes, out + 1);
+        sum_of_squares(g, n, LARGE, lanes, out + 2);
+    }
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(finished, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    const volatile double* found = partials;
+    for (long long s = threadIdx.x; s < segments; s += LANES) {
+        double a = 0, b = 0, c = 0;
+        for (long long k = first_chunk[s]; k < first_chunk[s + 1]; ++k) { a += found[3 * k]; b += found[3 * k + 1]; c += found[3 * k + 2]; }
+        sums[3 * s] = a; sums[3 * s + 1] = b; sums[3 * s + 2] = c;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        double total[3] = {0, 0, 0};
+        bool finite = true;
+        for (long long s = 0; s < segments; ++s) {
+            for (int k = 0; k < 3; ++k) total[k] += sums[3 * s + k];
+            const double norm = root(sums + 3 * s);
+            finite = finite && FINITE(norm);
+        }
+        verdict[NORM] = root(total);
+        verdict[SKIP] = skip && !finite;
+        verdict[SKIPPED] += skip && !finite;
+        *finished = 0;
+    }
+    __syncthreads();
+    for (long long s = threadIdx.x; s < segments; s += LANES) {
+        const double norm = clip == GLOBAL_NORM ? verdict[NORM] : root(sums + 3 * s);
+        verdict[SCALES + s] = clip && norm > limit ? limit / norm : 1;
+    }
+}
+"""
+
+
+def measure() -> str:
+    """CUDA C++ of the kernel that looks at the gradients."""
+    constants = {
+        "LANES": guard.LANES,
+        "CHUNK": segments.CHUNK,
+        "LENGTH": segments.LENGTH,
+        "ITEMSIZE": segments.ITEMSIZE,
+        "SKIP": SKIP,
+        "SKIPPED": SKIPPED,
+        "NORM": NORM,
+        "SCALES": SCALES,
+        "GLOBAL_NORM": CLIPS.index("global_norm"),
+        "STICKY": STICKY,
+        "SMALL": _literal(guard.SCALES[1].hex(), "float64"),
+        "LARGE": _literal(guard.SCALES[2].hex(), "float64"),
+        "TINY": _literal(guard.TINY.hex(), "float64"),
+        "FINITE(x)": "((x) - (x) == 0)",
+    }
+    return "".join(f"#define {name} {value}\n" for name, value in constants.items()) + _MEASURE

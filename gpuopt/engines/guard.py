@@ -1,0 +1,110 @@
+"""Looking at all gradients before a step: their norms, whether they are finite, and what follows for the step.
+
+The sums of squares are taken in float64 and in one fixed order, so that they are the same bits on every engine: of a
+chunk, element ``k`` goes to lane ``k % 256``, each lane adds up in order, and the lanes are added by halves; chunks,
+then leaves, are added in order. A square of a float32 neither overflows nor vanishes in float64. For float64 gradients
+two more sums are taken, of the elements scaled by powers of two, and the one that did neither is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LANES = 256
+SCALES = (1.0, 2.0**-600, 2.0**600)
+"""Of the elements, for each of the three sums."""
+TINY = 2.0**-900
+"""Below this a sum of squares may have lost elements."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is looked for.
+
+    Attributes
+    ----------
+    clip
+        Whether gradients are scaled down by their leaf's norm, by the norm of all, or not.
+    skip
+        Whether a step with a NaN or an infinity in a gradient is left out.
+
+    """
+
+    clip: Literal["norm", "global_norm"] | None
+    skip: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes
+    ----------
+    norm
+        Of all gradients together.
+    scales
+        Of each leaf, what its gradient is to be multiplied by.
+    finite
+        Of each leaf, whether its gradient is.
+
+    """
+
+    norm: float
+    scales: NDArray[np.float64]
+    finite: NDArray[np.bool_]
+
+
+def judge(sums: NDArray[np.float64], clip: str | None, limit: float) -> Verdict:
+    """Draw the conclusions.
+
+    Parameters
+    ----------
+    sums
+        Of each leaf the three sums of squares, of shape (leaves, 3); of a leaf without gradient, 0.
+    clip, limit
+        How and to which norm gradients are scaled down.
+
+    """
+    with np.errstate(all="ignore"):
+        total = np.cumsum(sums, axis=0)[-1:]  # in order, unlike numpy.sum
+        norms, norm = root(sums), root(total)[0]
+        measured = np.full(len(sums), norm) if clip == "global_norm" else norms
+        scales = np.where(measured > limit, limit / measured, 1.0) if clip else np.ones(len(sums))
+    return Verdict(float(norm), scales, np.isfinite(norms))
+
+
+def root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the root of the sum of squares that neither overflowed nor vanished; NaN and infinity stay."""
+    plain, of_large, of_small = (sums[..., k] for k in range(3))
+    large, small = np.sqrt(of_large) * 2.0**600, np.sqrt(of_small) * 2.0**-600
+    return np.where(plain < TINY, small, np.where(np.isfinite(plain), np.sqrt(plain), large))
+
+
+def sums_of_squares(g: Any, *, double: bool) -> NDArray[np.float64]:
+    """Return the three sums of a NumPy array, the two scaled ones only for float64; the reference of the kernels."""
+    from gpuopt.engines.segments import CHUNK
+
+    flat = g.reshape(-1, order="A")
+    total = np.zeros(3)
+    with np.errstate(all="ignore"):
+        for start in range(0, flat.size, CHUNK):
+            lanes = np.zeros(CHUNK)
+            chunk = flat[start : start + CHUNK]
+            for k in range(3 if double else 1):
+                lanes[: chunk.size] = np.square(chunk.astype(np.float64) * SCALES[k])
+                lanes[chunk.size :] = 0
+                total[k] += _halved(np.cumsum(lanes.reshape(-1, LANES), axis=0)[-1])
+    return total
+
+
+def _halved(lanes: NDArray[np.float64]) -> np.float64:
+    while lanes.size > 1:
+        half = lanes.size // 2
+        lanes = lanes[:half] + lanes[half:]
+    return lanes[0]  # type: ignore[no-any-return]

@@ -1,0 +1,63 @@
+"""Helper threads for large work, and when work is large."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WORTH_A_THREAD = 4 << 20
+"""Bytes of memory traffic: to wake a thread takes as long as to move about so many."""
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _threads() -> ThreadPoolExecutor:
+    """Return the helpers of the calling thread, one for each further processor that this process may use."""
+    global _pool  # noqa: PLW0603
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(1, _processors() - 1), thread_name_prefix="gpuopt")
+    return _pool
+
+
+def _forget_threads() -> None:
+    global _pool  # noqa: PLW0603
+    _pool = None
+
+
+@cache
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)  # threads do not survive a fork; their pool must not either
+
+
+def workers_for(traffic: int) -> int:
+    """Return how many threads are worth their waking for so many bytes of memory traffic."""
+    return max(1, min(_processors(), traffic // _WORTH_A_THREAD))
+
+
+def share_out(work: Callable[[int, int], None], items: int, workers: int) -> None:
+    """Call ``work(begin, end)`` for all of ``items``, in the calling thread and in ``workers - 1`` more."""
+    if workers == 1:
+        work(0, items)
+        return
+    # Small shares taken in turn, so that a processor that is busy with other things holds nobody up.
+    share = -(-items // (8 * workers))
+    starts = count(0, share)
+
+    def take_shares() -> None:
+        while (begin := next(starts)) < items:
+            work(begin, min(begin + share, items))
+
+    helpers = [_threads().submit(take_shares) for _ in range(workers - 1)]
+    take_shares()
+    for helper in helpers:
+        helper.result()
