@@ -110,6 +110,7 @@ class Table:
         moved = [np.dtype(v.dtype).itemsize * (3 + 2 * len(v.program.slots)) for v in self.variants]
         return int(self.rows[:, LENGTH] @ np.array(moved)[self.rows[:, VARIANT]])
 
+    @np.errstate(all="ignore")
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Take the scalars of a step, for each group what `Rule.at` gave; each is rounded once, here."""
         for group, program, lane in self._lanes:
