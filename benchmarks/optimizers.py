@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import gpuopt
 from benchmarks import fresh, peers
 from benchmarks.timing import duration, in_turn, machine, table, versions
 
@@ -151,7 +152,7 @@ def chart(timings: Timings, path: Path) -> None:
             axes.set(xscale="log", xlim=(min(0.5, *factors), 4 * max(factors)), title=f"{rule}, {shown(shape)}")
             axes.tick_params(labelsize=7)
             axes.title.set_size(9)
-    figure.suptitle("Time of a step, in units of gpuopt's fused engine")
+    figure.supxlabel("a step, in units of gpuopt's fused engine")
     figure.savefig(path, dpi=120)
 
 
@@ -215,9 +216,10 @@ def main() -> None:
 
     threads = _set_threads(options.threads)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: ask for huge pages, as NumPy does of itself
-    installed = versions("gpuopt", "numpy", "torch", "jax", "optax")
+    installed = versions("numpy", "torch", "jax", "optax")
     about = machine()
     print(f"{about['processor']}, {threads} threads, load {about['load']}, float32, {options.repeat} samples each")
+    print(f"gpuopt {gpuopt.__version__}", end=", ")
     print(", ".join(f"{name} {version or 'is not installed: left out'}" for name, version in installed.items()))
     print(
         f"{LIMIT}: a rule without arithmetic but with the same arrays; {NUMPY_LIMIT}: the same reads and writes by NumPy"
@@ -234,7 +236,7 @@ def main() -> None:
     goals = ratio_goals(timings) + ([] if options.no_processes else process_goals())
     rows = [(g.what, f"{g.measured:.3f}", f"{g.at_most}", "yes" if g.met else "NO") for g in goals]
     print(f"\n{table(('goals', 'measured', 'at most', 'met'), rows)}\n")
-    about |= {"threads": threads, "versions": installed, "repeat": options.repeat}
+    about |= {"threads": threads, "versions": {"gpuopt": gpuopt.__version__} | installed, "repeat": options.repeat}
     save(
         options.out,
         "optimizers",

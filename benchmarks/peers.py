@@ -44,11 +44,14 @@ def leaves(shape: tuple[int, int], seed: int) -> Arrays:
 # Ours
 
 
-def ours(rule: gpuopt.Rule, shape: tuple[int, int], engine: Any, *, new_gradients: bool = False) -> Step:
-    """One step; with ``new_gradients``, every step gets other arrays than the one before."""
-    optimizer = gpuopt.Optimizer(leaves(shape, 0), rule, engine=engine)
-    gradients = [leaves(shape, 1), leaves(shape, 2)] if new_gradients else [leaves(shape, 1)]
-    in_turn = cycle(gradients)
+def ours(rule: gpuopt.Rule, shape: tuple[int, int], engine: Any, *, new_gradients: bool = False, xp: Any = np) -> Step:
+    """One step; with ``new_gradients``, every step gets other arrays than the one before; ``xp``: NumPy or CuPy."""
+
+    def arrays(seed: int) -> list[Any]:
+        return [xp.asarray(a) for a in leaves(shape, seed)]
+
+    optimizer = gpuopt.Optimizer(arrays(0), rule, engine=engine)
+    in_turn = cycle([arrays(1), arrays(2)] if new_gradients else [arrays(1)])
     return lambda: optimizer.step(next(in_turn))
 
 
