@@ -36,7 +36,8 @@ def current(x: Any) -> AbstractContextManager[object]:
 def assign(target: Any, source: Any) -> None:
     """Write the values of an array of any library and device into ``target``, cast to its dtype."""
     if is_numpy(target):
-        np.copyto(target, to_numpy(source), casting="unsafe")
+        with np.errstate(all="ignore"):
+            np.copyto(target, to_numpy(source), casting="unsafe")
         return
     xp = namespace(target)
     with current(target):
@@ -67,13 +68,14 @@ def update(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str,
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
 
     def own(new: Any) -> Any:
-        """A copy of what came in, as it is about to be written over: a rule may keep the parameter in a slot."""
-        return xp.asarray(new, copy=True) if any(new is old for old in (p, g, *slots.values())) else new
+        """An array (NumPy makes scalars of those without axes), a copy if it is what came in, soon to be written over."""
+        return xp.asarray(new, copy=True if any(new is old for old in (p, g, *slots.values())) else None)
 
     with current(p):
         return own(new_p), {slot: own(new_slots[slot]) for slot in slots}
 
 
+@np.errstate(all="ignore")  # for the casts that nditer makes
 def update_numpy(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> None:
     """Update NumPy arrays in place, block by block, whatever their strides; the gradient is cast to the parameter's dtype.
 

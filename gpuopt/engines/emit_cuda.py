@@ -180,11 +180,12 @@ def _update(i: int, variant: Variant) -> str:
 
 
 def _literal(number: str, dtype: str) -> str:
-    """A constant, rounded to its dtype."""
-    value = np.dtype(dtype).type(float.fromhex(number))
+    """A constant, rounded to its dtype: its bits."""
+    with np.errstate(all="ignore"):
+        value = np.dtype(dtype).type(float.fromhex(number))
     if dtype == "float32":
-        return f"__int_as_float(0x{value.view(np.int32) & 0xFFFFFFFF:08x})"
-    return f"__longlong_as_double(0x{value.view(np.int64) & 0xFFFFFFFFFFFFFFFF:016x}LL)"
+        return f"__int_as_float(0x{value.view(np.uint32):08x})"
+    return f"__longlong_as_double(0x{value.view(np.uint64):016x})"
 
 
 # See gpuopt.engines.guard. The last block to end adds up what all have found, and decides.

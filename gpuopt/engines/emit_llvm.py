@@ -152,7 +152,8 @@ def _update(i: int, variant: Variant) -> str:
 
 def _literal(number: str, dtype: str) -> str:
     """A constant, rounded to its dtype; IR spells both dtypes as the bits of a double."""
-    return "0x" + struct.pack(">d", np.dtype(dtype).type(float.fromhex(number))).hex()
+    with np.errstate(all="ignore"):
+        return "0x" + struct.pack(">d", np.dtype(dtype).type(float.fromhex(number))).hex()
 
 _MEASURE = """
 declare i64 @llvm.smin.i64(i64, i64)

@@ -114,6 +114,7 @@ class Table:
         arrays = np.array([3 + 2 * len(v.program.slots) for v in self.variants])[self.rows[:, VARIANT]]
         return int((self.rows[:, LENGTH] * self.rows[:, ITEMSIZE]) @ arrays)
 
+    @np.errstate(all="ignore")
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Take the scalars of a step, for each group what `Rule.at` gave; each is rounded once, here."""
         for group, program, lane in self._lanes:

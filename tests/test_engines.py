@@ -1,0 +1,172 @@
+"""All engines give the same bits: any rule, dtype, shape, memory layout, gradient, on any device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from conformance import ROWS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spaces import DENSE, LAYOUTS, Host, Space, assert_same_bits, hard_values, opened
+from user_rules import USER_RULES
+
+import gpuopt
+from gpuopt import schedules
+from gpuopt.engines.trace import trace
+
+WAVE = schedules.cosine(0.5, steps=8, final=0.01)
+
+# Several rules at once, some of them twice and with schedules. There are few sets, since each is a kernel to compile.
+RULES: list[list[gpuopt.Rule]] = [
+    [row.make(lr=WAVE) for row in ROWS[:3]],
+    [row.make(lr=WAVE) for row in ROWS[3:]],
+    [ROWS[-1].make(), ROWS[0].make(), ROWS[-1].make(lr=WAVE, beta1=lambda step: 0.9 / (step + 1), eps=0.0)],
+    USER_RULES[:3],
+    USER_RULES[3:],
+]
+
+# Around multiples of the widest vector, and of a chunk; without axes; without elements; with axes of length 1.
+SHAPES = [(), (0,), (1,), (3,), (4,), (5,), (17,), (3, 0), (2, 3), (1, 7, 1), (3, 2, 4), (4095,), (4097,), (3, 4096)]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter and how its gradient comes: a layout of its own, None, or as the same array as before."""
+
+    group: int
+    dtype: str
+    shape: tuple[int, ...]
+    layout: str
+    gradients: tuple[tuple[str, str] | None, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Leaves, their rules, the number of steps, and the seed of all values."""
+
+    rules: list[gpuopt.Rule]
+    leaves: list[Leaf]
+    steps: int
+    seed: int
+
+    def params(self) -> dict[str, Host]:
+        """Values of the parameters."""
+        random = np.random.RandomState(self.seed)
+        return {f"{i}.g{a.group}": hard_values(random, a.shape, a.dtype) for i, a in enumerate(self.leaves)}
+
+    def gradients(self, step: int) -> list[Host | None]:
+        """Values of the gradients of a step."""
+        random = np.random.RandomState(self.seed + step + 1)
+        kinds = [a.gradients[step % len(a.gradients)] for a in self.leaves]
+        drawn = [hard_values(random, a.shape, k[0] if k else "f4") for a, k in zip(self.leaves, kinds, strict=True)]
+        return [g if kind else None for g, kind in zip(drawn, kinds, strict=True)]
+
+    def by_pattern(self) -> dict[str, gpuopt.Rule]:
+        """The rules that have leaves."""
+        return {f"*.g{group}": self.rules[group] for group in sorted({a.group for a in self.leaves})}
+
+    def run_on_copies(self) -> dict[str, Host]:
+        """What the pure functions make of it on NumPy arrays."""
+        params: Any = self.params()
+        state = gpuopt.init(self.by_pattern(), params)
+        for step in range(self.steps):
+            grads = dict(zip(params, self.gradients(step), strict=True))
+            params, state = gpuopt.update(self.by_pattern(), params, grads, state)
+        slots = {f"{p}/{slot}": x for slot, own in state.slots.items() for p, x in own.items() if x is not None}
+        return {name: np.asarray(x) for name, x in (params | slots).items()}
+
+    def run(self, space: Space, engine: Any) -> dict[str, Host]:
+        """What an optimizer makes of it."""
+        params = {
+            path: space.put(p, leaf.layout) for (path, p), leaf in zip(self.params().items(), self.leaves, strict=True)
+        }
+        opt = gpuopt.Optimizer(params, self.by_pattern(), engine=engine)
+        grads: list[Any] = [None] * len(self.leaves)
+        for step in range(self.steps):
+            for i, (g, leaf) in enumerate(zip(self.gradients(step), self.leaves, strict=True)):
+                kind = leaf.gradients[step % len(leaf.gradients)]
+                if g is None or kind is None:
+                    grads[i] = None
+                elif kind[1] == "reused" and grads[i] is not None and grads[i].dtype == g.dtype:
+                    with space.use():
+                        grads[i][...] = space.xp.asarray(g)
+                else:
+                    grads[i] = space.put(g, "C" if kind[1] == "reused" else kind[1])
+            opt.step(dict(zip(params, grads, strict=True)))
+        return space.got(opt)
+
+
+@st.composite
+def problems(draw: st.DrawFn, layouts: list[str]) -> Problem:
+    """Any problem. Its first leaves are always there, so that the kernel depends on the rules alone."""
+    rules = draw(st.sampled_from(RULES))
+    first = [Leaf(group, dtype, (2,), "C", (("f4", "C"),)) for group in range(len(rules)) for dtype in ("f4", "f8")]
+    kinds = st.none() | st.tuples(st.sampled_from(["f4", "f8", "i8"]), st.sampled_from([*LAYOUTS, "reused"]))
+    same = st.tuples(st.sampled_from(["f4", "f8"]), st.just("reused")).map(lambda kind: (kind,))
+    leaves = st.builds(
+        Leaf,
+        group=st.integers(0, len(rules) - 1),
+        dtype=st.sampled_from(["f4", "f8"]),
+        shape=st.sampled_from(SHAPES),
+        layout=st.sampled_from(layouts),
+        gradients=same | st.lists(kinds, min_size=1, max_size=3).map(tuple),
+    )
+    others = draw(st.lists(leaves, max_size=4))
+    return Problem(rules, first + others, draw(st.sampled_from([1, 3, 8])), draw(st.integers(0, 1000)))
+
+
+@settings(max_examples=60)
+@given(problems(list(LAYOUTS)))
+def test_on_numpy_fused_and_array_agree_to_the_bit(problem: Problem) -> None:
+    (numpy,) = opened("numpy")
+    expected = problem.run_on_copies()
+    assert_same_bits(problem.run(numpy, "array"), expected)
+    assert_same_bits(problem.run(numpy, "auto"), expected)
+    if all(a.layout in DENSE for a in problem.leaves):
+        assert_same_bits(problem.run(numpy, "fused"), expected)
+
+
+@settings(max_examples=25)
+@given(problems(DENSE))
+def test_on_cupy_fused_agrees_to_the_bit(problem: Problem) -> None:
+    for cupy in opened("cupy"):
+        assert_same_bits(problem.run(cupy, "fused"), problem.run_on_copies())
+
+
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: "-".join(type(rule).__name__ for rule in rules))
+def test_a_hundred_steps_agree_to_the_bit(rules: list[gpuopt.Rule], fused_space: Space) -> None:
+    leaves = [
+        Leaf(group, dtype, shape, "C", ((dtype, "reused"), None, (dtype, "C")))
+        for group in range(len(rules))
+        for dtype in ("f4", "f8")
+        for shape in ((2,), (1029,))
+    ]
+    problem = Problem(rules, leaves, 100, 7)
+    assert_same_bits(problem.run(fused_space, "fused"), problem.run_on_copies())
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_subnormals_are_kept(dtype: str, fused_space: Space) -> None:
+    smallest = np.finfo(dtype).smallest_subnormal
+    w = fused_space.put(np.array([3 * smallest, 0, -smallest], dtype))
+    gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0)).step(fused_space.put(np.array([smallest, -smallest, 0], dtype)))
+    np.testing.assert_array_equal(fused_space.get(w), np.array([2 * smallest, smallest, -smallest], dtype))
+
+
+@pytest.mark.parametrize("size", [1, 10_000, 70_000, 300_001])
+def test_sizes_that_are_shared_among_threads(size: int, fused_space: Space) -> None:
+    random = np.random.RandomState(0)
+    p, g = random.standard_normal((2, size)).astype("f4")
+    params = [fused_space.put(p), fused_space.put(p[:5])]
+    opt = gpuopt.Optimizer(params, gpuopt.Adam(), engine="fused")
+    expected, state = [p, p[:5]], gpuopt.init(gpuopt.Adam(), [p, p[:5]])
+    for k in range(3):
+        opt.step([fused_space.put(g * k), fused_space.put(g[:5])])
+        expected, state = gpuopt.update(gpuopt.Adam(), expected, [g * np.float32(k), g[:5]], state)
+    assert_same_bits(dict(enumerate(map(fused_space.get, params))), dict(enumerate(expected)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", [row.make() for row in ROWS], ids=[row.id for row in ROWS])
+def test_the_rules_of_the_package_are_exact(rule: gpuopt.Rule) -> None:
+    assert trace(rule).exact
