@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gpuopt import schedules
 from gpuopt.backends import Backend, BackendUnavailable, backend
 from gpuopt.functional import State, init, update
+from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules import SGD, AdaGrad, Adam, Hyper, RMSProp, Rule, bounded
 
@@ -22,6 +23,7 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "CheckpointError",
+    "Clip",
     "Hyper",
     "Optimizer",
     "RMSProp",
@@ -29,6 +31,9 @@ __all__ = [
     "State",
     "backend",
     "bounded",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
     "init",
     "load",
     "save",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import threading
 import weakref
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import leaves, schedules
 from gpuopt.backends import describe, place
 from gpuopt.engines.array import assign
+from gpuopt.engines.guard import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, can_fuse
+from gpuopt.engines.threads import uninterrupted
+from gpuopt.gradients import Clip, Clipped
 from gpuopt.rules.base import Hyper, Rule
 
 if TYPE_CHECKING:
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 
 Rules: TypeAlias = Rule | Mapping[str, Rule]
 """One rule, or several by glob."""
+Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
 class Optimizer:
@@ -36,6 +42,14 @@ class Optimizer:
     engine
         "auto" fuses the update of NumPy and CuPy arrays that fill their memory without gaps, and runs everything else
         on the arrays themselves; "array" does that for all of them; "fused" refuses what cannot be fused.
+
+    clip
+        How gradients are clipped: `clip_by_value`, `clip_by_norm` or `clip_by_global_norm`.
+    nonfinite
+        What a step does if a gradient has a NaN or an infinity. "ignore": what the formulas say. "skip": it changes
+        nothing, but counts as a step, for schedules and for Adam's bias correction too. "raise": it changes nothing and
+        raises FloatingPointError; a GPU is not waited for, there the error comes with one of the next steps, which
+        change nothing either, and ``steps`` is set back.
 
     Raises
     ------
@@ -58,11 +72,24 @@ class Optimizer:
 
     """
 
-    def __init__(self, params: Any, rule: Rules, *, engine: Engine = "auto") -> None:
-        if engine not in ENGINES:
-            raise ValueError(f"engine: {engine!r}, expected one of {', '.join(map(repr, ENGINES))}")
+    def __init__(
+        self,
+        params: Any,
+        rule: Rules,
+        *,
+        engine: Engine = "auto",
+        clip: Clip | None = None,
+        nonfinite: Nonfinite = "ignore",
+    ) -> None:
+        for name, value, known in (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE)):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
+        if clip is not None and not isinstance(clip, Clip):
+            raise TypeError(f"clip: {clip!r}, expected one such as gpuopt.clip_by_global_norm(1.0)")
         self._params = params
         self._engine = engine
+        self._clip = clip
+        self._nonfinite = nonfinite
         self._tree, self._arrays = leaves.parameters(params, in_place=True)
         if engine == "fused":
             _check_fusable(self._tree, self._arrays)
@@ -70,7 +97,8 @@ class Optimizer:
         self._patterns, self._original, self._groups = match(rule, self._tree)
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
-        self._steps = 0
+        self._steps = self._skipped = self._reported = 0
+        self._lock = threading.Lock()
         self._step = self._prepared(self._rules)
 
     @property
@@ -94,6 +122,19 @@ class Optimizer:
         rates = [rule.at(self._steps)["lr"] for rule in self._rules]
         return rates[0] if self._single else dict(zip(self._patterns, rates, strict=True))
 
+    @property
+    def gradient_norm(self) -> float:
+        """The Euclidean norm of all gradients of the last step together, before clipping.
+
+        NaN unless the optimizer clips by a norm or looks for non-finite gradients. A GPU is waited for.
+        """
+        return self._step.norm
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out for a gradient that was not finite. A GPU is waited for."""
+        return self._skipped + self._step.skipped
+
     def step(self, grads: Any) -> None:
         """Update all parameters in place.
 
@@ -107,23 +148,38 @@ class Optimizer:
         ------
         TypeError, ValueError
             If a gradient does not fit, or a schedule leaves its range. Nothing is changed then.
+        FloatingPointError
+            With ``nonfinite="raise"``, if a gradient has a NaN or an infinity. Nothing is changed then.
 
         """
         given = self._tree.leaves_of(grads, "grads")
-        # New arrays are told by identity: to look at every array at every step would cost more than to update many
-        # small leaves.
-        new = [i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g]
-        if new:
+        with self._lock:
+            self._raise_overdue()
+            # New arrays are told by identity: to look at every array at every step would cost more than to update many
+            # small leaves.
+            new = [i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g]
             for i in new:
                 if given[i] is not None:
                     given[i] = leaves.gradient(given[i], self._arrays[i], self._tree, i)
-        scalars = [rule.at(self._steps) for rule in self._rules]
-        if new:
-            self._step.bind({i: given[i] for i in new})
-            for i in new:
-                self._known[i] = _nothing if given[i] is None else weakref.ref(given[i])
-        self._step(given, scalars)
-        self._steps += 1
+            scalars = self._step.scalars(self._steps)
+            limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
+            if new:
+                self._step.bind({i: given[i] for i in new})
+                for i in new:
+                    self._known[i] = _nothing if given[i] is None else weakref.ref(given[i])
+            ready = self._step.ready(given)
+            bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
+            if bad and self._nonfinite == "raise":
+                raise self._bad_gradients(bad)
+            with uninterrupted():
+                if bad:
+                    self._skipped += 1
+                else:
+                    self._step(ready, scalars)
+                self._steps += 1
+                if self._nonfinite == "raise":
+                    self._step.report()
+                    self._reported = self._steps
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -163,7 +219,8 @@ class Optimizer:
         tuned = list(self._tuned)
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
-        self._take(self._rules_with(tuned), tuned)
+        with self._lock:
+            self._take(self._rules_with(tuned), tuned)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
@@ -176,8 +233,9 @@ class Optimizer:
             with the next step.
 
         """
+        self._raise_overdue(wait=True)
         rules = [
-            {"name": type(rule).__name__, "tuned": {name: _plain(value) for name, value in tuned.items()}}
+            {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
             for rule, tuned in zip(self._rules, self._tuned, strict=True)
         ]
         return {
@@ -226,33 +284,54 @@ class Optimizer:
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
-        self._take(rules, tuned)
-        for i, path in enumerate(self._tree.paths):
-            assign(self._arrays[i], state["params"][path])
-            for slot, own in self._step.slots[i].items():
-                assign(own, state["state"][path][slot])
-        self._steps = int(state["steps"])
+        with self._lock, uninterrupted():
+            self._take(rules, tuned)
+            for i, path in enumerate(self._tree.paths):
+                assign(self._arrays[i], state["params"][path])
+                for slot, own in self._step.slots[i].items():
+                    assign(own, state["state"][path][slot])
+            self._steps = int(state["steps"])
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        names = ("_params", "_engine", "_single", "_patterns", "_original", "_groups", "_tuned", "_steps")
-        return {name: getattr(self, name) for name in names} | {"slots": self._step.slots}
+        own = ("_tree", "_arrays", "_rules", "_step", "_known", "_lock")
+        return {name: value for name, value in vars(self).items() if name not in own} | {"slots": self._step.slots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
         vars(self).update({name: value for name, value in state.items() if name != "slots"})
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
         self._rules = self._rules_with(self._tuned)
+        self._lock = threading.Lock()
         self._step = self._prepared(self._rules, state["slots"])
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
         """Make the step for these rules, with the slots there are; every gradient counts as new again."""
-        step = Step(self._arrays, self._groups, rules, slots or [{} for _ in self._arrays], self._engine)
+        self._skipped += self._step.skipped if hasattr(self, "_step") else 0
+        by = None if self._clip is None or self._clip.by == "value" else self._clip.by
+        skip = self._nonfinite != "ignore"
+        guard = Guard(by, skip) if by or skip else None
+        slots = slots or [{} for _ in self._arrays]
         self._known: list[Any] = [_nothing] * len(self._arrays)
-        return step
+        return Step(self._arrays, self._groups, self._clipped(rules), slots, self._engine, guard)
+
+    def _clipped(self, rules: list[Rule]) -> list[Rule]:
+        return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
+
+    def _raise_overdue(self, *, wait: bool = False) -> None:
+        """Raise the error of a step that a GPU left out."""
+        overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
+        if overdue is not None:
+            skipped, bad = overdue
+            self._steps = self._reported - skipped
+            raise self._bad_gradients(bad)
+
+    def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
+        names = ", ".join(self._tree.name(i, "grads") for i in bad)
+        return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
 
     def _take(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> None:
-        if not self._step.take(rules):
+        if not self._step.take(self._clipped(rules)):
             self._step = self._prepared(rules, self._step.slots)
         self._rules, self._tuned = rules, tuned
 
@@ -264,7 +343,7 @@ class Optimizer:
         if not isinstance(steps := state.get("steps"), int) or steps < 0:
             problems.append(f"steps: {steps!r}, expected a number of steps")
         given = state.get("rules", {})
-        names = {pattern: type(rule).__name__ for pattern, rule in zip(self._patterns, self._rules, strict=True)}
+        names = {pattern: rule.name for pattern, rule in zip(self._patterns, self._rules, strict=True)}
         if {pattern: own["name"] for pattern, own in given.items()} != names:
             shown = {pattern: own["name"] for pattern, own in given.items()}
             problems.append(f"rules: {shown}, expected {names}")

@@ -60,7 +60,7 @@ def update(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str,
         if g.dtype != p.dtype:
             g = xp.astype(g, p.dtype)
         new_p, new_slots = rule.update(xp, p, g, SimpleNamespace(**slots), SimpleNamespace(**h))
-    name = type(rule).__name__
+    name = rule.name
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
     for what, new in {"p": new_p, **new_slots}.items():

@@ -78,7 +78,9 @@ class CPUKernel:
         partials = np.empty((len(table.chunks), 3))
         arrays = (table.gradients, table.chunks, partials)
         measure = partial(_measure(), table.rows.ctypes.data, table.rows.shape[1], *[a.ctypes.data for a in arrays])
-        threads.share_out(measure, len(table.chunks), threads.workers_for(int(table.rows[:, LENGTH] @ table.rows[:, ITEMSIZE])))
+        threads.share_out(
+            measure, len(table.chunks), threads.workers_for(int(table.rows[:, LENGTH] @ table.rows[:, ITEMSIZE]))
+        )
         sums = np.zeros((len(table.rows), 3))
         np.add.at(sums, table.chunks[:, 0], partials)  # in order, unlike other sums of NumPy
         return sums

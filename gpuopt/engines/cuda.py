@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.memory import Layout
-    from gpuopt.engines.segments import Table, Variant
+    from gpuopt.engines.segments import Table
 
 OPTIONS = ("-fmad=false", "-ftz=false")
 
@@ -79,6 +79,7 @@ class CUDAKernel:
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             self._verdict = cupy.zeros(emit_cuda.SCALES + len(table.rows))
+        self._report: tuple[Any, Any] | None = None
         self._measured: tuple[Any, ...] | None = None
         self._sent = table.gradients.copy()
         # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
@@ -107,7 +108,13 @@ class CUDAKernel:
                 first_chunk = np.searchsorted(self._table.chunks[:, 0], np.arange(len(self._table.rows) + 1))
                 partials = cupy.zeros((len(self._table.chunks), 3))
                 finished = cupy.zeros(1, np.uint32)
-                self._measured = (function, cupy.asarray(first_chunk), partials, cupy.zeros((len(first_chunk) - 1, 3)), finished)
+                self._measured = (
+                    function,
+                    cupy.asarray(first_chunk),
+                    partials,
+                    cupy.zeros((len(first_chunk) - 1, 3)),
+                    finished,
+                )
         function, first_chunk, partials, sums, finished = self._measured
         segments_, columns = (np.int64(n) for n in self._table.rows.shape)
         arrays = (self._gradients, self._chunks, first_chunk, partials, sums, self._verdict, finished)
@@ -117,7 +124,43 @@ class CUDAKernel:
     def sums(self) -> NDArray[np.float64]:
         """Return the sums of squares of every segment's gradient, of shape (segments, 3); waits for the device."""
         self.judge(None, 0.0, 0)
+        return self.sums_found()
+
+    def sums_found(self) -> NDArray[np.float64]:
+        """Return the sums that the last verdict was based on; waits for the device."""
         return self._measured[3].get() if self._measured else np.zeros((len(self._table.rows), 3))
+
+    def verdict(self) -> tuple[int, float]:
+        """Return how many steps were left out, and the norm of the last gradients; waits for the device."""
+        with self._device:
+            skipped, norm = self._verdict[emit_cuda.SKIPPED : emit_cuda.SCALES].get().tolist()
+        return int(skipped), norm
+
+    def report(self) -> None:
+        """Have the number of steps left out sent to the host, without waiting for it, unless it is on its way."""
+        import cupy
+
+        with self._device:
+            if self._report is None:
+                self._report = (cupy.cuda.alloc_pinned_memory(8), cupy.cuda.Event(disable_timing=True))
+            memory, event = self._report
+            (self._verdict.data + 8 * emit_cuda.SKIPPED).copy_to_host_async(memory.ptr, 8)
+            event.record()
+
+    def reported(self, *, wait: bool) -> int | None:
+        """How many steps were left out by the time of the report; None if there is none, or it is still on its way."""
+        if self._report is None:
+            return None
+        memory, event = self._report
+        if wait:
+            event.synchronize()
+        return int(np.frombuffer(memory, np.float64, 1)[0]) if event.done else None
+
+    def pardon(self) -> None:
+        """Forget that steps were left out."""
+        with self._device:
+            self._verdict[: emit_cuda.NORM] = 0
+        self._report = None
 
     def impose(self, scales: NDArray[np.float64]) -> None:
         """Take factors for the gradients from the host."""

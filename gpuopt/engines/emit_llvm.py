@@ -155,6 +155,7 @@ def _literal(number: str, dtype: str) -> str:
     with np.errstate(all="ignore"):
         return "0x" + struct.pack(">d", np.dtype(dtype).type(float.fromhex(number))).hex()
 
+
 _MEASURE = """
 declare i64 @llvm.smin.i64(i64, i64)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)

@@ -12,7 +12,9 @@ from gpuopt.engines.segments import PARAMETER, Segment, Table
 from gpuopt.engines.trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from gpuopt.engines.memory import Layout, Overlaps
     from gpuopt.rules.base import Rule
@@ -60,13 +62,13 @@ class FusedStep:
             rules,
         )
         self._rows = {i: row for row, i in enumerate(leaves)}
-        self._members = np.array(list(leaves))
+        self.members = np.array(list(leaves))
         self._parameters = [p for _, p, _ in leaves.values()]
         self._sizes = np.array([p.nbytes for p in self._parameters])
         self._addresses = [0] * len(leaves)
         self._in_the_way: set[int] = set()
         self._reach = reach
-        self._kernel: Callable[[], None] = (
+        self.kernel: cpu.CPUKernel | cuda.CUDAKernel = (
             cpu.CPUKernel(self._table) if place == "numpy" else cuda.CUDAKernel(self._table, _device(place))
         )
 
@@ -101,13 +103,21 @@ class FusedStep:
         if moved:
             self._table.gradients[:] = starts = np.array(self._addresses)
             in_the_way = self._reach(starts, starts + self._sizes) & (starts != self._table.rows[:, PARAMETER])
-            self._in_the_way = set(self._members[in_the_way].tolist())
+            self._in_the_way = set(self.members[in_the_way].tolist())
         return refused | (self._in_the_way & gradients.keys())
+
+    def measure(self, sums: NDArray[np.float64]) -> None:
+        """Fill in the sums of squares of the gradients of these leaves; see `gpuopt.engines.guard`."""
+        sums[self.members] = self.kernel.sums()
+
+    def impose(self, scales: NDArray[np.float64]) -> None:
+        """Take the factors of the gradients, of all leaves."""
+        self.kernel.impose(scales[self.members])
 
     def __call__(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Update all leaves that have a gradient; ``scalars``: of each group, what `Rule.at` gave."""
         self._table.set_coefficients(scalars)
-        self._kernel()
+        self.kernel()
 
 
 def _device(place: str) -> int:

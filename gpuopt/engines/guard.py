@@ -86,17 +86,16 @@ def root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(plain < TINY, small, np.where(np.isfinite(plain), np.sqrt(plain), large))
 
 
-def sums_of_squares(g: Any, *, double: bool) -> NDArray[np.float64]:
-    """Return the three sums of a NumPy array, the two scaled ones only for float64; the reference of the kernels."""
+def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the three sums of a flat NumPy array, the two scaled ones only for float64; the reference of the kernels."""
     from gpuopt.engines.segments import CHUNK
 
-    flat = g.reshape(-1, order="A")
     total = np.zeros(3)
     with np.errstate(all="ignore"):
         for start in range(0, flat.size, CHUNK):
             lanes = np.zeros(CHUNK)
             chunk = flat[start : start + CHUNK]
-            for k in range(3 if double else 1):
+            for k in range(3 if flat.dtype == np.float64 else 1):
                 lanes[: chunk.size] = np.square(chunk.astype(np.float64) * SCALES[k])
                 lanes[chunk.size :] = 0
                 total[k] += _halved(np.cumsum(lanes.reshape(-1, LANES), axis=0)[-1])

@@ -51,6 +51,13 @@ def same_strides(a: Any, b: Any) -> bool:
     )
 
 
+def in_memory_order(array: Any, like: Any) -> NDArray[Any]:
+    """Elements of a NumPy array, one after the other as those of ``like`` lie in memory (in C order if it has gaps)."""
+    strides = dense_layout(like).strides if hasattr(like, "strides") else ()
+    axes = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+    return np.asarray(array.transpose(axes) if axes else array).reshape(-1)
+
+
 def side_by_side(layouts: Sequence[Layout]) -> tuple[list[int], int]:
     """Offsets at which the arrays of these layouts fit into one buffer, and the size of that buffer, in bytes."""
     offsets, end = [], 0

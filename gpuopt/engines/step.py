@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
 
 from gpuopt import backends
 from gpuopt.engines import array, fused, memory
+from gpuopt.engines.cuda import CUDAKernel
+from gpuopt.engines.emit_cuda import STICKY
+from gpuopt.engines.guard import judge, root, sums_of_squares
+from gpuopt.engines.trace import SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from gpuopt.engines.guard import Guard
     from gpuopt.rules.base import Rule
 
 Engine: TypeAlias = Literal["auto", "array", "fused"]
@@ -31,6 +39,8 @@ class Step:
         What the slots of each leaf are already; those that the rule names and are not there start at 0.
     engine
         "auto", "array" or "fused".
+    guard
+        What to look for in the gradients before a step.
 
     Attributes
     ----------
@@ -46,7 +56,9 @@ class Step:
         rules: Sequence[Rule],
         state: Sequence[Mapping[str, Any]],
         engine: Engine,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard
         self._arrays, self._groups, self._rules = arrays, groups, rules
         self._places = [backends.place(a) for a in arrays]
         self.slots = _with_new_slots(arrays, self._places, [rules[g].slots for g in groups], state)
@@ -66,6 +78,11 @@ class Step:
             members = {i: (groups[i], arrays[i], self.slots[i].values()) for i in together if self._places[i] == place}
             self._fused.append(fused.FusedStep(place, members, rules, self._reach[place]))
         self._copied: set[int] = set()
+        self._scales = np.ones(len(arrays))
+        self._norm = math.nan
+        # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
+        only = self._fused[0].kernel if len(self._fused) == 1 and not self._alone else None
+        self._judge = only if isinstance(only, CUDAKernel) else None
 
     def take(self, rules: Sequence[Rule]) -> bool:
         """Go on with other hyperparameters, unless what is computed depends on them; return whether it does not."""
@@ -75,6 +92,10 @@ class Step:
             return True
         return False
 
+    def scalars(self, step: int) -> list[dict[str, float]]:
+        """Return what `Rule.at` gives for each group."""
+        return [rule.at(step) for rule in self._rules]
+
     def bind(self, gradients: Mapping[int, Any]) -> None:
         """Take note of gradients that are other arrays than in the step before; None leaves a leaf alone."""
         self._copied -= gradients.keys()
@@ -82,13 +103,80 @@ class Step:
             self._copied |= step.bind(gradients)
         self._copied |= {i for i in self._alone if gradients.get(i) is not None and self._is_touched(i, gradients[i])}
 
+    def ready(self, gradients: Sequence[Any]) -> Sequence[Any]:
+        """Return the gradients as they can be read during the step: copies of those that cannot where they are."""
+        if not self._copied:
+            return gradients
+        copies = {i: self._copy(i, gradients[i]) for i in self._copied}
+        for step in self._fused:
+            step.bind(copies)
+        return [copies.get(i, g) for i, g in enumerate(gradients)]
+
+    def look(self, gradients: Sequence[Any], limit: float, *, wait_for_host: bool) -> list[int]:
+        """Measure the gradients (of `ready`) and decide by how much they are scaled, and whether the step is left out.
+
+        Parameters
+        ----------
+        limit
+            The norm to clip to.
+        wait_for_host
+            Where a GPU decides by itself: after a step with a bad gradient, to leave out all others, too.
+
+        Returns
+        -------
+        list of int
+            Leaves whose gradient is not finite, for which the caller is not to go on; not known, and empty, where a GPU
+            decides by itself.
+
+        """
+        if self._guard is None:
+            return []
+        clip, skip = self._guard.clip, self._guard.skip
+        if self._judge is not None:
+            self._judge.judge(clip, limit, STICKY if wait_for_host else skip)
+            return []
+        sums = np.zeros((len(self._arrays), 3))
+        for step in self._fused:
+            step.measure(sums)
+        for i in self._alone:
+            if gradients[i] is not None:
+                flat = memory.in_memory_order(backends.to_numpy(gradients[i]), self._arrays[i])
+                sums[i] = sums_of_squares(flat.astype(str(self._arrays[i].dtype).rpartition(".")[2]))
+        verdict = judge(sums, clip, limit)
+        self._norm, self._scales = verdict.norm, verdict.scales
+        for step in self._fused:
+            step.impose(verdict.scales)
+        return np.flatnonzero(~verdict.finite).tolist() if skip else []
+
+    def report(self) -> None:
+        """Where a GPU decides by itself: have it tell, without waiting for it, whether it left a step out."""
+        if self._judge is not None:
+            self._judge.report()
+
+    def overdue(self, *, wait: bool = False) -> tuple[int, list[int]] | None:
+        """If a step was left out that was reported on: how many were by then, and the leaves that are to blame.
+
+        None if there was none, or if the report has not come yet and is not to be waited for.
+        """
+        reported = None if self._judge is None else self._judge.reported(wait=wait)
+        if self._judge is None or reported is None or reported == 0:
+            return None
+        bad = self._fused[0].members[~np.isfinite(root(self._judge.sums_found()))]
+        self._judge.pardon()
+        return reported, bad.tolist()
+
+    @property
+    def skipped(self) -> int:
+        """Steps that a GPU left out; it is waited for."""
+        return 0 if self._judge is None else self._judge.verdict()[0]
+
+    @property
+    def norm(self) -> float:
+        """Of all gradients of the last step that was looked at; NaN if none was."""
+        return self._norm if self._judge is None else self._judge.verdict()[1]
+
     def __call__(self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]]) -> None:
-        """Update every leaf whose gradient is not None; ``scalars``: of each group, what `Rule.at` gave."""
-        if self._copied:
-            copies = {i: self._copy(i, gradients[i]) for i in self._copied}
-            gradients = [copies.get(i, g) for i, g in enumerate(gradients)]
-            for step in self._fused:
-                step.bind(copies)
+        """Update every leaf whose gradient (of `ready`) is not None; ``scalars``: of each group, what `Rule.at` gave."""
         writes = [self._update_alone(i, gradients[i], scalars) for i in self._alone if gradients[i] is not None]
         for step in self._fused:
             step(scalars)
@@ -112,6 +200,8 @@ class Step:
 
     def _update_alone(self, i: int, g: Any, scalars: Sequence[Mapping[str, float]]) -> Callable[[], None]:
         rule, p, slots, h = self._rules[self._groups[i]], self._arrays[i], self.slots[i], scalars[self._groups[i]]
+        if SCALE in h:
+            h = {**h, SCALE: float(self._scales[i])}
         if self._places[i] == "numpy":
             return lambda: array.update_numpy(rule, p, g, slots, h)
         new_p, new_slots = array.update(rule, p, g, slots, h)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+# Without the enums of the signal module, which cost more than a small step.
+import _signal  # type: ignore[import-not-found]
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,3 +64,21 @@ def share_out(work: Callable[[int, int], None], items: int, workers: int) -> Non
     take_shares()
     for helper in helpers:
         helper.result()
+
+
+class uninterrupted:  # noqa: N801 - reads as what it does: ``with uninterrupted():``
+    """Have Ctrl-C wait until the end of the block, so that what is in it happens as a whole or not at all."""
+
+    def __enter__(self) -> None:
+        """Hold the signal back; only the main thread ever sees it."""
+        self._handler = None
+        self._held: list[Any] = []
+        if threading.current_thread() is threading.main_thread() and callable(_signal.getsignal(_signal.SIGINT)):
+            self._handler = _signal.signal(_signal.SIGINT, lambda *args: self._held.append(args))
+
+    def __exit__(self, *_: object) -> None:
+        """Deliver it."""
+        if self._handler is not None:
+            _signal.signal(_signal.SIGINT, self._handler)
+            if self._held and callable(self._handler):
+                self._handler(*self._held[0])

@@ -83,7 +83,7 @@ def trace(rule: Rule) -> Program:
         If the update branches on a value, calls what cannot be fused, or does not return its slots.
 
     """
-    tape = _Tape(type(rule).__name__)
+    tape = _Tape(rule.name)
     if {"p", "g"} & set(rule.slots):
         raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
     slots = {name: tape.load(name) for name in rule.slots}

@@ -80,6 +80,11 @@ class Rule:
         """Names of the state arrays; a subclass may simply say ``slots = ("m", "v")``."""
         return ()
 
+    @property
+    def name(self) -> str:
+        """What messages and checkpoints call it."""
+        return type(self).__name__
+
     def coefficients(self, h: SimpleNamespace) -> Mapping[str, float]:  # noqa: ARG002 - for subclasses
         """More scalars for ``update``, computed on the host once a step.
 
@@ -103,7 +108,7 @@ class Rule:
             Arithmetic on these alone is done on the host in float64 and rounded once to the arrays' dtype.
 
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no update")
+        raise NotImplementedError(f"{self.name} defines no update")
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -152,7 +157,7 @@ class Rule:
         low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
         if type(value) is float and low <= value < high and value != -math.inf:
             return value  # the common case first: a schedule is asked at every step
-        where = f"{type(self).__name__}: {name}" + ("" if step is None else f" at step {step}, by its schedule")
+        where = f"{self.name}: {name}" + ("" if step is None else f" at step {step}, by its schedule")
         if declared.type in ("bool", bool):
             if isinstance(value, bool):
                 return value

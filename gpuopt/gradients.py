@@ -1,0 +1,117 @@
+"""Clipping: a gradient that is too large is cut or scaled down, as a part of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from gpuopt.engines.trace import SCALE
+from gpuopt.rules.base import Array, Hyper, Rule, bounded
+
+By: TypeAlias = Literal["value", "norm", "global_norm"]
+
+
+@dataclass(frozen=True)
+class Limit(Rule):
+    """The limit of a clipping: checked, and scheduled, as every hyperparameter is."""
+
+    limit: Hyper = bounded(1.0, 0)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How gradients are clipped; made by `clip_by_value`, `clip_by_norm` and `clip_by_global_norm`."""
+
+    by: By
+    rule: Limit
+
+    def __repr__(self) -> str:
+        return f"clip_by_{self.by}({self.rule.limit!r})"
+
+
+def clip_by_value(limit: Hyper) -> Clip:
+    """Cut every element to ``[-limit, limit]``.
+
+    Parameters
+    ----------
+    limit
+        At least 0; a number or a schedule.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no such number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.zeros(2)
+    >>> opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), clip=gpuopt.clip_by_value(0.5))
+    >>> opt.step(np.array([0.25, -8.0]))
+    >>> w
+    array([-0.25,  0.5 ])
+
+    """
+    return Clip("value", Limit(limit))
+
+
+def clip_by_norm(limit: Hyper) -> Clip:
+    """Scale the gradient of a leaf down to the Euclidean norm ``limit``, if its own is larger.
+
+    Parameters, errors: as `clip_by_value`. The norm neither overflows nor underflows.
+    """
+    return Clip("norm", Limit(limit))
+
+
+def clip_by_global_norm(limit: Hyper) -> Clip:
+    """Scale all gradients down by one factor, so that their Euclidean norm together is at most ``limit``.
+
+    (Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.) Parameters, errors: as `clip_by_value`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.zeros(2)
+    >>> opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), clip=gpuopt.clip_by_global_norm(1.0))
+    >>> opt.step(np.array([3.0, -4.0]))
+    >>> w, opt.gradient_norm
+    (array([-0.6,  0.8]), 5.0)
+
+    """
+    return Clip("global_norm", Limit(limit))
+
+
+@dataclass(frozen=True)
+class Clipped(Rule):
+    """A rule that sees clipped gradients."""
+
+    rule: Rule
+    clip: Clip
+
+    def __post_init__(self) -> None:
+        """Both have been checked."""
+
+    @property
+    def name(self) -> str:
+        """Of the rule."""
+        return self.rule.name
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Of the rule."""
+        return self.rule.slots
+
+    def at(self, step: int) -> dict[str, float]:
+        """Of the rule; and the limit, or a place for each leaf's scale."""
+        clip = {"_limit": self.clip.rule.at(step)["limit"]} if self.clip.by == "value" else {SCALE: 1.0}
+        return self.rule.at(step) | clip
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        """See :meth:`Rule.update`."""
+        if self.clip.by == "value":
+            g = xp.where(g > h._limit, h._limit, xp.where(g < -h._limit, -h._limit, g))
+        else:
+            g = g * getattr(h, SCALE)
+        return self.rule.update(xp, p, g, s, h)

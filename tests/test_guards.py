@@ -1,0 +1,151 @@
+"""Clipping and non-finite gradients: every engine against NumPy in float64, and against each other to the bit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+
+if TYPE_CHECKING:
+    from spaces import Space
+
+SHAPES = {"a": (3,), "b": (70, 70), "c": (), "d": (0, 2), "e": (9001,)}
+CLIPS = {
+    "value": gpuopt.clip_by_value(0.5),
+    "norm": gpuopt.clip_by_norm(2.0),
+    "global_norm": gpuopt.clip_by_global_norm(2.0),
+    "scheduled": gpuopt.clip_by_global_norm(gpuopt.schedules.inverse_time(5.0, decay=0.5)),
+}
+
+
+def draw(seed: int, dtype: str, scale: float = 1.0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {name: np.asarray(rng.normal(size=shape) * scale, dtype) for name, shape in SHAPES.items()}
+
+
+def clipped(by: str, grads: dict[str, Any], step: int) -> dict[str, Any]:
+    """The formulas in float64."""
+    exact = {name: np.asarray(g, np.float64) for name, g in grads.items()}
+    norms = {name: float(np.linalg.norm(g)) for name, g in exact.items()}
+    total = math.hypot(*norms.values())
+    match by:
+        case "value":
+            return {name: np.clip(g, -0.5, 0.5) for name, g in exact.items()}
+        case "norm":
+            return {name: g * min(1.0, 2.0 / (norms[name] or 1.0)) for name, g in exact.items()}
+        case "global_norm":
+            return {name: g * min(1.0, 2.0 / total) for name, g in exact.items()}
+        case _:
+            return {name: g * min(1.0, 5.0 / (1 + 0.5 * step) / total) for name, g in exact.items()}
+
+
+def run(space: Space, engine: Any, clip: Any, dtype: str, steps: int = 4) -> tuple[gpuopt.Optimizer, dict[str, Any]]:
+    params = {name: space.asarray(p) for name, p in draw(0, dtype).items()}
+    opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=0.25, momentum=0.5), engine=engine, clip=clip)
+    for k in range(steps):
+        opt.step({name: space.asarray(g) for name, g in draw(k + 1, dtype).items()})
+    return opt, {name: space.to_numpy(p) for name, p in params.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("engine", ["array", "auto"])
+@pytest.mark.parametrize("by", CLIPS)
+def test_clipping_follows_its_formula(space: Space, engine: str, by: str, dtype: str) -> None:
+    opt, got = run(space, engine, CLIPS[by], dtype)
+    want = {name: np.asarray(p, np.float64) for name, p in draw(0, dtype).items()}
+    velocity = {name: np.zeros_like(p) for name, p in want.items()}
+    for k in range(4):
+        for name, g in clipped(by, draw(k + 1, dtype), k).items():
+            velocity[name] = 0.5 * velocity[name] - 0.25 * g
+            want[name] = want[name] + velocity[name]
+    tolerance = 1e-6 if dtype == "float32" else 1e-14
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=tolerance, atol=tolerance)
+    if by != "value":
+        exact = math.hypot(*(float(np.linalg.norm(np.asarray(g, np.float64))) for g in draw(4, dtype).values()))
+        assert opt.gradient_norm == pytest.approx(exact, rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("by", CLIPS)
+def test_clipping_gives_the_same_bits_on_every_engine(fused_space: Space, by: str, dtype: str) -> None:
+    import spaces
+
+    (reference,) = spaces.opened("numpy")
+    _, want = run(reference, "array", CLIPS[by], dtype)
+    _, got = run(fused_space, "fused", CLIPS[by], dtype)
+    for name, value in want.items():
+        assert value.tobytes() == got[name].tobytes(), name
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1e-310])
+def test_norms_neither_overflow_nor_underflow(space: Space, size: float) -> None:
+    w = space.asarray(np.zeros(3))
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), clip=gpuopt.clip_by_norm(size))
+    opt.step(space.asarray(np.asarray([3.0, 0.0, -4.0]) * size))
+    assert opt.gradient_norm == pytest.approx(5 * size, rel=1e-13)
+    np.testing.assert_allclose(space.to_numpy(w), np.asarray([-0.6, 0, 0.8]) * size, rtol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("engine", ["array", "auto"])
+@pytest.mark.parametrize("clip", [None, "value", "global_norm"])
+def test_skip_leaves_parameters_and_state_but_counts(space: Space, engine: Any, clip: str | None, bad: float) -> None:
+    params = {name: space.asarray(p) for name, p in draw(0, "float32").items()}
+    how = CLIPS[clip] if clip else None
+    opt = gpuopt.Optimizer(params, gpuopt.Adam(), engine=engine, clip=how, nonfinite="skip")
+    opt.step({name: space.asarray(g) for name, g in draw(1, "float32").items()})
+    before = snapshot(space, opt)
+    grads = draw(2, "float32")
+    grads["e"][8999] = bad
+    opt.step({name: space.asarray(g) for name, g in grads.items()})
+    assert snapshot(space, opt) == before
+    assert (opt.steps, opt.skipped) == (2, 1)
+    opt.step({name: space.asarray(g) for name, g in draw(3, "float32").items()})
+    assert snapshot(space, opt) != before
+    assert (opt.steps, opt.skipped) == (3, 1)
+
+
+@pytest.mark.parametrize("engine", ["array", "auto"])
+def test_raise_names_the_leaf_and_changes_nothing(space: Space, engine: Any) -> None:
+    params = {name: space.asarray(p) for name, p in draw(0, "float32").items()}
+    opt = gpuopt.Optimizer(params, gpuopt.Adam(), engine=engine, nonfinite="raise")
+    opt.step({name: space.asarray(g) for name, g in draw(1, "float32").items()})
+    before = snapshot(space, opt)
+    grads = draw(2, "float32")
+    grads["b"][69, 69] = math.nan
+    bad = {name: space.asarray(g) for name, g in grads.items()}
+    with pytest.raises(FloatingPointError, match=r"grads\['b'\]: NaN or infinity at step 1; that step changed nothing"):
+        for _ in range(3):  # a GPU tells later
+            opt.step(bad)
+    assert opt.steps == 1
+    assert snapshot(space, opt) == before
+    opt.step({name: space.asarray(g) for name, g in draw(3, "float32").items()})
+    assert opt.steps == 2
+    assert snapshot(space, opt) != before
+
+
+def test_a_state_is_not_saved_with_steps_that_did_not_happen(space: Space) -> None:
+    w = space.asarray(np.ones(3, "float32"))
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(), nonfinite="raise")
+    with pytest.raises(FloatingPointError, match="grads: NaN or infinity at step 0"):
+        opt.step(space.asarray(np.asarray([1, math.nan, 1], "float32")))
+        opt.state_dict()
+    assert opt.state_dict()["steps"] == 0
+
+
+@pytest.mark.parametrize("limit", [-1.0, math.nan, math.inf, "1", None])
+def test_a_limit_is_checked(limit: Any) -> None:
+    for make in (gpuopt.clip_by_value, gpuopt.clip_by_norm, gpuopt.clip_by_global_norm):
+        with pytest.raises((TypeError, ValueError), match="limit"):
+            make(limit)
+
+
+def snapshot(space: Space, opt: gpuopt.Optimizer) -> list[bytes]:
+    state = opt.state_dict()
+    arrays = [*state["params"].values(), *(a for own in state["state"].values() for a in own.values())]
+    return [space.to_numpy(a).tobytes() for a in arrays]
