@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import is_cupy, is_numpy, to_numpy
+from gpuopt.backends import is_cupy, is_numpy, place, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +39,16 @@ def assign(target: Any, source: Any) -> None:
         with np.errstate(all="ignore"):
             np.copyto(target, to_numpy(source), casting="unsafe")
         return
+    import array_api_compat
+
     xp = namespace(target)
     with current(target):
         if type(source) is not type(target):
-            source = xp.asarray(to_numpy(source))
+            source = xp.asarray(to_numpy(source), device=array_api_compat.device(target))
+        elif place(source) != place(target):
+            # CuPy's copies land on the current device, and what else moves an array warns.
+            device = array_api_compat.device(target)
+            source = source.copy() if is_cupy(source) else array_api_compat.to_device(source, device)
         target[...] = xp.astype(source, target.dtype, copy=False)
 
 

@@ -85,7 +85,7 @@ def trace(rule: Rule) -> Program:
     if {"p", "g"} & set(rule.slots):
         raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
     slots = {name: tape.load(name) for name in rule.slots}
-    h = {name: Scalar(tape, "hyper", name) for name in rule.at(0)}
+    h = {name: Scalar(tape, "hyper", name) for name in sorted(rule.at(0))}  # alike, whichever are schedules
     new_p, new_slots = rule.update(
         Namespace(tape), tape.load("p"), tape.load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
     )
