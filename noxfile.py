@@ -130,6 +130,6 @@ def peers(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
 def bench(session: nox.Session) -> None:
-    """Measure our engines beside torch, Optax and hand-written NumPy."""
-    session.install(".", *dependencies("bench"))
-    session.run("python", "benchmarks/engines.py", *session.posargs)
+    """Measure a step of every rule beside torch, Optax and hand-written NumPy; benchmarks/README.md says how."""
+    session.install("-e.", *dependencies("bench"))
+    session.run("python", "-m", "benchmarks.optimizers", *session.posargs)

@@ -303,7 +303,10 @@ class Optimizer:
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
         self._rules = self._rules_with(self._tuned)
         self._lock = threading.Lock()
-        self._step = self._prepared(self._rules, state["slots"])
+        self._step = self._prepared(self._rules)
+        for own, copied in zip(self._step.slots, state["slots"], strict=True):
+            for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
+                assign(own[slot], value)
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
         """Make the step for these rules, with the slots there are; every gradient counts as new again."""

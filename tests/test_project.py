@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conformance import ROWS
 
 import gpuopt
 from gpuopt.rules import RULES
@@ -91,6 +92,7 @@ def test_libraries_stay_in_their_files(library: str) -> None:
 def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
     files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base"}
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
+    assert {row.rule for row in ROWS} == set(RULES.values())
     for name, rule in RULES.items():
         assert rule.__name__ == name
         assert getattr(gpuopt, name) is rule

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import is_cupy, is_numpy, to_numpy
+from gpuopt.backends import is_cupy, is_numpy, place, to_numpy
+from gpuopt.engines.guard import SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,10 +40,16 @@ def assign(target: Any, source: Any) -> None:
         with np.errstate(all="ignore"):
             np.copyto(target, to_numpy(source), casting="unsafe")
         return
+    import array_api_compat
+
     xp = namespace(target)
     with current(target):
         if type(source) is not type(target):
-            source = xp.asarray(to_numpy(source))
+            source = xp.asarray(to_numpy(source), device=array_api_compat.device(target))
+        elif place(source) != place(target):
+            # CuPy's copies land on the current device, and what else moves an array warns.
+            device = array_api_compat.device(target)
+            source = source.copy() if is_cupy(source) else array_api_compat.to_device(source, device)
         target[...] = xp.astype(source, target.dtype, copy=False)
 
 
@@ -91,6 +98,14 @@ def update_numpy(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mappin
             block_p[...], new_slots = update(rule, block_p, block_g, named, h)
             for slot, new in new_slots.items():
                 named[slot][...] = new
+
+
+def sums_of_squares(g: Any) -> list[float]:
+    """Return the three sums of `gpuopt.engines.guard`, in the order in which the namespace adds."""
+    xp = namespace(g)
+    with current(g), np.errstate(all="ignore"):
+        exact = xp.astype(g, xp.float64)
+        return [float(xp.sum(exact * scale * (exact * scale))) for scale in SCALES]
 
 
 def try_out(rule: Rule, like: Any) -> None:

@@ -211,7 +211,7 @@ __device__ double root(const double* sums)
 {
     if (sums[0] < TINY) return sqrt(sums[2]) * SMALL;
     if (FINITE(sums[0])) return sqrt(sums[0]);
-    return sqrt(sums[1]) * LARGE;
+    return sums[1] == 0 ? sums[0] : sqrt(sums[1]) * LARGE;
 }
 
 extern "C" __global__ void __launch_bounds__(LANES)

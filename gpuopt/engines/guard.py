@@ -83,6 +83,7 @@ def root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the root of the sum of squares that neither overflowed nor vanished; NaN and infinity stay."""
     plain, of_large, of_small = (sums[..., k] for k in range(3))
     large, small = np.sqrt(of_large) * 2.0**600, np.sqrt(of_small) * 2.0**-600
+    large = np.where(of_large == 0, plain, large)  # of float32 it is not taken: what is not finite is so by itself
     return np.where(plain < TINY, small, np.where(np.isfinite(plain), np.sqrt(plain), large))
 
 

@@ -139,9 +139,12 @@ class Step:
         for step in self._fused:
             step.measure(sums)
         for i in self._alone:
-            if gradients[i] is not None:
-                flat = memory.in_memory_order(backends.to_numpy(gradients[i]), self._arrays[i])
-                sums[i] = sums_of_squares(flat.astype(str(self._arrays[i].dtype).rpartition(".")[2]))
+            g, p = gradients[i], self._arrays[i]
+            if g is not None and fused.fusable(self._places[i]):
+                flat = memory.in_memory_order(backends.to_numpy(g), p)
+                sums[i] = sums_of_squares(flat.astype(p.dtype, copy=False))
+            elif g is not None:
+                sums[i] = array.sums_of_squares(g)
         verdict = judge(sums, clip, limit)
         self._norm, self._scales = verdict.norm, verdict.scales
         for step in self._fused:

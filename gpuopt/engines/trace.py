@@ -26,7 +26,15 @@ SCALE = "_scale"
 INEXACT = ("exp", "log", "tanh")
 """Functions of the mathematical library, which differ in the last bits from one platform to the next."""
 
-_ON_HOST = {"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "truediv": "{} / {}", "pow": "{} ** {}", "neg": "-{}"}
+_ON_HOST = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "truediv": "{} / {}",
+    "pow": "{} ** {}",
+    "neg": "-{}",
+    "abs": "abs({})",
+}
 
 
 class TraceError(TypeError):
@@ -87,7 +95,8 @@ def trace(rule: Rule) -> Program:
     if {"p", "g"} & set(rule.slots):
         raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
     slots = {name: tape.load(name) for name in rule.slots}
-    h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in rule.at(0)}
+    # sorted: alike, whichever are schedules
+    h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in sorted(rule.at(0))}
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
     new_p, new_slots = rule.update(
@@ -95,8 +104,11 @@ def trace(rule: Rule) -> Program:
     )
     if set(new_slots) != set(slots):
         raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
-    outputs = tuple(tape.element(value).index for value in (new_p, *(new_slots[name] for name in slots)))
-    return Program(tuple(slots), tuple(tape.nodes), outputs, tuple(tape.scalars), tuple(tape.coefficients))
+    outputs = [tape.element(value) for value in (new_p, *(new_slots[name] for name in slots))]
+    if any(output.is_mask for output in outputs):
+        raise tape.error("returns a truth value", "a number, as xp.where(condition, 1, 0) gives")
+    indices = tuple(output.index for output in outputs)
+    return Program(tuple(slots), tuple(tape.nodes), indices, tuple(tape.scalars), tuple(tape.coefficients))
 
 
 class _Recorder(dict[Node, int]):
@@ -168,6 +180,9 @@ class _Expression:
     def __neg__(self) -> Any:
         return self._apply("neg", self)
 
+    def __abs__(self) -> Any:
+        return self._apply("abs", self)
+
     def __pos__(self) -> Any:
         return self
 
@@ -184,6 +199,17 @@ def _install_operators() -> None:
         setattr(_Expression, f"__r{op}__", binary(op, swapped=True))
     for op in COMPARISONS:
         setattr(_Expression, f"__{op}__", binary(op))
+
+    def refused(op: str) -> Callable[..., NoReturn]:
+        def method(self: _Expression, *_: Any) -> NoReturn:
+            raise self.tape.error(f"uses Python's {op} of a value", "elementwise operations")
+
+        return method
+
+    for op in ("floordiv", "rfloordiv", "mod", "rmod", "matmul", "rmatmul", "xor", "rxor", "lshift", "rshift"):
+        setattr(_Expression, f"__{op}__", refused(op))
+    for op in ("round", "getitem", "setitem", "len", "iter", "complex"):
+        setattr(_Expression, f"__{op}__", refused(op))
 
 
 _install_operators()

@@ -155,10 +155,11 @@ class Rule:
         """Check a value given for a hyperparameter, or what its schedule gave at ``step``; a number becomes a float."""
         declared = type(self).__dataclass_fields__[name]
         low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
-        if type(value) is float and low <= value < high and value != -math.inf:
+        is_flag = declared.type in ("bool", bool)
+        if type(value) is float and low <= value < high and value != -math.inf and not is_flag:
             return value  # the common case first: a schedule is asked at every step
         where = f"{self.name}: {name}" + ("" if step is None else f" at step {step}, by its schedule")
-        if declared.type in ("bool", bool):
+        if is_flag:
             if isinstance(value, bool):
                 return value
             raise TypeError(f"{where}: got {value!r}, expected True or False")

@@ -1,0 +1,82 @@
+"""The CUDA kernels as NVIDIA's own compiler sees them: no spilled registers, 128 bits at a time."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conformance import ROWS, Row
+
+from gpuopt.engines import cuda
+from gpuopt.engines.segments import Variant
+from gpuopt.engines.trace import trace
+
+ARCHITECTURES = ["sm_70", "sm_80", "sm_90", "sm_100"]
+KERNELS = {f"{row.id}_{dtype}": (row, dtype) for row in ROWS for dtype in ("float32", "float64")}
+
+
+def run(*command: str, folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the kernels of all rules and dtypes in one file."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    folder = tmp_path_factory.mktemp("kernels")
+    sources = []
+    for name, (row, dtype) in KERNELS.items():
+        source = cuda.source((Variant(trace(row.make()), dtype),))
+        sources.append(f"namespace {name} {{\n{source.replace('step(', f'{name}(')}\n}}\n")
+    (folder / "kernels.cu").write_text("".join(sources))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resources(folder: Path) -> dict[tuple[str, str], str]:
+    """What the assembler says of each kernel on each architecture that this compiler has."""
+    known = run("nvcc", "--list-gpu-code", folder=folder).split()
+    targets = [a for a in ARCHITECTURES if a in known]
+    codes = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in targets]
+    said = run("nvcc", "-fatbin", "-fmad=false", "-Xptxas=-v", "--threads=0", *codes, "kernels.cu", folder=folder)
+    blocks = re.split(r"Compiling entry function '(\w+)' for '(\w+)'", said)[1:]
+    found = {(name, target): text for name, target, text in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True)}
+    assert found.keys() == {(name, target) for name in KERNELS for target in targets}
+    return found
+
+
+@pytest.fixture(scope="module")
+def ptx(folder: Path) -> dict[str, str]:
+    """The PTX of each kernel."""
+    run("nvcc", "-ptx", "-fmad=false", "kernels.cu", folder=folder)
+    blocks = re.split(r"\.entry (\w+)\(", (folder / "kernels.ptx").read_text())[1:]
+    return dict(zip(blocks[::2], blocks[1::2], strict=True))
+
+
+def test_no_register_is_spilled(resources: dict[tuple[str, str], str]) -> None:
+    spilling = {
+        key: said
+        for key, said in resources.items()
+        if "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" not in said
+    }
+    assert not spilling
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_main_path_moves_128_bits_at_a_time(name: str, ptx: dict[str, str]) -> None:
+    row: Row
+    row, dtype = KERNELS[name]
+    vector = {"float32": r"\.v4\.[fb]32", "float64": r"\.v2\.[fb]64"}[dtype]
+    loads, stores = (len(re.findall(rf"\b{op}\.global(?:\.\w+)*{vector}", ptx[name])) for op in ("ld", "st"))
+    arrays = 1 + len(row.slots)  # the gradient is read only; the loop may be unrolled
+    assert stores >= arrays
+    assert loads * arrays == stores * (arrays + 1)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_nothing_is_contracted_or_flushed(name: str, ptx: dict[str, str]) -> None:
+    assert not re.findall(r"\bfma\.|\.ftz|\.approx", ptx[name])

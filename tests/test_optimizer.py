@@ -1,0 +1,309 @@
+"""The optimizer: groups, gradients that come and go, hyperparameters that change, state, copies."""
+
+import copy
+import pickle
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from conformance import ROWS
+from spaces import DENSE, LAYOUTS, Space, assert_same_bits
+from user_rules import HeavyBall
+
+import gpuopt
+from gpuopt import schedules
+from gpuopt.engines import cpu
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def nested(space: Space, x: Any) -> dict[str, Any]:
+    """Six numbers in a nesting of all common containers."""
+    x = np.asarray(x, "f4")
+    return {
+        "layers": [{"w": space.put(x.reshape(2, 3)), "b": space.put(x[:3])}, (space.put(x),)],
+        "scale": OrderedDict(a=space.put(x[0])),
+        "pair": Pair(space.put(x), space.put(x)),
+    }
+
+
+def test_paths_and_groups(space: Space) -> None:
+    rules = {"*.b": gpuopt.SGD(lr=0.5), "layers.*": gpuopt.SGD(lr=0.25), "*": gpuopt.Adam(lr=0.125)}
+    for engine in space.engines:
+        x = np.linspace(-1, 1, 6).astype("f4")
+        p = nested(space, x)
+        opt = gpuopt.Optimizer(p, rules, engine=engine)
+        opt.step(nested(space, np.ones(6)))
+        got = space.got(opt)
+        np.testing.assert_allclose(got["layers.0.w"], x.reshape(2, 3) - 0.25)
+        np.testing.assert_allclose(got["layers.0.b"], x[:3] - 0.5)
+        np.testing.assert_allclose(got["layers.1.0"], x - 0.25)
+        others = ("scale.a", "pair.0", "pair.1")
+        for name in others:
+            np.testing.assert_allclose(got[name], x.reshape(-1)[: got[name].size].reshape(got[name].shape) - 0.125, rtol=1e-6)
+        assert {name for name in got if "/" in name} == {f"{name}/{slot}" for name in others for slot in "mv"}
+        assert opt.params is p
+        assert opt.rule == rules
+        assert opt.lr == {"*.b": 0.5, "layers.*": 0.25, "*": 0.125}
+
+
+def test_other_containers_with_the_same_paths_will_do(space: Space) -> None:
+    p = {"a": [space.put(np.zeros(2)), space.put(np.zeros(3))], "b": space.put(np.zeros(()))}
+    opt = gpuopt.Optimizer(p, gpuopt.SGD(lr=1.0))
+    ones = {n: space.put(np.ones(n)) for n in (2, 3)}
+    opt.step(OrderedDict(b=space.put(np.ones(())), a=(ones[2], ones[3])))
+    opt.step({"a": {0: ones[2], 1: ones[3]}, "b": None})
+    assert [x.tolist() for x in space.got(opt).values()] == [[-2.0] * 2, [-2.0] * 3, -1.0]
+
+
+def test_a_leaf_without_gradient_is_left_alone_state_and_all(space: Space) -> None:
+    for engine in space.engines:
+        opt = gpuopt.Optimizer({k: space.put(np.ones(3)) for k in "ab"}, gpuopt.Adam(lr=0.1), engine=engine)
+        g = space.put(np.ones(3))
+        opt.step({"a": g, "b": g})
+        before = space.got(opt)
+        for _ in range(2):
+            opt.step({"a": g, "b": None})
+        after = space.got(opt)
+        for name, value in before.items():
+            assert np.array_equal(value, after[name]) == name.startswith("b")
+        opt.step({"a": None, "b": None})
+        assert_same_bits(space.got(opt), after)
+        assert opt.steps == 4
+        opt.step({"a": None, "b": g})
+        assert not np.array_equal(space.got(opt)["b"], before["b"])
+
+
+def test_steps_count_from_zero(space: Space) -> None:
+    seen: list[int] = []
+
+    def lr(step: int) -> float:
+        seen.append(step)
+        return [1.0, 10.0, 100.0][step]
+
+    w = space.put(np.zeros(1))
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=lr))
+    rates = []
+    for _ in range(3):
+        rates.append(opt.lr)
+        opt.step(space.put(np.ones(1)))
+    assert (rates, opt.steps, space.get(w).tolist()) == ([1.0, 10.0, 100.0], 3, [-111.0])
+    assert seen == sorted(seen)
+
+
+def test_one_bare_array(space: Space) -> None:
+    w = space.put(np.ones(()))
+    opt = gpuopt.Optimizer(w, gpuopt.Adam(lr=0.5))
+    opt.step(space.put(np.ones(())))
+    assert opt.params is w
+    np.testing.assert_allclose(space.get(w), 0.5)
+    assert list(opt.state_dict()["params"]) == [""]
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u8", "?", "f2", "f8", ">f4"])
+def test_gradients_of_other_dtypes_are_taken_as_what_they_are(dtype: str, fused_space: Space) -> None:
+    if fused_space.name == "cupy" and dtype == ">f4":
+        pytest.skip("CuPy has no arrays of foreign byte order")
+    for engine in fused_space.engines:
+        w = fused_space.put(np.zeros(3, "f4"))
+        g = np.array([0, 1, 1]).astype(dtype)
+        gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), engine=engine).step(g if dtype == ">f4" else fused_space.put(g))
+        assert fused_space.get(w).tolist() == [0, -1, -1]
+
+
+def test_a_gradient_may_be_a_numpy_scalar_or_of_a_subclass() -> None:
+    class Special(np.ndarray[Any, Any]):
+        pass
+
+    w = {"a": np.zeros(()), "b": np.zeros(2).view(Special)}
+    gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0)).step({"a": np.float64(2), "b": np.ones(2).view(Special)})
+    assert (w["a"].tolist(), w["b"].tolist()) == (-2.0, [-1.0, -1.0])
+
+
+def test_arrays_that_are_not_aligned_to_their_elements() -> None:
+    buffer = np.zeros(4 * 101 + 1, np.uint8)[1:].view("f4")
+    opt = gpuopt.Optimizer(buffer[:50], gpuopt.SGD(lr=1.0))
+    buffer[50:100] = np.arange(50)
+    opt.step(buffer[50:100])
+    assert buffer[:50].tolist() == (-np.arange(50.0)).tolist()
+
+
+# Hyperparameters that change
+
+
+def test_tuning_and_schedules_compile_nothing() -> None:
+    def optimizer() -> gpuopt.Optimizer:
+        rules = {"a": gpuopt.Adam(lr=schedules.exponential(0.1, 0.9)), "b": gpuopt.SGD(lr=0.1, momentum=0.5)}
+        return gpuopt.Optimizer({"a": np.ones(5, "f4"), "b": np.ones(5)}, rules, engine="fused")
+
+    grads = {"a": np.ones(5, "f4"), "b": np.ones(5)}
+    first = optimizer()
+    compiled = cpu._step.cache_info().misses
+    opt = optimizer()
+    for k in range(1, 4):
+        opt.step(grads)
+        opt.tune("a", lr=0.1 / k, beta1=lambda step: 0.5 / (step + 1), eps=0.0)
+        opt.tune("b", momentum=0.1 * k, lr=schedules.constant(k))
+        opt.tune(lr=k)
+    first.load_state_dict(opt.state_dict())
+    copy.deepcopy(opt).step(grads)
+    assert cpu._step.cache_info().misses == compiled
+
+
+def test_tuning_is_as_good_as_having_been_made_so(space: Space) -> None:
+    g = space.put(np.array([1.0, -2.0]))
+    for engine in space.engines:
+        for row in ROWS:
+            tuned = gpuopt.Optimizer(space.put(np.ones(2)), row.rule(**row.h), engine=engine)
+            made = gpuopt.Optimizer(space.put(np.ones(2)), row.make(lr=0.5), engine=engine)
+            tuned.tune(lr=0.5)
+            for opt in (tuned, made):
+                opt.step(g)
+            assert_same_bits(space.got(tuned), space.got(made))
+            assert tuned.rule == made.rule
+
+
+def test_momentum_may_come_and_go(space: Space) -> None:
+    """What is not there starts at 0."""
+    for engine in space.engines:
+        w = space.put(np.zeros(1))
+        g = space.put(np.ones(1))
+        opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), engine=engine)
+        positions = []
+        for momentum in (0.0, 0.5, 0.5, 0.0, 0.5):
+            opt.tune(momentum=momentum)
+            opt.step(g)
+            positions.append(space.get(w).tolist()[0])
+        assert positions == [-1.0, -2.0, -3.5, -4.5, -5.5]
+        assert opt.steps == 5
+
+
+def test_a_momentum_schedule_that_starts_at_zero_has_state_from_the_start() -> None:
+    w = np.zeros(1)
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0, momentum=lambda step: 0.5 * (step > 0)))
+    for _ in range(3):
+        opt.step(np.ones(1))
+    assert w.tolist() == [-1 - 1.5 - 1.75]
+
+
+def test_tuning_all_rules_or_one() -> None:
+    p = {"a": np.zeros(1), "b": np.zeros(1)}
+    opt = gpuopt.Optimizer(p, {"a": gpuopt.Adam(), "b": gpuopt.SGD()})
+    opt.tune(lr=0.5)
+    opt.tune("b", lr=0.25, momentum=0.5)
+    opt.tune(beta1=0.8)  # only Adam has one
+    assert opt.rule == {"a": gpuopt.Adam(lr=0.5, beta1=0.8), "b": gpuopt.SGD(lr=0.25, momentum=0.5)}
+
+
+# State
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_state_goes_between_engines_and_layouts(layout: str, fused_space: Space) -> None:
+    space = fused_space
+
+    def optimizer(layout: str, engine: Any) -> gpuopt.Optimizer:
+        x = np.linspace(0, 1, 24).reshape(2, 3, 4).astype("f4")
+        rules = {"a": HeavyBall(), "b": gpuopt.Adam(lr=0.1)}
+        return gpuopt.Optimizer({k: space.put(x, layout) for k in "ab"}, rules, engine=engine)
+
+    g = {k: space.put(np.linspace(-1, 1, 24).reshape(2, 3, 4).astype("f4")) for k in "ab"}
+    whole = optimizer("C", "fused")
+    first, second = optimizer("C", "fused"), optimizer(layout, "fused" if layout in DENSE else "auto")
+    for _ in range(4):
+        whole.step(g)
+    for _ in range(2):
+        first.step(g)
+    first.tune("b", eps=1e-7)
+    second.load_state_dict(first.state_dict())
+    for _ in range(2):
+        second.step(g)
+    assert_same_bits(space.got(second), space.got(whole))
+
+
+def test_state_goes_between_libraries(space: Space) -> None:
+    ours, theirs = (np.ones(3, "f4") for _ in range(2))
+    first = gpuopt.Optimizer(ours, gpuopt.Adam(lr=0.1))
+    first.step(np.ones(3, "f4"))
+    second = gpuopt.Optimizer(space.put(theirs), gpuopt.Adam(lr=0.1))
+    second.load_state_dict(first.state_dict())
+    assert_same_bits(space.got(second), host(first))
+    if space.name != "array_api_strict":  # NumPy cannot read from its devices
+        third = gpuopt.Optimizer(np.zeros(3, "f4"), gpuopt.Adam(lr=0.1))
+        third.load_state_dict(second.state_dict())
+        assert_same_bits(host(third), host(first))
+
+
+def host(opt: gpuopt.Optimizer) -> dict[str, Any]:
+    held = opt.state_dict()
+    return {"": held["params"][""], **{f"/{slot}": x for slot, x in held["state"][""].items()}}
+
+
+def test_what_was_tuned_is_part_of_the_state_and_the_rest_is_not() -> None:
+    cosine = schedules.cosine(0.5, steps=10)
+    first = gpuopt.Optimizer(np.ones(3), gpuopt.Adam(lr=0.1, eps=1e-3))
+    first.tune(lr=cosine, beta1=0.5)
+    second = gpuopt.Optimizer(np.ones(3), gpuopt.Adam(lr=0.2, eps=1e-5))
+    second.tune(beta2=0.9)
+    second.load_state_dict(first.state_dict())
+    assert second.rule == gpuopt.Adam(lr=cosine, beta1=0.5, eps=1e-5)
+
+
+def test_tuned_momentum_is_loaded_with_its_state() -> None:
+    first = gpuopt.Optimizer(np.ones(3), gpuopt.SGD())
+    first.tune(momentum=0.9)
+    first.step(np.ones(3))
+    second = gpuopt.Optimizer(np.ones(3), gpuopt.SGD())
+    second.load_state_dict(first.state_dict())
+    for opt in (first, second):
+        opt.step(np.ones(3))
+    assert_same_bits(host(first), host(second))
+
+
+def test_the_state_is_live_and_loading_copies() -> None:
+    first = gpuopt.Optimizer(np.ones(3), gpuopt.Adam())
+    held = first.state_dict()
+    second = gpuopt.Optimizer(np.ones(3), gpuopt.Adam())
+    second.load_state_dict(held)
+    before = copy.deepcopy(host(second))
+    first.step(np.ones(3))
+    assert held["state"][""]["m"].any()
+    assert_same_bits(host(second), before)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_is_independent_and_goes_on_alike(duplicate: Any, fused_space: Space) -> None:
+    space = fused_space
+    rules = {"layers.*": gpuopt.Adam(lr=schedules.exponential(0.1, 0.9)), "*": gpuopt.SGD(momentum=0.9)}
+    for engine in space.engines:
+        with space.use():
+            opt = gpuopt.Optimizer(nested(space, np.linspace(-1, 1, 6)), rules, engine=engine)
+            opt.step(nested(space, np.arange(6)))
+            opt.tune("*", lr=0.5)
+            other = duplicate(opt)
+            before = space.got(opt)
+            assert_same_bits(space.got(other), before)
+            assert (other.steps, other.rule, other.lr) == (opt.steps, opt.rule, opt.lr)
+            other.step(nested(space, np.ones(6)))
+            assert_same_bits(space.got(opt), before)
+            opt.step(nested(space, np.ones(6)))
+            assert_same_bits(space.got(opt), space.got(other))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("layout", [*LAYOUTS, "F with gaps"])
+def test_a_copy_may_lie_otherwise_in_memory(duplicate: Any, layout: str, fused_space: Space) -> None:
+    x = np.arange(24.0).reshape(4, 6)
+    with fused_space.use():
+        gaps = layout == "F with gaps"
+        w = fused_space.put(np.repeat(x, 2, axis=0), "F")[::2] if gaps else fused_space.put(x, layout)
+        opt = gpuopt.Optimizer(w, gpuopt.Adam(lr=0.1))
+        opt.step(fused_space.put(x))
+        other = duplicate(opt)
+        for each in (opt, other):
+            each.step(fused_space.put(x))
+    assert_same_bits(fused_space.got(opt), fused_space.got(other))
