@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conformance import ROWS, Row
 
-from gpuopt.engines import cuda
+from gpuopt.engines import emit_cuda
 from gpuopt.engines.segments import Variant
 from gpuopt.engines.trace import trace
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kernels")
     sources = []
     for name, (row, dtype) in KERNELS.items():
-        source = cuda.source((Variant(trace(row.make()), dtype),))
+        source = emit_cuda.source((Variant(trace(row.make()), dtype),))
         sources.append(f"namespace {name} {{\n{source.replace('step(', f'{name}(')}\n}}\n")
     (folder / "kernels.cu").write_text("".join(sources))
     return folder
