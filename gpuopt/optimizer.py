@@ -277,7 +277,9 @@ class Optimizer:
         problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
         for key in expected.keys() & given.keys():
             new, own = given[key], expected[key]
-            if tuple(new.shape) != tuple(own.shape):
+            if not leaves.is_array(new):
+                problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
+            elif tuple(new.shape) != tuple(own.shape):
                 problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
             elif _dtype(new) != _dtype(own):
                 problems.append(f"{'/'.join(key)}: dtype {_dtype(new)}, expected {_dtype(own)}")
@@ -353,12 +355,11 @@ class Optimizer:
             return self._tuned
         tuned: list[dict[str, Hyper]] = []
         for pattern, rule in zip(self._patterns, self._original, strict=True):
-            own = {name: _restored(value) for name, value in given[pattern]["tuned"].items()}
             try:
-                dataclasses.replace(rule, **own)
+                tuned.append({name: _restored(value) for name, value in given[pattern]["tuned"].items()})
+                dataclasses.replace(rule, **tuned[-1])
             except (TypeError, ValueError) as error:
                 problems.append(f"rules/{pattern}: {error}")
-            tuned.append(own)
         return tuned
 
 

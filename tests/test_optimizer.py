@@ -44,7 +44,9 @@ def test_paths_and_groups(space: Space) -> None:
         np.testing.assert_allclose(got["layers.1.0"], x - 0.25)
         others = ("scale.a", "pair.0", "pair.1")
         for name in others:
-            np.testing.assert_allclose(got[name], x.reshape(-1)[: got[name].size].reshape(got[name].shape) - 0.125, rtol=1e-6)
+            np.testing.assert_allclose(
+                got[name], x.reshape(-1)[: got[name].size].reshape(got[name].shape) - 0.125, rtol=1e-6
+            )
         assert {name for name in got if "/" in name} == {f"{name}/{slot}" for name in others for slot in "mv"}
         assert opt.params is p
         assert opt.rule == rules
