@@ -24,7 +24,15 @@ LOGIC = ("and", "or", "not")
 INEXACT = ("exp", "log", "tanh")
 """Functions of the mathematical library, which differ in the last bits from one platform to the next."""
 
-_ON_HOST = {"add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "truediv": "{} / {}", "pow": "{} ** {}", "neg": "-{}", "abs": "abs({})"}
+_ON_HOST = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "truediv": "{} / {}",
+    "pow": "{} ** {}",
+    "neg": "-{}",
+    "abs": "abs({})",
+}
 
 
 class TraceError(TypeError):
