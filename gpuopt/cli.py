@@ -113,7 +113,7 @@ def train(
         typer.Option(
             metavar="DTYPE",
             help="Precision in which matrices are multiplied, float32 or float64 (slower; a run then hardly depends on "
-            "the machine). Default: float64; with --data float32.",
+            "the machine). Default: float32; for the spiral float64 if any of --optimizer, --lr and --schedule is given.",
         ),
     ] = None,
     device: Annotated[

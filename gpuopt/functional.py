@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt import leaves
+from gpuopt.backends import describe, place
 from gpuopt.engines import array
 from gpuopt.optimizer import match
 
@@ -59,7 +60,7 @@ def init(rule: Rules, params: Any) -> State:
         {
             name: tree.build(
                 [
-                    array.namespace(a).zeros_like(a) if name in rules[group].slots else None
+                    array.zeros_like(a) if name in rules[group].slots else None
                     for a, group in zip(arrays, groups, strict=True)
                 ]
             )
@@ -101,11 +102,20 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))
     ]
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
+    for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
+        for name in rules[group].slots:
+            own: Any = slots[name][i] if name in slots else None
+            if not leaves.is_array(own) or (place(own), own.shape, own.dtype) != (place(p), p.shape, p.dtype):
+                given = f"{describe(own)} of {own.shape}, {own.dtype}" if leaves.is_array(own) else describe(own)
+                expected = f"a {describe(p)} of {p.shape}, {p.dtype} like its parameter"
+                raise ValueError(
+                    f"{tree.name(i, f'state.slots[{name!r}]')}: {given}, expected {expected}; gpuopt.init makes one"
+                )
     scalars = [own.at(state.steps) for own in rules]
     for i, (p, g, group) in enumerate(zip(arrays, gradients, groups, strict=True)):
         if g is not None:
-            own = {name: slots[name][i] for name in rules[group].slots}
-            arrays[i], new = array.update(rules[group], p, g, own, scalars[group])
+            before = {name: slots[name][i] for name in rules[group].slots}
+            arrays[i], new = array.update(rules[group], p, g, before, scalars[group])
             for name, value in new.items():
                 slots[name][i] = value
     return tree.build(arrays), State(state.steps + 1, {name: tree.build(own) for name, own in slots.items()})

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuopt
+from gpuopt.engines.step import Engine
 
 Host: TypeAlias = NDArray[Any]
 
@@ -23,7 +24,7 @@ class Space:
     xp: Any
     device: Any
     use: Callable[[], AbstractContextManager[object]]
-    engines: tuple[str, ...] = ("array",)
+    engines: tuple[Engine, ...] = ("array",)
 
     def put(self, x: Any, layout: str = "C") -> Any:
         """A new array of this space with the values of ``x``, laid out in memory as `LAYOUTS` says."""
@@ -103,17 +104,18 @@ def same_bits(a: Host, b: Host) -> bool:
 def assert_same_bits(a: dict[str, Host], b: dict[str, Host]) -> None:
     """Compare two collections of arrays; the message shows the first elements that differ."""
     assert a.keys() == b.keys()
-    for name in a:
-        if not same_bits(a[name], b[name]):
-            wrong = a[name] != b[name] if a[name].shape == b[name].shape else np.ones(a[name].shape, bool)
-            pytest.fail(f"{name} ({a[name].dtype}): {a[name][wrong][:5]} is not {b[name][wrong][:5]}")
+    for name, x in a.items():
+        y = b[name]
+        if not same_bits(x, y):
+            wrong = x != y if x.shape == y.shape else ...
+            pytest.fail(f"{name} ({x.dtype}{x.shape}): {x[wrong][:5]} is not {y[wrong][:5]}")
 
 
 def hard_values(random: np.random.RandomState, shape: tuple[int, ...], dtype: str) -> Host:
     """Normal numbers of many sizes, and among them zeros, subnormals, huge numbers, infinities and NaN."""
     x = random.standard_normal(shape) * 10.0 ** random.randint(-12, 12, shape)
     limits = np.finfo(dtype if dtype.startswith("f") else "f8")
-    special = [0.0, -0.0, limits.smallest_subnormal, -3 * limits.smallest_subnormal, limits.tiny]
+    special: list[Any] = [0.0, -0.0, limits.smallest_subnormal, -3 * limits.smallest_subnormal, limits.tiny]
     special += [limits.max, limits.min, np.inf, -np.inf, np.nan]
     with np.errstate(all="ignore"):
         x = np.where(random.random_sample(shape) < 0.2, random.choice(special, shape), x).astype("f8")

@@ -105,7 +105,9 @@ print(json.dumps({
 
 def run(code: str, env: dict[str, str] | None = None, path: Path | None = None, warnings: str = "error") -> str:
     """Run code in a fresh interpreter, where a warning is an error; nothing may reach its stderr."""
-    clean = {k: v for k, v in os.environ.items() if k not in {"GPUOPT_BACKEND", "CUDA_VISIBLE_DEVICES", "CUDASIM_DEVICES"}}
+    clean = {
+        k: v for k, v in os.environ.items() if k not in {"GPUOPT_BACKEND", "CUDA_VISIBLE_DEVICES", "CUDASIM_DEVICES"}
+    }
     if path is not None:
         clean["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [clean.get("PYTHONPATH")])])
     command = [sys.executable, "-W", warnings, "-c", code]

@@ -163,7 +163,7 @@ def test_functions_of_the_mathematical_library_are_close(name: str, fused_space:
     for dtype in ("f4", "f8"):
         p, g = values(dtype)
         got, want = applied(fused_space, INEXACT[name], p, g), by_numpy(INEXACT[name], p, g)
-        np.testing.assert_allclose(got, want, rtol=8 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(got, want, rtol=float(8 * np.finfo(dtype).eps))
     assert not trace(Plain(function=INEXACT[name])).exact
 
 
@@ -250,7 +250,7 @@ def test_the_wrong_slots_are_refused(engine: Any, slots: Any, returned: Any, wor
         slots = wanted
 
         def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> Any:
-            return p, {name: g for name in returned}
+            return p, dict.fromkeys(returned, g)
 
     with pytest.raises(TypeError, match=f"Wrong.update {words}"):
         gpuopt.Optimizer(np.ones(3), Wrong(), engine=engine)

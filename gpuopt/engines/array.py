@@ -34,6 +34,12 @@ def current(x: Any) -> AbstractContextManager[object]:
     return x.device if is_cupy(x) else nullcontext()
 
 
+def zeros_like(x: Any) -> Any:
+    """Return a new array of zeros like ``x``, on its device."""
+    with current(x):
+        return namespace(x).zeros_like(x)
+
+
 def assign(target: Any, source: Any) -> None:
     """Write the values of an array of any library and device into ``target``, cast to its dtype."""
     if is_numpy(target):

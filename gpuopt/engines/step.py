@@ -236,7 +236,7 @@ def _with_new_slots(
         if fused.fusable(place):
             new = fused.zeros(place, [memory.dense_layout(arrays[i]) for i in members])
         else:
-            new = [array.namespace(arrays[i]).zeros_like(arrays[i]) for i in members]
+            new = [array.zeros_like(arrays[i]) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
     return slots

@@ -38,7 +38,7 @@ FILE = {
     "batch_size": 128,
 }
 _BY_DATA: Any = None
-SPIRAL_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
+BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,8 @@ class Config:
         How weights start. Default: "small" for the spiral, "he" for a file.
     matmul : {"float64", "float32"}
         In which precision matrices are multiplied. float64 costs time, but gives (all but) the same run on every
-        machine. Default: float64 for the spiral, float32 for a file.
+        machine. Default: float32; float64 for the spiral with an optimizer of your choice, whose end is a matter of the
+        last bit: so it is the one that the book has.
     optimizer : str or Rule
         A rule, or the name of one; default: Adam.
     lr : float, optional
@@ -115,10 +116,16 @@ class Config:
     def __post_init__(self) -> None:
         if self.data is not None:
             object.__setattr__(self, "data", str(self.data))
+        if self._is_built_in:
+            self._fill({"matmul": "float32"})
         self._fill(SPIRAL if self.data is None else FILE)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         self._check()
         self._fill({"report_every": math.ceil(self.epochs / 100)})
+
+    @property
+    def _is_built_in(self) -> bool:
+        return (self.data, self.optimizer, self.lr, self.schedule) == (None, None, None, None)
 
     def _fill(self, values: Mapping[str, Any]) -> None:
         """Set what is not chosen."""
@@ -159,8 +166,8 @@ class Config:
         rule: Rule
         if isinstance(self.optimizer, Rule):
             rule = self.optimizer
-        elif (self.data, self.optimizer, self.lr, self.schedule) == (None, None, None, None):
-            rule = SPIRAL_RULE
+        elif self._is_built_in:
+            rule = BUILT_IN_RULE
         else:
             rule = RULES[_known(self.optimizer or "Adam", RULES, "--optimizer")]()
         for option, name, value in self._choices(rule):

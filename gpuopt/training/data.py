@@ -187,7 +187,12 @@ def _read_npz(path: Path) -> list[_Part]:
                 if key not in keys:
                     expected = "x_train and y_train (and x_test and y_test), or x and y"
                     raise UsageError(f"has no array {key!r}: expected {expected}; it has {_listed(keys) or 'nothing'}")
-            return [_Part(x, arrays[x], y, arrays[y]) for x, y in pairs]
+            parts = [_Part(x, arrays[x], y, arrays[y]) for x, y in pairs]
+    for part in parts:
+        for name, array in ((part.x_name, part.x), (part.y_name, part.y)):
+            if not isinstance(array, np.ndarray):  # a member of the archive that is anything else comes as bytes
+                raise UsageError(f"{name}: is no array")
+    return parts
 
 
 def _read_table(path: Path, target: str | None) -> _Part:
@@ -204,6 +209,8 @@ def _read_table(path: Path, target: str | None) -> _Part:
     if target not in columns:
         given = "say with --target which column to predict" if target is None else f"has no column {target!r}"
         raise UsageError(f"{given}{_nearest(target, columns)}; its columns are {_listed(columns)}")
+    if table.empty:
+        raise UsageError(f"a table of shape {table.shape}: expected at least one sample and one feature")
     for column in columns:
         missing = table[column].isna().to_numpy()
         if missing.any():

@@ -135,7 +135,7 @@ class Training:
                 callback.start(self)
             try:
                 while self.epoch < self.config.epochs and self.stopped is None:
-                    self._run_epoch(callbacks)
+                    self.run_epoch(callbacks)
             except BaseException as error:
                 self.error = error
                 raise
@@ -148,7 +148,8 @@ class Training:
         with self.backend.use(), np.errstate(all="ignore"):
             return dict(zip(("loss", "accuracy"), self._evaluated(self._train), strict=True)) | self._tested()
 
-    def _run_epoch(self, callbacks: Sequence[Callback]) -> None:
+    def run_epoch(self, callbacks: Sequence[Callback] = ()) -> None:
+        """Take the steps that are left of the current epoch, or until it is stopped."""
         network, optimizer = self.network, self.optimizer
         params = optimizer.params
         reported = self._is_reported(self.epoch + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -76,6 +76,7 @@ class Perceptron:
     xp: Any
     classifies: bool = True
     matmul: Any = None
+    _ones: dict[int, Array] = field(default_factory=dict, repr=False, compare=False)
 
     def outputs(self, params: Params, x: Array) -> Array:
         """The last layer's outputs for samples `x`, of shape (samples, outputs)."""
@@ -88,7 +89,7 @@ class Perceptron:
         grads = []
         for layer in reversed(params["layers"]):
             wide_dz = self._wide(dz)
-            grads.append({"w": self._product(inputs.pop().T, wide_dz), "b": self.xp.sum(dz, axis=0)})
+            grads.append({"w": self._product(inputs.pop().T, wide_dz), "b": self._column_sums(dz)})
             if active:  # nobody needs the gradient of the data
                 dz = self._product(wide_dz, self._wide(layer["w"]).T)
                 dz *= active.pop()
@@ -133,6 +134,15 @@ class Perceptron:
             return (outputs - y) * (2 / math.prod(outputs.shape))
         exponentials = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
         return (exponentials / xp.sum(exponentials, axis=1, keepdims=True) - y) / outputs.shape[0]
+
+    def _column_sums(self, dz: Array) -> Array:
+        # A product with ones is several times faster than a sum over rows, but its bits depend on who multiplies.
+        if self.matmul is not None:
+            return self.xp.sum(dz, axis=0)
+        samples = dz.shape[0]
+        if samples not in self._ones:
+            self._ones[samples] = self.xp.ones_like(dz[:, 0])
+        return self._ones[samples] @ dz
 
     def _wide(self, a: Array) -> Array:
         """A factor, in the dtype in which matrices are multiplied."""

@@ -1,0 +1,200 @@
+"""Bad hyperparameters, schedules and state: the type of the error, what its message names, and that nothing has changed."""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conformance import DEFAULTS
+
+import gpuopt
+from gpuopt.rules import RULES
+
+Engine = Any
+
+# Hyperparameters
+
+VALUES: list[tuple[Any, type[Exception]]] = [
+    (float("nan"), ValueError),
+    (float("inf"), ValueError),
+    (-float("inf"), ValueError),
+    (-1e-9, ValueError),
+    (np.float32("nan"), ValueError),
+    ("0.1", TypeError),
+    (None, TypeError),
+    (True, TypeError),
+    (1j, TypeError),
+    ([0.1], TypeError),
+    (np.ones(1), TypeError),
+]
+HYPERPARAMETERS = [(name, h) for name in RULES for h, x in DEFAULTS[name].items() if not isinstance(x, bool)]
+
+
+@pytest.mark.parametrize(("name", "h"), HYPERPARAMETERS)
+@pytest.mark.parametrize(("value", "error"), VALUES, ids=lambda x: repr(x) if not isinstance(x, type) else "")
+def test_hyperparameters(name: str, h: str, value: Any, error: type[Exception]) -> None:
+    words = rf"{name}: {h}: got .*, expected a number"
+    with pytest.raises(error, match=words):
+        RULES[name](**{h: value})
+    opt = gpuopt.Optimizer(np.ones(3), RULES[name]())
+    with pytest.raises(error, match=words):
+        opt.tune(**{h: value})
+    assert opt.rule == RULES[name]()
+    with pytest.raises(error, match=rf"{name}: {h} at step 0, by its schedule: got .*, expected a number"):
+        RULES[name](**{h: lambda step: value}).at(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "h", "value"),
+    [("SGD", "momentum", 1.0), ("RMSProp", "rho", 1.0), ("Adam", "beta1", 1.0), ("Adam", "beta2", 1.5)],
+)
+def test_fractions_are_less_than_one(name: str, h: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name}: {h}: got {value}, expected a number in \[0, 1\)"):
+        RULES[name](**{h: value})
+
+
+@pytest.mark.parametrize("value", [1, 0.5, "yes", None, lambda step: True], ids=repr)
+def test_flags(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"SGD: nesterov: got .*, expected True or False"):
+        gpuopt.SGD(nesterov=value)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_unknown_hyperparameters(name: str) -> None:
+    with pytest.raises(TypeError, match="learning_rate"):
+        RULES[name](learning_rate=0.1)  # type: ignore[call-arg]
+
+
+# Schedules that fail in the middle of a run
+
+
+def failing(step: int) -> float:
+    if step == 2:
+        raise RuntimeError("no such step")
+    return 0.1
+
+
+@pytest.mark.parametrize("engine", ["array", "fused"])
+@pytest.mark.parametrize(
+    ("schedule", "error", "words"),
+    [
+        (lambda step: float("nan") if step == 2 else 0.1, ValueError, "Adam: lr at step 2, by its schedule: got nan"),
+        (lambda step: None if step == 2 else 0.1, TypeError, "Adam: lr at step 2, by its schedule: got None"),
+        (lambda step: 1.0 - step, ValueError, "Adam: lr at step 2, by its schedule: got -1"),
+        (failing, RuntimeError, "no such step"),
+    ],
+    ids=["nan", "None", "negative", "raises"],
+)
+def test_schedules(engine: Engine, schedule: Any, error: type[Exception], words: str) -> None:
+    w = {"a": np.ones(3), "b": np.ones(3, "f4")}
+    opt = gpuopt.Optimizer(w, {"a": gpuopt.SGD(), "b": gpuopt.Adam(lr=schedule)}, engine=engine)
+    g = {"a": np.ones(3), "b": np.ones(3, "f4")}
+    for _ in range(2):
+        opt.step(g)
+    before = copy.deepcopy(opt.state_dict())
+    new = {"a": np.full(3, 2.0), "b": None}
+    for grads in (g, new):
+        with pytest.raises(error, match=words):
+            opt.step(grads)
+    np.testing.assert_equal(opt.state_dict(), before)
+    assert opt.steps == 2
+    opt.tune("b", lr=0.1)
+    opt.step(g)
+    np.testing.assert_allclose(before["params"]["a"] - w["a"], 0.01)
+
+
+# Tuning
+
+
+@pytest.mark.parametrize(
+    ("arguments", "h", "error", "words"),
+    [
+        ((), {"beta": 0.5}, TypeError, r"unknown hyperparameter 'beta' \(did you mean 'beta\d'\?\), expected lr, "),
+        ((), {"learning_rate": 0.5}, TypeError, r"unknown hyperparameter 'learning_rate'.*expected lr, "),
+        ((), {"lr": 0.5, "momentun": 0.5}, TypeError, r"'momentun' \(did you mean 'momentum'\?\)"),
+        (("a",), {"momentum": 0.5}, TypeError, r"unknown hyperparameter 'momentum'"),
+        (("w",), {"lr": 0.5}, ValueError, r"tune: no rule for 'w', expected one of 'a', 'b'"),
+        ((), {"lr": -0.5}, ValueError, r"Adam: lr: got -0\.5, expected a number in \[0, inf\)"),
+        ((), {"lr": 0.5, "beta1": 1.0}, ValueError, r"Adam: beta1: got 1\.0"),
+        ((), {"nesterov": 0.5}, TypeError, r"SGD: nesterov: got 0\.5, expected True or False"),
+    ],
+    ids=str,
+)
+def test_tuning(arguments: Any, h: Any, error: type[Exception], words: str) -> None:
+    rules = {"a": gpuopt.Adam(), "b": gpuopt.SGD()}
+    opt = gpuopt.Optimizer({"a": np.ones(3), "b": np.ones(3)}, rules)
+    with pytest.raises(error, match=words):
+        opt.tune(*arguments, **h)
+    assert opt.rule == rules
+    assert opt.state_dict()["rules"]["a"]["tuned"] == {}
+
+
+# State. Name: what is done to a good one; all that the message lists.
+
+
+def without(d: Any, *path: str) -> Any:
+    *outer, last = path
+    for key in outer:
+        d = d[key]
+    del d[last]
+    return d
+
+
+LOADING: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
+    "empty": (lambda d: d.clear(), ["steps: None", "rules: {}", "params/a: missing", "state/b/m: missing"]),
+    "leaf missing": (lambda d: without(d, "params", "a"), ["params/a: missing"]),
+    "leaf unexpected": (lambda d: d["params"].update(c=np.ones(1)), ["params/c: unexpected"]),
+    "slot missing": (lambda d: without(d, "state", "b", "v"), ["state/b/v: missing"]),
+    "slot unexpected": (lambda d: d["state"]["a"].update(m=np.ones(3)), ["state/a/m: unexpected"]),
+    "shape": (lambda d: d["params"].update(a=np.ones((1, 3))), [r"params/a: shape (1, 3), expected (3,)"]),
+    "dtype": (lambda d: d["state"]["b"].update(m=np.ones(2)), ["state/b/m: dtype float64, expected float32"]),
+    "rule": (
+        lambda d: d["rules"]["a"].update(name="Adam"),
+        ["rules: {'a': 'Adam', 'b': 'Adam'}, expected {'a': 'SGD'"],
+    ),
+    "pattern": (lambda d: d["rules"].update(c={"name": "SGD", "tuned": {}}), ["rules: {'a': 'SGD', 'b': 'Adam', 'c'"]),
+    "steps": (lambda d: d.update(steps=-1), ["steps: -1, expected a number of steps"]),
+    "steps no number": (lambda d: d.update(steps="3"), ["steps: '3', expected a number of steps"]),
+    "tuned out of range": (lambda d: d["rules"]["a"].update(tuned={"lr": -1.0}), ["rules/a: SGD: lr: got -1.0"]),
+    "tuned unknown": (lambda d: d["rules"]["a"].update(tuned={"beta": 1.0}), ["rules/a: ", "'beta'"]),
+    "unknown schedule": (
+        lambda d: d["rules"]["a"].update(tuned={"lr": {"schedule": "zigzag", "arguments": {}}}),
+        ["rules/a: ", "zigzag"],
+    ),
+    "no array": (lambda d: d["params"].update(a=[1.0, 2.0, 3.0]), ["params/a: list, expected an array"]),
+    "many": (
+        lambda d: (without(d, "params", "a"), d["state"]["b"].update(m=np.ones(2), c=np.ones(1)), d.update(steps=None)),
+        ["steps: None", "params/a: missing", "state/b/m: dtype float64", "state/b/c: unexpected"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOADING)
+def test_loading(case: str) -> None:
+    spoil, words = LOADING[case]
+
+    def optimizer() -> gpuopt.Optimizer:
+        rules = {"a": gpuopt.SGD(), "b": gpuopt.Adam()}
+        return gpuopt.Optimizer({"a": np.ones(3), "b": np.ones(2, "f4")}, rules)
+
+    opt, other = optimizer(), optimizer()
+    for each, value in ((opt, 1), (other, 2)):
+        each.step({"a": np.full(3, value), "b": np.full(2, value)})
+    opt.tune("a", lr=0.5)
+    held = copy.deepcopy(other.state_dict())
+    spoil(held)
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match=re.escape("the state does not fit this optimizer:\n  ")) as error:
+        opt.load_state_dict(held)
+    for word in words:
+        assert word in str(error.value)
+    np.testing.assert_equal(opt.state_dict(), before)
+    assert opt.lr == {"a": 0.5, "b": 0.001}
+
+
+def test_the_hyperparameters_of_a_rule_cannot_be_written_over() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        gpuopt.Adam().lr = 0.5  # type: ignore[misc]

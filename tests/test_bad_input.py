@@ -1,0 +1,250 @@
+"""Bad parameters, rules and gradients: the type of the error, what its message names, and that nothing has changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from spaces import Space, assert_same_bits
+
+import gpuopt
+
+Engine = Any
+
+
+def good(space: Space, value: float = 1.0) -> dict[str, Any]:
+    """Two leaves, or their gradients."""
+    w = np.arange(6, dtype="f4").reshape(3, 2) + np.float32(value)
+    return {"dense": {"w": space.put(w), "b": space.put(np.full(2, value))}}
+
+
+def engines(space: Space) -> tuple[Engine, ...]:
+    return (*space.engines, "auto")
+
+
+# Parameters and rules. Name: params, rule, error, words.
+
+ONES = np.ones(3)
+Make = Callable[[Space], Any]
+CONSTRUCTION: dict[str, tuple[Make, Any, type[Exception], str]] = {
+    "None": (lambda s: None, gpuopt.SGD(), TypeError, r"params: None, expected an array of float32 or float64"),
+    "None as a leaf": (lambda s: {"w": None}, gpuopt.SGD(), TypeError, r"params\['w'\]: None, expected an array"),
+    "no leaf": (lambda s: {"a": [], "b": {}}, gpuopt.SGD(), ValueError, r"params: .* has no leaf"),
+    "Python's float": (lambda s: {"w": 1.0}, gpuopt.SGD(), TypeError, r"params\['w'\]: float.*numpy\.array"),
+    "list of floats": (lambda s: [1.0, 2.0], gpuopt.SGD(), TypeError, r"params\[0\]: float, expected an array"),
+    "string": (lambda s: "w", gpuopt.SGD(), TypeError, r"params: str, expected an array"),
+    "NumPy scalar": (lambda s: [np.float32(1)], gpuopt.SGD(), TypeError, r"params\[0\]: numpy scalar.*numpy\.array"),
+    **{
+        dtype: (
+            lambda s, dtype=dtype: {"w": s.put(ONES.astype(dtype))},  # type: ignore[misc]
+            gpuopt.SGD(),
+            TypeError,
+            rf"params\['w'\]: dtype \S*{dtype}\S*, expected float32 or float64",
+        )
+        for dtype in ("int32", "uint8", "bool", "complex64", "complex128")
+    },
+    "same array twice": (
+        lambda s: dict.fromkeys("ab", s.put(ONES)),
+        gpuopt.SGD(),
+        ValueError,
+        r"params\['a'\] and params\['b'\] are the same array",
+    ),
+    "same path twice": (
+        lambda s: {"a.b": s.put(ONES), "a": {"b": s.put(ONES)}},
+        gpuopt.SGD(),
+        ValueError,
+        r"params\['a'\]\['b'\] and params\['a\.b'\] have the same path 'a\.b'; rename",
+    ),
+    "a class as the rule": (good, gpuopt.Adam, TypeError, r"rule: .*did you mean Adam\(\)\?"),
+    "a name as the rule": (good, "adam", TypeError, r"rule: 'adam', expected a rule such as Adam\(\)"),
+    "no rule": (good, None, TypeError, r"rule: None, expected a rule"),
+    "a class by pattern": (good, {"*": gpuopt.Adam}, TypeError, r"rule: .*expected a rule such as Adam\(\) by a glob"),
+    "a pattern that is no string": (good, {0: gpuopt.SGD()}, TypeError, r"rule: \{0: SGD.*glob"),
+    "no pattern for a leaf": (good, {"*.w": gpuopt.SGD()}, ValueError, r"matches params\['dense'\]\['b'\].*'dense\.b'"),
+    "no patterns": (good, {}, ValueError, r"no pattern of \[\] matches params\['dense'\]"),
+    "a pattern without leaf": (
+        good,
+        {"*.kernel": gpuopt.SGD(), "*": gpuopt.SGD()},
+        ValueError,
+        r"the pattern '\*\.kernel' matches no leaf; there are 'dense\.b', 'dense\.w'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONSTRUCTION)
+def test_construction(case: str, space: Space) -> None:
+    make, rule, error, words = CONSTRUCTION[case]
+    for engine in engines(space):
+        with pytest.raises(error, match=words):
+            gpuopt.Optimizer(make(space), rule, engine=engine)
+    if case != "same array twice":  # pure functions do not mind
+        with pytest.raises(error, match=words):
+            gpuopt.init(rule, make(space))
+        with pytest.raises(error, match=words):
+            gpuopt.update(rule, make(space), make(space), gpuopt.State(0, {}))
+
+
+def frozen(x: Any) -> Any:
+    x.flags.writeable = False
+    return x
+
+
+def slices(*cuts: Any) -> Make:
+    """Views of one buffer."""
+
+    def make(space: Space) -> Any:
+        with space.use():
+            whole = space.put(np.arange(10.0))
+            return {"xyz"[i]: whole[cut] for i, cut in enumerate(cuts)}
+
+    return make
+
+
+MEMORY: dict[str, tuple[Make, str]] = {
+    "overlapping": (slices(slice(0, 6), slice(5, 10)), r"params\['x'\] and params\['y'\] share memory"),
+    "one inside of the other": (slices(slice(0, 10), slice(4, 5)), r"params\['x'\] and params\['y'\] share memory"),
+    "the same elements": (slices(slice(0, 5), slice(None, 5, None)), r"params\['x'\] and params\['y'\] share memory"),
+    "interleaved, in part": (slices(slice(0, 10, 3), slice(0, 10, 2)), r"share memory, expected distinct arrays"),
+    "third overlaps first": (slices(slice(0, 9, 4), slice(1, 3), slice(8, 10)), r"params\['x'\] and params\['z'\]"),
+    "broadcast": (
+        lambda s: {"x": s.xp.broadcast_to(s.put(np.ones(1)), (3,))} if s.name != "numpy" else {"x": spread()},
+        r"params\['x'\]: its elements share memory|params\['x'\]: a read-only",
+    ),
+}
+
+
+def spread() -> Any:
+    return np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_memory_that_is_shared(case: str, fused_space: Space) -> None:
+    make, words = MEMORY[case]
+    for engine in engines(fused_space):
+        with pytest.raises(ValueError, match=words):
+            gpuopt.Optimizer(make(fused_space), gpuopt.SGD(), engine=engine)
+
+
+NUMPY_ONLY: dict[str, tuple[Any, type[Exception], str]] = {
+    "float16": (np.ones(3, "f2"), TypeError, r"params\['w'\]: dtype float16, expected float32 or float64"),
+    "longdouble": (np.ones(3, "g"), TypeError, r"params\['w'\]: dtype \S*float\S*, expected float32 or float64"),
+    "object": (np.ones(3, object), TypeError, r"params\['w'\]: dtype object, expected float32 or float64"),
+    "string": (np.array(["1"]), TypeError, r"params\['w'\]: dtype <U1, expected float32 or float64"),
+    "foreign byte order": (np.ones(3, ">f8"), TypeError, r"params\['w'\]: dtype >f8, expected float32 or float64"),
+    "read-only": (frozen(np.ones(3)), ValueError, r"params\['w'\]: a read-only numpy array.*copy it"),
+    "broadcast": (np.broadcast_to(np.ones(1), 3), ValueError, r"params\['w'\]: a read-only numpy array"),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "array", "fused"])
+@pytest.mark.parametrize("case", NUMPY_ONLY)
+def test_numpy_arrays_that_cannot_be_updated(case: str, engine: Engine) -> None:
+    w, error, words = NUMPY_ONLY[case]
+    with pytest.raises(error, match=words):
+        gpuopt.Optimizer({"w": w}, gpuopt.SGD(), engine=engine)
+
+
+def test_immutable_arrays_are_sent_to_the_pure_functions() -> None:
+    jax = pytest.importorskip("jax")
+    with pytest.raises(ValueError, match=r"params\['w'\]: a read-only jax.*gpuopt\.update"):
+        gpuopt.Optimizer({"w": jax.numpy.ones(3)}, gpuopt.SGD())
+
+
+def test_unknown_engine() -> None:
+    with pytest.raises(ValueError, match="engine: 'fast', expected one of 'auto', 'array', 'fused'"):
+        gpuopt.Optimizer(np.ones(3), gpuopt.SGD(), engine="fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("w", "words"),
+    [
+        (np.ones(6)[::2], r"params\['w'\]: a numpy array of strides \(16,\), expected a contiguous.*engine='auto'"),
+        (array_api_strict.ones(3), r"params\['w'\]: a array_api_strict\S* array.*expected a contiguous NumPy or CuPy"),
+    ],
+    ids=["strided", "foreign"],
+)
+def test_what_cannot_be_fused(w: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        gpuopt.Optimizer({"w": w}, gpuopt.SGD(), engine="fused")
+
+
+# Gradients. Name: from good ones, bad ones; error, words.
+
+W = r"grads\['dense'\]\['w'\]"
+GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] = {
+    "missing leaf": (lambda s, g: {"dense": {"w": g["w"]}}, ValueError, r"missing grads\['dense'\]\['b'\].*None"),
+    "extra leaf": (lambda s, g: {"dense": g | {"c": g["w"]}}, ValueError, r"unexpected grads\['dense'\]\['c'\]"),
+    "other names": (lambda s, g: {"dense": {"v": g["w"], "b": g["b"]}}, ValueError, rf"missing {W}, unexpected"),
+    "other structure": (lambda s, g: [g["w"], g["b"]], ValueError, r"grads: another structure than params"),
+    "leaf for a tree": (lambda s, g: {"dense": g["w"]}, ValueError, r"grads: another structure than params"),
+    "tree for a leaf": (
+        lambda s, g: with_w(g, [g["w"]]),
+        TypeError,
+        rf"{W}: list, expected a \S+ array like its param",
+    ),
+    "None for all": (lambda s, g: None, ValueError, r"grads: another structure than params"),
+    "None for a tree": (lambda s, g: {"dense": None}, ValueError, r"grads: another structure than params"),
+    "shape": (lambda s, g: with_w(g, s.put(np.ones((2, 3)))), ValueError, rf"{W}: shape \(2, 3\), expected \(3, 2\)"),
+    "broadcastable shape": (
+        lambda s, g: with_w(g, s.put(np.ones((1, 2)))),
+        ValueError,
+        rf"{W}: shape \(1, 2\), expect",
+    ),
+    "more axes": (lambda s, g: with_w(g, s.put(np.ones((1, 3, 2)))), ValueError, rf"{W}: shape \(1, 3, 2\), expected"),
+    "no axes": (lambda s, g: with_w(g, s.put(np.ones(()))), ValueError, rf"{W}: shape \(\), expected \(3, 2\)"),
+    "complex": (lambda s, g: with_w(g, s.put(np.ones((3, 2)) + 0j)), TypeError, rf"{W}: dtype \S*complex128.*real"),
+    "Python's float": (lambda s, g: with_w(g, 1.0), TypeError, rf"{W}: float, expected a \S+ array like its parameter"),
+    "nested lists": (lambda s, g: with_w(g, [[1.0, 2.0]] * 3), TypeError, rf"{W}: list, expected a"),
+    "string": (lambda s, g: with_w(g, "g"), TypeError, rf"{W}: str, expected a"),
+    "of another library": (
+        lambda s, g: with_w(g, np.ones((3, 2)) if s.name != "numpy" else array_api_strict.ones((3, 2))),
+        TypeError,
+        rf"{W}: a \S+ array, expected a \S+ array like its parameter",
+    ),
+}
+
+
+def with_w(g: Any, w: Any) -> Any:
+    return {"dense": g | {"w": w}}
+
+
+NUMPY_GRADIENTS: dict[str, tuple[Any, str]] = {
+    "object": (np.ones((3, 2), object), rf"{W}: dtype object, expected a real one, best float32"),
+    "strings": (np.full((3, 2), "1"), rf"{W}: dtype <U1, expected a real one"),
+    "times": (np.zeros((3, 2), "m8[s]"), rf"{W}: dtype timedelta64\[s\], expected a real one"),
+    "records": (np.zeros((3, 2), "f4,f4"), rf"{W}: dtype .*, expected a real one"),
+}
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_gradients(case: str, space: Space) -> None:
+    make, error, words = GRADIENTS[case]
+    check_gradients(space, lambda: make(space, good(space)["dense"]), error, words)
+
+
+@pytest.mark.parametrize("case", NUMPY_GRADIENTS)
+@pytest.mark.parametrize("space", ["numpy"], indirect=True)
+def test_numpy_gradients(case: str, space: Space) -> None:
+    g, words = NUMPY_GRADIENTS[case]
+    check_gradients(space, lambda: with_w(good(space)["dense"], g), TypeError, words)
+
+
+def check_gradients(space: Space, make: Callable[[], Any], error: type[Exception], words: str) -> None:
+    rule = gpuopt.Adam(lr=0.1)
+    for engine in engines(space):
+        opt, control = (gpuopt.Optimizer(good(space), rule, engine=engine) for _ in range(2))
+        for each in (opt, control):
+            each.step(good(space, 3.0))
+        for _ in range(2):  # a second time: nothing has been remembered
+            with pytest.raises(error, match=words):
+                opt.step(make())
+        assert opt.steps == 1
+        assert_same_bits(space.got(opt), space.got(control))
+        for each in (opt, control):
+            each.step(good(space, -2.0))
+        assert_same_bits(space.got(opt), space.got(control))
+    params, state = good(space), gpuopt.init(rule, good(space))
+    with pytest.raises(error, match=words):
+        gpuopt.update(rule, params, make(), state)
+    assert np.array_equal(space.get(params["dense"]["w"]), space.get(good(space)["dense"]["w"]))

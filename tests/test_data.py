@@ -1,0 +1,261 @@
+"""Data: the spiral is the book's, files come out as they went in, and what cannot be used is refused by name."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gpuopt.training import UsageError, load, spiral
+
+X = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+Y = np.array([0, 1, 1])
+
+
+def npz(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data.npz"
+
+
+# The spiral
+
+
+def create_data(samples: int, classes: int) -> tuple[Any, Any]:
+    """As the package nnfs has it, after its init(): seed 0, randn and zeros in float32."""
+    random = np.random.RandomState(0)
+    x = np.zeros((samples * classes, 2), dtype="float32")
+    y = np.zeros(samples * classes, dtype="uint8")
+    for class_number in range(classes):
+        ix = range(samples * class_number, samples * (class_number + 1))
+        r = np.linspace(0.0, 1, samples)
+        noise = random.randn(samples).astype("float32")
+        t = np.linspace(class_number * 4, (class_number + 1) * 4, samples) + noise * np.float32(0.2)
+        x[ix] = np.c_[r * np.sin(t * 2.5), r * np.cos(t * 2.5)]
+        y[ix] = class_number
+    return x, y
+
+
+@pytest.mark.parametrize(("samples", "classes"), [(100, 3), (7, 5)])
+def test_the_spiral_is_the_books_to_the_bit(samples: int, classes: int) -> None:
+    x, y = create_data(samples, classes)
+    data = spiral(np.random.RandomState(0), samples, classes)
+    assert data.train.x.dtype == np.float32
+    assert data.train.x.tobytes() == x.tobytes()
+    np.testing.assert_array_equal(data.train.y, y)
+    assert (data.features, data.outputs, data.classes) == (2, classes, tuple(range(classes)))
+
+
+# Files
+
+
+def test_a_set_with_a_test_set(path: Path) -> None:
+    data = load(npz(path, x_train=X, y_train=Y, x_test=X[:2] + 1, y_test=Y[1:]))
+    assert data.test is not None
+    assert (data.name, len(data.train), len(data.test)) == ("data", 3, 2)
+    np.testing.assert_array_equal(data.train.x, X.astype(np.float32))
+    np.testing.assert_array_equal(data.test.y, [1, 1])
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x_train", "y_train")])
+def test_a_set_without(path: Path, names: tuple[str, str]) -> None:
+    assert load(npz(path, **dict(zip(names, (X, Y), strict=True)), more=X)).test is None
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "i8", "u2", "f2", "f4", "f8", ">f4"])
+def test_features_of_every_real_dtype_keep_their_values(path: Path, dtype: str) -> None:
+    x = X.astype(dtype)
+    out = load(npz(path, x=x, y=Y)).train.x
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(out, x.astype(np.float32))
+
+
+def test_images_are_flattened_and_scaled(path: Path) -> None:
+    images = np.array([[[0, 51], [102, 255]]] * 2, dtype=np.uint8)
+    out = load(npz(path, x=images, y=[0, 1])).train.x
+    np.testing.assert_allclose(out, [[0, 0.2, 0.4, 1]] * 2, rtol=1e-6)
+    assert out.max() == 1
+
+
+def test_standardized_features_have_mean_0_and_deviation_1_over_the_training_set(path: Path) -> None:
+    x = np.array([[1.0, 7, 100], [2, 7, 300], [6, 7, 500]])
+    data = load(npz(path, x_train=x, y_train=Y, x_test=x[:1], y_test=Y[:1]), standardize=True)
+    assert data.test is not None
+    np.testing.assert_allclose(data.train.x.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(data.train.x.std(axis=0), [1, 0, 1], rtol=1e-6)
+    np.testing.assert_array_equal(data.test.x, data.train.x[:1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "indices"),
+    [
+        ([3, 1, 3], (1, 3), [1, 0, 1]),
+        ([[3], [1], [3]], (1, 3), [1, 0, 1]),
+        (np.array([3, 1, 3], np.uint8), (1, 3), [1, 0, 1]),
+        ([-1, 1, -1], (-1, 1), [0, 1, 0]),
+        ([True, False, True], (False, True), [1, 0, 1]),
+        (["cat", "ant", "cat"], ("ant", "cat"), [1, 0, 1]),
+    ],
+)
+def test_labels_become_indices(path: Path, labels: Any, classes: tuple[Any, ...], indices: list[int]) -> None:
+    data = load(npz(path, x=X, y=labels))
+    assert data.classes == classes
+    np.testing.assert_array_equal(data.train.y, indices)
+    assert data.outputs == 2
+
+
+@pytest.mark.parametrize(
+    ("targets", "task", "outputs"),
+    [
+        ([0.5, 1.5, 2.5], "auto", 1),
+        ([[0.5, 1], [1.5, 2], [2.5, 3]], "auto", 2),
+        ([1.0, 2.0, 3.0], "regression", 1),
+        ([1, 2, 3], "regression", 1),
+    ],
+)
+def test_numbers_are_to_be_predicted(path: Path, targets: Any, task: Any, outputs: int) -> None:
+    data = load(npz(path, x=X, y=targets), task=task)
+    assert data.classes is None
+    assert data.train.y.dtype == np.float32
+    np.testing.assert_array_equal(data.train.y, np.reshape(targets, (3, -1)))
+    assert data.outputs == outputs
+
+
+TABLE = pd.DataFrame({"a": [1, 2, 3], "kind": ["cat", "ant", "cat"], "b": [0.5, 1.5, 2.5]})
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("target", "features", "classes"),
+    [("kind", ["a", "b"], ("ant", "cat")), ("b", ["a"], None), ("a", ["b"], (1, 2, 3))],
+)
+def test_tables(tmp_path: Path, suffix: str, target: str, features: list[str], classes: Any) -> None:
+    file = tmp_path / f"table.{suffix}"
+    table = TABLE if target == "kind" else TABLE.drop(columns="kind")
+    table.to_csv(file, index=False) if suffix == "csv" else table.to_parquet(file)
+    data = load(file, target)
+    np.testing.assert_array_equal(data.train.x, TABLE[features].to_numpy(np.float32))
+    assert (data.classes, data.features) == (classes, len(features))
+
+
+# What is refused
+
+Write = Callable[[Path], object]
+
+
+def text(content: str) -> Write:
+    return lambda path: path.write_text(content)
+
+
+def arrays(**content: Any) -> Write:
+    return lambda path: npz(path, **content)
+
+
+def cut(path: Path) -> None:
+    whole = npz(path, x=np.random.RandomState(0).rand(50, 50), y=np.arange(50) % 2).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(npz(path, x=X, y=Y).read_bytes())
+    content[150] ^= 255
+    path.write_bytes(content)
+
+
+def one_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, X)
+
+
+def no_arrays(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("x.npy", b"not an array")
+        file.writestr("y.npy", b"not an array")
+
+
+NAN, INF = np.where(X == 4, np.nan, X), np.where(X == 5, np.inf, X)
+REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
+    "missing": ("a.npz", lambda _: None, {}, "No such file"),
+    "a folder": ("a.npz", lambda path: path.mkdir(), {}, "directory"),
+    "empty": ("a.npz", text(""), {}, "not a zip archive"),
+    "no zip": ("a.npz", text("x,y\n1,2\n"), {}, "not a zip archive"),
+    "one array": ("a.npz", one_array, {}, "not a zip archive"),
+    "truncated": ("a.npz", cut, {}, "not "),
+    "damaged": ("a.npz", flipped, {}, "not a readable .npz"),
+    "no arrays inside": ("a.npz", no_arrays, {}, "x: is no array"),
+    "pickled": ("a.npz", arrays(x=np.array([{}, {}], dtype=object), y=[0, 1]), {}, "allow_pickle"),
+    "another kind": ("a.txt", text("1 2"), {}, "expected a file .npz, .csv or .parquet"),
+    "no arrays": ("a.npz", arrays(), {}, "has no array 'x': expected x_train and y_train"),
+    "other names": ("a.npz", arrays(X=X, Y=Y), {}, "has no array 'x'.*it has X, Y"),
+    "no y": ("a.npz", arrays(x=X), {}, "has no array 'y'"),
+    "no y_train": ("a.npz", arrays(x_train=X, y=Y), {}, "has no array 'y_train'"),
+    "no y_test": ("a.npz", arrays(x_train=X, y_train=Y, x_test=X), {}, "has no array 'y_test'"),
+    "no x_test": ("a.npz", arrays(x_train=X, y_train=Y, y_test=Y), {}, "has no array 'x_test'"),
+    "NaN": ("a.npz", arrays(x=NAN, y=Y), {}, r"x: row 1 holds nan, expected finite"),
+    "infinite": ("a.npz", arrays(x=INF, y=Y), {}, r"x: row 2 holds inf, expected finite"),
+    "too large": ("a.npz", arrays(x=X * 1e300, y=Y), {}, r"x: row 0 holds 1e\+300, expected finite"),
+    "NaN to test": ("a.npz", arrays(x_train=X, y_train=Y, x_test=NAN, y_test=Y), {}, "x_test: row 1 holds nan"),
+    "NaN targets": ("a.npz", arrays(x=X, y=[0.5, 1.5, np.nan]), {}, "y: row 2 holds nan"),
+    "lengths": ("a.npz", arrays(x=X, y=Y[:2]), {}, "x has 3 rows and y has 2"),
+    "a single target": ("a.npz", arrays(x=X, y=1), {}, "x has 3 rows and y has a single value"),
+    "flat": ("a.npz", arrays(x=X[0], y=[0, 1]), {}, r"x: shape \(2,\), expected \(samples, features\)"),
+    "no rows": ("a.npz", arrays(x=X[:0], y=Y[:0]), {}, r"x: shape \(0, 2\), expected at least one sample"),
+    "no features": ("a.npz", arrays(x=X[:, :0], y=Y), {}, r"x: shape \(3, 0\), expected at least one sample"),
+    "complex": ("a.npz", arrays(x=X + 0j, y=Y), {}, "x: dtype complex128, expected integers or floats"),
+    "text as features": ("a.npz", arrays(x=X.astype(str), y=Y), {}, "x: dtype <U.*, expected integers or floats"),
+    "widths": ("a.npz", arrays(x_train=X, y_train=Y, x_test=X[:, :1], y_test=Y), {}, "x_test: 1 features.*expected 2"),
+    "one-hot": ("a.npz", arrays(x=X, y=np.eye(3, dtype=int)), {}, r"y: shape \(3, 3\), expected one label"),
+    "new label": ("a.npz", arrays(x_train=X, y_train=Y, x_test=X, y_test=[0, 7, 1]), {}, "y_test: row 1 is 7"),
+    "new text": ("a.npz", arrays(x_train=X, y_train=["a"] * 3, x_test=X, y_test=["a", "a", "b"]), {}, "row 2 is 'b'"),
+    "float labels": ("a.npz", arrays(x=X, y=Y * 1.0), {}, "y: dtype float64, but only whole numbers: class labels"),
+    "float classes": ("a.npz", arrays(x=X, y=Y + 0.5), {"task": "classification"}, "must be integers or text"),
+    "text to predict": ("a.npz", arrays(x=X, y=["a"] * 3), {"task": "regression"}, "y: holds text"),
+    "complex targets": ("a.npz", arrays(x=X, y=Y + 1j), {}, "y: dtype complex128"),
+    "many labels": ("a.npz", arrays(x=np.ones((1500, 1)), y=np.arange(1500)), {}, "1500 different labels in 1500"),
+    "shapes": (
+        "a.npz",
+        arrays(x_train=X, y_train=X, x_test=X, y_test=X[:, :1]),
+        {"task": "regression"},
+        "y_test: shape",
+    ),
+    "target for arrays": ("a.npz", arrays(x=X, y=Y), {"target": "y"}, "--target y: is for tables"),
+    "no target": ("a.csv", text("a,b\n1,2\n"), {}, "say with --target which column to predict; its columns are a, b"),
+    "unknown target": ("a.csv", text("size,kind\n1,2\n"), {"target": "knd"}, "no column 'knd', did you mean 'kind'?"),
+    "empty table": ("a.csv", text(""), {"target": "a"}, "not a readable .csv"),
+    "header alone": ("a.csv", text("a,b\n"), {"target": "b"}, "expected at least one sample"),
+    "target alone": ("a.csv", text("b\n1\n2\n"), {"target": "b"}, "expected at least one sample and one feature"),
+    "text in a column": ("a.csv", text("a,b\n1,2\nx,3\n"), {"target": "b"}, "column 'a': holds .*must be numbers"),
+    "a hole": ("a.csv", text("a,b\n1,2\n,3\n"), {"target": "b"}, "column 'a': row 1 is missing or NaN"),
+    "a hole in the target": ("a.csv", text("a,b\n1,2\n3,\n"), {"target": "b"}, "column 'b': row 1 is missing or NaN"),
+    "infinite in a table": ("a.csv", text("a,b\n1,2\ninf,3\n"), {"target": "b"}, "row 1 holds inf"),
+    "ragged": ("a.csv", text("a,b\n1,2\n1,2,3,4\n"), {"target": "b"}, "not a readable .csv"),
+    "no text": ("a.csv", lambda path: path.write_bytes(b"\xff\xfe\x00\x01"), {"target": "b"}, "not a readable .csv"),
+    "no parquet": ("a.parquet", text("a,b\n1,2\n"), {"target": "b"}, "not a readable .parquet"),
+}
+
+
+@pytest.mark.parametrize(("name", "write", "options", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(tmp_path: Path, name: str, write: Write, options: dict[str, Any], message: str) -> None:
+    file = tmp_path / name
+    write(file)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(file, **options)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_tables_need_an_extra(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a,b\n1,2\n")
+    code = f"import sys; sys.modules['pandas'] = None\nfrom gpuopt.training import load\nload({str(file)!r}, 'b')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'pandas, which is not installed; run `pip install "gpuopt[data]"`' in run.stderr
