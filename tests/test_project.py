@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "rules": set(),
     "engines": {"backends", "rules/base"},
     "leaves": {"backends", "engines", "trees"},
-    "gradients": {"backends", "engines", "leaves", "trees"},
+    "gradients": {"engines", "rules/base"},
     "optimizer": {"backends", "engines", "gradients", "leaves", "rules", "rules/base", "schedules", "trees"},
     "functional": {"backends", "engines", "leaves", "optimizer", "rules/base", "trees"},
     "checkpoint": {"backends", "optimizer"},
