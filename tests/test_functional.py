@@ -17,7 +17,10 @@ each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_agree_with_the_optimizer(row: Row, space: Space) -> None:
     """To the bit, but for subnormals, which CuPy's own kernels make 0."""
     random = np.random.RandomState(0)
-    values: dict[str, Any] = {"a": random.standard_normal((3, 4)).astype("f4"), "b": [random.standard_normal(5), np.array(2.0)]}
+    values: dict[str, Any] = {
+        "a": random.standard_normal((3, 4)).astype("f4"),
+        "b": [random.standard_normal(5), np.array(2.0)],
+    }
     rules = {"b.*": row.make(lr=gpuopt.schedules.exponential(0.1, 0.5)), "*": gpuopt.Adam()}
 
     def put() -> Any:

@@ -50,12 +50,12 @@ def assign(target: Any, source: Any) -> None:
 
     xp = namespace(target)
     with current(target):
-        if type(source) is not type(target):
-            source = xp.asarray(to_numpy(source), device=array_api_compat.device(target))
-        elif place(source) != place(target):
-            # CuPy's copies land on the current device, and what else moves an array warns.
+        if place(source) != place(target):
             device = array_api_compat.device(target)
-            source = source.copy() if is_cupy(source) else array_api_compat.to_device(source, device)
+            if type(source) is type(target) and not is_cupy(source):
+                source = array_api_compat.to_device(source, device)
+            else:  # through the host, also from GPU to GPU: there CuPy does not wait for what is still being computed
+                source = xp.asarray(to_numpy(source), device=device)
         target[...] = xp.astype(source, target.dtype, copy=False)
 
 

@@ -1,0 +1,259 @@
+"""CuPy: one launch a step and nothing else, streams, devices; what a GPU must not do is counted by an emulator."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+from conformance import ROWS
+from spaces import Space, assert_same_bits, opened
+from user_rules import HeavyBall
+
+import gpuopt
+from gpuopt import schedules
+from gpuopt.engines import cuda
+
+RULES = [gpuopt.Adam(lr=schedules.exponential(0.1, 0.9)), gpuopt.SGD(momentum=0.9), HeavyBall()]
+
+
+@pytest.fixture
+def count(cupy_space: Space) -> Callable[[], AbstractContextManager[Any]]:
+    """The emulator's counters of launches, copies, synchronizations and allocations."""
+    if os.environ.get("CUDASIM") != "1":
+        pytest.skip("a real GPU counts nothing")
+    import cudasim
+
+    return cudasim.count  # type: ignore[no-any-return]
+
+
+def many(space: Space, leaves: int, rules: list[gpuopt.Rule]) -> tuple[gpuopt.Optimizer, Callable[[], dict[str, Any]]]:
+    """An optimizer of many leaves in groups, and a function that makes gradients for it."""
+    with space.use():
+        keys = [f"{i}.g{i % len(rules)}" for i in range(leaves)]
+        params = {k: space.xp.ones(i % 7 + 1, ["f4", "f8"][i % 2]) for i, k in enumerate(keys)}
+        used = {f"*.g{k}": rule for k, rule in enumerate(rules[:leaves])}
+        opt = gpuopt.Optimizer(params, used, engine="fused")
+        return opt, lambda: {k: space.xp.ones_like(p) for k, p in params.items()}
+
+
+def settled(space: Space, opt: gpuopt.Optimizer, *gradients: Any) -> None:
+    """Take a first step with each, and wait."""
+    for g in gradients:
+        opt.step(g)
+    space.device.synchronize()
+
+
+@pytest.mark.parametrize("leaves", [1, 100, 1000])
+@pytest.mark.parametrize(
+    "rules", [RULES, [gpuopt.Adam(lr=0.1 / k) for k in (1, 2, 3)]], ids=["three rules", "one rule"]
+)
+def test_a_step_is_one_launch_and_nothing_else(leaves: int, rules: Any, cupy_space: Space, count: Any) -> None:
+    opt, make = many(cupy_space, leaves, rules)
+    with cupy_space.use():
+        g = make()
+    settled(cupy_space, opt, g)
+    with count() as counted:
+        for _ in range(10):
+            opt.step(g)
+            opt.tune(lr=0.5)
+    assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 10}
+
+
+@pytest.mark.parametrize("leaves", [1, 100, 1000])
+def test_new_gradients_cost_one_copy_of_addresses_and_no_wait(leaves: int, cupy_space: Space, count: Any) -> None:
+    opt, make = many(cupy_space, leaves, RULES)
+    with cupy_space.use():
+        gradients = [make() for _ in range(4)]
+    settled(cupy_space, opt, gradients[0])
+    with count() as counted:
+        for g in gradients[1:]:
+            opt.step(g)
+    assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 3, "h2d": 3}
+    settled(cupy_space, opt)
+    some = [k for i, k in enumerate(gradients[0]) if i % 2]
+    with count() as counted:
+        opt.step(gradients[-1] | dict.fromkeys(some))
+    assert (counted.summary["launches"], counted.summary["syncs"], counted.summary["blocking_memcpy"]) == (1, 0, 0)
+
+
+def test_gradients_that_are_cast_or_laid_out_otherwise_cost_no_wait(cupy_space: Space, count: Any) -> None:
+    with cupy_space.use():
+        w = cupy_space.xp.ones((30, 40), "f4")
+        gradients = [cupy_space.xp.ones((40, 30), "f8").T for _ in range(4)]
+    opt = gpuopt.Optimizer(w, gpuopt.Adam(), engine="fused")
+    settled(cupy_space, opt, *gradients[:2])
+    with count() as counted:
+        for g in gradients:
+            opt.step(g)
+    assert (counted.summary["syncs"], counted.summary["blocking_memcpy"], counted.summary["d2h"]) == (0, 0, 0)
+
+
+def test_a_second_optimizer_compiles_nothing(cupy_space: Space, count: Any) -> None:
+    first, make = many(cupy_space, 6, RULES)
+    with cupy_space.use():
+        settled(cupy_space, first, make())
+    kernels = cuda._function.cache_info().misses
+    with count() as counted:
+        for leaves in (6, 12):
+            opt, make = many(
+                cupy_space, leaves, [RULES[0], gpuopt.SGD(lr=lambda step: 0.1, momentum=0.5), HeavyBall(lr=1)]
+            )
+            with cupy_space.use():
+                opt.step(make())
+            opt.tune(lr=lambda step: 0.5)
+            with cupy_space.use():
+                opt.step(make())
+    assert cuda._function.cache_info().misses == kernels
+    assert counted.summary["compiles"] == 0
+
+
+def test_compiled_kernels_are_kept_on_disk(cupy_space: Space, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
+    text = 'extern "C" __global__ void nothing() {}'
+    device = cupy_space.device.id
+    with cupy_space.use():
+        image = cuda._compile(text, device)
+        (kept,) = tmp_path.iterdir()
+        assert cuda._compile(text, device) == image
+        for damaged in (b"", kept.read_bytes()[:-1]):
+            kept.write_bytes(damaged)
+            assert cuda._compile(text, device)
+            assert len(kept.read_bytes()) > 32
+        monkeypatch.setenv("CUPY_CACHE_DIR", str(kept / "no folder"))
+        assert cuda._compile(text, device)
+
+
+def test_a_step_runs_on_the_stream_of_the_caller(cupy_space: Space) -> None:
+    import cupy
+
+    with cupy_space.use():
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with stream:
+            w = cupy.zeros(100_000, "f4")
+            opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0))
+            for k in range(1, 5):
+                opt.step(cupy.full(100_000, k, "f4"))  # new each time, and gone at once
+            got = w.get()
+        stream.synchronize()
+    assert np.all(got == -10)
+
+
+def test_gradients_may_be_overwritten_right_after_the_step(cupy_space: Space) -> None:
+    with cupy_space.use():
+        w, g = cupy_space.xp.zeros(50_000), cupy_space.xp.ones(50_000, "f4")
+        opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=lambda step: float(step + 1)))
+        for _ in range(4):
+            g[...] = 1
+            opt.step(g)
+            g[...] = 1000
+        assert cupy_space.get(w).tolist() == [-10.0] * 50_000
+
+
+def test_leaves_of_all_sizes_of_many_rules_agree_to_the_bit(cupy_space: Space) -> None:
+    random = np.random.RandomState(0)
+    values = {f"{row.id}.{n}": random.standard_normal(n).astype("f4") for row in ROWS for n in (1, 4095, 4096, 20_001)}
+    rules = {f"{row.id}.*": row.make() for row in ROWS}
+    opt = gpuopt.Optimizer({k: cupy_space.put(x) for k, x in values.items()}, rules)
+    host = gpuopt.Optimizer({k: x.copy() for k, x in values.items()}, rules)
+    for k in range(5):
+        g = {name: x * np.float32(k) for name, x in values.items()}
+        opt.step({name: cupy_space.put(x) for name, x in g.items()})
+        host.step(g)
+    (numpy,) = opened("numpy")
+    assert_same_bits(cupy_space.got(opt), numpy.got(host))
+
+
+# Several devices
+
+
+@pytest.fixture
+def devices(cupy_space: Space) -> list[Any]:
+    """Two devices."""
+    import cupy
+
+    if (found := cupy.cuda.runtime.getDeviceCount()) < 2:
+        pytest.skip(f"{found} device, of 2")
+    return [cupy.cuda.Device(0), cupy.cuda.Device(1)]
+
+
+def test_one_optimizer_on_two_devices_and_the_host(devices: list[Any], count: Any) -> None:
+    import cupy
+
+    w = {"host": np.ones(5, "f4")}
+    g = {"host": np.ones(5, "f4")}
+    for i, device in enumerate(devices):
+        with device:
+            w[f"gpu{i}"], g[f"gpu{i}"] = cupy.ones(5, "f4"), cupy.ones(5, "f4")
+            w[f"gpu{i} with gaps"], g[f"gpu{i} with gaps"] = cupy.ones(10, "f4")[::2], cupy.ones(5, "f4")
+    opt = gpuopt.Optimizer(w, gpuopt.Adam(lr=0.1))
+    for current in devices:
+        with current:
+            opt.step(g)
+    for name, x in w.items():
+        np.testing.assert_allclose(gpuopt.backends.to_numpy(x), 0.8, rtol=1e-6)
+        for slot in opt.state_dict()["state"][name].values():
+            assert gpuopt.backends.place(slot) == gpuopt.backends.place(x)
+    del w["gpu0 with gaps"], w["gpu1 with gaps"], g["gpu0 with gaps"], g["gpu1 with gaps"]
+    opt = gpuopt.Optimizer(w, gpuopt.Adam(lr=0.1), engine="fused")
+    opt.step(g)
+    with count() as counted:
+        opt.step(g)
+    assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 2}
+
+
+def test_a_gradient_on_the_wrong_device(devices: list[Any]) -> None:
+    import cupy
+
+    with devices[1]:
+        w, good = cupy.ones(3), cupy.ones(3)
+    with devices[0]:
+        bad = cupy.ones(3)
+    for engine in ("array", "fused"):
+        opt = gpuopt.Optimizer({"w": w}, gpuopt.SGD(lr=1.0), engine=engine)  # type: ignore[arg-type]
+        with pytest.raises(
+            ValueError, match=r"grads\['w'\]: a cupy:0 array, expected a cupy:1 array like its parameter"
+        ):
+            opt.step({"w": bad})
+        with pytest.raises(TypeError, match=r"grads\['w'\]: a numpy array, expected a cupy:1 array"):
+            opt.step({"w": np.ones(3)})
+        opt.step({"w": good})
+    assert w.get().tolist() == [-1.0] * 3
+
+
+def test_state_goes_from_device_to_device(devices: list[Any]) -> None:
+    import cupy
+
+    optimizers = []
+    for device in devices:
+        with device:
+            w = cupy.zeros((3, 4))
+            optimizers.append(gpuopt.Optimizer(w, gpuopt.Adam()))
+    with devices[1]:
+        optimizers[1].step(cupy.ones((3, 4)))
+    optimizers[0].load_state_dict(optimizers[1].state_dict())
+    for device, opt in zip(devices, optimizers, strict=True):
+        with device:
+            opt.step(cupy.ones((3, 4)))
+    first, second = (opt.state_dict() for opt in optimizers)
+    assert np.array_equal(first["params"][""].get(), second["params"][""].get())
+    assert np.array_equal(first["state"][""]["v"].get(), second["state"][""]["v"].get())
+
+
+# Other modes of the emulator: the same tests again, in a process of its own
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [{"CUDASIM_ASYNC": "1"}, {"CUDASIM_GUARD": "1", "CUDASIM_PEER": "0", "CUDASIM_THREAD_ORDER": "shuffle"}],
+    ids=lambda mode: "-".join(mode),
+)
+def test_under(mode: dict[str, str], count: Any) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "not test_under"]
+    env = os.environ | mode | {"CUDASIM_DEVICES": "2"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "skipped" not in done.stdout
