@@ -187,7 +187,7 @@ class Training:
         random = np.random.RandomState([self.config.seed, self.epoch])
         order = self.backend.asarray(random.permutation(len(x)))
         for first in range(self._batch * size, len(x), size):
-            chosen = order[first : first + size]
+            chosen = order[first : min(first + size, len(x))]
             yield self.network.xp.take(x, chosen, axis=0), self.network.xp.take(y, chosen, axis=0)
 
     def _report(self) -> Row:
@@ -216,7 +216,7 @@ class Training:
         x, y = samples
         score = self._nothing()
         for first in range(0, len(x), BLOCK):
-            block = slice(first, first + BLOCK)
+            block = slice(first, min(first + BLOCK, len(x)))
             score = score + self.network.score(self.network.outputs(self.optimizer.params, x[block, :]), y[block, :])
         return self._mean(score, len(x))
 
