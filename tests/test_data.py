@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     ),
     "target for arrays": ("a.npz", arrays(x=X, y=Y), {"target": "y"}, "--target y: is for tables"),
     "no target": ("a.csv", text("a,b\n1,2\n"), {}, "say with --target which column to predict; its columns are a, b"),
-    "unknown target": ("a.csv", text("size,kind\n1,2\n"), {"target": "knd"}, "no column 'knd', did you mean 'kind'?"),
+    "unknown target": ("a.csv", text("size,kind\n1,2\n"), {"target": "knd"}, "no column 'knd' .did you mean 'kind'."),
     "empty table": ("a.csv", text(""), {"target": "a"}, "not a readable .csv"),
     "header alone": ("a.csv", text("a,b\n"), {"target": "b"}, "expected at least one sample"),
     "target alone": ("a.csv", text("b\n1\n2\n"), {"target": "b"}, "expected at least one sample and one feature"),

@@ -92,7 +92,7 @@ class Config:
     SGD(lr=inverse_time(initial=1.0, decay=0.001), momentum=0.9, nesterov=False)
     >>> Config(optimizer="Adm")
     Traceback (most recent call last):
-    gpuopt.training.errors.UsageError: --optimizer Adm: unknown, did you mean Adam? known: SGD, AdaGrad, RMSProp, Adam
+    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: SGD, AdaGrad, RMSProp, Adam
     """
 
     data: str | None = None
@@ -189,9 +189,9 @@ class Config:
         names = rule.hyperparameters()
         for name, value in self.hyperparameters.items():
             if name not in names:
-                near = "".join(f", did you mean {match}?" for match in difflib.get_close_matches(name, names, n=1))
+                near = "".join(f" (did you mean {match}?)" for match in difflib.get_close_matches(name, names, n=1))
                 known = f"{type(rule).__name__} has {', '.join(names)}"
-                raise UsageError(f"--set {name}={value}: unknown hyperparameter{near or ';'} {known}")
+                raise UsageError(f"--set {name}={value}: unknown hyperparameter{near}; {known}")
             if name == "lr" and (self.lr is not None or self.schedule is not None):
                 raise UsageError(f"--set lr={value}: expected this, or --lr and --schedule, not both")
             yield f"--set {name}={value}", name, value
@@ -218,8 +218,10 @@ class Config:
         return plain
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> Config:
+    def from_json(cls, plain: Any) -> Config:
         """Return the config of which `to_json` made this; UsageError if there is none."""
+        if not isinstance(plain, Mapping):
+            raise UsageError("expected a config")
         values = dict(plain)
         try:
             if isinstance(values.get("optimizer"), Mapping):
@@ -245,6 +247,8 @@ def _known(name: str, known: Iterable[str], option: str) -> str:
     """The known name that differs from `name` at most in capitals."""
     by_lower = {k.lower(): k for k in known}
     if name.lower() not in by_lower:
-        near = "".join(f", did you mean {by_lower[k]}?" for k in difflib.get_close_matches(name.lower(), by_lower, n=1))
-        raise UsageError(f"{option} {name}: unknown{near or ';'} known: {', '.join(by_lower.values())}")
+        near = "".join(
+            f" (did you mean {by_lower[k]}?)" for k in difflib.get_close_matches(name.lower(), by_lower, n=1)
+        )
+        raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(by_lower.values())}")
     return by_lower[name.lower()]

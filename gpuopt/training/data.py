@@ -223,7 +223,7 @@ def _read_table(path: Path, target: str | None) -> _Part:
 
 
 def _nearest(name: str | None, known: Iterable[str]) -> str:
-    return "".join(f", did you mean {match!r}?" for match in difflib.get_close_matches(name or "", known, n=1))
+    return "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(name or "", known, n=1))
 
 
 def _listed(names: list[str], most: int = 12) -> str:

@@ -108,6 +108,11 @@ class Training:
         self._began = time.perf_counter()
 
     @property
+    def device(self) -> str:
+        """The device as the command line calls it."""
+        return "cpu" if self.backend.device is None else f"cuda:{self.backend.device}"
+
+    @property
     def seconds(self) -> float:
         """Time that the training took, without its interruptions."""
         return time.perf_counter() - self._began

@@ -43,7 +43,7 @@ def introduce(training: Training) -> None:
     widths = "-".join(map(str, [data.features, *network.hidden, data.outputs]))
     batch = "all at once" if training.batches == 1 else f"{network.batch_size} at once"
     lines = [
-        f"Device:  {training.backend} ({training.backend.reason})",
+        f"Device:  {training.device} ({training.backend.reason})",
         f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
         f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
     ]

@@ -37,8 +37,8 @@ class Result:
     Attributes
     ----------
     folder : str
-    backend, reason : str
-        What it ran on, and why.
+    backend, device, reason : str
+        The library it ran on, "numpy" or "cupy"; "cpu" or "cuda:N"; and why.
     epochs, steps : int
         Done in all.
     train_loss, train_accuracy, test_loss, test_accuracy : float or None
@@ -51,6 +51,7 @@ class Result:
 
     folder: str
     backend: str
+    device: str
     reason: str
     epochs: int
     steps: int
@@ -100,9 +101,9 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
     (20, True)
     """
     config = config or Config()
-    training, origin = _prepared(config)
+    training, content = _prepared(config)
     folder = RunFolder.create(out, training.data.name)
-    write_json(folder.config, origin | {"config": training.config.to_json()})
+    write_json(folder.config, content)
     return _run(training, folder, callbacks)
 
 
@@ -133,46 +134,47 @@ def resume(
         As for `train`.
     """
     folder = RunFolder(path)
-    content = folder.read_config()
+    before = folder.read_config()
     try:
-        config = Config.from_json(content.pop("config", {}))
+        config = Config.from_json(before.get("config"))
         config = dataclasses.replace(config, epochs=epochs or config.epochs, device=device or config.device)
     except UsageError as error:
         raise UsageError(f"{folder.config}: {error}") from None
-    training, origin = _prepared(config)
-    if content.get("data_sha256") != origin["data_sha256"]:
+    training, content = _prepared(config)
+    if before.get("data_sha256") != content["data_sha256"]:
         raise UsageError(f"{config.data}: is not the data that the run {path} was started with")
     training.position = folder.restore(training.optimizer)
     if folder.summary.exists() and training.epoch >= config.epochs:
         done = f"is finished, {training.epoch} epochs of {config.epochs}"
         raise UsageError(f"--resume {path}: {done}; --epochs with a larger number extends it")
     folder.summary.unlink(missing_ok=True)
-    write_json(folder.config, origin | {"config": config.to_json()})
+    write_json(folder.config, content)
     return _run(training, folder, callbacks)
 
 
 def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
-    """A training that is ready to run, and what its data and libraries were: all that may fail before writing."""
+    """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
     try:
         backend = backends.backend(config.device)
     except ValueError as error:
         raise UsageError(f"--device {config.device}: {error}") from None
     random = np.random.RandomState(config.seed)
-    origin: dict[str, Any] = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__, "data_sha256": None}
     if config.data is None:
-        data = spiral(random)
+        data, checksum = spiral(random), None
     else:
         path = Path(config.data).absolute()  # a run may be resumed from another folder
         data = load(path, config.target, config.task, standardize=config.standardize)
         with path.open("rb") as file:
-            origin["data_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
         config = dataclasses.replace(config, data=str(path))
     config = config.resolved(len(data.train))
     params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
     matmul = backend.xp.float64 if config.matmul == "float64" else None
     network = Perceptron(backend.xp, data.classes is not None, matmul)
-    return Training(config, backend, data, network, Optimizer(params, config.rule())), origin
+    training = Training(config, backend, data, network, Optimizer(params, config.rule()))
+    versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
+    return training, {**versions, "data_sha256": checksum, "config": config.to_json()}
 
 
 def _run(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -> Result:
@@ -186,7 +188,8 @@ def _run(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -
     final = training.evaluate()
     result = Result(
         folder=str(path),
-        backend=str(training.backend),
+        backend=training.backend.name,
+        device=training.device,
         reason=training.backend.reason,
         epochs=training.epoch,
         steps=training.optimizer.steps,
