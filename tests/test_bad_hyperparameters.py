@@ -106,6 +106,30 @@ def test_schedules(engine: Engine, schedule: Any, error: type[Exception], words:
     np.testing.assert_allclose(before["params"]["a"] - w["a"], 0.01)
 
 
+@dataclasses.dataclass(frozen=True)
+class Inverse(gpuopt.Rule):
+    """A rule whose update fails where x is 0."""
+
+    lr: gpuopt.Hyper = 0.1
+    x: gpuopt.Hyper = 1.0
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - h.lr * (1 / h.x) * g, {}
+
+
+@pytest.mark.parametrize("engine", ["auto", "array"])
+def test_numbers_that_an_update_cannot_take(engine: Engine) -> None:
+    w = {"a": np.ones(3), "b": np.ones(6)[::2], "c": np.ones(3, "f4"), "d": np.ones(6)[::2]}
+    rules = {"[ab]": gpuopt.Adam(), "c": gpuopt.SGD(), "d": Inverse(x=lambda step: 1.0 - step)}
+    opt = gpuopt.Optimizer(w, rules, engine=engine)
+    g = {name: np.ones(3) for name in w}
+    opt.step(g)
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ZeroDivisionError):
+        opt.step(g)
+    np.testing.assert_equal(opt.state_dict(), before)
+
+
 # Tuning
 
 

@@ -213,7 +213,7 @@ def test_a_gradient_on_the_wrong_device(devices: list[Any]) -> None:
     with devices[0]:
         bad = cupy.ones(3)
     for engine in ("array", "fused"):
-        opt = gpuopt.Optimizer({"w": w}, gpuopt.SGD(lr=1.0), engine=engine)  # type: ignore[arg-type]
+        opt = gpuopt.Optimizer({"w": w}, gpuopt.SGD(lr=1.0), engine=engine)
         with pytest.raises(
             ValueError, match=r"grads\['w'\]: a cupy:0 array, expected a cupy:1 array like its parameter"
         ):
@@ -249,7 +249,7 @@ def test_state_goes_from_device_to_device(devices: list[Any]) -> None:
 @pytest.mark.parametrize(
     "mode",
     [{"CUDASIM_ASYNC": "1"}, {"CUDASIM_GUARD": "1", "CUDASIM_PEER": "0", "CUDASIM_THREAD_ORDER": "shuffle"}],
-    ids=lambda mode: "-".join(mode),
+    ids="-".join,
 )
 def test_under(mode: dict[str, str], count: Any) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "not test_under"]

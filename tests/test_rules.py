@@ -51,12 +51,14 @@ def test_agrees_with_the_recurrence(row: Row, space: Space, changed: str) -> Non
     h = {name: x for name, x in h.items() if name in row.h}
     p, gradients = problem(steps)
     want, want_slots, largest = row.run(p.astype("f8"), [g.astype("f8") for g in gradients], **h)
+    # It checks every operation, which takes its time.
+    dtypes = ["f4"] if (space.name, changed) == ("array_api_strict", "constant") else DTYPES
     for engine in space.engines:
-        opt = gpuopt.Optimizer({d: space.put(p.astype(d)) for d in DTYPES}, row.make(**h), engine=engine)
+        opt = gpuopt.Optimizer({d: space.put(p.astype(d)) for d in dtypes}, row.make(**h), engine=engine)
         for g in gradients:
-            opt.step({d: space.put(g.astype(d)) for d in DTYPES})
+            opt.step({d: space.put(g.astype(d)) for d in dtypes})
         got = space.got(opt)
-        for d in DTYPES:
+        for d in dtypes:
             assert ulps(got[d], want) < 32
             for slot, value in want_slots.items():
                 assert ulps(got[f"{d}/{slot}"], value, scale=largest[slot]) < 32

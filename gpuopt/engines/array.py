@@ -114,7 +114,7 @@ def sums_of_squares(g: Any) -> list[float]:
         return [float(xp.sum(exact * scale * (exact * scale))) for scale in SCALES]
 
 
-def try_out(rule: Rule, like: Any) -> None:
+def try_out(rule: Rule, like: Any, h: Mapping[str, float]) -> None:
     """Run the rule on one element, for its errors.
 
     Raises
@@ -127,4 +127,4 @@ def try_out(rule: Rule, like: Any) -> None:
     p, g, *slots = (
         xp.zeros_like(like[..., :0]) if like.ndim else xp.zeros_like(like) for _ in range(2 + len(rule.slots))
     )
-    update(rule, p, g, dict(zip(rule.slots, slots, strict=True)), rule.at(0))
+    update(rule, p, g, dict(zip(rule.slots, slots, strict=True)), h)

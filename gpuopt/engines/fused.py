@@ -114,9 +114,12 @@ class FusedStep:
         """Take the factors of the gradients, of all leaves."""
         self.kernel.impose(scales[self.members])
 
-    def __call__(self, scalars: Sequence[Mapping[str, float]]) -> None:
-        """Update all leaves that have a gradient; ``scalars``: of each group, what `Rule.at` gave."""
+    def take(self, scalars: Sequence[Mapping[str, float]]) -> None:
+        """Take the scalars of the next step: of each group, what `Rule.at` gave."""
         self._table.set_coefficients(scalars)
+
+    def __call__(self) -> None:
+        """Update all leaves that have a gradient."""
         self.kernel()
 
 

@@ -63,8 +63,10 @@ class Step:
         self._places = [backends.place(a) for a in arrays]
         self.slots = _with_new_slots(arrays, self._places, [rules[g].slots for g in groups], state)
         self._alone = [i for i, a in enumerate(arrays) if engine == "array" or not can_fuse(a, self._places[i])]
-        for i in self._alone:  # what a rule cannot do shows now, before anything is changed
-            array.try_out(rules[groups[i]], arrays[i])
+        # One leaf of each kind that is updated alone: what its rule cannot do shows on it before anything is changed.
+        self._samples = list({(groups[i], self._places[i], str(arrays[i].dtype)): i for i in self._alone}.values())
+        for i in self._samples:
+            array.try_out(rules[groups[i]], arrays[i], rules[groups[i]].at(0))
         self._reach = {
             place: memory.Overlaps(
                 [a for i, p in enumerate(self._places) if p == place for a in (arrays[i], *self.slots[i].values())]
@@ -181,8 +183,13 @@ class Step:
     def __call__(self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]]) -> None:
         """Update every leaf whose gradient (of `ready`) is not None; ``scalars``: of each group, what `Rule.at` gave."""
         writes = [self._update_alone(i, gradients[i], scalars) for i in self._alone if gradients[i] is not None]
+        for i in self._samples:
+            if self._places[i] == "numpy":  # those of other places have been computed by now
+                array.try_out(self._rules[self._groups[i]], self._arrays[i], scalars[self._groups[i]])
         for step in self._fused:
-            step(scalars)
+            step.take(scalars)
+        for step in self._fused:
+            step()
         for write in writes:
             write()
 
