@@ -243,17 +243,14 @@ def test_state_goes_from_device_to_device(devices: list[Any]) -> None:
     assert np.array_equal(first["state"][""]["v"].get(), second["state"][""]["v"].get())
 
 
-# Other modes of the emulator: the same tests again, in a process of its own
+# The other modes of the emulator
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [{"CUDASIM_ASYNC": "1"}, {"CUDASIM_GUARD": "1", "CUDASIM_PEER": "0", "CUDASIM_THREAD_ORDER": "shuffle"}],
-    ids="-".join,
-)
-def test_under(mode: dict[str, str], count: Any) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "not test_under"]
-    env = os.environ | mode | {"CUDASIM_DEVICES": "2"}
+def test_in_other_modes(count: Any) -> None:
+    """Late execution, threads in any order, and no access from the host or between devices: these tests once more."""
+    modes = {"ASYNC": "1", "GUARD": "1", "PEER": "0", "THREAD_ORDER": "shuffle", "DEVICES": "2"}
+    env = os.environ | {f"CUDASIM_{name}": value for name, value in modes.items()}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "not modes"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "skipped" not in done.stdout

@@ -106,24 +106,24 @@ def test_one_bare_array(space: Space) -> None:
     assert list(opt.state_dict()["params"]) == [""]
 
 
-@pytest.mark.parametrize("dtype", ["i1", "u8", "?", "f2", "f8", ">f4"])
+@pytest.mark.parametrize("dtype", ["i1", "u8", "?", "f2", "f8"])
 def test_gradients_of_other_dtypes_are_taken_as_what_they_are(dtype: str, fused_space: Space) -> None:
-    if fused_space.name == "cupy" and dtype == ">f4":
-        pytest.skip("CuPy has no arrays of foreign byte order")
     for engine in fused_space.engines:
         w = fused_space.put(np.zeros(3, "f4"))
         g = np.array([0, 1, 1]).astype(dtype)
-        gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), engine=engine).step(g if dtype == ">f4" else fused_space.put(g))
+        gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), engine=engine).step(fused_space.put(g))
         assert fused_space.get(w).tolist() == [0, -1, -1]
 
 
-def test_a_gradient_may_be_a_numpy_scalar_or_of_a_subclass() -> None:
+def test_a_gradient_may_be_a_numpy_scalar_or_of_a_subclass_or_of_foreign_byte_order() -> None:
     class Special(np.ndarray[Any, Any]):
         pass
 
-    w = {"a": np.zeros(()), "b": np.zeros(2).view(Special)}
-    gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0)).step({"a": np.float64(2), "b": np.ones(2).view(Special)})
-    assert (w["a"].tolist(), w["b"].tolist()) == (-2.0, [-1.0, -1.0])
+    for engine in ("array", "fused"):
+        w = {"a": np.zeros(()), "b": np.zeros(2).view(Special), "c": np.zeros(2)}
+        g = {"a": np.float64(2), "b": np.ones(2).view(Special), "c": np.ones(2, ">f8")}
+        gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), engine=engine).step(g)
+        assert [x.tolist() for x in w.values()] == [-2.0, [-1.0, -1.0], [-1.0, -1.0]]
 
 
 def test_arrays_that_are_not_aligned_to_their_elements() -> None:
