@@ -1,0 +1,292 @@
+"""The command line: what it prints, what it leaves, and how it fails."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import gpuopt
+from gpuopt.cli import app
+
+COMMAND = [sys.executable, "-m", "gpuopt.cli"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs on NumPy in a folder of its own, with small data in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUOPT_BACKEND", "numpy")
+    monkeypatch.setenv("PYTHONPATH", str(Path(gpuopt.__file__).parents[1]))
+    x = np.random.RandomState(0).rand(40, 3)
+    np.savez("data.npz", x_train=x, y_train=x.argmax(axis=1), x_test=x[:10], y_test=x[:10].argmax(axis=1))
+    np.savez("numbers.npz", x=x, y=x.sum(axis=1))
+    np.savez("floats.npz", x=x, y=x.argmax(axis=1) * 1.0)
+
+
+def gpuopt_(*arguments: str) -> Result:
+    return CliRunner().invoke(app, arguments, prog_name="gpuopt")
+
+
+def files() -> set[str]:
+    return {str(path) for path in Path().rglob("*")}
+
+
+# Help
+
+
+def test_help_is_a_manuals_first_page() -> None:
+    result = gpuopt_("--help")
+    assert result.exit_code == 0
+    for words in ("Gradient-descent optimizers for NumPy and CuPy arrays", "Examples:", "gpuopt train --data", "info"):
+        assert words in result.stdout
+    assert gpuopt_().output == result.stdout
+
+
+def test_help_of_train_names_every_option() -> None:
+    text = gpuopt_("train", "--help").stdout
+    named = {"data", "target", "hidden", "optimizer", "lr", "set", "schedule", "epochs", "batch-size", "seed", "device"}
+    for option in named | {"out", "resume", "quiet"}:
+        assert f"--{option} " in text or f"--{option}\n" in text
+
+
+def test_version() -> None:
+    assert gpuopt_("--version").stdout == f"gpuopt {gpuopt.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"]])
+def test_help_imports_no_library_that_computes_elsewhere(arguments: list[str]) -> None:
+    code = (
+        "import sys; from gpuopt.cli import main\n"
+        f"sys.argv = ['gpuopt', *{arguments}, '--help']\n"
+        "try: main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"cupy", "rich", "pandas", "safetensors", "gpuopt.training"} & set(run.stderr.split())
+
+
+def test_info() -> None:
+    out = gpuopt_("info").stdout
+    assert re.search(rf"^NumPy +{re.escape(np.__version__)}$", out, re.MULTILINE)
+    assert re.search(r"^backend +numpy$", out, re.MULTILINE)
+    assert re.search(r"^because +GPUOPT_BACKEND='numpy'$", out, re.MULTILINE)
+
+
+# Training
+
+
+def test_train_in_plain_lines() -> None:
+    result = gpuopt_("train", "--epochs", "200", "--hidden", "8", "--out", "run")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "Device:  cpu (GPUOPT_BACKEND='numpy')"
+    assert [line for line in lines if line.startswith("epoch")][-1].startswith("epoch 200/200  loss ")
+    assert len(lines) == 3 + 10 + 2
+    assert lines[-1].endswith("run folder: run")
+    assert lines[-2].startswith("Training set: loss ")
+
+
+def test_few_epochs_are_all_shown() -> None:
+    lines = gpuopt_("train", "--data", "data.npz", "--epochs", "3").stdout.splitlines()
+    assert [line[:11] for line in lines[3:6]] == ["epoch 1/3  ", "epoch 2/3  ", "epoch 3/3  "]
+    assert "test accuracy" in lines[3]
+    assert lines[-2].startswith("Test set: loss ")
+
+
+def test_a_terminal_sees_one_live_line() -> None:
+    main, terminal = pty.openpty()
+    run = subprocess.Popen(
+        [*COMMAND, "train", "--epochs", "2000", "--out", "run"], stdout=terminal, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(terminal)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(main, 4096)
+        except OSError:  # the other end is closed
+            break
+    os.close(main)
+    assert run.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+    assert text.startswith("Device:  cpu")
+    assert re.search(r"epoch 2000/2000 .*loss 0\.\d+  accuracy 0\.\d+  lr 0\.\d+ .*steps/s", text)
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "-q"])
+def test_quiet(flag: str) -> None:
+    result = gpuopt_("train", "--epochs", "5", flag, "--out", "run")
+    assert (result.exit_code, result.output) == (0, "")
+    assert Path("run/summary.json").exists()
+
+
+def test_all_options_arrive(tmp_path: Path) -> None:
+    arguments = (
+        "--data data.npz --hidden 7,5 --optimizer sgd --lr 0.5 --schedule step:factor=0.5,every=9 --set momentum=0.8 "
+        "--set nesterov=true --epochs 3 --batch-size 16 --seed 4 --device cpu --out run --task classification "
+        "--standardize --init small --matmul float64 --report-every 2 --checkpoint-seconds 5 --quiet"
+    )
+    assert gpuopt_("train", *arguments.split()).exit_code == 0
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    schedule = {"schedule": "step", "arguments": {"initial": 0.5, "factor": 0.5, "every": 9}}
+    assert config == {
+        "data": str(tmp_path / "data.npz"),
+        "target": None,
+        "task": "classification",
+        "standardize": True,
+        "hidden": [7, 5],
+        "init": "small",
+        "matmul": "float64",
+        "optimizer": {"rule": "SGD", "lr": schedule, "momentum": 0.8, "nesterov": True},
+        "lr": None,
+        "schedule": None,
+        "hyperparameters": {},
+        "epochs": 3,
+        "batch_size": 16,
+        "seed": 4,
+        "device": "cpu",
+        "report_every": 2,
+        "checkpoint_seconds": 5.0,
+    }
+
+
+def test_a_regression_has_no_accuracy() -> None:
+    lines = gpuopt_("train", "--data", "numbers.npz", "--epochs", "2", "--batch-size", "full").stdout.splitlines()
+    assert "accuracy" not in "".join(lines)
+    assert json.loads(next(Path("runs").glob("numbers-*/summary.json")).read_text())["train_accuracy"] is None
+
+
+# What is refused: one line that names what was given, exit code 2, nothing on the disk
+
+REFUSED = [
+    ("train --epoch 3", "No such option: --epoch"),
+    ("trian", "No such command 'trian'"),
+    ("train --epochs x", "Invalid value for '--epochs'"),
+    ("train --lr fast", "Invalid value for '--lr'"),
+    ("train --epochs 0", "gpuopt: --epochs 0: expected a positive integer"),
+    ("train --batch-size -1", "gpuopt: --batch-size -1: expected a positive integer or full"),
+    ("train --batch-size some", "gpuopt: --batch-size some: expected a positive integer or full"),
+    ("train --hidden 64,x", "gpuopt: --hidden 64,x: expected positive integers, as in 256,128"),
+    ("train --hidden 64,-1", "gpuopt: --hidden 64,-1: expected positive integers, as in 256,128"),
+    ("train --optimizer adma", "gpuopt: --optimizer adma: unknown (did you mean Adam?)"),
+    ("train --schedule cosinus", "gpuopt: --schedule cosinus: unknown schedule 'cosinus' (did you mean 'cosine'?)"),
+    ("train --set beta=0.9", "gpuopt: --set beta=0.9: unknown hyperparameter (did you mean beta2?)"),
+    ("train --set beta1", "gpuopt: --set beta1: expected NAME=VALUE, as in beta1=0.95"),
+    ("train --set beta1=x", "gpuopt: --set beta1=x: unknown schedule 'x'"),
+    ("train --set beta1=2", "gpuopt: --set beta1=2.0: Adam: beta1: got 2.0, expected a number in [0, 1)"),
+    ("train --optimizer sgd --set nesterov=1", "gpuopt: --set nesterov=1.0: SGD: nesterov: got 1.0"),
+    ("train --lr -1", "gpuopt: --lr -1.0: Adam: lr: got -1.0"),
+    ("train --seed -1", "gpuopt: --seed -1: expected an integer from 0"),
+    ("train --device gpu", "gpuopt: --device gpu: backend 'gpu': expected"),
+    ("train --device cuda:99", "gpuopt: backend 'cuda:99': "),
+    ("train --data nowhere.npz", "nowhere.npz: No such file or directory"),
+    ("train --data floats.npz", "floats.npz: y: dtype float64, but only whole numbers"),
+    ("train --data data.npz --target y", "gpuopt: --target y: is for tables"),
+    ("train --out data.npz", "gpuopt: --out data.npz: exists already"),
+    ("train --resume nowhere", "gpuopt: --resume nowhere: No such file or directory"),
+    ("train --resume . --lr 3", "gpuopt: --lr: is as it was in a run that is resumed, expected none"),
+    ("train --resume . --set a=3", "gpuopt: --set: is as it was in a run that is resumed, expected none"),
+    ("train --resume .", "gpuopt: --resume .: is no run folder: it has no config.json"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSED, ids=[command for command, _ in REFUSED])
+def test_refused(command: str, message: str) -> None:
+    before = files()
+    result = gpuopt_(*command.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    if result.stderr.startswith("gpuopt:"):
+        assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert files() == before
+
+
+def test_a_disk_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device", "run/checkpoint.safetensors")
+
+    monkeypatch.setattr("gpuopt.checkpoint.save", full)
+    result = gpuopt_("train", "--epochs", "5", "--quiet", "--out", "run")
+    assert result.exit_code == 1
+    assert result.stderr == "gpuopt: [Errno 28] No space left on device: 'run/checkpoint.safetensors'\n"
+
+
+# Interrupting and resuming
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen([*COMMAND, "train", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def rows(folder: str) -> list[dict[str, Any]]:
+    file = Path(folder, "metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+LONG = ["--data", "data.npz", "--epochs", "600", "--batch-size", "7"]
+
+
+@pytest.fixture
+def whole() -> str:
+    """A run that nobody interrupted."""
+    assert gpuopt_("train", *LONG, "--quiet", "--out", "whole").exit_code == 0
+    return "whole"
+
+
+def assert_equal_runs(a: str, b: str) -> None:
+    from safetensors.numpy import load_file
+
+    x, y = (load_file(Path(folder, "checkpoint.safetensors")) for folder in (a, b))
+    assert {name: array.tobytes() for name, array in x.items()} == {name: array.tobytes() for name, array in y.items()}
+    assert [{**row, "seconds": 0} for row in rows(a)] == [{**row, "seconds": 0} for row in rows(b)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(whole: str, signum: signal.Signals) -> None:
+    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-seconds", "1000")
+    wait_for(lambda: len(rows("run")) > 1)
+    run.send_signal(signum)
+    out, err = run.communicate()
+    assert (run.returncode, out) == (128 + signum, "")
+    assert re.fullmatch(
+        rf"gpuopt: stopped by {signum.name} after \d+ steps, in epoch \d+ of 600; saved. "
+        "To go on: gpuopt train --resume run\n",
+        err,
+    )
+    assert Path("run/checkpoint.safetensors").exists()
+    assert not Path("run/summary.json").exists()
+    result = gpuopt_("train", "--resume", "run")
+    assert "Resumed after" in result.stdout
+    assert_equal_runs(whole, "run")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_a_killed_run_goes_on_to_the_same_bits(whole: str) -> None:
+    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-seconds", "0.01")
+    for number in range(1, 4):
+        wait_for(lambda: len(rows("run")) > 20 * number and Path("run/checkpoint.safetensors").exists())  # noqa: B023
+        run.kill()
+        run.communicate()
+        run = start("--resume", "run", "--quiet")
+    assert run.wait() == 0
+    run.communicate()
+    assert_equal_runs(whole, "run")
