@@ -177,8 +177,7 @@ class Optimizer:
                 else:
                     self._step(ready, scalars)
                 self._steps += 1
-                if self._nonfinite == "raise":
-                    self._step.report()
+                if self._nonfinite == "raise" and self._step.report():
                     self._reported = self._steps
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
@@ -328,7 +327,7 @@ class Optimizer:
         overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
         if overdue is not None:
             skipped, bad = overdue
-            self._steps = self._reported - skipped
+            self._steps = (self._steps if wait else self._reported) - skipped
             raise self._bad_gradients(bad)
 
     def _bad_gradients(self, bad: list[int]) -> FloatingPointError:

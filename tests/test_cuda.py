@@ -254,3 +254,18 @@ def test_in_other_modes(count: Any) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize(("nonfinite", "reports"), [("ignore", 0), ("skip", 0), ("raise", 10)])
+def test_clipping_and_looking_cost_one_launch_more_and_no_wait(
+    nonfinite: Any, reports: int, cupy_space: Space, count: Any
+) -> None:
+    with cupy_space.use():
+        params = {f"leaf{i}": cupy_space.put(np.ones(100, np.float32)) for i in range(100)}
+    clip = gpuopt.clip_by_global_norm(1.0)
+    opt = gpuopt.Optimizer(params, gpuopt.Adam(), clip=clip, nonfinite=nonfinite)
+    settled(cupy_space, opt, params)
+    with count() as counted:
+        for _ in range(10):
+            opt.step(params)
+    assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 20, "d2h": reports}

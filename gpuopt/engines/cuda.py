@@ -136,25 +136,32 @@ class CUDAKernel:
             skipped, norm = self._verdict[emit_cuda.SKIPPED : emit_cuda.SCALES].get().tolist()
         return int(skipped), norm
 
-    def report(self) -> None:
-        """Have the number of steps left out sent to the host, without waiting for it, unless it is on its way."""
+    def report(self) -> bool:
+        """Have the number of steps left out sent to the host without waiting, unless a report is still on its way.
+
+        Returns
+        -------
+        bool
+            Whether it was sent.
+
+        """
         import cupy
 
         with self._device:
             if self._report is None:
                 self._report = (cupy.cuda.alloc_pinned_memory(8), cupy.cuda.Event(disable_timing=True))
+            elif not self._report[1].done:
+                return False
             memory, event = self._report
             (self._verdict.data + 8 * emit_cuda.SKIPPED).copy_to_host_async(memory.ptr, 8)
             event.record()
+        return True
 
-    def reported(self, *, wait: bool) -> int | None:
+    def reported(self) -> int | None:
         """How many steps were left out by the time of the report; None if there is none, or it is still on its way."""
-        if self._report is None:
+        if self._report is None or not self._report[1].done:
             return None
-        memory, event = self._report
-        if wait:
-            event.synchronize()
-        return int(np.frombuffer(memory, np.float64, 1)[0]) if event.done else None
+        return int(np.frombuffer(self._report[0], np.float64, 1)[0])
 
     def pardon(self) -> None:
         """Forget that steps were left out."""

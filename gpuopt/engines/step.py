@@ -153,22 +153,20 @@ class Step:
             step.impose(verdict.scales)
         return np.flatnonzero(~verdict.finite).tolist() if skip else []
 
-    def report(self) -> None:
-        """Where a GPU decides by itself: have it tell, without waiting for it, whether it left a step out."""
-        if self._judge is not None:
-            self._judge.report()
+    def report(self) -> bool:
+        """Where a GPU decides by itself: have it tell how many steps it left out; return whether it was asked to."""
+        return self._judge is not None and self._judge.report()
 
-    def overdue(self, *, wait: bool = False) -> tuple[int, list[int]] | None:
-        """If a step was left out that was reported on: how many were by then, and the leaves that are to blame.
-
-        None if there was none, or if the report has not come yet and is not to be waited for.
-        """
-        reported = None if self._judge is None else self._judge.reported(wait=wait)
-        if self._judge is None or reported is None or reported == 0:
+    def overdue(self, *, wait: bool) -> tuple[int, list[int]] | None:
+        """If a GPU left steps out: how many by its report (with ``wait``, by now), and the leaves that are to blame."""
+        if self._judge is None:
+            return None
+        skipped = self.skipped if wait else self._judge.reported()
+        if not skipped:
             return None
         bad = self._fused[0].members[~np.isfinite(root(self._judge.sums_found()))]
         self._judge.pardon()
-        return reported, bad.tolist()
+        return skipped, bad.tolist()
 
     @property
     def skipped(self) -> int:
