@@ -197,6 +197,8 @@ def _told_plainly() -> Iterator[None]:
         code, message = 128 + error.signum, str(error)
     except (UsageError, BackendUnavailable) as error:
         code, message = 2, str(error)
+    except BrokenPipeError:
+        raise  # nobody reads on, as after `| head`: typer leaves quietly
     except OSError as error:
         code, message = 1, str(error)
     else:
