@@ -32,7 +32,7 @@ SHAPES = ((1, 10_000_000), (50, 100_000), (200, 1_000), (1_000, 64))
 FUSED, ARRAY, NEW = "gpuopt fused", "gpuopt array", "gpuopt fused, new gradients"
 LIMIT, NUMPY_LIMIT = "limit (our engine)", "limit (NumPy)"
 TORCH_FUSED, TORCH_FOREACH, TORCH_LOOP = "torch fused", "torch foreach", "torch loop"
-OPTAX, BY_HAND = "Optax jit", "NumPy by hand"
+OPTAX, OPTAX_DONATED, BY_HAND = "Optax jit", "Optax jit, donated", "NumPy by hand"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ RATIOS: Sequence[tuple[Sequence[str], Sequence[str], Mapping[Shape, float]]] = (
         dict(zip(SHAPES, (1.0, 0.7, 0.2, 0.2), strict=True)),
     ),
     (("RMSProp",), (TORCH_FOREACH, TORCH_LOOP), {SHAPES[0]: 0.25}),
-    (("SGD", "SGD momentum", "AdaGrad", "RMSProp", "Adam"), (OPTAX,), {SHAPES[0]: 0.5}),
+    (("SGD", "SGD momentum", "AdaGrad", "RMSProp", "Adam"), (OPTAX, OPTAX_DONATED), {SHAPES[0]: 0.5}),
     (("Adam",), (BY_HAND,), {SHAPES[0]: 0.06}),
 )
 """Rules, peers, and by shape what our fused engine may take of the best peer's time."""
@@ -79,7 +79,8 @@ def competitors(case: peers.Case, shape: Shape, threads: int, installed: Mapping
         steps[TORCH_FOREACH] = peers.torch_step(case, shape, foreach=True)
         steps[TORCH_LOOP] = peers.torch_step(case, shape, foreach=False)
     if installed["jax"] and installed["optax"]:
-        steps[OPTAX] = peers.optax_step(case, shape)
+        steps[OPTAX] = peers.optax_step(case, shape, donate=False)
+        steps[OPTAX_DONATED] = peers.optax_step(case, shape, donate=True)
     return steps
 
 
@@ -211,11 +212,15 @@ def main() -> None:
     """Measure, print and save."""
     parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, help="processors to use, the same for all (default: all there are)")
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="have torch ask for huge pages, as NumPy does of itself"
+    )
     parser.add_argument("--no-processes", action="store_true", help="leave out what only fresh processes show")
     options = parser.parse_args()
 
     threads = _set_threads(options.threads)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: ask for huge pages, as NumPy does of itself
+    if options.huge_pages:
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
     installed = versions("numpy", "torch", "jax", "optax")
     about = machine()
     print(f"{about['processor']}, {threads} threads, load {about['load']}, float32, {options.repeat} samples each")
@@ -236,7 +241,12 @@ def main() -> None:
     goals = ratio_goals(timings) + ([] if options.no_processes else process_goals())
     rows = [(g.what, f"{g.measured:.3f}", f"{g.at_most}", "yes" if g.met else "NO") for g in goals]
     print(f"\n{table(('goals', 'measured', 'at most', 'met'), rows)}\n")
-    about |= {"threads": threads, "versions": {"gpuopt": gpuopt.__version__} | installed, "repeat": options.repeat}
+    about |= {
+        "threads": threads,
+        "versions": {"gpuopt": gpuopt.__version__} | installed,
+        "repeat": options.repeat,
+        "torch huge pages": options.huge_pages,
+    }
     save(
         options.out,
         "optimizers",

@@ -106,8 +106,8 @@ def torch_step(case: Case, shape: tuple[int, int], device: str = "cpu", **how: b
     return getattr(torch.optim, name)(params, **arguments, **how).step  # type: ignore[no-any-return]
 
 
-def optax_step(case: Case, shape: tuple[int, int]) -> Step:
-    """One step under jit; parameters and state are donated, so that they can be updated in place."""
+def optax_step(case: Case, shape: tuple[int, int], *, donate: bool) -> Step:
+    """One step under jit; ``donate``: parameters and state, so that they can be updated in place."""
     import jax
     import optax
 
@@ -116,7 +116,7 @@ def optax_step(case: Case, shape: tuple[int, int]) -> Step:
     params = [jax.numpy.array(a) for a in leaves(shape, 0)]
     grads = [jax.numpy.array(a) for a in leaves(shape, 1)]
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1) if donate else ())
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = rule.update(grads, state, params)
         return optax.apply_updates(params, updates), state
