@@ -34,6 +34,7 @@ __all__ = [
     "Report",
     "backend",
     "describe",
+    "gpu_failure",
     "is_cupy",
     "is_numpy",
     "place",
@@ -122,7 +123,7 @@ class Backend:
             cupy.cuda.Device(self.device).synchronize()
 
 
-def backend(name: str = "auto") -> Backend:
+def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
     """Choose an array library and a device.
 
     Parameters
@@ -131,6 +132,8 @@ def backend(name: str = "auto") -> Backend:
         "auto" takes CuPy where a first kernel compiles and runs, and NumPy elsewhere; the environment variable
         GPUOPT_BACKEND overrides it (and only it). "cupy" is CuPy's current device, "cupy:N" device N.
         The spellings of devices, "cpu", "cuda" and "cuda:N", mean "numpy", "cupy" and "cupy:N".
+    matmul : bool
+        Whether matrices will be multiplied: CuPy needs one more library for that, cuBLAS. Optimizers do not.
 
     Returns
     -------
@@ -165,6 +168,8 @@ def backend(name: str = "auto") -> Backend:
     if library == "numpy":
         return Backend("numpy", None, reason)
     found = _find(index)
+    if isinstance(found, Backend) and found.device is not None and matmul:
+        found = _try_matmul(found.device) or found
     if isinstance(found, Backend):
         return found
     if library == "cupy":
@@ -190,6 +195,7 @@ def _parse(name: str, source: str) -> tuple[str, int | None]:
 # the exception in one line and {what} was being done.
 _FAILURES: Final = {
     "libnvrtc|nvrtc64": "NVRTC, the compiler that CuPy needs at run time, was not found; {toolkit}",
+    "libcublas|cublas(Lt)?64": "cuBLAS, with which CuPy multiplies matrices, was not found; {toolkit}",
     "(cannot|could not) open source file": (
         "the CUDA headers that CuPy's kernels include were not found ({error}); {toolkit}"
     ),
@@ -292,9 +298,24 @@ def _try_device(index: int) -> Backend | str:
     return Backend("cupy", index, _with_note(f"CuPy {cupy.__version__} runs on cupy:{index} ({found})"))
 
 
+@functools.cache
+def _try_matmul(index: int) -> str | None:
+    """Multiply two matrices, which only then loads cuBLAS; what is wrong with it."""
+    import cupy
+
+    try:
+        with _quiet(), cupy.cuda.Device(index):
+            one = cupy.ones((1, 1), np.float32)
+            (one @ one).get()
+    except Exception as error:  # noqa: BLE001
+        return _failure(error, f"a first product of matrices on cupy:{index}")
+    return None
+
+
 if hasattr(os, "register_at_fork"):  # CUDA does not survive a fork: a child has to look for itself
     os.register_at_fork(after_in_child=_count_devices.cache_clear)
     os.register_at_fork(after_in_child=_try_device.cache_clear)
+    os.register_at_fork(after_in_child=_try_matmul.cache_clear)
 
 
 @contextlib.contextmanager
@@ -432,6 +453,42 @@ def _words(error: BaseException) -> str:
     return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
+def gpu_failure(error: BaseException) -> str | None:
+    """What happened to the GPU, in one line; None if `error` says nothing of a GPU.
+
+    Of errors that led to one another, the first one counts: after some of them every call of CUDA fails.
+
+    Examples
+    --------
+    >>> gpu_failure(ValueError("x")) is None
+    True
+    """
+    first = None
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__module__.partition(".")[0] in {"cupy", "cupy_backends"}:
+            first = cause
+        cause = cause.__cause__ or cause.__context__
+    if first is None:
+        return None
+    words = _words(first)
+    memory = re.match(r"Out of memory allocating ([\d,]+) bytes \(allocated so far: ([\d,]+) bytes", str(first))
+    if memory is None:
+        return words
+    needed, used = (int(number.replace(",", "")) for number in memory.groups())
+    had = ""
+    with contextlib.suppress(Exception):
+        free, total = map(int, sys.modules["cupy"].cuda.runtime.memGetInfo())
+        had = f"; of the device's {_size(total)}, {_size(free)} are free"
+    return f"out of memory: {_size(needed)} were needed beyond the {_size(used)} in use{had}"
+
+
+def _size(nbytes: int) -> str:
+    """A number of bytes in the unit that fits."""
+    power = min(max(nbytes.bit_length() - 1, 0) // 10, 3)
+    return f"{nbytes / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
+
+
 # What was found, for `gpuopt info`
 
 
@@ -469,6 +526,8 @@ class Report:
         cannot be had.
     reason : str
         Why, in one sentence.
+    training : str
+        What `gpuopt train` takes where that is another one, and why; else "".
     """
 
     gpuopt: str
@@ -482,6 +541,7 @@ class Report:
     devices: tuple[Device, ...]
     backend: str | None
     reason: str
+    training: str
 
 
 def report() -> Report:
@@ -493,11 +553,8 @@ def report() -> Report:
     >>> found.numpy == np.__version__
     True
     """
-    try:
-        chosen = backend("auto")
-        name, reason = str(chosen), chosen.reason
-    except (BackendUnavailable, ValueError) as error:
-        name, reason = None, str(error)
+    name, reason = _chosen(matmul=False)
+    trains, why = _chosen(matmul=True)
     cupy = runtime = None
     devices: tuple[Device, ...] = ()
     with _quiet(), contextlib.suppress(Exception):
@@ -519,7 +576,17 @@ def report() -> Report:
         devices=devices,
         backend=name,
         reason=reason,
+        training="" if trains == name else f"{trains or 'none'}: {why}",
     )
+
+
+def _chosen(*, matmul: bool) -> tuple[str | None, str]:
+    """What "auto" takes, and why."""
+    try:
+        chosen = backend("auto", matmul=matmul)
+    except (BackendUnavailable, ValueError) as error:
+        return None, str(error)
+    return str(chosen), chosen.reason
 
 
 def _device(index: int) -> Device:

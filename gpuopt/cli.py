@@ -119,6 +119,14 @@ def train(
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")
     ] = None,
+    on_gpu_error: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stop|cpu",
+            help="When the GPU fails on the way, out of memory for instance: save and stop, or go on on the CPU. "
+            "Default: stop.",
+        ),
+    ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="The run folder, a new one. Default: runs/NAME-DATE-TIME.")
     ] = None,
@@ -127,7 +135,7 @@ def train(
         typer.Option(
             metavar="DIR",
             help="Go on with the run in this folder, as if it had not been interrupted. Of the other options only "
-            "--epochs (to extend it), --device and --quiet go with it.",
+            "--epochs (to extend it), --device, --on-gpu-error and --quiet go with it.",
         ),
     ] = None,
     report_every: Annotated[
@@ -154,9 +162,9 @@ def train(
 
         callbacks = [] if quiet else [progress()]
         if given.pop("resume", None) is not None:
-            for name in set(given) - {"epochs", "device"}:
+            for name in set(given) - {"epochs", "device", "on_gpu_error"}:
                 raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
-            result = training.resume(str(resume), epochs=epochs, device=device, callbacks=callbacks)
+            result = training.resume(str(resume), **given, callbacks=callbacks)
         else:
             given.pop("out", None)
             result = training.train(_config(given), out=out, callbacks=callbacks)
@@ -181,6 +189,8 @@ def info() -> None:
         about = f"{device.name}, compute capability {device.compute_capability}{memory}"
         rows.append((f"device cuda:{device.index}", about))
     rows += [("backend", found.backend or "none"), ("because", found.reason)]
+    if found.training:
+        rows.append(("for training", found.training))
     width = max(len(name) for name, _ in rows)
     typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
 
@@ -189,7 +199,7 @@ def info() -> None:
 def _told_plainly() -> Iterator[None]:
     """Print what the user can do something about as one line on standard error, and leave with a fitting exit code."""
     from gpuopt.backends import BackendUnavailable
-    from gpuopt.training import Interrupted, UsageError
+    from gpuopt.training import GPUFailure, Interrupted, UsageError
 
     try:
         yield
@@ -199,7 +209,7 @@ def _told_plainly() -> Iterator[None]:
         code, message = 2, str(error)
     except BrokenPipeError:
         raise  # nobody reads on, as after `| head`: typer leaves quietly
-    except OSError as error:
+    except (GPUFailure, OSError) as error:
         code, message = 1, str(error)
     else:
         return

@@ -134,7 +134,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
     arguments = (
         "--data data.npz --hidden 7,5 --optimizer sgd --lr 0.5 --schedule step:factor=0.5,every=9 --set momentum=0.8 "
         "--set nesterov=true --epochs 3 --batch-size 16 --seed 4 --device cpu --out run --task classification "
-        "--standardize --init small --matmul float64 --report-every 2 --checkpoint-seconds 5 --quiet"
+        "--standardize --init small --matmul float64 --report-every 2 --checkpoint-seconds 5 --on-gpu-error cpu --quiet"
     )
     assert gpuopt_("train", *arguments.split()).exit_code == 0
     config = json.loads(Path("run/config.json").read_text())["config"]
@@ -155,6 +155,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "batch_size": 16,
         "seed": 4,
         "device": "cpu",
+        "on_gpu_error": "cpu",
         "report_every": 2,
         "checkpoint_seconds": 5.0,
     }

@@ -5,12 +5,13 @@ from gpuopt.training.data import Dataset, Samples, load, spiral
 from gpuopt.training.errors import UsageError
 from gpuopt.training.loop import Callback, Training
 from gpuopt.training.model import Perceptron, initial_params
-from gpuopt.training.run import Interrupted, Result, resume, train
+from gpuopt.training.run import GPUFailure, Interrupted, Result, resume, train
 
 __all__ = [
     "Callback",
     "Config",
     "Dataset",
+    "GPUFailure",
     "Interrupted",
     "Perceptron",
     "Result",

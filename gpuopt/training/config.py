@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Config"]
 
 Matmul: TypeAlias = Literal["float32", "float64"]
+OnGPUError: TypeAlias = Literal["stop", "cpu"]
 
 # What is chosen for those who do not: the book's network for the built-in spiral, something sensible for a file.
 SPIRAL = {
@@ -76,6 +77,8 @@ class Config:
         Of the spiral, the initial weights and the order of the samples.
     device : str
         "auto", "cpu", "cuda" or "cuda:N".
+    on_gpu_error : {"stop", "cpu"}
+        What to do when the GPU fails on the way: save and stop, or go on on the CPU.
     report_every : int
         Epochs from one row of the metrics to the next. Default: such that there are about a hundred.
     checkpoint_seconds : float
@@ -110,6 +113,7 @@ class Config:
     batch_size: int | Literal["full"] = _BY_DATA
     seed: int = 0
     device: str = "auto"
+    on_gpu_error: OnGPUError = "stop"
     report_every: int = _BY_DATA
     checkpoint_seconds: float = 30.0
 
@@ -140,7 +144,12 @@ class Config:
                 shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
                 raise UsageError(f"--{option.replace('_', '-')} {shown}: expected {expected}")
 
-        for option, choices in (("task", get_args(Task)), ("init", get_args(Initial)), ("matmul", get_args(Matmul))):
+        for option, choices in (
+            ("task", get_args(Task)),
+            ("init", get_args(Initial)),
+            ("matmul", get_args(Matmul)),
+            ("on_gpu_error", get_args(OnGPUError)),
+        ):
             expect(getattr(self, option) in choices, option, " or ".join(choices))
         expect(all(_is_count(units) for units in self.hidden), "hidden", "positive integers, as in 256,128")
         expect(_is_count(self.epochs), "epochs", "a positive integer")

@@ -146,28 +146,37 @@ class Metrics(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves every so many seconds, and when the training ends."""
+    """Saves every so many seconds, and when the training ends.
+
+    Attributes
+    ----------
+    steps : int
+        Steps done by the time of the last checkpoint.
+    """
 
     def __init__(self, folder: RunFolder, seconds: float) -> None:
         self._folder = folder
         self._seconds = seconds
 
     def start(self, training: Training) -> None:
+        self.steps = training.optimizer.steps
         self._next = training.seconds + self._seconds
 
     def step(self, training: Training) -> None:
         if training.seconds >= self._next:
-            self._save(training)
+            self.save(training)
 
     def end(self, training: Training) -> None:
         if training.error is None:  # a step may have been broken off in its middle
-            self._save(training)
+            self.save(training)
 
-    def _save(self, training: Training) -> None:
+    def save(self, training: Training) -> None:
+        """Write the checkpoint."""
         from gpuopt import checkpoint
 
         position = dataclasses.asdict(training.position)
         written = self._folder.metrics.stat().st_size  # the rows until here: later ones are written again
         extra = {"position": position, "metrics_bytes": written}
         checkpoint.save(self._folder.checkpoint, training.optimizer, extra)
+        self.steps = training.optimizer.steps
         self._next = training.seconds + self._seconds

@@ -53,6 +53,11 @@ class Callback:
         """After the training: finished, stopped after a step, or broken off by ``training.error``."""
 
 
+def device(backend: Backend) -> str:
+    """A backend's device as the command line calls it."""
+    return "cpu" if backend.device is None else f"cuda:{backend.device}"
+
+
 @dataclass
 class Position:
     """Where a training stands: with the optimizer's state, all that it needs to go on."""
@@ -104,13 +109,14 @@ class Training:
         self._train = self._on_device(data.train)
         self._test = None if data.test is None else self._on_device(data.test)
         self._batch = 0
-        self._score = self._nothing()  # of this epoch's batches
+        self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
+        self._score = self._nothing  # of this epoch's batches
         self._began = time.perf_counter()
 
     @property
     def device(self) -> str:
         """The device as the command line calls it."""
-        return "cpu" if self.backend.device is None else f"cuda:{self.backend.device}"
+        return device(self.backend)
 
     @property
     def seconds(self) -> float:
@@ -160,17 +166,15 @@ class Training:
         reported = self._is_reported(self.epoch + 1)
         for x, y in self._batches():
             outputs, grads = network.gradients(params, x, y)
-            optimizer.step(grads)
-            self._batch += 1
-            if reported:
-                self._score = self._score + network.score(outputs, y)
+            score = self._score + network.score(outputs, y) if reported else self._score
+            optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
+            self._batch, self._score = self._batch + 1, score
             for callback in callbacks:
                 callback.step(self)
             if self.stopped is not None and self._batch < self.batches:
                 return  # in the middle of the epoch
-        self.epoch += 1
-        self._batch = 0
-        self.row = self._report() if reported else None
+        row = self._report(self.epoch + 1) if reported else None
+        self.epoch, self._batch, self._score, self.row = self.epoch + 1, 0, self._nothing, row
         for callback in callbacks:
             callback.epoch(self)
 
@@ -195,14 +199,13 @@ class Training:
             chosen = order[first : min(first + size, len(x))]
             yield self.network.xp.take(x, chosen, axis=0), self.network.xp.take(y, chosen, axis=0)
 
-    def _report(self) -> Row:
+    def _report(self, epoch: int) -> Row:
         """The metrics of the epoch that just ended."""
         rule = self.optimizer.rule
         assert isinstance(rule, Rule)
         loss, accuracy = self._mean(self._score, len(self.data.train))
-        self._score = self._nothing()
         return {
-            "epoch": self.epoch,
+            "epoch": epoch,
             "step": self.optimizer.steps,
             "loss": loss,
             "accuracy": accuracy,
@@ -219,15 +222,11 @@ class Training:
     def _evaluated(self, samples: tuple[Array, Array]) -> tuple[float, float | None]:
         """Loss and accuracy over all samples, a block at a time."""
         x, y = samples
-        score = self._nothing()
+        score = self._nothing
         for first in range(0, len(x), BLOCK):
             block = slice(first, min(first + BLOCK, len(x)))
             score = score + self.network.score(self.network.outputs(self.optimizer.params, x[block, :]), y[block, :])
         return self._mean(score, len(x))
-
-    def _nothing(self) -> Array:
-        """The score of no samples."""
-        return self.backend.asarray([0.0, 0.0])
 
     def _mean(self, score: Array, samples: int) -> tuple[float, float | None]:
         """Loss and accuracy on the host: the only copies from the device that a training makes."""

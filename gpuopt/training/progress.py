@@ -35,8 +35,8 @@ def describe(row: Row) -> str:
     return "  ".join([*parts, f"lr {row['lr']:.4g}"])
 
 
-def introduce(training: Training) -> None:
-    """Say what is about to happen, the device and why it was chosen first."""
+def introduce(training: Training, *, again: bool) -> None:
+    """Say what is about to happen, the device and why it was chosen first; only that `again`, on another device."""
     data, network = training.data, training.config
     kind = "" if data.classes is None else f", {len(data.classes)} classes"
     test = "" if data.test is None else f" and {len(data.test)} to test"
@@ -47,6 +47,8 @@ def introduce(training: Training) -> None:
         f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
         f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
     ]
+    if again:
+        del lines[1:]
     if training.optimizer.steps:
         lines.append(f"Resumed after {training.optimizer.steps} steps, in epoch {training.epoch + 1}")
     print("\n".join(lines), flush=True)  # noqa: T201
@@ -56,7 +58,7 @@ class Plain(Callback):
     """About ten lines in all."""
 
     def start(self, training: Training) -> None:
-        introduce(training)
+        introduce(training, again=hasattr(self, "_speed"))
         self._speed = Speed(training)
         self._shown = self._tenth(training)
 
@@ -78,7 +80,7 @@ class Live(Callback):
     def start(self, training: Training) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        introduce(training)
+        introduce(training, again=hasattr(self, "_speed"))
         self._speed = Speed(training)
         self._metrics = ""
         self._progress: Progress = Progress(

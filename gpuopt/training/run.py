@@ -16,18 +16,22 @@ import numpy as np
 
 from gpuopt import backends
 from gpuopt.optimizer import Optimizer
-from gpuopt.training.config import Config
+from gpuopt.training.config import Config, OnGPUError
 from gpuopt.training.data import load, spiral
 from gpuopt.training.errors import UsageError
 from gpuopt.training.folder import Checkpoints, Metrics, RunFolder, write_json
-from gpuopt.training.loop import Callback, Training
+from gpuopt.training.loop import Callback, Training, device
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-__all__ = ["Interrupted", "Result", "resume", "train"]
+    from gpuopt.backends import Backend
+
+__all__ = ["GPUFailure", "Interrupted", "Result", "resume", "train"]
+
+CURES = "To go on without the GPU"
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,10 @@ class Interrupted(KeyboardInterrupt):
         self.signum = signum
 
 
+class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
+    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on."""
+
+
 def train(config: Config | None = None, *, out: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> Result:
     """Train a network and write a run folder.
 
@@ -89,6 +97,9 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
         If the config, the data or the folder cannot be used. Nothing is written then.
     BackendUnavailable
         If the device cannot be had.
+    GPUFailure
+        If the GPU fails on the way, out of memory for instance, unless ``on_gpu_error="cpu"``: then the training goes
+        on on the CPU from where it was; after an error that ends all use of the GPU, from its last checkpoint.
     Interrupted
         On Ctrl-C or SIGTERM, which let the current step end and save.
 
@@ -108,7 +119,12 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
 
 
 def resume(
-    path: str | Path, *, epochs: int | None = None, device: str | None = None, callbacks: Sequence[Callback] = ()
+    path: str | Path,
+    *,
+    epochs: int | None = None,
+    device: str | None = None,
+    on_gpu_error: OnGPUError | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Go on with a run that was interrupted, from its last checkpoint.
 
@@ -121,7 +137,7 @@ def resume(
         The run folder.
     epochs : int, optional
         How many it shall have in all; default: as before. A run that is finished can be extended.
-    device : str, optional
+    device, on_gpu_error : str, optional
         Default: as before.
     callbacks : sequence of Callback
         As for `train`.
@@ -130,14 +146,19 @@ def resume(
     ------
     UsageError
         If the folder or the data cannot be used, or there is nothing left to do.
-    BackendUnavailable, Interrupted
+    BackendUnavailable, GPUFailure, Interrupted
         As for `train`.
     """
     folder = RunFolder(path)
     before = folder.read_config()
     try:
         config = Config.from_json(before.get("config"))
-        config = dataclasses.replace(config, epochs=epochs or config.epochs, device=device or config.device)
+        config = dataclasses.replace(
+            config,
+            epochs=epochs or config.epochs,
+            device=device or config.device,
+            on_gpu_error=on_gpu_error or config.on_gpu_error,
+        )
     except UsageError as error:
         raise UsageError(f"{folder.config}: {error}") from None
     training, content = _prepared(config)
@@ -155,9 +176,23 @@ def resume(
 def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
     """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
     try:
-        backend = backends.backend(config.device)
+        backend = backends.backend(config.device, matmul=True)
     except ValueError as error:
         raise UsageError(f"--device {config.device}: {error}") from None
+    try:
+        return _on(backend, config)
+    except Exception as error:
+        words = backends.gpu_failure(error)
+        if words is None:
+            raise
+        failure = f"{device(backend)} failed before the first step ({words})"
+        if config.on_gpu_error == "stop":
+            raise GPUFailure(f"{failure}; nothing was written. {CURES}: gpuopt train --device cpu") from error
+    return _on(dataclasses.replace(backends.backend("cpu"), reason=failure), config)
+
+
+def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
+    """The same on a certain backend."""
     random = np.random.RandomState(config.seed)
     if config.data is None:
         data, checksum = spiral(random), None
@@ -178,9 +213,43 @@ def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
 
 
 def _run(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -> Result:
+    """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
+    checkpoints = Checkpoints(folder, training.config.checkpoint_seconds)
+    try:
+        return _finished(training, folder, [Metrics(folder), *callbacks, checkpoints])
+    except Exception as error:
+        words = backends.gpu_failure(error)
+        if words is None:
+            raise
+        failure = f"{training.device} failed after {training.optimizer.steps} steps ({words})"
+        saved = _rescued(training, checkpoints)
+        if training.config.on_gpu_error == "stop" or training.stopped is not None:
+            last = "saved" if saved else f"the last checkpoint is the one after {checkpoints.steps} steps"
+            raise GPUFailure(f"{failure}; {last}. {CURES}: gpuopt train --resume {folder.path} --device cpu") from error
+    backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
+    training, _ = _on(backend, training.config)
+    training.position = folder.restore(training.optimizer)
+    return _run(training, folder, callbacks)
+
+
+def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
+    """Whether a GPU that failed still gives what is on it: after some errors it does, after others nothing works.
+
+    An error of a kernel that ran is always of the latter kind. So what can be read is whole.
+    """
+    try:
+        checkpoints.save(training)
+    except Exception as error:
+        if backends.gpu_failure(error) is None:
+            raise
+        return False
+    return True
+
+
+def _finished(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -> Result:
     config, path = training.config, folder.path
     with _stopping(training) as signals:
-        training.run([Metrics(folder), *callbacks, Checkpoints(folder, config.checkpoint_seconds)])
+        training.run(callbacks)
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
         raise Interrupted(f"stopped by {where}; saved. To go on: gpuopt train --resume {path}", signals[0])
