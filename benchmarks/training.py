@@ -105,16 +105,16 @@ def tell(title: str, timings: Mapping[str, Timing]) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["spiral", "mnist"], default=["spiral", "mnist"])
+    parser.add_argument("parts", nargs="*", metavar="spiral|mnist", help="default: both")
     parser.add_argument("--data", help="MNIST as an .npz file")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     timings: dict[str, Mapping[str, Timing]] = {}
-    if "spiral" in options.parts:
+    if "spiral" in (options.parts or ["spiral"]):
         timings["spiral"] = in_turn(spiral(), repeat=options.repeat, warmups=0)
         tell("Spiral, 2-64-3, 10,000 full-batch epochs of Adam, the whole process", timings["spiral"])
-    if "mnist" in options.parts:
+    if "mnist" in (options.parts or ["mnist"]):
         timings["mnist"] = in_turn(mnist(options.data), repeat=options.repeat, warmups=0)
         tell("An epoch of 784-256-128-10 in batches of 128, on the CPU", timings["mnist"])
     samples = {part: {name: t.samples for name, t in own.items()} for part, own in timings.items()}
