@@ -57,7 +57,8 @@ RATIOS: Sequence[tuple[Sequence[str], Sequence[str], Mapping[Shape, float]]] = (
         dict(zip(SHAPES, (1.0, 0.7, 0.2, 0.2), strict=True)),
     ),
     (("RMSProp",), (TORCH_FOREACH, TORCH_LOOP), {SHAPES[0]: 0.25}),
-    (("SGD", "SGD momentum", "AdaGrad", "RMSProp", "Adam"), (OPTAX, OPTAX_DONATED), {SHAPES[0]: 0.5}),
+    (("SGD", "SGD momentum", "AdaGrad", "RMSProp", "Adam"), (OPTAX,), {SHAPES[0]: 0.5}),
+    (("SGD", "SGD momentum", "AdaGrad", "RMSProp", "Adam"), (OPTAX_DONATED,), {SHAPES[0]: 0.5}),
     (("Adam",), (BY_HAND,), {SHAPES[0]: 0.06}),
 )
 """Rules, peers, and by shape what our fused engine may take of the best peer's time."""
