@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -409,6 +408,8 @@ def _version(number: int) -> str:
 
 def _packages() -> list[str]:
     """The installed distributions of CuPy; more than one is a mistake."""
+    import importlib.metadata  # which takes a third of the time of importing this package
+
     installed = []
     for name in ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -8,6 +8,8 @@ import threading
 import weakref
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from itertools import repeat
+from operator import call, is_, is_not
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import leaves, schedules
@@ -157,7 +159,12 @@ class Optimizer:
             self._raise_overdue()
             # New arrays are told by identity: to look at every array at every step would cost more than to update many
             # small leaves.
-            new = [i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g]
+            new = []
+            # Mostly there are none, which is found without a loop in Python. None is what a dead reference gives, too.
+            if any(map(is_not, given, map(call, self._known))) or any(map(is_, given, repeat(None))):
+                new = [
+                    i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g
+                ]
             for i in new:
                 if given[i] is not None:
                     given[i] = leaves.gradient(given[i], self._arrays[i], self._tree, i)

@@ -6,9 +6,7 @@ append ``-ftz=true``), so that it computes as the CPU does, bit for bit.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +40,9 @@ def _function(text: str, name: str, device: int) -> Any:
 
 def _compile(text: str, device: int) -> bytes:
     """Compile a kernel, or find it in CuPy's folder of kernels. A folder that cannot be used only costs the compilation."""
+    import hashlib
+    import tempfile
+
     import cupy
     from cupy.cuda import compiler, nvrtc
 
@@ -83,11 +84,14 @@ class CUDAKernel:
         self._measured: tuple[Any, ...] | None = None
         self._sent = table.gradients.copy()
         # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
-        self._coefficients = table.coefficients.view(np.dtype((np.void, segments.COEFFICIENT_BYTES)))
+        self._values = (
+            np.int32(table.gradients_at),
+            table.values.view(np.dtype((np.void, segments.VALUE_BYTES))),
+        )
 
     def __call__(self) -> None:
         """Update every segment that has a gradient, unless the verdict says not to."""
-        self._launch(self._step, self._rows, self._gradients, self._chunks, self._verdict, self._coefficients)
+        self._launch(self._step, self._rows, self._gradients, self._chunks, self._verdict)
 
     def judge(self, clip: str | None, limit: float, skip: int) -> None:
         """Look at the gradients and decide on the device; the host is not told.
@@ -178,11 +182,11 @@ class CUDAKernel:
         if not len(self._chunks):
             return  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         with self._device:
-            if not np.array_equal(self._sent, self._table.gradients):
+            if self._table.gradients_at < 0 and not np.array_equal(self._sent, self._table.gradients):
                 # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
                 np.copyto(self._sent, self._table.gradients)
                 self._gradients.data.copy_from_host_async(self._sent.ctypes.data, self._sent.nbytes)
-            function((len(self._chunks),), (LANES,), arguments)
+            function((len(self._chunks),), (LANES,), (*arguments, *self._values))
 
 
 def pointer(array: Any) -> int:

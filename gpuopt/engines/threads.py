@@ -6,13 +6,13 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import ThreadPoolExecutor
 
 _WORTH_A_THREAD = 4 << 20
 """Bytes of memory traffic: to wake a thread takes as long as to move about so many."""
@@ -24,6 +24,8 @@ def _threads() -> ThreadPoolExecutor:
     """Return the helpers of the calling thread, one for each further processor that this process may use."""
     global _pool  # noqa: PLW0603
     if _pool is None:
+        from concurrent.futures import ThreadPoolExecutor  # with logging, a tenth of the import of this package
+
         _pool = ThreadPoolExecutor(max(1, _processors() - 1), thread_name_prefix="gpuopt")
     return _pool
 
