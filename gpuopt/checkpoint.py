@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from gpuopt.optimizer import Optimizer
 
-__all__ = ["CheckpointError", "load", "save"]
+__all__ = ["CheckpointError", "load", "save", "save_state"]
 
 FORMAT = 1
 DTYPES = {
@@ -70,9 +70,15 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
     >>> other.steps, bool((other.params["w"] == opt.params["w"]).all())
     (1, True)
     """
+    save_state(path, opt.state_dict(), extra)
+
+
+def save_state(
+    path: str | os.PathLike[str], content: Mapping[str, Any], extra: Mapping[str, Any] | None = None
+) -> None:
+    """As :func:`save`, of what an optimizer's `state_dict` gave."""
     if not isinstance(extra, dict | None):
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
-    content = opt.state_dict()
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
     more = _json(extra or {}, "extra: expected a dict of JSON's types")
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, "rules": {rules}, "extra": {more}}}'

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+RESUMABLE = {"epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
+"""Options that a resumed run may have anew."""
+
 
 def main() -> None:
     """Run the command line."""
@@ -135,15 +138,34 @@ def train(
         typer.Option(
             metavar="DIR",
             help="Go on with the run in this folder, as if it had not been interrupted. Of the other options only "
-            "--epochs (to extend it), --device, --on-gpu-error and --quiet go with it.",
+            "--epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
+            "go with it.",
         ),
     ] = None,
     report_every: Annotated[
         int | None,
         typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
     ] = None,
-    checkpoint_seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Least time between two checkpoints. Default: 30.")
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(metavar="N|Ts", help="Steps, or seconds as in 30s, between two checkpoints. Default: 30s."),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(metavar="N", help="Last checkpoints that stay, beside the best one. Default: 2.")
+    ] = None,
+    on_explosion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stop|skip|rollback",
+            help="When parameters or loss explode: go back to the last good state and stop, or go on from there with "
+            "half the learning rate; skip leaves out steps whose gradients are not finite. Default: stop.",
+        ),
+    ] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(metavar="X", help="Scale all gradients down to this norm together.")
+    ] = None,
+    clip_value: Annotated[
+        float | None, typer.Option(metavar="X", help="Cut every element of the gradients to this size.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -162,7 +184,7 @@ def train(
 
         callbacks = [] if quiet else [progress()]
         if given.pop("resume", None) is not None:
-            for name in set(given) - {"epochs", "device", "on_gpu_error"}:
+            for name in set(given) - RESUMABLE:
                 raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
             result = training.resume(str(resume), **given, callbacks=callbacks)
         else:
@@ -199,7 +221,7 @@ def info() -> None:
 def _told_plainly() -> Iterator[None]:
     """Print what the user can do something about as one line on standard error, and leave with a fitting exit code."""
     from gpuopt.backends import BackendUnavailable
-    from gpuopt.training import GPUFailure, Interrupted, UsageError
+    from gpuopt.training import ExplodedError, GPUFailure, Interrupted, UsageError
 
     try:
         yield
@@ -209,7 +231,7 @@ def _told_plainly() -> Iterator[None]:
         code, message = 2, str(error)
     except BrokenPipeError:
         raise  # nobody reads on, as after `| head`: typer leaves quietly
-    except (GPUFailure, OSError) as error:
+    except (ExplodedError, GPUFailure, OSError) as error:
         code, message = 1, str(error)
     else:
         return

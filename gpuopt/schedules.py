@@ -37,6 +37,7 @@ __all__ = [
     "parse",
     "piecewise",
     "polynomial",
+    "scaled",
     "schedule",
     "step",
 ]
@@ -469,6 +470,21 @@ def join(
     """
     piece = bisect_right(boundaries, step)
     return schedules[piece](step - boundaries[piece - 1] if piece else step)
+
+
+@schedule
+def scaled(step: int, schedule: Annotated[Schedule, Domain("a schedule", _schedule)], factor: float) -> float:
+    """Another schedule times a factor.
+
+    Parameters
+    ----------
+    schedule : the other one.
+    factor : any number.
+
+    >>> scaled(inverse_time(1.0, decay=1.0), factor=0.5)(1)
+    0.25
+    """
+    return schedule(step) * factor
 
 
 def from_dict(data: Mapping[str, Any]) -> Schedule:

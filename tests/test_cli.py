@@ -134,7 +134,8 @@ def test_all_options_arrive(tmp_path: Path) -> None:
     arguments = (
         "--data data.npz --hidden 7,5 --optimizer sgd --lr 0.5 --schedule step:factor=0.5,every=9 --set momentum=0.8 "
         "--set nesterov=true --epochs 3 --batch-size 16 --seed 4 --device cpu --out run --task classification "
-        "--standardize --init small --matmul float64 --report-every 2 --checkpoint-seconds 5 --on-gpu-error cpu --quiet"
+        "--standardize --init small --matmul float64 --report-every 2 --checkpoint-every 5s --keep 3 "
+        "--on-gpu-error cpu --on-explosion rollback --clip-norm 5 --quiet"
     )
     assert gpuopt_("train", *arguments.split()).exit_code == 0
     config = json.loads(Path("run/config.json").read_text())["config"]
@@ -157,7 +158,11 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "device": "cpu",
         "on_gpu_error": "cpu",
         "report_every": 2,
-        "checkpoint_seconds": 5.0,
+        "checkpoint_every": "5s",
+        "keep": 3,
+        "on_explosion": "rollback",
+        "clip_norm": 5.0,
+        "clip_value": None,
     }
 
 
@@ -195,7 +200,7 @@ REFUSED = [
     ("train --data data.npz --target y", "gpuopt: --target y: is for tables"),
     ("train --out data.npz", "gpuopt: --out data.npz: exists already"),
     ("train --resume nowhere", "gpuopt: --resume nowhere: No such file or directory"),
-    ("train --resume . --lr 3", "gpuopt: --lr: is as it was in a run that is resumed, expected none"),
+    ("train --resume . --hidden 3", "gpuopt: --hidden: is as it was in a run that is resumed, expected none"),
     ("train --resume . --set a=3", "gpuopt: --set: is as it was in a run that is resumed, expected none"),
     ("train --resume .", "gpuopt: --resume .: is no run folder: it has no config.json"),
 ]
@@ -217,10 +222,13 @@ def test_a_disk_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "run/checkpoint.safetensors")
 
-    monkeypatch.setattr("gpuopt.checkpoint.save", full)
+    monkeypatch.setattr("gpuopt.checkpoint.save_state", full)
     result = gpuopt_("train", "--epochs", "5", "--quiet", "--out", "run")
     assert result.exit_code == 1
-    assert result.stderr == "gpuopt: [Errno 28] No space left on device: 'run/checkpoint.safetensors'\n"
+    assert result.stderr == (
+        "gpuopt: run/checkpoint.safetensors: No space left on device; the last checkpoint is the one after 0 steps. "
+        "To go on: gpuopt train --resume run\n"
+    )
 
 
 # Interrupting and resuming
@@ -263,7 +271,7 @@ def assert_equal_runs(a: str, b: str) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(whole: str, signum: signal.Signals) -> None:
-    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-seconds", "1000")
+    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-every", "1000s")
     wait_for(lambda: len(rows("run")) > 1)
     run.send_signal(signum)
     out, err = run.communicate()
@@ -282,7 +290,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole: str, signum: signal.Signals
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_a_killed_run_goes_on_to_the_same_bits(whole: str) -> None:
-    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-seconds", "0.01")
+    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-every", "0.01s")
     for number in range(1, 4):
         wait_for(lambda: len(rows("run")) > 20 * number and Path("run/checkpoint.safetensors").exists())  # noqa: B023
         run.kill()

@@ -185,14 +185,14 @@ def no_arrays(path: Path) -> None:
 NAN, INF = np.where(X == 4, np.nan, X), np.where(X == 5, np.inf, X)
 REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "missing": ("a.npz", lambda _: None, {}, "No such file"),
-    "a folder": ("a.npz", lambda path: path.mkdir(), {}, "directory"),
+    "a folder": ("a.npz", lambda path: path.mkdir(), {}, "not a regular file"),
     "empty": ("a.npz", text(""), {}, "not a zip archive"),
     "no zip": ("a.npz", text("x,y\n1,2\n"), {}, "not a zip archive"),
     "one array": ("a.npz", one_array, {}, "not a zip archive"),
     "truncated": ("a.npz", cut, {}, "not "),
     "damaged": ("a.npz", flipped, {}, "not a readable .npz"),
     "no arrays inside": ("a.npz", no_arrays, {}, "x: is no array"),
-    "pickled": ("a.npz", arrays(x=np.array([{}, {}], dtype=object), y=[0, 1]), {}, "allow_pickle"),
+    "pickled": ("a.npz", arrays(x=np.array([{}, {}], dtype=object), y=[0, 1]), {}, "Python objects"),
     "another kind": ("a.txt", text("1 2"), {}, "expected a file .npz, .csv or .parquet"),
     "no arrays": ("a.npz", arrays(), {}, "has no array 'x': expected x_train and y_train"),
     "other names": ("a.npz", arrays(X=X, Y=Y), {}, "has no array 'x'.*it has X, Y"),

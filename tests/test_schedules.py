@@ -47,6 +47,7 @@ VALUES: list[tuple[Schedule, dict[int, float]]] = [
         {0: 0.5, 2: 0.5, 3: 1.0, 4: 0.5, 6: 0.25, 7: 1.0, 12: 0.6, 77: 0.2},
     ),
     (schedules.join([RESTARTS], []), {0: 1.0, 5: 0.6}),
+    (schedules.scaled(RESTARTS, 0.5), {0: 0.5, 5: 0.3, 1000: 0.1}),
 ]
 EXAMPLES = [schedule for schedule, _ in VALUES]
 
@@ -56,7 +57,7 @@ def test_every_schedule_is_in_the_table() -> None:
     assert {schedule.name for schedule in EXAMPLES} == public
     assert public == {
         *("constant", "inverse_time", "exponential", "step", "piecewise"),
-        *("polynomial", "linear_warmup", "cosine", "one_cycle", "join"),
+        *("polynomial", "linear_warmup", "cosine", "one_cycle", "join", "scaled"),
     }
 
 
@@ -337,9 +338,7 @@ def test_parse(text: str, expected: Schedule) -> None:
     assert schedules.parse(text, initial=0.5, steps=1000) == expected
 
 
-KNOWN = (
-    "known: constant, inverse_time, exponential, step, piecewise, polynomial, linear_warmup, cosine, one_cycle, join"
-)
+KNOWN = "known: constant, inverse_time, exponential, step, piecewise, polynomial, linear_warmup, cosine, one_cycle, join, scaled"
 
 
 @pytest.mark.parametrize(

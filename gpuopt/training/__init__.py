@@ -2,7 +2,7 @@
 
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, Samples, load, spiral
-from gpuopt.training.errors import UsageError
+from gpuopt.training.errors import ExplodedError, SavingError, UsageError
 from gpuopt.training.loop import Callback, Training
 from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.run import GPUFailure, Interrupted, Result, resume, train
@@ -11,11 +11,13 @@ __all__ = [
     "Callback",
     "Config",
     "Dataset",
+    "ExplodedError",
     "GPUFailure",
     "Interrupted",
     "Perceptron",
     "Result",
     "Samples",
+    "SavingError",
     "Training",
     "UsageError",
     "initial_params",

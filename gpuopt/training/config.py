@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gpuopt import schedules
+from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import RULES, Adam, Rule
 from gpuopt.training.data import Task
 from gpuopt.training.errors import UsageError
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Config"]
 
+INTERVAL = re.compile(r"[1-9]\d*|\d+(\.\d*)?s")
 Matmul: TypeAlias = Literal["float32", "float64"]
 OnGPUError: TypeAlias = Literal["stop", "cpu"]
+OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
 
 # What is chosen for those who do not: the book's network for the built-in spiral, something sensible for a file.
 SPIRAL = {
@@ -81,8 +85,15 @@ class Config:
         What to do when the GPU fails on the way: save and stop, or go on on the CPU.
     report_every : int
         Epochs from one row of the metrics to the next. Default: such that there are about a hundred.
-    checkpoint_seconds : float
-        At least so many seconds lie between two checkpoints.
+    checkpoint_every : int or str
+        Steps from one checkpoint to the next; or seconds, as in "30s".
+    keep : int
+        How many of the last checkpoints stay. The best one stays in any case.
+    on_explosion : {"stop", "skip", "rollback"}
+        What to do when parameters or loss explode: go back to the last good state and stop, or go on from there with
+        half the learning rate; or leave out steps whose gradients are not finite.
+    clip_norm, clip_value : float, optional
+        Scale the gradients down to this global norm, or cut their elements to this size.
 
     Raises
     ------
@@ -115,7 +126,11 @@ class Config:
     device: str = "auto"
     on_gpu_error: OnGPUError = "stop"
     report_every: int = _BY_DATA
-    checkpoint_seconds: float = 30.0
+    checkpoint_every: int | str = "30s"
+    keep: int = 2
+    on_explosion: OnExplosion = "stop"
+    clip_norm: float | None = None
+    clip_value: float | None = None
 
     def __post_init__(self) -> None:
         if self.data is not None:
@@ -138,7 +153,7 @@ class Config:
                 object.__setattr__(self, name, value)
 
     def _check(self) -> None:
-        def expect(condition: bool, option: str, expected: str) -> None:
+        def expect(condition: object, option: str, expected: str) -> None:
             if not condition:
                 given = getattr(self, option)
                 shown = ",".join(map(str, given)) if isinstance(given, tuple) else given
@@ -149,6 +164,7 @@ class Config:
             ("init", get_args(Initial)),
             ("matmul", get_args(Matmul)),
             ("on_gpu_error", get_args(OnGPUError)),
+            ("on_explosion", get_args(OnExplosion)),
         ):
             expect(getattr(self, option) in choices, option, " or ".join(choices))
         expect(all(_is_count(units) for units in self.hidden), "hidden", "positive integers, as in 256,128")
@@ -156,10 +172,28 @@ class Config:
         expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", "a positive integer or full")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
         expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", "a positive integer")
-        expect(self.checkpoint_seconds >= 0, "checkpoint_seconds", "a number of seconds")
+        expect(INTERVAL.fullmatch(str(self.checkpoint_every)), "checkpoint_every", "steps or seconds, as in 500 or 30s")
+        expect(_is_count(self.keep), "keep", "a positive integer")
+        expect(self.clip_norm is None or self.clip_value is None, "clip_norm", "this or --clip-value, not both")
+        for option in ("clip_norm", "clip_value"):
+            limit = getattr(self, option)
+            expect(limit is None or 0 < limit < math.inf, option, "a positive number")
         for option in ("target", "standardize"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
         self.rule()  # whether there is such a one, before anything else is done
+
+    @property
+    def checkpoint_interval(self) -> tuple[int | None, float]:
+        """Steps from one checkpoint to the next, or None and seconds."""
+        text = str(self.checkpoint_every)
+        return (None, float(text[:-1])) if text.endswith("s") else (int(text), math.inf)
+
+    @property
+    def clip(self) -> Clip | None:
+        """How gradients are clipped."""
+        if self.clip_norm is not None:
+            return clip_by_global_norm(self.clip_norm)
+        return None if self.clip_value is None else clip_by_value(self.clip_value)
 
     def batches(self, samples: int) -> int:
         """Steps in an epoch of so many samples."""

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from gpuopt.training.archive import Archive
 from gpuopt.training.errors import UsageError
+from gpuopt.training.limits import expect_file, expect_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Dataset", "Samples", "Task", "load", "spiral"]
 
+BYTES_A_CHARACTER = 4
+"""Of a table of text, once it is in memory: a number has at least one digit and a comma, and takes 8 bytes."""
 Task: TypeAlias = Literal["auto", "classification", "regression"]
 
 
@@ -133,6 +137,7 @@ def load(path: str | Path, target: str | None = None, task: Task = "auto", *, st
     """
     path = Path(path)
     with _reading(path):
+        expect_file(path)
         if path.suffix == ".npz":
             if target is not None:
                 raise UsageError(f"--target {target}: is for tables; in {path} the targets are the array y or y_train")
@@ -175,31 +180,32 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _read_npz(path: Path) -> list[_Part]:
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise UsageError("not an .npz file: it is not a zip archive; numpy.savez writes one")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as arrays:
-            keys = list(arrays)
-            pairs = [(f"x{end}", f"y{end}") for end in (["_train", "_test"] if "x_train" in keys else [""])]
-            if pairs[-1][0] not in keys and pairs[-1][1] not in keys and len(pairs) > 1:
-                del pairs[-1]  # no test set
-            for key in (key for pair in pairs for key in pair):
-                if key not in keys:
-                    expected = "x_train and y_train (and x_test and y_test), or x and y"
-                    raise UsageError(f"has no array {key!r}: expected {expected}; it has {_listed(keys) or 'nothing'}")
-            parts = [_Part(x, arrays[x], y, arrays[y]) for x, y in pairs]
-    for part in parts:
-        for name, array in ((part.x_name, part.x), (part.y_name, part.y)):
-            if not isinstance(array, np.ndarray):  # a member of the archive that is anything else comes as bytes
-                raise UsageError(f"{name}: is no array")
-    return parts
+        arrays = Archive(file)
+        keys = arrays.names
+        pairs = [(f"x{end}", f"y{end}") for end in (["_train", "_test"] if "x_train" in keys else [""])]
+        if pairs[-1][0] not in keys and pairs[-1][1] not in keys and len(pairs) > 1:
+            del pairs[-1]  # no test set
+        for key in (key for pair in pairs for key in pair):
+            if key not in keys:
+                expected = "x_train and y_train (and x_test and y_test), or x and y"
+                raise UsageError(f"has no array {key!r}: expected {expected}; it has {_listed(keys) or 'nothing'}")
+        return [_Part(x, arrays[x], y, arrays[y]) for x, y in pairs]
 
 
 def _read_table(path: Path, target: str | None) -> _Part:
     try:
         import pandas as pd
 
-        table = pd.read_csv(path, low_memory=False) if path.suffix == ".csv" else pd.read_parquet(path)
+        if path.suffix == ".csv":
+            size = path.stat().st_size
+            expect_room("the table", BYTES_A_CHARACTER * size, size)
+            table = pd.read_csv(path, low_memory=False)
+        else:
+            import pyarrow.parquet as pq
+
+            about, size = pq.read_metadata(path), path.stat().st_size
+            expect_room("the table", 8 * about.num_rows * about.num_columns, size)
+            table = pd.read_parquet(path)
     except ImportError as error:
         library = error.name or "pandas"
         cure = 'run `pip install "gpuopt[data]"`'
@@ -211,12 +217,12 @@ def _read_table(path: Path, target: str | None) -> _Part:
         raise UsageError(f"{given}{_nearest(target, columns)}; its columns are {_listed(columns)}")
     if table.empty:
         raise UsageError(f"a table of shape {table.shape}: expected at least one sample and one feature")
-    for column in columns:
-        missing = table[column].isna().to_numpy()
-        if missing.any():
-            raise UsageError(f"column {column!r}: row {missing.argmax()} is missing or NaN")
-        if column != target and not pd.api.types.is_numeric_dtype(table[column]):
-            raise UsageError(f"column {column!r}: holds {table[column].dtype}, a feature must be numbers")
+    missing = table.isna().to_numpy()
+    for i, (column, dtype) in enumerate(zip(columns, table.dtypes, strict=True)):
+        if missing[:, i].any():
+            raise UsageError(f"column {column!r}: row {missing[:, i].argmax()} is missing or NaN")
+        if column != target and not pd.api.types.is_numeric_dtype(dtype):
+            raise UsageError(f"column {column!r}: holds {dtype}, a feature must be numbers")
     labels = table[target]
     y = labels.to_numpy() if pd.api.types.is_numeric_dtype(labels) else labels.astype(str).to_numpy(dtype=str)
     return _Part("the features", table.drop(columns=target).to_numpy(), f"column {target!r}", y)

@@ -1,6 +1,6 @@
-"""The one error that tells a person about their input."""
+"""The errors that tell a person what to do."""
 
-__all__ = ["UsageError"]
+__all__ = ["ExplodedError", "SavingError", "UsageError"]
 
 
 class UsageError(ValueError):
@@ -8,3 +8,11 @@ class UsageError(ValueError):
 
     It is raised before anything is written. The command line prints it without a traceback.
     """
+
+
+class ExplodedError(RuntimeError):
+    """A training whose parameters or loss exploded; the message says when, what is saved, and how to go on."""
+
+
+class SavingError(OSError):
+    """A checkpoint or the metrics could not be written; the message says which one is whole, and how to go on."""

@@ -1,34 +1,40 @@
 """The run folder: what a run was, how it went, and where it stands.
 
-==========================  =====================================================================
-``config.json``             everything needed to repeat the run
-``metrics.jsonl``           a row for each reported epoch
-``checkpoint.safetensors``  parameters, optimizer state and the position in the data
-``summary.json``            how it ended; only there when it did
-==========================  =====================================================================
+================================  ================================================================================
+``config.json``                   everything needed to repeat the run, with a checksum
+``metrics.jsonl``                 a row for each reported epoch and each event; locked by the process that trains
+``checkpoint.safetensors``        the last one: parameters, optimizer state, position in the data, and the like
+``checkpoint-STEPS.safetensors``  the ones before, as many as ``--keep`` says
+``best.safetensors``              the state with the lowest test loss (training loss if there is no test set)
+``summary.json``                  how it ended; only there when it did
+================================  ================================================================================
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import datetime as dt
 import itertools
 import json
-import math
 import os
+import shutil
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.training.errors import UsageError
-from gpuopt.training.loop import Callback, Position
+from gpuopt.training.limits import expect_file
+from gpuopt.training.metrics import finite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from gpuopt.optimizer import Optimizer
-    from gpuopt.training.loop import Training
 
-__all__ = ["Checkpoints", "Metrics", "RunFolder"]
+__all__ = ["RunFolder", "write_json"]
+
+FORMAT = 1
+LARGEST_CONFIG = 1 << 20  # bytes
 
 
 class RunFolder:
@@ -45,11 +51,14 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
+        self.best = self.path / "best.safetensors"
         self.summary = self.path / "summary.json"
 
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:
         """Make the folder `out`; by default one in ``runs``, called by the data's name and the time.
+
+        An empty one is taken as it is, so is one whose run was killed before it began.
 
         Raises
         ------
@@ -62,51 +71,140 @@ class RunFolder:
             path = next(path for path in (Path("runs", name) for name in names) if not path.exists())
         else:
             path = Path(out)
+        folder = cls(path)
         try:
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
+            is_free = folder._is_free()
         except FileExistsError:
-            cure = f"choose another one, or continue the run in it with --resume {path}"
-            raise UsageError(f"--out {path}: exists already; {cure}") from None
+            is_free = False
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from None
-        return cls(path)
+        if not is_free:
+            cure = f"choose another one, or continue the run in it with --resume {path}"
+            raise UsageError(f"--out {path}: exists already; {cure}")
+        return folder
 
-    def read_config(self) -> dict[str, Any]:
-        """The content of ``config.json``."""
-        try:
-            content = json.loads(self.config.read_text())
-        except OSError as error:
-            reason = "is no run folder: it has no config.json" if self.path.is_dir() else error.strerror
-            raise UsageError(f"--resume {self.path}: {reason}") from None
-        except ValueError as error:
-            raise UsageError(f"{self.config}: not readable ({error})") from None
-        if not isinstance(content, dict):
-            raise UsageError(f"{self.config}: expected an object")
-        return content
-
-    def restore(self, optimizer: Optimizer) -> Position:
-        """Put optimizer and metrics back to the last checkpoint; to the beginning if there is none yet.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that trains in this folder, and remove what one that was killed left half-written.
 
         Raises
         ------
         UsageError
-            If checkpoint or metrics are damaged.
+            If another one does.
+        """
+        try:
+            expect_file(self.metrics)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise UsageError(f"{self.metrics}: {error.strerror}") from None
+        try:
+            file = self.metrics.open("ab")
+        except OSError as error:
+            raise UsageError(f"{self.metrics}: cannot be written: {error.strerror}") from None
+        with file:
+            if not _lock(file.fileno()):
+                raise UsageError(f"{self.path}: another process is training in this folder")
+            for temporary in self.path.glob("*.tmp"):
+                temporary.unlink(missing_ok=True)
+            yield
+
+    def write_config(self, content: Mapping[str, Any]) -> None:
+        """Write ``config.json``."""
+        signed = {"format": FORMAT, **content}
+        write_json(self.config, {**signed, "crc32": _checksum(signed)})
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the content of ``config.json``.
+
+        Raises
+        ------
+        UsageError
+            If there is none, it is damaged or of another version.
+        """
+        try:
+            if expect_file(self.config) > LARGEST_CONFIG:
+                raise UsageError(
+                    f"{self.config}: larger than {LARGEST_CONFIG:,} bytes, is not the configuration of a run"
+                )
+            content = json.loads(self.config.read_bytes())
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError) and self.path.is_dir()
+            reason = "is no run folder: it has no config.json" if missing else error.strerror
+            raise UsageError(f"--resume {self.path}: {reason}") from None
+        except (RecursionError, ValueError) as error:
+            raise UsageError(f"{self.config}: not readable ({error})") from None
+        if not isinstance(content, dict) or "format" not in content:
+            raise UsageError(f"{self.config}: is not the configuration of a run")
+        if content["format"] != FORMAT:
+            known = f"this version of gpuopt knows format {FORMAT}"
+            raise UsageError(f"{self.config}: of format {content['format']!r:.20}; {known}")
+        checksum = content.pop("crc32", None)
+        if checksum != _checksum(content):
+            raise UsageError(f"{self.config}: damaged or edited: its checksum does not fit")
+        return content
+
+    def _is_free(self) -> bool:
+        """Whether nothing stands in it but what a run leaves that is killed before it begins."""
+        begun = [file for file in self.path.iterdir() if file.suffix != ".tmp" and file != self.metrics]
+        return not begun and not (self.metrics.exists() and self.metrics.stat().st_size)
+
+    def save(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Replace the checkpoint. Until the new one is whole, the old one stays."""
+        from gpuopt import checkpoint
+
+        checkpoint.save_state(self.checkpoint, state, dict(extra))
+
+    def save_best(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Replace the best one."""
+        from gpuopt import checkpoint
+
+        checkpoint.save_state(self.best, state, dict(extra))
+
+    def kept(self) -> list[Path]:
+        """Checkpoints before the last one, the oldest first."""
+        return sorted(self.path.glob("checkpoint-*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+    def load(self, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Read the checkpoint into an optimizer, and return what else stands in it; None if there is none yet.
+
+        Raises
+        ------
+        UsageError
+            If it is damaged, of another version or of another network.
         """
         from gpuopt import checkpoint
 
-        extra: dict[str, Any] = {"metrics_bytes": 0, "position": {}}
-        if self.checkpoint.exists():
-            try:
-                extra = checkpoint.load(self.checkpoint, optimizer)
-            except checkpoint.CheckpointError as error:
-                raise UsageError(str(error)) from None
-        written = self.metrics.stat().st_size if self.metrics.exists() else 0
-        if written < extra["metrics_bytes"]:
-            expected = f"{extra['metrics_bytes']} bytes or more, as the checkpoint has it"
-            raise UsageError(f"{self.metrics}: {written} bytes, expected {expected}")
-        if written:
-            os.truncate(self.metrics, extra["metrics_bytes"])
-        return Position(**extra["position"])
+        others = ", ".join(file.name for file in reversed(self.kept()))
+        hint = f"; there are earlier ones, to be renamed to {self.checkpoint.name}: {others}" if others else ""
+        try:
+            return checkpoint.load(self.checkpoint, optimizer)
+        except FileNotFoundError:
+            if not hint:
+                return None
+            raise UsageError(f"{self.checkpoint}: is missing{hint}") from None
+        except checkpoint.CheckpointError as error:
+            raise UsageError(f"{error}{hint}") from None
+        except OSError as error:
+            raise UsageError(f"{self.checkpoint}: {error.strerror}{hint}") from None
+
+    def keep(self, steps: int) -> None:
+        """Give the last checkpoint a second name, of its steps, under which it stays when it is replaced."""
+        name = self.path / f"checkpoint-{steps}.safetensors"
+        temporary = name.with_name(f"{name.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self.checkpoint, temporary)
+        except OSError:  # a file system without links
+            shutil.copy2(self.checkpoint, temporary)
+        temporary.replace(name)
+
+    def forget_all_but(self, kept: int) -> None:
+        """Remove the oldest ones of `kept`."""
+        files = self.kept()
+        for file in files[: max(0, len(files) - kept)]:
+            file.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -114,69 +212,31 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("w") as file:
-            file.write(json.dumps(_finite(content), indent=2) + "\n")
+            file.write(json.dumps(finite(content), indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _finite(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What exploded as None: JSON has no NaN and no infinity."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-class Metrics(Callback):
-    """Adds the metrics of each reported epoch to ``metrics.jsonl``."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._path = folder.metrics
-
-    def start(self, training: Training) -> None:  # noqa: ARG002
-        self._file = self._path.open("a")
-
-    def epoch(self, training: Training) -> None:
-        if training.row is not None:
-            self._file.write(json.dumps(_finite(training.row)) + "\n")
-            self._file.flush()
-
-    def end(self, training: Training) -> None:  # noqa: ARG002
-        self._file.close()
-
-
-class Checkpoints(Callback):
-    """Saves every so many seconds, and when the training ends.
-
-    Attributes
-    ----------
-    steps : int
-        Steps done by the time of the last checkpoint.
-    """
-
-    def __init__(self, folder: RunFolder, seconds: float) -> None:
-        self._folder = folder
-        self._seconds = seconds
-
-    def start(self, training: Training) -> None:
-        self.steps = training.optimizer.steps
-        self._next = training.seconds + self._seconds
-
-    def step(self, training: Training) -> None:
-        if training.seconds >= self._next:
-            self.save(training)
-
-    def end(self, training: Training) -> None:
-        if training.error is None:  # a step may have been broken off in its middle
-            self.save(training)
-
-    def save(self, training: Training) -> None:
-        """Write the checkpoint."""
-        from gpuopt import checkpoint
-
-        position = dataclasses.asdict(training.position)
-        written = self._folder.metrics.stat().st_size  # the rows until here: later ones are written again
-        extra = {"position": position, "metrics_bytes": written}
-        checkpoint.save(self._folder.checkpoint, training.optimizer, extra)
-        self.steps = training.optimizer.steps
-        self._next = training.seconds + self._seconds
+def _lock(descriptor: int) -> bool:
+    """Take the lock of a file, until it is closed or the process ends; False if somebody else has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,7 +12,7 @@ import numpy as np
 from gpuopt.rules import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gpuopt.backends import Backend
     from gpuopt.optimizer import Optimizer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Callback", "Position", "Training"]
 
 BLOCK = 8192  # samples that are evaluated at once
+PROBED = 1024  # samples at most that tell whether the training goes well
 
 
 class Callback:
@@ -48,6 +50,9 @@ class Callback:
 
     def epoch(self, training: Training) -> None:
         """After each epoch; ``training.row`` has its metrics, or is None if it is not reported."""
+
+    def event(self, training: Training, event: Mapping[str, Any]) -> None:
+        """When something out of the ordinary happened; ``event["event"]`` says what."""
 
     def end(self, training: Training) -> None:
         """After the training: finished, stopped after a step, or broken off by ``training.error``."""
@@ -112,6 +117,10 @@ class Training:
         self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._score = self._nothing  # of this epoch's batches
         self._began = time.perf_counter()
+        self._callbacks: Sequence[Callback] = ()
+        self._moved = False
+        chosen = np.arange(0, len(data.train), math.ceil(len(data.train) / PROBED))
+        self._probed = tuple(network.xp.take(part, backend.asarray(chosen), axis=0) for part in self._train)
 
     @property
     def device(self) -> str:
@@ -134,13 +143,25 @@ class Training:
         self.epoch, self._batch = position.epoch, position.batch
         self._score = self.backend.asarray(position.score)
         self._began = time.perf_counter() - position.seconds
+        self._moved = True
 
     def stop(self, reason: str) -> None:
         """End the training after the current step."""
         self.stopped = reason
 
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Let all callbacks know of an event, which has a name, ``event["event"]``, and anything else in JSON's types."""
+        for callback in self._callbacks:
+            callback.event(self, event)
+
+    def probe(self) -> float:
+        """Return the loss of some training samples with the parameters as they are; a GPU is waited for."""
+        x, y = self._probed
+        return self._mean(self.network.score(self.network.outputs(self.optimizer.params, x), y), len(x))[0]
+
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
+        self._callbacks = callbacks
         with self.backend.use(), np.errstate(all="ignore"):  # numbers that explode show in the metrics
             for callback in callbacks:
                 callback.start(self)
@@ -164,6 +185,7 @@ class Training:
         network, optimizer = self.network, self.optimizer
         params = optimizer.params
         reported = self._is_reported(self.epoch + 1)
+        self._moved = False
         for x, y in self._batches():
             outputs, grads = network.gradients(params, x, y)
             score = self._score + network.score(outputs, y) if reported else self._score
@@ -171,7 +193,7 @@ class Training:
             self._batch, self._score = self._batch + 1, score
             for callback in callbacks:
                 callback.step(self)
-            if self.stopped is not None and self._batch < self.batches:
+            if self._moved or (self.stopped is not None and self._batch < self.batches):
                 return  # in the middle of the epoch
         row = self._report(self.epoch + 1) if reported else None
         self.epoch, self._batch, self._score, self.row = self.epoch + 1, 0, self._nothing, row

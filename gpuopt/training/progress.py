@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.training.loop import Callback
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.progress import Progress
 
     from gpuopt.training.loop import Row, Training
@@ -54,6 +56,19 @@ def introduce(training: Training, *, again: bool) -> None:
     print("\n".join(lines), flush=True)  # noqa: T201
 
 
+def explain(event: Mapping[str, Any]) -> str:
+    """An event, in words."""
+    match event:
+        case {"event": "explosion", "action": "rollback"}:
+            then = f"back to step {event['back_to_step']}, learning rate {event['lr']:.4g}"
+            return f"exploded: {event['reason']}; {then} (rollback {event['rollbacks']})"
+        case {"event": "explosion"}:
+            return f"exploded: {event['reason']}"
+        case {"event": "skip"}:
+            return f"steps left out until step {event['step']}, for gradients that were not finite: {event['skipped']}"
+    return str(event["event"])
+
+
 class Plain(Callback):
     """About ten lines in all."""
 
@@ -69,6 +84,9 @@ class Plain(Callback):
             epochs = training.config.epochs
             where = f"epoch {training.epoch:>{len(str(epochs))}}/{epochs}"
             print(f"{where}  {describe(training.row)}  {self._speed(training):,.0f} steps/s", flush=True)  # noqa: T201
+
+    def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+        print(explain(event), flush=True)  # noqa: T201
 
     def _tenth(self, training: Training) -> int:
         return training.epoch * LINES // training.config.epochs
@@ -101,6 +119,9 @@ class Live(Callback):
         if training.row is not None:
             self._metrics = describe(training.row)
 
+    def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+        self._progress.console.print(explain(event), markup=False, highlight=False)
+
     def end(self, training: Training) -> None:
         self._update(training)
         self._progress.stop()
@@ -124,4 +145,4 @@ class Speed:
     def __call__(self, training: Training) -> float:
         steps, seconds = training.optimizer.steps - self._step, self.age
         self._step, self._time = training.optimizer.steps, time.perf_counter()
-        return steps / seconds
+        return max(0, steps) / seconds  # a rollback goes back

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import signal
 import sys
 import threading
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends
-from gpuopt.optimizer import Optimizer
-from gpuopt.training.config import Config, OnGPUError
+from gpuopt.optimizer import Nonfinite, Optimizer
+from gpuopt.training.checkpoints import Checkpoints
+from gpuopt.training.config import Config, OnExplosion, OnGPUError
 from gpuopt.training.data import load, spiral
-from gpuopt.training.errors import UsageError
-from gpuopt.training.folder import Checkpoints, Metrics, RunFolder, write_json
+from gpuopt.training.errors import ExplodedError, SavingError, UsageError
+from gpuopt.training.folder import RunFolder, write_json
+from gpuopt.training.limits import available
 from gpuopt.training.loop import Callback, Training, device
 from gpuopt.training.model import Perceptron, initial_params
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GPUFailure", "Interrupted", "Result", "resume", "train"]
 
+BYTES_A_PARAMETER = 24
+"""Parameter, gradient and state, and a copy to be saved."""
 CURES = "To go on without the GPU"
 
 
@@ -95,6 +100,10 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
     ------
     UsageError
         If the config, the data or the folder cannot be used. Nothing is written then.
+    ExplodedError
+        If parameters or loss exploded, and `Config.on_explosion` is not what helped; the last good state is saved.
+    SavingError
+        If a checkpoint or the metrics cannot be written, on a full disk for instance; the checkpoint before is whole.
     BackendUnavailable
         If the device cannot be had.
     GPUFailure
@@ -114,8 +123,9 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
     config = config or Config()
     training, content = _prepared(config)
     folder = RunFolder.create(out, training.data.name)
-    write_json(folder.config, content)
-    return _run(training, folder, callbacks)
+    with folder.locked():
+        folder.write_config(content)
+        return _run(training, Checkpoints(folder, training.config), callbacks)
 
 
 def resume(
@@ -124,6 +134,10 @@ def resume(
     epochs: int | None = None,
     device: str | None = None,
     on_gpu_error: OnGPUError | None = None,
+    on_explosion: OnExplosion | None = None,
+    lr: float | None = None,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Go on with a run that was interrupted, from its last checkpoint.
@@ -137,8 +151,10 @@ def resume(
         The run folder.
     epochs : int, optional
         How many it shall have in all; default: as before. A run that is finished can be extended.
-    device, on_gpu_error : str, optional
+    device, on_gpu_error, on_explosion : str, optional
         Default: as before.
+    lr, clip_norm, clip_value : float, optional
+        From here on; default: as before. What saves a run that exploded.
     callbacks : sequence of Callback
         As for `train`.
 
@@ -146,31 +162,48 @@ def resume(
     ------
     UsageError
         If the folder or the data cannot be used, or there is nothing left to do.
-    BackendUnavailable, GPUFailure, Interrupted
+    ExplodedError, SavingError, BackendUnavailable, GPUFailure, Interrupted
         As for `train`.
     """
     folder = RunFolder(path)
+    folder.read_config()  # or there is nothing to lock
+    changes = {
+        "epochs": epochs,
+        "device": device,
+        "on_gpu_error": on_gpu_error,
+        "on_explosion": on_explosion,
+        "clip_norm": clip_norm,
+        "clip_value": clip_value,
+    }
+    with folder.locked():
+        return _resumed(folder, {name: value for name, value in changes.items() if value is not None}, lr, callbacks)
+
+
+def _resumed(folder: RunFolder, changes: dict[str, Any], lr: float | None, callbacks: Sequence[Callback]) -> Result:
     before = folder.read_config()
     try:
         config = Config.from_json(before.get("config"))
-        config = dataclasses.replace(
-            config,
-            epochs=epochs or config.epochs,
-            device=device or config.device,
-            on_gpu_error=on_gpu_error or config.on_gpu_error,
-        )
     except UsageError as error:
         raise UsageError(f"{folder.config}: {error}") from None
+    if changes.keys() & {"clip_norm", "clip_value"}:
+        config = dataclasses.replace(config, clip_norm=None, clip_value=None)
+    config = dataclasses.replace(config, **changes)
     training, content = _prepared(config)
     if before.get("data_sha256") != content["data_sha256"]:
-        raise UsageError(f"{config.data}: is not the data that the run {path} was started with")
-    training.position = folder.restore(training.optimizer)
+        raise UsageError(f"{config.data}: is not the data that the run {folder.path} was started with")
+    checkpoints = Checkpoints(folder, training.config)
+    checkpoints.restore(training)
     if folder.summary.exists() and training.epoch >= config.epochs:
         done = f"is finished, {training.epoch} epochs of {config.epochs}"
-        raise UsageError(f"--resume {path}: {done}; --epochs with a larger number extends it")
+        raise UsageError(f"--resume {folder.path}: {done}; --epochs with a larger number extends it")
+    if lr is not None:
+        try:
+            training.optimizer.tune(lr=lr)
+        except ValueError as error:
+            raise UsageError(f"--lr {lr}: {error}") from None
     folder.summary.unlink(missing_ok=True)
-    write_json(folder.config, content)
-    return _run(training, folder, callbacks)
+    folder.write_config(content)
+    return _run(training, checkpoints, callbacks)
 
 
 def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
@@ -203,20 +236,32 @@ def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         config = dataclasses.replace(config, data=str(path))
     config = config.resolved(len(data.train))
+    _expect_room([data.features, *config.hidden, data.outputs], config)
     params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
     matmul = backend.xp.float64 if config.matmul == "float64" else None
     network = Perceptron(backend.xp, data.classes is not None, matmul)
-    training = Training(config, backend, data, network, Optimizer(params, config.rule()))
+    nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
+    optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
+    training = Training(config, backend, data, network, optimizer)
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
     return training, {**versions, "data_sha256": checksum, "config": config.to_json()}
 
 
-def _run(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -> Result:
+def _expect_room(widths: Sequence[int], config: Config) -> None:
+    """Refuse a network for which there is no memory, before all of it is taken."""
+    count = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
+    need, room = BYTES_A_PARAMETER * count, available()
+    if need > room:
+        gib = f"about {need / 2**30:,.1f} GiB to train, and {room / 2**30:,.1f} GiB are free"
+        raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
+
+
+def _run(training: Training, checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
-    checkpoints = Checkpoints(folder, training.config.checkpoint_seconds)
+    folder = checkpoints.folder
     try:
-        return _finished(training, folder, [Metrics(folder), *callbacks, checkpoints])
+        return _finished(training, checkpoints, callbacks)
     except Exception as error:
         words = backends.gpu_failure(error)
         if words is None:
@@ -228,8 +273,9 @@ def _run(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -
             raise GPUFailure(f"{failure}; {last}. {CURES}: gpuopt train --resume {folder.path} --device cpu") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
     training, _ = _on(backend, training.config)
-    training.position = folder.restore(training.optimizer)
-    return _run(training, folder, callbacks)
+    checkpoints = Checkpoints(folder, training.config)
+    checkpoints.restore(training)
+    return _run(training, checkpoints, callbacks)
 
 
 def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
@@ -238,7 +284,7 @@ def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
     An error of a kernel that ran is always of the latter kind. So what can be read is whole.
     """
     try:
-        checkpoints.save(training)
+        checkpoints.rescue(training)
     except Exception as error:
         if backends.gpu_failure(error) is None:
             raise
@@ -246,13 +292,18 @@ def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
     return True
 
 
-def _finished(training: Training, folder: RunFolder, callbacks: Sequence[Callback]) -> Result:
-    config, path = training.config, folder.path
+def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> Result:
+    config, path = training.config, checkpoints.folder.path
+    go_on = f"To go on: gpuopt train --resume {path}"
     with _stopping(training) as signals:
-        training.run(callbacks)
+        try:
+            training.run([checkpoints.metrics, *callbacks, checkpoints])
+        except OSError as error:
+            whole = f"the last checkpoint is the one after {checkpoints.steps} steps"
+            raise SavingError(f"{error.filename}: {error.strerror}; {whole}. {go_on}") from error
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
-        raise Interrupted(f"stopped by {where}; saved. To go on: gpuopt train --resume {path}", signals[0])
+        raise Interrupted(f"stopped by {where}; saved. {go_on}", signals[0])
     seconds = training.seconds
     final = training.evaluate()
     result = Result(
@@ -269,7 +320,11 @@ def _finished(training: Training, folder: RunFolder, callbacks: Sequence[Callbac
         seconds=round(seconds, 3),
         stopped=training.stopped,
     )
-    write_json(folder.summary, dataclasses.asdict(result))
+    write_json(checkpoints.folder.summary, dataclasses.asdict(result))
+    if checkpoints.explosions.message is not None:
+        saved = f"the state after step {result.steps} is saved"
+        cure = "with --lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
+        raise ExplodedError(f"{checkpoints.explosions.message}; {saved}. {go_on} {cure}")
     return result
 
 

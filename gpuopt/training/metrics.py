@@ -1,0 +1,94 @@
+"""``metrics.jsonl``: a row for each reported epoch and each event, and how much of it a checkpoint vouches for."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from typing import IO, TYPE_CHECKING, Any
+
+from gpuopt.training.errors import UsageError
+from gpuopt.training.loop import Callback
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from gpuopt.training.loop import Training
+
+__all__ = ["Metrics", "finite"]
+
+
+class Metrics(Callback):
+    """Adds rows to the file.
+
+    Attributes
+    ----------
+    written, checksum : int
+        Bytes of the file so far, and their CRC-32.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.written = self.checksum = 0
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def restore(self, written: int, checksum: int) -> None:
+        """Cut the file to its first bytes, as a checkpoint has noted them.
+
+        Raises
+        ------
+        UsageError
+            If there are fewer, or they are others.
+        """
+        try:
+            with self._path.open("r+b") as file:
+                found, left = 0, written
+                while left and (block := file.read(min(left, 1 << 20))):
+                    found, left = zlib.crc32(block, found), left - len(block)
+                if left:
+                    raise UsageError(f"{self._path}: {written - left} bytes, expected {written} or more")
+                if found != checksum:
+                    raise UsageError(f"{self._path}: damaged: the first {written} bytes have another checksum")
+                file.truncate(written)
+        except OSError as error:
+            raise UsageError(f"{self._path}: {error.strerror}") from None
+        self.written, self.checksum = written, checksum
+
+    def start(self, training: Training) -> None:  # noqa: ARG002
+        self._file = self._path.open("ab", buffering=0)
+
+    def epoch(self, training: Training) -> None:
+        if training.row is not None:
+            self._add(training.row)
+
+    def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+        self._add(event)
+
+    def end(self, training: Training) -> None:  # noqa: ARG002
+        assert self._file is not None
+        self._file.close()
+
+    def sync(self) -> None:
+        """Make the rows last, before a checkpoint vouches for them."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        line = (json.dumps(finite(row)) + "\n").encode()
+        try:
+            written = self._file.write(line)
+            if written < len(line):  # a disk that becomes full tells only the next writer
+                self._file.write(line[written:])
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+        self.written += len(line)
+        self.checksum = zlib.crc32(line, self.checksum)
+
+
+def finite(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What exploded as None: JSON has no NaN and no infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
