@@ -92,15 +92,14 @@ class Checkpoints(Callback):
             return
         self.explosions.tell_skipped(training)
         row = training.row
-        if self.explosions.is_sound(training):
+        if self.explosions.judge(training):
             loss: float = row["test_loss"] if "test_loss" in row else row["loss"]
             if loss < self._lowest:
                 self._lowest, self._best = loss, self.explosions.good
 
     def end(self, training: Training) -> None:
         if training.error is None:  # a step may have been broken off in its middle
-            if self.explosions.message is None:
-                self.explosions.is_sound(training)
+            self.explosions.conclude(training)
             self.save()
             self._background.wait()
         else:

@@ -1,7 +1,9 @@
 """Trainings that explode: how that is noticed, and what follows.
 
-Whether the parameters are sound is looked at where a GPU is waited for anyway, before a checkpoint and after an epoch
-whose metrics are reported: the loss of some training samples, and whether all parameters and state are finite.
+Whether a training is sound is looked at where a GPU is waited for anyway, before a checkpoint and after an epoch whose
+metrics are reported: the loss of some training samples, and whether all parameters and state are finite. What is not
+sound is not saved. A NaN or an infinity is acted upon at once; a loss that jumped, if it
+does not come back: many a training that ends well begins with a bump.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Explosions", "Progress"]
 
 JUMP = 10.0
-"""A loss so many times the last good one, and above the first one, has exploded."""
+"""A loss so many times the last good one has exploded, if it is above the first one, too."""
+WORSE = 2.0
+"""A loss so many times the first one has exploded: the network is worse than one that knows nothing."""
+PATIENCE = 100
+"""Steps that a loss which jumped has to come back."""
 FACTOR = 0.5
 """Of the learning rate, after each rollback."""
 ROLLBACKS = 10
@@ -49,7 +55,7 @@ class Explosions:
     policy : {"stop", "skip", "rollback"}
         What follows. "stop": back to the last good state, and the training ends. "rollback": back to it, with a lower
         learning rate; after `ROLLBACKS` of them as "stop". "skip": the optimizer leaves out steps whose gradients are
-        not finite; if the parameters are not sound in spite of that, as "stop".
+        not finite, and the loss may be what it is; parameters that are not finite in spite of that, as "stop".
 
     Attributes
     ----------
@@ -68,23 +74,47 @@ class Explosions:
     def start(self, training: Training) -> None:
         """Take the state that a training starts with, or goes on with, as a good one."""
         self._seen = training.optimizer.skipped
+        self._suspected_at: int | None = None
         if math.isnan(self.progress.first):
             self.progress.first = self.progress.last = training.probe()
         self.good = Snapshot.of(training)
 
     def is_sound(self, training: Training) -> bool:
-        """Look at a training: take its state as the last good one, or else do what the policy says."""
+        """Look at a training, and take its state as the last good one if it is."""
         self._count_skipped(training)
-        loss, now = training.probe(), Snapshot.of(training)
-        if now.is_finite and not self._jumped(loss):
-            self.good, self.progress.last = now, loss
+        self._loss, now = training.probe(), Snapshot.of(training)
+        self._is_finite = now.is_finite
+        sound = self._is_finite and (self.policy == "skip" or not self._jumped(self._loss))
+        if sound:
+            self.good, self.progress.last, self._suspected_at = now, self._loss, None
+        return sound
+
+    def judge(self, training: Training) -> bool:
+        """As `is_sound`, at a reported epoch: do what the policy says if it is not, and does not become so."""
+        if self.is_sound(training):
             return True
-        what = f"the loss is {loss:.4g}" if now.is_finite else "NaN or infinity in the parameters or their state"
-        reason = f"{what} after step {now.steps} (it was {self.progress.last:.4g} after step {self.good.steps})"
+        if self._suspected_at is None:
+            self._suspected_at = training.optimizer.steps
+        if self._is_finite and training.optimizer.steps - self._suspected_at < PATIENCE:
+            return False
+        self._suspected_at = None
+        what = (
+            f"the loss is {self._loss:.4g}" if self._is_finite else "NaN or infinity in the parameters or their state"
+        )
+        step = training.optimizer.steps
+        reason = f"{what} after step {step} (it was {self.progress.last:.4g} after step {self.good.steps})"
         self.good.restore(training)
         training.row = None
-        self._act(training, reason, now.steps)
+        self._act(training, reason, step)
         return False
+
+    def conclude(self, training: Training) -> None:
+        """At the end, take the state as it is, unless it is not even finite."""
+        if self.message is None and not self.is_sound(training):
+            if self._is_finite:
+                self.good = Snapshot.of(training)
+            else:
+                self.good.restore(training)
 
     def tell_skipped(self, training: Training) -> None:
         """Write down how many steps were left out."""
@@ -108,7 +138,8 @@ class Explosions:
         training.tell(event)
 
     def _jumped(self, loss: float) -> bool:
-        return not loss <= max(self.progress.first, JUMP * self.progress.last)  # NaN, too
+        first, last = self.progress.first, self.progress.last
+        return not loss <= min(WORSE * first, max(first, JUMP * last))  # NaN, too
 
     def _count_skipped(self, training: Training) -> None:
         skipped = training.optimizer.skipped

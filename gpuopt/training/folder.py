@@ -124,11 +124,8 @@ class RunFolder:
             If there is none, it is damaged or of another version.
         """
         try:
-            if expect_file(self.config) > LARGEST_CONFIG:
-                raise UsageError(
-                    f"{self.config}: larger than {LARGEST_CONFIG:,} bytes, is not the configuration of a run"
-                )
-            content = json.loads(self.config.read_bytes())
+            size = expect_file(self.config)
+            content = json.loads(self.config.read_bytes()) if size <= LARGEST_CONFIG else None
         except OSError as error:
             missing = isinstance(error, FileNotFoundError) and self.path.is_dir()
             reason = "is no run folder: it has no config.json" if missing else error.strerror
