@@ -24,7 +24,7 @@ __all__ = ["Explosions", "Progress"]
 
 JUMP = 10.0
 """A loss so many times the last good one has exploded, if it is above the first one, too."""
-WORSE = 2.0
+WORSE = 1.5
 """A loss so many times the first one has exploded: the network is worse than one that knows nothing."""
 PATIENCE = 100
 """Steps that a loss which jumped has to come back."""
