@@ -1,6 +1,7 @@
 """Every check of this project, each in an environment of its own: ``nox --list`` names them, ``nox -s NAME`` runs one.
 
-What follows ``--`` goes to the tool that a session runs: ``nox -s tests-3.12 -- -k adam -x``.
+What follows ``--`` goes to the tool that a session runs: ``nox -s tests-3.12 -- -k adam -x``. ``nox -j auto`` runs several
+sessions at once and shows the output of each when it ends.
 """
 
 import os
@@ -15,9 +16,10 @@ PYTHON_VERSIONS = nox.project.python_versions(PYPROJECT)
 OLDEST_PYTHON = PYTHON_VERSIONS[0]
 EMULATOR = "GPUOPT_CUDA_EMULATOR"
 
-nox.needs_version = ">=2025.10.14"
+nox.needs_version = ">=2026.8.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
+nox.options.allow_parallel = True
 nox.options.sessions = ["lint", "typecheck", "tests", "doctest"]
 
 
@@ -79,7 +81,7 @@ def tests_emulated(session: nox.Session) -> None:
     pytest_with_coverage(session, "bash", f"{emulator}/run.sh")
 
 
-@nox.session(python=OLDEST_PYTHON)
+@nox.session(python=OLDEST_PYTHON, allow_parallel=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests on a real NVIDIA GPU."""
     session.install("-e.[cuda12]", *dependencies("test"))
@@ -131,7 +133,7 @@ def peers(session: nox.Session) -> None:
     session.run("pytest", "-m", "peers", *session.posargs)
 
 
-@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
+@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", allow_parallel=False)
 def bench(session: nox.Session) -> None:
     """Measure a step of every rule beside torch, Optax and hand-written NumPy; benchmarks/README.md says how."""
     session.install("-e.", *dependencies("bench"))

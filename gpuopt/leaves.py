@@ -124,4 +124,4 @@ def _check_distinct(tree: Tree, arrays: list[Any]) -> None:
 
 
 def _a(words: str) -> str:
-    return f"a {words}"
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

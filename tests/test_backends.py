@@ -1,6 +1,6 @@
 """Choosing a backend: every situation in a process of its own, with what is chosen, why, and what cures it."""
 
-import ctypes
+import ctypes.util
 import importlib.util
 import json
 import os
@@ -21,21 +21,16 @@ EMULATED = os.environ.get("CUDASIM") == "1"
 HAS_CUPY = importlib.util.find_spec("cupy") is not None
 
 
-def has_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return EMULATED
-    return True
-
-
 # What a situation may be made of: names for its `setup`, which runs before gpuopt is imported.
 STAGE = '''
 import contextlib, ctypes, importlib.metadata, json, os, sys, types
 
 def driver(version):
     """An NVIDIA driver for this version of CUDA, or none."""
-    def load(name):
+    real = ctypes.CDLL
+    def load(name, *arguments, **options):
+        if name not in ("libcuda.so.1", "nvcuda.dll"):
+            return real(name, *arguments, **options)
         if version is None:
             raise OSError(f"{name}: cannot open shared object file")
         def get(reference):
@@ -46,16 +41,29 @@ def driver(version):
 
 def packages(*names):
     """The installed distributions of CuPy."""
+    real = importlib.metadata.distribution
     def distribution(name):
-        if name not in names:
+        if name.startswith("cupy") and name not in names:
             raise importlib.metadata.PackageNotFoundError(name)
+        return None if name.startswith("cupy") else real(name)
     importlib.metadata.distribution = distribution
 
 def no_cupy():
     sys.modules["cupy"] = None
 
-def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42):
-    """A CuPy for this CUDA: the number of devices, what looking for them and compiling raise, the kernel's result."""
+def no_cublas():
+    """A real CuPy that does not find cuBLAS."""
+    from cuda import pathfinder
+    load = pathfinder.load_nvidia_dynamic_lib
+    def find(name):
+        if name.startswith("cublas"):
+            raise pathfinder.DynamicLibNotFoundError(f'Failure finding "lib{name}.so.12"')
+        return load(name)
+    pathfinder.load_nvidia_dynamic_lib = find
+
+def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42, multiplying="libcublas.so.12: not found"):
+    """A CuPy for this CUDA: the number of devices, what looking for them, compiling and multiplying raise, the kernel's
+    result."""
     calls = []
     def count():
         calls.append("count")
@@ -68,12 +76,13 @@ def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42):
     class ndarray:
         def __iadd__(self, other): return self
         def get(self): return [answer]
+        def __matmul__(self, other): raise ImportError(multiplying)
     class Module:
         def load(self, image): pass
         def get_function(self, name): return lambda *launch: None
     fake = types.ModuleType("cupy")
     fake.__version__, fake.ndarray, fake.calls = "14.0.0", ndarray, calls
-    fake.empty = lambda size, dtype: ndarray()
+    fake.empty = fake.ones = lambda size, dtype: ndarray()
     fake.cuda = types.SimpleNamespace(
         Device=lambda index: contextlib.nullcontext(),
         compiler=types.SimpleNamespace(compile_using_nvrtc=compile),
@@ -88,6 +97,12 @@ def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42):
 ASK = """
 import dataclasses
 import gpuopt.backends as b
+from gpuopt.cli import app
+from typer.testing import CliRunner
+
+def gpuopt(*arguments):
+    done = CliRunner().invoke(app, arguments, prog_name="gpuopt")
+    return [done.exit_code, done.stdout, done.stderr]
 
 def ask(name):
     try:
@@ -99,18 +114,33 @@ first, second = b.backend("auto"), b.backend("auto")
 assert first == second and first.reason == second.reason
 print(json.dumps({
     "auto": str(first), "reason": first.reason, "report": dataclasses.asdict(b.report()),
-    **{name: ask(name) for name in ("cupy", "cuda", "cupy:0", "cuda:1", "cupy:7")}}))
+    **{name: ask(name) for name in ("cupy", "cuda", "cupy:0", "cuda:1", "cupy:7")},
+    "info": gpuopt("info"),
+    "train": gpuopt("train", "--epochs", "2", "--hidden", "4", "--out", sys.argv[1] + "/auto"),
+    "train on cuda": gpuopt("train", "--epochs", "2", "--device", "cuda", "--out", sys.argv[1] + "/cuda")}))
 """
 
 
-def run(code: str, env: dict[str, str] | None = None, path: Path | None = None, warnings: str = "error") -> str:
-    """Run code in a fresh interpreter, where a warning is an error; nothing may reach its stderr."""
-    clean = {
-        k: v for k, v in os.environ.items() if k not in {"GPUOPT_BACKEND", "CUDA_VISIBLE_DEVICES", "CUDASIM_DEVICES"}
-    }
+def run(
+    code: str,
+    env: dict[str, str] | None = None,
+    path: Path | None = None,
+    warnings: str = "error",
+    *,
+    emulated: bool = True,
+) -> str:
+    """Run code in a fresh interpreter, where a warning is an error; nothing may reach its stderr.
+
+    `path` goes on PYTHONPATH, and is the argument of the code. Not `emulated`: without the emulator, if there is one.
+    """
+    unset = {"GPUOPT_BACKEND", "CUDA_VISIBLE_DEVICES", "CUDASIM_DEVICES"}
+    clean = {k: v for k, v in os.environ.items() if k not in unset}
+    if not emulated and EMULATED:
+        outside = [folder for folder in clean["PYTHONPATH"].split(os.pathsep) if "cudasim" not in folder]
+        clean["PYTHONPATH"] = os.pathsep.join(outside)
     if path is not None:
         clean["PYTHONPATH"] = os.pathsep.join([str(path), *filter(None, [clean.get("PYTHONPATH")])])
-    command = [sys.executable, "-W", warnings, "-c", code]
+    command = [sys.executable, "-W", warnings, "-c", code, str(path)]
     done = subprocess.run(command, env=clean | (env or {}), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -373,7 +403,7 @@ def skip_unless(needs: str) -> None:
         pytest.skip("needs an emulated device")
     if needs == "no driver" and not HAS_CUPY:
         pytest.skip("needs CuPy")
-    if needs == "no driver" and has_driver():
+    if needs == "no driver" and ctypes.util.find_library("cuda") is not None:
         pytest.skip("needs a machine without an NVIDIA driver")
 
 
@@ -384,7 +414,8 @@ def test_situation(situation: Situation, tmp_path: Path) -> None:
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-    said = json.loads(run(STAGE + situation.setup + ASK, situation.env, tmp_path))
+    emulated = situation.needs != "no driver"
+    said = json.loads(run(STAGE + situation.setup + ASK, situation.env, tmp_path, emulated=emulated))
 
     reason = said["reason"]
     assert said["auto"] == situation.auto
@@ -402,10 +433,35 @@ def test_situation(situation: Situation, tmp_path: Path) -> None:
         assert said["cupy"] == said["cuda"] == said["cupy:0"] == "cupy:0"
         assert "there is no device cupy:1; choose one that CuPy sees, only cupy:0" in said["cuda:1"]
 
+    # The command line: the reason stands in the first line, or, for an explicit choice, the cure in the only one.
+    code, out, err = said["info"]
+    assert (code, out.count(reason), err) == (0, 1, "")
+    if situation.auto == "numpy":
+        code, out, err = said["train"]
+        assert (code, out.splitlines()[0], out.count(reason), err) == (0, f"Device:  cpu ({reason})", 1, "")
+        assert said["train on cuda"] == [2, "", f"gpuopt: backend 'cuda': {reason}\n"]
+    elif situation.needs == "emulator":
+        for code, out, err in (said["train"], said["train on cuda"]):
+            assert (code, out.splitlines()[0], out.count(reason), err) == (0, f"Device:  cuda:0 ({reason})", 1, "")
+
     report = said["report"]
     assert (report["backend"], report["reason"]) == (situation.auto, reason)
     assert report["numpy"] == np.__version__
     assert {key: report[key] for key in situation.report} == situation.report
+
+
+@pytest.mark.parametrize("needs", ["", "emulator"])
+def test_without_cublas_the_library_runs_and_training_does_not(needs: str, tmp_path: Path) -> None:
+    skip_unless(needs)
+    setup = "no_cublas()" if needs else on(12040, "cupy()", "cupy-cuda12x")
+    said = json.loads(run(STAGE + setup + ASK, {"CUDASIM_DEVICES": "1"}, tmp_path))
+    assert said["auto"] == said["cuda"] == "cupy:0"
+    reason = 'cuBLAS, with which CuPy multiplies matrices, was not found; run `pip install -U "cupy-cuda12x[ctk]"`'
+    assert said["report"]["training"] == f"numpy: {reason}"
+    assert said["info"][1].splitlines()[-1].split(maxsplit=2) == ["for", "training", f"numpy: {reason}"]
+    code, out, err = said["train"]
+    assert (code, out.splitlines()[0], err) == (0, f"Device:  cpu ({reason})", "")
+    assert said["train on cuda"] == [2, "", f"gpuopt: backend 'cuda': {reason}\n"]
 
 
 # The names of backends and GPUOPT_BACKEND

@@ -181,7 +181,7 @@ GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] =
     "tree for a leaf": (
         lambda s, g: with_w(g, [g["w"]]),
         TypeError,
-        rf"{W}: list, expected a \S+ array like its param",
+        rf"{W}: list, expected an? \S+ array like its param",
     ),
     "None for all": (lambda s, g: None, ValueError, r"grads: another structure than params"),
     "None for a tree": (lambda s, g: {"dense": None}, ValueError, r"grads: another structure than params"),
@@ -194,13 +194,13 @@ GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] =
     "more axes": (lambda s, g: with_w(g, s.put(np.ones((1, 3, 2)))), ValueError, rf"{W}: shape \(1, 3, 2\), expected"),
     "no axes": (lambda s, g: with_w(g, s.put(np.ones(()))), ValueError, rf"{W}: shape \(\), expected \(3, 2\)"),
     "complex": (lambda s, g: with_w(g, s.put(np.ones((3, 2)) + 0j)), TypeError, rf"{W}: dtype \S*complex128.*real"),
-    "Python's float": (lambda s, g: with_w(g, 1.0), TypeError, rf"{W}: float, expected a \S+ array like its parameter"),
+    "Python's float": (lambda s, g: with_w(g, 1.0), TypeError, rf"{W}: float, expected an? \S+ array like its parameter"),
     "nested lists": (lambda s, g: with_w(g, [[1.0, 2.0]] * 3), TypeError, rf"{W}: list, expected a"),
     "string": (lambda s, g: with_w(g, "g"), TypeError, rf"{W}: str, expected a"),
     "of another library": (
         lambda s, g: with_w(g, np.ones((3, 2)) if s.name != "numpy" else array_api_strict.ones((3, 2))),
         TypeError,
-        rf"{W}: a \S+ array, expected a \S+ array like its parameter",
+        rf"{W}: an? \S+ array, expected an? \S+ array like its parameter",
     ),
 }
 

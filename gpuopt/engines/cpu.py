@@ -64,7 +64,7 @@ class CPUKernel:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        arrays = (table.rows, table.gradients, table.scales, table.chunks, table.coefficients)
+        arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values)
         self._step = partial(_step(table.variants), *[a.ctypes.data for a in arrays])
         self._workers = threads.workers_for(table.traffic)
 

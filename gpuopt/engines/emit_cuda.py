@@ -39,28 +39,37 @@ _OPERATIONS = {
     "where": "{0} ? {1} : {2}",
 }
 
+_VALUES = """\
+struct Values {{ alignas(8) unsigned char bytes[{bytes}]; }};
+
+// Addresses of gradients come by value where they fit: a step with new gradients then copies nothing.
+__device__ __forceinline__ long long address(const Values& values, int gradients_at, const long long* gradients, long long segment)
+{{
+    return gradients_at < 0 ? gradients[segment] : ((const long long*)(values.bytes + gradients_at))[segment];
+}}
+"""
+
 _STEP = """\
 #ifdef __CUDACC__
 #define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // addresses come from memory: say what they are
 #else
 #define ASSUME_GLOBAL(pointer)
 #endif
-struct Coefficients {{ alignas(8) unsigned char bytes[{bytes}]; }};
 {updates}
 extern "C" __global__ void __launch_bounds__({threads})
 step(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
-     const __grid_constant__ Coefficients coefficients)
+     int gradients_at, const __grid_constant__ Values values)
 {{
     if (verdict[{SKIP}] != 0) return;
     const long long segment = chunks[2 * blockIdx.x];
-    const long long gradient = gradients[segment];
+    const long long gradient = address(values, gradients_at, gradients, segment);
     if (gradient == 0) return;  // left alone in this step
     const double scale = verdict[{SCALES} + segment];
     const long long* row = table + segment * {columns};
     const long long start = chunks[2 * blockIdx.x + 1];
     const long long rest = row[{LENGTH}] - start;
     const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
-    const unsigned char* c = coefficients.bytes + row[{COEFFICIENTS}];
+    const unsigned char* c = values.bytes + row[{COEFFICIENTS}];
     switch (row[{VARIANT}]) {{
 {cases}
     }}
@@ -96,8 +105,7 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
 
 def source(variants: tuple[Variant, ...]) -> str:
     """CUDA C++ of the kernel that knows these variants."""
-    return _STEP.format(
-        bytes=segments.COEFFICIENT_BYTES,
+    return _VALUES.format(bytes=segments.VALUE_BYTES) + _STEP.format(
         threads=guard.LANES,
         updates="".join(_update(i, variant) for i, variant in enumerate(variants)),
         columns=segments.SLOTS + max(len(v.program.slots) for v in variants),
@@ -217,7 +225,7 @@ __device__ double root(const double* sums)
 extern "C" __global__ void __launch_bounds__(LANES)
 measure(const long long* table, long long columns, long long segments, const long long* gradients,
         const long long* chunks, const long long* first_chunk, double* partials, double* sums, double* verdict, unsigned int* finished,
-        int clip, double limit, int skip)
+        int clip, double limit, int skip, int gradients_at, const __grid_constant__ Values values)
 {
     __shared__ double lanes[LANES];
     __shared__ bool last;
@@ -228,13 +236,14 @@ measure(const long long* table, long long columns, long long segments, const lon
     const long long segment = chunks[2 * blockIdx.x], start = chunks[2 * blockIdx.x + 1];
     const long long* row = table + segment * columns;
     const long long rest = row[LENGTH] - start;
-    const int n = gradients[segment] == 0 ? 0 : rest < CHUNK ? (int)rest : CHUNK;
+    const long long gradient = address(values, gradients_at, gradients, segment);
+    const int n = gradient == 0 ? 0 : rest < CHUNK ? (int)rest : CHUNK;
     double* out = partials + 3 * blockIdx.x;
     if (row[ITEMSIZE] == 4) {
-        sum_of_squares((const float*)gradients[segment] + start, n, 1.0, lanes, out);
+        sum_of_squares((const float*)gradient + start, n, 1.0, lanes, out);
         if (threadIdx.x == 0) out[1] = out[2] = 0;
     } else {
-        const double* g = (const double*)gradients[segment] + start;
+        const double* g = (const double*)gradient + start;
         sum_of_squares(g, n, 1.0, lanes, out);
         sum_of_squares(g, n, SMALL, lanes, out + 1);
         sum_of_squares(g, n, LARGE, lanes, out + 2);
@@ -293,4 +302,5 @@ def measure() -> str:
         "TINY": _literal(guard.TINY.hex(), "float64"),
         "FINITE(x)": "((x) - (x) == 0)",
     }
-    return "".join(f"#define {name} {value}\n" for name, value in constants.items()) + _MEASURE
+    defined = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+    return defined + _VALUES.format(bytes=segments.VALUE_BYTES) + _MEASURE

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CHUNK = 4096
 """Elements in a chunk."""
 
-COEFFICIENT_BYTES = 3584
-"""Room for the coefficients of a step: they travel among a kernel's parameters, of which CUDA takes 4,096 bytes."""
+VALUE_BYTES = 3584
+"""Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA takes 4,096 bytes."""
 
 LENGTH, ITEMSIZE, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(6)
 """Columns of the table; the slots' addresses fill the rest."""
@@ -58,13 +58,16 @@ class Table:
     rows
         int64 of shape (segments, columns).
     gradients
-        int64 of shape (segments,): addresses, which may change at every step; 0 leaves a segment alone.
+        int64 of shape (segments,): addresses, which may change at every step; 0 leaves a segment alone. At the end of
+        `values` if they fit in there.
     scales
         float64 of shape (segments,): factors of the gradients, for programs that have one.
     chunks
         int64 of shape (chunks, 2): segment, first element.
-    coefficients
-        The coefficients of the step, for each group and dtype in its own dtype, as one buffer of bytes.
+    values
+        Of this step, as one buffer of bytes: the coefficients, for each group and dtype in its own dtype, and `gradients`.
+    gradients_at
+        Where in `values` the gradients begin; -1 if they are elsewhere.
 
     """
 
@@ -77,13 +80,19 @@ class Table:
         for group, dtype in lanes:
             offsets[group, dtype] = size
             size += 8 * len(programs[group].coefficients)
-        if size > COEFFICIENT_BYTES:
+        if size > VALUE_BYTES:
             raise ValueError(
-                f"the rules of one step have {size // 8} coefficients, expected at most {COEFFICIENT_BYTES // 8}"
+                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}"
             )
-        self.coefficients = np.zeros(COEFFICIENT_BYTES, np.uint8)
+        self.values = np.zeros(VALUE_BYTES, np.uint8)
+        self.gradients_at = size if size + 8 * len(segments) <= VALUE_BYTES else -1
+        self.gradients = (
+            np.zeros(len(segments), np.int64)
+            if self.gradients_at < 0
+            else self.values[size:][: 8 * len(segments)].view(np.int64)
+        )
         self._lanes = [
-            (group, programs[group], self.coefficients[offset:][: count * np.dtype(dtype).itemsize].view(dtype))
+            (group, programs[group], self.values[offset:][: count * np.dtype(dtype).itemsize].view(dtype))
             for (group, dtype), offset in offsets.items()
             if (count := len(programs[group].coefficients))
         ]
@@ -99,7 +108,6 @@ class Table:
             )
             row[SLOTS : SLOTS + len(s.pointers) - 1] = s.pointers[1:]
 
-        self.gradients = np.zeros(len(segments), np.int64)
         self.scales = np.ones(len(segments))
 
         counts = -(-self.rows[:, LENGTH] // CHUNK)

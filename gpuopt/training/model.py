@@ -136,7 +136,8 @@ class Perceptron:
         return (exponentials / xp.sum(exponentials, axis=1, keepdims=True) - y) / outputs.shape[0]
 
     def _column_sums(self, dz: Array) -> Array:
-        # A product with ones is several times faster than a sum over rows, but its bits depend on who multiplies.
+        # A product with ones is several times faster than a sum over rows, but its bits depend on who multiplies. (A sum's
+        # bits depend on the memory's order: `dz` has that of the targets, so NumPy adds one row after the other.)
         if self.matmul is not None:
             return self.xp.sum(dz, axis=0)
         samples = dz.shape[0]
