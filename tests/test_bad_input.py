@@ -194,7 +194,11 @@ GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] =
     "more axes": (lambda s, g: with_w(g, s.put(np.ones((1, 3, 2)))), ValueError, rf"{W}: shape \(1, 3, 2\), expected"),
     "no axes": (lambda s, g: with_w(g, s.put(np.ones(()))), ValueError, rf"{W}: shape \(\), expected \(3, 2\)"),
     "complex": (lambda s, g: with_w(g, s.put(np.ones((3, 2)) + 0j)), TypeError, rf"{W}: dtype \S*complex128.*real"),
-    "Python's float": (lambda s, g: with_w(g, 1.0), TypeError, rf"{W}: float, expected an? \S+ array like its parameter"),
+    "Python's float": (
+        lambda s, g: with_w(g, 1.0),
+        TypeError,
+        rf"{W}: float, expected an? \S+ array like its parameter",
+    ),
     "nested lists": (lambda s, g: with_w(g, [[1.0, 2.0]] * 3), TypeError, rf"{W}: list, expected a"),
     "string": (lambda s, g: with_w(g, "g"), TypeError, rf"{W}: str, expected a"),
     "of another library": (

@@ -29,7 +29,9 @@ def config(tmp_path: Path) -> Config:
     y = (x @ random.randn(5, 3)).argmax(axis=1)
     np.savez(tmp_path / "data.npz", x_train=x[:190], y_train=y[:190], x_test=x[190:], y_test=y[190:])
     data = str(tmp_path / "data.npz")
-    return Config(data=data, device="cuda", hidden=(8,), epochs=6, batch_size=50, report_every=3, checkpoint_seconds=99)
+    return Config(
+        data=data, device="cuda", hidden=(8,), epochs=6, batch_size=50, report_every=3, checkpoint_every="99s"
+    )
 
 
 class At(Callback):
@@ -84,7 +86,10 @@ def test_an_epoch_copies_the_order_of_its_samples_and_if_reported_its_scores(con
     assert (quiet.summary["h2d"], quiet.summary["d2h"], quiet.summary["syncs"]) == (1, 0, 0)
     assert quiet.stats["memcpy"]["H2D"]["bytes"] == 8 * 190
     told = counted(config, tmp_path / "told", 9, 13)  # epoch 3 is reported: training set and test set
-    assert (told.summary["h2d"], told.summary["d2h"], told.stats["memcpy"]["D2H"]["bytes"]) == (1, 2, 32)
+    # Two scores for the metrics, one to see whether the loss jumped, and a copy of the state and the score to go back to.
+    copied = [x.nbytes for x in arrays(tmp_path / "told").values()]
+    bytes_ = told.stats["memcpy"]["D2H"]["bytes"]
+    assert (told.summary["h2d"], told.summary["d2h"], bytes_) == (1, 4 + len(copied), 4 * 16 + sum(copied))
     within = counted(config, tmp_path / "within", 9, 11)  # scores are summed up on the device
     assert within.summary == {
         **dict.fromkeys(within.summary, 0),
@@ -205,8 +210,8 @@ def test_the_last_step_is_on_disk(
 def test_after_an_error_that_lasts_the_cpu_goes_on_from_the_last_checkpoint(
     config: Config, tmp_path: Path, saved: bool
 ) -> None:
-    config = replace(config, on_gpu_error="cpu", checkpoint_seconds=0 if saved else 99)
-    fail = At(14, lambda _: cudasim.fail_launch(5, 719))
+    config = replace(config, on_gpu_error="cpu", checkpoint_every=1 if saved else "99s")
+    fail = At(14, lambda _: cudasim.fail_launch(35 if saved else 5, 719))  # before a checkpoint the loss is looked at
     result = train(config, out=tmp_path / "run", callbacks=[fail])
     assert re.match(f"cuda:0 failed after 14 steps .*{STICKY}", result.reason)
     assert (result.device, result.steps) == ("cpu", 24)
@@ -226,8 +231,9 @@ def test_after_an_error_that_lasts_the_message_says_where_the_checkpoint_is(conf
         train(config, out=tmp_path / "run", callbacks=[fail])
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
     heal()
+    fail = At(14, lambda _: cudasim.fail_launch(35, 719))
     with pytest.raises(GPUFailure, match=r"the last checkpoint is the one after 14 steps"):
-        train(replace(config, checkpoint_seconds=0), out=tmp_path / "other", callbacks=[fail])
+        train(replace(config, checkpoint_every=1), out=tmp_path / "other", callbacks=[fail])
     heal()
     resume(tmp_path / "other", device="cpu")
     assert_resumed_on_cpu(config, tmp_path / "other", 14)
@@ -242,6 +248,7 @@ def test_data_that_do_not_fit(config: Config, tmp_path: Path) -> None:
     with pytest.raises(GPUFailure, match=words + r".*\); nothing was written. .*: gpuopt train --device cpu$"):
         train(config, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    out_of_memory(None)
     result = train(replace(config, on_gpu_error="cpu"), out=tmp_path / "run")
     assert result.device == "cpu"
     assert re.match(words, result.reason)

@@ -73,7 +73,7 @@ class Explosions:
 
     def start(self, training: Training) -> None:
         """Take the state that a training starts with, or goes on with, as a good one."""
-        self._seen = training.optimizer.skipped
+        self._seen = training.optimizer.skipped if self.policy == "skip" else 0
         self._suspected_at: int | None = None
         if math.isnan(self.progress.first):
             self.progress.first = self.progress.last = training.probe()
@@ -142,9 +142,10 @@ class Explosions:
         return not loss <= min(WORSE * first, max(first, JUMP * last))  # NaN, too
 
     def _count_skipped(self, training: Training) -> None:
-        skipped = training.optimizer.skipped
-        self.progress.skipped += skipped - self._seen
-        self._seen = skipped
+        if self.policy == "skip":  # a GPU is asked
+            skipped = training.optimizer.skipped
+            self.progress.skipped += skipped - self._seen
+            self._seen = skipped
 
 
 def lower_learning_rate(training: Training, factor: float) -> None:

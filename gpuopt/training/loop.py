@@ -119,8 +119,8 @@ class Training:
         self._began = time.perf_counter()
         self._callbacks: Sequence[Callback] = ()
         self._moved = False
-        chosen = np.arange(0, len(data.train), math.ceil(len(data.train) / PROBED))
-        self._probed = tuple(network.xp.take(part, backend.asarray(chosen), axis=0) for part in self._train)
+        every = math.ceil(len(data.train) / PROBED)
+        self._probed = tuple(part[::every, :] for part in self._train)
 
     @property
     def device(self) -> str:
