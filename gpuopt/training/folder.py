@@ -157,6 +157,7 @@ class Checkpoints(Callback):
     def __init__(self, folder: RunFolder, seconds: float) -> None:
         self._folder = folder
         self._seconds = seconds
+        self.steps = 0
 
     def start(self, training: Training) -> None:
         self.steps = training.optimizer.steps
