@@ -109,7 +109,8 @@ def build(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", folder)
         (wheel,) = outside.glob("*.whl")
         session.install(str(wheel), *dependencies("test"))
-        shutil.copytree("tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("tests", "docs"):
+            shutil.copytree(name, outside / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
             shutil.copy(name, outside)
         with session.chdir(outside):

@@ -20,6 +20,37 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+# Modules in which a test that gets near CuPy says so, by its fixture `cupy_space` or by "cuda" in its name.
+MOSTLY_WITHOUT = {
+    "test_bad_hyperparameters",
+    "test_cli",
+    "test_data",
+    "test_documents",
+    "test_kernels",
+    "test_project",
+    "test_schedules",
+    "test_trace",
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under the emulator leave out what does not get near CuPy: without the emulator it runs just the same."""
+    if os.environ.get("CUDASIM") != "1":
+        return
+
+    def is_elsewhere(item: pytest.Item) -> bool:
+        assert isinstance(item, pytest.Function)
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        libraries = {given[name] for name in ("space", "fused_space", "library", "found") if name in given}
+        without = bool(libraries) and "cupy" not in libraries
+        staged = getattr(given.get("situation"), "needs", None) == ""  # CuPy and driver are made up
+        named = "cupy_space" in item.fixturenames or "cuda" in item.name
+        return without or staged or (item.path.stem in MOSTLY_WITHOUT and not named)
+
+    config.hook.pytest_deselected(items=[item for item in items if is_elsewhere(item)])
+    items[:] = [item for item in items if not is_elsewhere(item)]
+
+
 @pytest.fixture(params=["numpy", "array_api_strict", "cupy"])
 def space(request: pytest.FixtureRequest) -> Iterator[Space]:
     """Each array library in turn; of CuPy the last device, which with several is not the current one."""

@@ -4,6 +4,7 @@ import ctypes.util
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -398,6 +399,15 @@ SITUATIONS = [
 ]
 
 
+def documented(reason: str) -> bool:
+    """Whether a row of docs/gpu-faults.md has this sentence, its cause in one column and its cure in the next."""
+    text = (Path(__file__).parent.parent / "docs" / "gpu-faults.md").read_text()
+    table = text.partition("<!--")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    sentences = (re.escape(f"{said}; {cure}").replace("…", ".*") for _, said, cure in rows[2:])
+    return any(re.fullmatch(sentence, reason) for sentence in sentences)
+
+
 def skip_unless(needs: str) -> None:
     if needs == "emulator" and not EMULATED:
         pytest.skip("needs an emulated device")
@@ -423,6 +433,7 @@ def test_situation(situation: Situation, tmp_path: Path) -> None:
     assert not any(words in reason for words in situation.unsaid), reason
     assert "\n" not in reason
     assert not reason.endswith(".")
+    assert documented(reason) or reason.startswith("CuPy 14")
 
     if situation.auto == "numpy":  # an explicit choice raises, with the same cause and cure
         assert said["cupy"] == f"unavailable: backend 'cupy': {reason}"
@@ -457,6 +468,7 @@ def test_without_cublas_the_library_runs_and_training_does_not(needs: str, tmp_p
     said = json.loads(run(STAGE + setup + ASK, {"CUDASIM_DEVICES": "1"}, tmp_path))
     assert said["auto"] == said["cuda"] == "cupy:0"
     reason = 'cuBLAS, with which CuPy multiplies matrices, was not found; run `pip install -U "cupy-cuda12x[ctk]"`'
+    assert documented(reason)
     assert said["report"]["training"] == f"numpy: {reason}"
     assert said["info"][1].splitlines()[-1].split(maxsplit=2) == ["for", "training", f"numpy: {reason}"]
     code, out, err = said["train"]
@@ -654,4 +666,6 @@ except RuntimeError as error:
     print(error)
 """
     said = run(code, {"CUDASIM_DEVICES": "2", "CUDASIM_PEER": peer})
-    assert said == "backend 'cuda:2': there is no device cupy:2; choose one that CuPy sees, cupy:0 to cupy:1\n"
+    reason = "there is no device cupy:2; choose one that CuPy sees, cupy:0 to cupy:1"
+    assert said == f"backend 'cuda:2': {reason}\n"
+    assert documented(reason)

@@ -121,6 +121,8 @@ class Training:
         self._moved = False
         every = math.ceil(len(data.train) / PROBED)
         self._probed = tuple(part[::every, :] for part in self._train)
+        if backend.name == "numpy":
+            _touch_workspace()
 
     @property
     def device(self) -> str:
@@ -259,3 +261,13 @@ class Training:
         """Features, and targets as the network wants them, one-hot for classes."""
         y = samples.y if self.data.classes is None else np.eye(self.data.outputs, dtype=np.float32)[samples.y]
         return self.backend.asarray(samples.x), self.backend.asarray(y)
+
+
+def _touch_workspace() -> None:
+    """Make OpenBLAS, which multiplies for most NumPys, as fast as it can be on one processor.
+
+    Its products of up to a few hundred columns use only the beginning of its workspace, but prefetch from what follows. As
+    long as nobody has written there, no page is mapped, and each prefetch searches the page tables in vain: products took
+    three times as long. One wider product writes there.
+    """
+    np.ones((256, 128), np.float32) @ np.ones((128, 512), np.float32)
