@@ -51,6 +51,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not is_elsewhere(item)]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="try many more damaged files and killed runs")
+
+
 @pytest.fixture(params=["numpy", "array_api_strict", "cupy"])
 def space(request: pytest.FixtureRequest) -> Iterator[Space]:
     """Each array library in turn; of CuPy the last device, which with several is not the current one."""

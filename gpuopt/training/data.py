@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -174,8 +175,17 @@ def _reading(path: Path) -> Iterator[None]:
         raise UsageError(message if str(path) in message else f"{path}: {message}") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path}: not a readable {path.suffix} file ({str(error).strip().splitlines()[0]})") from None
+    except (
+        ValueError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        struct.error,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{path}: not a readable {path.suffix} file ({reason:.200})") from None
 
 
 def _read_npz(path: Path) -> list[_Part]:
@@ -210,6 +220,10 @@ def _read_table(path: Path, target: str | None) -> _Part:
         library = error.name or "pandas"
         cure = 'run `pip install "gpuopt[data]"`'
         raise UsageError(f"reading {path.suffix} files needs {library}, which is not installed; {cure}") from None
+    except (OSError, UsageError):
+        raise
+    except Exception as error:  # noqa: BLE001  (there is no end to what damaged files make pandas and pyarrow raise)
+        raise ValueError(f"{type(error).__name__}: {error}") from None
     columns = [str(column) for column in table.columns]
     table.columns = columns
     if target not in columns:
