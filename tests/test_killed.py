@@ -49,7 +49,7 @@ def rows(folder: str) -> list[dict[str, Any]]:
 def result(folder: str) -> dict[str, Any]:
     """All that is the same in a run that was not interrupted."""
     summary = json.loads(Path(folder, "summary.json").read_text()) | {"seconds": 0, "folder": ""}
-    files = {}
+    files: dict[str, bytes] = {}
     for name in ("checkpoint", "best"):
         arrays, _ = checkpoint.read(Path(folder, f"{name}.safetensors"))
         files |= {f"{name}/{path}": x.tobytes() for path, x in arrays.items()}
@@ -88,7 +88,8 @@ def test_killed_runs_end_like_others(name: str, request: pytest.FixtureRequest) 
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors
     longest = 1.5 * (time.perf_counter() - begin)
-    expected, random, kills, runs = result("whole"), Random(name), [], 0
+    expected, random, runs = result("whole"), Random(name), 0
+    kills: list[str] = []
     wanted = 34 if request.config.getoption("--soak") else 3
     while len(kills) < wanted:
         kills += killed(name, f"run{runs}", random, longest, wanted - len(kills))

@@ -196,6 +196,7 @@ class RunFolder:
         except OSError:  # a file system without links
             shutil.copy2(self.checkpoint, temporary)
         temporary.replace(name)
+        temporary.unlink(missing_ok=True)  # POSIX leaves it if both are links to one file already
 
     def forget_all_but(self, kept: int) -> None:
         """Remove the oldest ones of `kept`."""

@@ -72,8 +72,12 @@ class Metrics(Callback):
 
     def sync(self) -> None:
         """Make the rows last, before a checkpoint vouches for them."""
-        with self._path.open("rb") as file:
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
     def _add(self, row: Mapping[str, Any]) -> None:
         assert self._file is not None

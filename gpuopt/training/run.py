@@ -300,7 +300,7 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
             training.run([checkpoints.metrics, *callbacks, checkpoints])
         except OSError as error:
             whole = f"the last checkpoint is the one after {checkpoints.steps} steps"
-            raise SavingError(f"{error.filename}: {error.strerror}; {whole}. {go_on}") from error
+            raise SavingError(f"{error.filename or path}: {error.strerror or error}; {whole}. {go_on}") from error
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
         raise Interrupted(f"stopped by {where}; saved. {go_on}", signals[0])

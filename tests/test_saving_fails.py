@@ -1,0 +1,222 @@
+"""Disks that fail: the run stops with a message, the checkpoint before is whole, and the run goes on from there."""
+
+import errno
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuopt import checkpoint
+from gpuopt.training import Callback, Config, SavingError, Training, UsageError, resume, train
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="files as POSIX has them")
+
+CONFIG = Config(epochs=30, hidden=(8,), checkpoint_every=2, device="cpu", report_every=1)
+
+
+class At(Callback):
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        self.step_, self.action = step, action
+
+    def step(self, training: Training) -> None:
+        if training.optimizer.steps == self.step_:
+            self.action()
+
+
+def failing(function: str, code: int, only: str = "") -> Callable[[pytest.MonkeyPatch], None]:
+    """Let a function of `os` fail for all files, or for those whose name has `only` in it."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(os, function)
+
+        def fail(*arguments: Any, **options: Any) -> Any:
+            if only and only not in str(arguments[0]):
+                return original(*arguments, **options)
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, function, fail)
+
+    return plant
+
+
+def without_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that may not grow beyond 300 bytes: written in part, then an error."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+
+
+FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "fsync: no space": failing("fsync", errno.ENOSPC),
+    "fsync: input/output error": failing("fsync", errno.EIO),
+    "rename: no permission": failing("replace", errno.EACCES),
+    "rename: read-only file system": failing("replace", errno.EROFS),
+    "rename of the checkpoint alone": failing("replace", errno.EIO, "checkpoint.safetensors"),
+    "open: no permission": failing("open", errno.EACCES),
+    "no space": without_space,
+}
+
+
+@pytest.fixture(autouse=True)
+def limit() -> Any:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def result(folder: Path) -> tuple[Any, ...]:
+    arrays, _ = checkpoint.read(folder / "checkpoint.safetensors")
+    rows = [json.loads(line) | {"seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text()) | {"seconds": 0, "folder": ""}
+    return {name: x.tobytes() for name, x in arrays.items()}, rows, summary
+
+
+@pytest.mark.parametrize("plant", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("step", [1, 12])
+def test_the_checkpoint_before_is_whole(tmp_path: Path, step: int, plant: Callable[[pytest.MonkeyPatch], None]) -> None:
+    train(CONFIG, out=tmp_path / "whole")
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with pytest.raises(SavingError) as error:
+            train(CONFIG, out=folder, callbacks=[At(step, lambda: plant(monkeypatch))])
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    last = 0
+    if step == 12:
+        _, metadata = checkpoint.read(folder / "checkpoint.safetensors")
+        last = json.loads(metadata["gpuopt"])["steps"]
+        assert last in (8, 10)  # the one after 10 steps may have been on its way
+    told = re.search(
+        rf"the last checkpoint is the one after (\d+) steps. To go on: .* --resume {folder}$", str(error.value)
+    )
+    assert told is not None
+    assert int(told[1]) in {last, last - 2}  # of one that is there, but not sure to last, nothing is said
+    assert str(error.value).startswith(str(folder))
+    assert (folder / "checkpoint.safetensors").exists() == (last > 0)
+    resume(folder)
+    assert result(folder) == result(tmp_path / "whole")
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match=r"--out .*: cannot be made: Permission denied"):
+        train(CONFIG, out=tmp_path / "run")
+    tmp_path.chmod(0o700)
+
+
+KILLED = """
+import os, signal, sys
+from gpuopt.training import Config, train
+original, calls = getattr(os, sys.argv[1]), 0
+
+def kill(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        if sys.argv[3] == "after":
+            original(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+
+setattr(os, sys.argv[1], kill)
+train(Config(epochs=30, hidden=(8,), checkpoint_every=2, device="cpu", report_every=1), out="run")
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("function", "call"), [("replace", 1), ("replace", 6), ("replace", 7), ("fsync", 9), ("link", 3)]
+)
+def test_killed_between_writing_and_renaming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int, when: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", KILLED, function, str(call), when], check=False)
+    assert done.returncode == -signal.SIGKILL
+    train(CONFIG, out="whole")
+    if Path("run/config.json").exists():
+        resume("run")
+    else:  # killed before it began: the same command starts it
+        train(CONFIG, out="run")
+    assert result(Path("run")) == result(Path("whole"))
+    assert not list(Path("run").glob("*.tmp"))
+
+
+# What is kept
+
+
+def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    train(replace(CONFIG, checkpoint_every=5, keep=3), out=tmp_path / "run")
+    kept = {file.name for file in (tmp_path / "run").glob("*.safetensors")}
+    assert kept == {f"{name}.safetensors" for name in ("checkpoint", "checkpoint-20", "checkpoint-25", "best")}
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = min(rows, key=lambda row: row["loss"])
+    _, metadata = checkpoint.read(tmp_path / "run" / "best.safetensors")
+    assert json.loads(metadata["gpuopt"])["steps"] == best["step"]
+    train(replace(CONFIG, keep=1), out=tmp_path / "one")
+    assert {file.name for file in (tmp_path / "one").glob("*.safetensors")} == {
+        "checkpoint.safetensors",
+        "best.safetensors",
+    }
+
+
+def test_an_earlier_checkpoint_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+    train(CONFIG, out=tmp_path / "whole")
+    folder = tmp_path / "run"
+
+    class Stop(Callback):
+        def step(self, training: Training) -> None:
+            if training.optimizer.steps == 13:
+                training.stop("enough")
+
+    train(CONFIG, out=folder, callbacks=[Stop()])
+    last = folder / "checkpoint.safetensors"
+    last.write_bytes(last.read_bytes()[:-9])
+    with pytest.raises(UsageError, match=r"checkpoint.safetensors: .*; there are earlier ones, .*: checkpoint-12"):
+        resume(folder)
+    (folder / "checkpoint-12.safetensors").rename(last)
+    resume(folder)
+    assert result(folder) == result(tmp_path / "whole")
+
+
+# Two processes
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    refused: list[str] = []
+
+    def second() -> None:
+        for attempt in (lambda: resume(folder), lambda: train(CONFIG, out=folder)):
+            with pytest.raises(UsageError) as error:
+                attempt()
+            refused.append(str(error.value))
+
+    train(CONFIG, out=folder, callbacks=[At(3, second)])
+    assert refused[0] == f"{folder}: another process is training in this folder"
+    assert "exists already" in refused[1]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def step(self, training: Training) -> None:
+            training.stop("enough")
+
+    train(CONFIG, out=tmp_path / "run", callbacks=[Stop()])
+    for name in ("checkpoint.safetensors.12345678.tmp", "config.json.tmp", "checkpoint-5.safetensors.tmp"):
+        (tmp_path / "run" / name).write_bytes(b"half")
+    resume(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.tmp"))
