@@ -1,0 +1,147 @@
+"""Ctrl-C in a step: the step happened or it did not, and the optimizer can be used as before."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fused": {"engine": "fused"},
+    "array": {"engine": "array"},
+    "clip and skip": {"clip": gpuopt.clip_by_global_norm(0.5), "nonfinite": "skip"},
+    "raise": {"nonfinite": "raise"},
+}
+
+
+def optimizer(size: int, **options: Any) -> gpuopt.Optimizer:
+    params = {"a": np.ones(size, "f4"), "b": np.ones((2, 3))}
+    return gpuopt.Optimizer(params, gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, 0.01)), **options)
+
+
+def gradients(size: int) -> list[dict[str, Any]]:
+    """Two buffers that take turns: a step must never use the other one's."""
+    random = np.random.RandomState(0)
+    return [{"a": random.randn(size).astype("f4"), "b": random.randn(2, 3)} for _ in range(2)]
+
+
+def content(opt: gpuopt.Optimizer) -> list[bytes]:
+    state = opt.state_dict()
+    arrays = [*state["params"].values(), *(x for slots in state["state"].values() for x in slots.values())]
+    return [x.tobytes() for x in arrays]
+
+
+def replay(size: int, steps: int, **options: Any) -> Iterator[list[bytes]]:
+    """What there is after 0, 1, 2, ... steps that nobody interrupts."""
+    opt, grads = optimizer(size, **options), gradients(size)
+    yield content(opt)
+    for step in range(steps):
+        opt.step(grads[step % 2])
+        yield content(opt)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_an_interrupt_at_every_line_of_a_step(options: dict[str, Any]) -> None:
+    opt, grads, size = optimizer(50, **options), gradients(50), 50
+    expected = list(replay(size, 1000, **options))
+    package = str(Path(gpuopt.__file__).parent)
+    opt.step(grads[0])
+    line, interrupts = 0, 0
+    while True:
+        line += 1
+        left = line
+
+        def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+            nonlocal left
+            if not frame.f_code.co_filename.startswith(package):
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    signal.raise_signal(signal.SIGINT)
+            return trace
+
+        before, traced = opt.steps, sys.gettrace()
+        try:
+            sys.settrace(trace)
+            try:
+                opt.step(grads[before % 2])
+            finally:
+                sys.settrace(traced)
+        except KeyboardInterrupt:
+            interrupts += 1
+        assert opt.steps in (before, before + 1)
+        assert content(opt) == expected[opt.steps], f"line {line}"
+        opt.step(grads[(opt.steps + 1) % 2])  # the other buffer: nothing of the broken step may be left
+        expected = expected[: opt.steps] + [content(opt)]
+        reference = optimizer(size, **options)
+        reference.load_state_dict(opt.state_dict())
+        more = [content(reference)]
+        for step in range(reference.steps, reference.steps + 2):
+            reference.step(grads[step % 2])
+            more.append(content(reference))
+        expected = [[] for _ in range(opt.steps)] + more
+        if left > 0:
+            break
+    assert interrupts == line - 1 > 30
+
+
+PROGRAM = """
+import os, random, signal, sys, threading, time
+from test_interrupts import content, gradients, optimizer, replay
+
+size, steps, pause, options = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), eval(sys.argv[4])
+expected = [hash(tuple(x)) for x in replay(size, steps, **options)]
+opt, grads, stop = optimizer(size, **options), gradients(size), threading.Event()
+
+def fire():
+    while not stop.wait(random.uniform(0, pause)):
+        os.kill(os.getpid(), signal.SIGINT)
+
+interrupts = inside = 0
+threading.Thread(target=fire, daemon=True).start()
+while True:
+    try:
+        while opt.steps < steps:
+            inside = 1
+            opt.step(grads[opt.steps % 2])
+            inside = 0
+        stop.set()
+        break
+    except KeyboardInterrupt:
+        interrupts += 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hash(tuple(content(opt))) != expected[opt.steps]:
+        print("other bits after", opt.steps)
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+assert hash(tuple(content(opt))) == expected[steps]
+print(interrupts)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "pause", "options"),
+    [(50, 4000, 2e-3, {}), (1 << 21, 100, 20e-3, {}), (1 << 21, 60, 20e-3, {"nonfinite": "raise"})],
+    ids=["small", "large, several threads", "large, guarded"],
+)
+def test_interrupts_at_random_moments(size: int, steps: int, pause: float, options: dict[str, Any]) -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    arguments = [sys.executable, "-c", PROGRAM, str(size), str(steps), str(pause), repr(options)]
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(f"{size} elements: {int(done.stdout)} interrupts in {steps} steps")
+    assert int(done.stdout) > 0
