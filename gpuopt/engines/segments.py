@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -94,9 +94,9 @@ class Table:
             if self.gradients_at < 0
             else self.values[size:][: 8 * len(segments)].view(np.int64)
         )
-        self._lanes = [
+        self._lanes: list[tuple[int, Program, Any]] = [
             # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
-            (group, programs[group], (_CTYPES[dtype] * count).from_buffer(self.values, offset))
+            (group, programs[group], (_CTYPES[dtype] * count).from_buffer(self.values.data, offset))
             for (group, dtype), offset in offsets.items()
             if (count := len(programs[group].coefficients))
         ]
