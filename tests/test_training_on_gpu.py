@@ -3,7 +3,6 @@
 All of it needs an emulated device, which counts and fails on demand.
 """
 
-import gc
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +20,16 @@ from gpuopt.cli import app
 from gpuopt.training import Callback, Config, GPUFailure, Training, resume, train
 
 cudasim = pytest.importorskip("cudasim", reason="needs an emulated device")
+
+
+@pytest.fixture(autouse=True)
+def pool() -> Iterator[None]:
+    """A memory pool of its own: what other tests left in the common one could serve a request when nothing is left."""
+    import cupy
+
+    cupy.cuda.set_allocator(cupy.cuda.MemoryPool().malloc)
+    yield
+    cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
 
 
 @pytest.fixture
@@ -126,8 +135,7 @@ def test_every_device_trains_alike(config: Config, tmp_path: Path, device: str) 
 def out_of_memory(_: object) -> None:
     import cupy
 
-    gc.collect()  # what earlier tests left would be free memory
-    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.cuda.get_allocator().__self__.free_all_blocks()
     cudasim.set_memory_limit(1)
 
 
