@@ -129,7 +129,7 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
 def peers(session: nox.Session) -> None:
-    """Run the tests that compare with torch and Optax, which are not among the dependencies of the tests."""
+    """Run the tests that compare with torch, JAX and Optax, which are not among the dependencies of the tests."""
     session.install("-e.", *dependencies("test", "peers"))
     session.run("pytest", "-m", "peers", *session.posargs)
 

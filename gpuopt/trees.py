@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +38,10 @@ class Tree:
             If the tree has another shape; the message names what is missing and what is too much.
 
         """
-        with contextlib.suppress(TypeError, ValueError):
+        try:
             return self.spec.flatten_up_to(tree)  # much faster than to flatten and to compare
+        except (TypeError, ValueError):
+            pass
         # Other containers (an OrderedDict, a tuple for a list) with the same paths are as good.
         given, leaves = flatten(tree)
         found = dict(zip(given.paths, leaves, strict=True))

@@ -20,9 +20,10 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-# Modules in which a test that gets near CuPy says so, by its fixture `cupy_space` or by "cuda" in its name.
+# Modules in which a test that gets near CuPy says so, by its fixtures or by "cuda" in its name.
 MOSTLY_WITHOUT = {
     "test_bad_hyperparameters",
+    "test_checkpoint",
     "test_cli",
     "test_data",
     "test_documents",
@@ -30,6 +31,7 @@ MOSTLY_WITHOUT = {
     "test_project",
     "test_schedules",
     "test_trace",
+    "test_training",
 }
 
 
@@ -44,8 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         libraries = {given[name] for name in ("space", "fused_space", "library", "found") if name in given}
         without = bool(libraries) and "cupy" not in libraries
         staged = getattr(given.get("situation"), "needs", None) == ""  # CuPy and driver are made up
-        named = "cupy_space" in item.fixturenames or "cuda" in item.name
-        return without or staged or (item.path.stem in MOSTLY_WITHOUT and not named)
+        named = "cupy" in libraries or "cupy_space" in item.fixturenames or "cuda" in item.name
+        quiet = item.path.stem in MOSTLY_WITHOUT or item.name.startswith("test_on_numpy")
+        return without or staged or (quiet and not named)
 
     config.hook.pytest_deselected(items=[item for item in items if is_elsewhere(item)])
     items[:] = [item for item in items if not is_elsewhere(item)]

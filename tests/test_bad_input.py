@@ -145,6 +145,7 @@ def test_numpy_arrays_that_cannot_be_updated(case: str, engine: Engine) -> None:
         gpuopt.Optimizer({"w": w}, gpuopt.SGD(), engine=engine)
 
 
+@pytest.mark.peers
 def test_immutable_arrays_are_sent_to_the_pure_functions() -> None:
     jax = pytest.importorskip("jax")
     with pytest.raises(ValueError, match=r"params\['w'\]: a read-only jax.*gpuopt\.update"):

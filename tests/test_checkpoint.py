@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from spaces import Space
 
 import gpuopt
 from gpuopt import checkpoint, schedules
@@ -225,10 +226,8 @@ def test_file_layout(path: Path) -> None:
     assert json.loads(metadata["gpuopt"]) == {"format": 1, "steps": 0, "rules": rules, "extra": {"epoch": 1}}
 
 
-def test_a_run_moves_between_backends(path: Path) -> None:
-    backend = gpuopt.backend("auto")
-    if backend.name != "cupy":
-        pytest.skip(backend.reason)
+def test_a_run_moves_between_backends(path: Path, cupy_space: Space) -> None:
+    backend = gpuopt.backend("cupy")
 
     def moved(leaves: Any) -> Any:
         return {name: backend.asarray(x) for name, x in leaves.items()}

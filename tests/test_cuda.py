@@ -215,6 +215,30 @@ def test_one_optimizer_on_two_devices_and_the_host(devices: list[Any], count: An
     assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 2}
 
 
+@pytest.mark.parametrize("clip", [gpuopt.clip_by_norm(0.5), gpuopt.clip_by_global_norm(0.5)])
+def test_clipping_over_two_devices_and_the_host(devices: list[Any], clip: Any) -> None:
+    import cupy
+
+    random = np.random.RandomState(0)
+    host = {name: random.standard_normal(5000) for name in ("gpu0", "gpu1", "host")}
+    grads = {name: x + 1 for name, x in host.items()}
+    expected = {name: x.copy() for name, x in host.items()}
+
+    def spread(values: dict[str, Any]) -> dict[str, Any]:
+        moved: dict[str, Any] = {"host": values["host"].copy()}
+        for i, device in enumerate(devices):
+            with device:
+                moved[f"gpu{i}"] = cupy.asarray(values[f"gpu{i}"])
+        return moved
+
+    w = spread(host)
+    for params, g in ((expected, grads), (w, spread(grads))):
+        opt = gpuopt.Optimizer(params, gpuopt.Adam(), clip=clip, nonfinite="skip")
+        for _ in range(3):
+            opt.step(g)
+    assert_same_bits({name: gpuopt.backends.to_numpy(x) for name, x in w.items()}, expected)
+
+
 def test_a_gradient_on_the_wrong_device(devices: list[Any]) -> None:
     import cupy
 

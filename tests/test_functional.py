@@ -73,6 +73,7 @@ def test_take_read_only_arrays_and_the_same_one_twice() -> None:
     np.testing.assert_allclose(params, 0.999)
 
 
+@pytest.mark.peers
 def test_take_immutable_arrays() -> None:
     jnp = pytest.importorskip("jax").numpy
     params = {"w": jnp.ones(3)}

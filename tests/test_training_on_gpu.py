@@ -13,11 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 from spaces import assert_same_bits
+from typer.testing import CliRunner, Result
 
 import gpuopt
+from gpuopt.cli import app
 from gpuopt.training import Callback, Config, GPUFailure, Training, resume, train
 
 cudasim = pytest.importorskip("cudasim", reason="needs an emulated device")
+
+
+@pytest.fixture(autouse=True)
+def pool() -> Iterator[None]:
+    """A memory pool of its own: what other tests left in the common one could serve a request when nothing is left."""
+    import cupy
+
+    cupy.cuda.set_allocator(cupy.cuda.MemoryPool().malloc)
+    yield
+    cupy.cuda.set_allocator(cupy.get_default_memory_pool().malloc)
 
 
 @pytest.fixture
@@ -123,7 +135,7 @@ def test_every_device_trains_alike(config: Config, tmp_path: Path, device: str) 
 def out_of_memory(_: object) -> None:
     import cupy
 
-    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.cuda.get_allocator().__self__.free_all_blocks()
     cudasim.set_memory_limit(1)
 
 
@@ -201,6 +213,42 @@ def test_the_last_step_is_on_disk(
     assert_same_bits(arrays(tmp_path / "run"), arrays(tmp_path / "stopped"))
     resume(tmp_path / "run", device="cpu")
     assert_resumed_on_cpu(config, tmp_path / "run", failure.steps)
+
+
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_on_the_command_line(tmp_path: Path, quiet: list[str]) -> None:
+    def gpuopt_(*options: str) -> Result:
+        arguments = [
+            "train",
+            "--epochs",
+            "9",
+            "--device",
+            "cuda",
+            "--out",
+            str(tmp_path / options[-1]),
+            *quiet,
+            *options,
+        ]
+        cudasim.fail_launch(150, 701)
+        return CliRunner().invoke(app, arguments, prog_name="gpuopt")
+
+    stopped = gpuopt_("--on-gpu-error", "stop")
+    words = r"cuda:0 failed after \d+ steps \(CUDADriverError: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: .*\)"
+    assert stopped.exit_code == 1
+    assert re.fullmatch(
+        rf"gpuopt: {words}; saved. To go on .*: gpuopt train --resume \S+ --device cpu\n", stopped.stderr
+    )
+    went_on = gpuopt_("--on-gpu-error", "cpu")
+    assert (went_on.exit_code, went_on.stderr) == (0, "")
+    lines = went_on.stdout.splitlines()
+    if quiet:
+        assert lines == []
+    else:
+        (again,) = (i for i, line in enumerate(lines) if line.startswith("Device:  cpu"))
+        assert re.fullmatch(rf"Device:  cpu \({words}\)", lines[again])
+        assert lines[again + 1].startswith("Resumed after ")
+        assert [line.split(":")[0] for line in lines[:3]] == ["Device", "Data", "Network"]
+        assert sum(line.startswith(("Data:", "Network:")) for line in lines) == 2
 
 
 # After some errors no call of CUDA works: what is needed has to be on disk already.

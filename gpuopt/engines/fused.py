@@ -67,6 +67,7 @@ class FusedStep:
         self._sizes = np.array([p.nbytes for p in self._parameters])
         self._addresses = [0] * len(leaves)
         self._in_the_way: set[int] = set()
+        self._known: dict[tuple[int, ...], tuple[NDArray[np.int64], set[int]]] = {}
         self._reach = reach
         self.kernel: cpu.CPUKernel | cuda.CUDAKernel = (
             cpu.CPUKernel(self._table) if place == "numpy" else cuda.CUDAKernel(self._table, _device(place))
@@ -87,24 +88,33 @@ class FusedStep:
 
         """
         refused, moved = set(), False
+        own, parameters, address = self._addresses, self._parameters, self._address
         for i, g in gradients.items():
             row = self._rows.get(i)
             if row is None:
                 continue
-            address, p = 0, self._parameters[row]
+            at, p = 0, parameters[row]
             if g is not None:
                 if g.dtype == p.dtype and (g.strides == p.strides or same_strides(g, p)):
-                    address = self._address(g)
+                    at = address(g)
                 else:
                     refused.add(i)
-            if address != self._addresses[row]:
-                self._addresses[row] = address
+            if at != own[row]:
+                own[row] = at
                 moved = True
         if moved:
-            self._table.gradients[:] = starts = np.array(self._addresses)
+            self._table.gradients[:], self._in_the_way = self._looked_up(tuple(own))
+        return refused | (self._in_the_way & gradients.keys()) if self._in_the_way else refused
+
+    def _looked_up(self, addresses: tuple[int, ...]) -> tuple[NDArray[np.int64], set[int]]:
+        """The addresses as an array, and the leaves whose gradient lies where a step writes before it has read it."""
+        if addresses not in self._known:
+            starts = np.array(addresses)
             in_the_way = self._reach(starts, starts + self._sizes) & (starts != self._table.rows[:, PARAMETER])
-            self._in_the_way = set(self.members[in_the_way].tolist())
-        return refused | (self._in_the_way & gradients.keys())
+            if len(self._known) == 8:  # a loop that makes new gradients gets the same few addresses over and over
+                self._known.clear()
+            self._known[addresses] = starts, set(self.members[in_the_way].tolist())
+        return self._known[addresses]
 
     def measure(self, sums: NDArray[np.float64]) -> None:
         """Fill in the sums of squares of the gradients of these leaves; see `gpuopt.engines.guard`."""

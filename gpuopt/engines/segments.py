@@ -6,8 +6,9 @@ size; a chunk is one CUDA block, or one item of work on the CPU. Everything here
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gpuopt.rules.base import Rule
+
+_CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 CHUNK = 4096
 """Elements in a chunk."""
@@ -91,8 +94,9 @@ class Table:
             if self.gradients_at < 0
             else self.values[size:][: 8 * len(segments)].view(np.int64)
         )
-        self._lanes = [
-            (group, programs[group], self.values[offset:][: count * np.dtype(dtype).itemsize].view(dtype))
+        self._lanes: list[tuple[int, Program, Any]] = [
+            # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
+            (group, programs[group], (_CTYPES[dtype] * count).from_buffer(self.values.data, offset))
             for (group, dtype), offset in offsets.items()
             if (count := len(programs[group].coefficients))
         ]
@@ -122,7 +126,6 @@ class Table:
         arrays = np.array([3 + 2 * len(v.program.slots) for v in self.variants])[self.rows[:, VARIANT]]
         return int((self.rows[:, LENGTH] * self.rows[:, ITEMSIZE]) @ arrays)
 
-    @np.errstate(all="ignore")
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Take the scalars of a step, for each group what `Rule.at` gave; each is rounded once, here."""
         for group, program, lane in self._lanes:

@@ -7,6 +7,7 @@ operation of the fused loop. Where a scalar meets a symbol, it enters the loop a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -75,7 +76,8 @@ class Program:
                 case Node("hyper", (name,)):
                     formulas.append(f"h[{name!r}]")
                 case Node("literal", (number,)):
-                    formulas.append(f"float.fromhex({number!r})")
+                    value = float.fromhex(number)
+                    formulas.append(repr(value) if math.isfinite(value) else f"float('{value}')")
                 case Node(op, args):
                     formulas.append(f"({_ON_HOST[op].format(*[formulas[i] for i in args])})")
         # Compiled, since it runs at every step: an interpreter of the nodes takes ten times as long.

@@ -51,7 +51,7 @@ class Adam(Rule):
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         m = h.beta1 * s.m + (1 - h.beta1) * g
-        v = h.beta2 * s.v + (1 - h.beta2) * g * g
+        v = h.beta2 * s.v + (1 - h.beta2) * (g * g)
         m_hat = m * (1 / (1 - h.beta1**h.t))
         v_hat = v * (1 / (1 - h.beta2**h.t))
         return p - h.lr * m_hat / (xp.sqrt(v_hat) + h.eps), {"m": m, "v": v}

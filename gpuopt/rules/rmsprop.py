@@ -42,5 +42,5 @@ class RMSProp(Rule):
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        cache = h.rho * s.cache + (1 - h.rho) * g * g
+        cache = h.rho * s.cache + (1 - h.rho) * (g * g)
         return p - h.lr * g / (xp.sqrt(cache) + h.eps), {"cache": cache}

@@ -132,8 +132,11 @@ class Perceptron:
         xp = self.xp
         if not self.classifies:
             return (outputs - y) * (2 / math.prod(outputs.shape))
-        exponentials = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
-        return (exponentials / xp.sum(exponentials, axis=1, keepdims=True) - y) / outputs.shape[0]
+        probabilities = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
+        probabilities /= xp.sum(probabilities, axis=1, keepdims=True)
+        gradient = probabilities - y
+        gradient /= outputs.shape[0]
+        return gradient
 
     def _column_sums(self, dz: Array) -> Array:
         # A product with ones is several times faster than a sum over rows, but its bits depend on who multiplies. (A sum's
