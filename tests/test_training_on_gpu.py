@@ -22,7 +22,7 @@ from gpuopt.training import Callback, Config, GPUFailure, Training, resume, trai
 cudasim = pytest.importorskip("cudasim", reason="needs an emulated device")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def pool() -> Iterator[None]:
     """A memory pool of its own: what other tests left in the common one could serve a request when nothing is left."""
     import cupy
