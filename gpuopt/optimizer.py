@@ -171,8 +171,6 @@ class Optimizer:
             scalars = self._step.scalars(self._steps)
             limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
             if new:
-                for i in new:
-                    self._known[i] = _nothing  # whoever interrupts what follows leaves nothing behind that is believed
                 self._step.bind({i: given[i] for i in new})
                 for i in new:
                     self._known[i] = _nothing if given[i] is None else weakref.ref(given[i])

@@ -202,7 +202,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     def second() -> None:
         for attempt in (lambda: resume(folder), lambda: train(CONFIG, out=folder)):
             with pytest.raises(UsageError) as error:
-                attempt()
+                attempt()  # type: ignore[no-untyped-call]
             refused.append(str(error.value))
 
     train(CONFIG, out=folder, callbacks=[At(3, second)])

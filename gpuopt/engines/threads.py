@@ -62,11 +62,10 @@ def share_out(work: Callable[[int, int], None], items: int, workers: int) -> Non
         while (begin := next(starts)) < items:
             work(begin, min(begin + share, items))
 
-    with uninterrupted():  # whoever left now would take away memory in which helpers still write
-        helpers = [_threads().submit(take_shares) for _ in range(workers - 1)]
-        take_shares()
-        for helper in helpers:
-            helper.result()
+    helpers = [_threads().submit(take_shares) for _ in range(workers - 1)]
+    take_shares()
+    for helper in helpers:
+        helper.result()
 
 
 class uninterrupted:  # noqa: N801 - reads as what it does: ``with uninterrupted():``
