@@ -3,6 +3,7 @@
 All of it needs an emulated device, which counts and fails on demand.
 """
 
+import gc
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -135,6 +136,7 @@ def test_every_device_trains_alike(config: Config, tmp_path: Path, device: str) 
 def out_of_memory(_: object) -> None:
     import cupy
 
+    gc.collect()  # arrays of earlier tests
     cupy.cuda.get_allocator().__self__.free_all_blocks()
     cudasim.set_memory_limit(1)
 
