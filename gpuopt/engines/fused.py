@@ -65,7 +65,6 @@ class FusedStep:
         self.members = np.array(list(leaves))
         self._parameters = [p for _, p, _ in leaves.values()]
         self._sizes = np.array([p.nbytes for p in self._parameters])
-        self._addresses = [0] * len(leaves)
         self._in_the_way: set[int] = set()
         self._known: dict[tuple[int, ...], tuple[NDArray[np.int64], set[int]]] = {}
         self._reach = reach
@@ -88,7 +87,7 @@ class FusedStep:
 
         """
         refused, moved = set(), False
-        own, parameters, address = self._addresses, self._parameters, self._address
+        own, parameters, address = self._table.gradients.tolist(), self._parameters, self._address
         for i, g in gradients.items():
             row = self._rows.get(i)
             if row is None:

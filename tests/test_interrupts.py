@@ -1,0 +1,163 @@
+"""Ctrl-C in a step: the step happened or it did not, and the optimizer can be used as before."""
+
+import contextlib
+import linecache
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fused": {"engine": "fused"},
+    "array": {"engine": "array"},
+    "clip and skip": {"clip": gpuopt.clip_by_global_norm(0.5), "nonfinite": "skip"},
+    "raise": {"nonfinite": "raise"},
+}
+
+
+def optimizer(size: int, **options: Any) -> gpuopt.Optimizer:
+    params = {"a": np.ones(size, "f4"), "b": np.ones((2, 3))}
+    return gpuopt.Optimizer(params, gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, 0.01)), **options)
+
+
+def gradients(size: int) -> list[dict[str, Any]]:
+    """Two buffers that take turns: a step must never use the other one's."""
+    random = np.random.RandomState(0)
+    return [{"a": random.randn(size).astype("f4"), "b": random.randn(2, 3)} for _ in range(2)]
+
+
+def content(opt: gpuopt.Optimizer) -> list[bytes]:
+    state = opt.state_dict()
+    arrays = [*state["params"].values(), *(x for slots in state["state"].values() for x in slots.values())]
+    return [x.tobytes() for x in arrays]
+
+
+def replay(size: int, steps: int, **options: Any) -> Iterator[list[bytes]]:
+    """What there is after 0, 1, 2, ... steps that nobody interrupts."""
+    opt, grads = optimizer(size, **options), gradients(size)
+    yield content(opt)
+    for step in range(steps):
+        opt.step(grads[step % 2])
+        yield content(opt)
+
+
+def interrupted(opt: gpuopt.Optimizer, grads: dict[str, Any], line: int) -> bool:
+    """Whether a step has so many lines; the signal comes before that one."""
+    package, left = str(Path(gpuopt.__file__).parent), line
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        # Before a `with` releases its lock Python looks for no signals, but for a tracer.
+        code = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event == "line" and not code.startswith("with "):
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.settrace(trace)
+        try:
+            opt.step(grads)
+        finally:
+            sys.settrace(before)
+    return left <= 0
+
+
+@pytest.mark.parametrize("again", ["the same gradients", "others"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_an_interrupt_at_every_line_of_a_step(options: dict[str, Any], again: str) -> None:
+    opt, reference, (one, other) = optimizer(50, **options), optimizer(50, **options), gradients(50)
+    line, happened = 1, 0
+    while True:
+        for each in (opt, reference):
+            each.step(other)
+        before = opt.steps
+        if not interrupted(opt, one, line):
+            break
+        if opt.steps == before + 1:
+            reference.step(one)
+            happened += 1
+        elif again == "the same gradients":
+            for each in (opt, reference):
+                each.step(one)
+        assert opt.steps == reference.steps, f"line {line}"
+        assert content(opt) == content(reference), f"line {line}"
+        line += 1
+    assert line > 30
+    assert happened > 0
+
+
+PROGRAM = """
+import os, random, signal, sys, threading
+from test_interrupts import content, gradients, optimizer, replay
+
+size, steps, pause, options = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), eval(sys.argv[4])
+expected = [hash(tuple(x)) for x in replay(size, steps, **options)]
+opt, grads, stop = optimizer(size, **options), gradients(size), threading.Event()
+awaited, interrupts, happened = False, 0, 0
+
+def interrupt(*_):
+    global awaited
+    if awaited:
+        awaited = False
+        raise KeyboardInterrupt
+
+def fire():
+    while not stop.wait(random.uniform(0, pause)):
+        os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, interrupt)
+threading.Thread(target=fire, daemon=True).start()
+while opt.steps < steps:
+    before = opt.steps
+    try:
+        awaited = True
+        opt.step(grads[before % 2])
+        awaited = False
+    except KeyboardInterrupt:
+        interrupts += 1
+        happened += opt.steps - before
+        if hash(tuple(content(opt))) != expected[opt.steps]:
+            print("other bits after", opt.steps)
+            os._exit(1)
+stop.set()
+assert hash(tuple(content(opt))) == expected[steps]
+print(interrupts, happened)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "pause", "options"),
+    [
+        (50, 4000, 1e-3, {}),
+        (50, 1000, 1e-3, {"engine": "array"}),
+        (1 << 20, 40, 8e-3, {}),
+        (1 << 20, 40, 8e-3, {"nonfinite": "raise"}),
+    ],
+    ids=["small", "small, arrays", "several threads", "several threads, guarded"],
+)
+def test_interrupts_at_random_moments(size: int, steps: int, pause: float, options: dict[str, Any]) -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    arguments = [sys.executable, "-c", PROGRAM, str(size), str(steps), str(pause), repr(options)]
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    interrupts, happened = map(int, done.stdout.split())
+    print(f"{size} elements: {interrupts} interrupts in {steps} steps, {happened} of which happened")
+    assert interrupts > 0
