@@ -8,6 +8,7 @@ Nothing is pickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -157,6 +158,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
         raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
 
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "not a regular file, expected one to replace", str(path))  # not /dev/null, say
     try:
         with temporary.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
