@@ -226,7 +226,7 @@ def _table(path: Path) -> pd.DataFrame:
             _expect_columns(about.num_columns)
             for field in about.schema.to_arrow_schema():
                 if pa.types.is_nested(field.type):
-                    raise UsageError(f"column {field.name!r}: holds {field.type}, expected numbers or text")
+                    raise UsageError(f"column {field.name!r}: holds {field.type}, expected numbers or text")  # noqa: TRY301
             unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
             expect_room("the table", max(unpacked, 8 * about.num_rows * about.num_columns), size)
             table = pd.read_parquet(path, read_dictionary=about.schema.names)  # repeated texts once
