@@ -71,7 +71,8 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
     >>> other.steps, bool((other.params["w"] == opt.params["w"]).all())
     (1, True)
     """
-    save_state(path, opt.state_dict(), extra)
+    with opt._lock:  # other threads step when it is written
+        save_state(path, opt.state_dict(), extra)
 
 
 def save_state(

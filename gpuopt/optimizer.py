@@ -103,7 +103,7 @@ class Optimizer:
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._steps = self._skipped = self._reported = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
 
     @property
@@ -238,7 +238,8 @@ class Optimizer:
             with the next step.
 
         """
-        self._raise_overdue(wait=True)
+        with self._lock:
+            self._raise_overdue(wait=True)
         rules = [
             {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
             for rule, tuned in zip(self._rules, self._tuned, strict=True)
@@ -310,7 +311,7 @@ class Optimizer:
         vars(self).update({name: value for name, value in state.items() if name != "slots"})
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
         self._rules = self._rules_with(self._tuned)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
