@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import to_numpy
+from gpuopt.backends import describe, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,6 +71,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
     >>> other.steps, bool((other.params["w"] == opt.params["w"]).all())
     (1, True)
     """
+    _expect_optimizer(opt)
     with opt._lock:  # other threads step when it is written
         save_state(path, opt.state_dict(), extra)
 
@@ -107,6 +108,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         every leaf that is missing or too many or has another shape or dtype, and every other rule.
     OSError : the file cannot be read (FileNotFoundError: there is none).
     """
+    _expect_optimizer(opt)
     own = opt.state_dict()["params"]
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
@@ -202,6 +204,11 @@ def read(
             return tensors, file.metadata() or {}
     except (SafetensorError, ValueError) as error:  # ValueError: 0 times too much
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+
+
+def _expect_optimizer(opt: Any) -> None:
+    if not hasattr(opt, "load_state_dict"):
+        raise TypeError(f"opt: {describe(opt)}, expected a gpuopt.Optimizer")
 
 
 def _place(name: str) -> tuple[str, str] | None:

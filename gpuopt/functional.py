@@ -97,6 +97,9 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     _, rules, groups = match(rule, tree)
+    given: Any = state
+    if not (isinstance(given, State) and type(given.steps) is int and given.steps >= 0):
+        raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
     gradients = [
         None if g is None else leaves.gradient(g, p, tree, i)
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))

@@ -40,7 +40,7 @@ class Tree:
         """
         try:
             return self.spec.flatten_up_to(tree)  # much faster than to flatten and to compare
-        except (TypeError, ValueError):
+        except (RecursionError, TypeError, ValueError):
             pass
         # Other containers (an OrderedDict, a tuple for a list) with the same paths are as good.
         given, leaves = flatten(tree)
@@ -67,7 +67,7 @@ def flatten(tree: Any) -> tuple[Tree, list[Any]]:
     Raises
     ------
     ValueError
-        If two leaves have the same dotted path.
+        If two leaves have the same dotted path, or the nesting is very deep or holds itself.
 
     Examples
     --------
@@ -76,7 +76,12 @@ def flatten(tree: Any) -> tuple[Tree, list[Any]]:
     (('dense.b', 'dense.w'), [2, 1], "params['dense']['b']")
 
     """
-    accessors, leaves, spec = optree.tree_flatten_with_accessor(tree, none_is_leaf=True)
+    try:
+        accessors, leaves, spec = optree.tree_flatten_with_accessor(tree, none_is_leaf=True)
+    except RecursionError:
+        raise ValueError(
+            "a nesting that is too deep, or holds itself; expected arrays in a few dicts, lists and tuples"
+        ) from None
     paths = tuple(".".join(map(str, accessor.path)) for accessor in accessors)
     shape = Tree(paths, tuple(accessors), spec)
     seen: dict[str, int] = {}

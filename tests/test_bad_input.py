@@ -1,6 +1,7 @@
 """Bad parameters, rules and gradients: the type of the error, what its message names, and that nothing has changed."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import array_api_strict
@@ -114,6 +115,78 @@ MEMORY: dict[str, tuple[Make, str]] = {
 }
 
 
+def test_memory_that_is_shared_in_part() -> None:
+    for shape, strides in (((3,), (4,)), ((2, 2), (8, 8)), ((3, 2), (16, 24))):
+        w = np.lib.stride_tricks.as_strided(np.ones(9), shape, strides)
+        with pytest.raises(ValueError, match=r"params\['w'\]: its elements share memory"):
+            gpuopt.Optimizer({"w": w}, gpuopt.SGD())
+
+
+def deep() -> Any:
+    nested: Any = np.ones(3)
+    for _ in range(5000):
+        nested = [nested]
+    return nested
+
+
+def circular() -> Any:
+    nested: dict[str, Any] = {"w": np.ones(3)}
+    nested["self"] = nested
+    return nested
+
+
+@pytest.mark.parametrize("make", [deep, circular])
+def test_nestings_without_end(make: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match="too deep, or holds itself"):
+        gpuopt.Optimizer(make(), gpuopt.SGD())
+    opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.SGD())
+    with pytest.raises(ValueError, match=r"too deep, or holds itself|another structure"):
+        opt.step(make())
+    assert opt.steps == 0
+
+
+# What a schedule may give from the second step on; error, words.
+SCHEDULED: dict[str, tuple[Any, type[Exception], str]] = {
+    "text": ("x", TypeError, r"SGD: lr at step 1, by its schedule: got 'x' \(str\), expected a number"),
+    "None": (None, TypeError, "SGD: lr at step 1, by its schedule: got None"),
+    "complex": (1j, TypeError, "got 1j"),
+    "list": ([1.0], TypeError, r"got \[1.0\]"),
+    "NaN": (float("nan"), ValueError, r"got nan, expected a number in \[0"),
+    "infinity": (float("inf"), ValueError, "got inf"),
+    "negative": (-1.0, ValueError, "got -1.0"),
+    "too large": (10**400, ValueError, "got inf"),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULED)
+def test_what_schedules_give(case: str, space: Space) -> None:
+    value, error, words = SCHEDULED[case]
+    for engine in engines(space):
+        opt = gpuopt.Optimizer(good(space), gpuopt.SGD(lr=lambda t: value if t == 1 else 0.1), engine=engine)
+        opt.step(good(space))
+        before = space.got(opt)
+        with pytest.raises(error, match=words):
+            opt.step(good(space))
+        assert opt.steps == 1
+        assert_same_bits(space.got(opt), before)
+        with pytest.raises(error):
+            gpuopt.SGD(lr=value)
+
+
+@pytest.mark.parametrize("state", [None, {}, gpuopt.State(-1, {}), gpuopt.State("1", {})])  # type: ignore[arg-type]
+def test_states_of_pure_functions(state: Any) -> None:
+    with pytest.raises(TypeError, match=r"state: .*, expected what gpuopt\.init or gpuopt\.update returned"):
+        gpuopt.update(gpuopt.SGD(), np.ones(3), np.ones(3), state)
+
+
+@pytest.mark.parametrize("opt", [None, np.ones(3), "opt"])
+def test_what_is_no_optimizer(opt: Any, tmp_path: Path) -> None:
+    for use in (gpuopt.save, gpuopt.load):
+        with pytest.raises(TypeError, match=r"opt: .*, expected a gpuopt\.Optimizer"):
+            use(tmp_path / "file", opt)
+    assert not list(tmp_path.iterdir())
+
+
 def spread() -> Any:
     return np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,))
 
@@ -207,7 +280,22 @@ GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] =
         TypeError,
         rf"{W}: an? \S+ array, expected an? \S+ array like its parameter",
     ),
+    "on another device": (
+        lambda s, g: with_w(g, elsewhere(s)),
+        ValueError,
+        rf"{W}: an? \S+:\S+ array, expected an? \S+:\S+ array like its parameter",
+    ),
 }
+
+
+def elsewhere(space: Space) -> Any:
+    """Zeros on a device that is not the space's own."""
+    if space.name == "array_api_strict":
+        return space.xp.zeros((3, 2), device=space.xp.Device("CPU_DEVICE"))
+    if space.name == "cupy" and space.device.id > 0:
+        with space.xp.cuda.Device(0):
+            return space.xp.zeros((3, 2))
+    pytest.skip("there is one device")
 
 
 def with_w(g: Any, w: Any) -> Any:

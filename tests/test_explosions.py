@@ -220,7 +220,7 @@ class Bad(Callback):
 
 
 SITUATIONS: dict[str, tuple[Config, tuple[Callback, ...]]] = {
-    "SGD, lr 50": (replace(WILD, epochs=1000), ()),
+    "SGD, lr 50": (Config(optimizer="SGD", lr=50.0, epochs=1000), ()),
     "NaN in a batch": (Config(epochs=1000), (Bad(),)),
 }
 
@@ -248,6 +248,6 @@ def test_the_table_in_the_documentation(
     row = next(line for line in page.splitlines() if line.startswith(f"| {situation} | `{policy}` |"))
     said, found = outcome(situation, policy, tmp_path / "run", capsys)
     *_, quoted, accuracy, _ = (cell.strip() for cell in row.split("|"))
-    for part in quoted.strip("`").split("..."):  # losses differ from machine to machine, as matrix products do
+    for part in quoted.replace("`", "").split("..."):  # losses differ from machine to machine, as matrix products do
         assert re.sub(r"\d+\.\d+", "#", part.strip()) in re.sub(r"\d+\.\d+", "#", said)
     assert float(accuracy) == pytest.approx(found, abs=0.15)

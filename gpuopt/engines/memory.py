@@ -102,10 +102,22 @@ class Overlaps:
         return np.asarray((before > 0) & (self._ends[before - 1] > starts) & (ends > starts))
 
 
+def _is_spread(a: Any) -> bool:
+    """Whether each axis steps over all that the axes with smaller strides reach, as those of all ordinary views do."""
+    reach = a.dtype.itemsize
+    for stride, size in sorted(
+        (abs(stride), size) for stride, size in zip(a.strides, a.shape, strict=True) if size > 1
+    ):
+        if stride < reach:
+            return False
+        reach += stride * (size - 1)
+    return True
+
+
 def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
     """Return the indices of two arrays that share an element, the same index twice if one does so with itself, or None."""
     for i, a in enumerate(arrays):
-        if 0 not in a.shape and any(stride == 0 and size > 1 for stride, size in zip(a.strides, a.shape, strict=True)):
+        if 0 not in a.shape and not _is_spread(a):
             return i, i
     shadows = [shadow(a) for a in arrays]
     reach = sorted((*np.lib.array_utils.byte_bounds(s), i) for i, s in enumerate(shadows) if s.size)

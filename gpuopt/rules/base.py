@@ -168,7 +168,11 @@ class Rule:
         if isinstance(value, bool) or not isinstance(value, Real):
             given = f"{value!r} ({type(value).__name__})"
             raise TypeError(f"{where}: got {given}, expected a number" + (" or a schedule" if step is None else ""))
-        if not (math.isfinite(value) and low <= value < high):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not (math.isfinite(number) and low <= number < high):
             opening = "(" if low == -math.inf else "["
-            raise ValueError(f"{where}: got {float(value)}, expected a number in {opening}{low}, {high})")
-        return float(value)
+            raise ValueError(f"{where}: got {number}, expected a number in {opening}{low}, {high})")
+        return number
