@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import threading
-import weakref
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from itertools import repeat
-from operator import call, is_, is_not
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import leaves, schedules
@@ -157,24 +154,9 @@ class Optimizer:
         given = self._tree.leaves_of(grads, "grads")
         with self._lock:
             self._raise_overdue()
-            # New arrays are told by identity: to look at every array at every step would cost more than to update many
-            # small leaves.
-            new = []
-            # Mostly there are none, which is found without a loop in Python. None is what a dead reference gives, too.
-            if any(map(is_not, given, map(call, self._known))) or any(map(is_, given, repeat(None))):
-                new = [
-                    i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g
-                ]
-            for i in new:
-                if given[i] is not None:
-                    given[i] = leaves.gradient(given[i], self._arrays[i], self._tree, i)
+            ready = self._step.bind(given, self._checked)
             scalars = self._step.scalars(self._steps)
             limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
-            if new:
-                self._step.bind({i: given[i] for i in new})
-                for i in new:
-                    self._known[i] = _nothing if given[i] is None else weakref.ref(given[i])
-            ready = self._step.ready(given)
             bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
             if bad and self._nonfinite == "raise":
                 raise self._bad_gradients(bad)
@@ -302,7 +284,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_arrays", "_rules", "_step", "_known", "_lock")
+        own = ("_tree", "_arrays", "_rules", "_step", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own} | {"slots": self._step.slots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -317,17 +299,19 @@ class Optimizer:
                 assign(own[slot], value)
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
-        """Make the step for these rules, with the slots there are; every gradient counts as new again."""
+        """Make the step for these rules, with the slots there are."""
         self._skipped += self._step.skipped if hasattr(self, "_step") else 0
         by = None if self._clip is None or self._clip.by == "value" else self._clip.by
         skip = self._nonfinite != "ignore"
         guard = Guard(by, skip) if by or skip else None
         slots = slots or [{} for _ in self._arrays]
-        self._known: list[Any] = [_nothing] * len(self._arrays)
         return Step(self._arrays, self._groups, self._clipped(rules), slots, self._engine, guard)
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
+
+    def _checked(self, g: Any, i: int) -> Any:
+        return leaves.gradient(g, self._arrays[i], self._tree, i)
 
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
@@ -409,10 +393,6 @@ def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
             raise ValueError(
                 f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too"
             )
-
-
-def _nothing() -> None:
-    """Stand in for the reference to a gradient that there has not been."""
 
 
 def _dtype(x: Any) -> str:
