@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends
-from gpuopt.engines.array import namespace
 from gpuopt.optimizer import Nonfinite, Optimizer
 from gpuopt.training.checkpoints import Checkpoints
 from gpuopt.training.config import Config, OnExplosion, OnGPUError
@@ -240,7 +239,7 @@ def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
     _expect_room([data.features, *config.hidden, data.outputs], config)
     params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
-    xp = namespace(params["layers"][0]["w"])
+    xp = backends.namespace(params["layers"][0]["w"])
     matmul = xp.float64 if config.matmul == "float64" else None
     network = Perceptron(xp, data.classes is not None, matmul)
     nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
