@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import leaves, schedules
@@ -157,17 +158,11 @@ class Optimizer:
             ready = self._step.bind(given, self._checked)
             scalars = self._step.scalars(self._steps)
             limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
-            bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
-            if bad and self._nonfinite == "raise":
-                raise self._bad_gradients(bad)
-            with uninterrupted():
-                if bad:
-                    self._skipped += 1
-                else:
-                    self._step(ready, scalars)
-                self._steps += 1
-                if self._nonfinite == "raise" and self._step.report():
-                    self._reported = self._steps
+            if self._step.at_once:
+                self._take_step(ready, scalars, limit)
+            else:
+                with uninterrupted():
+                    self._take_step(ready, scalars, limit)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -207,7 +202,7 @@ class Optimizer:
         tuned = list(self._tuned)
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
-        with self._lock:
+        with self._lock, uninterrupted():
             self._take(self._rules_with(tuned), tuned)
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,13 +308,28 @@ class Optimizer:
     def _checked(self, g: Any, i: int) -> Any:
         return leaves.gradient(g, self._arrays[i], self._tree, i)
 
+    def _take_step(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
+        """Look at the gradients and update, all leaves and the count, or leave all as it is."""
+        bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
+        if bad and self._nonfinite == "raise":
+            raise self._bad_gradients(bad)
+        if bad:
+            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
+        else:
+            self._step(ready, scalars, partial(setattr, self, "_steps", self._steps + 1))
+        if self._nonfinite == "raise" and self._step.report():
+            self._reported = self._steps
+
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
-        overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
-        if overdue is not None:
-            skipped, bad = overdue
-            self._steps = (self._steps if wait else self._reported) - skipped
-            raise self._bad_gradients(bad)
+        if self._nonfinite != "raise":
+            return
+        with uninterrupted():
+            overdue = self._step.overdue(wait=wait)
+            if overdue is not None:
+                skipped, bad = overdue
+                self._steps = (self._steps if wait else self._reported) - skipped
+                raise self._bad_gradients(bad)
 
     def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
         names = ", ".join(self._tree.name(i, "grads") for i in bad)

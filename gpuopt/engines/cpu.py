@@ -73,6 +73,7 @@ class CPUKernel:
         arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values)
         self._step = partial(_step(table.variants), *[a.ctypes.data for a in arrays])
         self._workers = threads.workers_for(table.traffic)
+        self.at_once = partial(self._step, 0, len(table.chunks)) if self._workers == 1 else None
 
     def __call__(self) -> None:
         """Update every segment that has a gradient."""

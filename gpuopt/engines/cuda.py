@@ -222,8 +222,10 @@ class Lookup:
 
     def take(self, row: int, gradient: Any, *, once: bool = False) -> None:
         """Take the address of one of those; it is known from now on as long as the array lives, or only this once."""
+        self._known[row] = _nothing  # if Ctrl-C ends this, nothing half-done is believed
         self._addresses[row] = pointer(gradient)
-        self._known[row] = _nothing if once else weakref.ref(gradient)
+        if not once:
+            self._known[row] = weakref.ref(gradient)
 
 
 def _nothing() -> None:

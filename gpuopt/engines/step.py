@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from operator import call
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from gpuopt import backends
 from gpuopt.engines import array, fused, memory
+from gpuopt.engines.cpu import CPUKernel
 from gpuopt.engines.cuda import CUDAKernel
 from gpuopt.engines.emit_cuda import STICKY
 from gpuopt.engines.guard import judge, root, sums_of_squares
@@ -46,6 +48,8 @@ class Step:
     ----------
     slots
         Of each leaf, by name.
+    at_once
+        What updates all leaves, if that is a single call of machine code; otherwise None.
 
     """
 
@@ -84,6 +88,7 @@ class Step:
         # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
         only = self._fused[0].kernel if len(self._fused) == 1 and not self._alone else None
         self._judge = only if isinstance(only, CUDAKernel) else None
+        self.at_once = only.at_once if isinstance(only, CPUKernel) else None
 
     def take(self, rules: Sequence[Rule]) -> bool:
         """Go on with other hyperparameters, unless what is computed depends on them; return whether it does not."""
@@ -188,8 +193,26 @@ class Step:
         """Of all gradients of the last step that was looked at; NaN if none was."""
         return self._norm if self._judge is None else self._judge.verdict()[1]
 
-    def __call__(self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]]) -> None:
-        """Update every leaf whose gradient (of `bind`) is not None; ``scalars``: of each group, what `Rule.at` gave."""
+    def __call__(
+        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None]
+    ) -> None:
+        """Update every leaf whose gradient is not None, and count the step.
+
+        Parameters
+        ----------
+        gradients
+            As `bind` gave them.
+        scalars
+            Of each group, what `Rule.at` gave.
+        count
+            Called when all is done; if the step is taken `at_once`, nothing can come in between.
+
+        """
+        if self.at_once is not None:
+            self._fused[0].take(scalars)
+            both: tuple[Callable[[], None], ...] = (self.at_once, count)
+            any(map(call, both))  # in C, where Python looks for no signal
+            return
         writes = [self._update_alone(i, gradients[i], scalars) for i in self._alone if gradients[i] is not None]
         for i in self._samples:
             if self._places[i] == "numpy":  # those of other places have been computed by now
@@ -200,6 +223,7 @@ class Step:
             step()
         for write in writes:
             write()
+        count()
 
     def _is_touched(self, i: int, g: Any) -> bool:
         """Whether a step could write to the gradient of a leaf that is updated alone, before it is read."""
