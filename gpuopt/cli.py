@@ -167,6 +167,9 @@ def train(
     clip_value: Annotated[
         float | None, typer.Option(metavar="X", help="Cut every element of the gradients to this size.")
     ] = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Draw no report.html at the end. The same: GPUOPT_REPORT=0.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a multilayer perceptron.
@@ -178,6 +181,7 @@ def train(
     """
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
     given.pop("quiet", None)
+    report = None if given.pop("no_report", None) is None else False
     with _told_plainly():
         from gpuopt import training
         from gpuopt.training.progress import progress
@@ -186,10 +190,10 @@ def train(
         if given.pop("resume", None) is not None:
             for name in set(given) - RESUMABLE:
                 raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
-            result = training.resume(str(resume), **given, callbacks=callbacks)
+            result = training.resume(str(resume), **given, callbacks=callbacks, report=report)
         else:
             given.pop("out", None)
-            result = training.train(_config(given), out=out, callbacks=callbacks)
+            result = training.train(_config(given), out=out, callbacks=callbacks, report=report)
         if not quiet:
             _tell(result)
 
