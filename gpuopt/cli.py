@@ -199,6 +199,88 @@ def train(
 
 
 @app.command()
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of several runs: a .html or a .png file. Default: runs.html here."),
+    ] = None,
+) -> None:
+    """Draw one run, into its folder: report.html and pictures. Draw several runs over each other, into one file."""
+    with _told_plainly():
+        from pathlib import Path
+
+        from gpuopt.training import report
+        from gpuopt.training.history import Run
+
+        if len(runs) == 1 and out is None:
+            drawn = report.draw(runs[0])
+        else:
+            drawn = Path(out or "runs.html")
+            several = [Run.read(path) for path in runs]
+            distinct = len({run.name for run in several}) == len(several)
+            named = several if distinct else [run.called(path) for run, path in zip(several, runs, strict=True)]
+            report.draw_over_each_other(named, drawn)
+        typer.echo(str(drawn))
+
+
+@app.command()
+def compare(
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OPTIMIZER...]",
+            help="As NAME or NAME:ARG=VALUE,... like SGD:lr=0.1,momentum=0.9. Without arguments it gets ones that suit "
+            "most data. Default: SGD, AdaGrad, RMSProp and Adam.",
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="As for train. Default: the spiral.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="As for train.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="As for train.")] = None,
+    standardize: Annotated[bool, typer.Option("--standardize", help="As for train.")] = False,
+    hidden: Annotated[str | None, typer.Option(metavar="N,N,...", help="As for train.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Passes over the data, of each. Default: 2000; with --data 10.")
+    ] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N|full", help="As for train.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="NAME", help="As for train.")] = None,
+    matmul: Annotated[str | None, typer.Option(metavar="DTYPE", help="As for train.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="As for train.")] = None,
+    report_every: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="LOSS", help="Count the steps to this training loss. Default: half of that before the first step."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A new folder. Default: runs/compare-NAME-DATE-TIME.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train the same network from the same start with several optimizers, and compare them.
+
+    They see the same samples in the same order, one optimizer after the other, so that the times can be compared. The
+    folder gets a report.html, and a run folder for each of them.
+    """
+    given = {name: value for name, value in locals().items() if value is not None and value is not False}
+    for name in ("optimizers", "threshold", "out", "quiet"):
+        given.pop(name, None)
+    with _told_plainly():
+        from gpuopt.training.compare import EPOCHS
+        from gpuopt.training.compare import compare as compared
+
+        if data is None:
+            given.setdefault("epochs", EPOCHS)
+        found = compared(optimizers or (), _config(given), threshold=threshold, out=out, quiet=quiet)
+        if not quiet:
+            head, rows = found.table()
+            typer.echo("\n" + _aligned([head, *[[_shown(value) for value in row] for row in rows]]))
+            typer.echo(f"\nReport: {found.folder / 'report.html'}")
+
+
+@app.command()
 def info() -> None:
     """Print what was found: versions, devices and their memory, and the backend that would be taken, and why."""
     from gpuopt import backends
@@ -241,6 +323,21 @@ def _told_plainly() -> Iterator[None]:
         return
     typer.echo(f"gpuopt: {message}", err=True)
     raise typer.Exit(code)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """A table in columns: the first one and the last one to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    ends = (0, len(widths) - 1)
+    lines = [
+        "  ".join(cell.ljust(w) if i in ends else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _flag(name: str) -> str:

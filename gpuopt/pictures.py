@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     Axes: TypeAlias = Any
     Figure: TypeAlias = Any
 
-__all__ = ["STYLES", "Style", "draw_line", "figure", "image", "mark", "page", "png", "style", "table", "write"]
+__all__ = ["STYLES", "Style", "draw_line", "figure", "image", "mark", "page", "png", "scale", "spare", "style", "table", "write"]
 
-DPI = 144
+DPI = 120
 DECADES = 1.0
 """A quantity that spans more than this has a logarithmic axis."""
 MARKERS_ON_A_LINE = 12
@@ -54,23 +54,44 @@ def style(number: int) -> Style:
     return Style(of.color, of.dash, STYLES[(number + again) % len(STYLES)].marker)
 
 
+_spare: list[Figure] = []
+
+
 def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure, so many inches wide and high, and its axes, row by row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
+    for spare in _spare:
+        if spare.get_size_inches().tolist() == [width, height] and len(spare.axes) == rows * columns:
+            _spare.remove(spare)
+            return spare, list(spare.axes)
     made = Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(made)
     axes = made.subplots(rows, columns, squeeze=False).ravel().tolist()
     # By hand: a layout that matplotlib finds costs two drawings.
     made.subplots_adjust(
-        left=0.72 / width, right=1 - 0.15 / width, bottom=0.52 / height, top=1 - 0.4 / height, wspace=0.28, hspace=0.42
+        left=0.85 / width, right=1 - 0.15 / width, bottom=0.52 / height, top=1 - 0.4 / height, wspace=0.28, hspace=0.42
     )
     for one in axes:
         one.grid(visible=True, color="#d8d8d8", linewidth=0.6)
         one.set_axisbelow(True)
         one.spines[["top", "right"]].set_visible(False)
+        for axis in (one.xaxis, one.yaxis):
+            axis.set_major_locator(MaxNLocator(6))
     return made, axes
+
+
+def spare(drawn: Figure) -> None:
+    """Clear a figure, for the next one that is as large: to make axes and their ticks takes longer than to draw them."""
+    for axes in drawn.axes:
+        for artist in [*axes.lines, *axes.texts, *axes.images, *axes.collections, *filter(None, [axes.get_legend()])]:
+            artist.remove()
+        axes.set_yscale("linear")
+        axes.relim()
+        axes.autoscale()
+    _spare.append(drawn)
 
 
 def draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], number: int, label: str) -> None:
@@ -86,13 +107,16 @@ def draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], number: int, l
 
 def scale(axes: Axes, values: Iterable[float]) -> None:
     """A logarithmic axis for values that span decades."""
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     known = [value for value in values if math.isfinite(value)]
     positive = [value for value in known if value > 0]
-    if positive and len(positive) == len(known) and math.log10(max(positive) / min(positive)) > DECADES:
+    decades = math.log10(max(positive) / min(positive)) if positive else 0
+    if decades > DECADES and len(positive) == len(known):
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     elif known and max(known) - min(known) <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
         middle = known[0]
         axes.set_ylim(*sorted((0.5 * middle, 1.5 * middle)) if middle else (-1, 1))
@@ -109,7 +133,7 @@ def mark(axes: Axes, x: float, label: str) -> None:
 def png(drawn: Figure) -> bytes:
     """The figure as a PNG file."""
     file = io.BytesIO()
-    drawn.savefig(file, format="png", metadata={"Software": "gpuopt"}, pil_kwargs={"compress_level": 4})
+    drawn.savefig(file, format="png", metadata={"Software": "gpuopt"}, pil_kwargs={"compress_level": 1})
     return file.getvalue()
 
 

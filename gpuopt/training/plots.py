@@ -28,7 +28,7 @@ __all__ = ["figures", "overlay", "plane"]
 STEPS = "Step (updates of the parameters)"
 LABELLED = 15
 """As many events at most have their number in the pictures."""
-GRID = 160
+GRID = 120
 SHOWN = 1000
 """Samples at most in a picture."""
 
@@ -115,7 +115,7 @@ def _plane(data: Dataset, params: Params) -> Figure:
     if data.classes is None:
         _surface(figure, axes, data, (x, y, outputs[:, 0].reshape(x.shape)))
     else:
-        _regions(axes, data, (x, y, outputs.argmax(axis=1).reshape(x.shape)))
+        _regions(axes, data, (x, y, outputs.reshape(*x.shape, -1)))
     axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="Feature 0 (as in the data)", ylabel="Feature 1 (as in the data)")
     return figure
 
@@ -140,6 +140,7 @@ def rehearse() -> None:
     params = initial_params(np.random.RandomState(0), [2, 8, 3])
     for figure in [*figures(run).values(), _plane(spiral(np.random.RandomState(0)), params)]:
         pictures.png(figure)
+        pictures.spare(figure)
 
 
 def explained(run: Run) -> list[tuple[int, int, str]]:
@@ -174,14 +175,16 @@ def _frame(data: Dataset) -> tuple[Any, Any]:
 
 
 def _regions(axes: Axes, data: Dataset, predicted: Any) -> None:
-    x, y, index = predicted
+    x, y, outputs = predicted
     assert data.classes is not None
+    index = outputs.argmax(axis=2)
     colors = np.array([_rgb(pictures.style(k).color) for k in range(len(data.classes))])
     extent = (x[0, 0], x[0, -1], y[0, 0], y[-1, 0])
     pale = 1 - 0.3 * (1 - colors[index])
     axes.imshow(pale, extent=extent, origin="lower", aspect="auto", interpolation="nearest")
     for k in np.unique(index):
-        axes.contour(x, y, index == k, levels=[0.5], colors="black", linewidths=0.9)
+        ahead = outputs[..., k] - np.delete(outputs, k, axis=2).max(axis=2, initial=-np.inf)
+        axes.contour(x, y, ahead, levels=[0], colors="black", linewidths=0.9)
     every = -(-len(data.train) // SHOWN)
     samples, targets = data.train.x[::every], data.train.y[::every]
     for k, label in enumerate(data.classes):
