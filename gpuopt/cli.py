@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuopt.rules import Rule
     from gpuopt.training import Config, Result
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -281,6 +282,47 @@ def compare(
 
 
 @app.command()
+def landscape(
+    name: Annotated[str, typer.Argument(metavar="[NAME|all]", help="What to draw.")] = "ravine",
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OPTIMIZER...]", help="Others than the built-in ones, as NAME:ARG=VALUE,..."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: what shows it best.")] = None,
+    start: Annotated[str | None, typer.Option(metavar="X,Y", help="Default: what shows it best.")] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="The folder for the files.")] = "landscapes",
+) -> None:
+    """Draw the paths of optimizers over a function of two variables: a picture, an animation, and a page with both.
+
+    \b
+    Lessons:
+      too-small   steps that are too small stagnate
+      too-large   steps that are too large bounce
+      momentum    momentum rolls out of the local minimum
+      explodes    steps that are much too large explode
+    All optimizers on:
+      ravine, rosenbrock, beale, himmelblau, wells
+    """
+    with _told_plainly():
+        from pathlib import Path
+
+        from gpuopt import landscape as land
+        from gpuopt.training import UsageError
+
+        if name not in {"all", *land.PRESETS}:
+            raise UsageError(f"{name}: expected one of all, {', '.join(land.PRESETS)}")
+        rules = {text: _rule(text) for text in optimizers or ()}
+        point = None if start is None else _point(start)
+        for each in land.PRESETS if name == "all" else [name]:
+            preset = land.changed(land.PRESETS[each], rules, steps, point)
+            try:
+                drawn = land.draw(each, preset, Path(out))
+            except OSError as error:
+                raise UsageError(f"--out {out}: {error.strerror}") from None
+            typer.echo("\n".join(map(str, drawn)))
+
+
+@app.command()
 def info() -> None:
     """Print what was found: versions, devices and their memory, and the backend that would be taken, and why."""
     from gpuopt import backends
@@ -330,7 +372,9 @@ def _aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ends = (0, len(widths) - 1)
     lines = [
-        "  ".join(cell.ljust(w) if i in ends else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i in ends else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -338,6 +382,28 @@ def _aligned(rows: list[list[str]]) -> str:
 
 def _shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _rule(text: str) -> Rule:
+    """The rule of ``NAME:ARG=VALUE,...``."""
+    from gpuopt.training import Config, UsageError
+    from gpuopt.training.compare import choice
+
+    name, values = choice(text)
+    try:
+        return Config(optimizer=name, hyperparameters=values).rule()
+    except UsageError as error:
+        raise UsageError(f"{text}: {error}") from None
+
+
+def _point(text: str) -> tuple[float, float]:
+    from gpuopt.training import UsageError
+
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise UsageError(f"--start {text}: expected two numbers, as in -1.5,2") from None
+    return x, y
 
 
 def _flag(name: str) -> str:

@@ -13,14 +13,32 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     Axes: TypeAlias = Any
+    Values: TypeAlias = Any
     Figure: TypeAlias = Any
 
-__all__ = ["STYLES", "Style", "draw_line", "figure", "image", "mark", "page", "png", "scale", "spare", "style", "table", "write"]
+__all__ = [
+    "STYLES",
+    "Style",
+    "draw_line",
+    "figure",
+    "gif",
+    "image",
+    "mark",
+    "page",
+    "png",
+    "scale",
+    "spare",
+    "style",
+    "table",
+    "write",
+]
 
 DPI = 120
 DECADES = 1.0
@@ -79,7 +97,7 @@ def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int 
         one.set_axisbelow(True)
         one.spines[["top", "right"]].set_visible(False)
         for axis in (one.xaxis, one.yaxis):
-            axis.set_major_locator(MaxNLocator(6))
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     return made, axes
 
 
@@ -94,7 +112,7 @@ def spare(drawn: Figure) -> None:
     _spare.append(drawn)
 
 
-def draw_line(axes: Axes, x: Sequence[float], y: Sequence[float], number: int, label: str) -> None:
+def draw_line(axes: Axes, x: Values, y: Values, number: int, label: str) -> None:
     """A line in the style of this number, with a few markers."""
     of = style(number)
     every = max(1, len(x) // MARKERS_ON_A_LINE)
@@ -130,11 +148,57 @@ def mark(axes: Axes, x: float, label: str) -> None:
     axes.text(x, 1.025, label, transform=top, ha="center", va="bottom", fontsize=7)
 
 
-def png(drawn: Figure) -> bytes:
-    """The figure as a PNG file."""
+def png(drawn: Figure, *, small: bool = False) -> bytes:
+    """The figure as a PNG file; as a small one with fewer colours."""
     file = io.BytesIO()
-    drawn.savefig(file, format="png", metadata={"Software": "gpuopt"}, pil_kwargs={"compress_level": 1})
+    if not small:
+        drawn.savefig(file, format="png", metadata={"Software": "gpuopt"}, pil_kwargs={"compress_level": 1})
+        return file.getvalue()
+    drawn.canvas.draw()
+    _reduced(_pixels(drawn)).save(file, format="png", optimize=True)
     return file.getvalue()
+
+
+def gif(drawn: Figure, moving: Sequence[Any], show: Callable[[int], None], frames: Sequence[int]) -> bytes:
+    """An animation: a GIF file of what `show` makes of the `moving` lines for each frame, again and again.
+
+    What does not move is drawn once.
+    """
+    for line in moving:
+        line.set_animated(True)
+    drawn.canvas.draw()
+    still = drawn.canvas.copy_from_bbox(drawn.bbox)
+    made: list[Any] = []
+    for frame in frames:
+        show(frame)
+        drawn.canvas.restore_region(still)
+        for line in moving:
+            line.axes.draw_artist(line)
+        made.append(_reduced(_pixels(drawn).resize([size * 5 // 8 for size in drawn.canvas.get_width_height()])))
+    file = io.BytesIO()
+    durations = [100] * (len(made) - 1) + [2000]
+    made[0].save(file, format="gif", save_all=True, append_images=made[1:], duration=durations, loop=0)
+    return file.getvalue()
+
+
+def _reduced(pixels: Any) -> Any:
+    """The same picture in greys and the lines' colours, blended with white and with grey."""
+    from PIL import Image
+
+    palette = [level for level in range(255, -1, -8) for _ in "RGB"]
+    for of in STYLES:
+        channels = [int(of.color[i : i + 2], 16) for i in (1, 3, 5)]
+        for ground in (255, 200):
+            palette += [round(ground + k / 5 * (c - ground)) for k in range(1, 6) for c in channels]
+    known = Image.new("P", (1, 1))
+    known.putpalette(palette)
+    return pixels.quantize(palette=known, dither=Image.Dither.NONE)
+
+
+def _pixels(drawn: Figure) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(np.asarray(drawn.canvas.buffer_rgba())).convert("RGB")
 
 
 CSS = """\

@@ -30,7 +30,17 @@ LAYERS: dict[str, set[str]] = {
     "checkpoint": {"backends", "optimizer"},
     "pictures": set(),
     "landscape": {"optimizer", "pictures", "rules", "rules/base"},
-    "training": {"", "backends", "checkpoint", "gradients", "optimizer", "pictures", "rules", "rules/base", "schedules"},
+    "training": {
+        "",
+        "backends",
+        "checkpoint",
+        "gradients",
+        "optimizer",
+        "pictures",
+        "rules",
+        "rules/base",
+        "schedules",
+    },
     "cli": {"", "backends", "checkpoint", "landscape", "optimizer", "rules", "rules/base", "schedules", "training"},
 }
 
@@ -45,7 +55,18 @@ CONFINED = {
     "torch": set(),
 }
 
-HEAVY = ["array_api_compat.numpy", "cupy", "llvmlite", "matplotlib", "numba", "pandas", "rich", "safetensors", "torch", "typer"]
+HEAVY = [
+    "array_api_compat.numpy",
+    "cupy",
+    "llvmlite",
+    "matplotlib",
+    "numba",
+    "pandas",
+    "rich",
+    "safetensors",
+    "torch",
+    "typer",
+]
 
 
 def imports(module: Path) -> Iterator[str]:

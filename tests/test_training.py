@@ -113,7 +113,18 @@ def test_a_run_folder(blobs: str, tmp_path: Path, library: str) -> None:
     assert (summary["backend"], summary["epochs"], summary["steps"]) == (library, 4, 16)
     assert summary["device"] == ("cpu" if library == "numpy" else "cuda:0")
     assert summary["reason"] == gpuopt.backend("auto").reason
-    names = ["epoch", "step", "loss", "accuracy", "test_loss", "test_accuracy", "lr", "gradient_norm", "update_norm", "seconds"]
+    names = [
+        "epoch",
+        "step",
+        "loss",
+        "accuracy",
+        "test_loss",
+        "test_accuracy",
+        "lr",
+        "gradient_norm",
+        "update_norm",
+        "seconds",
+    ]
     assert [list(row) for row in rows(out)] == [names] * 4
     assert [(row["epoch"], row["step"], row["lr"]) for row in rows(out)] == [(e, 4 * e, 0.001) for e in (1, 2, 3, 4)]
     assert read(out, "config")["config"]["data"] == blobs

@@ -101,4 +101,3 @@ def main() -> None:
         plots.rehearse()
     asked.wait()
     report.draw(sys.argv[1])
-

@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Comparison", "Entry", "choice", "compare"]
 
-SPIRAL = {
-    "SGD": {"lr": 1.0, "momentum": 0.9},
+SPIRAL: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.5, "momentum": 0.9},
     "AdaGrad": {"lr": 0.5},
     "RMSProp": {"lr": 0.02, "rho": 0.99},
     "Adam": {"lr": 0.05},
 }
-FILE = {"SGD": {"lr": 0.05, "momentum": 0.9}, "AdaGrad": {"lr": 0.02}, "RMSProp": {"lr": 0.001}, "Adam": {"lr": 0.001}}
+FILE: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.05, "momentum": 0.9},
+    "AdaGrad": {"lr": 0.02},
+    "RMSProp": {"lr": 0.001},
+    "Adam": {"lr": 0.001},
+}
 """Hyperparameters with which each optimizer does well on the built-in spiral, and on most data of a file."""
 EPOCHS = 2000
 """On the spiral, unless told otherwise."""
@@ -104,19 +109,16 @@ class Comparison:
         return head, [["-" if value is None else value for value in row] for row in rows]
 
 
-
-def choice(text: str, data: str | None = None) -> tuple[str, dict[str, float | str]]:
-    """Name and hyperparameters of ``NAME[:ARG=VALUE,...]``; without arguments sensible ones.
+def choice(text: str) -> tuple[str, dict[str, float | str]]:
+    """Name and hyperparameters of ``NAME[:ARG=VALUE,...]``.
 
     >>> choice("SGD:lr=0.1,nesterov=true")
     ('SGD', {'lr': 0.1, 'nesterov': True})
     """
     name, _, rest = text.partition(":")
     name = {known.lower(): known for known in RULES}.get(name.strip().lower(), name.strip())
-    if not rest:
-        return name, dict((SPIRAL if data is None else FILE).get(name, {}))
     given: dict[str, float | str] = {}
-    for part in rest.split(","):
+    for part in rest.split(",") if rest else ():
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
             raise UsageError(f"{text}: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9")
@@ -186,7 +188,8 @@ def compare(
     labels = list(optimizers) or list(RULES)
     configs = []
     for label in labels:
-        name, values = choice(label, config.data)
+        name, values = choice(label)
+        values = values or (SPIRAL if config.data is None else FILE).get(name, {})
         try:
             chosen = dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
         except UsageError as error:
@@ -255,7 +258,7 @@ def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Calla
     """A line for each optimizer: a live one in a terminal, a plain one at its end elsewhere."""
     width = max(map(len, labels))
     if quiet:
-        yield lambda number, training: None
+        yield lambda *_: None
     elif sys.stdout.isatty():
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

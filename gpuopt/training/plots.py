@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -69,10 +68,9 @@ def overlay(runs: Sequence[Run]) -> Figure:
     parts = [(panel, key) for panel in PANELS for key in panel.lines if any(run.points(key)[0] for run in runs)]
     rows = max(1, (len(parts) + 1) // 2)
     figure, every = pictures.figure(12.8, 3.9 * rows, rows, 2)
-    for axes, (panel, key) in itertools.zip_longest(every, parts, fillvalue=(None, "")):
-        if panel is None:
-            axes.remove()
-            continue
+    for axes in every[len(parts) :]:
+        axes.remove()
+    for axes, (panel, key) in zip(every, parts, strict=False):
         _draw(axes, panel, [(run.name, run, key) for run in runs if run.points(key)[0]])
         axes.set_title(key.replace("lr", "learning rate").replace("_", " ").capitalize(), fontsize=11)
         for number, run in enumerate(runs):
@@ -116,7 +114,9 @@ def _plane(data: Dataset, params: Params) -> Figure:
         _surface(figure, axes, data, (x, y, outputs[:, 0].reshape(x.shape)))
     else:
         _regions(axes, data, (x, y, outputs.reshape(*x.shape, -1)))
-    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="Feature 0 (as in the data)", ylabel="Feature 1 (as in the data)")
+    axes.set(
+        xlim=(left, right), ylim=(bottom, top), xlabel="Feature 0 (as in the data)", ylabel="Feature 1 (as in the data)"
+    )
     return figure
 
 
@@ -205,11 +205,11 @@ def _surface(figure: Figure, axes: Axes, data: Dataset, predicted: Any) -> None:
     drawn = axes.contourf(*predicted, levels=levels, cmap="viridis", extend="both")
     lines = axes.contour(*predicted, levels=levels, colors="black", linewidths=0.6)
     axes.clabel(lines, fontsize=7)
-    axes.scatter(*samples.T, c=targets, cmap="viridis", vmin=levels[0], vmax=levels[-1], s=16, edgecolors="black", lw=0.5)
+    axes.scatter(
+        *samples.T, c=targets, cmap="viridis", vmin=levels[0], vmax=levels[-1], s=16, edgecolors="black", lw=0.5
+    )
     figure.colorbar(drawn, ax=axes).set_label("Prediction; in the points: target (units of the target)")
 
 
 def _rgb(color: str) -> list[float]:
     return [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-
-
