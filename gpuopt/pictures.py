@@ -12,6 +12,7 @@ import io
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -73,6 +74,8 @@ def style(number: int) -> Style:
 
 
 _spare: list[Figure] = []
+_stills: WeakKeyDictionary[Figure, tuple[Any, Any]] = WeakKeyDictionary()
+"""Of figures that were drawn: what their axes were like, and the picture without what is inside these."""
 
 
 def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -102,9 +105,9 @@ def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int 
 
 
 def spare(drawn: Figure) -> None:
-    """Clear a figure, for the next one that is as large: to make axes and their ticks takes longer than to draw them."""
+    """Clear a figure, for the next one that is as large: axes and their ticks take longer than all the rest."""
     for axes in drawn.axes:
-        for artist in [*axes.lines, *axes.texts, *axes.images, *axes.collections, *filter(None, [axes.get_legend()])]:
+        for artist in _contents(axes):
             artist.remove()
         axes.set_yscale("linear")
         axes.relim()
@@ -135,9 +138,20 @@ def scale(axes: Axes, values: Iterable[float]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-    elif known and max(known) - min(known) <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
-        middle = known[0]
-        axes.set_ylim(*sorted((0.5 * middle, 1.5 * middle)) if middle else (-1, 1))
+        axes.set_ylim(_round(min(positive) / 1.1, down=True), _round(max(positive) * 1.1))
+    elif known:
+        low, high = min(known), max(known)
+        if high - low <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
+            low, high = sorted((0.5 * low, 1.5 * low)) if low else (-1, 1)
+        unit = _round(high - low) / 10
+        axes.set_ylim(unit * math.floor(low / unit - 0.3), unit * math.ceil(high / unit + 0.3))
+
+
+def _round(value: float, *, down: bool = False) -> float:
+    """The next of 1, 2, 5, 10, 20, ... above or below. Round limits seldom change while a run goes on."""
+    power = 10.0 ** math.floor(math.log10(value))
+    steps = [power * step for step in (1, 2, 5, 10)]
+    return max(step for step in steps if step <= value) if down else min(step for step in steps if step >= value)
 
 
 def mark(axes: Axes, x: float, label: str) -> None:
@@ -150,13 +164,35 @@ def mark(axes: Axes, x: float, label: str) -> None:
 
 def png(drawn: Figure, *, small: bool = False) -> bytes:
     """The figure as a PNG file; as a small one with fewer colours."""
+    _render(drawn)
     file = io.BytesIO()
-    if not small:
-        drawn.savefig(file, format="png", metadata={"Software": "gpuopt"}, pil_kwargs={"compress_level": 1})
-        return file.getvalue()
-    drawn.canvas.draw()
-    _reduced(_pixels(drawn)).save(file, format="png", optimize=True)
+    if small:
+        _reduced(_pixels(drawn)).save(file, format="png", optimize=True)
+    else:
+        _pixels(drawn).save(file, format="png", compress_level=1)
     return file.getvalue()
+
+
+def _render(drawn: Figure) -> None:
+    """Draw a figure; of a spare one only what is inside its axes, if these are as they were."""
+    names = ("xlim", "ylim", "yscale", "xlabel", "ylabel", "title")
+    frame = [[getattr(axes, f"get_{name}")() for name in names] for axes in drawn.axes]
+    contents = [artist for axes in drawn.axes for artist in _contents(axes)]
+    was, still = _stills.get(drawn, (None, None))
+    if was != frame:
+        for artist in contents:
+            artist.set_animated(True)  # leave it out
+        drawn.canvas.draw()
+        still = drawn.canvas.copy_from_bbox(drawn.bbox)
+        _stills[drawn] = frame, still
+    drawn.canvas.restore_region(still)
+    for artist in sorted(contents, key=lambda artist: artist.get_zorder()):
+        artist.draw(drawn.canvas.get_renderer())
+
+
+def _contents(axes: Axes) -> list[Any]:
+    """What is inside axes, in the order in which it is drawn if nothing else decides."""
+    return [*axes.images, *axes.collections, *axes.lines, *axes.texts, *filter(None, [axes.get_legend()])]
 
 
 def gif(drawn: Figure, moving: Sequence[Any], show: Callable[[int], None], frames: Sequence[int]) -> bytes:
@@ -164,8 +200,9 @@ def gif(drawn: Figure, moving: Sequence[Any], show: Callable[[int], None], frame
 
     What does not move is drawn once.
     """
-    for line in moving:
-        line.set_animated(True)
+    for axes in drawn.axes:
+        for artist in _contents(axes):
+            artist.set_animated(artist in moving)
     drawn.canvas.draw()
     still = drawn.canvas.copy_from_bbox(drawn.bbox)
     made: list[Any] = []

@@ -83,6 +83,13 @@ class Run:
         return [step for step, _ in known], [value for _, value in known]
 
     @property
+    def steps(self) -> int:
+        """As many as it took, or is going to take."""
+        last = self.rows[-1]
+        epochs = last["epoch"] if self.summary is not None else max(self.config.epochs, last["epoch"])
+        return round(last["step"] / last["epoch"] * epochs)
+
+    @property
     def classifies(self) -> bool:
         """Whether it predicts classes: these have an accuracy."""
         return any(row["accuracy"] is not None for row in self.rows)

@@ -57,6 +57,8 @@ def figures(run: Run) -> Figures:
             figure, (axes,) = pictures.figure()
             lines = [(label, run, key) for key, label in panel.lines.items() if run.points(key)[0]]
             _draw(axes, panel, lines)
+            margin = 0.02 * run.steps
+            axes.set_xlim(-margin, run.steps + margin)
             for number, event in enumerate(run.events[:LABELLED], 1):
                 pictures.mark(axes, event["step"], str(number))
             drawn[panel.name] = figure
@@ -128,15 +130,13 @@ def dataset(run: Run) -> Dataset:
     return load(config.data, config.target, config.task, standardize=config.standardize)
 
 
-def rehearse() -> None:
-    """Draw some pictures for nobody: the first ones of a process take several times as long as those that follow."""
+def rehearse(run: Run) -> None:
+    """Draw a run for nobody: the first pictures of a process take several times as long as those that follow."""
     import safetensors  # noqa: F401  (what `plane` will need)
 
-    from gpuopt.training.folder import RunFolder
-
-    keys = [key for panel in PANELS for key in panel.lines]
-    rows = [{"step": step, **dict.fromkeys(keys, 0.001 * step)} for step in (1, 500)]
-    run = Run("", RunFolder(""), Config(), rows, [{"event": "none", "step": 3}])
+    if not run.rows:
+        rows = [{"step": step, "epoch": step, "loss": 1.0, "accuracy": 1.0} for step in (1, 2)]
+        run = Run("", run.folder, Config(), rows, [])
     params = initial_params(np.random.RandomState(0), [2, 8, 3])
     for figure in [*figures(run).values(), _plane(spiral(np.random.RandomState(0)), params)]:
         pictures.png(figure)
