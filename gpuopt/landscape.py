@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -93,7 +92,7 @@ LANDSCAPES = {
         "x²/20 + sin²(x)/2 + y²/2",
         lambda x, y: x**2 / 20 + np.sin(x) ** 2 / 2 + y**2 / 2,
         lambda x, y: (x / 10 + np.sin(2 * x) / 2, y),
-        ((0.0, 0.0), (2.840443, 0.0), (-2.840443, 0.0)),
+        ((0.0, 0.0), (2.839604, 0.0), (-2.839604, 0.0)),
         (4.0, 1.5),
         ((-2.2, -2.2), (4.8, 2.2)),
     ),
@@ -320,7 +319,8 @@ def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple
     for number, (who, path) in enumerate(walks.items()):
         with np.errstate(all="ignore"):
             heights = np.asarray(place.value(*path.T)) - lowest
-        seen = np.where(np.isfinite(path) & (np.abs(path) < 1e6), path, np.nan)
+        heights = np.where(heights < 1e6 * span, heights, np.nan)  # what is not on the picture anyway
+        seen = np.where(np.abs(path) < 1e6, path, np.nan)
         pictures.draw_line(plan, seen[:, 0], seen[:, 1], number, who)
         pictures.draw_line(profile, range(len(path)), heights, number, who)
         moving += [(plan.lines[-1], *seen.T), (profile.lines[-1], np.arange(len(path)), heights)]
@@ -340,9 +340,8 @@ def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple
         )
     plan.set(xlim=(left, right), ylim=(bottom, top), xlabel="x (no unit)", ylabel="y (no unit)")
     plan.set_title(f"Contours of f(x, y) = {place.formula}", fontsize=9)
-    pictures.scale(profile, [max(float(h), 1e-12 * span) for _, _, h in moving[1::2] for h in h if math.isfinite(h)])
-    bottom, top = profile.get_ylim()
-    profile.set(ylim=(max(bottom, 1e-8 * span), min(top, 1e4 * span)))
+    shown = np.concatenate([heights for _, _, heights in moving[1::2]])
+    pictures.scale(profile, np.clip(shown, 1e-8 * span, 1e4 * span).tolist())
     profile.set(xlabel="Step (updates of x and y)", ylabel="f(x, y) above its minimum (no unit)")
     profile.set_xlim(-0.02 * preset.steps, 1.02 * preset.steps)
     profile.set_title("How high, step by step", fontsize=9)

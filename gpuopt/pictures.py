@@ -222,7 +222,7 @@ def _reduced(pixels: Any) -> Any:
     """The same picture in greys and the lines' colours, blended with white and with grey."""
     from PIL import Image
 
-    palette = [level for level in range(255, -1, -8) for _ in "RGB"]
+    palette = [level for level in range(255, -1, -12) for _ in "RGB"]
     for of in STYLES:
         channels = [int(of.color[i : i + 2], 16) for i in (1, 3, 5)]
         for ground in (255, 200):

@@ -85,9 +85,9 @@ class Run:
     @property
     def steps(self) -> int:
         """As many as it took, or is going to take."""
-        last = self.rows[-1]
+        last: Row = self.rows[-1]
         epochs = last["epoch"] if self.summary is not None else max(self.config.epochs, last["epoch"])
-        return round(last["step"] / last["epoch"] * epochs)
+        return round(float(last["step"]) / last["epoch"] * epochs)
 
     @property
     def classifies(self) -> bool:
