@@ -118,7 +118,7 @@ def test_who_ends_where() -> None:
     assert [who for who, there in ends.items() if there] == ["SGD, momentum 0.9"]
     preset = PRESETS["himmelblau"]
     minima = preset.place.minima
-    nearest = {min(range(4), key=lambda k: far(path, minima[k])) for path in preset.walks().values()}  # noqa: B023
+    nearest = {min(range(4), key=lambda k: far(path, minima[k])) for path in preset.walks().values()}
     assert len(nearest) >= 3
 
 

@@ -69,13 +69,14 @@ def reported(folder: RunFolder, *, wanted: bool) -> Iterator[None]:
 
 
 def _draw(artist: subprocess.Popen[str], folder: RunFolder) -> None:
-    try:
-        _, errors = artist.communicate("draw\n", PATIENCE)
-    except subprocess.TimeoutExpired:
-        errors = f"not done after {PATIENCE} s"
-    finally:
-        artist.kill()
-    if artist.wait():
+    with artist:
+        try:
+            _, errors = artist.communicate("draw\n", PATIENCE)
+        except subprocess.TimeoutExpired:
+            errors = f"not done after {PATIENCE} s"
+        finally:
+            artist.kill()  # unless it is done
+    if artist.returncode:
         _warn(folder, errors.strip().rpartition("\n")[2] or f"the process that draws ended with {artist.returncode}")
 
 
