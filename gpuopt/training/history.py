@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -78,9 +79,17 @@ class Run:
         return dataclasses.replace(self, name=name)
 
     def points(self, key: str) -> Points:
-        """Steps and values of a metric, where it is known."""
-        known = [(row["step"], row[key]) for row in self.rows if row.get(key) is not None]
-        return [step for step, _ in known], [value for _, value in known]
+        """Steps and values of a metric, where it is known; with a NaN in between where the run went back."""
+        steps: list[float] = []
+        values: list[float] = []
+        for row in self.rows:
+            if row.get(key) is not None:
+                if steps and row["step"] <= steps[-1]:
+                    steps.append(row["step"])
+                    values.append(math.nan)
+                steps.append(row["step"])
+                values.append(row[key])
+        return steps, values
 
     @property
     def steps(self) -> int:

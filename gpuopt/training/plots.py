@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["figures", "overlay", "plane"]
 
 STEPS = "Step (updates of the parameters)"
-LABELLED = 15
-"""As many events at most have their number in the pictures."""
 GRID = 120
 SHOWN = 1000
 """Samples at most in a picture."""
@@ -59,8 +58,8 @@ def figures(run: Run) -> Figures:
             _draw(axes, panel, lines)
             margin = 0.02 * run.steps
             axes.set_xlim(-margin, run.steps + margin)
-            for number, event in enumerate(run.events[:LABELLED], 1):
-                pictures.mark(axes, event["step"], str(number))
+            for step, numbers in _marks(run):
+                pictures.mark(axes, step, numbers)
             drawn[panel.name] = figure
     return drawn
 
@@ -148,6 +147,21 @@ def explained(run: Run) -> list[tuple[int, int, str]]:
     from gpuopt.training.progress import explain
 
     return [(number, event["step"], explain(event)) for number, event in enumerate(run.events, 1)]
+
+
+def _marks(run: Run) -> list[tuple[int, str]]:
+    """The steps with events, and their numbers; those that come too close to the one before have none."""
+    numbers: dict[int, list[int]] = {}
+    for number, event in enumerate(run.events, 1):
+        numbers.setdefault(event["step"], []).append(number)
+    marks: list[tuple[int, str]] = []
+    last = -math.inf
+    for step, own in sorted(numbers.items()):
+        label = f"{own[0]}" if len(own) == 1 else f"{own[0]}, {own[1]}" if len(own) == 2 else f"{own[0]}...{own[-1]}"
+        room = step - last > run.steps * (0.012 * (len(label) + 2))
+        marks.append((step, label if room else ""))
+        last = step if room else last
+    return marks
 
 
 def _draw(axes: Axes, panel: Panel, lines: Sequence[tuple[str, Run, str]]) -> None:
