@@ -28,8 +28,20 @@ LAYERS: dict[str, set[str]] = {
     "optimizer": {"backends", "engines", "gradients", "leaves", "rules", "rules/base", "schedules", "trees"},
     "functional": {"backends", "engines", "leaves", "optimizer", "rules/base", "trees"},
     "checkpoint": {"backends", "optimizer"},
-    "training": {"", "backends", "checkpoint", "gradients", "optimizer", "rules", "rules/base", "schedules"},
-    "cli": {"", "backends", "checkpoint", "optimizer", "rules", "rules/base", "schedules", "training"},
+    "pictures": set(),
+    "landscape": {"optimizer", "pictures", "rules", "rules/base"},
+    "training": {
+        "",
+        "backends",
+        "checkpoint",
+        "gradients",
+        "optimizer",
+        "pictures",
+        "rules",
+        "rules/base",
+        "schedules",
+    },
+    "cli": {"", "backends", "checkpoint", "landscape", "optimizer", "rules", "rules/base", "schedules", "training"},
 }
 
 # Libraries that only these files may name: everything else goes through them.
@@ -38,10 +50,23 @@ CONFINED = {
     "cupyx": set(),
     "cupy_backends": {"backends.py", "engines/cuda.py"},
     "llvmlite": {"engines/cpu.py"},
+    "matplotlib": {"pictures.py"},
+    "PIL": {"pictures.py"},
     "torch": set(),
 }
 
-HEAVY = ["array_api_compat.numpy", "cupy", "llvmlite", "numba", "pandas", "rich", "safetensors", "torch", "typer"]
+HEAVY = [
+    "array_api_compat.numpy",
+    "cupy",
+    "llvmlite",
+    "matplotlib",
+    "numba",
+    "pandas",
+    "rich",
+    "safetensors",
+    "torch",
+    "typer",
+]
 
 
 def imports(module: Path) -> Iterator[str]:

@@ -7,6 +7,7 @@
 ``checkpoint-STEPS.safetensors``  the ones before, as many as ``--keep`` says
 ``best.safetensors``              the state with the lowest test loss (training loss if there is no test set)
 ``summary.json``                  how it ended; only there when it did
+``report.html``, ``*.png``        what a person sees of it, drawn at the end
 ================================  ================================================================================
 """
 

@@ -17,10 +17,11 @@ import numpy as np
 
 from gpuopt import backends
 from gpuopt.optimizer import Nonfinite, Optimizer
+from gpuopt.training.artist import is_wanted, reported
 from gpuopt.training.checkpoints import Checkpoints
 from gpuopt.training.config import Config, OnExplosion, OnGPUError
 from gpuopt.training.data import load, spiral
-from gpuopt.training.errors import ExplodedError, SavingError, UsageError
+from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
 from gpuopt.training.folder import RunFolder, write_json
 from gpuopt.training.limits import available
 from gpuopt.training.loop import Callback, Training, device
@@ -72,19 +73,17 @@ class Result:
     stopped: str | None
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a training; the message says where its checkpoint is and how to go on."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
 class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
     """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on."""
 
 
-def train(config: Config | None = None, *, out: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+def train(
+    config: Config | None = None,
+    *,
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    report: bool | None = None,
+) -> Result:
     """Train a network and write a run folder.
 
     Parameters
@@ -95,6 +94,9 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
         The run folder, which must not exist; default: ``runs/<name>-<date>-<time>``.
     callbacks : sequence of Callback
         Called after each row of metrics is written and before a checkpoint is.
+    report : bool, optional
+        Whether ``report.html`` and its pictures are drawn at the end; default: yes, unless the environment variable
+        ``GPUOPT_REPORT`` is 0. `gpuopt.training.report.draw` does it later.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
     config = config or Config()
     training, content = _prepared(config)
     folder = RunFolder.create(out, training.data.name)
-    with folder.locked():
+    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report):
         folder.write_config(content)
         return _run(training, Checkpoints(folder, training.config), callbacks)
 
@@ -139,6 +141,7 @@ def resume(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     callbacks: Sequence[Callback] = (),
+    report: bool | None = None,
 ) -> Result:
     """Go on with a run that was interrupted, from its last checkpoint.
 
@@ -155,7 +158,7 @@ def resume(
         Default: as before.
     lr, clip_norm, clip_value : float, optional
         From here on; default: as before. What saves a run that exploded.
-    callbacks : sequence of Callback
+    callbacks, report
         As for `train`.
 
     Raises
@@ -175,11 +178,14 @@ def resume(
         "clip_norm": clip_norm,
         "clip_value": clip_value,
     }
+    changes = {name: value for name, value in changes.items() if value is not None}
     with folder.locked():
-        return _resumed(folder, {name: value for name, value in changes.items() if value is not None}, lr, callbacks)
+        return _resumed(folder, changes, lr, callbacks, report=is_wanted() if report is None else report)
 
 
-def _resumed(folder: RunFolder, changes: dict[str, Any], lr: float | None, callbacks: Sequence[Callback]) -> Result:
+def _resumed(
+    folder: RunFolder, changes: dict[str, Any], lr: float | None, callbacks: Sequence[Callback], *, report: bool
+) -> Result:
     before = folder.read_config()
     try:
         config = Config.from_json(before.get("config"))
@@ -203,7 +209,8 @@ def _resumed(folder: RunFolder, changes: dict[str, Any], lr: float | None, callb
             raise UsageError(f"--lr {lr}: {error}") from None
     folder.summary.unlink(missing_ok=True)
     folder.write_config(content)
-    return _run(training, checkpoints, callbacks)
+    with reported(folder, wanted=report):
+        return _run(training, checkpoints, callbacks)
 
 
 def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
