@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Rules: TypeAlias = Rule | Mapping[str, Rule]
 """One rule, or several by glob."""
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+LONGEST = 2**53
+"""Steps; beyond, a float64 does not count them one by one."""
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
@@ -98,7 +100,7 @@ class Optimizer:
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._steps = self._skipped = self._reported = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
 
     @property
@@ -216,7 +218,8 @@ class Optimizer:
             with the next step.
 
         """
-        self._raise_overdue(wait=True)
+        with self._lock:
+            self._raise_overdue(wait=True)
         rules = [
             {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
             for rule, tuned in zip(self._rules, self._tuned, strict=True)
@@ -243,6 +246,7 @@ class Optimizer:
             If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
 
         """
+        _check_nesting(state)
         problems: list[str] = []
         tuned = self._tuned_in(state, problems)
         rules = self._rules if problems else self._rules_with(tuned)
@@ -287,7 +291,7 @@ class Optimizer:
         vars(self).update({name: value for name, value in state.items() if name != "slots"})
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
         self._rules = self._rules_with(self._tuned)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
@@ -345,8 +349,9 @@ class Optimizer:
 
     def _tuned_in(self, state: Mapping[str, Any], problems: list[str]) -> list[dict[str, Hyper]]:
         """What `tune` had changed in a state, checked against the rules there are."""
-        if not isinstance(steps := state.get("steps"), int) or steps < 0:
-            problems.append(f"steps: {steps!r}, expected a number of steps")
+        steps = state.get("steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
+            problems.append(f"steps: {steps!r:.40}, expected a number of steps")
         given = state.get("rules", {})
         names = {pattern: rule.name for pattern, rule in zip(self._patterns, self._rules, strict=True)}
         if {pattern: own["name"] for pattern, own in given.items()} != names:
@@ -403,6 +408,23 @@ def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
             raise ValueError(
                 f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too"
             )
+
+
+def _check_nesting(state: Any) -> None:
+    """Raise ValueError unless a state is nested as `Optimizer.state_dict` nests it."""
+    parts: list[Any] = [state.get(key, {}) for key in ("rules", "params", "state")] if _is_dict(state) else [None]
+    if all(map(_is_dict, parts)):
+        rules, _, slots = parts
+        tuned = [
+            own.get("tuned") if _is_dict(own) and isinstance(own.get("name"), str) else None for own in rules.values()
+        ]
+        if all(map(_is_dict, (*tuned, *slots.values()))):
+            return
+    raise ValueError("the state does not fit: expected dicts nested as those of state_dict, with names as keys")
+
+
+def _is_dict(x: object) -> bool:
+    return isinstance(x, Mapping) and all(isinstance(name, str) for name in x)
 
 
 def _dtype(x: Any) -> str:

@@ -261,7 +261,7 @@ def _expect_room(widths: Sequence[int], config: Config) -> None:
     count = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
     need, room = BYTES_A_PARAMETER * count, available()
     if need > room:
-        gib = f"about {need / 2**30:,.1f} GiB to train, and {room / 2**30:,.1f} GiB are free"
+        gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
 
 
