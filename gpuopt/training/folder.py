@@ -7,6 +7,7 @@
 ``checkpoint-STEPS.safetensors``  the ones before, as many as ``--keep`` says
 ``best.safetensors``              the state with the lowest test loss (training loss if there is no test set)
 ``summary.json``                  how it ended; only there when it did
+``control.json``                  where the training listens for commands; only there while it runs
 ================================  ================================================================================
 """
 
@@ -53,6 +54,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.summary = self.path / "summary.json"
+        self.control = self.path / "control.json"
 
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:

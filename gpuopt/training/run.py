@@ -25,6 +25,7 @@ from gpuopt.training.folder import RunFolder, write_json
 from gpuopt.training.limits import available
 from gpuopt.training.loop import Callback, Training, device
 from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.steering import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -201,6 +202,7 @@ def _resumed(folder: RunFolder, changes: dict[str, Any], lr: float | None, callb
             training.optimizer.tune(lr=lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
+        checkpoints.metrics.lost = [row for row in checkpoints.metrics.lost if row.get("name") != "lr"]
     folder.summary.unlink(missing_ok=True)
     folder.write_config(content)
     return _run(training, checkpoints, callbacks)
@@ -294,10 +296,11 @@ def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
 
 def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> Result:
     config, path = training.config, checkpoints.folder.path
+    training.folder = path
     go_on = f"To go on: gpuopt train --resume {path}"
     with _stopping(training) as signals:
         try:
-            training.run([checkpoints.metrics, *callbacks, checkpoints])
+            training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
         except OSError as error:
             whole = f"the last checkpoint is the one after {checkpoints.steps} steps"
             raise SavingError(f"{error.filename or path}: {error.strerror or error}; {whole}. {go_on}") from error
