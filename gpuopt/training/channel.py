@@ -13,12 +13,13 @@ import json
 import os
 import socket
 import threading
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from gpuopt.training.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from io import BufferedRWPair
     from pathlib import Path
 
     from gpuopt.training.folder import RunFolder
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "Server"]
 
 LOOPBACK = "127.0.0.1"
+GREETED = {"gpuopt": "training"}
 LONGEST = 1 << 16  # bytes of a request
 GREETING = 5.0
 """Seconds that either side has to say who it is."""
@@ -82,7 +84,7 @@ class Server:
             if not hmac.compare_digest(file.readline(LONGEST).strip(), self._secret.encode()):
                 return
             connection.settimeout(None)
-            _say(file, {"gpuopt": "training"})
+            _say(file, GREETED)
             while line := file.readline(LONGEST):
                 _say(file, self._answer(json.loads(line)))
 
@@ -103,15 +105,9 @@ class Client:
         except (OSError, ValueError, KeyError, TypeError):
             raise _nobody(folder) from None
         self._file = self._socket.makefile("rwb")
-        try:
-            self._file.write(f"{content['secret']}\n".encode())
-            self._file.flush()
-            greeting = json.loads(self._file.readline(LONGEST))
-            if greeting != {"gpuopt": "training"}:
-                raise ValueError(greeting)
-        except (OSError, ValueError, KeyError):  # a port that was taken over by somebody else
+        if not self._is_welcome(content):
             self.close()
-            raise _nobody(folder) from None
+            raise _nobody(folder)
         self._socket.settimeout(None)  # a step may take its time
 
     def ask(self, request: Message) -> Message:
@@ -129,20 +125,29 @@ class Client:
         answer: Message = json.loads(line)
         return answer
 
+    def _is_welcome(self, content: Message) -> bool:
+        """Whether a training is there, not somebody else who took over the port of one that was killed."""
+        try:
+            self._file.write(f"{content['secret']}\n".encode())
+            self._file.flush()
+            return bool(json.loads(self._file.readline(LONGEST)) == GREETED)
+        except (OSError, ValueError, KeyError):
+            return False
+
     def close(self) -> None:
         """Hang up."""
         with contextlib.suppress(OSError):
             self._file.close()
         self._socket.close()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _say(file: IO[bytes], message: Message) -> None:
+def _say(file: BufferedRWPair, message: Message) -> None:
     file.write(json.dumps(message).encode() + b"\n")
     file.flush()
 

@@ -196,9 +196,11 @@ class Training:
         steps = self.config.epochs * self.batches
         given: dict[str, Hyper] = {}
         for name, value in hyperparameters.items():
-            text = isinstance(value, str)
-            given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps) if text else value
-            if callable(given[name]) and not isinstance(given[name], schedules.Schedule):
+            if isinstance(value, str):
+                given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps)
+            elif not callable(value) or isinstance(value, schedules.Schedule):
+                given[name] = value
+            else:
                 raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
         known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
         after = dataclasses.replace(rule, **known).at(step)  # what a schedule gives is in range, too

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -103,7 +104,8 @@ class Steering(Callback):
         if self._waiting is not None:
             self._tell(training, "step", loss=training.probe())
             self._waiting.put(self._answer(training))
-            self._single, self._waiting = False, None
+            self._waiting = None
+        self._single = False
         with training.interruption():
             while training.stopped is None and not self._single:
                 try:
@@ -113,7 +115,7 @@ class Steering(Callback):
                         continue
                     return
                 refused = self._do(training, request)
-                if self._single:
+                if "step" in request and refused is None:
                     self._waiting = answers
                 else:
                     answers.put(self._answer(training, refused))
@@ -159,6 +161,7 @@ class Steering(Callback):
             "paused": self._paused,
             "rule": rule.name,
             "hyperparameters": {name: at[name] for name in given},
+            "ranges": {name: _range(rule, name) for name in given},
             "schedules": {name: repr(value) for name, value in given.items() if callable(value)},
             "back": self._states(),
         }
@@ -240,3 +243,11 @@ class Steering(Callback):
         if to == "best":
             return folder.best
         return folder.checkpoint if to == str(self._checkpoints.steps) else folder.path / f"checkpoint-{to}.safetensors"
+
+
+def _range(rule: Rule, name: str) -> list[float] | None:
+    """Least value and excluded greatest value of a hyperparameter; None of a flag."""
+    declared = type(rule).__dataclass_fields__[name]
+    if declared.type in ("bool", bool):
+        return None
+    return [declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)]
