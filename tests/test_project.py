@@ -29,7 +29,8 @@ LAYERS: dict[str, set[str]] = {
     "functional": {"backends", "engines", "leaves", "optimizer", "rules/base", "trees"},
     "checkpoint": {"backends", "optimizer"},
     "training": {"", "backends", "checkpoint", "gradients", "optimizer", "rules", "rules/base", "schedules"},
-    "cli": {"", "backends", "checkpoint", "optimizer", "rules", "rules/base", "schedules", "training"},
+    "live": {"training"},
+    "cli": {"", "backends", "checkpoint", "live", "optimizer", "rules", "rules/base", "schedules", "training"},
 }
 
 # Libraries that only these files may name: everything else goes through them.
@@ -38,10 +39,22 @@ CONFINED = {
     "cupyx": set(),
     "cupy_backends": {"backends.py", "engines/cuda.py"},
     "llvmlite": {"engines/cpu.py"},
+    "nicegui": {"live/__main__.py", "live/view.py"},
     "torch": set(),
 }
 
-HEAVY = ["array_api_compat.numpy", "cupy", "llvmlite", "numba", "pandas", "rich", "safetensors", "torch", "typer"]
+HEAVY = [
+    "array_api_compat.numpy",
+    "cupy",
+    "llvmlite",
+    "nicegui",
+    "numba",
+    "pandas",
+    "rich",
+    "safetensors",
+    "torch",
+    "typer",
+]
 
 
 def imports(module: Path) -> Iterator[str]:

@@ -48,8 +48,8 @@ class Page(Callback):
             raise UsageError('--live: NiceGUI is not installed; the extra brings it: pip install "gpuopt[live]"')
         name, _, port = (host or LOOPBACK).partition(":")
         try:
-            self._socket = socket.create_server((name, int(port or 0)))
-        except (OSError, OverflowError, ValueError) as error:
+            self._socket = socket.create_server((name, _port(port)))
+        except (OSError, ValueError) as error:
             raise UsageError(f"--live-host {host}: cannot listen there: {error}") from None
         self._name = socket.gethostname() if name == "0.0.0.0" else name  # noqa: S104  (not listened on by default)
         self._token = secrets.token_urlsafe(16)
@@ -77,3 +77,11 @@ class Page(Callback):
             process.stdin.write(json.dumps(about).encode())
         threading.Thread(target=process.wait, name="gpuopt live", daemon=True).start()
         print(f"Live:    {self.url}", flush=True)  # noqa: T201
+
+
+def _port(text: str) -> int:
+    """The port that a text names; 0, any free one, if it is empty."""
+    port = int(text or 0)
+    if not 0 <= port < 65536:
+        raise ValueError(f"port {port}, expected one from 1 to 65535")
+    return port

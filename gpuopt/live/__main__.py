@@ -41,9 +41,7 @@ def main() -> None:
         tailwind=False,
         binding_refresh_interval=None,
     )
-    config = uvicorn.Config(
-        Guard(own, token, hosts), log_level="error", access_log=False, timeout_graceful_shutdown=1, ws="websockets-sansio"
-    )
+    config = uvicorn.Config(Guard(own, token, hosts), log_level="error", access_log=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
 
     async def follow() -> None:

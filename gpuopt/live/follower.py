@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -55,16 +56,12 @@ class Follower:
 
     async def run(self) -> None:
         """Follow."""
-        asking = await self._connected()
-        if asking is not None:
-            self._client = await self._connected()
-            try:
-                while True:
-                    answer = await asyncio.to_thread(asking.ask, {})
-                    self._note(answer)
-                    await asyncio.sleep(INTERVAL)
-            except (OSError, ValueError):
-                pass  # it has ended, or was ended
+        with contextlib.ExitStack() as connections, contextlib.suppress(OSError, ValueError):  # until it has ended
+            asking = connections.enter_context(await self._connected())
+            self._client = connections.enter_context(await self._connected())
+            while True:
+                self._note(await asyncio.to_thread(asking.ask, {}))
+                await asyncio.sleep(INTERVAL)
         self._read_metrics()
         self.ended = True
         self.version += 1
@@ -82,13 +79,13 @@ class Follower:
         refused: str | None = answer.get("refused")
         return refused
 
-    async def _connected(self) -> Client | None:
+    async def _connected(self) -> Client:
+        """A connection, as soon as the training has begun; UsageError if it does not."""
         for _ in range(round(WAITING / INTERVAL)):
-            try:
+            with contextlib.suppress(UsageError):
                 return await asyncio.to_thread(Client, self.folder)
-            except UsageError:
-                await asyncio.sleep(INTERVAL)
-        return None
+            await asyncio.sleep(INTERVAL)
+        return await asyncio.to_thread(Client, self.folder)
 
     def _note(self, answer: Message) -> None:
         now = answer["now"]

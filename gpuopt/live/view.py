@@ -30,7 +30,7 @@ body { background: #fff; color: #1a1a1a; font-family: system-ui, sans-serif; }
 .status.paused { background: #f0e442; }
 .status.ended { background: #1a1a1a; color: #fff; }
 .name { font-family: ui-monospace, monospace; font-size: 14px; }
-.controls .q-btn { border-radius: 3px; }
+.controls .q-btn { border-radius: 3px; white-space: nowrap; }
 .events { font-size: 13px; line-height: 1.5; white-space: pre-line; max-height: 200px; overflow-y: auto; }
 """
 
@@ -44,7 +44,7 @@ def show(follower: Follower) -> None:
         status = ui.label().classes("status").mark("status")
         summary = ui.label().classes("muted")
     with ui.row(wrap=False).style("width: 100%; gap: 24px; align-items: flex-start"):
-        with ui.column().classes("controls").style("width: 300px; flex: none; gap: 14px"):
+        with ui.column().classes("controls").style("width: 320px; flex: none; gap: 14px"):
             panel = ui.column().style("width: 100%; gap: 14px")
             ui.separator()
             ui.label("Events").style("font-weight: 600")
@@ -84,7 +84,7 @@ def _summary(now: Row) -> str:
         parts.append(f"loss {now['loss']:.4g}")
     if now["accuracy"] is not None:
         parts.append(f"accuracy {now['accuracy']:.3f}")
-    return "   ".join([*parts, f"learning rate {now['lr']:.4g}"])
+    return " · ".join([*parts, f"learning rate {now['lr']:.4g}"])
 
 
 class Controls:
@@ -99,7 +99,9 @@ class Controls:
             self._step = self._button("One step", lambda: {"step": None})
             self._save = self._button("Save now", lambda: {"save": None})
         with ui.row(align_items="center", wrap=False).style("gap: 8px; width: 100%"):
-            self._back = ui.select({}, label="Roll back to").props("dense outlined options-dense").style("flex: 1")
+            self._back = (
+                ui.select({}, label="State").props("dense outlined options-dense").style("flex: 1; min-width: 0")
+            )
             self._roll = self._button("Roll back", lambda: {"rollback": self._back.value})
         self._stop = self._button("Stop", lambda: {"stop": None})
         self._is_paused = False
@@ -131,8 +133,8 @@ class Controls:
 
 
 def _state(name: str, steps: int | None) -> str:
-    words = {"last": "last good state", "change": "before the last change", "best": "best state"}
-    return words.get(name, "checkpoint") + ("" if steps is None else f", step {steps:,}")
+    words = {"last": "last good", "change": "before change", "best": "best"}
+    return words.get(name, "checkpoint") + ("" if steps is None else f" ({steps:,})")
 
 
 class Hyperparameter:
@@ -238,9 +240,9 @@ class Fraction:
 Scale = Decades | Fraction
 
 CHARTS: Sequence[tuple[str, str, bool]] = (
-    ("loss", "loss (mean per sample)", True),
-    ("accuracy", "accuracy (fraction)", False),
-    ("lr", "learning rate (1/step)", True),
+    ("loss", "loss (nats per sample)", True),
+    ("accuracy", "accuracy (fraction of samples)", False),
+    ("lr", "learning rate (per step)", True),
 )
 
 
@@ -249,32 +251,43 @@ class Chart:
 
     def __init__(self, follower: Follower, name: str, title: str, logarithmic: bool) -> None:  # noqa: FBT001
         self._follower, self._name = follower, name
-        self._chart = ui.echart(
-            {
-                "animation": False,
-                "grid": {"left": 72, "right": 24, "top": 34, "bottom": 44},
-                "legend": {"top": 0, "right": 24, "textStyle": {"color": INK}, "itemWidth": 36},
-                "tooltip": {"trigger": "axis"},
-                "xAxis": _axis("step (number)") | {"type": "value", "min": 0, "nameLocation": "middle", "nameGap": 26},
-                "yAxis": _axis(title)
-                | {"type": "log" if logarithmic else "value", "nameLocation": "end"}
-                | {"nameTextStyle": {"align": "left", "color": INK, "padding": [0, 0, 0, -56]}}
-                | ({} if logarithmic else {"min": 0, "max": 1}),
-                "series": [],
-            }
-        ).style("width: 100%; height: 260px").mark(f"{name} chart")
+        self._chart = (
+            ui.echart(
+                {
+                    "animation": False,
+                    "grid": {"left": 72, "right": 24, "top": 34, "bottom": 44},
+                    "legend": {"top": 0, "right": 24, "textStyle": {"color": INK}, "itemWidth": 36},
+                    "tooltip": {"trigger": "axis"},
+                    "xAxis": _axis("step (number)")
+                    | {"type": "value", "min": 0, "nameLocation": "middle", "nameGap": 26},
+                    "yAxis": _axis(title)
+                    | {"type": "log" if logarithmic else "value", "nameLocation": "end"}
+                    | {"nameTextStyle": {"align": "left", "color": INK, "padding": [0, 0, 0, -56]}}
+                    | ({} if logarithmic else {"min": 0, "max": 1}),
+                    "series": [],
+                }
+            )
+            .style("width: 100%; height: 245px")
+            .mark(f"{name} chart")
+        )
 
     def draw(self) -> None:
         """Draw what there is now."""
         follower = self._follower
         points, rows = follower.points, follower.rows
+        if follower.now is not None and follower.now["accuracy"] is None:  # regression
+            self._chart.set_visibility(self._name != "accuracy")
+            if self._name == "loss":
+                self._chart.options["yAxis"]["name"] = "loss (mean squared error)"
         if self._name == "lr":
             both = sorted([*points, *rows], key=lambda row: row["seconds"])
             series = [_line("learning rate", both, "lr", MOMENT, step="end")]
         else:
             title = "training (up to 1024 samples, at the moment)"
             series = [_line(title, points, self._name, MOMENT)]
-            series.append(_line("training (mean over the epoch)", rows, self._name, EPOCH, dash="dotted", symbol="circle"))
+            series.append(
+                _line("training (mean over the epoch)", rows, self._name, EPOCH, dash="dotted", symbol="circle")
+            )
             if any(f"test_{self._name}" in row for row in rows):
                 series.append(_line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
         series[0]["markLine"] = _marks(follower.events)
@@ -295,6 +308,7 @@ def _line(title: str, rows: Sequence[Row], key: str, colour: str, dash: str = "s
         "color": colour,
         "lineStyle": {"width": 2 if dash == "solid" else 1.5, "type": dash},
         "showSymbol": "symbol" in more and len(rows) <= 120,
+        "symbol": "none",
         "symbolSize": 5,
         **more,
     }

@@ -129,6 +129,7 @@ class Training:
         self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._score = self._nothing  # of this epoch's batches
         self._began = time.perf_counter()
+        self._halted: float | None = None  # the time, while it stands still
         self._callbacks: Sequence[Callback] = ()
         self._moved = False
         every = math.ceil(len(data.train) / PROBED)
@@ -144,7 +145,7 @@ class Training:
     @property
     def seconds(self) -> float:
         """Time that the training took, without its interruptions."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._began if self._halted is None else self._halted
 
     @property
     def position(self) -> Position:
@@ -220,11 +221,11 @@ class Training:
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:
         """What is done in it takes no time of the training's."""
-        seconds = self.seconds
+        self._halted = self.seconds
         try:
             yield
         finally:
-            self._began = time.perf_counter() - seconds
+            self._began, self._halted = time.perf_counter() - self._halted, None
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
