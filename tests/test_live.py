@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_steering import Running, gpuopt, rows
-from test_steering import running as running
+from running import Running, gpuopt, opened, rows
 
 from gpuopt.live import Page
 from gpuopt.live.follower import Follower
@@ -30,6 +29,11 @@ from gpuopt.training.folder import RunFolder
 TOKEN, HOST = "secret", "127.0.0.1:80"
 SCREENSHOTS = "GPUOPT_SCREENSHOTS"
 """Names the folder for pictures to be looked at."""
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    yield from opened(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -264,12 +268,18 @@ def test_the_page_steers(chromium: Any, live: tuple["subprocess.Popen[str]", str
     press(chromium, "Save now")
     assert until(lambda: rows(folder, "save"))[0]["step"] == paused["step"] + 1
     take(chromium, "live-paused")
+    chromium.find_element("css selector", ".q-select").click()
+    option = f"//*[contains(@class, 'q-item')][contains(., 'before change ({change['step']:,})')]"
+    until(lambda: chromium.find_elements("xpath", option))[0].click()
     press(chromium, "Roll back")
-    assert until(lambda: rows(folder, "rollback"))[0]["step"] == paused["step"] + 1
+    back = until(lambda: rows(folder, "rollback"))[0]
+    assert (back["step"], back["back_to_step"], back["lr"]) == (paused["step"] + 1, change["step"], 1.0)
     until(lambda: any("Resume" in b.text for b in chromium.find_elements("tag name", "button")))
     press(chromium, "Resume")
     until(lambda: status() == "training")
     assert len(rows(folder, "resume")) == 1
+
+    take(chromium, "live-rolled-back")
 
     # What it loaded came from there, and nothing was wrong.
     messages = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]

@@ -51,7 +51,7 @@ class Page(Callback):
             self._socket = socket.create_server((name, _port(port)))
         except (OSError, ValueError) as error:
             raise UsageError(f"--live-host {host}: cannot listen there: {error}") from None
-        self._name = socket.gethostname() if name == "0.0.0.0" else name  # noqa: S104  (not listened on by default)
+        self._name = socket.gethostname() if name == "0.0.0.0" else name
         self._token = secrets.token_urlsafe(16)
         self.url = f"http://{self._name}:{self._socket.getsockname()[1]}/{self._token}/"
         self._is_started = False

@@ -116,7 +116,7 @@ class Controls:
         """Send a request, and say why it was refused if it was."""
         refused = await self._follower.ask(request)
         if refused is not None:
-            ui.notify(refused, type="negative", position="top", timeout=8000, close_button="Close")
+            ui.notify(refused, type="negative", position="top", timeout=8000)
         return refused is None
 
     def update(self, now: Row, *, ended: bool) -> None:
@@ -159,7 +159,7 @@ class Hyperparameter:
             self._slider.on("update:model-value", self._moved).on("change", self._let_go)
             self._caption = ui.label().classes("muted")
 
-    def set_enabled(self, wanted: bool) -> None:  # noqa: FBT001
+    def set_enabled(self, wanted: bool) -> None:
         """As elements have it."""
         for element in filter(None, (self._field, self._slider)):
             element.set_enabled(wanted)
@@ -249,7 +249,7 @@ CHARTS: Sequence[tuple[str, str, bool]] = (
 class Chart:
     """One quantity over the steps."""
 
-    def __init__(self, follower: Follower, name: str, title: str, logarithmic: bool) -> None:  # noqa: FBT001
+    def __init__(self, follower: Follower, name: str, title: str, logarithmic: bool) -> None:
         self._follower, self._name = follower, name
         self._chart = (
             ui.echart(

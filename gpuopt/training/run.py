@@ -72,6 +72,12 @@ class Result:
     seconds: float
     stopped: str | None
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, the optimizer, its leaves, and small curves of the metrics."""
+        from gpuopt.training import notebook
+
+        return notebook.to_html(self)
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended a training; the message says where its checkpoint is and how to go on."""
