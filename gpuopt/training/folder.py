@@ -8,6 +8,7 @@
 ``best.safetensors``              the state with the lowest test loss (training loss if there is no test set)
 ``summary.json``                  how it ended; only there when it did
 ``report.html``, ``*.png``        what a person sees of it, drawn at the end
+``control.json``                  where the training listens for commands; only there while it runs
 ================================  ================================================================================
 """
 
@@ -54,6 +55,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.summary = self.path / "summary.json"
+        self.control = self.path / "control.json"
 
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:
