@@ -131,7 +131,8 @@ class RunFolder:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self.path.is_dir():
                 raise UsageError(f"--resume {self.path}: is no run folder: it has no {self.config.name}") from None
-            raise UsageError(f"--resume {self.config}: {error.strerror}") from None
+            missing = isinstance(error, FileNotFoundError) and not self.path.exists()
+            raise UsageError(f"--resume {self.path if missing else self.config}: {error.strerror}") from None
         except (RecursionError, ValueError) as error:
             raise UsageError(f"{self.config}: not readable ({error})") from None
         if not isinstance(content, dict) or "format" not in content:
