@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import repeat
-from operator import call, is_, is_not
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import leaves, schedules
@@ -160,26 +158,9 @@ class Optimizer:
         given = self._tree.leaves_of(grads, "grads")
         with self._lock:
             self._raise_overdue()
-            # New arrays are told by identity: to look at every array at every step would cost more than to update many
-            # small leaves.
-            new = []
-            # Mostly there are none, which is found without a loop in Python. None is what a dead reference gives, too.
-            if any(map(is_not, given, map(call, self._known))) or any(map(is_, given, repeat(None))):
-                new = [
-                    i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g
-                ]
-            for i in new:
-                if given[i] is not None:
-                    given[i] = leaves.gradient(given[i], self._arrays[i], self._tree, i)
+            ready = self._step.bind(given, self._checked)
             scalars = self._step.scalars(self._steps)
             limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
-            if new:
-                for i in new:
-                    self._known[i] = _nothing  # if Ctrl-C ends what follows, nothing half-done is believed
-                self._step.bind({i: given[i] for i in new})
-                for i in new:
-                    self._known[i] = _nothing if given[i] is None else weakref.ref(given[i])
-            ready = self._step.ready(given)
             if self._step.at_once:
                 self._take_step(ready, scalars, limit)
             else:
@@ -301,9 +282,35 @@ class Optimizer:
                     assign(own, state["state"][path][slot])
             self._steps = int(state["steps"])
 
+    def _repr_html_(self) -> str:
+        """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
+        from gpuopt import notebook
+
+        groups, curves = [], []
+        for pattern, rule in zip(self._patterns, self._rules, strict=True):
+            now = rule.at(self._steps)
+            for name in rule.hyperparameters():
+                value = getattr(rule, name)
+                groups.append((pattern, rule.name, name, now[name], value if callable(value) else ""))
+                if isinstance(value, schedules.Schedule):
+                    last = max(2 * self._steps, 1000)
+                    points = [(step, float(value(step))) for step in range(0, last + 1, last // 100)]
+                    curves.append(notebook.curves(f"{pattern}: {name}", {name: points}, marks=[self._steps]))
+        leaves = [
+            (path, tuple(a.shape), _dtype(a), self._patterns[group])
+            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
+        ]
+        count = sum(math.prod(shape) for _, shape, _, _ in leaves)
+        parts = [
+            notebook.heading(f"Optimizer: {self._steps:,} steps taken, {len(leaves):,} leaves, {count:,} parameters"),
+            notebook.table(("group", "rule", "hyperparameter", "next step", "schedule"), groups),
+            notebook.table(("leaf", "shape", "dtype", "group"), leaves),
+        ]
+        return "".join([*parts, *curves])
+
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_arrays", "_rules", "_step", "_known", "_lock")
+        own = ("_tree", "_arrays", "_rules", "_step", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own} | {"slots": self._step.slots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -318,17 +325,19 @@ class Optimizer:
                 assign(own[slot], value)
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
-        """Make the step for these rules, with the slots there are; every gradient counts as new again."""
+        """Make the step for these rules, with the slots there are."""
         self._skipped += self._step.skipped if hasattr(self, "_step") else 0
         by = None if self._clip is None or self._clip.by == "value" else self._clip.by
         skip = self._nonfinite != "ignore"
         guard = Guard(by, skip) if by or skip else None
         slots = slots or [{} for _ in self._arrays]
-        self._known: list[Any] = [_nothing] * len(self._arrays)
         return Step(self._arrays, self._groups, self._clipped(rules), slots, self._engine, guard)
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
+
+    def _checked(self, g: Any, i: int) -> Any:
+        return leaves.gradient(g, self._arrays[i], self._tree, i)
 
     def _take_step(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
         """Look at the gradients and update, all leaves and the count, or leave all as it is."""
@@ -443,10 +452,6 @@ def _check_nesting(state: Any) -> None:
 
 def _is_dict(x: object) -> bool:
     return isinstance(x, Mapping) and all(isinstance(name, str) for name in x)
-
-
-def _nothing() -> None:
-    """Stand in for the reference to a gradient that there has not been."""
 
 
 def _dtype(x: Any) -> str:

@@ -21,15 +21,51 @@ LAYERS: dict[str, set[str]] = {
     "backends": set(),
     "trees": set(),
     "schedules": set(),
+    "notebook": set(),
     "rules": set(),
     "engines": {"backends", "rules/base"},
     "leaves": {"backends", "engines", "trees"},
     "gradients": {"engines", "rules/base"},
-    "optimizer": {"backends", "engines", "gradients", "leaves", "rules", "rules/base", "schedules", "trees"},
+    "optimizer": {
+        "backends",
+        "engines",
+        "gradients",
+        "leaves",
+        "notebook",
+        "rules",
+        "rules/base",
+        "schedules",
+        "trees",
+    },
     "functional": {"backends", "engines", "leaves", "optimizer", "rules/base", "trees"},
     "checkpoint": {"backends", "optimizer"},
-    "training": {"", "backends", "checkpoint", "gradients", "optimizer", "rules", "rules/base", "schedules"},
-    "cli": {"", "backends", "checkpoint", "optimizer", "rules", "rules/base", "schedules", "training"},
+    "pictures": set(),
+    "landscape": {"optimizer", "pictures", "rules", "rules/base"},
+    "training": {
+        "",
+        "backends",
+        "checkpoint",
+        "gradients",
+        "notebook",
+        "optimizer",
+        "pictures",
+        "rules",
+        "rules/base",
+        "schedules",
+    },
+    "live": {"training"},
+    "cli": {
+        "",
+        "backends",
+        "checkpoint",
+        "landscape",
+        "live",
+        "optimizer",
+        "rules",
+        "rules/base",
+        "schedules",
+        "training",
+    },
 }
 
 # Libraries that only these files may name: everything else goes through them.
@@ -38,10 +74,25 @@ CONFINED = {
     "cupyx": set(),
     "cupy_backends": {"backends.py", "engines/cuda.py"},
     "llvmlite": {"engines/cpu.py"},
+    "matplotlib": {"pictures.py"},
+    "PIL": {"pictures.py"},
+    "nicegui": {"live/__main__.py", "live/view.py"},
     "torch": set(),
 }
 
-HEAVY = ["array_api_compat.numpy", "cupy", "llvmlite", "numba", "pandas", "rich", "safetensors", "torch", "typer"]
+HEAVY = [
+    "array_api_compat.numpy",
+    "cupy",
+    "llvmlite",
+    "matplotlib",
+    "nicegui",
+    "numba",
+    "pandas",
+    "rich",
+    "safetensors",
+    "torch",
+    "typer",
+]
 
 
 def imports(module: Path) -> Iterator[str]:

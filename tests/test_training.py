@@ -113,7 +113,18 @@ def test_a_run_folder(blobs: str, tmp_path: Path, library: str) -> None:
     assert (summary["backend"], summary["epochs"], summary["steps"]) == (library, 4, 16)
     assert summary["device"] == ("cpu" if library == "numpy" else "cuda:0")
     assert summary["reason"] == gpuopt.backend("auto").reason
-    names = ["epoch", "step", "loss", "accuracy", "test_loss", "test_accuracy", "lr", "seconds"]
+    names = [
+        "epoch",
+        "step",
+        "loss",
+        "accuracy",
+        "test_loss",
+        "test_accuracy",
+        "lr",
+        "gradient_norm",
+        "update_norm",
+        "seconds",
+    ]
     assert [list(row) for row in rows(out)] == [names] * 4
     assert [(row["epoch"], row["step"], row["lr"]) for row in rows(out)] == [(e, 4 * e, 0.001) for e in (1, 2, 3, 4)]
     assert read(out, "config")["config"]["data"] == blobs
@@ -126,6 +137,27 @@ def test_a_run_folder(blobs: str, tmp_path: Path, library: str) -> None:
     assert result.train_loss == pytest.approx(losses[:200].mean(), rel=1e-5)
     assert result.test_loss == pytest.approx(losses[200:].mean(), rel=1e-5)
     assert (result.train_accuracy, result.test_accuracy) == (right[:200].mean(), right[200:].mean())
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+def test_norms_of_the_last_step(blobs: str, tmp_path: Path, clip_norm: float | None) -> None:
+    config = Config(data=blobs, hidden=(8,), optimizer="SGD", lr=0.5, batch_size=64, clip_norm=clip_norm, epochs=2)
+    seen: list[NDArray[Any]] = []
+
+    class Recorder(Callback):
+        def step(self, training: Training) -> None:
+            layers = training.optimizer.params["layers"]
+            seen.append(np.concatenate([x.ravel().astype("f8") for layer in layers for x in layer.values()]))
+
+    train(config, out=tmp_path / "run", callbacks=[Recorder()])
+    for row in rows(tmp_path / "run"):
+        update = np.linalg.norm(seen[row["step"] - 1] - seen[row["step"] - 2])
+        assert row["update_norm"] == pytest.approx(update, rel=1e-5)
+        if clip_norm is None:
+            assert row["gradient_norm"] == pytest.approx(update / 0.5, rel=1e-4)
+        else:
+            assert update == pytest.approx(0.5 * clip_norm, rel=1e-3)
+            assert row["gradient_norm"] > 10 * clip_norm  # before clipping
 
 
 def test_without_a_test_set(tmp_path: Path) -> None:

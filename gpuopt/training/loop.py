@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -9,16 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from gpuopt import schedules
 from gpuopt.rules import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from gpuopt.backends import Backend
     from gpuopt.optimizer import Optimizer
+    from gpuopt.rules.base import Hyper
     from gpuopt.training.config import Config
     from gpuopt.training.data import Dataset, Samples
-    from gpuopt.training.model import Perceptron
+    from gpuopt.training.model import Params, Perceptron
 
     Array: TypeAlias = Any
     Row: TypeAlias = dict[str, Any]
@@ -32,7 +37,8 @@ PROBED = 1024  # samples at most that tell whether the training goes well
 class Callback:
     """What hangs on the loop: progress, metrics, checkpoints, and your own. Every method may be left out.
 
-    Each one gets the `Training`; ``training.stop(reason)`` ends it after the current step.
+    Each one gets the `Training`: ``training.stop(reason)`` ends it after the current step, ``training.tune(lr=0.01)``
+    changes hyperparameters from the next one on.
 
     Examples
     --------
@@ -55,7 +61,10 @@ class Callback:
         """When something out of the ordinary happened; ``event["event"]`` says what."""
 
     def end(self, training: Training) -> None:
-        """After the training: finished, stopped after a step, or broken off by ``training.error``."""
+        """After the training: finished, stopped after a step, or broken off by ``training.error``.
+
+        Who was started is ended, whatever happened, and the last one started first.
+        """
 
 
 def device(backend: Backend) -> str:
@@ -75,6 +84,8 @@ class Position:
     """Of these batches, if the epoch is reported."""
     seconds: float = 0.0
     """Time that the training took until here."""
+    norms: list[float] = field(default_factory=lambda: [math.nan, math.nan])
+    """Of gradient and update in the epoch's last batch, if that is done and the epoch is reported."""
 
 
 class Training:
@@ -87,12 +98,15 @@ class Training:
     data : Dataset
     network : Perceptron
     optimizer : Optimizer
+    folder : Path or None
+        The run folder, if there is one.
     epoch : int
         Epochs done.
     row : dict or None
-        Metrics of the last epoch if it is reported: ``epoch, step, loss, accuracy, lr, seconds`` and, if there is a test
-        set, ``test_loss, test_accuracy``. The training loss and accuracy are means over the epoch's batches, each taken
-        just before its step; the accuracy is None for regression.
+        Metrics of the last epoch if it is reported: ``epoch, step, loss, accuracy, lr, gradient_norm, update_norm,
+        seconds`` and, if there is a test set, ``test_loss, test_accuracy``. The training loss and accuracy are means over
+        the epoch's batches, each taken just before its step; the accuracy is None for regression. The norms are Euclidean,
+        over all parameters together, of the epoch's last step: of its gradient before clipping, and of what it changed.
     stopped : str or None
         Why the training ends early.
     error : exception or None
@@ -107,6 +121,7 @@ class Training:
         self.data = data
         self.network = network
         self.optimizer = optimizer
+        self.folder: Path | None = None
         self.epoch = 0
         self.row: Row | None = None
         self.stopped: str | None = None
@@ -116,7 +131,9 @@ class Training:
         self._batch = 0
         self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._score = self._nothing  # of this epoch's batches
+        self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._began = time.perf_counter()
+        self._halted: float | None = None  # the time, while it stands still
         self._callbacks: Sequence[Callback] = ()
         self._moved = False
         every = math.ceil(len(data.train) / PROBED)
@@ -132,18 +149,19 @@ class Training:
     @property
     def seconds(self) -> float:
         """Time that the training took, without its interruptions."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._began if self._halted is None else self._halted
 
     @property
     def position(self) -> Position:
         """Where it stands; set it to go on from there."""
         score = self.backend.to_numpy(self._score).tolist()
-        return Position(self.epoch, self._batch, score, self.seconds)
+        return Position(self.epoch, self._batch, score, self.seconds, self.backend.to_numpy(self._norms).tolist())
 
     @position.setter
     def position(self, position: Position) -> None:
         self.epoch, self._batch = position.epoch, position.batch
         self._score = self.backend.asarray(position.score)
+        self._norms = self.backend.asarray(position.norms)
         self._began = time.perf_counter() - position.seconds
         self._moved = True
 
@@ -156,26 +174,81 @@ class Training:
         for callback in self._callbacks:
             callback.event(self, event)
 
+    def tune(self, by: str = "callback", /, **hyperparameters: Hyper | str) -> None:
+        """Change hyperparameters from the next step on, and tell it: an event for each.
+
+        Parameters
+        ----------
+        by
+            Who changes it.
+        **hyperparameters
+            Numbers, schedules, or the text of one as `gpuopt.schedules.parse` reads it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such hyperparameter, or its range is left. Nothing is changed then.
+
+        Examples
+        --------
+        >>> class Drop(Callback):
+        ...     def epoch(self, training):
+        ...         if training.epoch == 100:
+        ...             training.tune(lr=0.01)
+        """
+        rule, step = self.optimizer.rule, self.optimizer.steps
+        assert isinstance(rule, Rule)
+        before = rule.at(step)
+        steps = self.config.epochs * self.batches
+        given: dict[str, Hyper] = {}
+        for name, value in hyperparameters.items():
+            if isinstance(value, str):
+                given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps)
+            elif not callable(value) or isinstance(value, schedules.Schedule):
+                given[name] = value
+            else:
+                raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
+        known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
+        after = dataclasses.replace(rule, **known).at(step)  # what a schedule gives is in range, too
+        self.optimizer.tune(**given)
+        for name, value in given.items():
+            event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
+            self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
+
     def probe(self) -> float:
         """Return the loss of some training samples with the parameters as they are; a GPU is waited for."""
-        x, y = self._probed
-        return self._mean(self.network.score(self.network.outputs(self.optimizer.params, x), y), len(x))[0]
+        return self._probe()[0]
+
+    def now(self) -> Row:
+        """As `row`, but of this moment, and of some training samples."""
+        return self._with_position(self.epoch, *self._probe())
+
+    @contextlib.contextmanager
+    def interruption(self) -> Iterator[None]:
+        """What is done in it takes no time of the training's."""
+        self._halted = self.seconds
+        try:
+            yield
+        finally:
+            self._began, self._halted = time.perf_counter() - self._halted, None
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
         self._callbacks = callbacks
-        with self.backend.use(), np.errstate(all="ignore"):  # numbers that explode show in the metrics
-            for callback in callbacks:
-                callback.start(self)
+        with (
+            self.backend.use(),
+            np.errstate(all="ignore"),
+            contextlib.ExitStack() as ends,
+        ):  # explosions show in the metrics
             try:
+                for callback in callbacks:
+                    callback.start(self)
+                    ends.callback(callback.end, self)
                 while self.epoch < self.config.epochs and self.stopped is None:
                     self.run_epoch(callbacks)
             except BaseException as error:
                 self.error = error
                 raise
-            finally:
-                for callback in callbacks:
-                    callback.end(self)
 
     def evaluate(self) -> Row:
         """Loss and accuracy with the parameters as they are, over the training set and the test set."""
@@ -191,8 +264,12 @@ class Training:
         for x, y in self._batches():
             outputs, grads = network.gradients(params, x, y)
             score = self._score + network.score(outputs, y) if reported else self._score
+            measured = reported and self._batch + 1 == self.batches
+            before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if measured else []
             optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
-            self._batch, self._score = self._batch + 1, score
+            self._batch, self._score, self._norms = self._batch + 1, score, self._unmeasured
+            if measured:
+                self._norms = self._measured(grads, before)
             for callback in callbacks:
                 callback.step(self)
             if self._moved or (self.stopped is not None and self._batch < self.batches):
@@ -225,18 +302,29 @@ class Training:
 
     def _report(self, epoch: int) -> Row:
         """The metrics of the epoch that just ended."""
-        rule = self.optimizer.rule
+        return self._with_position(epoch, *self._mean(self._score, len(self.data.train)), **self._tested())
+
+    def _with_position(self, epoch: int, loss: float, accuracy: float | None, **tested: float | None) -> Row:
+        """A row of metrics: these, and where the training is."""
+        rule, step = self.optimizer.rule, self.optimizer.steps
         assert isinstance(rule, Rule)
-        loss, accuracy = self._mean(self._score, len(self.data.train))
-        return {
-            "epoch": epoch,
-            "step": self.optimizer.steps,
-            "loss": loss,
-            "accuracy": accuracy,
-            **self._tested(),
-            "lr": rule.at(self.optimizer.steps - 1)["lr"],
-            "seconds": round(self.seconds, 3),
-        }
+        lr = rule.at(max(0, step - 1))["lr"]  # of the last step
+        norms = dict(zip(("gradient_norm", "update_norm"), self.backend.to_numpy(self._norms).tolist(), strict=True))
+        measured = {"loss": loss, "accuracy": accuracy, **tested}
+        return {"epoch": epoch, "step": step, **measured, "lr": lr, **norms, "seconds": round(self.seconds, 3)}
+
+    def _probe(self) -> tuple[float, float | None]:
+        x, y = self._probed
+        return self._mean(self.network.score(self.network.outputs(self.optimizer.params, x), y), len(x))
+
+    def _measured(self, grads: Params, before: list[Array]) -> Array:
+        """The norms of gradient and update, on the device: a GPU is not waited for."""
+        xp = self.network.xp
+        updates = [p - old for p, old in zip(_arrays(self.optimizer.params), before, strict=True)]
+        squares = [
+            sum(xp.sum(xp.astype(x, xp.float64) ** 2) for x in arrays) for arrays in (list(_arrays(grads)), updates)
+        ]
+        return xp.sqrt(xp.stack(squares))
 
     def _tested(self) -> Row:
         if self._test is None:
@@ -253,7 +341,7 @@ class Training:
         return self._mean(score, len(x))
 
     def _mean(self, score: Array, samples: int) -> tuple[float, float | None]:
-        """Loss and accuracy on the host: the only copies from the device that a training makes."""
+        """Loss and accuracy on the host: the only copies from the device that a training makes, with the norms'."""
         loss, correct = (self.backend.to_numpy(score) / samples).tolist()
         return loss, correct if self.network.classifies else None
 
@@ -261,6 +349,10 @@ class Training:
         """Features, and targets as the network wants them, one-hot for classes."""
         y = samples.y if self.data.classes is None else np.eye(self.data.outputs, dtype=np.float32)[samples.y]
         return self.backend.asarray(samples.x), self.backend.asarray(y)
+
+
+def _arrays(params: Params) -> Iterator[Array]:
+    return (x for layer in params["layers"] for x in layer.values())
 
 
 def _touch_workspace() -> None:
