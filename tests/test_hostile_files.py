@@ -30,6 +30,7 @@ from gpuopt import checkpoint
 from gpuopt.training import Callback, Config, Training, UsageError, load, resume, train
 from gpuopt.training.checkpoints import Checkpoints
 from gpuopt.training.folder import RunFolder
+from gpuopt.training.history import Run
 from gpuopt.training.run import _prepared
 
 MEMORY = 512 << 20  # bytes that may be taken beyond what there was at the beginning
@@ -391,6 +392,21 @@ def test_metadata_that_are_no_metadata(tmp_path: Path, text: str) -> None:
     checkpoint.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": text})
     with pytest.raises(gpuopt.CheckpointError, match="file: damaged: the metadata"):
         gpuopt.load(tmp_path / "file", gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+@pytest.mark.parametrize(
+    "what", ["pipe", "device", "folder", b"[" * 500_000 + b"\n", bytes(100_000) + b"\n", b"5\n", b'{"step": []}\n']
+)
+def test_what_pictures_read(run: RunFolder, tmp_path: Path, name: str, what: Any) -> None:
+    folder = handed_on(run, tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    if isinstance(what, bytes):
+        (folder / name).write_bytes(what if name != "summary.json" or what[:1] != b"{" else b"{")
+    else:
+        make_no_file(folder / name, what)
+    with pytest.raises(UsageError, match=re.escape(name)):
+        Run.read(folder)
 
 
 @pytest.mark.parametrize("state", [None, [], {"params": []}, {"rules": {1: {}}}, {"state": {"": []}}])

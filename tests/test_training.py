@@ -572,7 +572,7 @@ def test_what_cannot_be_resumed_stays_as_it_is(
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--resume .*nowhere.config\.json: No such file"):
+    with pytest.raises(UsageError, match=r"--resume .*nowhere: No such file"):
         resume(tmp_path / "nowhere")
 
 

@@ -16,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from gpuopt.training.errors import UsageError
+from gpuopt.training.limits import expect_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,9 +101,10 @@ class Client:
 
     def __init__(self, folder: RunFolder) -> None:
         try:
+            expect_file(folder.control)
             content = json.loads(folder.control.read_bytes())
             self._socket = socket.create_connection((LOOPBACK, int(content["port"])), timeout=GREETING)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError):
             raise _nobody(folder) from None
         self._file = self._socket.makefile("rwb")
         if not self._is_welcome(content):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gpuopt.training.config import Config
 from gpuopt.training.errors import UsageError
 from gpuopt.training.folder import RunFolder
+from gpuopt.training.limits import expect_file, expect_room
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     Points: TypeAlias = tuple[list[float], list[float]]
 
 __all__ = ["Run"]
+
+JSON_IN_MEMORY = 8
+"""Bytes that a byte of it takes."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +62,22 @@ class Run:
         if not folder.config.exists():
             raise UsageError(f"{path}: is no run folder: it has no config.json")
         config = Config.from_json(folder.read_config().get("config"))
-        lines = folder.metrics.read_bytes().splitlines(keepends=True) if folder.metrics.exists() else []
+        lines = _content(folder.metrics).splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]  # it is being written, or was when the run was killed
         rows: list[Row] = []
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(dict(json.loads(line)))
-            except (TypeError, ValueError):
+                row = json.loads(line)
+                if type(row["step"]) is not int or not ("event" in row or row.keys() >= {"epoch", "loss", "accuracy"}):
+                    raise ValueError(row)  # noqa: TRY301
+                rows.append(row)
+            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 raise UsageError(f"{folder.metrics}: line {number} is not readable") from None
         events = [row for row in rows if "event" in row]
         try:
-            summary = json.loads(folder.summary.read_bytes()) if folder.summary.exists() else None
-        except ValueError:
+            summary = dict(json.loads(_content(folder.summary))) if folder.summary.exists() else None
+        except (RecursionError, TypeError, ValueError):
             raise UsageError(f"{folder.summary}: is not readable") from None
         return cls(folder.path.resolve().name, folder, config, [r for r in rows if "event" not in r], events, summary)
 
@@ -102,3 +109,14 @@ class Run:
     def classifies(self) -> bool:
         """Whether it predicts classes: these have an accuracy."""
         return any(row["accuracy"] is not None for row in self.rows)
+
+
+def _content(path: Path) -> bytes:
+    """A file's content; of one that is missing nothing."""
+    try:
+        expect_room(str(path), JSON_IN_MEMORY * (size := expect_file(path)), size)
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
