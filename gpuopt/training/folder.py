@@ -164,7 +164,11 @@ class RunFolder:
 
     def kept(self) -> list[Path]:
         """Checkpoints before the last one, the oldest first."""
-        return sorted(self.path.glob("checkpoint-*.safetensors"), key=lambda file: (file.stat().st_mtime_ns, file.name))
+        found = []
+        for file in self.path.glob("checkpoint-*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):  # the thread that saves removes the oldest meanwhile
+                found.append((file.stat().st_mtime_ns, file.name))
+        return [self.path / name for _, name in sorted(found)]
 
     def load(self, optimizer: Optimizer) -> dict[str, Any] | None:
         """Read the checkpoint into an optimizer, and return what else stands in it; None if there is none yet.
