@@ -35,6 +35,7 @@ __all__ = [
     "page",
     "png",
     "scale",
+    "shown",
     "spare",
     "style",
     "table",
@@ -272,18 +273,22 @@ def image(content: bytes, caption: str, kind: str = "png") -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; without a head, of names and values. Numbers stand to the right where there is a head."""
 
-    def cell(tag: str, value: object) -> str:
-        number = ' class="number"' if head and isinstance(value, int | float) else ""
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-        return f"<{tag}{number}>{html.escape(shown)}</{tag}>"
-
     rows = [list(row) for row in rows]
-    lines = ["".join(cell("td", value) for value in row) for row in rows]
-    if head:
-        numbers = [bool(rows) and any(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
-        names = zip(head, numbers, strict=True)
-        lines.insert(0, "".join(f"<th{' class=number' * right}>{html.escape(name)}</th>" for name, right in names))
-    return '<div class="scroll"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+    numbers = [
+        bool(head) and any(isinstance(value, int | float) for value in column) for column in zip(*rows, strict=True)
+    ]
+
+    def line(tag: str, values: Sequence[object]) -> str:
+        cells = zip(values, numbers, strict=True)
+        return "".join(f"<{tag}{' class=number' * right}>{html.escape(shown(v))}</{tag}>" for v, right in cells)
+
+    lines = [line("th", head)] * bool(head) + [line("td", row) for row in rows]
+    return '<div class="scroll"><table>' + "".join(f"<tr>{one}</tr>" for one in lines) + "</table></div>"
+
+
+def shown(value: object) -> str:
+    """A value in a table, as short as it can be told."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write(path: Path, content: bytes | str) -> None:

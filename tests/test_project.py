@@ -41,7 +41,18 @@ LAYERS: dict[str, set[str]] = {
         "rules/base",
         "schedules",
     },
-    "cli": {"", "backends", "checkpoint", "landscape", "optimizer", "rules", "rules/base", "schedules", "training"},
+    "cli": {
+        "",
+        "backends",
+        "checkpoint",
+        "landscape",
+        "optimizer",
+        "pictures",
+        "rules",
+        "rules/base",
+        "schedules",
+        "training",
+    },
 }
 
 # Libraries that only these files may name: everything else goes through them.

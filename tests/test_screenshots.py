@@ -44,7 +44,7 @@ class Page:
 
 
 PAGES = {
-    "report": Page(a_report, 2100, 20_000),
+    "report": Page(a_report, 2100, 15_000),
     "comparison": Page(a_comparison, 1900, 5_000),
     "landscape": Page(a_landscape, 1500, 2_000),
 }

@@ -96,7 +96,8 @@ class Run:
         """As many as it took, or is going to take."""
         last: Row = self.rows[-1]
         epochs = last["epoch"] if self.summary is not None else max(self.config.epochs, last["epoch"])
-        return round(float(last["step"]) / last["epoch"] * epochs)
+        steps: float = last["step"] / last["epoch"] * epochs
+        return round(steps)
 
     @property
     def classifies(self) -> bool:
