@@ -282,7 +282,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         cells = zip(values, numbers, strict=True)
         return "".join(f"<{tag}{' class=number' * right}>{html.escape(shown(v))}</{tag}>" for v, right in cells)
 
-    lines = [line("th", head)] * bool(head) + [line("td", row) for row in rows]
+    lines = [line("th", head) for _ in head[:1]] + [line("td", row) for row in rows]
     return '<div class="scroll"><table>' + "".join(f"<tr>{one}</tr>" for one in lines) + "</table></div>"
 
 
