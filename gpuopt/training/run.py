@@ -246,8 +246,9 @@ def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
     _expect_room([data.features, *config.hidden, data.outputs], config)
     params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
-    matmul = backend.xp.float64 if config.matmul == "float64" else None
-    network = Perceptron(backend.xp, data.classes is not None, matmul)
+    xp = backends.namespace(params["layers"][0]["w"])
+    matmul = xp.float64 if config.matmul == "float64" else None
+    network = Perceptron(xp, data.classes is not None, matmul)
     nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
     training = Training(config, backend, data, network, optimizer)
@@ -260,7 +261,7 @@ def _expect_room(widths: Sequence[int], config: Config) -> None:
     count = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
     need, room = BYTES_A_PARAMETER * count, available()
     if need > room:
-        gib = f"about {need / 2**30:,.1f} GiB to train, and {room / 2**30:,.1f} GiB are free"
+        gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
 
 
