@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gpuopt.landscape import PRESETS, draw
-from gpuopt.training import Config, report, train
+from gpuopt.training import Callback, Config, Training, report, train
 from gpuopt.training.compare import compare
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -20,9 +20,15 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installe
 
 
 def a_report(folder: Path) -> Path:
-    """Of a run with events."""
-    config = Config(epochs=800, optimizer="SGD", lr=40, on_explosion="rollback", device="cpu", hidden=(32,))
-    train(config, out=folder / "run")
+    """Of a run whose learning rate is changed on the way."""
+
+    class Hand(Callback):
+        def step(self, training: Training) -> None:
+            if training.optimizer.steps == 700:
+                training.optimizer.tune(lr=0.005)
+                training.tell({"event": "tune", "step": 700, "lr": 0.005})
+
+    train(Config(epochs=1000, device="cpu"), out=folder / "run", callbacks=[Hand()])
     return report.draw(folder / "run")
 
 
