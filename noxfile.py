@@ -142,6 +142,13 @@ def soak(session: nox.Session) -> None:
     session.run("pytest", "--soak", "-s", *(session.posargs or files))
 
 
+@nox.session(python=OLDEST_PYTHON)
+def browser(session: nox.Session) -> None:
+    """Run the tests of the live page in a headless Chromium; they are skipped where there is none."""
+    session.install("-e.[live]", *dependencies("test", "browser"))
+    session.run("pytest", "-m", "browser", *session.posargs)
+
+
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", allow_parallel=False)
 def bench(session: nox.Session) -> None:
     """Measure a step of every rule beside torch, Optax and hand-written NumPy; benchmarks/README.md says how."""

@@ -52,6 +52,8 @@ def gpuopt(
           Train on your own data, a few passes over it.
       gpuopt train --optimizer SGD --lr 1 --schedule inverse_time:decay=1e-3 --set momentum=0.9
           Choose the optimizer and how its learning rate falls.
+      gpuopt tune runs/FOLDER lr=0.01
+          Change a training while it runs.
       gpuopt info
           See which device would be taken, and what is missing for another.
 
@@ -171,6 +173,17 @@ def train(
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Draw no report.html at the end. The same: GPUOPT_REPORT=0.")
     ] = False,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Serve a page with curves and controls while it trains, and print its address. Needs gpuopt[live].",
+        ),
+    ] = False,
+    live_host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Address on which --live listens. Default: 127.0.0.1, this machine alone."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a multilayer perceptron.
@@ -178,16 +191,21 @@ def train(
     Targets that are integers or text are classes (softmax and cross-entropy), other numbers are predicted (mean squared
     error). Images of bytes are flattened and scaled to [0, 1]; everything else is taken as it is.
 
-    Ctrl-C lets the current step end, saves, and says how to resume.
+    Ctrl-C lets the current step end, saves, and says how to resume. `gpuopt tune` changes a training while it runs.
     """
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
-    given.pop("quiet", None)
+    for name in ("quiet", "live", "live_host"):
+        given.pop(name, None)
     report = None if given.pop("no_report", None) is None else False
     with _told_plainly():
         from gpuopt import training
         from gpuopt.training.progress import progress
 
         callbacks = [] if quiet else [progress()]
+        if live or live_host is not None:
+            from gpuopt.live import Page
+
+            callbacks.append(Page(live_host))
         if given.pop("resume", None) is not None:
             for name in set(given) - RESUMABLE:
                 raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
@@ -324,6 +342,65 @@ def landscape(
 
 
 @app.command()
+def tune(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is training.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...",
+            help="Hyperparameters from the next step on, as in lr=0.01 or lr=cosine. A bad value changes nothing.",
+        ),
+    ] = None,
+    rollback: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|change|best|STEPS",
+            help="Go back to the last good state, to the one before the last change, to the best one, or to the checkpoint "
+            "after so many steps; hyperparameters become what they were.",
+        ),
+    ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Write a checkpoint now.")] = False,
+    pause: Annotated[bool, typer.Option("--pause", help="Wait, until it is resumed.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on.")] = False,
+    step: Annotated[bool, typer.Option("--step", help="Take one step, and wait.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="End the training, after saving it.")] = False,
+) -> None:
+    """Change a running training from another terminal.
+
+    Prints what became of it; with nothing to change, where the training stands. Every change is an event in the run's
+    metrics.jsonl, and survives a resume. A refused one leaves with exit code 2, and the training goes on.
+
+    \b
+    Examples:
+      gpuopt tune runs/FOLDER lr=0.01
+      gpuopt tune runs/FOLDER --rollback last lr=0.001
+      gpuopt tune runs/FOLDER --pause
+    """
+    chosen = {"save": save, "pause": pause, "resume": resume, "step": step, "stop": stop}
+    request: dict[str, Any] = {} if rollback is None else {"rollback": rollback}
+    with _told_plainly():
+        from gpuopt import training
+        from gpuopt.training.channel import Client
+        from gpuopt.training.folder import RunFolder
+        from gpuopt.training.progress import describe, explain
+
+        if settings:
+            request["tune"] = dict(_setting(text, "") for text in settings)
+        request |= {name: None for name, wanted in chosen.items() if wanted}
+        with Client(RunFolder(run)) as client:
+            answer = client.ask(request)
+        for event in answer["events"]:
+            typer.echo(explain(event))
+        if "refused" in answer:
+            raise training.UsageError(answer["refused"])
+        if not request:
+            now = answer["now"]
+            typer.echo(f"step {now['step']}, epoch {now['epoch']}/{now['epochs']}  {describe(now)}")
+            typer.echo("  ".join(f"{name}={value}" for name, value in now["hyperparameters"].items()))
+            typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))
+
+
+@app.command()
 def info() -> None:
     """Print what was found: versions, devices and their memory, and the backend that would be taken, and why."""
     from gpuopt import backends
@@ -424,13 +501,13 @@ def _config(given: dict[str, Any]) -> Config:
     return Config(**chosen)
 
 
-def _setting(text: str) -> tuple[str, float | str]:
+def _setting(text: str, option: str = "--set ") -> tuple[str, float | str]:
     """Name and value of ``NAME=VALUE``: a number, a flag, or the text of a schedule."""
     from gpuopt.training import UsageError
 
     name, equals, value = (part.strip() for part in text.partition("="))
     if not (name and equals and value):
-        raise UsageError(f"--set {text}: expected NAME=VALUE, as in beta1=0.95")
+        raise UsageError(f"{option}{text}: expected NAME=VALUE, as in beta1=0.95")
     if value.lower() in {"true", "false"}:
         return name, value.lower() == "true"
     try:

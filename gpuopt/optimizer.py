@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -280,6 +281,32 @@ class Optimizer:
                 for slot, own in self._step.slots[i].items():
                     assign(own, state["state"][path][slot])
             self._steps = int(state["steps"])
+
+    def _repr_html_(self) -> str:
+        """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
+        from gpuopt import notebook
+
+        groups, curves = [], []
+        for pattern, rule in zip(self._patterns, self._rules, strict=True):
+            now = rule.at(self._steps)
+            for name in rule.hyperparameters():
+                value = getattr(rule, name)
+                groups.append((pattern, rule.name, name, now[name], value if callable(value) else ""))
+                if isinstance(value, schedules.Schedule):
+                    last = max(2 * self._steps, 1000)
+                    points = [(step, float(value(step))) for step in range(0, last + 1, last // 100)]
+                    curves.append(notebook.curves(f"{pattern}: {name}", {name: points}, marks=[self._steps]))
+        leaves = [
+            (path, tuple(a.shape), _dtype(a), self._patterns[group])
+            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
+        ]
+        count = sum(math.prod(shape) for _, shape, _, _ in leaves)
+        parts = [
+            notebook.heading(f"Optimizer: {self._steps:,} steps taken, {len(leaves):,} leaves, {count:,} parameters"),
+            notebook.table(("group", "rule", "hyperparameter", "next step", "schedule"), groups),
+            notebook.table(("leaf", "shape", "dtype", "group"), leaves),
+        ]
+        return "".join([*parts, *curves])
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""

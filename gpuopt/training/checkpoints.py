@@ -123,6 +123,10 @@ class Checkpoints(Callback):
         self.save()
         self._background.wait()
 
+    def wait(self) -> None:
+        """Wait for what is being written."""
+        self._background.wait()
+
     def save(self) -> None:
         """Write the last good state."""
         self._background.wait()

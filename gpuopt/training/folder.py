@@ -8,6 +8,7 @@
 ``best.safetensors``              the state with the lowest test loss (training loss if there is no test set)
 ``summary.json``                  how it ended; only there when it did
 ``report.html``, ``*.png``        what a person sees of it, drawn at the end
+``control.json``                  where the training listens for commands; only there while it runs
 ================================  ================================================================================
 """
 
@@ -54,6 +55,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.summary = self.path / "summary.json"
+        self.control = self.path / "control.json"
 
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:
@@ -129,7 +131,8 @@ class RunFolder:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and self.path.is_dir():
                 raise UsageError(f"--resume {self.path}: is no run folder: it has no {self.config.name}") from None
-            raise UsageError(f"--resume {self.config}: {error.strerror}") from None
+            missing = isinstance(error, FileNotFoundError) and not self.path.exists()
+            raise UsageError(f"--resume {self.path if missing else self.config}: {error.strerror}") from None
         except (RecursionError, ValueError) as error:
             raise UsageError(f"{self.config}: not readable ({error})") from None
         if not isinstance(content, dict) or "format" not in content:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -9,13 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from gpuopt import schedules
 from gpuopt.rules import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from gpuopt.backends import Backend
     from gpuopt.optimizer import Optimizer
+    from gpuopt.rules.base import Hyper
     from gpuopt.training.config import Config
     from gpuopt.training.data import Dataset, Samples
     from gpuopt.training.model import Params, Perceptron
@@ -32,7 +37,8 @@ PROBED = 1024  # samples at most that tell whether the training goes well
 class Callback:
     """What hangs on the loop: progress, metrics, checkpoints, and your own. Every method may be left out.
 
-    Each one gets the `Training`; ``training.stop(reason)`` ends it after the current step.
+    Each one gets the `Training`: ``training.stop(reason)`` ends it after the current step, ``training.tune(lr=0.01)``
+    changes hyperparameters from the next one on.
 
     Examples
     --------
@@ -55,7 +61,10 @@ class Callback:
         """When something out of the ordinary happened; ``event["event"]`` says what."""
 
     def end(self, training: Training) -> None:
-        """After the training: finished, stopped after a step, or broken off by ``training.error``."""
+        """After the training: finished, stopped after a step, or broken off by ``training.error``.
+
+        Who was started is ended, whatever happened, and the last one started first.
+        """
 
 
 def device(backend: Backend) -> str:
@@ -89,6 +98,8 @@ class Training:
     data : Dataset
     network : Perceptron
     optimizer : Optimizer
+    folder : Path or None
+        The run folder, if there is one.
     epoch : int
         Epochs done.
     row : dict or None
@@ -110,6 +121,7 @@ class Training:
         self.data = data
         self.network = network
         self.optimizer = optimizer
+        self.folder: Path | None = None
         self.epoch = 0
         self.row: Row | None = None
         self.stopped: str | None = None
@@ -121,6 +133,7 @@ class Training:
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._began = time.perf_counter()
+        self._halted: float | None = None  # the time, while it stands still
         self._callbacks: Sequence[Callback] = ()
         self._moved = False
         every = math.ceil(len(data.train) / PROBED)
@@ -136,7 +149,7 @@ class Training:
     @property
     def seconds(self) -> float:
         """Time that the training took, without its interruptions."""
-        return time.perf_counter() - self._began
+        return time.perf_counter() - self._began if self._halted is None else self._halted
 
     @property
     def position(self) -> Position:
@@ -161,26 +174,81 @@ class Training:
         for callback in self._callbacks:
             callback.event(self, event)
 
+    def tune(self, by: str = "callback", /, **hyperparameters: Hyper | str) -> None:
+        """Change hyperparameters from the next step on, and tell it: an event for each.
+
+        Parameters
+        ----------
+        by
+            Who changes it.
+        **hyperparameters
+            Numbers, schedules, or the text of one as `gpuopt.schedules.parse` reads it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such hyperparameter, or its range is left. Nothing is changed then.
+
+        Examples
+        --------
+        >>> class Drop(Callback):
+        ...     def epoch(self, training):
+        ...         if training.epoch == 100:
+        ...             training.tune(lr=0.01)
+        """
+        rule, step = self.optimizer.rule, self.optimizer.steps
+        assert isinstance(rule, Rule)
+        before = rule.at(step)
+        steps = self.config.epochs * self.batches
+        given: dict[str, Hyper] = {}
+        for name, value in hyperparameters.items():
+            if isinstance(value, str):
+                given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps)
+            elif not callable(value) or isinstance(value, schedules.Schedule):
+                given[name] = value
+            else:
+                raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
+        known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
+        after = dataclasses.replace(rule, **known).at(step)  # what a schedule gives is in range, too
+        self.optimizer.tune(**given)
+        for name, value in given.items():
+            event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
+            self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
+
     def probe(self) -> float:
         """Return the loss of some training samples with the parameters as they are; a GPU is waited for."""
-        x, y = self._probed
-        return self._mean(self.network.score(self.network.outputs(self.optimizer.params, x), y), len(x))[0]
+        return self._probe()[0]
+
+    def now(self) -> Row:
+        """As `row`, but of this moment, and of some training samples."""
+        return self._with_position(self.epoch, *self._probe())
+
+    @contextlib.contextmanager
+    def interruption(self) -> Iterator[None]:
+        """What is done in it takes no time of the training's."""
+        self._halted = self.seconds
+        try:
+            yield
+        finally:
+            self._began, self._halted = time.perf_counter() - self._halted, None
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
         self._callbacks = callbacks
-        with self.backend.use(), np.errstate(all="ignore"):  # numbers that explode show in the metrics
-            for callback in callbacks:
-                callback.start(self)
+        with (
+            self.backend.use(),
+            np.errstate(all="ignore"),
+            contextlib.ExitStack() as ends,
+        ):  # explosions show in the metrics
             try:
+                for callback in callbacks:
+                    callback.start(self)
+                    ends.callback(callback.end, self)
                 while self.epoch < self.config.epochs and self.stopped is None:
                     self.run_epoch(callbacks)
             except BaseException as error:
                 self.error = error
                 raise
-            finally:
-                for callback in callbacks:
-                    callback.end(self)
 
     def evaluate(self) -> Row:
         """Loss and accuracy with the parameters as they are, over the training set and the test set."""
@@ -234,19 +302,20 @@ class Training:
 
     def _report(self, epoch: int) -> Row:
         """The metrics of the epoch that just ended."""
-        rule = self.optimizer.rule
+        return self._with_position(epoch, *self._mean(self._score, len(self.data.train)), **self._tested())
+
+    def _with_position(self, epoch: int, loss: float, accuracy: float | None, **tested: float | None) -> Row:
+        """A row of metrics: these, and where the training is."""
+        rule, step = self.optimizer.rule, self.optimizer.steps
         assert isinstance(rule, Rule)
-        loss, accuracy = self._mean(self._score, len(self.data.train))
-        return {
-            "epoch": epoch,
-            "step": self.optimizer.steps,
-            "loss": loss,
-            "accuracy": accuracy,
-            **self._tested(),
-            "lr": rule.at(self.optimizer.steps - 1)["lr"],
-            **dict(zip(("gradient_norm", "update_norm"), self.backend.to_numpy(self._norms).tolist(), strict=True)),
-            "seconds": round(self.seconds, 3),
-        }
+        lr = rule.at(max(0, step - 1))["lr"]  # of the last step
+        norms = dict(zip(("gradient_norm", "update_norm"), self.backend.to_numpy(self._norms).tolist(), strict=True))
+        measured = {"loss": loss, "accuracy": accuracy, **tested}
+        return {"epoch": epoch, "step": step, **measured, "lr": lr, **norms, "seconds": round(self.seconds, 3)}
+
+    def _probe(self) -> tuple[float, float | None]:
+        x, y = self._probed
+        return self._mean(self.network.score(self.network.outputs(self.optimizer.params, x), y), len(x))
 
     def _measured(self, grads: Params, before: list[Array]) -> Array:
         """The norms of gradient and update, on the device: a GPU is not waited for."""

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gpuopt.training.loop import Training
+    from gpuopt.training.loop import Row, Training
 
 __all__ = ["Metrics", "finite"]
+
+MOST_LOST = 1 << 24  # bytes that are looked at of what is cut off
 
 
 class Metrics(Callback):
@@ -27,10 +29,13 @@ class Metrics(Callback):
     ----------
     written, checksum : int
         Bytes of the file so far, and their CRC-32.
+    lost : list of dict
+        Rows that `restore` cut off.
     """
 
     def __init__(self, path: Path) -> None:
         self.written = self.checksum = 0
+        self.lost: list[Row] = []
         self._path = path
         self._file: IO[bytes] | None = None
 
@@ -51,6 +56,7 @@ class Metrics(Callback):
                     raise UsageError(f"{self._path}: {written - left} bytes, expected {written} or more")
                 if found != checksum:
                     raise UsageError(f"{self._path}: damaged: the first {written} bytes have another checksum")
+                self.lost = _rows(file.read(MOST_LOST))
                 file.truncate(written)
         except OSError as error:
             raise UsageError(f"{self._path}: {error.strerror}") from None
@@ -96,3 +102,17 @@ class Metrics(Callback):
 def finite(content: Mapping[str, Any]) -> dict[str, Any]:
     """What exploded as None: JSON has no NaN and no infinity."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+
+
+def _rows(lines: bytes) -> list[Row]:
+    """The rows that are whole, up to the first one that is not."""
+    rows: list[Row] = []
+    for line in lines.splitlines(keepends=True):
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except (RecursionError, ValueError):
+            row = None
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
+    return rows

@@ -66,6 +66,20 @@ def explain(event: Mapping[str, Any]) -> str:
             return f"exploded: {event['reason']}"
         case {"event": "skip"}:
             return f"steps left out until step {event['step']}, for gradients that were not finite: {event['skipped']}"
+    return _by_hand(event)
+
+
+def _by_hand(event: Mapping[str, Any]) -> str:
+    words = {"pause": "paused", "resume": "resumed", "save": "saved", "step": "one step, now", "stop": "stopped"}
+    match event:
+        case {"event": "tune"}:
+            return f"{event['name']}: {event['old']:.4g} -> {event['new']:.4g} after step {event['step']}"
+        case {"event": "rollback"}:
+            lr = f", learning rate {event['lr']:.4g}"
+            return f"rolled back from step {event['step']} to step {event['back_to_step']}{lr}"
+        case {"event": what} if what in words:
+            loss = f", loss {event['loss']:.4f}" if event.get("loss") is not None else ""
+            return f"{words[what]} after step {event['step']}{loss}"
     return str(event["event"])
 
 

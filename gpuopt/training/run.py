@@ -26,6 +26,7 @@ from gpuopt.training.folder import RunFolder, write_json
 from gpuopt.training.limits import available
 from gpuopt.training.loop import Callback, Training, device
 from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.steering import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,6 +72,12 @@ class Result:
     test_accuracy: float | None
     seconds: float
     stopped: str | None
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, the optimizer, its leaves, and small curves of the metrics."""
+        from gpuopt.training import notebook
+
+        return notebook.to_html(self)
 
 
 class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
@@ -207,6 +214,7 @@ def _resumed(
             training.optimizer.tune(lr=lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
+        checkpoints.metrics.lost = [row for row in checkpoints.metrics.lost if row.get("name") != "lr"]
     folder.summary.unlink(missing_ok=True)
     folder.write_config(content)
     with reported(folder, wanted=report):
@@ -302,10 +310,11 @@ def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
 
 def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> Result:
     config, path = training.config, checkpoints.folder.path
+    training.folder = path
     go_on = f"To go on: gpuopt train --resume {path}"
     with _stopping(training) as signals:
         try:
-            training.run([checkpoints.metrics, *callbacks, checkpoints])
+            training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
         except OSError as error:
             whole = f"the last checkpoint is the one after {checkpoints.steps} steps"
             raise SavingError(f"{error.filename or path}: {error.strerror or error}; {whole}. {go_on}") from error

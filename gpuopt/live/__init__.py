@@ -1,0 +1,87 @@
+"""The page of a running training: curves and controls, served by a process of its own. Needs the extra ``live``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from gpuopt.training import Callback, UsageError
+
+if TYPE_CHECKING:
+    from gpuopt.training import Training
+
+__all__ = ["Page"]
+
+LOOPBACK = "127.0.0.1"
+
+
+class Page(Callback):
+    """Starts the page when the training starts. It ends with the training, which never waits for it.
+
+    Parameters
+    ----------
+    host
+        The address, and after a colon the port, where it listens. Default: a free port of the loopback interface. From
+        elsewhere, everybody who is told the page's address may steer the training, and it goes over the network in the
+        clear.
+
+    Attributes
+    ----------
+    url : str
+        Where it is, with the random token that it wants.
+
+    Raises
+    ------
+    UsageError
+        If the extra is not installed, or it cannot listen there.
+    """
+
+    def __init__(self, host: str | None = None) -> None:
+        if importlib.util.find_spec("nicegui") is None:
+            raise UsageError('--live: NiceGUI is not installed; the extra brings it: pip install "gpuopt[live]"')
+        name, _, port = (host or LOOPBACK).partition(":")
+        try:
+            self._socket = socket.create_server((name, _port(port)))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--live-host {host}: cannot listen there: {error}") from None
+        self._name = socket.gethostname() if name == "0.0.0.0" else name
+        self._token = secrets.token_urlsafe(16)
+        self.url = f"http://{self._name}:{self._socket.getsockname()[1]}/{self._token}/"
+        self._is_started = False
+
+    def start(self, training: Training) -> None:
+        if self._is_started:  # it goes on on another device
+            return
+        self._is_started = True
+        assert training.folder is not None
+        about = {"folder": str(training.folder), "token": self._token, "fd": self._socket.fileno(), "name": self._name}
+        with self._socket:
+            # A session of its own: Ctrl-C is for the training. The token is nobody's who lists the processes.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gpuopt.live"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[self._socket.fileno()],
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+        assert process.stdin is not None
+        with process.stdin:
+            process.stdin.write(json.dumps(about).encode())
+        threading.Thread(target=process.wait, name="gpuopt live", daemon=True).start()
+        print(f"Live:    {self.url}", flush=True)  # noqa: T201
+
+
+def _port(text: str) -> int:
+    """The port that a text names; 0, any free one, if it is empty."""
+    port = int(text or 0)
+    if not 0 <= port < 65536:
+        raise ValueError(f"port {port}, expected one from 1 to 65535")
+    return port

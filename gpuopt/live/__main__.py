@@ -1,0 +1,60 @@
+"""The process that serves the page of a training; what it needs to know comes by the standard input."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+
+import uvicorn
+from fastapi import FastAPI
+from nicegui import app as pages
+from nicegui import ui
+
+from gpuopt.live.follower import Follower
+from gpuopt.live.guard import Guard
+from gpuopt.live.view import show
+from gpuopt.training.folder import RunFolder
+
+FAREWELL = 2.0
+"""Seconds that browsers have, when the training has ended, to fetch the last points."""
+
+
+def main() -> None:
+    """Serve until the training ends."""
+    os.nice(5)  # the training comes first
+    about = json.load(sys.stdin)
+    token, listening = about["token"], socket.socket(fileno=about["fd"])
+    port = listening.getsockname()[1]
+    loopback = listening.getsockname()[0].startswith("127.")
+    hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", about["name"])} if loopback else None
+    follower = Follower(RunFolder(about["folder"]))
+    own = FastAPI(openapi_url=None)
+    ui.run_with(
+        own,
+        root=lambda: show(follower),
+        title=f"{follower.name} - gpuopt",
+        mount_path=f"/{token}",
+        show_welcome_message=False,
+        tailwind=False,
+        binding_refresh_interval=None,
+    )
+    config = uvicorn.Config(Guard(own, token, hosts), log_level="error", access_log=False, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+
+    async def follow() -> None:
+        try:
+            await follower.run()
+            await asyncio.sleep(FAREWELL)
+        finally:
+            server.should_exit = True
+
+    tasks = set()
+    pages.on_startup(lambda: tasks.add(asyncio.create_task(follow())))
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+if __name__ == "__main__":
+    main()

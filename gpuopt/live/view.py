@@ -1,0 +1,341 @@
+"""What the page looks like: curves, controls, and what happened."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from nicegui import ui
+
+from gpuopt.training.progress import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gpuopt.live.follower import Follower, Row
+
+__all__ = ["show"]
+
+REFRESH = 0.5
+"""Seconds between two drawings."""
+INK, GREY = "#1a1a1a", "#6b6b6b"
+# Okabe and Ito's colours; lines differ in their dashes and marks, too.
+MOMENT, EPOCH, TEST = "#0072b2", "#1a1a1a", "#d55e00"
+STYLE = """
+body { background: #fff; color: #1a1a1a; font-family: system-ui, sans-serif; }
+.nicegui-content { padding: 16px 24px; gap: 12px; }
+#popup { display: none !important; }
+.muted { color: #6b6b6b; font-size: 13px; }
+.status { border: 1px solid #1a1a1a; border-radius: 3px; padding: 1px 10px; font-size: 14px; }
+.status.paused { background: #f0e442; }
+.status.ended { background: #1a1a1a; color: #fff; }
+.name { font-family: ui-monospace, monospace; font-size: 14px; }
+.controls .q-btn { border-radius: 3px; white-space: nowrap; }
+.events { font-size: 13px; line-height: 1.5; white-space: pre-line; max-height: 200px; overflow-y: auto; }
+"""
+
+
+def show(follower: Follower) -> None:
+    """Build the page for a browser that just came."""
+    ui.add_css(STYLE)
+    ui.colors(primary=MOMENT)
+    with ui.row(align_items="center").classes("w-full").style("gap: 16px"):
+        ui.label(follower.name).style("font-size: 22px; font-weight: 600")
+        status = ui.label().classes("status").mark("status")
+        summary = ui.label().classes("muted")
+    with ui.row(wrap=False).style("width: 100%; gap: 24px; align-items: flex-start"):
+        with ui.column().classes("controls").style("width: 320px; flex: none; gap: 14px"):
+            panel = ui.column().style("width: 100%; gap: 14px")
+            ui.separator()
+            ui.label("Events").style("font-weight: 600")
+            events = ui.label().classes("events")
+        with ui.column().style("flex: 1; min-width: 0; gap: 4px"):
+            charts = [Chart(follower, *about) for about in CHARTS]
+    controls: list[Controls] = []
+    seen = -1
+
+    def refresh() -> None:
+        nonlocal seen
+        now = follower.now
+        if seen == follower.version or (now is None and not follower.ended):
+            status.set_text("waiting for the first step" if now is None else status.text)
+            return
+        seen = follower.version
+        state = "ended" if follower.ended else "paused" if now and now["paused"] else "training"
+        status.set_text(state)
+        status.classes(replace=f"status {state}")
+        if now is not None:
+            summary.set_text(_summary(now))
+            if not controls:
+                with panel:
+                    controls.append(Controls(follower, now))
+            controls[0].update(now, ended=follower.ended)
+        events.set_text("\n".join(explain(event) for event in reversed(follower.events[-50:])) or "none yet")
+        for chart in charts:
+            chart.draw()
+
+    refresh()
+    ui.timer(REFRESH, refresh)
+
+
+def _summary(now: Row) -> str:
+    parts = [f"{now['rule']}", f"epoch {now['epoch']:,} of {now['epochs']:,}", f"step {now['step']:,}"]
+    if now["loss"] is not None:
+        parts.append(f"loss {now['loss']:.4g}")
+    if now["accuracy"] is not None:
+        parts.append(f"accuracy {now['accuracy']:.3f}")
+    return " · ".join([*parts, f"learning rate {now['lr']:.4g}"])
+
+
+class Controls:
+    """A field and a slider for each hyperparameter, and the buttons."""
+
+    def __init__(self, follower: Follower, now: Row) -> None:
+        self._follower = follower
+        self._fields = [Hyperparameter(name, now["ranges"][name], self.ask) for name in now["hyperparameters"]]
+        ui.separator()
+        with ui.row().style("gap: 8px"):
+            self._pause = self._button("Pause", lambda: {"resume" if self._is_paused else "pause": None})
+            self._step = self._button("One step", lambda: {"step": None})
+            self._save = self._button("Save now", lambda: {"save": None})
+        with ui.row(align_items="center", wrap=False).style("gap: 8px; width: 100%"):
+            self._back = (
+                ui.select({}, label="State").props("dense outlined options-dense").style("flex: 1; min-width: 0")
+            )
+            self._roll = self._button("Roll back", lambda: {"rollback": self._back.value})
+        self._stop = self._button("Stop", lambda: {"stop": None})
+        self._is_paused = False
+
+    def _button(self, text: str, request: Callable[[], dict[str, Any]]) -> ui.button:
+        async def click() -> None:
+            await self.ask(request())
+
+        return ui.button(text, on_click=click).props("outline no-caps dense padding='4px 12px'").mark(text)
+
+    async def ask(self, request: dict[str, Any]) -> bool:
+        """Send a request, and say why it was refused if it was."""
+        refused = await self._follower.ask(request)
+        if refused is not None:
+            ui.notify(refused, type="negative", position="top", timeout=8000)
+        return refused is None
+
+    def update(self, now: Row, *, ended: bool) -> None:
+        """Show how the training stands."""
+        self._is_paused = now["paused"]
+        self._pause.set_text("Resume" if self._is_paused else "Pause")
+        for field in self._fields:
+            field.update(now)
+        back = {name: _state(name, steps) for name, steps in now["back"].items()}
+        if back != self._back.options:
+            self._back.set_options(back, value=self._back.value if self._back.value in back else "last")
+        for element in (self._pause, self._step, self._save, self._back, self._roll, self._stop, *self._fields):
+            element.set_enabled(not ended)
+
+
+def _state(name: str, steps: int | None) -> str:
+    words = {"last": "last good", "change": "before change", "best": "best"}
+    return words.get(name, "checkpoint") + ("" if steps is None else f" ({steps:,})")
+
+
+class Hyperparameter:
+    """One of them: a number, and a slider on a scale that suits its range; a flag is a switch."""
+
+    def __init__(self, name: str, limits: list[float] | None, ask: Callable[[dict[str, Any]], Any]) -> None:
+        self._name, self._ask = name, ask
+        self._shown: Any = None
+        self._moving = False
+        self._slider: ui.slider | None = None
+        with ui.column().style("width: 100%; gap: 0"):
+            if limits is None:
+                self._field: Any = ui.switch(name, on_change=self._entered).classes("name")
+                return
+            with ui.row(align_items="center", wrap=False).style("width: 100%; justify-content: space-between"):
+                ui.label(LABELS.get(name, name)).classes("name")
+                self._field = ui.number(format="%.6g").props(f'dense outlined step=any aria-label="{name}"').mark(name)
+                self._field.style("width: 130px").on("keydown.enter", self._entered).on("blur", self._entered)
+            self._scale: Scale = Fraction() if limits == [0, 1] else Decades(*DECADES.get(name, (-6, 1)))
+            low, high = self._scale.ends
+            self._slider = ui.slider(min=low, max=high, step=0.01).props(f'aria-label="{name}"').mark(f"{name} slider")
+            # While it moves, the field follows; the training gets the value when it is let go.
+            self._slider.on("update:model-value", self._moved).on("change", self._let_go)
+            self._caption = ui.label().classes("muted")
+
+    def set_enabled(self, wanted: bool) -> None:
+        """As elements have it."""
+        for element in filter(None, (self._field, self._slider)):
+            element.set_enabled(wanted)
+
+    def update(self, now: Row) -> None:
+        """Show the value of the next step, unless somebody is just choosing another one."""
+        value = now["hyperparameters"][self._name]
+        if self._slider is not None:
+            schedule = now["schedules"].get(self._name)
+            self._caption.set_text(f"follows {schedule}, until it is changed by hand" if schedule else "")
+            self._caption.set_visibility(schedule is not None)
+        if value == self._shown or self._moving:
+            return
+        self._shown = value
+        self._field.set_value(value)
+        if self._slider is not None:
+            self._slider.set_value(self._scale.position(value))
+
+    def _moved(self, event: Any) -> None:
+        self._moving = True
+        self._field.set_value(self._scale.value(float(event.args)))
+
+    async def _let_go(self, event: Any) -> None:
+        await self._change(self._scale.value(float(event.args)))
+        self._moving = False
+
+    async def _entered(self) -> None:
+        value = self._field.value
+        # The field shows six digits: who leaves it as it is changes nothing.
+        if value is not None and (isinstance(value, bool) or f"{value:.6g}" != f"{self._shown:.6g}"):
+            await self._change(value)
+
+    async def _change(self, value: float) -> None:
+        if value != self._shown:
+            before = self._shown
+            self._shown = value if await self._ask({"tune": {self._name: value}}) else None
+            if self._shown is None:  # refused: back to what it was
+                self._shown = before
+                self._field.set_value(before)
+                if self._slider is not None:
+                    self._slider.set_value(self._scale.position(before))
+
+
+LABELS = {"lr": "lr (learning rate)"}
+DECADES = {"eps": (-12, 0)}
+
+
+class Decades:
+    """Logarithmic, over some powers of ten."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.ends = low, high
+
+    def position(self, value: float) -> float:
+        """Where a value is."""
+        low, high = self.ends
+        return min(high, max(low, math.log10(value))) if value > 0 else low
+
+    def value(self, position: float) -> float:
+        """What is there, with three digits."""
+        return float(f"{10**position:.3g}")
+
+
+class Fraction:
+    """From 0 to 1, logarithmic in the distance to 1: what is between 0.9 and 0.999 matters."""
+
+    ends = 0.0, 5.0
+
+    def position(self, value: float) -> float:
+        """Where a value is."""
+        return min(5.0, -math.log10(1 - value))
+
+    def value(self, position: float) -> float:
+        """What is there, with three digits of the distance."""
+        return 1 - float(f"{10**-position:.3g}")
+
+
+Scale = Decades | Fraction
+
+CHARTS: Sequence[tuple[str, str, bool]] = (
+    ("loss", "loss (nats per sample)", True),
+    ("accuracy", "accuracy (fraction of samples)", False),
+    ("lr", "learning rate (per step)", True),
+)
+
+
+class Chart:
+    """One quantity over the steps."""
+
+    def __init__(self, follower: Follower, name: str, title: str, logarithmic: bool) -> None:
+        self._follower, self._name = follower, name
+        self._chart = (
+            ui.echart(
+                {
+                    "animation": False,
+                    "grid": {"left": 72, "right": 24, "top": 34, "bottom": 44},
+                    "legend": {"top": 0, "right": 24, "textStyle": {"color": INK}, "itemWidth": 36},
+                    "tooltip": {"trigger": "axis"},
+                    "xAxis": _axis("step (number)")
+                    | {"type": "value", "min": 0, "nameLocation": "middle", "nameGap": 26},
+                    "yAxis": _axis(title)
+                    | {"type": "log" if logarithmic else "value", "nameLocation": "end"}
+                    | {"nameTextStyle": {"align": "left", "color": INK, "padding": [0, 0, 0, -56]}}
+                    | ({} if logarithmic else {"min": 0, "max": 1}),
+                    "series": [],
+                }
+            )
+            .style("width: 100%; height: 245px")
+            .mark(f"{name} chart")
+        )
+
+    def draw(self) -> None:
+        """Draw what there is now."""
+        follower = self._follower
+        points, rows = follower.points, follower.rows
+        if follower.now is not None and follower.now["accuracy"] is None:  # regression
+            self._chart.set_visibility(self._name != "accuracy")
+            if self._name == "loss":
+                self._chart.options["yAxis"]["name"] = "loss (mean squared error)"
+        if self._name == "lr":
+            both = sorted([*points, *rows], key=lambda row: row["seconds"])
+            series = [_line("learning rate", both, "lr", MOMENT, step="end")]
+        else:
+            title = "training (up to 1024 samples, at the moment)"
+            series = [_line(title, points, self._name, MOMENT)]
+            series.append(
+                _line("training (mean over the epoch)", rows, self._name, EPOCH, dash="dotted", symbol="circle")
+            )
+            if any(f"test_{self._name}" in row for row in rows):
+                series.append(_line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
+        series[0]["markLine"] = _marks(follower.events)
+        self._chart.options["series"] = series
+        self._chart.update()
+
+
+def _axis(name: str) -> dict[str, Any]:
+    lines = {"axisLine": {"show": True, "lineStyle": {"color": INK}}, "splitLine": {"lineStyle": {"color": "#e6e6e6"}}}
+    return {"name": name, "nameTextStyle": {"color": INK}, "axisLabel": {"color": INK}, **lines}
+
+
+def _line(title: str, rows: Sequence[Row], key: str, colour: str, dash: str = "solid", **more: Any) -> dict[str, Any]:
+    return {
+        "name": title,
+        "type": "line",
+        "data": list(_points(rows, key)),
+        "color": colour,
+        "lineStyle": {"width": 2 if dash == "solid" else 1.5, "type": dash},
+        "showSymbol": "symbol" in more and len(rows) <= 120,
+        "symbol": "none",
+        "symbolSize": 5,
+        **more,
+    }
+
+
+def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
+    """Steps and values, with a gap where the training went back."""
+    last = -1
+    for row in rows:
+        if row["step"] < last:
+            yield [row["step"], None]
+        last, value = row["step"], row.get(key)
+        yield [row["step"], value if key == "accuracy" or value is None or value > 0 else None]
+
+
+def _marks(events: Sequence[Row]) -> dict[str, Any]:
+    """A line for each event that changed the course."""
+    names = {"tune": "change", "rollback": "rollback", "explosion": "explosion"}
+    return {
+        "symbol": "none",
+        "silent": True,
+        "lineStyle": {"color": GREY, "type": [2, 3], "width": 1},
+        "label": {"color": INK, "fontSize": 11, "position": "insideEndTop"},
+        "data": [
+            {"xAxis": e["step"], "label": {"formatter": e.get("name", names[e["event"]])}}
+            for e in events[-40:]
+            if e["event"] in names
+        ],
+    }

@@ -1,0 +1,105 @@
+"""Tables and small curves for notebooks, as HTML without anything from outside."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    Point: TypeAlias = tuple[float, float | None]
+
+__all__ = ["curves", "heading", "table"]
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+WIDTH, HEIGHT = 300, 150
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 22, 30
+STYLES = ("#0072b2", "none"), ("#d55e00", "5 3")
+"""Colour and dashes of each line: they differ without colours, too."""
+MOST_ROWS = 40
+
+
+def heading(text: str) -> str:
+    """A line above the rest."""
+    return f"<p><strong>{html.escape(text)}</strong></p>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; of a long one the beginning, and how much more there is."""
+    body = [list(map(str, row)) for row in rows]
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body[:MOST_ROWS]]
+    if len(body) > MOST_ROWS:
+        lines.append(f'<td colspan="{len(header)}">and {len(body) - MOST_ROWS:,} more</td>')
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    return f"<table><thead><tr>{top}</tr></thead><tbody><tr>{'</tr><tr>'.join(lines)}</tr></tbody></table>"
+
+
+def curves(title: str, lines: dict[str, Sequence[Point]], x: str = "step (number)", marks: Iterable[float] = ()) -> str:
+    """Draw up to two lines over each other as a small SVG; logarithmic if they span decades; "" if there is nothing.
+
+    Parameters
+    ----------
+    title
+        The vertical axis, with its unit.
+    lines
+        Points by name. None, NaN and infinity leave a gap.
+    x
+        The horizontal axis, with its unit.
+    marks
+        Where something happened: a thin line each.
+    """
+    finite = [(s, v) for line in lines.values() for s, v in line if v is not None and math.isfinite(v)]
+    if not finite:
+        return ""
+    first, last = min(s for s, _ in finite), max(s for s, _ in finite)
+    low, high = min(v for _, v in finite), max(v for _, v in finite)
+    logarithmic = low > 0 and high / low > 20
+
+    def scaled(value: float) -> float:
+        return math.log10(value) if logarithmic else value
+
+    def across(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((step - first) / (last - first) if last > first else 0.5)
+
+    def up(value: float) -> float:
+        share = (scaled(value) - scaled(low)) / (scaled(high) - scaled(low)) if high > low else 0.5
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+    def text(at_x: float, at_y: float, words: str, anchor: str = "start") -> str:
+        return f'<text x="{at_x:.0f}" y="{at_y:.0f}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    style = 'role="img" font-family="sans-serif" font-size="10" fill="currentColor"'
+    parts = [
+        f'<svg xmlns="{NAMESPACE}" width="{WIDTH}" height="{HEIGHT}" aria-label="{html.escape(title)}" {style}>',
+        f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="currentColor"/>',
+        text(4, 12, title + (", logarithmic" if logarithmic else "")),
+        text(LEFT - 4, TOP + 8, f"{high:.3g}", "end"),
+        text(LEFT - 4, bottom, f"{low:.3g}", "end") if high > low else "",
+        text(LEFT, bottom + 12, f"{first:,.0f}"),
+        text(right, bottom + 12, f"{last:,.0f}", "end"),
+        text((LEFT + right) / 2, HEIGHT - 4, x, "middle"),
+    ]
+    parts += [
+        f'<path d="M{across(mark):.1f} {TOP}V{bottom}" stroke="currentColor" stroke-dasharray="1 3"/>'
+        for mark in marks
+        if first <= mark <= last
+    ]
+    for k, ((name, points), (colour, dashes)) in enumerate(zip(lines.items(), STYLES, strict=False)):
+        path, pen = "", "M"
+        before = -math.inf
+        for step, value in points:
+            if value is None or not math.isfinite(value) or step < before:  # back, or nothing: a gap
+                pen = "M"
+            before = step
+            if value is not None and math.isfinite(value):
+                path += f"{pen}{across(step):.1f} {up(value):.1f}"
+                pen = "L"
+        parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="{dashes}"/>')
+        if len(lines) > 1:
+            parts.append(
+                f'<g fill="{colour}">{text(right, TOP + 8 + 12 * k, ("- - " if k else "— ") + name, "end")}</g>'
+            )
+    return "".join(parts) + "</svg>"

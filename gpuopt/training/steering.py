@@ -1,0 +1,253 @@
+"""What somebody may ask of a running training, and how it does that: between two steps, so that it holds at the next one.
+
+A request is a dict of commands, all of which are done after the same step, in the order of the dict:
+
+========================  ==========================================================================================
+``tune: {name: value}``   change hyperparameters, to a number or a schedule's text
+``rollback: to``          go back to a state: "last" (the last good one), "change" (before the last change by hand),
+                          "best", or the steps of a checkpoint; hyperparameters become what they were
+``save: null``            write a checkpoint now
+``pause: null``           wait, until it is resumed
+``resume: null``          go on
+``step: null``            take one step, and wait
+``stop: null``            end the training
+========================  ==========================================================================================
+
+The answer has the ``events`` that followed, as ``metrics.jsonl`` has them, ``now`` (see `Steering`), and ``refused``, a
+message, if a command could not be done; those after it are not done then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpuopt import schedules
+from gpuopt.rules import Rule
+from gpuopt.training.channel import Server
+from gpuopt.training.errors import UsageError
+from gpuopt.training.loop import Callback, Position
+from gpuopt.training.metrics import finite
+from gpuopt.training.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from gpuopt.training.channel import Message
+    from gpuopt.training.checkpoints import Checkpoints
+    from gpuopt.training.loop import Row, Training
+
+    Answers: TypeAlias = SimpleQueue[Message]
+
+__all__ = ["Steering"]
+
+GLANCE = 0.1
+"""Seconds between two looks, while it waits, at whether the training is stopped by a signal."""
+HAND = "hand"
+"""Who changes something, in the events of this module."""
+
+
+class Steering(Callback):
+    """Answers requests. A training that nobody steers pays for one look at an empty queue a step.
+
+    A change that is younger than the last checkpoint is found in the metrics when the run is resumed, and made again
+    after the same step.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._requests: SimpleQueue[tuple[Message, Answers]] = SimpleQueue()
+        self._server: Server | None = None
+        self._paused = self._single = self._ended = False
+        self._waiting: Answers | None = None  # for the single step that is taken
+        self._told: list[Mapping[str, Any]] = []
+        self._before: Snapshot | None = None  # the last change by hand
+        made = ("event", "tune"), ("by", HAND)
+        self._again = [row for row in checkpoints.metrics.lost if all(row.get(key) == value for key, value in made)]
+
+    def start(self, training: Training) -> None:
+        self._repeat(training)
+        with contextlib.suppress(OSError):  # it trains as well where nobody can reach it
+            self._server = Server(self._checkpoints.folder.control, self._ask)
+
+    def step(self, training: Training) -> None:
+        if self._again:
+            self._repeat(training)
+        if self._paused or not self._requests.empty():
+            self._attend(training)
+
+    def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+        self._told.append(event)
+
+    def end(self, training: Training) -> None:  # noqa: ARG002
+        self._ended = True
+        if self._server is not None:
+            self._server.close()
+
+    def _ask(self, request: Message) -> Message:
+        """In a thread of the server: let the training answer; ConnectionError if it ends before."""
+        answers: Answers = SimpleQueue()
+        self._requests.put((request, answers))
+        while True:
+            try:
+                return answers.get(timeout=GLANCE)
+            except Empty:
+                if self._ended:
+                    raise ConnectionError from None
+
+    def _attend(self, training: Training) -> None:
+        """Do what is asked for; while it is paused, wait for more."""
+        if self._waiting is not None:
+            self._tell(training, "step", loss=training.probe())
+            self._waiting.put(self._answer(training))
+            self._waiting = None
+        self._single = False
+        with training.interruption():
+            while training.stopped is None and not self._single:
+                try:
+                    request, answers = self._requests.get(self._paused, GLANCE)
+                except Empty:
+                    if self._paused:
+                        continue
+                    return
+                refused = self._do(training, request)
+                if "step" in request and refused is None:
+                    self._waiting = answers
+                else:
+                    answers.put(self._answer(training, refused))
+
+    def _do(self, training: Training, request: Message) -> str | None:
+        """Follow a request; return why not, if it cannot be done."""
+        self._told = []
+        try:
+            for command, argument in request.items():
+                match command:
+                    case "tune":
+                        self._tune(training, argument)
+                    case "rollback":
+                        self._roll_back(training, str(argument))
+                    case "save":
+                        self._save(training)
+                    case "pause" | "resume":
+                        self._paused = command == "pause"
+                        self._tell(training, command)
+                    case "step":
+                        self._paused = self._single = True
+                    case "stop":
+                        self._tell(training, command)
+                        training.stop("stopped by hand")
+                    case _:
+                        return f"{command}: unknown, expected tune, rollback, save, pause, resume, step or stop"
+        except UsageError as error:
+            return str(error)
+        return None
+
+    def _answer(self, training: Training, refused: str | None = None) -> Message:
+        told = [finite(event) for event in self._told]
+        return {"events": told, "now": self._now(training)} | ({"refused": refused} if refused else {})
+
+    def _now(self, training: Training) -> Row:
+        """Metrics of this moment, hyperparameters of the next step, schedules among them, and where one may go back to."""
+        rule = training.optimizer.rule
+        assert isinstance(rule, Rule)
+        at = rule.at(training.optimizer.steps)
+        given = {name: getattr(rule, name) for name in rule.hyperparameters()}
+        return finite(training.now()) | {
+            "epochs": training.config.epochs,
+            "paused": self._paused,
+            "rule": rule.name,
+            "hyperparameters": {name: at[name] for name in given},
+            "ranges": {name: _range(rule, name) for name in given},
+            "schedules": {name: repr(value) for name, value in given.items() if callable(value)},
+            "back": self._states(),
+        }
+
+    def _tell(self, training: Training, event: str, **about: Any) -> None:
+        training.tell({"event": event, "step": training.optimizer.steps, **about, "by": HAND})
+
+    def _tune(self, training: Training, values: Any) -> None:
+        if not isinstance(values, dict):
+            raise UsageError(f"tune: {values!r}, expected values by name")
+        before = Snapshot.of(training)
+        try:
+            training.tune(HAND, **values)
+        except (TypeError, ValueError) as error:
+            raise UsageError(str(error)) from None
+        self._before = before
+        self._checkpoints.explosions.is_sound(training)  # what is gone back to has the change
+
+    def _repeat(self, training: Training) -> None:
+        """Make changes again that the last checkpoint did not have yet."""
+        while self._again and training.optimizer.steps >= self._again[0].get("step", 0):
+            row = self._again.pop(0)
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                value = schedules.from_dict(row["schedule"]) if "schedule" in row else row["new"]
+                training.tune(HAND, **{row["name"]: value})
+
+    def _save(self, training: Training) -> None:
+        explosions = self._checkpoints.explosions
+        if not explosions.is_sound(training):
+            kept = f"the last good one, after step {explosions.good.steps}, is what is saved"
+            raise UsageError(f"save: the state is not sound: its loss has exploded; {kept}")
+        self._tell(training, "save")
+        try:
+            self._checkpoints.save()
+            self._checkpoints.wait()
+        except OSError as error:
+            raise UsageError(f"save: {error.filename or self._checkpoints.folder.path}: {error.strerror}") from None
+
+    def _roll_back(self, training: Training, to: str) -> None:
+        from gpuopt import checkpoint
+
+        states, step = self._states(), training.optimizer.steps
+        if to not in states:
+            raise UsageError(f"rollback {to}: no such state, expected one of {', '.join(states)}")
+        kept = {"last": self._checkpoints.explosions.good, "change": self._before}.get(to)
+        if kept is not None:
+            kept.restore(training)
+        else:
+            seconds = training.seconds
+            try:
+                extra = checkpoint.load(self._file(to), training.optimizer)
+            except (checkpoint.CheckpointError, OSError) as error:
+                raise UsageError(f"rollback {to}: {error}") from None
+            if to == "best":  # always at the end of an epoch; what stands with it is the checkpoint's
+                training.position = Position(*divmod(training.optimizer.steps, training.batches), seconds=seconds)
+            else:
+                training.position = dataclasses.replace(Position(**extra["position"]), seconds=seconds)
+        explosions = self._checkpoints.explosions
+        if not explosions.is_sound(training):
+            explosions.good = Snapshot.of(training)
+        about = {"to": to, "back_to_step": training.optimizer.steps, "lr": training.optimizer.lr}
+        training.tell({"event": "rollback", "step": step, **about, "by": HAND})
+        self._checkpoints.save()  # a run that is killed now goes on from there
+
+    def _states(self) -> dict[str, int | None]:
+        """The steps of every state that one may go back to, by name; None if they are not known."""
+        folder, steps = self._checkpoints.folder, self._checkpoints.steps
+        states: dict[str, int | None] = {"last": self._checkpoints.explosions.good.steps}
+        if self._before is not None:
+            states["change"] = self._before.steps
+        if folder.best.exists():
+            states["best"] = None
+        saved = [file.stem.rpartition("-")[2] for file in reversed(folder.kept())]
+        return states | {name: int(name) for name in [str(steps), *saved] if name.isdecimal() and name != "0"}
+
+    def _file(self, to: str) -> Path:
+        """The checkpoint of that name."""
+        folder = self._checkpoints.folder
+        if to == "best":
+            return folder.best
+        return folder.checkpoint if to == str(self._checkpoints.steps) else folder.path / f"checkpoint-{to}.safetensors"
+
+
+def _range(rule: Rule, name: str) -> list[float] | None:
+    """Least value and excluded greatest value of a hyperparameter; None of a flag."""
+    declared = type(rule).__dataclass_fields__[name]
+    if declared.type in ("bool", bool):
+        return None
+    return [declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)]
