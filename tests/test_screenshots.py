@@ -25,8 +25,7 @@ def a_report(folder: Path) -> Path:
     class Hand(Callback):
         def step(self, training: Training) -> None:
             if training.optimizer.steps == 700:
-                training.optimizer.tune(lr=0.005)
-                training.tell({"event": "tune", "step": 700, "lr": 0.005})
+                training.tune(lr=0.005)
 
     train(Config(epochs=1000, device="cpu"), out=folder / "run", callbacks=[Hand()])
     return report.draw(folder / "run")

@@ -95,9 +95,9 @@ class Run:
     def steps(self) -> int:
         """As many as it took, or is going to take."""
         last: Row = self.rows[-1]
-        epochs: int = last["epoch"] if self.summary is not None else max(self.config.epochs, last["epoch"])
-        steps: int = last["step"]
-        return round(steps / last["epoch"] * epochs)
+        epochs = last["epoch"] if self.summary is not None else max(self.config.epochs, last["epoch"])
+        steps: float = last["step"] / last["epoch"] * epochs
+        return round(steps)
 
     @property
     def classifies(self) -> bool:
