@@ -127,8 +127,8 @@ def draw_line(axes: Axes, x: Values, y: Values, number: int, label: str) -> None
     )  # fmt: skip
 
 
-def scale(axes: Axes, values: Iterable[float]) -> None:
-    """A logarithmic axis for values that span decades."""
+def scale(axes: Axes, values: Iterable[float], *, from_zero: bool = False) -> None:
+    """A logarithmic axis for values that span decades; else a linear one, which may begin at 0."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     known = [value for value in values if math.isfinite(value)]
@@ -141,7 +141,7 @@ def scale(axes: Axes, values: Iterable[float]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(_round(min(positive) / 1.1, down=True), _round(max(positive) * 1.1))
     elif known:
-        low, high = min(known), max(known)
+        low, high = min([0.0, *known] if from_zero else known), max(known)
         if high - low <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
             low, high = sorted((0.5 * low, 1.5 * low)) if low else (-1, 1)
         unit = _round(high - low) / 10
@@ -152,7 +152,9 @@ def _round(value: float, *, down: bool = False) -> float:
     """The next of 1, 2, 5, 10, 20, ... above or below. Round limits seldom change while a run goes on."""
     power = 10.0 ** math.floor(math.log10(value))
     steps = [power * step for step in (1, 2, 5, 10)]
-    return max(step for step in steps if step <= value) if down else min(step for step in steps if step >= value)
+    if down:
+        return max((step for step in steps if step <= value), default=power)
+    return min((step for step in steps if step >= value), default=10 * power)
 
 
 def mark(axes: Axes, x: float, label: str) -> None:
