@@ -95,9 +95,8 @@ class Run:
     def steps(self) -> int:
         """As many as it took, or is going to take."""
         last: Row = self.rows[-1]
-        epochs = last["epoch"] if self.summary is not None else max(self.config.epochs, last["epoch"])
-        steps: float = last["step"] / last["epoch"] * epochs
-        return round(steps)
+        epoch, steps = int(last["epoch"]), int(last["step"])
+        return round(steps / epoch * (epoch if self.summary is not None else max(self.config.epochs, epoch)))
 
     @property
     def classifies(self) -> bool:
