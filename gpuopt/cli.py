@@ -287,6 +287,7 @@ def compare(
     for name in ("optimizers", "threshold", "out", "quiet"):
         given.pop(name, None)
     with _told_plainly():
+        from gpuopt import pictures
         from gpuopt.training.compare import EPOCHS
         from gpuopt.training.compare import compare as compared
 
@@ -295,7 +296,7 @@ def compare(
         found = compared(optimizers or (), _config(given), threshold=threshold, out=out, quiet=quiet)
         if not quiet:
             head, rows = found.table()
-            typer.echo("\n" + _aligned([head, *[[_shown(value) for value in row] for row in rows]]))
+            typer.echo("\n" + _aligned([head, *[[pictures.shown(value) for value in row] for row in rows]]))
             typer.echo(f"\nReport: {found.folder / 'report.html'}")
 
 
@@ -455,10 +456,6 @@ def _aligned(rows: list[list[str]]) -> str:
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _rule(text: str) -> Rule:

@@ -35,6 +35,7 @@ __all__ = [
     "page",
     "png",
     "scale",
+    "shown",
     "spare",
     "style",
     "table",
@@ -126,8 +127,8 @@ def draw_line(axes: Axes, x: Values, y: Values, number: int, label: str) -> None
     )  # fmt: skip
 
 
-def scale(axes: Axes, values: Iterable[float]) -> None:
-    """A logarithmic axis for values that span decades."""
+def scale(axes: Axes, values: Iterable[float], *, from_zero: bool = False) -> None:
+    """A logarithmic axis for values that span decades; else a linear one, which may begin at 0."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     known = [value for value in values if math.isfinite(value)]
@@ -140,7 +141,7 @@ def scale(axes: Axes, values: Iterable[float]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(_round(min(positive) / 1.1, down=True), _round(max(positive) * 1.1))
     elif known:
-        low, high = min(known), max(known)
+        low, high = min([0.0, *known] if from_zero else known), max(known)
         if high - low <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
             low, high = sorted((0.5 * low, 1.5 * low)) if low else (-1, 1)
         unit = _round(high - low) / 10
@@ -151,7 +152,9 @@ def _round(value: float, *, down: bool = False) -> float:
     """The next of 1, 2, 5, 10, 20, ... above or below. Round limits seldom change while a run goes on."""
     power = 10.0 ** math.floor(math.log10(value))
     steps = [power * step for step in (1, 2, 5, 10)]
-    return max(step for step in steps if step <= value) if down else min(step for step in steps if step >= value)
+    if down:
+        return max((step for step in steps if step <= value), default=power)
+    return min((step for step in steps if step >= value), default=10 * power)
 
 
 def mark(axes: Axes, x: float, label: str) -> None:
@@ -272,18 +275,22 @@ def image(content: bytes, caption: str, kind: str = "png") -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; without a head, of names and values. Numbers stand to the right where there is a head."""
 
-    def cell(tag: str, value: object) -> str:
-        number = ' class="number"' if head and isinstance(value, int | float) else ""
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-        return f"<{tag}{number}>{html.escape(shown)}</{tag}>"
-
     rows = [list(row) for row in rows]
-    lines = ["".join(cell("td", value) for value in row) for row in rows]
-    if head:
-        numbers = [bool(rows) and any(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
-        names = zip(head, numbers, strict=True)
-        lines.insert(0, "".join(f"<th{' class=number' * right}>{html.escape(name)}</th>" for name, right in names))
-    return '<div class="scroll"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+    numbers = [
+        bool(head) and any(isinstance(value, int | float) for value in column) for column in zip(*rows, strict=True)
+    ]
+
+    def line(tag: str, values: Sequence[object]) -> str:
+        cells = zip(values, numbers, strict=True)
+        return "".join(f"<{tag}{' class=number' * right}>{html.escape(shown(v))}</{tag}>" for v, right in cells)
+
+    lines = [line("th", head) for _ in head[:1]] + [line("td", row) for row in rows]
+    return '<div class="scroll"><table>' + "".join(f"<tr>{one}</tr>" for one in lines) + "</table></div>"
+
+
+def shown(value: object) -> str:
+    """A value in a table, as short as it can be told."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write(path: Path, content: bytes | str) -> None:

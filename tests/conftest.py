@@ -31,8 +31,11 @@ MOSTLY_WITHOUT = {
     "test_data",
     "test_documents",
     "test_kernels",
+    "test_landscape",
+    "test_pictures",
     "test_project",
     "test_schedules",
+    "test_screenshots",
     "test_trace",
     "test_training",
 }

@@ -224,6 +224,27 @@ def test_lines_differ_without_their_colours() -> None:
     assert len({style.color for style in styles}) == len(pictures.STYLES)
 
 
+@pytest.mark.parametrize(
+    ("values", "from_zero", "limits", "kind"),
+    [
+        ([1, 2, 5], False, (0.5, 5.5), "linear"),
+        ([0.3, 0.4], True, (-0.05, 0.45), "linear"),
+        ([0.02, 3.0], False, (0.01, 5), "log"),
+        ([0.02, 3.0, 0.0], False, (-0.5, 3.5), "linear"),
+        ([9.999999999999999e22, 1e25, math.nan, math.inf], False, (5e22, 2e25), "log"),
+        ([7, 7], False, (3, 11), "linear"),
+        ([0, 0], False, (-1.2, 1.2), "linear"),
+        ([-2, -2], False, (-3.2, -0.8), "linear"),
+    ],
+    ids=str,
+)
+def test_axes(values: list[float], from_zero: bool, limits: tuple[float, float], kind: str) -> None:
+    _, (axes,) = pictures.figure()
+    pictures.scale(axes, values, from_zero=from_zero)
+    assert axes.get_ylim() == pytest.approx(limits)
+    assert axes.get_yscale() == kind
+
+
 def test_a_spare_figure_draws_the_same() -> None:
     def drawn(top: float) -> bytes:
         figure, (axes,) = pictures.figure(4, 3)

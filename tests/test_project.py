@@ -61,6 +61,7 @@ LAYERS: dict[str, set[str]] = {
         "landscape",
         "live",
         "optimizer",
+        "pictures",
         "rules",
         "rules/base",
         "schedules",

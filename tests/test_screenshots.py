@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gpuopt.landscape import PRESETS, draw
-from gpuopt.training import Config, report, train
+from gpuopt.training import Callback, Config, Training, report, train
 from gpuopt.training.compare import compare
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -20,9 +20,14 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installe
 
 
 def a_report(folder: Path) -> Path:
-    """Of a run with events."""
-    config = Config(epochs=800, optimizer="SGD", lr=40, on_explosion="rollback", device="cpu", hidden=(32,))
-    train(config, out=folder / "run")
+    """Of a run whose learning rate is changed on the way."""
+
+    class Hand(Callback):
+        def step(self, training: Training) -> None:
+            if training.optimizer.steps == 700:
+                training.tune(lr=0.005)
+
+    train(Config(epochs=1000, device="cpu"), out=folder / "run", callbacks=[Hand()])
     return report.draw(folder / "run")
 
 
@@ -44,7 +49,7 @@ class Page:
 
 
 PAGES = {
-    "report": Page(a_report, 2100, 20_000),
+    "report": Page(a_report, 2100, 15_000),
     "comparison": Page(a_comparison, 1900, 5_000),
     "landscape": Page(a_landscape, 1500, 2_000),
 }

@@ -95,12 +95,13 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
-        os.nice(19)
+        os.nice(5)  # not more, or it would hardly get on where others work, and be waited for
     from gpuopt.training import plots, report
     from gpuopt.training.history import Run
 
     if not asked.is_set():
-        plots.rehearse(Run.read(sys.argv[1]))
+        with contextlib.suppress(OSError, ValueError):  # whatever is wrong, it is told in the end
+            plots.rehearse(Run.read(sys.argv[1]))
     asked.wait()
     report.draw(sys.argv[1])
     os._exit(0)  # to take everything apart takes longer than to draw it

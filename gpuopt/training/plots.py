@@ -173,7 +173,7 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[tuple[str, Run, str]]) -> No
     if panel.name == "accuracy":
         axes.set_ylim(-0.03, 1.03)
     else:
-        pictures.scale(axes, values)
+        pictures.scale(axes, values, from_zero=panel.name == "learning_rate")
     axes.set(xlabel=STEPS, ylabel=panel.axis)
     if panel.name == "loss":
         axes.set_ylabel("Loss (cross-entropy, nats)" if lines[0][1].classifies else "Loss (mean squared error)")
