@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import socket
-import sys
 
-import uvicorn
-from fastapi import FastAPI
-from nicegui import app as pages
-from nicegui import ui
+os.nice(19)  # the training comes first, before what is imported here too
 
-from gpuopt.live.follower import Follower
-from gpuopt.live.guard import Guard
-from gpuopt.live.view import show
-from gpuopt.training.folder import RunFolder
+import asyncio  # noqa: E402
+import json  # noqa: E402
+import socket  # noqa: E402
+import sys  # noqa: E402
+
+import uvicorn  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from nicegui import app as pages  # noqa: E402
+from nicegui import ui  # noqa: E402
+
+from gpuopt.live.follower import Follower  # noqa: E402
+from gpuopt.live.guard import Guard  # noqa: E402
+from gpuopt.live.view import show  # noqa: E402
+from gpuopt.training.folder import RunFolder  # noqa: E402
 
 FAREWELL = 2.0
 """Seconds that browsers have, when the training has ended, to fetch the last points."""
@@ -24,7 +27,6 @@ FAREWELL = 2.0
 
 def main() -> None:
     """Serve until the training ends."""
-    os.nice(5)  # the training comes first
     about = json.load(sys.stdin)
     token, listening = about["token"], socket.socket(fileno=about["fd"])
     port = listening.getsockname()[1]
