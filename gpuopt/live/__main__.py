@@ -6,20 +6,20 @@ import os
 
 os.nice(19)  # the training comes first, before what is imported here too
 
-import asyncio  # noqa: E402
-import json  # noqa: E402
-import socket  # noqa: E402
-import sys  # noqa: E402
+import asyncio
+import json
+import socket
+import sys
 
-import uvicorn  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
-from nicegui import app as pages  # noqa: E402
-from nicegui import ui  # noqa: E402
+import uvicorn
+from fastapi import FastAPI
+from nicegui import app as pages
+from nicegui import ui
 
-from gpuopt.live.follower import Follower  # noqa: E402
-from gpuopt.live.guard import Guard  # noqa: E402
-from gpuopt.live.view import show  # noqa: E402
-from gpuopt.training.folder import RunFolder  # noqa: E402
+from gpuopt.live.follower import Follower
+from gpuopt.live.guard import Guard
+from gpuopt.live.view import show
+from gpuopt.training.folder import RunFolder
 
 FAREWELL = 2.0
 """Seconds that browsers have, when the training has ended, to fetch the last points."""
@@ -41,6 +41,7 @@ def main() -> None:
         mount_path=f"/{token}",
         show_welcome_message=False,
         tailwind=False,
+        gzip_middleware_factory=None,  # to the same machine it costs more than it saves
         binding_refresh_interval=None,
     )
     config = uvicorn.Config(Guard(own, token, hosts), log_level="error", access_log=False, timeout_graceful_shutdown=1)

@@ -141,7 +141,8 @@ class Hyperparameter:
     """One of them: a number, and a slider on a scale that suits its range; a flag is a switch."""
 
     def __init__(self, name: str, limits: list[float] | None, ask: Callable[[dict[str, Any]], Any]) -> None:
-        self._name, self._ask, self._shown = name, ask, None
+        self._name, self._ask = name, ask
+        self._shown: Any = None
         self._moving = False
         self._slider: ui.slider | None = None
         with ui.column().style("width: 100%; gap: 0"):
