@@ -134,6 +134,14 @@ def peers(session: nox.Session) -> None:
     session.run("pytest", "-m", "peers", *session.posargs)
 
 
+@nox.session(python=OLDEST_PYTHON, allow_parallel=False)
+def soak(session: nox.Session) -> None:
+    """Kill a hundred runs, damage ten thousand files, interrupt thousands of steps; show how many of each kind."""
+    session.install("-e.", *dependencies("test"))
+    files = [f"tests/test_{name}.py" for name in ("killed", "hostile_files", "interrupts")]
+    session.run("pytest", "--soak", "-s", *(session.posargs or files))
+
+
 @nox.session(python=OLDEST_PYTHON)
 def browser(session: nox.Session) -> None:
     """Run the tests of the live page in a headless Chromium; they are skipped where there is none."""

@@ -8,6 +8,7 @@ Nothing is pickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -70,7 +71,8 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
     >>> other.steps, bool((other.params["w"] == opt.params["w"]).all())
     (1, True)
     """
-    save_state(path, opt.state_dict(), extra)
+    with opt._lock:  # other threads step when it is written
+        save_state(path, opt.state_dict(), extra)
 
 
 def save_state(
@@ -157,6 +159,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
         raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
 
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "not a regular file, expected one to replace", str(path))  # not /dev/null, say
     try:
         with temporary.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)

@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuopt.rules import Rule
     from gpuopt.training import Config, Result
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -169,6 +170,9 @@ def train(
     clip_value: Annotated[
         float | None, typer.Option(metavar="X", help="Cut every element of the gradients to this size.")
     ] = None,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Draw no report.html at the end. The same: GPUOPT_REPORT=0.")
+    ] = False,
     live: Annotated[
         bool,
         typer.Option(
@@ -192,6 +196,7 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
     for name in ("quiet", "live", "live_host"):
         given.pop(name, None)
+    report = None if given.pop("no_report", None) is None else False
     with _told_plainly():
         from gpuopt import training
         from gpuopt.training.progress import progress
@@ -204,12 +209,135 @@ def train(
         if given.pop("resume", None) is not None:
             for name in set(given) - RESUMABLE:
                 raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
-            result = training.resume(str(resume), **given, callbacks=callbacks)
+            result = training.resume(str(resume), **given, callbacks=callbacks, report=report)
         else:
             given.pop("out", None)
-            result = training.train(_config(given), out=out, callbacks=callbacks)
+            result = training.train(_config(given), out=out, callbacks=callbacks, report=report)
         if not quiet:
             _tell(result)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of several runs: a .html or a .png file. Default: runs.html here."),
+    ] = None,
+) -> None:
+    """Draw one run, into its folder: report.html and pictures. Draw several runs over each other, into one file."""
+    with _told_plainly():
+        from pathlib import Path
+
+        from gpuopt.training import report
+        from gpuopt.training.history import Run
+
+        if len(runs) == 1 and out is None:
+            drawn = report.draw(runs[0])
+        else:
+            drawn = Path(out or "runs.html")
+            several = [Run.read(path) for path in runs]
+            distinct = len({run.name for run in several}) == len(several)
+            named = several if distinct else [run.called(path) for run, path in zip(several, runs, strict=True)]
+            report.draw_over_each_other(named, drawn)
+        typer.echo(str(drawn))
+
+
+@app.command()
+def compare(
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OPTIMIZER...]",
+            help="As NAME or NAME:ARG=VALUE,... like SGD:lr=0.1,momentum=0.9. Without arguments it gets ones that suit "
+            "most data. Default: SGD, AdaGrad, RMSProp and Adam.",
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="As for train. Default: the spiral.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="As for train.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="As for train.")] = None,
+    standardize: Annotated[bool, typer.Option("--standardize", help="As for train.")] = False,
+    hidden: Annotated[str | None, typer.Option(metavar="N,N,...", help="As for train.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Passes over the data, of each. Default: 2000; with --data 10.")
+    ] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N|full", help="As for train.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
+    init: Annotated[str | None, typer.Option(metavar="NAME", help="As for train.")] = None,
+    matmul: Annotated[str | None, typer.Option(metavar="DTYPE", help="As for train.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="As for train.")] = None,
+    report_every: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="LOSS", help="Count the steps to this training loss. Default: half of that before the first step."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A new folder. Default: runs/compare-NAME-DATE-TIME.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train the same network from the same start with several optimizers, and compare them.
+
+    They see the same samples in the same order, one optimizer after the other, so that the times can be compared. The
+    folder gets a report.html, and a run folder for each of them.
+    """
+    given = {name: value for name, value in locals().items() if value is not None and value is not False}
+    for name in ("optimizers", "threshold", "out", "quiet"):
+        given.pop(name, None)
+    with _told_plainly():
+        from gpuopt.training.compare import EPOCHS
+        from gpuopt.training.compare import compare as compared
+
+        if data is None:
+            given.setdefault("epochs", EPOCHS)
+        found = compared(optimizers or (), _config(given), threshold=threshold, out=out, quiet=quiet)
+        if not quiet:
+            head, rows = found.table()
+            typer.echo("\n" + _aligned([head, *[[_shown(value) for value in row] for row in rows]]))
+            typer.echo(f"\nReport: {found.folder / 'report.html'}")
+
+
+@app.command()
+def landscape(
+    name: Annotated[str, typer.Argument(metavar="[NAME|all]", help="What to draw.")] = "ravine",
+    optimizers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OPTIMIZER...]", help="Others than the built-in ones, as NAME:ARG=VALUE,..."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: what shows it best.")] = None,
+    start: Annotated[str | None, typer.Option(metavar="X,Y", help="Default: what shows it best.")] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="The folder for the files.")] = "landscapes",
+) -> None:
+    """Draw the paths of optimizers over a function of two variables: a picture, an animation, and a page with both.
+
+    \b
+    Lessons:
+      too-small   steps that are too small stagnate
+      too-large   steps that are too large bounce
+      momentum    momentum rolls out of the local minimum
+      explodes    steps that are much too large explode
+    All optimizers on:
+      ravine, rosenbrock, beale, himmelblau, wells
+    """
+    with _told_plainly():
+        from pathlib import Path
+
+        from gpuopt import landscape as land
+        from gpuopt.training import UsageError
+
+        if name not in {"all", *land.PRESETS}:
+            raise UsageError(f"{name}: expected one of all, {', '.join(land.PRESETS)}")
+        rules = {text: _rule(text) for text in optimizers or ()}
+        point = None if start is None else _point(start)
+        for each in land.PRESETS if name == "all" else [name]:
+            preset = land.changed(land.PRESETS[each], rules, steps, point)
+            try:
+                drawn = land.draw(each, preset, Path(out))
+            except OSError as error:
+                raise UsageError(f"--out {out}: {error.strerror}") from None
+            typer.echo("\n".join(map(str, drawn)))
 
 
 @app.command()
@@ -314,6 +442,45 @@ def _told_plainly() -> Iterator[None]:
         return
     typer.echo(f"gpuopt: {message}", err=True)
     raise typer.Exit(code)
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    """A table in columns: the first one and the last one to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    ends = (0, len(widths) - 1)
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i in ends else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _rule(text: str) -> Rule:
+    """The rule of ``NAME:ARG=VALUE,...``."""
+    from gpuopt.training import Config, UsageError
+    from gpuopt.training.compare import choice
+
+    name, values = choice(text)
+    try:
+        return Config(optimizer=name, hyperparameters=values).rule()
+    except UsageError as error:
+        raise UsageError(f"{text}: {error}") from None
+
+
+def _point(text: str) -> tuple[float, float]:
+    from gpuopt.training import UsageError
+
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise UsageError(f"--start {text}: expected two numbers, as in -1.5,2") from None
+    return x, y
 
 
 def _flag(name: str) -> str:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import describe, is_cupy, is_numpy, place
-from gpuopt.engines.array import namespace
+from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place
 from gpuopt.engines.fused import fusable
 from gpuopt.engines.memory import first_overlap
 from gpuopt.trees import flatten

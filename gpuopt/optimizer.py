@@ -6,11 +6,9 @@ import dataclasses
 import difflib
 import math
 import threading
-import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import repeat
-from operator import call, is_, is_not
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import leaves, schedules
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
 Rules: TypeAlias = Rule | Mapping[str, Rule]
 """One rule, or several by glob."""
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+LONGEST = 2**53
+"""Steps; beyond, a float64 does not count them one by one."""
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
@@ -101,7 +101,7 @@ class Optimizer:
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._steps = self._skipped = self._reported = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
 
     @property
@@ -158,35 +158,14 @@ class Optimizer:
         given = self._tree.leaves_of(grads, "grads")
         with self._lock:
             self._raise_overdue()
-            # New arrays are told by identity: to look at every array at every step would cost more than to update many
-            # small leaves.
-            new = []
-            # Mostly there are none, which is found without a loop in Python. None is what a dead reference gives, too.
-            if any(map(is_not, given, map(call, self._known))) or any(map(is_, given, repeat(None))):
-                new = [
-                    i for i, (g, ref) in enumerate(zip(given, self._known, strict=True)) if g is None or ref() is not g
-                ]
-            for i in new:
-                if given[i] is not None:
-                    given[i] = leaves.gradient(given[i], self._arrays[i], self._tree, i)
+            ready = self._step.bind(given, self._checked)
             scalars = self._step.scalars(self._steps)
             limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
-            if new:
-                self._step.bind({i: given[i] for i in new})
-                for i in new:
-                    self._known[i] = _nothing if given[i] is None else weakref.ref(given[i])
-            ready = self._step.ready(given)
-            bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
-            if bad and self._nonfinite == "raise":
-                raise self._bad_gradients(bad)
-            with uninterrupted():
-                if bad:
-                    self._skipped += 1
-                else:
-                    self._step(ready, scalars)
-                self._steps += 1
-                if self._nonfinite == "raise" and self._step.report():
-                    self._reported = self._steps
+            if self._step.at_once:
+                self._take_step(ready, scalars, limit)
+            else:
+                with uninterrupted():
+                    self._take_step(ready, scalars, limit)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -226,7 +205,7 @@ class Optimizer:
         tuned = list(self._tuned)
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
-        with self._lock:
+        with self._lock, uninterrupted():
             self._take(self._rules_with(tuned), tuned)
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,7 +219,8 @@ class Optimizer:
             with the next step.
 
         """
-        self._raise_overdue(wait=True)
+        with self._lock:
+            self._raise_overdue(wait=True)
         rules = [
             {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
             for rule, tuned in zip(self._rules, self._tuned, strict=True)
@@ -267,6 +247,7 @@ class Optimizer:
             If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
 
         """
+        _check_nesting(state)
         problems: list[str] = []
         tuned = self._tuned_in(state, problems)
         rules = self._rules if problems else self._rules_with(tuned)
@@ -329,7 +310,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_arrays", "_rules", "_step", "_known", "_lock")
+        own = ("_tree", "_arrays", "_rules", "_step", "_lock")
         return {name: value for name, value in vars(self).items() if name not in own} | {"slots": self._step.slots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -337,32 +318,49 @@ class Optimizer:
         vars(self).update({name: value for name, value in state.items() if name != "slots"})
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
         self._rules = self._rules_with(self._tuned)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
                 assign(own[slot], value)
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
-        """Make the step for these rules, with the slots there are; every gradient counts as new again."""
+        """Make the step for these rules, with the slots there are."""
         self._skipped += self._step.skipped if hasattr(self, "_step") else 0
         by = None if self._clip is None or self._clip.by == "value" else self._clip.by
         skip = self._nonfinite != "ignore"
         guard = Guard(by, skip) if by or skip else None
         slots = slots or [{} for _ in self._arrays]
-        self._known: list[Any] = [_nothing] * len(self._arrays)
         return Step(self._arrays, self._groups, self._clipped(rules), slots, self._engine, guard)
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
 
+    def _checked(self, g: Any, i: int) -> Any:
+        return leaves.gradient(g, self._arrays[i], self._tree, i)
+
+    def _take_step(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
+        """Look at the gradients and update, all leaves and the count, or leave all as it is."""
+        bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
+        if bad and self._nonfinite == "raise":
+            raise self._bad_gradients(bad)
+        if bad:
+            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
+        else:
+            self._step(ready, scalars, partial(setattr, self, "_steps", self._steps + 1))
+        if self._nonfinite == "raise" and self._step.report():
+            self._reported = self._steps
+
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
-        overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
-        if overdue is not None:
-            skipped, bad = overdue
-            self._steps = (self._steps if wait else self._reported) - skipped
-            raise self._bad_gradients(bad)
+        if self._nonfinite != "raise":
+            return
+        with uninterrupted():
+            overdue = self._step.overdue(wait=wait)
+            if overdue is not None:
+                skipped, bad = overdue
+                self._steps = (self._steps if wait else self._reported) - skipped
+                raise self._bad_gradients(bad)
 
     def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
         names = ", ".join(self._tree.name(i, "grads") for i in bad)
@@ -378,8 +376,9 @@ class Optimizer:
 
     def _tuned_in(self, state: Mapping[str, Any], problems: list[str]) -> list[dict[str, Hyper]]:
         """What `tune` had changed in a state, checked against the rules there are."""
-        if not isinstance(steps := state.get("steps"), int) or steps < 0:
-            problems.append(f"steps: {steps!r}, expected a number of steps")
+        steps = state.get("steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
+            problems.append(f"steps: {steps!r:.40}, expected a number of steps")
         given = state.get("rules", {})
         names = {pattern: rule.name for pattern, rule in zip(self._patterns, self._rules, strict=True)}
         if {pattern: own["name"] for pattern, own in given.items()} != names:
@@ -438,8 +437,21 @@ def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
             )
 
 
-def _nothing() -> None:
-    """Stand in for the reference to a gradient that there has not been."""
+def _check_nesting(state: Any) -> None:
+    """Raise ValueError unless a state is nested as `Optimizer.state_dict` nests it."""
+    parts: list[Any] = [state.get(key, {}) for key in ("rules", "params", "state")] if _is_dict(state) else [None]
+    if all(map(_is_dict, parts)):
+        rules, _, slots = parts
+        tuned = [
+            own.get("tuned") if _is_dict(own) and isinstance(own.get("name"), str) else None for own in rules.values()
+        ]
+        if all(map(_is_dict, (*tuned, *slots.values()))):
+            return
+    raise ValueError("the state does not fit: expected dicts nested as those of state_dict, with names as keys")
+
+
+def _is_dict(x: object) -> bool:
+    return isinstance(x, Mapping) and all(isinstance(name, str) for name in x)
 
 
 def _dtype(x: Any) -> str:

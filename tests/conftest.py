@@ -15,6 +15,9 @@ from spaces import Space
 if os.environ.get("CUDASIM") == "1":
     os.environ.setdefault("CUDASIM_DEVICES", "2")
 
+# Reports are drawn by the tests that look at them.
+os.environ.setdefault("GPUOPT_REPORT", "0")
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

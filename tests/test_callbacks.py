@@ -45,7 +45,8 @@ def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tensorboard[0] == ("SummaryWriter", (str(Path("runs/tensorboard")),))
     scalars = [arguments for name, arguments in tensorboard if name == "add_scalar"]
     assert [step for name, _, step in scalars if name == "loss"] == list(range(1, 51))
-    assert {name for name, _, _ in scalars} == {"loss", "accuracy", "lr", "seconds"}
+    norms = {"gradient_norm", "update_norm"}
+    assert {name for name, _, _ in scalars} == {"loss", "accuracy", "lr", "seconds", *norms}
     assert tensorboard[-1] == ("close", ())
     assert [mlflow[0], mlflow[-1]] == [("start_run", ("mlflow",)), ("end_run", ("FINISHED",))]
     assert sum(name == "log_metrics" for name, _ in mlflow) == 50

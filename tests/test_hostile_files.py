@@ -4,7 +4,12 @@
 """
 
 import gc
+import gzip
+import json
+import os
+import re
 import resource
+import shutil
 import time
 import zipfile
 from collections import Counter
@@ -20,7 +25,9 @@ import pandas as pd
 import pytest
 from mutations import MUTATIONS
 
-from gpuopt.training import Callback, Config, Training, UsageError, load, train
+import gpuopt
+from gpuopt import checkpoint
+from gpuopt.training import Callback, Config, Training, UsageError, load, resume, train
 from gpuopt.training.checkpoints import Checkpoints
 from gpuopt.training.folder import RunFolder
 from gpuopt.training.run import _prepared
@@ -148,28 +155,40 @@ def header(shape: tuple[int, ...], dtype: str = "<f4", version: int = 1) -> byte
     return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2, "little") + text.encode()
 
 
+def described(text: bytes) -> bytes:
+    """An array whose header is `text`."""
+    return b"\x93NUMPY\2\0" + len(text).to_bytes(4, "little") + text + bytes(64)
+
+
 def bomb() -> bytes:
-    """Half a gibibyte of zeros in half a mebibyte."""
+    """More than a quarter of a gibibyte of zeros in a quarter of a mebibyte."""
     file = BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in ("x.npy", "y.npy"):
-            with packed.open(name, "w") as member:
-                member.write(header((1 << 27, 1)))
-                for _ in range(512):
-                    member.write(bytes(1 << 20))
+        with packed.open("x.npy", "w") as member:
+            member.write(header((65 << 20, 1)))
+            for _ in range(260):
+                member.write(bytes(1 << 20))
+        packed.writestr("y.npy", header((1,)) + bytes(4))
     return file.getvalue()
 
 
 def parquet_bomb() -> bytes:
-    """Two hundred million ones, run-length encoded."""
+    """Forty million ones, run-length encoded."""
+    return parquet(x=np.ones(20_000_000), y=np.ones(20_000_000, int))
+
+
+def parquet(**columns: Any) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file, part = BytesIO(), pa.table({"x": np.ones(10_000_000), "y": np.ones(10_000_000, int)})
-    with pq.ParquetWriter(file, part.schema) as writer:
-        for _ in range(10):
-            writer.write_table(part)
+    file = BytesIO()
+    pq.write_table(pa.table(columns), file, compression="zstd")
     return file.getvalue()
+
+
+def text_bomb() -> bytes:
+    """A label of many megabytes, which stands in the file once."""
+    return parquet(x=np.arange(100.0), y=["z" * (5 << 20)] * 100)
 
 
 GREEDY: dict[str, tuple[str, Callable[[], bytes], str]] = {
@@ -183,6 +202,22 @@ GREEDY: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "encrypted": ("a.npz", lambda: archive(header((1,)), flag_bits=1), "x: is packed in a way"),
     "bomb": ("a.npz", bomb, "x: .* bytes that unpack to .*: no real data do"),
     "table in a few bytes": ("a.parquet", parquet_bomb, "the table: .* bytes that unpack to"),
+    "long text": ("a.parquet", text_bomb, "column 'y': a text of 5,242,880 characters, expected at most 256"),
+    "lists": ("a.parquet", lambda: parquet(x=[[0] * 10_000] * 9, y=[0] * 9), "column 'x': holds list.*, expected numb"),
+    "list as a label": ("a.parquet", lambda: parquet(x=[0.5] * 9, y=[[0]] * 9), "column 'y': holds list"),
+    "text as features": (
+        "a.parquet",
+        lambda: parquet(x=["z" * 9] * 9, y=[0] * 9),
+        "column 'x': holds cat.* be numbers",
+    ),
+    "commas": ("a.csv", lambda: b"," * 10_000_000, "a table of 4,194,305 columns, expected at most 100,000"),
+    "zeros as text": ("a.csv", lambda: b"a,y\n" + bytes(10_000_000), "a.csv: "),
+    "a quote that never ends": ("a.csv", lambda: b'a,y\n"' + b"1,2\n" * 5_000_000, "a.csv: "),
+    "packed text": ("a.csv", lambda: gzip.compress(b"a,y\n" + b"1,2\n" * 1_000_000), "a.csv: "),
+    "brackets": ("a.npz", lambda: archive(described(b"(" * 100_000)), "a.npz: "),
+    "power": ("a.npz", lambda: archive(described(b"{'descr': '<f4', 'shape': (9**9**9,)}")), "a.npz: "),
+    "a call": ("a.npz", lambda: archive(described(b"__import__('os').abort()")), "a.npz: "),
+    "digits": ("a.npz", lambda: archive(described(b"{'descr': '<f4', 'shape': (" + b"9" * 6000 + b",)}")), "a.npz: "),
 }
 
 
@@ -192,7 +227,7 @@ def test_files_that_ask_for_much(tmp_path: Path, name: str, make: Callable[[], b
     path.write_bytes(make())
     before = peak()
     with pytest.raises(UsageError, match=message):
-        load(path, "y" if path.suffix == ".parquet" else None)
+        load(path, None if path.suffix == ".npz" else "y")
     assert peak() - before < MEMORY
 
 
@@ -209,14 +244,157 @@ def test_a_checkpoint_that_asks_for_much(run: RunFolder, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.csv", "a.parquet"])
-@pytest.mark.parametrize("what", ["loop", "pipe", "device"])
+@pytest.mark.parametrize("what", ["loop", "pipe", "device", "folder", "nothing"])
 def test_no_files(tmp_path: Path, name: str, what: str) -> None:
-    import os
-
     path = tmp_path / name
-    if what == "pipe":
-        os.mkfifo(path)
-    else:
-        path.symlink_to(path if what == "loop" else "/dev/zero")
-    with pytest.raises(UsageError, match=f"{name}: (Too many levels of symbolic links|not a regular file)"):
+    make_no_file(path, what)
+    with pytest.raises(
+        UsageError, match=f"{name}: (Too many levels of symbolic links|not a regular file|No such file)"
+    ):
         load(path, "y")
+
+
+def make_no_file(path: Path, what: str) -> None:
+    match what:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "loop":
+            path.symlink_to(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "elsewhere":
+            path.symlink_to(path.with_name("precious"))
+
+
+# Run folders, as somebody hostile hands them on: the checksums are right
+
+
+def handed_on(run: RunFolder, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run.path, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("what", ["loop", "pipe", "device", "folder", "elsewhere"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "metrics.jsonl", "checkpoint.safetensors", "best.safetensors", "summary.json"]
+)
+def test_a_run_folder_with_no_files(run: RunFolder, tmp_path: Path, name: str, what: str) -> None:
+    folder = handed_on(run, tmp_path)
+    (folder / "precious").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    make_no_file(folder / name, what)
+    with pytest.raises(UsageError, match=re.escape(name)):
+        resume(folder)
+    assert (folder / "precious").read_text() == "{}"
+
+
+def test_a_device_is_not_replaced_by_a_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=f"not a regular file.*{name}"):
+            gpuopt.save(tmp_path / name, gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+CONFIGS: dict[str, Any] = {
+    "epochs": [0, "x", [1], 1.5],
+    "hidden": [[10**9], [10**400], "ab", [[1]], [1] * 100_000],
+    "data": ["/dev/zero", 5, "a\0b.npz"],
+    "batch_size": [-1, {}, "half"],
+    "seed": [-1, 2**64, "a"],
+    "lr": ["inf", -1, {}, [], {"schedule": "join", "arguments": {}}, {"schedule": "__import__", "arguments": {}}],
+    "checkpoint_every": ["-1s", {}, None],
+    "keep": [-1, "x"],
+    "on_explosion": [[], "hope"],
+    "device": [5, "\0", "cuda:x"],
+    "task": [[], "x"],
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_that_nobody_wrote(run: RunFolder, tmp_path: Path, name: str) -> None:
+    folder = handed_on(run, tmp_path)
+    content = run.read_config()
+    for value in CONFIGS[name]:
+        RunFolder(folder).write_config({**content, "config": {**content["config"], name: value}})
+        before = (folder / "metrics.jsonl").read_bytes()
+        with pytest.raises((UsageError, gpuopt.BackendUnavailable)):
+            resume(folder, epochs=None if name == "epochs" else 9)
+        assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+POSITIONS: dict[str, Any] = {
+    "position": [
+        {"epoch": 10**30}, {"epoch": -3}, {"epoch": "4"}, {"epoch": 1.5}, {"batch": -1}, {"score": "x"}, {"score": None},
+        {"score": [1, 2, 3]}, {"seconds": "x"}, {"seconds": float("nan")}, {"other": 1},
+    ],
+    "explosions": [{"first": "x"}, {"rollbacks": "x"}, {"skipped": -1}, {"jumped_at": "x"}, {"other": 1}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_positions_that_nobody_wrote(run: RunFolder, tmp_path: Path, name: str) -> None:
+    folder = handed_on(run, tmp_path)
+    training, _ = _prepared(Config.from_json(run.read_config()["config"]))
+    extra = checkpoint.load(run.checkpoint, training.optimizer)
+    cases = [{**extra, name: {**extra[name], **changed}} for changed in POSITIONS[name]]
+    cases += [{**extra, "metrics": value} for value in ([-5, 0], [10**30, 0], ["a", 0], [1.5, 0], 5)]
+    cases += [{}, {**extra, "lowest": []}]
+    for case in cases:
+        checkpoint.save(folder / run.checkpoint.name, training.optimizer, case)
+        before = (folder / "metrics.jsonl").read_bytes()
+        with pytest.raises(UsageError, match=r"checkpoint\.safetensors: is no checkpoint of a training"):
+            resume(folder)
+        assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+RULES: dict[str, Any] = {
+    "list": [],
+    "text": {"*": "SGD"},
+    "no name": {"*": {"tuned": {}}},
+    "nothing tuned": {"*": {"name": "SGD"}},
+    "a list tuned": {"*": {"name": "SGD", "tuned": [1]}},
+    "text tuned": {"*": {"name": "SGD", "tuned": {"lr": "x"}}},
+    "negative": {"*": {"name": "SGD", "tuned": {"lr": -1}}},
+    "unknown": {"*": {"name": "SGD", "tuned": {"rate": 1}}},
+    "schedule": {"*": {"name": "SGD", "tuned": {"lr": {"schedule": "__import__", "arguments": {}}}}},
+    "arguments": {"*": {"name": "SGD", "tuned": {"lr": {"schedule": "join", "arguments": {"schedules": 5}}}}},
+}
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        *({"format": 1, "steps": 1, "rules": rules, "extra": {}} for rules in RULES.values()),
+        *(
+            {"format": 1, "steps": n, "rules": {"*": {"name": "SGD", "tuned": {}}}, "extra": {}}
+            for n in (-1, 10**300, 0.5)
+        ),
+        *({"format": n, "steps": 1, "rules": {"*": {"name": "SGD", "tuned": {}}}, "extra": {}} for n in (2, "1", None)),
+        {"format": 1, "steps": 1, "rules": {"*": {"name": "SGD", "tuned": {}}}, "extra": []},
+    ],
+    ids=[*RULES, "before the first step", "10**300 steps", "half a step", "format 2", "text", "none", "list as extra"],
+)
+def test_metadata_that_nobody_wrote(tmp_path: Path, about: dict[str, Any]) -> None:
+    w = np.ones(3)
+    opt = gpuopt.Optimizer(w, gpuopt.SGD())
+    checkpoint.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": json.dumps(about)})
+    with pytest.raises(gpuopt.CheckpointError, match="file: "):
+        gpuopt.load(tmp_path / "file", opt)
+    assert (opt.steps, w.tolist(), opt.lr) == (0, [1, 1, 1], 0.01)
+
+
+@pytest.mark.parametrize("text", ["[" * 500_000, '{"a":' * 100_000, '{"format": ' + "9" * 5000 + "}", "", "null"])
+def test_metadata_that_are_no_metadata(tmp_path: Path, text: str) -> None:
+    checkpoint.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": text})
+    with pytest.raises(gpuopt.CheckpointError, match="file: damaged: the metadata"):
+        gpuopt.load(tmp_path / "file", gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
+
+
+@pytest.mark.parametrize("state", [None, [], {"params": []}, {"rules": {1: {}}}, {"state": {"": []}}])
+def test_states_that_are_no_states(state: Any) -> None:
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD())
+    with pytest.raises(ValueError, match="the state does not fit"):
+        opt.load_state_dict(state)

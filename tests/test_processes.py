@@ -1,17 +1,23 @@
 """Several threads, forked and spawned processes: the same bits, and nobody hangs."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conformance import ROWS
-from spaces import assert_same_bits
+from spaces import Space, assert_same_bits
 
 import gpuopt
+from gpuopt import checkpoint
 
 SIZE = 1 << 20  # enough for every step to be shared among threads
 
@@ -38,6 +44,101 @@ def test_threads_that_step_different_optimizers() -> None:
         assert_same_bits(found[seed], run(seed))
 
 
+def replayed(space: Space, engine: Any, steps: int) -> dict[str, Any]:
+    opt = small(space, engine)
+    for _ in range(steps):
+        opt.step(constant(space))
+    return space.got(opt)
+
+
+def small(space: Space, engine: Any) -> gpuopt.Optimizer:
+    params = {"a": space.put(np.ones(50, "f4")), "b": space.put(np.ones((2, 3)))}
+    return gpuopt.Optimizer(params, gpuopt.Adam(lr=0.1), engine=engine)
+
+
+def constant(space: Space) -> dict[str, Any]:
+    return {"a": space.put(np.full(50, 2, "f4")), "b": space.put(np.full((2, 3), -1.0))}
+
+
+def together(*jobs: Callable[[], None]) -> None:
+    """Run them at the same time, each in a thread; raise what one of them raises."""
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        for done in [threads.submit(job) for job in jobs]:
+            done.result(timeout=60)
+
+
+STEPS = 40
+
+
+def test_threads_that_step_small_optimizers(fused_space: Space) -> None:
+    for engine in fused_space.engines:
+        optimizers = [small(fused_space, engine) for _ in range(4)]
+
+        def steps(opt: gpuopt.Optimizer) -> None:
+            for _ in range(STEPS):
+                opt.step(constant(fused_space))
+
+        together(*(partial(steps, opt) for opt in optimizers))
+        for opt in optimizers:
+            assert_same_bits(fused_space.got(opt), replayed(fused_space, engine, STEPS))
+
+
+def test_threads_that_step_the_same_optimizer(fused_space: Space) -> None:
+    """One waits for the other; with equal gradients their order does not matter."""
+    for engine in fused_space.engines:
+        opt = small(fused_space, engine)
+
+        def steps(opt: gpuopt.Optimizer = opt) -> None:
+            for _ in range(STEPS):
+                opt.step(constant(fused_space))
+
+        together(*[steps] * 3)
+        assert opt.steps == 3 * STEPS
+        assert_same_bits(fused_space.got(opt), replayed(fused_space, engine, 3 * STEPS))
+
+
+@pytest.mark.parametrize("size", [50, 1 << 18])
+def test_a_thread_that_saves_while_another_one_steps(tmp_path: Path, size: int) -> None:
+    """Every file is of one moment: all elements of a plain sum have seen as many steps as the file says."""
+    params = {name: np.zeros(size) for name in "abc"}
+    opt, done = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0)), threading.Event()
+    grads = {name: np.full(size, -1.0) for name in params}
+
+    def steps() -> None:
+        while not done.is_set():
+            opt.step(grads)
+
+    def saves() -> None:
+        try:
+            for _ in range(20):
+                gpuopt.save(tmp_path / "file", opt)
+                arrays, metadata = checkpoint.read(tmp_path / "file")
+                count = json.loads(metadata["gpuopt"])["steps"]
+                for x in arrays.values():
+                    assert (x == count).all()
+                checkpoint.load(tmp_path / "file", opt)
+        finally:
+            done.set()
+
+    together(steps, saves)
+
+
+def test_threads_that_tune_while_another_one_steps() -> None:
+    opt, done = gpuopt.Optimizer({"w": np.ones(50)}, gpuopt.SGD(lr=0.0)), threading.Event()
+
+    def steps() -> None:
+        while not done.is_set():
+            opt.step({"w": np.ones(50)})
+
+    def tunes() -> None:
+        for k in range(100):
+            opt.tune(momentum=0.5 * (k % 2))  # another program each time
+        done.set()
+
+    together(steps, tunes)
+    assert (opt.params["w"] == 1).all()
+
+
 PROGRAM = """
 import multiprocessing
 import os
@@ -47,10 +148,10 @@ import threading
 import numpy as np
 import gpuopt
 
-SIZE = 1 << 20
+SIZE, ENGINE = 1 << 20, sys.argv[2]
 
 def optimizer():
-    return gpuopt.Optimizer(np.ones(SIZE, "f4"), gpuopt.Adam(lr=0.1), engine="fused")
+    return gpuopt.Optimizer(np.ones(SIZE, "f4"), gpuopt.Adam(lr=0.1), engine=ENGINE)
 
 def after(opt, steps):
     for k in range(steps):
@@ -88,13 +189,14 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("engine", ["fused", "array"])
 @pytest.mark.parametrize("method", ["fork", "busy", "spawn"])
-def test_processes(method: str, tmp_path: Path) -> None:
+def test_processes(method: str, engine: str, tmp_path: Path) -> None:
     if method != "spawn" and not hasattr(os, "fork"):
         pytest.skip("this system cannot fork")
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(program), method]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(program), method, engine]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
     assert (done.stdout, done.stderr) == ("as it should be\n", "")

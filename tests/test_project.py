@@ -39,6 +39,8 @@ LAYERS: dict[str, set[str]] = {
     },
     "functional": {"backends", "engines", "leaves", "optimizer", "rules/base", "trees"},
     "checkpoint": {"backends", "optimizer"},
+    "pictures": set(),
+    "landscape": {"optimizer", "pictures", "rules", "rules/base"},
     "training": {
         "",
         "backends",
@@ -46,12 +48,24 @@ LAYERS: dict[str, set[str]] = {
         "gradients",
         "notebook",
         "optimizer",
+        "pictures",
         "rules",
         "rules/base",
         "schedules",
     },
     "live": {"training"},
-    "cli": {"", "backends", "checkpoint", "live", "optimizer", "rules", "rules/base", "schedules", "training"},
+    "cli": {
+        "",
+        "backends",
+        "checkpoint",
+        "landscape",
+        "live",
+        "optimizer",
+        "rules",
+        "rules/base",
+        "schedules",
+        "training",
+    },
 }
 
 # Libraries that only these files may name: everything else goes through them.
@@ -60,6 +74,8 @@ CONFINED = {
     "cupyx": set(),
     "cupy_backends": {"backends.py", "engines/cuda.py"},
     "llvmlite": {"engines/cpu.py"},
+    "matplotlib": {"pictures.py"},
+    "PIL": {"pictures.py"},
     "nicegui": {"live/__main__.py", "live/view.py"},
     "torch": set(),
 }
@@ -68,6 +84,7 @@ HEAVY = [
     "array_api_compat.numpy",
     "cupy",
     "llvmlite",
+    "matplotlib",
     "nicegui",
     "numba",
     "pandas",

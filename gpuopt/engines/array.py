@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import is_cupy, is_numpy, place, to_numpy
+from gpuopt.backends import is_cupy, is_numpy, namespace, place, to_numpy
 from gpuopt.engines.guard import SCALES
 
 if TYPE_CHECKING:
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 BLOCK = 8192
 """Elements of a NumPy array that are updated at a time: few enough for the temporaries to stay in the cache."""
-
-
-def namespace(x: Any) -> Any:
-    """Return the array API namespace of an array."""
-    if is_numpy(x):
-        return np  # NumPy 2 is one itself, and to import its twin in array_api_compat takes a while
-    import array_api_compat
-
-    return array_api_compat.array_namespace(x)
 
 
 def current(x: Any) -> AbstractContextManager[object]:

@@ -32,13 +32,19 @@ def _step(variants: tuple[Variant, ...]) -> Callable[..., None]:
 
 
 @cache
+def _bind() -> Callable[..., int]:
+    signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5, ctypes.c_int64)
+    return _compile(emit_llvm.bind(_HEADER), "bind", signature)
+
+
+@cache
 def _measure() -> Callable[..., None]:
     pointers = [ctypes.c_void_p] * 3
     signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, *pointers, *[ctypes.c_int64] * 2)
     return _compile(emit_llvm.measure(), "measure", signature)
 
 
-def _compile(text: str, name: str, signature: Any) -> Callable[..., None]:
+def _compile(text: str, name: str, signature: Any) -> Callable[..., Any]:
     """Machine code for this processor; kept, with what owns it, for the life of the process."""
     import llvmlite.binding as llvm
 
@@ -67,6 +73,7 @@ class CPUKernel:
         arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values)
         self._step = partial(_step(table.variants), *[a.ctypes.data for a in arrays])
         self._workers = threads.workers_for(table.traffic)
+        self.at_once = partial(self._step, 0, len(table.chunks)) if self._workers == 1 else None
 
     def __call__(self) -> None:
         """Update every segment that has a gradient."""
@@ -90,20 +97,49 @@ class CPUKernel:
         self._table.scales[:] = scales
 
 
+class Lookup:
+    """Finds the addresses of a step's gradients, all of them with one call, for a loop makes new arrays at every step.
+
+    Parameters
+    ----------
+    parameters
+        NumPy arrays.
+    addresses
+        int64 of shape (parameters,), written to at each call.
+
+    """
+
+    def __init__(self, parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
+        count = len(parameters)
+        self._addresses = addresses
+        self._objects, self._others = (ctypes.c_size_t * count)(), (ctypes.c_int64 * count)()
+        self._parameters = parameters, (ctypes.c_size_t * count)(*map(id, parameters))
+        arrays = map(ctypes.addressof, (self._objects, self._parameters[1]))
+        results = addresses.ctypes.data, ctypes.addressof(self._others)
+        self._bind = partial(_bind(), *arrays, id(None), *results, count) if _IS_KNOWN else None
+
+    def __call__(self, gradients: Sequence[Any]) -> list[int]:
+        """Take the addresses of all gradients that are just like their parameter, and 0 for None; return the others."""
+        if self._bind is None:
+            self._addresses[:] = 0
+            return [row for row, g in enumerate(gradients) if g is not None]
+        self._objects[:] = list(map(id, gradients))
+        return self._others[: self._bind()]
+
+    def take(self, row: int, gradient: Any, *, once: bool = False) -> None:  # noqa: ARG002
+        """Take the address of one of the others."""
+        self._addresses[row] = pointer(gradient)
+
+
 def pointer(array: Any) -> int:
     """Address of the first element."""
-    return _DATA.from_address(id(array) + _HEADER).value
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-# The address is the first field of a NumPy array's C structure, after the header of every Python object. To read it
-# there takes a fifth of the time that __array_interface__ takes, which counts with a thousand new gradients a step.
-_DATA, _HEADER = ctypes.c_size_t, object.__basicsize__
-_probe = np.zeros(3)
-if pointer(_probe[1:]) != _probe[1:].__array_interface__["data"][0]:  # pragma: no cover - no such interpreter is known
-
-    def pointer(array: Any) -> int:
-        """Address of the first element."""
-        return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+# `emit_llvm.bind` reads NumPy's arrays as the C structures that they are: a thousand times as fast as Python's way.
+_HEADER = object.__basicsize__
+_probe = np.zeros((2, 3), np.float32)[:, 1:]
+_IS_KNOWN = ctypes.c_size_t.from_address(id(_probe) + _HEADER).value == pointer(_probe)
 
 
 def zeros(layouts: Sequence[Layout]) -> list[NDArray[Any]]:

@@ -7,7 +7,10 @@ append ``-ftz=true``), so that it computes as the CPU does, bit for bit.
 from __future__ import annotations
 
 import os
+import weakref
 from functools import cache
+from itertools import repeat
+from operator import call, is_, is_not
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ from gpuopt.engines.guard import LANES
 from gpuopt.engines.memory import side_by_side
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -187,6 +190,46 @@ class CUDAKernel:
                 np.copyto(self._sent, self._table.gradients)
                 self._gradients.data.copy_from_host_async(self._sent.ctypes.data, self._sent.nbytes)
             function((len(self._chunks),), (LANES,), (*arguments, *self._values))
+
+
+class Lookup:
+    """Finds the addresses of a step's gradients, and looks only at arrays that are new: Python takes long over each.
+
+    Parameters
+    ----------
+    parameters
+        CuPy arrays of one device.
+    addresses
+        int64 of shape (parameters,), written to at each call.
+
+    """
+
+    def __init__(self, parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
+        self._addresses = addresses
+        self._known: list[Callable[[], Any]] = [_nothing] * len(parameters)
+
+    def __call__(self, gradients: Sequence[Any]) -> list[int]:
+        """Take 0 for None; return those that are other arrays than before."""
+        # Mostly there are none, which is found without a loop in Python. None is what a dead reference gives, too.
+        if not any(map(is_not, gradients, map(call, self._known))) and not any(map(is_, gradients, repeat(None))):
+            return []
+        new = [
+            row for row, (g, ref) in enumerate(zip(gradients, self._known, strict=True)) if g is None or ref() is not g
+        ]
+        for row in new:
+            self._known[row], self._addresses[row] = _nothing, 0
+        return [row for row in new if gradients[row] is not None]
+
+    def take(self, row: int, gradient: Any, *, once: bool = False) -> None:
+        """Take the address of one of those; it is known from now on as long as the array lives, or only this once."""
+        self._known[row] = _nothing  # if Ctrl-C ends this, nothing half-done is believed
+        self._addresses[row] = pointer(gradient)
+        if not once:
+            self._known[row] = weakref.ref(gradient)
+
+
+def _nothing() -> None:
+    """Stand in for the reference to a gradient that there has not been."""
 
 
 def pointer(array: Any) -> int:

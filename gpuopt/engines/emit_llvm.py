@@ -156,6 +156,98 @@ def _literal(number: str, dtype: str) -> str:
         return "0x" + struct.pack(">d", np.dtype(dtype).type(float.fromhex(number))).hex()
 
 
+# Two NumPy arrays as C structures: the type is the last word of every Python object's header, behind which come the address
+# of the data, the number of dimensions, shape, strides, base and dtype.
+_BIND = """
+define i64 @bind(ptr %objects, ptr %parameters, ptr %none, ptr %addresses, ptr %others, i64 %count) {{
+entry:
+  %any = icmp sgt i64 %count, 0
+  br i1 %any, label %leaf, label %exit
+leaf:
+  %i = phi i64 [ 0, %entry ], [ %i.next, %next ]
+  %n = phi i64 [ 0, %entry ], [ %n.next, %next ]
+  %g.at = getelementptr ptr, ptr %objects, i64 %i
+  %p.at = getelementptr ptr, ptr %parameters, i64 %i
+  %address.at = getelementptr ptr, ptr %addresses, i64 %i
+  %g = load ptr, ptr %g.at
+  %p = load ptr, ptr %p.at
+  %left.alone = icmp eq ptr %g, %none
+  br i1 %left.alone, label %absent, label %type
+absent:
+  store ptr null, ptr %address.at
+  br label %next
+type:
+{fields}
+  %same.type = icmp eq ptr %g.type, %p.type
+  br i1 %same.type, label %dtype, label %other
+dtype:
+{more_fields}
+  %same.dtype = icmp eq ptr %g.dtype, %p.dtype
+  %same.ndim = icmp eq i32 %g.ndim, %p.ndim
+  %alike = and i1 %same.dtype, %same.ndim
+  br i1 %alike, label %axes, label %other
+axes:
+  %ndim = zext i32 %g.ndim to i64
+  br label %axis
+axis:
+  %k = phi i64 [ 0, %axes ], [ %k.next, %compare ]
+  %left = icmp slt i64 %k, %ndim
+  br i1 %left, label %compare, label %found
+compare:
+  %g.size.at = getelementptr i64, ptr %g.shape, i64 %k
+  %p.size.at = getelementptr i64, ptr %p.shape, i64 %k
+  %g.stride.at = getelementptr i64, ptr %g.strides, i64 %k
+  %p.stride.at = getelementptr i64, ptr %p.strides, i64 %k
+  %g.size = load i64, ptr %g.size.at
+  %p.size = load i64, ptr %p.size.at
+  %g.stride = load i64, ptr %g.stride.at
+  %p.stride = load i64, ptr %p.stride.at
+  %same.size = icmp eq i64 %g.size, %p.size
+  %same.stride = icmp eq i64 %g.stride, %p.stride
+  %same.axis = and i1 %same.size, %same.stride
+  %k.next = add nuw nsw i64 %k, 1
+  br i1 %same.axis, label %axis, label %other
+found:
+  %data.at = getelementptr i8, ptr %g, i64 {data}
+  %data = load ptr, ptr %data.at
+  store ptr %data, ptr %address.at
+  br label %next
+other:
+  store ptr null, ptr %address.at
+  %other.at = getelementptr i64, ptr %others, i64 %n
+  store i64 %i, ptr %other.at
+  %n.more = add nuw nsw i64 %n, 1
+  br label %next
+next:
+  %n.next = phi i64 [ %n, %absent ], [ %n, %found ], [ %n.more, %other ]
+  %i.next = add nuw nsw i64 %i, 1
+  %more = icmp slt i64 %i.next, %count
+  br i1 %more, label %leaf, label %exit
+exit:
+  %found.others = phi i64 [ 0, %entry ], [ %n.next, %next ]
+  ret i64 %found.others
+}}
+"""
+
+
+def bind(header: int) -> str:
+    """LLVM IR that looks up the addresses of many NumPy arrays, and which are not just like another one.
+
+    ``header`` is the size in bytes of what every Python object begins with.
+    """
+
+    def fields(**offsets: tuple[str, int]) -> str:
+        return "\n".join(
+            f"  %{x}.{name}.at = getelementptr i8, ptr %{x}, i64 {header + offset}\n"
+            f"  %{x}.{name} = load {T}, ptr %{x}.{name}.at"
+            for name, (T, offset) in offsets.items()
+            for x in "gp"
+        )
+
+    array = fields(ndim=("i32", 8), shape=("ptr", 16), strides=("ptr", 24), dtype=("ptr", 40))
+    return _BIND.format(fields=fields(type=("ptr", -8)), more_fields=array, data=header)
+
+
 _MEASURE = """
 declare i64 @llvm.smin.i64(i64, i64)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines import cpu, cuda
-from gpuopt.engines.memory import same_strides
+from gpuopt.engines import array, cpu, cuda
+from gpuopt.engines.memory import dense_layout, same_strides
 from gpuopt.engines.segments import PARAMETER, Segment, Table
 from gpuopt.engines.trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,6 +28,13 @@ def fusable(place: str) -> bool:
 def zeros(place: str, layouts: Sequence[Layout]) -> list[Any]:
     """Return zeroed arrays, side by side in one buffer of that place."""
     return cpu.zeros(layouts) if place == "numpy" else cuda.zeros(layouts, _device(place))
+
+
+def copy(place: str, g: Any, p: Any) -> Any:
+    """Return a gradient cast and laid out like its parameter."""
+    (new,) = zeros(place, [dense_layout(p)])
+    array.assign(new, g)
+    return new
 
 
 class FusedStep:
@@ -53,21 +60,20 @@ class FusedStep:
         rules: Sequence[Rule],
         reach: Overlaps,
     ) -> None:
-        self._address = cpu.pointer if place == "numpy" else cuda.pointer
+        library = cpu if place == "numpy" else cuda
+        self._place = place
+        self._parameters = [p for _, p, _ in leaves.values()]
         self._table = Table(
             [
-                Segment(p.size, group, str(p.dtype), (self._address(p), *map(self._address, slots)))
+                Segment(p.size, group, str(p.dtype), (library.pointer(p), *map(library.pointer, slots)))
                 for group, p, slots in leaves.values()
             ],
             rules,
         )
-        self._rows = {i: row for row, i in enumerate(leaves)}
-        self.members = np.array(list(leaves))
-        self._parameters = [p for _, p, _ in leaves.values()]
+        self.members = list(leaves)
         self._sizes = np.array([p.nbytes for p in self._parameters])
-        self._addresses = [0] * len(leaves)
-        self._in_the_way: set[int] = set()
-        self._known: dict[tuple[int, ...], tuple[NDArray[np.int64], set[int]]] = {}
+        self._lookup = library.Lookup(self._parameters, self._table.gradients)
+        self._known: dict[bytes, list[int]] = {}
         self._reach = reach
         self.kernel: cpu.CPUKernel | cuda.CUDAKernel = (
             cpu.CPUKernel(self._table) if place == "numpy" else cuda.CUDAKernel(self._table, _device(place))
@@ -77,43 +83,45 @@ class FusedStep:
         """Whether the programs of these rules are the compiled ones."""
         return all(trace(rules[group]) == program for group, program in self._table.programs.items())
 
-    def bind(self, gradients: Mapping[int, Any]) -> set[int]:
-        """Take these gradients from now on; None leaves a leaf alone.
+    def bind(self, gradients: list[Any], checked: Callable[[Any, int], Any]) -> None:
+        """Take these gradients, of all leaves; None leaves a leaf alone.
 
-        Returns
-        -------
-        set of int
-            Those that cannot be read where they are: not laid out like their parameter, or in the way of this step,
-            which would write to them while it reads (a gradient may be its own parameter, but not another one's).
+        A gradient that cannot be read where it is, is replaced by a copy: one that is not laid out like its parameter, or
+        that this step would write to while it reads (a gradient may be its own parameter, but not another one's).
+
+        Parameters
+        ----------
+        gradients
+            Of all leaves, these or others.
+        checked
+            Called with a gradient and its leaf: returns it as an array that fits its parameter, or raises.
 
         """
-        refused, moved = set(), False
-        own, parameters, address = self._addresses, self._parameters, self._address
-        for i, g in gradients.items():
-            row = self._rows.get(i)
-            if row is None:
-                continue
-            at, p = 0, parameters[row]
-            if g is not None:
-                if g.dtype == p.dtype and (g.strides == p.strides or same_strides(g, p)):
-                    at = address(g)
-                else:
-                    refused.add(i)
-            if at != own[row]:
-                own[row] = at
-                moved = True
-        if moved:
-            self._table.gradients[:], self._in_the_way = self._looked_up(tuple(own))
-        return refused | (self._in_the_way & gradients.keys()) if self._in_the_way else refused
+        own = [gradients[i] for i in self.members]
+        for row in self._lookup(own):
+            i, p = self.members[row], self._parameters[row]
+            g = gradients[i] = checked(own[row], i)
+            if g.dtype == p.dtype and same_strides(g, p):
+                self._lookup.take(row, g)
+            else:
+                self._copy(row, gradients)
+        for row in self._in_the_way():
+            self._copy(row, gradients)
 
-    def _looked_up(self, addresses: tuple[int, ...]) -> tuple[NDArray[np.int64], set[int]]:
-        """The addresses as an array, and the leaves whose gradient lies where a step writes before it has read it."""
+    def _copy(self, row: int, gradients: list[Any]) -> None:
+        i = self.members[row]
+        gradients[i] = copy(self._place, gradients[i], self._parameters[row])
+        self._lookup.take(row, gradients[i], once=True)
+
+    def _in_the_way(self) -> list[int]:
+        """The rows whose gradient lies where a step writes before it has read it."""
+        addresses = self._table.gradients.tobytes()
         if addresses not in self._known:
-            starts = np.array(addresses)
-            in_the_way = self._reach(starts, starts + self._sizes) & (starts != self._table.rows[:, PARAMETER])
+            starts = self._table.gradients
+            rows = self._reach(starts, starts + self._sizes) & (starts != self._table.rows[:, PARAMETER])
             if len(self._known) == 8:  # a loop that makes new gradients gets the same few addresses over and over
                 self._known.clear()
-            self._known[addresses] = starts, set(self.members[in_the_way].tolist())
+            self._known[addresses] = np.flatnonzero(rows).tolist()
         return self._known[addresses]
 
     def measure(self, sums: NDArray[np.float64]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from operator import call
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from gpuopt import backends
 from gpuopt.engines import array, fused, memory
+from gpuopt.engines.cpu import CPUKernel
 from gpuopt.engines.cuda import CUDAKernel
 from gpuopt.engines.emit_cuda import STICKY
 from gpuopt.engines.guard import judge, root, sums_of_squares
@@ -46,6 +48,8 @@ class Step:
     ----------
     slots
         Of each leaf, by name.
+    at_once
+        What updates all leaves, if that is a single call of machine code; otherwise None.
 
     """
 
@@ -79,12 +83,12 @@ class Step:
         for place in dict.fromkeys(self._places[i] for i in together):
             members = {i: (groups[i], arrays[i], self.slots[i].values()) for i in together if self._places[i] == place}
             self._fused.append(fused.FusedStep(place, members, rules, self._reach[place]))
-        self._copied: set[int] = set()
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
         # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
         only = self._fused[0].kernel if len(self._fused) == 1 and not self._alone else None
         self._judge = only if isinstance(only, CUDAKernel) else None
+        self.at_once = only.at_once if isinstance(only, CPUKernel) else None
 
     def take(self, rules: Sequence[Rule]) -> bool:
         """Go on with other hyperparameters, unless what is computed depends on them; return whether it does not."""
@@ -98,24 +102,35 @@ class Step:
         """Return what `Rule.at` gives for each group."""
         return [rule.at(step) for rule in self._rules]
 
-    def bind(self, gradients: Mapping[int, Any]) -> None:
-        """Take note of gradients that are other arrays than in the step before; None leaves a leaf alone."""
-        self._copied -= gradients.keys()
-        for step in self._fused:
-            self._copied |= step.bind(gradients)
-        self._copied |= {i for i in self._alone if gradients.get(i) is not None and self._is_touched(i, gradients[i])}
+    def bind(self, gradients: Sequence[Any], checked: Callable[[Any, int], Any]) -> list[Any]:
+        """Take the gradients of the next step; None leaves a leaf alone.
 
-    def ready(self, gradients: Sequence[Any]) -> Sequence[Any]:
-        """Return the gradients as they can be read during the step: copies of those that cannot where they are."""
-        if not self._copied:
-            return gradients
-        copies = {i: self._copy(i, gradients[i]) for i in self._copied}
+        Parameters
+        ----------
+        gradients
+            Of each leaf, whatever was given.
+        checked
+            Called with a gradient and the number of its leaf, unless the gradient is known to fit: returns it as an array
+            that fits its parameter, or raises an error.
+
+        Returns
+        -------
+        list
+            The gradients as they can be read during the step: copies of those that cannot where they are.
+
+        """
+        ready = list(gradients)
+        for i in self._alone:
+            if ready[i] is not None:
+                ready[i] = checked(ready[i], i)
+                if self._is_touched(i, ready[i]):
+                    ready[i] = fused.copy(self._places[i], ready[i], self._arrays[i])
         for step in self._fused:
-            step.bind(copies)
-        return [copies.get(i, g) for i, g in enumerate(gradients)]
+            step.bind(ready, checked)
+        return ready
 
     def look(self, gradients: Sequence[Any], limit: float, *, wait_for_host: bool) -> list[int]:
-        """Measure the gradients (of `ready`) and decide by how much they are scaled, and whether the step is left out.
+        """Measure the gradients (of `bind`) and decide by how much they are scaled, and whether the step is left out.
 
         Parameters
         ----------
@@ -164,9 +179,9 @@ class Step:
         skipped = self.skipped if wait else self._judge.reported()
         if not skipped:
             return None
-        bad = self._fused[0].members[~np.isfinite(root(self._judge.sums_found()))]
+        finite = np.isfinite(root(self._judge.sums_found()))
         self._judge.pardon()
-        return skipped, bad.tolist()
+        return skipped, [i for i, is_good in zip(self._fused[0].members, finite, strict=True) if not is_good]
 
     @property
     def skipped(self) -> int:
@@ -178,8 +193,26 @@ class Step:
         """Of all gradients of the last step that was looked at; NaN if none was."""
         return self._norm if self._judge is None else self._judge.verdict()[1]
 
-    def __call__(self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]]) -> None:
-        """Update every leaf whose gradient (of `ready`) is not None; ``scalars``: of each group, what `Rule.at` gave."""
+    def __call__(
+        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None]
+    ) -> None:
+        """Update every leaf whose gradient is not None, and count the step.
+
+        Parameters
+        ----------
+        gradients
+            As `bind` gave them.
+        scalars
+            Of each group, what `Rule.at` gave.
+        count
+            Called when all is done; if the step is taken `at_once`, nothing can come in between.
+
+        """
+        if self.at_once is not None:
+            self._fused[0].take(scalars)
+            both: tuple[Callable[[], None], ...] = (self.at_once, count)
+            any(map(call, both))  # in C, where Python looks for no signal
+            return
         writes = [self._update_alone(i, gradients[i], scalars) for i in self._alone if gradients[i] is not None]
         for i in self._samples:
             if self._places[i] == "numpy":  # those of other places have been computed by now
@@ -190,6 +223,7 @@ class Step:
             step()
         for write in writes:
             write()
+        count()
 
     def _is_touched(self, i: int, g: Any) -> bool:
         """Whether a step could write to the gradient of a leaf that is updated alone, before it is read."""
@@ -199,12 +233,6 @@ class Step:
         (start, end), own = memory.byte_bounds(g), memory.byte_bounds(p)
         itself = (start, end) == own and g.dtype == p.dtype and memory.same_strides(g, p)
         return not itself and bool(self._reach[place](start, end))
-
-    def _copy(self, i: int, g: Any) -> Any:
-        """The gradient, cast and laid out like its parameter."""
-        (copy,) = fused.zeros(self._places[i], [memory.dense_layout(self._arrays[i])])
-        array.assign(copy, g)
-        return copy
 
     def _update_alone(self, i: int, g: Any, scalars: Sequence[Mapping[str, float]]) -> Callable[[], None]:
         rule, p, slots, h = self._rules[self._groups[i]], self._arrays[i], self.slots[i], scalars[self._groups[i]]

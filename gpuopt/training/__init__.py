@@ -2,10 +2,10 @@
 
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, Samples, load, spiral
-from gpuopt.training.errors import ExplodedError, SavingError, UsageError
+from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
 from gpuopt.training.loop import Callback, Training
 from gpuopt.training.model import Perceptron, initial_params
-from gpuopt.training.run import GPUFailure, Interrupted, Result, resume, train
+from gpuopt.training.run import GPUFailure, Result, resume, train
 
 __all__ = [
     "Callback",

@@ -68,6 +68,15 @@ class Checkpoints(Callback):
             explosions = Progress(**extra["explosions"])
             lowest = math.inf if extra["lowest"] is None else float(extra["lowest"])
             written, checksum = extra["metrics"]
+            loss, correct = position.score
+            counts = (position.epoch, position.batch, explosions.rollbacks, explosions.skipped, written, checksum)
+            if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
+                raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
+            numbers = (loss, correct, position.seconds, explosions.first, explosions.last)
+            if not all(type(x) in {int, float} for x in numbers) or not math.isfinite(position.seconds):
+                raise ValueError(f"expected numbers, got {numbers}")  # noqa: TRY301
+            if explosions.jumped_at is not None and type(explosions.jumped_at) is not int:
+                raise ValueError(f"expected a step, got {explosions.jumped_at!r}")  # noqa: TRY301
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a training: {error!r}") from None
         self.metrics.restore(written, checksum)

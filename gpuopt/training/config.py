@@ -43,6 +43,8 @@ FILE = {
     "batch_size": 128,
 }
 _BY_DATA: Any = None
+DEEPEST = 1000
+"""Hidden layers."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -168,6 +170,8 @@ class Config:
         ):
             expect(getattr(self, option) in choices, option, " or ".join(choices))
         expect(all(_is_count(units) for units in self.hidden), "hidden", "positive integers, as in 256,128")
+        if len(self.hidden) > DEEPEST:
+            raise UsageError(f"--hidden: {len(self.hidden):,} layers, expected at most {DEEPEST:,}")
         expect(_is_count(self.epochs), "epochs", "a positive integer")
         expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", "a positive integer or full")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")

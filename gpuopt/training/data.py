@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -25,10 +25,14 @@ from gpuopt.training.limits import expect_file, expect_room
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["Dataset", "Samples", "Task", "load", "spiral"]
 
+MOST_COLUMNS = 100_000
+LONGEST_LABEL = 256
+"""Characters: one long text makes the array of all of them large."""
 BYTES_A_CHARACTER = 4
 """Of a table of text, once it is in memory: a number has at least one digit and a comma, and takes 8 bytes."""
 Task: TypeAlias = Literal["auto", "classification", "regression"]
@@ -137,6 +141,8 @@ def load(path: str | Path, target: str | None = None, task: Task = "auto", *, st
         What is wrong with the file, naming the array or column and the row (rows count from 0).
     """
     path = Path(path)
+    if task not in get_args(Task):
+        raise UsageError(f"--task {task}: expected one of {', '.join(get_args(Task))}")
     with _reading(path):
         expect_file(path)
         if path.suffix == ".npz":
@@ -202,20 +208,28 @@ def _read_npz(path: Path) -> list[_Part]:
         return [_Part(x, arrays[x], y, arrays[y]) for x, y in pairs]
 
 
-def _read_table(path: Path, target: str | None) -> _Part:
+def _table(path: Path) -> pd.DataFrame:
     try:
         import pandas as pd
 
         if path.suffix == ".csv":
             size = path.stat().st_size
             expect_room("the table", BYTES_A_CHARACTER * size, size)
+            with path.open("rb") as file:
+                _expect_columns(file.readline(4 << 20).count(b",") + 1)
             table = pd.read_csv(path, low_memory=False)
         else:
+            import pyarrow as pa
             import pyarrow.parquet as pq
 
             about, size = pq.read_metadata(path), path.stat().st_size
-            expect_room("the table", 8 * about.num_rows * about.num_columns, size)
-            table = pd.read_parquet(path)
+            _expect_columns(about.num_columns)
+            for field in about.schema.to_arrow_schema():
+                if pa.types.is_nested(field.type):
+                    raise UsageError(f"column {field.name!r}: holds {field.type}, expected numbers or text")  # noqa: TRY301
+            unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+            expect_room("the table", max(unpacked, 8 * about.num_rows * about.num_columns), size)
+            table = pd.read_parquet(path, read_dictionary=about.schema.names)  # repeated texts once
     except ImportError as error:
         library = error.name or "pandas"
         cure = 'run `pip install "gpuopt[data]"`'
@@ -224,6 +238,13 @@ def _read_table(path: Path, target: str | None) -> _Part:
         raise
     except Exception as error:  # noqa: BLE001  (there is no end to what damaged files make pandas and pyarrow raise)
         raise ValueError(f"{type(error).__name__}: {error}") from None
+    return table
+
+
+def _read_table(path: Path, target: str | None) -> _Part:
+    table = _table(path)
+    import pandas as pd  # it is installed by now
+
     columns = [str(column) for column in table.columns]
     table.columns = columns
     if target not in columns:
@@ -238,8 +259,20 @@ def _read_table(path: Path, target: str | None) -> _Part:
         if column != target and not pd.api.types.is_numeric_dtype(dtype):
             raise UsageError(f"column {column!r}: holds {dtype}, a feature must be numbers")
     labels = table[target]
-    y = labels.to_numpy() if pd.api.types.is_numeric_dtype(labels) else labels.astype(str).to_numpy(dtype=str)
+    if pd.api.types.is_numeric_dtype(labels):
+        y = labels.to_numpy()
+    else:
+        different = labels.astype("category").cat  # each text once, however long and frequent
+        texts = different.categories.astype(str)
+        if (longest := max(map(len, texts), default=0)) > LONGEST_LABEL:
+            raise UsageError(f"column {target!r}: a text of {longest:,} characters, expected at most {LONGEST_LABEL}")
+        y = texts.to_numpy(dtype=str)[different.codes]
     return _Part("the features", table.drop(columns=target).to_numpy(), f"column {target!r}", y)
+
+
+def _expect_columns(count: int) -> None:
+    if count > MOST_COLUMNS:
+        raise UsageError(f"a table of {count:,} columns, expected at most {MOST_COLUMNS:,}; numpy.savez packs more")
 
 
 def _nearest(name: str | None, known: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """The errors that tell a person what to do."""
 
-__all__ = ["ExplodedError", "SavingError", "UsageError"]
+__all__ = ["ExplodedError", "Interrupted", "SavingError", "UsageError"]
 
 
 class UsageError(ValueError):
@@ -16,3 +16,11 @@ class ExplodedError(RuntimeError):
 
 class SavingError(OSError):
     """A checkpoint or the metrics could not be written; the message says which one is whole, and how to go on."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a training; the message says where its checkpoint is and how to go on."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum

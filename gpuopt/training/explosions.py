@@ -45,6 +45,8 @@ class Progress:
     rollbacks: int = 0
     skipped: int = 0
     """Steps left out that no row of the metrics has told yet."""
+    jumped_at: int | None = None
+    """Where nobody acts upon a loss that jumped: the step at which it was first seen; -1 once it has been told."""
 
 
 class Explosions:
@@ -55,7 +57,8 @@ class Explosions:
     policy : {"stop", "skip", "rollback"}
         What follows. "stop": back to the last good state, and the training ends. "rollback": back to it, with a lower
         learning rate; after `ROLLBACKS` of them as "stop". "skip": the optimizer leaves out steps whose gradients are
-        not finite, and the loss may be what it is; parameters that are not finite in spite of that, as "stop".
+        not finite, and the loss may be what it is, which is only told; parameters that are not finite in spite of that,
+        as "stop".
 
     Attributes
     ----------
@@ -84,14 +87,18 @@ class Explosions:
         self._count_skipped(training)
         self._loss, now = training.probe(), Snapshot.of(training)
         self._is_finite = now.is_finite
-        sound = self._is_finite and (self.policy == "skip" or not self._jumped(self._loss))
+        jumped = self._jumped(self._loss)
+        sound = self._is_finite and (self.policy == "skip" or not jumped)
         if sound:
-            self.good, self.progress.last, self._suspected_at = now, self._loss, None
+            self.good, self._suspected_at = now, None
+            if not jumped:
+                self.progress.last = self._loss
         return sound
 
     def judge(self, training: Training) -> bool:
         """As `is_sound`, at a reported epoch: do what the policy says if it is not, and does not become so."""
         if self.is_sound(training):
+            self._tell_jump(training)
             return True
         if self._suspected_at is None:
             self._suspected_at = training.optimizer.steps
@@ -122,6 +129,20 @@ class Explosions:
         if self.progress.skipped:
             training.tell({"event": "skip", "step": training.optimizer.steps, "skipped": self.progress.skipped})
             self.progress.skipped = 0
+
+    def _tell_jump(self, training: Training) -> None:
+        """Say once that the loss jumped and does not come back, though no policy asks for more."""
+        progress, step = self.progress, training.optimizer.steps
+        if progress.jumped_at == -1:
+            return
+        if not self._jumped(self._loss):
+            progress.jumped_at = None
+        elif progress.jumped_at is None:
+            progress.jumped_at = step
+        elif step - progress.jumped_at >= PATIENCE:
+            progress.jumped_at = -1
+            reason = f"the loss is {self._loss:.4g} after step {step}, though all gradients are finite: none is skipped"
+            training.tell({"event": "explosion", "step": step, "reason": reason, "action": "none"})
 
     def _act(self, training: Training, reason: str, step: int) -> None:
         event = {"event": "explosion", "step": step, "reason": reason, "back_to_step": self.good.steps}

@@ -7,6 +7,7 @@
 ``checkpoint-STEPS.safetensors``  the ones before, as many as ``--keep`` says
 ``best.safetensors``              the state with the lowest test loss (training loss if there is no test set)
 ``summary.json``                  how it ended; only there when it did
+``report.html``, ``*.png``        what a person sees of it, drawn at the end
 ``control.json``                  where the training listens for commands; only there while it runs
 ================================  ================================================================================
 """
@@ -93,14 +94,13 @@ class RunFolder:
         Raises
         ------
         UsageError
-            If another one does.
+            If another one does; or if what it would write to is no file of this folder's: through a link somebody
+            else's file would be replaced.
         """
-        try:
-            expect_file(self.metrics)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise UsageError(f"{self.metrics}: {error.strerror}") from None
+        for path in (self.metrics, self.checkpoint, self.best, self.summary):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                what = "a symbolic link" if path.is_symlink() else "not a regular file"
+                raise UsageError(f"{path}: {what}, expected a file of the run's own")
         try:
             file = self.metrics.open("ab")
         except OSError as error:
@@ -129,14 +129,15 @@ class RunFolder:
             size = expect_file(self.config)
             content = json.loads(self.config.read_bytes()) if size <= LARGEST_CONFIG else None
         except OSError as error:
-            missing = isinstance(error, FileNotFoundError) and self.path.is_dir()
-            reason = "is no run folder: it has no config.json" if missing else error.strerror
-            raise UsageError(f"--resume {self.path}: {reason}") from None
+            if isinstance(error, FileNotFoundError) and self.path.is_dir():
+                raise UsageError(f"--resume {self.path}: is no run folder: it has no {self.config.name}") from None
+            missing = isinstance(error, FileNotFoundError) and not self.path.exists()
+            raise UsageError(f"--resume {self.path if missing else self.config}: {error.strerror}") from None
         except (RecursionError, ValueError) as error:
             raise UsageError(f"{self.config}: not readable ({error})") from None
         if not isinstance(content, dict) or "format" not in content:
             raise UsageError(f"{self.config}: is not the configuration of a run")
-        if content["format"] != FORMAT:
+        if content["format"] is True or content["format"] != FORMAT:
             known = f"this version of gpuopt knows format {FORMAT}"
             raise UsageError(f"{self.config}: of format {content['format']!r:.20}; {known}")
         checksum = content.pop("crc32", None)

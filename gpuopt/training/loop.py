@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Hyper
     from gpuopt.training.config import Config
     from gpuopt.training.data import Dataset, Samples
-    from gpuopt.training.model import Perceptron
+    from gpuopt.training.model import Params, Perceptron
 
     Array: TypeAlias = Any
     Row: TypeAlias = dict[str, Any]
@@ -84,6 +84,8 @@ class Position:
     """Of these batches, if the epoch is reported."""
     seconds: float = 0.0
     """Time that the training took until here."""
+    norms: list[float] = field(default_factory=lambda: [math.nan, math.nan])
+    """Of gradient and update in the epoch's last batch, if that is done and the epoch is reported."""
 
 
 class Training:
@@ -101,9 +103,10 @@ class Training:
     epoch : int
         Epochs done.
     row : dict or None
-        Metrics of the last epoch if it is reported: ``epoch, step, loss, accuracy, lr, seconds`` and, if there is a test
-        set, ``test_loss, test_accuracy``. The training loss and accuracy are means over the epoch's batches, each taken
-        just before its step; the accuracy is None for regression.
+        Metrics of the last epoch if it is reported: ``epoch, step, loss, accuracy, lr, gradient_norm, update_norm,
+        seconds`` and, if there is a test set, ``test_loss, test_accuracy``. The training loss and accuracy are means over
+        the epoch's batches, each taken just before its step; the accuracy is None for regression. The norms are Euclidean,
+        over all parameters together, of the epoch's last step: of its gradient before clipping, and of what it changed.
     stopped : str or None
         Why the training ends early.
     error : exception or None
@@ -128,6 +131,7 @@ class Training:
         self._batch = 0
         self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._score = self._nothing  # of this epoch's batches
+        self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._began = time.perf_counter()
         self._halted: float | None = None  # the time, while it stands still
         self._callbacks: Sequence[Callback] = ()
@@ -151,12 +155,13 @@ class Training:
     def position(self) -> Position:
         """Where it stands; set it to go on from there."""
         score = self.backend.to_numpy(self._score).tolist()
-        return Position(self.epoch, self._batch, score, self.seconds)
+        return Position(self.epoch, self._batch, score, self.seconds, self.backend.to_numpy(self._norms).tolist())
 
     @position.setter
     def position(self, position: Position) -> None:
         self.epoch, self._batch = position.epoch, position.batch
         self._score = self.backend.asarray(position.score)
+        self._norms = self.backend.asarray(position.norms)
         self._began = time.perf_counter() - position.seconds
         self._moved = True
 
@@ -259,8 +264,12 @@ class Training:
         for x, y in self._batches():
             outputs, grads = network.gradients(params, x, y)
             score = self._score + network.score(outputs, y) if reported else self._score
+            measured = reported and self._batch + 1 == self.batches
+            before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if measured else []
             optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
-            self._batch, self._score = self._batch + 1, score
+            self._batch, self._score, self._norms = self._batch + 1, score, self._unmeasured
+            if measured:
+                self._norms = self._measured(grads, before)
             for callback in callbacks:
                 callback.step(self)
             if self._moved or (self.stopped is not None and self._batch < self.batches):
@@ -300,12 +309,22 @@ class Training:
         rule, step = self.optimizer.rule, self.optimizer.steps
         assert isinstance(rule, Rule)
         lr = rule.at(max(0, step - 1))["lr"]  # of the last step
+        norms = dict(zip(("gradient_norm", "update_norm"), self.backend.to_numpy(self._norms).tolist(), strict=True))
         measured = {"loss": loss, "accuracy": accuracy, **tested}
-        return {"epoch": epoch, "step": step, **measured, "lr": lr, "seconds": round(self.seconds, 3)}
+        return {"epoch": epoch, "step": step, **measured, "lr": lr, **norms, "seconds": round(self.seconds, 3)}
 
     def _probe(self) -> tuple[float, float | None]:
         x, y = self._probed
         return self._mean(self.network.score(self.network.outputs(self.optimizer.params, x), y), len(x))
+
+    def _measured(self, grads: Params, before: list[Array]) -> Array:
+        """The norms of gradient and update, on the device: a GPU is not waited for."""
+        xp = self.network.xp
+        updates = [p - old for p, old in zip(_arrays(self.optimizer.params), before, strict=True)]
+        squares = [
+            sum(xp.sum(xp.astype(x, xp.float64) ** 2) for x in arrays) for arrays in (list(_arrays(grads)), updates)
+        ]
+        return xp.sqrt(xp.stack(squares))
 
     def _tested(self) -> Row:
         if self._test is None:
@@ -322,7 +341,7 @@ class Training:
         return self._mean(score, len(x))
 
     def _mean(self, score: Array, samples: int) -> tuple[float, float | None]:
-        """Loss and accuracy on the host: the only copies from the device that a training makes."""
+        """Loss and accuracy on the host: the only copies from the device that a training makes, with the norms'."""
         loss, correct = (self.backend.to_numpy(score) / samples).tolist()
         return loss, correct if self.network.classifies else None
 
@@ -330,6 +349,10 @@ class Training:
         """Features, and targets as the network wants them, one-hot for classes."""
         y = samples.y if self.data.classes is None else np.eye(self.data.outputs, dtype=np.float32)[samples.y]
         return self.backend.asarray(samples.x), self.backend.asarray(y)
+
+
+def _arrays(params: Params) -> Iterator[Array]:
+    return (x for layer in params["layers"] for x in layer.values())
 
 
 def _touch_workspace() -> None:

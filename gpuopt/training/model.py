@@ -89,7 +89,7 @@ class Perceptron:
         grads = []
         for layer in reversed(params["layers"]):
             wide_dz = self._wide(dz)
-            grads.append({"w": self._product(inputs.pop().T, wide_dz), "b": self._column_sums(dz)})
+            grads.append({"w": self._product(inputs.pop().T, wide_dz), "b": self._sums(dz, 0)})
             if active:  # nobody needs the gradient of the data
                 dz = self._product(wide_dz, self._wide(layer["w"]).T)
                 dz *= active.pop()
@@ -132,21 +132,21 @@ class Perceptron:
         xp = self.xp
         if not self.classifies:
             return (outputs - y) * (2 / math.prod(outputs.shape))
-        probabilities = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
-        probabilities /= xp.sum(probabilities, axis=1, keepdims=True)
-        gradient = probabilities - y
+        gradient = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
+        gradient /= self._sums(gradient, 1)[:, None]  # the probabilities
+        gradient = gradient - y
         gradient /= outputs.shape[0]
         return gradient
 
-    def _column_sums(self, dz: Array) -> Array:
-        # A product with ones is several times faster than a sum over rows, but its bits depend on who multiplies. (A sum's
-        # bits depend on the memory's order: `dz` has that of the targets, so NumPy adds one row after the other.)
+    def _sums(self, a: Array, axis: int) -> Array:
+        # A product with ones is several times faster than a sum, but its bits depend on who multiplies. (A sum's bits depend
+        # on the memory's order: `_loss_gradient` has that of the targets, so NumPy adds one row after the other.)
         if self.matmul is not None:
-            return self.xp.sum(dz, axis=0)
-        samples = dz.shape[0]
-        if samples not in self._ones:
-            self._ones[samples] = self.xp.ones_like(dz[:, 0])
-        return self._ones[samples] @ dz
+            return self.xp.sum(a, axis=axis)
+        size = a.shape[axis]
+        if size not in self._ones:
+            self._ones[size] = self.xp.ones_like(a[:, 0] if axis == 0 else a[0, :])
+        return self._ones[size] @ a if axis == 0 else a @ self._ones[size]
 
     def _wide(self, a: Array) -> Array:
         """A factor, in the dtype in which matrices are multiplied."""

@@ -17,10 +17,11 @@ import numpy as np
 
 from gpuopt import backends
 from gpuopt.optimizer import Nonfinite, Optimizer
+from gpuopt.training.artist import is_wanted, reported
 from gpuopt.training.checkpoints import Checkpoints
 from gpuopt.training.config import Config, OnExplosion, OnGPUError
 from gpuopt.training.data import load, spiral
-from gpuopt.training.errors import ExplodedError, SavingError, UsageError
+from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
 from gpuopt.training.folder import RunFolder, write_json
 from gpuopt.training.limits import available
 from gpuopt.training.loop import Callback, Training, device
@@ -79,19 +80,17 @@ class Result:
         return notebook.to_html(self)
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a training; the message says where its checkpoint is and how to go on."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
 class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
     """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on."""
 
 
-def train(config: Config | None = None, *, out: str | Path | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+def train(
+    config: Config | None = None,
+    *,
+    out: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    report: bool | None = None,
+) -> Result:
     """Train a network and write a run folder.
 
     Parameters
@@ -102,6 +101,9 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
         The run folder, which must not exist; default: ``runs/<name>-<date>-<time>``.
     callbacks : sequence of Callback
         Called after each row of metrics is written and before a checkpoint is.
+    report : bool, optional
+        Whether ``report.html`` and its pictures are drawn at the end; default: yes, unless the environment variable
+        ``GPUOPT_REPORT`` is 0. `gpuopt.training.report.draw` does it later.
 
     Raises
     ------
@@ -130,7 +132,7 @@ def train(config: Config | None = None, *, out: str | Path | None = None, callba
     config = config or Config()
     training, content = _prepared(config)
     folder = RunFolder.create(out, training.data.name)
-    with folder.locked():
+    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report):
         folder.write_config(content)
         return _run(training, Checkpoints(folder, training.config), callbacks)
 
@@ -146,6 +148,7 @@ def resume(
     clip_norm: float | None = None,
     clip_value: float | None = None,
     callbacks: Sequence[Callback] = (),
+    report: bool | None = None,
 ) -> Result:
     """Go on with a run that was interrupted, from its last checkpoint.
 
@@ -162,7 +165,7 @@ def resume(
         Default: as before.
     lr, clip_norm, clip_value : float, optional
         From here on; default: as before. What saves a run that exploded.
-    callbacks : sequence of Callback
+    callbacks, report
         As for `train`.
 
     Raises
@@ -182,11 +185,14 @@ def resume(
         "clip_norm": clip_norm,
         "clip_value": clip_value,
     }
+    changes = {name: value for name, value in changes.items() if value is not None}
     with folder.locked():
-        return _resumed(folder, {name: value for name, value in changes.items() if value is not None}, lr, callbacks)
+        return _resumed(folder, changes, lr, callbacks, report=is_wanted() if report is None else report)
 
 
-def _resumed(folder: RunFolder, changes: dict[str, Any], lr: float | None, callbacks: Sequence[Callback]) -> Result:
+def _resumed(
+    folder: RunFolder, changes: dict[str, Any], lr: float | None, callbacks: Sequence[Callback], *, report: bool
+) -> Result:
     before = folder.read_config()
     try:
         config = Config.from_json(before.get("config"))
@@ -211,7 +217,8 @@ def _resumed(folder: RunFolder, changes: dict[str, Any], lr: float | None, callb
         checkpoints.metrics.lost = [row for row in checkpoints.metrics.lost if row.get("name") != "lr"]
     folder.summary.unlink(missing_ok=True)
     folder.write_config(content)
-    return _run(training, checkpoints, callbacks)
+    with reported(folder, wanted=report):
+        return _run(training, checkpoints, callbacks)
 
 
 def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
@@ -247,8 +254,9 @@ def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
     _expect_room([data.features, *config.hidden, data.outputs], config)
     params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
-    matmul = backend.xp.float64 if config.matmul == "float64" else None
-    network = Perceptron(backend.xp, data.classes is not None, matmul)
+    xp = backends.namespace(params["layers"][0]["w"])
+    matmul = xp.float64 if config.matmul == "float64" else None
+    network = Perceptron(xp, data.classes is not None, matmul)
     nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
     training = Training(config, backend, data, network, optimizer)
@@ -261,7 +269,7 @@ def _expect_room(widths: Sequence[int], config: Config) -> None:
     count = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
     need, room = BYTES_A_PARAMETER * count, available()
     if need > room:
-        gib = f"about {need / 2**30:,.1f} GiB to train, and {room / 2**30:,.1f} GiB are free"
+        gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
 
 

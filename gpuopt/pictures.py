@@ -1,0 +1,296 @@
+"""How pictures look, and the page that holds them. This file alone names the library that draws, matplotlib.
+
+Lines differ in colour, dashes and markers, so that they can be told apart in black and white and by everybody; the colours
+are those of Okabe & Ito (https://jfly.uni-koeln.de/color/). Figures are made without pyplot: there is no global state.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    Axes: TypeAlias = Any
+    Values: TypeAlias = Any
+    Figure: TypeAlias = Any
+
+__all__ = [
+    "STYLES",
+    "Style",
+    "draw_line",
+    "figure",
+    "gif",
+    "image",
+    "mark",
+    "page",
+    "png",
+    "scale",
+    "spare",
+    "style",
+    "table",
+    "write",
+]
+
+DPI = 120
+DECADES = 1.0
+"""A quantity that spans more than this has a logarithmic axis."""
+MARKERS_ON_A_LINE = 12
+
+
+@dataclass(frozen=True)
+class Style:
+    """Of a line."""
+
+    color: str
+    dash: Any
+    marker: str
+
+
+STYLES = (
+    Style("#0072B2", "-", "o"),
+    Style("#D55E00", (0, (6, 2)), "s"),
+    Style("#009E73", (0, (1, 1.2)), "^"),
+    Style("#CC79A7", (0, (6, 2, 1, 2)), "D"),
+    Style("#E69F00", (0, (3, 1.5)), "v"),
+    Style("#56B4E9", (0, (6, 1, 1, 1, 1, 1)), "P"),
+    Style("#000000", (0, (10, 3)), "X"),
+)
+
+
+def style(number: int) -> Style:
+    """The style of a line by its number; after the last one they begin anew with other markers."""
+    of, again = STYLES[number % len(STYLES)], number // len(STYLES)
+    return Style(of.color, of.dash, STYLES[(number + again) % len(STYLES)].marker)
+
+
+_spare: list[Figure] = []
+_stills: WeakKeyDictionary[Figure, tuple[Any, Any]] = WeakKeyDictionary()
+"""Of figures that were drawn: what their axes were like, and the picture without what is inside these."""
+
+
+def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure, so many inches wide and high, and its axes, row by row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    for spare in _spare:
+        if spare.get_size_inches().tolist() == [width, height] and len(spare.axes) == rows * columns:
+            _spare.remove(spare)
+            return spare, list(spare.axes)
+    made = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(made)
+    axes = made.subplots(rows, columns, squeeze=False).ravel().tolist()
+    # By hand: a layout that matplotlib finds costs two drawings.
+    made.subplots_adjust(
+        left=0.85 / width, right=1 - 0.15 / width, bottom=0.52 / height, top=1 - 0.4 / height, wspace=0.28, hspace=0.42
+    )
+    for one in axes:
+        one.grid(visible=True, color="#d8d8d8", linewidth=0.6)
+        one.set_axisbelow(True)
+        one.spines[["top", "right"]].set_visible(False)
+        for axis in (one.xaxis, one.yaxis):
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    return made, axes
+
+
+def spare(drawn: Figure) -> None:
+    """Clear a figure, for the next one that is as large: axes and their ticks take longer than all the rest."""
+    for axes in drawn.axes:
+        for artist in _contents(axes):
+            artist.remove()
+        axes.set_yscale("linear")
+        axes.relim()
+        axes.autoscale()
+    _spare.append(drawn)
+
+
+def draw_line(axes: Axes, x: Values, y: Values, number: int, label: str) -> None:
+    """A line in the style of this number, with a few markers."""
+    of = style(number)
+    every = max(1, len(x) // MARKERS_ON_A_LINE)
+    first = (number * every) // 3 % every  # lines that coincide show the markers of both
+    axes.plot(
+        x, y, color=of.color, linestyle=of.dash, marker=of.marker, markevery=(first, every),
+        markersize=4.5, markerfacecolor="white", linewidth=1.5, label=label,
+    )  # fmt: skip
+
+
+def scale(axes: Axes, values: Iterable[float]) -> None:
+    """A logarithmic axis for values that span decades."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    known = [value for value in values if math.isfinite(value)]
+    positive = [value for value in known if value > 0]
+    decades = math.log10(max(positive) / min(positive)) if positive else 0
+    if decades > DECADES and len(positive) == len(known):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(_round(min(positive) / 1.1, down=True), _round(max(positive) * 1.1))
+    elif known:
+        low, high = min(known), max(known)
+        if high - low <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
+            low, high = sorted((0.5 * low, 1.5 * low)) if low else (-1, 1)
+        unit = _round(high - low) / 10
+        axes.set_ylim(unit * math.floor(low / unit - 0.3), unit * math.ceil(high / unit + 0.3))
+
+
+def _round(value: float, *, down: bool = False) -> float:
+    """The next of 1, 2, 5, 10, 20, ... above or below. Round limits seldom change while a run goes on."""
+    power = 10.0 ** math.floor(math.log10(value))
+    steps = [power * step for step in (1, 2, 5, 10)]
+    return max(step for step in steps if step <= value) if down else min(step for step in steps if step >= value)
+
+
+def mark(axes: Axes, x: float, label: str) -> None:
+    """An event: a vertical line with a triangle and a label on top."""
+    axes.axvline(x, color="black", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5)
+    top = axes.get_xaxis_transform()
+    axes.plot([x], [1], marker="v", color="black", markersize=5, transform=top, clip_on=False, linestyle="none")
+    axes.text(x, 1.025, label, transform=top, ha="center", va="bottom", fontsize=7)
+
+
+def png(drawn: Figure, *, small: bool = False) -> bytes:
+    """The figure as a PNG file; as a small one with fewer colours."""
+    _render(drawn)
+    file = io.BytesIO()
+    if small:
+        _reduced(_pixels(drawn)).save(file, format="png", optimize=True)
+    else:
+        _pixels(drawn).save(file, format="png", compress_level=1)
+    return file.getvalue()
+
+
+def _render(drawn: Figure) -> None:
+    """Draw a figure; of a spare one only what is inside its axes, if these are as they were."""
+    names = ("xlim", "ylim", "yscale", "xlabel", "ylabel", "title")
+    frame = [[getattr(axes, f"get_{name}")() for name in names] for axes in drawn.axes]
+    contents = [artist for axes in drawn.axes for artist in _contents(axes)]
+    was, still = _stills.get(drawn, (None, None))
+    if was != frame:
+        for artist in contents:
+            artist.set_animated(True)  # leave it out
+        drawn.canvas.draw()
+        still = drawn.canvas.copy_from_bbox(drawn.bbox)
+        _stills[drawn] = frame, still
+    drawn.canvas.restore_region(still)
+    for artist in sorted(contents, key=lambda artist: artist.get_zorder()):
+        artist.draw(drawn.canvas.get_renderer())
+
+
+def _contents(axes: Axes) -> list[Any]:
+    """What is inside axes, in the order in which it is drawn if nothing else decides."""
+    return [*axes.images, *axes.collections, *axes.lines, *axes.texts, *filter(None, [axes.get_legend()])]
+
+
+def gif(drawn: Figure, moving: Sequence[Any], show: Callable[[int], None], frames: Sequence[int]) -> bytes:
+    """An animation: a GIF file of what `show` makes of the `moving` lines for each frame, again and again.
+
+    What does not move is drawn once.
+    """
+    for axes in drawn.axes:
+        for artist in _contents(axes):
+            artist.set_animated(artist in moving)
+    drawn.canvas.draw()
+    still = drawn.canvas.copy_from_bbox(drawn.bbox)
+    made: list[Any] = []
+    for frame in frames:
+        show(frame)
+        drawn.canvas.restore_region(still)
+        for line in moving:
+            line.axes.draw_artist(line)
+        made.append(_reduced(_pixels(drawn).resize([size * 5 // 8 for size in drawn.canvas.get_width_height()])))
+    file = io.BytesIO()
+    durations = [100] * (len(made) - 1) + [2000]
+    made[0].save(file, format="gif", save_all=True, append_images=made[1:], duration=durations, loop=0)
+    return file.getvalue()
+
+
+def _reduced(pixels: Any) -> Any:
+    """The same picture in greys and the lines' colours, blended with white and with grey."""
+    from PIL import Image
+
+    palette = [level for level in range(255, -1, -12) for _ in "RGB"]
+    for of in STYLES:
+        channels = [int(of.color[i : i + 2], 16) for i in (1, 3, 5)]
+        for ground in (255, 200):
+            palette += [round(ground + k / 5 * (c - ground)) for k in range(1, 6) for c in channels]
+    known = Image.new("P", (1, 1))
+    known.putpalette(palette)
+    return pixels.quantize(palette=known, dither=Image.Dither.NONE)
+
+
+def _pixels(drawn: Figure) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(np.asarray(drawn.canvas.buffer_rgba())).convert("RGB")
+
+
+CSS = """\
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p { margin: .3rem 0; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem; }
+figure { margin: 0; } figcaption { font-size: .9rem; opacity: .8; }
+img { max-width: 100%; height: auto; background: white; border-radius: 6px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.number, th.number { text-align: right; }
+pre { overflow-x: auto; font-size: .85rem; }
+.scroll { overflow-x: auto; }
+"""
+
+
+def page(title: str, *parts: str) -> str:
+    """A page of these parts, which are HTML. Nothing is fetched from anywhere."""
+    shown = html.escape(title)
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{shown}</title>'
+    body = "\n".join([f"<h1>{shown}</h1>", *parts])
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>\n{CSS}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def image(content: bytes, caption: str, kind: str = "png") -> str:
+    """A picture, inside the page."""
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    words = html.escape(caption)
+    return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table; without a head, of names and values. Numbers stand to the right where there is a head."""
+
+    def cell(tag: str, value: object) -> str:
+        number = ' class="number"' if head and isinstance(value, int | float) else ""
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return f"<{tag}{number}>{html.escape(shown)}</{tag}>"
+
+    rows = [list(row) for row in rows]
+    lines = ["".join(cell("td", value) for value in row) for row in rows]
+    if head:
+        numbers = [bool(rows) and any(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+        names = zip(head, numbers, strict=True)
+        lines.insert(0, "".join(f"<th{' class=number' * right}>{html.escape(name)}</th>" for name, right in names))
+    return '<div class="scroll"><table>' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+
+
+def write(path: Path, content: bytes | str) -> None:
+    """Write a file as a whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""A process beside the training that draws its report when it ends.
+
+To load what draws takes longer than to draw. So the process is started with the training, gets ready while that runs, on
+what it leaves of the processors, and then waits on its standard input for the word to draw. When the training is killed
+that input ends, and so does the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from gpuopt.training.errors import Interrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuopt.training.folder import RunFolder
+
+__all__ = ["is_wanted", "reported"]
+
+VARIABLE = "GPUOPT_REPORT"
+PATIENCE = 60
+"""Seconds that a report may take. The first one on a machine takes some, in which matplotlib looks for fonts."""
+LOG = logging.getLogger("gpuopt")
+
+
+def is_wanted() -> bool:
+    """Whether runs get a report: not if the environment variable GPUOPT_REPORT is 0."""
+    return os.environ.get(VARIABLE) != "0"
+
+
+@contextlib.contextmanager
+def reported(folder: RunFolder, *, wanted: bool) -> Iterator[None]:
+    """Get ready to draw, and draw the report of the run that trains inside; what fails is a warning.
+
+    It is drawn of a run that failed, too, unless that is left at once.
+    """
+    if not wanted:
+        yield
+        return
+    command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", str(folder.path)]
+    # The same packages, and nothing that decides what is computed or drawn elsewhere.
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "MPLBACKEND": "agg", "OPENBLAS_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    try:
+        artist = subprocess.Popen(
+            command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, env=env, text=True, start_new_session=True
+        )  # a session of its own: Ctrl-C is for the training
+    except OSError as error:
+        yield
+        _warn(folder, str(error))
+        return
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception | Interrupted):
+            _draw(artist, folder)
+        else:
+            artist.kill()
+            artist.communicate()
+        raise
+    _draw(artist, folder)
+
+
+def _draw(artist: subprocess.Popen[str], folder: RunFolder) -> None:
+    with artist:
+        try:
+            _, errors = artist.communicate("draw\n", PATIENCE)
+        except subprocess.TimeoutExpired:
+            errors = f"not done after {PATIENCE} s"
+        finally:
+            artist.kill()  # unless it is done
+    if artist.returncode:
+        _warn(folder, errors.strip().rpartition("\n")[2] or f"the process that draws ended with {artist.returncode}")
+
+
+def _warn(folder: RunFolder, why: str) -> None:
+    LOG.warning("no report: %s. To draw it: gpuopt plot %s", why, folder.path)
+
+
+def main() -> None:
+    """Be the process that draws."""
+    asked = threading.Event()
+
+    def listen() -> None:
+        if not sys.stdin.readline():
+            os._exit(0)  # nobody is there any more
+        asked.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
+        os.nice(19)
+    from gpuopt.training import plots, report
+    from gpuopt.training.history import Run
+
+    if not asked.is_set():
+        plots.rehearse(Run.read(sys.argv[1]))
+    asked.wait()
+    report.draw(sys.argv[1])
+    os._exit(0)  # to take everything apart takes longer than to draw it

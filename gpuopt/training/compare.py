@@ -1,0 +1,284 @@
+"""The same network, from the same start, over the same batches, by several optimizers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpuopt import pictures
+from gpuopt.backends import BackendUnavailable
+from gpuopt.rules import RULES
+from gpuopt.training import report
+from gpuopt.training.config import Config
+from gpuopt.training.errors import ExplodedError, UsageError
+from gpuopt.training.folder import RunFolder, write_json
+from gpuopt.training.history import Run
+from gpuopt.training.loop import Callback
+from gpuopt.training.progress import describe
+from gpuopt.training.run import train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from gpuopt.training.loop import Training
+
+__all__ = ["COLUMNS", "Comparison", "Entry", "choice", "compare"]
+
+SPIRAL: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.5, "momentum": 0.9},
+    "AdaGrad": {"lr": 0.5},
+    "RMSProp": {"lr": 0.02, "rho": 0.99},
+    "Adam": {"lr": 0.05},
+}
+FILE: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.05, "momentum": 0.9},
+    "AdaGrad": {"lr": 0.02},
+    "RMSProp": {"lr": 0.001},
+    "Adam": {"lr": 0.001},
+}
+"""Hyperparameters with which each optimizer does well on the built-in spiral, and on most data of a file."""
+EPOCHS = 2000
+"""On the spiral, unless told otherwise."""
+COLUMNS = {
+    "optimizer": "optimizer",
+    "loss": "final loss",
+    "accuracy": "accuracy",
+    "steps_to_threshold": "steps to loss {threshold:.3g}",
+    "seconds": "time (s)",
+    "state_bytes": "state (bytes)",
+    "outcome": "outcome",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one optimizer did.
+
+    Attributes
+    ----------
+    optimizer : str
+    rule : str
+        With all its hyperparameters.
+    loss, accuracy : float or None
+        With the final parameters: over the test set if there is one, else over the training set.
+    steps_to_threshold : int or None
+        Steps until the first reported training loss at or below the threshold; None if there is none.
+    seconds : float
+        Of the training.
+    state_bytes : int
+        Of the optimizer's state: what it needs beside parameters and gradients.
+    outcome : str
+        "finished", or why it ended early.
+    """
+
+    optimizer: str
+    rule: str
+    loss: float | None
+    accuracy: float | None
+    steps_to_threshold: int | None
+    seconds: float
+    state_bytes: int
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out.
+
+    Attributes
+    ----------
+    folder : Path
+        With ``report.html``, ``comparison.png``, ``comparison.json`` and a run folder for each optimizer.
+    threshold : float
+    entries : list of Entry
+        In the order in which they were given.
+    """
+
+    folder: Path
+    threshold: float
+    entries: list[Entry]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Head and rows; what there is not is a dash."""
+        head = [name.format(threshold=self.threshold) for name in COLUMNS.values()]
+        rows = [[getattr(entry, name) for name in COLUMNS] for entry in self.entries]
+        return head, [["-" if value is None else value for value in row] for row in rows]
+
+
+def choice(text: str) -> tuple[str, dict[str, float | str]]:
+    """Name and hyperparameters of ``NAME[:ARG=VALUE,...]``.
+
+    >>> choice("SGD:lr=0.1,nesterov=true")
+    ('SGD', {'lr': 0.1, 'nesterov': True})
+    """
+    name, _, rest = text.partition(":")
+    name = {known.lower(): known for known in RULES}.get(name.strip().lower(), name.strip())
+    given: dict[str, float | str] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise UsageError(f"{text}: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9")
+        try:
+            given[key] = float(value)
+        except ValueError:
+            given[key] = value.lower() == "true" if value.lower() in {"true", "false"} else value
+    return name, given
+
+
+class Watcher(Callback):
+    """Sees what the metrics do not say, and tells how far the training is."""
+
+    def __init__(self, tell: Callable[[Training], None]) -> None:
+        self.state_bytes, self.first = 0, 0.0
+        self._tell = tell
+
+    def start(self, training: Training) -> None:
+        slots = training.optimizer.state_dict()["state"].values()
+        self.state_bytes = sum(int(x.nbytes) for own in slots for x in own.values())
+        self.first = training.probe()
+
+    def epoch(self, training: Training) -> None:
+        if training.row is not None:
+            self._tell(training)
+
+
+def compare(
+    optimizers: Sequence[str] = (),
+    config: Config | None = None,
+    *,
+    threshold: float | None = None,
+    out: str | Path | None = None,
+    quiet: bool = True,
+) -> Comparison:
+    """Train the same network with several optimizers, one after the other, so that their times can be compared.
+
+    All start from the same parameters and see the same samples in the same order, for as many epochs.
+
+    Parameters
+    ----------
+    optimizers : sequence of str
+        ``NAME`` or ``NAME:ARG=VALUE,...``; default: all there are. Without arguments they get sensible ones.
+    config : Config, optional
+        Everything else; default: the built-in spiral for 2,000 epochs.
+    threshold : float, optional
+        The training loss to which steps are counted; default: half of that before the first step.
+    out : path, optional
+        The folder, which must not exist; default: ``runs/compare-<data>-<date>-<time>``.
+    quiet : bool
+        Whether no progress is shown.
+
+    Raises
+    ------
+    UsageError, BackendUnavailable
+        As `train` does. Nothing is written then. One that explodes is an entry of the table.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = compare(["SGD", "Adam:lr=0.02"], Config(epochs=20), out=f"{folder}/both")
+    >>> [entry.optimizer for entry in found.entries]
+    ['SGD', 'Adam:lr=0.02']
+    """
+    config = config or Config(epochs=EPOCHS)
+    labels = list(optimizers) or list(RULES)
+    configs = []
+    for label in labels:
+        name, values = choice(label)
+        values = values or (SPIRAL if config.data is None else FILE).get(name, {})
+        try:
+            chosen = dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
+        except UsageError as error:
+            raise UsageError(f"{label}: {error}") from None
+        configs.append(chosen)
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"{' '.join(labels)}: expected each one once")
+    data = "spiral" if config.data is None else config.data.rpartition("/")[2].partition(".")[0]
+    folder = RunFolder.create(out, f"compare-{data}").path
+    runs: list[Run] = []
+    watchers: list[Watcher] = []
+    outcomes: list[str] = []
+    with _lines(labels, config.epochs, quiet=quiet) as tell:
+        for number, (label, chosen) in enumerate(zip(labels, configs, strict=True)):
+            watchers.append(Watcher(lambda training, number=number: tell(number, training)))  # type: ignore[misc]
+            place = folder / "".join(c if c.isalnum() or c in "=.-+" else "_" for c in label)
+            try:
+                result = train(chosen, out=place, callbacks=watchers[-1:], report=False)
+                outcomes.append(result.stopped or "finished")
+            except ExplodedError as error:
+                outcomes.append(str(error).partition(";")[0])
+            except (UsageError, BackendUnavailable):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+                raise
+            runs.append(Run.read(place).called(label))
+    threshold = watchers[0].first / 2 if threshold is None else threshold
+    entries = [_entry(*one, threshold) for one in zip(runs, watchers, outcomes, strict=True)]
+    comparison = Comparison(folder, threshold, entries)
+    _write(comparison, runs)
+    return comparison
+
+
+def _entry(run: Run, watcher: Watcher, outcome: str, threshold: float) -> Entry:
+    end = run.summary or {}
+    tested = "test" if end.get("test_loss") is not None else "train"
+    steps = next((step for step, loss in zip(*run.points("loss"), strict=True) if loss <= threshold), None)
+    return Entry(
+        optimizer=run.name,
+        rule=str(run.config.rule()),
+        loss=end.get(f"{tested}_loss"),
+        accuracy=end.get(f"{tested}_accuracy"),
+        steps_to_threshold=int(steps) if steps is not None else None,
+        seconds=end.get("seconds", 0.0),
+        state_bytes=watcher.state_bytes,
+        outcome=outcome,
+    )
+
+
+def _write(comparison: Comparison, runs: Sequence[Run]) -> None:
+    content = {"threshold": comparison.threshold, "entries": [dataclasses.asdict(e) for e in comparison.entries]}
+    write_json(comparison.folder / "comparison.json", content)
+    tested = "test set" if any(run.points("test_loss")[0] for run in runs) else "training set"
+    about = (
+        f"The same network from the same start over the same batches, for {runs[0].config.epochs:,} epochs; trained one "
+        f"after the other. Final loss and accuracy: {tested}. Steps: to the first reported training loss that low."
+    )
+    rules = pictures.table([], [(entry.optimizer, entry.rule) for entry in comparison.entries])
+    parts = [f"<p>{about}</p>", pictures.table(*comparison.table()), "<h2>The optimizers</h2>", rules]
+    report.draw_over_each_other(runs, comparison.folder / "report.html", *parts, title="Optimizers compared")
+    report.draw_over_each_other(runs, comparison.folder / "comparison.png")
+
+
+@contextlib.contextmanager
+def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Callable[[int, Training], None]]:
+    """A line for each optimizer: a live one in a terminal, a plain one at its end elsewhere."""
+    width = max(map(len, labels))
+    if quiet:
+        yield lambda *_: None
+    elif sys.stdout.isatty():
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[metrics]}"))
+        with Progress(*columns, TimeElapsedColumn()) as bars:
+            tasks = [bars.add_task(label, total=epochs, metrics="", start=False) for label in labels]
+
+            def show(number: int, training: Training) -> None:
+                if not bars.tasks[number].started:
+                    bars.start_task(tasks[number])
+                metrics = describe(training.row) if training.row else ""
+                bars.update(tasks[number], completed=training.epoch, metrics=metrics)
+                if training.epoch == epochs:
+                    bars.stop_task(tasks[number])
+
+            yield show
+    else:
+
+        def tell(number: int, training: Training) -> None:
+            if training.row and training.epoch == epochs:
+                print(f"{labels[number]:<{width}}  {describe(training.row)}", flush=True)  # noqa: T201
+
+        yield tell

@@ -1,0 +1,104 @@
+"""What a run folder tells of its run: finished, killed, or still going on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpuopt.training.config import Config
+from gpuopt.training.errors import UsageError
+from gpuopt.training.folder import RunFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gpuopt.training.loop import Row
+
+    Points: TypeAlias = tuple[list[float], list[float]]
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as far as it has come.
+
+    Attributes
+    ----------
+    name : str
+        Of its folder; what a picture calls it.
+    folder : RunFolder
+    config : Config
+    rows, events : list of dict
+        Of ``metrics.jsonl``.
+    summary : dict or None
+        How it ended, if it did.
+    """
+
+    name: str
+    folder: RunFolder
+    config: Config
+    rows: list[Row]
+    events: list[Row]
+    summary: dict[str, Any] | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        """Read a run folder.
+
+        Raises
+        ------
+        UsageError
+            If it is none, or damaged.
+        """
+        folder = RunFolder(path)
+        if not folder.config.exists():
+            raise UsageError(f"{path}: is no run folder: it has no config.json")
+        config = Config.from_json(folder.read_config().get("config"))
+        lines = folder.metrics.read_bytes().splitlines(keepends=True) if folder.metrics.exists() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            del lines[-1]  # it is being written, or was when the run was killed
+        rows: list[Row] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(dict(json.loads(line)))
+            except (TypeError, ValueError):
+                raise UsageError(f"{folder.metrics}: line {number} is not readable") from None
+        events = [row for row in rows if "event" in row]
+        try:
+            summary = json.loads(folder.summary.read_bytes()) if folder.summary.exists() else None
+        except ValueError:
+            raise UsageError(f"{folder.summary}: is not readable") from None
+        return cls(folder.path.resolve().name, folder, config, [r for r in rows if "event" not in r], events, summary)
+
+    def called(self, name: str) -> Run:
+        """The same under another name."""
+        return dataclasses.replace(self, name=name)
+
+    def points(self, key: str) -> Points:
+        """Steps and values of a metric, where it is known; with a NaN in between where the run went back."""
+        steps: list[float] = []
+        values: list[float] = []
+        for row in self.rows:
+            if row.get(key) is not None:
+                if steps and row["step"] <= steps[-1]:
+                    steps.append(row["step"])
+                    values.append(math.nan)
+                steps.append(row["step"])
+                values.append(row[key])
+        return steps, values
+
+    @property
+    def steps(self) -> int:
+        """As many as it took, or is going to take."""
+        last: Row = self.rows[-1]
+        epoch, steps = int(last["epoch"]), int(last["step"])
+        return round(steps / epoch * (epoch if self.summary is not None else max(self.config.epochs, epoch)))
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it predicts classes: these have an accuracy."""
+        return any(row["accuracy"] is not None for row in self.rows)

@@ -1,0 +1,159 @@
+"""Ctrl-C in a step: the step happened or it did not, and the optimizer can be used as before."""
+
+import contextlib
+import linecache
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fused": {"engine": "fused"},
+    "array": {"engine": "array"},
+    "clip and skip": {"clip": gpuopt.clip_by_global_norm(0.5), "nonfinite": "skip"},
+    "raise": {"nonfinite": "raise"},
+}
+
+
+def optimizer(size: int, **options: Any) -> gpuopt.Optimizer:
+    params = {"a": np.ones(size, "f4"), "b": np.ones((2, 3))}
+    return gpuopt.Optimizer(params, gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, 0.01)), **options)
+
+
+def gradients(size: int) -> list[dict[str, Any]]:
+    """Two buffers that take turns: a step must never use the other one's."""
+    random = np.random.RandomState(0)
+    return [{"a": random.randn(size).astype("f4"), "b": random.randn(2, 3)} for _ in range(2)]
+
+
+def content(opt: gpuopt.Optimizer) -> list[bytes]:
+    state = opt.state_dict()
+    arrays = [*state["params"].values(), *(x for slots in state["state"].values() for x in slots.values())]
+    return [x.tobytes() for x in arrays]
+
+
+def interrupted(opt: gpuopt.Optimizer, grads: dict[str, Any], line: int) -> bool:
+    """Whether a step has so many lines; the signal comes before that one."""
+    package, left = str(Path(gpuopt.__file__).parent), line
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        # Before a `with` releases its lock Python looks for no signals, but for a tracer.
+        code = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event == "line" and not code.startswith("with "):
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    with contextlib.suppress(KeyboardInterrupt):
+        sys.settrace(trace)
+        try:
+            opt.step(grads)
+        finally:
+            sys.settrace(before)
+    return left <= 0
+
+
+@pytest.mark.parametrize("again", ["the same gradients", "others"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_an_interrupt_at_every_line_of_a_step(options: dict[str, Any], again: str) -> None:
+    opt, reference, (one, other) = optimizer(50, **options), optimizer(50, **options), gradients(50)
+    line, happened = 1, 0
+    while True:
+        for each in (opt, reference):
+            each.step(other)
+        before = opt.steps
+        if not interrupted(opt, one, line):
+            break
+        if opt.steps == before + 1:
+            reference.step(one)
+            happened += 1
+        elif again == "the same gradients":
+            for each in (opt, reference):
+                each.step(one)
+        assert opt.steps == reference.steps, f"line {line}"
+        assert content(opt) == content(reference), f"line {line}"
+        line += 1
+    assert line > 30
+    assert happened > 0
+
+
+PROGRAM = """
+import os, random, signal, sys, time
+
+wanted, size, pause, options = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+if os.fork() == 0:  # a process of its own: a thread would wait for the other's steps
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    time.sleep(0.3)
+    while os.getppid() == parent:
+        time.sleep(random.uniform(0, pause))
+        os.kill(parent, signal.SIGINT)
+    os._exit(0)
+
+awaited = False
+
+def interrupt(*_):
+    global awaited
+    if awaited:
+        awaited = False
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+
+from test_interrupts import content, gradients, optimizer
+
+opt, reference, grads = optimizer(size, **eval(options)), optimizer(size, **eval(options)), gradients(size)
+interrupts = happened = 0
+while interrupts < wanted:
+    before = opt.steps
+    try:
+        awaited = True
+        opt.step(grads[before % 2])
+        awaited = False
+    except KeyboardInterrupt:
+        interrupts += 1
+        happened += opt.steps - before
+        while reference.steps < opt.steps:
+            reference.step(grads[reference.steps % 2])
+        assert content(opt) == content(reference), f"other bits after {opt.steps}"
+print(interrupts, happened, opt.steps, flush=True)
+os._exit(0)  # without signals on the way out
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "pause", "options"),
+    [
+        (50, 4e-3, {}),
+        (50, 4e-3, {"engine": "array"}),
+        (1 << 20, 20e-3, {}),
+        (1 << 20, 20e-3, {"nonfinite": "raise"}),
+    ],
+    ids=["small", "small, arrays", "several threads", "several threads, guarded"],
+)
+def test_interrupts_at_random_moments(
+    size: int, pause: float, options: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    wanted = 1000 if request.config.getoption("--soak") else 60 if size < 1000 else 15
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    arguments = [sys.executable, "-c", PROGRAM, str(wanted), str(size), str(pause), repr(options)]
+    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    interrupts, happened, steps = map(int, done.stdout.split())
+    print(f"{request.node.callspec.id}: {interrupts} interrupts in {steps} steps; {happened} of these steps happened")

@@ -1,0 +1,309 @@
+"""What a person sees of runs: the report of each one, several over each other, and several optimizers compared."""
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import gpuopt_
+
+from gpuopt import pictures
+from gpuopt.training import Callback, Config, ExplodedError, Training, UsageError, report, train
+from gpuopt.training.compare import compare
+from gpuopt.training.history import Run
+
+PICTURES = ["accuracy", "boundary", "learning_rate", "loss", "norms"]
+SHORT = Config(epochs=40, hidden=(8,))
+EXPLODING = Config(epochs=300, hidden=(8,), optimizer="SGD", lr=1e20, on_explosion="rollback")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUOPT_BACKEND", "numpy")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without a report."""
+    folder = tmp_path_factory.mktemp("pictures") / "spiral"
+    train(replace(SHORT, device="cpu"), out=folder)
+    return folder
+
+
+@pytest.fixture
+def run(ran: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(ran, tmp_path / "run"))
+
+
+def pngs(folder: Path) -> list[str]:
+    return sorted(file.stem for file in folder.glob("*.png"))
+
+
+def assert_needs_nothing(page: Path) -> str:
+    """The page fetches nothing: no script, all addresses inside."""
+    text = page.read_text()
+    assert all(address.startswith("data:image/") for address in re.findall(r"(?:src|href)=\W?([^\"'>]*)", text))
+    assert not re.search(r"<(script|link|iframe)|https?:|@import|url\(", text)
+    assert not list(page.parent.glob("*.tmp"))
+    return text
+
+
+def told(page: Path) -> str:
+    """What it says, without tags."""
+    return re.sub(r"<[^>]*>", " ", assert_needs_nothing(page))
+
+
+# The report of a run
+
+
+def test_every_run_gets_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPUOPT_REPORT")
+    result = train(SHORT, out="run")
+    assert pngs(Path("run")) == PICTURES
+    text = told(Path("run/report.html"))
+    for words in ("How it ended", "Accuracy, training set", f"{result.train_loss:.4g}", '"epochs": 40'):
+        assert words in text.replace("&quot;", '"')
+    for name in PICTURES:
+        with Image.open(f"run/{name}.png") as picture:
+            assert len(picture.getcolors(1 << 20) or []) > 20
+    assert Path("run/report.html").read_text().count("data:image/png") == len(PICTURES)
+
+
+@pytest.mark.parametrize("option", ["--no-report", None])
+def test_no_report(option: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if option:
+        monkeypatch.delenv("GPUOPT_REPORT")
+    assert gpuopt_("train", "--epochs", "2", "-q", "--out", "run", *filter(None, [option])).exit_code == 0
+    assert not Path("run/report.html").exists()
+
+
+def test_an_explosion_is_in_the_report() -> None:
+    with pytest.raises(ExplodedError):
+        train(EXPLODING, out="run", report=True)
+    text = told(Path("run/report.html"))
+    assert "exploded: " in text
+    assert "(rollback 10)" in text
+    assert "Stopped, because" in text
+
+
+def test_a_report_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Obstacle(Callback):
+        def end(self, training: Training) -> None:
+            Path("a/report.html").mkdir()
+
+    assert train(SHORT, out="a", callbacks=[Obstacle()], report=True).epochs == 40
+    monkeypatch.setattr("gpuopt.training.artist.PATIENCE", 0)
+    assert train(SHORT, out="b", report=True).epochs == 40
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert train(SHORT, out="c", report=True).epochs == 40
+    first, second, third = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    assert first.startswith("no report: IsADirectoryError: ")
+    assert first.endswith(". To draw it: gpuopt plot a")
+    assert second == "no report: not done after 0 s. To draw it: gpuopt plot b"
+    assert third.startswith("no report: [Errno 2] No such file or directory: ")
+
+
+def test_who_leaves_at_once_gets_none() -> None:
+    class Leaving(Callback):
+        def epoch(self, training: Training) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(SHORT, out="run", callbacks=[Leaving()], report=True)
+    assert not Path("run/report.html").exists()
+
+
+def test_the_artist_ends_with_the_training(run: Path) -> None:
+    """When the training is killed its end of the pipe closes."""
+    command = [sys.executable, "-c", "from gpuopt.training.artist import main; main()", str(run)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, env=env, check=False, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert pngs(run) == []
+
+
+# Drawn again, from the folder alone
+
+
+def test_a_run_that_goes_on_or_was_killed(run: Path) -> None:
+    (run / "summary.json").unlink()
+    rows = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(rows[:-20])
+    result = gpuopt_("plot", str(run))
+    assert (result.exit_code, result.stdout) == (0, f"{run / 'report.html'}\n")
+    text = told(run / "report.html")
+    assert "still going on, stopped or killed" in text
+    assert len(Run.read(run).rows) == rows.count(b"\n") - 1
+    assert pngs(run) == PICTURES
+
+
+def test_a_run_that_has_hardly_begun(run: Path) -> None:
+    for name in ("summary.json", "checkpoint.safetensors", "metrics.jsonl"):
+        (run / name).unlink()
+    report.draw(run)
+    assert "No metrics yet." in told(run / "report.html")
+    assert pngs(run) == []
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+def test_other_data(kind: str) -> None:
+    """Numbers over the plane, classes in space; a test set; and then the data are gone."""
+    random = np.random.RandomState(0)
+    x = random.rand(60, 2 if kind == "numbers" else 3)
+    y = x.sum(axis=1) if kind == "numbers" else x.argmax(axis=1)
+    np.savez("data.npz", x_train=x, y_train=y, x_test=x[:20], y_test=y[:20])
+    train(Config(data="data.npz", hidden=(8,), epochs=5), out="run")
+    report.draw("run")
+    there = (
+        ["boundary", "learning_rate", "loss", "norms"]
+        if kind == "numbers"
+        else ["accuracy", "learning_rate", "loss", "norms"]
+    )
+    assert pngs(Path("run")) == there
+    assert "Loss, test set" in told(Path("run/report.html"))
+    Path("data.npz").unlink()
+    report.draw("run")
+    assert ("No such file" in told(Path("run/report.html"))) == (kind == "numbers")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "run: is no run folder: it has no config.json"),
+        ("config.json", "{}", "run/config.json: is not the configuration of a run"),
+        ("metrics.jsonl", '{"epoch": 1\n', "run/metrics.jsonl: line 1 is not readable"),
+        ("summary.json", "{", "run/summary.json: is not readable"),
+    ],
+)
+def test_damaged_folders(run: Path, name: str, content: str | None, message: str) -> None:
+    (run / name).unlink() if content is None else (run / name).write_text(content)
+    result = gpuopt_("plot", "run")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"gpuopt: {message}\n")
+    assert pngs(run) == []
+
+
+# Several over each other
+
+
+def test_several_runs(run: Path) -> None:
+    shutil.copytree(run, "other/run")
+    with pytest.raises(ExplodedError):
+        train(EXPLODING, out="exploded")
+    assert gpuopt_("plot", "run", "exploded", "--out", "both.html").stdout == "both.html\n"
+    text = told(Path("both.html"))
+    assert "run, exploded" in text
+    assert "(rollback 10)" in text
+    assert gpuopt_("plot", "run", "other/run").stdout == "runs.html\n"
+    assert "run, other/run" in told(Path("runs.html"))
+    assert gpuopt_("plot", "run", "--out", "one.png").exit_code == 0
+    with Image.open("one.png") as picture:
+        assert picture.width == 1536
+    for out, message in [
+        ("both.pdf", "gpuopt: --out both.pdf: expected a file .html or .png\n"),
+        ("nowhere/both.png", "gpuopt: --out nowhere/both.png: No such file or directory\n"),
+    ]:
+        refused = gpuopt_("plot", "run", "exploded", "--out", out)
+        assert (refused.exit_code, refused.stderr) == (2, message)
+
+
+def test_lines_differ_without_their_colours() -> None:
+    styles = [pictures.style(number) for number in range(3 * len(pictures.STYLES))]
+    assert len({(str(style.dash), style.marker) for style in styles}) == len(styles)
+    assert len({style.color for style in styles}) == len(pictures.STYLES)
+
+
+def test_a_spare_figure_draws_the_same() -> None:
+    def drawn(top: float) -> bytes:
+        figure, (axes,) = pictures.figure(4, 3)
+        pictures.draw_line(axes, [0, 1], [1, 2], 0, "line")
+        pictures.scale(axes, [1, top])
+        content = pictures.png(figure)
+        pictures.spare(figure)
+        return content
+
+    assert drawn(2) == drawn(2) != drawn(500) == drawn(500)
+    assert drawn(2) == drawn(2)
+
+
+# Optimizers compared
+
+
+def entries(folder: str) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = json.loads(Path(folder, "comparison.json").read_text())["entries"]
+    return content
+
+
+def test_compare_on_the_command_line() -> None:
+    result = gpuopt_("compare", "--epochs", "60", "--hidden", "8", "--report-every", "1", "--out", "all")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["SGD", "AdaGrad", "RMSProp", "Adam"]
+    assert re.split("  +", lines[5])[:5] == ["optimizer", "final loss", "accuracy", "steps to loss 0.549", "time (s)"]
+    assert [line.split()[0] for line in lines[6:10]] == ["SGD", "AdaGrad", "RMSProp", "Adam"]
+    assert lines[-1] == "Report: all/report.html"
+    parameters = 2 * 8 + 8 + 8 * 3 + 3
+    assert [entry["state_bytes"] for entry in entries("all")] == [4 * parameters * n for n in (1, 1, 1, 2)]
+    starts = [Run.read(f"all/{entry['optimizer']}").rows[0] for entry in entries("all")]
+    assert len({(row["loss"], row["gradient_norm"]) for row in starts}) == 1
+    for entry in entries("all"):
+        reached = [row["step"] for row in Run.read(f"all/{entry['optimizer']}").rows if row["loss"] <= math.log(3) / 2]
+        assert entry["steps_to_threshold"] == (min(reached) if reached else None)
+    assert "SGD(lr=0.5, momentum=0.9" in told(Path("all/report.html"))
+    assert pngs(Path("all")) == ["comparison"]
+
+
+def test_compare_with_one_that_explodes() -> None:
+    found = compare(["SGD:lr=1e20", "SGD:lr=0.5,nesterov=true,momentum=0.9", "adam"], SHORT, out="some", threshold=0.5)
+    assert found.entries[0].outcome.startswith("the training exploded")
+    assert [entry.outcome for entry in found.entries[1:]] == ["finished", "finished"]
+    assert found.entries[1].rule == "SGD(lr=0.5, momentum=0.9, nesterov=True)"
+    assert found.threshold == 0.5
+    assert found.table()[1][0][3] == "-"
+    assert Path("some/SGD_lr=0.5_nesterov=true_momentum=0.9/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Adma"], "Adma: --optimizer Adma: unknown (did you mean Adam?)"),
+        (["Adam:lr=-1"], "Adam:lr=-1: --set lr=-1.0: Adam: lr: got -1.0"),
+        (["Adam:lr"], "Adam:lr: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"),
+        (["Adam", "Adam"], "Adam Adam: expected each one once"),
+        (["--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),
+        (["--epochs", "0"], "--epochs 0: expected a positive integer"),
+        (["--out", "there"], "--out there: exists already; choose another one"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_compare_refuses(arguments: list[str], message: str) -> None:
+    Path("there").mkdir()
+    Path("there/file").touch()
+    out = [] if "--out" in arguments else ["--out", "new"]
+    result = gpuopt_("compare", *arguments, *out)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert not Path("new").exists()
+
+
+def test_a_terminal_sees_a_line_for_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    compare(["SGD", "Adam"], SHORT, out="both", quiet=False)
+    shown = capsys.readouterr().out
+    assert re.search(r"SGD .*loss 1\.\d+ .*\n.*Adam .*loss 1\.\d+ ", shown)
+
+
+def test_of_one_it_is_a_name() -> None:
+    with pytest.raises(UsageError, match="is no run folder"):
+        Run.read("nowhere")
