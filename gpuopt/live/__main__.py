@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+os.nice(19)  # the training comes first, before what is imported here too
+
 import asyncio
 import json
-import os
 import socket
 import sys
 
@@ -24,7 +27,6 @@ FAREWELL = 2.0
 
 def main() -> None:
     """Serve until the training ends."""
-    os.nice(5)  # the training comes first
     about = json.load(sys.stdin)
     token, listening = about["token"], socket.socket(fileno=about["fd"])
     port = listening.getsockname()[1]
@@ -39,6 +41,7 @@ def main() -> None:
         mount_path=f"/{token}",
         show_welcome_message=False,
         tailwind=False,
+        gzip_middleware_factory=None,  # to the same machine it costs more than it saves
         binding_refresh_interval=None,
     )
     config = uvicorn.Config(Guard(own, token, hosts), log_level="error", access_log=False, timeout_graceful_shutdown=1)
