@@ -64,7 +64,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=OLDEST_PYTHON)
 def doctest(session: nox.Session) -> None:
     """Execute the examples in the docstrings, README.md and CONTRIBUTING.md."""
-    session.install("-e.", *dependencies("test"))
+    session.install("-e.[live]", *dependencies("test"))
     session.run("pytest", "--doctest-modules", "gpuopt", "tests/test_documents.py", *session.posargs)
 
 

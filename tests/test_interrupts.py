@@ -152,6 +152,7 @@ def test_interrupts_at_random_moments(
 ) -> None:
     wanted = 1000 if request.config.getoption("--soak") else 60 if size < 1000 else 15
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    env.pop("COVERAGE_PROCESS_CONFIG", None)  # an interrupt in coverage's tracer leaves its own lock taken, for ever
     arguments = [sys.executable, "-c", PROGRAM, str(wanted), str(size), str(pause), repr(options)]
     done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

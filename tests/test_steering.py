@@ -39,6 +39,16 @@ def test_a_change_holds_from_the_next_step_on_and_is_an_event(running: Running) 
         assert row["lr"] == (0.25 if row["step"] > first["step"] else built_in(row["step"] - 1))
 
 
+def test_a_row_has_the_rate_of_its_own_step(tmp_path: Path) -> None:
+    class Tune(Callback):
+        def step(self, training: Training) -> None:
+            if training.optimizer.steps == 3:
+                training.tune(lr=0.25)
+
+    train(SMALL, out=tmp_path / "run", callbacks=[Tune()])
+    assert [row["lr"] for row in rows(tmp_path / "run")][:5] == [0.05, 0.05, 0.05, 0.25, 0.25]
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

@@ -86,6 +86,8 @@ class Position:
     """Time that the training took until here."""
     norms: list[float] = field(default_factory=lambda: [math.nan, math.nan])
     """Of gradient and update in the epoch's last batch, if that is done and the epoch is reported."""
+    lr: float = math.nan
+    """The learning rate there, likewise."""
 
 
 class Training:
@@ -132,6 +134,7 @@ class Training:
         self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
+        self._lr = math.nan  # likewise
         self._began = time.perf_counter()
         self._halted: float | None = None  # the time, while it stands still
         self._callbacks: Sequence[Callback] = ()
@@ -154,14 +157,14 @@ class Training:
     @property
     def position(self) -> Position:
         """Where it stands; set it to go on from there."""
-        score = self.backend.to_numpy(self._score).tolist()
-        return Position(self.epoch, self._batch, score, self.seconds, self.backend.to_numpy(self._norms).tolist())
+        score, norms = (self.backend.to_numpy(x).tolist() for x in (self._score, self._norms))
+        return Position(self.epoch, self._batch, score, self.seconds, norms, self._lr)
 
     @position.setter
     def position(self, position: Position) -> None:
         self.epoch, self._batch = position.epoch, position.batch
         self._score = self.backend.asarray(position.score)
-        self._norms = self.backend.asarray(position.norms)
+        self._norms, self._lr = self.backend.asarray(position.norms), position.lr
         self._began = time.perf_counter() - position.seconds
         self._moved = True
 
@@ -266,8 +269,9 @@ class Training:
             score = self._score + network.score(outputs, y) if reported else self._score
             measured = reported and self._batch + 1 == self.batches
             before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if measured else []
+            lr = optimizer.lr if measured else math.nan
             optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
-            self._batch, self._score, self._norms = self._batch + 1, score, self._unmeasured
+            self._batch, self._score, self._norms, self._lr = self._batch + 1, score, self._unmeasured, lr
             if measured:
                 self._norms = self._measured(grads, before)
             for callback in callbacks:
@@ -308,7 +312,7 @@ class Training:
         """A row of metrics: these, and where the training is."""
         rule, step = self.optimizer.rule, self.optimizer.steps
         assert isinstance(rule, Rule)
-        lr = rule.at(max(0, step - 1))["lr"]  # of the last step
+        lr = rule.at(max(0, step - 1))["lr"] if math.isnan(self._lr) else self._lr  # of the last step
         norms = dict(zip(("gradient_norm", "update_norm"), self.backend.to_numpy(self._norms).tolist(), strict=True))
         measured = {"loss": loss, "accuracy": accuracy, **tested}
         return {"epoch": epoch, "step": step, **measured, "lr": lr, **norms, "seconds": round(self.seconds, 3)}
