@@ -114,6 +114,11 @@ class Backend:
         device: AbstractContextManager[object] = cupy.cuda.Device(self.device)
         return device
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the device goes on working when a call has returned, until something waits for it."""
+        return self.device is not None
+
     def synchronize(self) -> None:
         """Wait until all work given to this device is done."""
         if self.device is not None:

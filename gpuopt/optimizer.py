@@ -21,6 +21,8 @@ from gpuopt.gradients import Clip, Clipped
 from gpuopt.rules.base import Hyper, Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuopt.trees import Tree
 
 Rules: TypeAlias = Rule | Mapping[str, Rule]
@@ -136,7 +138,12 @@ class Optimizer:
     @property
     def skipped(self) -> int:
         """Steps that were left out for a gradient that was not finite. A GPU is waited for."""
-        return self._skipped + self._step.skipped
+        return self.count_skipped()()
+
+    def count_skipped(self) -> Callable[[], int]:
+        """As `skipped`, without waiting for a GPU: what is returned waits, and has the count of this moment."""
+        count, before = self._step.count_skipped(), self._skipped
+        return lambda: before + count()
 
     def step(self, grads: Any) -> None:
         """Update all parameters in place.
@@ -326,7 +333,7 @@ class Optimizer:
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
         """Make the step for these rules, with the slots there are."""
-        self._skipped += self._step.skipped if hasattr(self, "_step") else 0
+        self._skipped += self._step.count_skipped()() if hasattr(self, "_step") else 0
         by = None if self._clip is None or self._clip.by == "value" else self._clip.by
         skip = self._nonfinite != "ignore"
         guard = Guard(by, skip) if by or skip else None

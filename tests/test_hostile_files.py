@@ -329,7 +329,8 @@ def test_configurations_that_nobody_wrote(run: RunFolder, tmp_path: Path, name: 
 POSITIONS: dict[str, Any] = {
     "position": [
         {"epoch": 10**30}, {"epoch": -3}, {"epoch": "4"}, {"epoch": 1.5}, {"batch": -1}, {"score": "x"}, {"score": None},
-        {"score": [1, 2, 3]}, {"seconds": "x"}, {"seconds": float("nan")}, {"other": 1},
+        {"score": [1, 2, 3]}, {"seconds": "x"}, {"seconds": float("nan")}, {"lr": "x"}, {"norms": [1]}, {"norms": [0, "x"]},
+        {"other": 1},
     ],
     "explosions": [{"first": "x"}, {"rollbacks": "x"}, {"skipped": -1}, {"jumped_at": "x"}, {"other": 1}],
 }  # fmt: skip

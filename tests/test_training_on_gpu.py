@@ -18,7 +18,8 @@ from typer.testing import CliRunner, Result
 
 import gpuopt
 from gpuopt.cli import app
-from gpuopt.training import Callback, Config, GPUFailure, Training, resume, train
+from gpuopt.training import Callback, Config, ExplodedError, GPUFailure, Training, resume, train
+from gpuopt.training.config import OnExplosion
 
 cudasim = pytest.importorskip("cudasim", reason="needs an emulated device")
 
@@ -82,16 +83,16 @@ def counted(config: Config, out: Path, first: int, last: int) -> Any:
 def test_a_step_of_an_epoch_that_is_not_reported(config: Config, tmp_path: Path) -> None:
     counter = counted(config, tmp_path / "run", 17, 18)
     # Launches: take the samples (2); add, compare, convert and multiply in the hidden layer (4), add in the last one;
-    # softmax and the loss's gradient (7: max, subtract, exp, sum, divide, subtract the targets, divide by the samples);
-    # the mask on the way back (1); the optimizer (1). Products: two forwards, five backwards (of weights, of biases,
-    # and of the hidden layer's outputs).
-    assert counter.summary == {**dict.fromkeys(counter.summary, 0), "launches": 16, "library_calls": 7}
+    # softmax and the loss's gradient (6: max, subtract, exp, divide, subtract the targets, divide by the samples);
+    # the mask on the way back (1); the optimizer (1). Products: two forwards, softmax's sums, five backwards (of weights,
+    # of biases, and of the hidden layer's outputs).
+    assert counter.summary == {**dict.fromkeys(counter.summary, 0), "launches": 15, "library_calls": 8}
 
 
 def test_a_step_with_all_samples_at_once(config: Config, tmp_path: Path) -> None:
     config = replace(config, batch_size="full", epochs=20, report_every=20)
     counter = counted(config, tmp_path / "run", 9, 19)  # that is also ten epochs
-    assert counter.summary == {**dict.fromkeys(counter.summary, 0), "launches": 140, "library_calls": 70}
+    assert counter.summary == {**dict.fromkeys(counter.summary, 0), "launches": 130, "library_calls": 80}
 
 
 def test_an_epoch_copies_the_order_of_its_samples_and_if_reported_its_scores(config: Config, tmp_path: Path) -> None:
@@ -99,15 +100,56 @@ def test_an_epoch_copies_the_order_of_its_samples_and_if_reported_its_scores(con
     assert (quiet.summary["h2d"], quiet.summary["d2h"], quiet.summary["syncs"]) == (1, 0, 0)
     assert quiet.stats["memcpy"]["H2D"]["bytes"] == 8 * 190
     told = counted(config, tmp_path / "told", 9, 13)  # epoch 3 is reported: training set and test set
-    # Two scores for the metrics, one to see whether the loss jumped, and a copy of the state and the score to go back to.
+    # Two scores and the norms for the metrics, one score to see whether the loss jumped, and a copy of the state to go
+    # back to. They are not waited for until the next step has been launched.
     copied = [x.nbytes for x in arrays(tmp_path / "told").values()]
     bytes_ = told.stats["memcpy"]["D2H"]["bytes"]
     assert (told.summary["h2d"], told.summary["d2h"], bytes_) == (1, 4 + len(copied), 4 * 16 + sum(copied))
+    assert told.summary["blocking_memcpy"] == told.summary["mallocs"] == 0
     within = counted(config, tmp_path / "within", 9, 11)  # scores are summed up on the device
     assert within.summary == {
         **dict.fromkeys(within.summary, 0),
         **{k: within.summary[k] for k in ("launches", "library_calls")},
     }
+
+
+def test_metrics_are_waited_for_when_the_next_step_has_been_launched(config: Config, tmp_path: Path) -> None:
+    counters: list[Any] = []
+
+    class Between(Callback):
+        def epoch(self, training: Training) -> None:
+            if training.epoch == 3:
+                counters.append(cudasim.count())
+                counters[0].__enter__()
+
+        def reported(self, training: Training, row: dict[str, Any]) -> None:
+            if row["epoch"] == 3:
+                counters[0].__exit__(None, None, None)
+                assert training.optimizer.steps == 3 * 4 + 1
+
+    train(config, out=tmp_path / "run", callbacks=[Between()])
+    (counter,) = counters
+    assert counter.stats["kernels"]["step"] == 1
+    assert counter.summary["blocking_memcpy"] == 0
+    assert counter.stats["synchronizations"] == {"device": 0, "stream": 0, "event": 1}
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
+def test_a_device_that_lags_behind_gives_the_same(config: Config, tmp_path: Path, policy: OnExplosion) -> None:
+    config = replace(config, on_explosion=policy, device="cuda:1", lr=1.0)
+    outcomes = []
+    for lags in (False, True):
+        cudasim.set_async(lags)
+        try:
+            train(config, out=tmp_path / str(lags))
+        except ExplodedError as error:
+            assert policy != "skip"
+            outcomes.append(str(error).partition(" To go on")[0])
+        finally:
+            cudasim.set_async(False)
+    assert outcomes[:1] == outcomes[1:]
+    assert_same_bits(*(arrays(tmp_path / str(lags)) for lags in (False, True)))
+    assert rows(tmp_path / "False") == rows(tmp_path / "True")
 
 
 def test_the_curve_is_that_on_numpy(config: Config, tmp_path: Path) -> None:
@@ -144,7 +186,7 @@ def out_of_memory(_: object) -> None:
 FAILURES: dict[str, tuple[Callable[[Training], object], str]] = {
     "out of memory": (out_of_memory, r"out of memory: \S+ \w+ were needed beyond the \S+ KiB in use; of the device's"),
     "a launch that fails": (lambda _: cudasim.fail_launch(1, 701), "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
-    "the optimizer's launch fails": (lambda _: cudasim.fail_launch(16, 701), "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
+    "the optimizer's launch fails": (lambda _: cudasim.fail_launch(15, 701), "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
     "a late launch fails": (lambda _: cudasim.fail_launch(40, 701), "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES"),
 }
 

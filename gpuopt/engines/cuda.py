@@ -19,6 +19,7 @@ import numpy as np
 from gpuopt.engines import emit_cuda, segments
 from gpuopt.engines.guard import LANES
 from gpuopt.engines.memory import side_by_side
+from gpuopt.fetching import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,11 +138,16 @@ class CUDAKernel:
         """Return the sums that the last verdict was based on; waits for the device."""
         return self._measured[3].get() if self._measured else np.zeros((len(self._table.rows), 3))
 
-    def verdict(self) -> tuple[int, float]:
-        """Return how many steps were left out, and the norm of the last gradients; waits for the device."""
+    def verdict(self) -> Callable[[], tuple[int, float]]:
+        """Ask how many steps were left out, and for the norm of the last gradients; what is returned waits for the device."""
         with self._device:
-            skipped, norm = self._verdict[emit_cuda.SKIPPED : emit_cuda.SCALES].get().tolist()
-        return int(skipped), norm
+            arrive = fetch([self._verdict[emit_cuda.SKIPPED : emit_cuda.SCALES]])
+
+        def found() -> tuple[int, float]:
+            skipped, norm = arrive()[0].tolist()
+            return int(skipped), norm
+
+        return found
 
     def report(self) -> bool:
         """Have the number of steps left out sent to the host without waiting, unless a report is still on its way.

@@ -176,22 +176,24 @@ class Step:
         """If a GPU left steps out: how many by its report (with ``wait``, by now), and the leaves that are to blame."""
         if self._judge is None:
             return None
-        skipped = self.skipped if wait else self._judge.reported()
+        skipped = self.count_skipped()() if wait else self._judge.reported()
         if not skipped:
             return None
         finite = np.isfinite(root(self._judge.sums_found()))
         self._judge.pardon()
         return skipped, [i for i, is_good in zip(self._fused[0].members, finite, strict=True) if not is_good]
 
-    @property
-    def skipped(self) -> int:
-        """Steps that a GPU left out; it is waited for."""
-        return 0 if self._judge is None else self._judge.verdict()[0]
+    def count_skipped(self) -> Callable[[], int]:
+        """Count the steps that a GPU left out; what is returned waits for it."""
+        if self._judge is None:
+            return int
+        verdict = self._judge.verdict()
+        return lambda: verdict()[0]
 
     @property
     def norm(self) -> float:
         """Of all gradients of the last step that was looked at; NaN if none was."""
-        return self._norm if self._judge is None else self._judge.verdict()[1]
+        return self._norm if self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
         self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None]

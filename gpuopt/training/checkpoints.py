@@ -17,7 +17,7 @@ from gpuopt.training.snapshots import Snapshot
 if TYPE_CHECKING:
     from gpuopt.training.config import Config
     from gpuopt.training.folder import RunFolder
-    from gpuopt.training.loop import Training
+    from gpuopt.training.loop import Row, Training
 
 __all__ = ["Checkpoints"]
 
@@ -72,7 +72,9 @@ class Checkpoints(Callback):
             counts = (position.epoch, position.batch, explosions.rollbacks, explosions.skipped, written, checksum)
             if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
                 raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
+            gradient_norm, update_norm = position.norms
             numbers = (loss, correct, position.seconds, explosions.first, explosions.last)
+            numbers += (gradient_norm, update_norm, position.lr)
             if not all(type(x) in {int, float} for x in numbers) or not math.isfinite(position.seconds):
                 raise ValueError(f"expected numbers, got {numbers}")  # noqa: TRY301
             if explosions.jumped_at is not None and type(explosions.jumped_at) is not int:
@@ -93,15 +95,15 @@ class Checkpoints(Callback):
         due = training.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
             self._plan(training)
-            if self.explosions.is_sound(training):
+            if self.explosions.is_sound(self.explosions.look(training)):
                 self.save()
 
     def epoch(self, training: Training) -> None:
-        if training.row is None:
-            return
-        self.explosions.tell_skipped(training)
-        row = training.row
-        if self.explosions.judge(training):
+        if training.is_reported:
+            self._sight = self.explosions.look(training)
+
+    def reported(self, training: Training, row: Row) -> None:
+        if training.error is None and self.explosions.judge(training, self._sight):
             loss: float = row["test_loss"] if "test_loss" in row else row["loss"]
             if loss < self._lowest:
                 self._lowest, self._best = loss, self.explosions.good
@@ -131,6 +133,7 @@ class Checkpoints(Callback):
         """Write the last good state."""
         self._background.wait()
         now, best = self.explosions.good, self._best
+        state, best_state = now.state, best.state if best is not None else None  # a GPU may fail while they are written
         extra = {
             "position": dataclasses.asdict(now.position),
             "metrics": [self.metrics.written, self.metrics.checksum],
@@ -141,11 +144,11 @@ class Checkpoints(Callback):
 
         def write() -> None:
             self.metrics.sync()
-            if best is not None:
-                self.folder.save_best(best.state, extra)
+            if best_state is not None:
+                self.folder.save_best(best_state, extra)
             if self._keep > 1 and self.steps not in (0, now.steps):
                 self.folder.keep(self.steps)
-            self.folder.save(now.state, extra)
+            self.folder.save(state, extra)
             self.steps = now.steps
             self.folder.forget_all_but(self._keep - 1)
 

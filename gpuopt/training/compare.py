@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from gpuopt.training.loop import Training
+    from gpuopt.training.loop import Row, Training
 
 __all__ = ["COLUMNS", "Comparison", "Entry", "choice", "compare"]
 
@@ -132,18 +132,17 @@ def choice(text: str) -> tuple[str, dict[str, float | str]]:
 class Watcher(Callback):
     """Sees what the metrics do not say, and tells how far the training is."""
 
-    def __init__(self, tell: Callable[[Training], None]) -> None:
+    def __init__(self, tell: Callable[[Row], None]) -> None:
         self.state_bytes, self.first = 0, 0.0
         self._tell = tell
 
     def start(self, training: Training) -> None:
         slots = training.optimizer.state_dict()["state"].values()
         self.state_bytes = sum(int(x.nbytes) for own in slots for x in own.values())
-        self.first = training.probe()
+        self.first = training.probe()()
 
-    def epoch(self, training: Training) -> None:
-        if training.row is not None:
-            self._tell(training)
+    def reported(self, training: Training, row: Row) -> None:  # noqa: ARG002
+        self._tell(row)
 
 
 def compare(
@@ -254,7 +253,7 @@ def _write(comparison: Comparison, runs: Sequence[Run]) -> None:
 
 
 @contextlib.contextmanager
-def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Callable[[int, Training], None]]:
+def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Callable[[int, Row], None]]:
     """A line for each optimizer: a live one in a terminal, a plain one at its end elsewhere."""
     width = max(map(len, labels))
     if quiet:
@@ -266,19 +265,18 @@ def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Calla
         with Progress(*columns, TimeElapsedColumn()) as bars:
             tasks = [bars.add_task(label, total=epochs, metrics="", start=False) for label in labels]
 
-            def show(number: int, training: Training) -> None:
+            def show(number: int, row: Row) -> None:
                 if not bars.tasks[number].started:
                     bars.start_task(tasks[number])
-                metrics = describe(training.row) if training.row else ""
-                bars.update(tasks[number], completed=training.epoch, metrics=metrics)
-                if training.epoch == epochs:
+                bars.update(tasks[number], completed=row["epoch"], metrics=describe(row))
+                if row["epoch"] == epochs:
                     bars.stop_task(tasks[number])
 
             yield show
     else:
 
-        def tell(number: int, training: Training) -> None:
-            if training.row and training.epoch == epochs:
-                print(f"{labels[number]:<{width}}  {describe(training.row)}", flush=True)  # noqa: T201
+        def tell(number: int, row: Row) -> None:
+            if row["epoch"] == epochs:
+                print(f"{labels[number]:<{width}}  {describe(row)}", flush=True)  # noqa: T201
 
         yield tell

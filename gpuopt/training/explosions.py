@@ -1,8 +1,7 @@
 """Trainings that explode: how that is noticed, and what follows.
 
-Whether a training is sound is looked at where a GPU is waited for anyway, before a checkpoint and after an epoch whose
-metrics are reported: the loss of some training samples, and whether all parameters and state are finite. What is not
-sound is not saved. A NaN or an infinity is acted upon at once; a loss that jumped, if it
+Whether a training is sound is looked at before a checkpoint and after an epoch whose metrics are reported: the loss of
+some training samples, and whether all parameters and state are finite. What is not sound is not saved. A NaN or an infinity is acted upon at once; a loss that jumped, if it
 does not come back: many a training that ends well begins with a bump.
 """
 
@@ -17,6 +16,8 @@ from gpuopt.rules import Rule
 from gpuopt.training.snapshots import Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuopt.training.config import OnExplosion
     from gpuopt.training.loop import Training
 
@@ -49,6 +50,15 @@ class Progress:
     """Where nobody acts upon a loss that jumped: the step at which it was first seen; -1 once it has been told."""
 
 
+@dataclass(frozen=True)
+class Sight:
+    """A training at one moment. A GPU is waited for when somebody asks what was seen."""
+
+    state: Snapshot
+    loss: Callable[[], float]
+    skipped: Callable[[], int]
+
+
 class Explosions:
     """Keeps the last good state of a training, and does what the policy says when the training has left it.
 
@@ -79,13 +89,18 @@ class Explosions:
         self._seen = training.optimizer.skipped if self.policy == "skip" else 0
         self._suspected_at: int | None = None
         if math.isnan(self.progress.first):
-            self.progress.first = self.progress.last = training.probe()
+            self.progress.first = self.progress.last = training.probe()()
         self.good = Snapshot.of(training)
 
-    def is_sound(self, training: Training) -> bool:
-        """Look at a training, and take its state as the last good one if it is."""
-        self._count_skipped(training)
-        self._loss, now = training.probe(), Snapshot.of(training)
+    def look(self, training: Training) -> Sight:
+        """Look at a training, for `is_sound` or `judge`, without waiting for a GPU."""
+        skipped = training.optimizer.count_skipped() if self.policy == "skip" else int
+        return Sight(Snapshot.of(training), training.probe(), skipped)
+
+    def is_sound(self, sight: Sight) -> bool:
+        """Whether it is, what was seen; its state is then the last good one."""
+        self._count_skipped(sight)
+        self._loss, now = sight.loss(), sight.state
         self._is_finite = now.is_finite
         jumped = self._jumped(self._loss)
         sound = self._is_finite and (self.policy == "skip" or not jumped)
@@ -95,44 +110,43 @@ class Explosions:
                 self.progress.last = self._loss
         return sound
 
-    def judge(self, training: Training) -> bool:
+    def judge(self, training: Training, sight: Sight) -> bool:
         """As `is_sound`, at a reported epoch: do what the policy says if it is not, and does not become so."""
-        if self.is_sound(training):
-            self._tell_jump(training)
+        sound, step = self.is_sound(sight), sight.state.steps
+        self._tell_skipped(training, step)
+        if sound:
+            self._tell_jump(training, step)
             return True
         if self._suspected_at is None:
-            self._suspected_at = training.optimizer.steps
-        if self._is_finite and training.optimizer.steps - self._suspected_at < PATIENCE:
+            self._suspected_at = step
+        if self._is_finite and step - self._suspected_at < PATIENCE:
             return False
         self._suspected_at = None
         what = (
             f"the loss is {self._loss:.4g}" if self._is_finite else "NaN or infinity in the parameters or their state"
         )
-        step = training.optimizer.steps
         reason = f"{what} after step {step} (it was {self.progress.last:.4g} after step {self.good.steps})"
         self.good.restore(training)
-        training.row = None
         self._act(training, reason, step)
         return False
 
     def conclude(self, training: Training) -> None:
         """At the end, take the state as it is, unless it is not even finite."""
-        if self.message is None and not self.is_sound(training):
+        if self.message is None and not self.is_sound(now := self.look(training)):
             if self._is_finite:
-                self.good = Snapshot.of(training)
+                self.good = now.state
             else:
                 self.good.restore(training)
 
-    def tell_skipped(self, training: Training) -> None:
+    def _tell_skipped(self, training: Training, step: int) -> None:
         """Write down how many steps were left out."""
-        self._count_skipped(training)
         if self.progress.skipped:
-            training.tell({"event": "skip", "step": training.optimizer.steps, "skipped": self.progress.skipped})
+            training.tell({"event": "skip", "step": step, "skipped": self.progress.skipped})
             self.progress.skipped = 0
 
-    def _tell_jump(self, training: Training) -> None:
+    def _tell_jump(self, training: Training, step: int) -> None:
         """Say once that the loss jumped and does not come back, though no policy asks for more."""
-        progress, step = self.progress, training.optimizer.steps
+        progress = self.progress
         if progress.jumped_at == -1:
             return
         if not self._jumped(self._loss):
@@ -162,11 +176,10 @@ class Explosions:
         first, last = self.progress.first, self.progress.last
         return not loss <= min(WORSE * first, max(first, JUMP * last))  # NaN, too
 
-    def _count_skipped(self, training: Training) -> None:
-        if self.policy == "skip":  # a GPU is asked
-            skipped = training.optimizer.skipped
-            self.progress.skipped += skipped - self._seen
-            self._seen = skipped
+    def _count_skipped(self, sight: Sight) -> None:
+        skipped = sight.skipped()
+        self.progress.skipped += skipped - self._seen
+        self._seen = skipped
 
 
 def lower_learning_rate(training: Training, factor: float) -> None:

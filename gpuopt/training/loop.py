@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -12,11 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuopt import schedules
+from gpuopt.backends import gpu_failure
+from gpuopt.fetching import fetch
 from gpuopt.rules import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from gpuopt.backends import Backend
     from gpuopt.optimizer import Optimizer
@@ -56,6 +61,9 @@ class Callback:
 
     def epoch(self, training: Training) -> None:
         """After each epoch; ``training.row`` has its metrics, or is None if it is not reported."""
+
+    def reported(self, training: Training, row: Row) -> None:
+        """When the metrics of an epoch are there: after `epoch`; on a GPU one step later, so that it has work meanwhile."""
 
     def event(self, training: Training, event: Mapping[str, Any]) -> None:
         """When something out of the ordinary happened; ``event["event"]`` says what."""
@@ -105,7 +113,7 @@ class Training:
     epoch : int
         Epochs done.
     row : dict or None
-        Metrics of the last epoch if it is reported: ``epoch, step, loss, accuracy, lr, gradient_norm, update_norm,
+        Metrics of the last epoch if it is reported; a GPU is waited for: ``epoch, step, loss, accuracy, lr, gradient_norm, update_norm,
         seconds`` and, if there is a test set, ``test_loss, test_accuracy``. The training loss and accuracy are means over
         the epoch's batches, each taken just before its step; the accuracy is None for regression. The norms are Euclidean,
         over all parameters together, of the epoch's last step: of its gradient before clipping, and of what it changed.
@@ -125,7 +133,6 @@ class Training:
         self.optimizer = optimizer
         self.folder: Path | None = None
         self.epoch = 0
-        self.row: Row | None = None
         self.stopped: str | None = None
         self.error: BaseException | None = None
         self._train = self._on_device(data.train)
@@ -139,6 +146,8 @@ class Training:
         self._halted: float | None = None  # the time, while it stands still
         self._callbacks: Sequence[Callback] = ()
         self._moved = False
+        self._row: Callable[[], Row] | None = None
+        self._announced = True
         every = math.ceil(len(data.train) / PROBED)
         self._probed = tuple(part[::every, :] for part in self._train)
         if backend.name == "numpy":
@@ -157,7 +166,9 @@ class Training:
     @property
     def position(self) -> Position:
         """Where it stands; set it to go on from there."""
-        score, norms = (self.backend.to_numpy(x).tolist() for x in (self._score, self._norms))
+        if self._batch == 0:  # a GPU need not be asked
+            return Position(self.epoch, seconds=self.seconds)
+        score, norms = (x.tolist() for x in fetch([self._score, self._norms])())
         return Position(self.epoch, self._batch, score, self.seconds, norms, self._lr)
 
     @position.setter
@@ -218,13 +229,24 @@ class Training:
             event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
             self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
 
-    def probe(self) -> float:
-        """Return the loss of some training samples with the parameters as they are; a GPU is waited for."""
-        return self._probe()[0]
+    @property
+    def row(self) -> Row | None:
+        return None if self._row is None else self._row()
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the last epoch has a row."""
+        return self._row is not None
+
+    def probe(self) -> Callable[[], float]:
+        """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
+        samples = len(self._probed[0])
+        arrive = fetch([self._scored(self._probed)])
+        return lambda: self._mean(arrive()[0], samples)[0]
 
     def now(self) -> Row:
         """As `row`, but of this moment, and of some training samples."""
-        return self._with_position(self.epoch, *self._probe())
+        return self._measuring(self.epoch, {"": (self._scored(self._probed), len(self._probed[0]))})()
 
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:
@@ -238,27 +260,39 @@ class Training:
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
         self._callbacks = callbacks
-        with (
-            self.backend.use(),
-            np.errstate(all="ignore"),
-            contextlib.ExitStack() as ends,
-        ):  # explosions show in the metrics
+        # Explosions show in the metrics.
+        with self.backend.use(), np.errstate(all="ignore"), contextlib.ExitStack() as ends:
             try:
                 for callback in callbacks:
                     callback.start(self)
                     ends.callback(callback.end, self)
-                while self.epoch < self.config.epochs and self.stopped is None:
-                    self.run_epoch(callbacks)
+                while self._goes_on or not self._announced:
+                    if self._goes_on:
+                        self.run_epoch()
+                    else:
+                        self._announce()  # which may bring it back to an earlier epoch
             except BaseException as error:
                 self.error = error
+                if gpu_failure(error) is not None:
+                    with contextlib.suppress(Exception):  # what was measured before may still come
+                        self._announce()
                 raise
 
     def evaluate(self) -> Row:
         """Loss and accuracy with the parameters as they are, over the training set and the test set."""
         with self.backend.use(), np.errstate(all="ignore"):
-            return dict(zip(("loss", "accuracy"), self._evaluated(self._train), strict=True)) | self._tested()
+            found: Row = {}
+            for prefix, samples in (("", self._train), ("test_", self._test)):
+                if samples is not None:
+                    (score,) = fetch([self._scored(samples)])()
+                    found |= self._named(prefix, score, len(samples[0]))
+            return found
 
-    def run_epoch(self, callbacks: Sequence[Callback] = ()) -> None:
+    @property
+    def _goes_on(self) -> bool:
+        return self.epoch < self.config.epochs and self.stopped is None
+
+    def run_epoch(self) -> None:
         """Take the steps that are left of the current epoch, or until it is stopped."""
         network, optimizer = self.network, self.optimizer
         params = optimizer.params
@@ -274,14 +308,27 @@ class Training:
             self._batch, self._score, self._norms, self._lr = self._batch + 1, score, self._unmeasured, lr
             if measured:
                 self._norms = self._measured(grads, before)
-            for callback in callbacks:
-                callback.step(self)
+            if self._announce():
+                for callback in self._callbacks:
+                    callback.step(self)
             if self._moved or (self.stopped is not None and self._batch < self.batches):
                 return  # in the middle of the epoch
-        row = self._report(self.epoch + 1) if reported else None
-        self.epoch, self._batch, self._score, self.row = self.epoch + 1, 0, self._nothing, row
-        for callback in callbacks:
+        self._row, self._announced = (self._report() if reported else None), not reported
+        self.epoch, self._batch = self.epoch + 1, 0
+        self._score, self._norms, self._lr = self._nothing, self._unmeasured, math.nan
+        for callback in self._callbacks:
             callback.epoch(self)
+        if not self.backend.is_asynchronous:
+            self._announce()
+
+    def _announce(self) -> bool:
+        """Tell the last reported epoch's metrics, if nobody has been told yet; return whether it stands where it stood."""
+        if not self._announced:
+            self._announced, row = True, self.row
+            assert row is not None
+            for callback in self._callbacks:
+                callback.reported(self, row)
+        return not self._moved
 
     @property
     def batches(self) -> int:
@@ -304,22 +351,31 @@ class Training:
             chosen = order[first : min(first + size, len(x))]
             yield self.network.xp.take(x, chosen, axis=0), self.network.xp.take(y, chosen, axis=0)
 
-    def _report(self, epoch: int) -> Row:
-        """The metrics of the epoch that just ended."""
-        return self._with_position(epoch, *self._mean(self._score, len(self.data.train)), **self._tested())
+    def _report(self) -> Callable[[], Row]:
+        """The metrics of the epoch whose last step was taken; what is returned waits for them."""
+        scores = {"": (self._score, len(self.data.train))}
+        if self._test is not None:
+            scores["test_"] = self._scored(self._test), len(self._test[0])
+        return self._measuring(self.epoch + 1, scores)
 
-    def _with_position(self, epoch: int, loss: float, accuracy: float | None, **tested: float | None) -> Row:
-        """A row of metrics: these, and where the training is."""
+    def _measuring(self, epoch: int, scores: Mapping[str, tuple[Array, int]]) -> Callable[[], Row]:
+        """A row of metrics: scores of so many samples, and where the training is."""
         rule, step = self.optimizer.rule, self.optimizer.steps
         assert isinstance(rule, Rule)
         lr = rule.at(max(0, step - 1))["lr"] if math.isnan(self._lr) else self._lr  # of the last step
-        norms = dict(zip(("gradient_norm", "update_norm"), self.backend.to_numpy(self._norms).tolist(), strict=True))
-        measured = {"loss": loss, "accuracy": accuracy, **tested}
-        return {"epoch": epoch, "step": step, **measured, "lr": lr, **norms, "seconds": round(self.seconds, 3)}
+        arrive = fetch([self._norms, *(score for score, _ in scores.values())])
 
-    def _probe(self) -> tuple[float, float | None]:
-        x, y = self._probed
-        return self._mean(self.network.score(self.network.outputs(self.optimizer.params, x), y), len(x))
+        @functools.cache
+        def row() -> Row:
+            norms, *found = arrive()
+            measured: Row = {}
+            for (prefix, (_, samples)), score in zip(scores.items(), found, strict=True):
+                measured |= self._named(prefix, score, samples)
+            gradient_norm, update_norm = norms.tolist()
+            measured |= {"lr": lr, "gradient_norm": gradient_norm, "update_norm": update_norm}
+            return {"epoch": epoch, "step": step, **measured, "seconds": round(self.seconds, 3)}
+
+        return row
 
     def _measured(self, grads: Params, before: list[Array]) -> Array:
         """The norms of gradient and update, on the device: a GPU is not waited for."""
@@ -330,23 +386,21 @@ class Training:
         ]
         return xp.sqrt(xp.stack(squares))
 
-    def _tested(self) -> Row:
-        if self._test is None:
-            return {}
-        return dict(zip(("test_loss", "test_accuracy"), self._evaluated(self._test), strict=True))
-
-    def _evaluated(self, samples: tuple[Array, Array]) -> tuple[float, float | None]:
-        """Loss and accuracy over all samples, a block at a time."""
+    def _scored(self, samples: tuple[Array, Array]) -> Array:
+        """The score of all samples, a block at a time."""
         x, y = samples
         score = self._nothing
         for first in range(0, len(x), BLOCK):
             block = slice(first, min(first + BLOCK, len(x)))
             score = score + self.network.score(self.network.outputs(self.optimizer.params, x[block, :]), y[block, :])
-        return self._mean(score, len(x))
+        return score
 
-    def _mean(self, score: Array, samples: int) -> tuple[float, float | None]:
-        """Loss and accuracy on the host: the only copies from the device that a training makes, with the norms'."""
-        loss, correct = (self.backend.to_numpy(score) / samples).tolist()
+    def _named(self, prefix: str, score: NDArray[Any], samples: int) -> Row:
+        loss, accuracy = self._mean(score, samples)
+        return {f"{prefix}loss": loss, f"{prefix}accuracy": accuracy}
+
+    def _mean(self, score: NDArray[Any], samples: int) -> tuple[float, float | None]:
+        loss, correct = (score / samples).tolist()
         return loss, correct if self.network.classifies else None
 
     def _on_device(self, samples: Samples) -> tuple[Array, Array]:

@@ -65,9 +65,8 @@ class Metrics(Callback):
     def start(self, training: Training) -> None:  # noqa: ARG002
         self._file = self._path.open("ab", buffering=0)
 
-    def epoch(self, training: Training) -> None:
-        if training.row is not None:
-            self._add(training.row)
+    def reported(self, training: Training, row: Row) -> None:  # noqa: ARG002
+        self._add(row)
 
     def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._add(event)

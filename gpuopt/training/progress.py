@@ -89,21 +89,18 @@ class Plain(Callback):
     def start(self, training: Training) -> None:
         introduce(training, again=hasattr(self, "_speed"))
         self._speed = Speed(training)
-        self._shown = self._tenth(training)
+        self._shown = training.epoch * LINES // training.config.epochs
 
-    def epoch(self, training: Training) -> None:
-        tenth = self._tenth(training)
-        if training.row is not None and tenth > self._shown:
+    def reported(self, training: Training, row: Row) -> None:
+        epochs = training.config.epochs
+        tenth = row["epoch"] * LINES // epochs
+        if tenth > self._shown:
             self._shown = tenth
-            epochs = training.config.epochs
-            where = f"epoch {training.epoch:>{len(str(epochs))}}/{epochs}"
-            print(f"{where}  {describe(training.row)}  {self._speed(training):,.0f} steps/s", flush=True)  # noqa: T201
+            where = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+            print(f"{where}  {describe(row)}  {self._speed(training):,.0f} steps/s", flush=True)  # noqa: T201
 
     def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
         print(explain(event), flush=True)  # noqa: T201
-
-    def _tenth(self, training: Training) -> int:
-        return training.epoch * LINES // training.config.epochs
 
 
 class Live(Callback):
@@ -129,9 +126,8 @@ class Live(Callback):
         if self._speed.age > 0.25:
             self._update(training)
 
-    def epoch(self, training: Training) -> None:
-        if training.row is not None:
-            self._metrics = describe(training.row)
+    def reported(self, training: Training, row: Row) -> None:  # noqa: ARG002
+        self._metrics = describe(row)
 
     def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._progress.console.print(explain(event), markup=False, highlight=False)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import optree
 
-from gpuopt.backends import to_numpy
+from gpuopt.fetching import fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -28,26 +29,33 @@ class Snapshot:
 
     Attributes
     ----------
-    state : dict
-        As `Optimizer.state_dict` gives it, with arrays of its own, on the host.
+    steps : int
+        Steps taken until here.
     position : Position
     """
 
-    state: State
+    steps: int
     position: Position
+    _arriving: Callable[[], State]
 
     @classmethod
     def of(cls, training: Training) -> Snapshot:
-        """Take one; a GPU is waited for."""
+        """Take one. In the middle of an epoch a GPU is waited for, at its end it is not: its copies come in time."""
         state = training.optimizer.state_dict()
-        params = {path: _copy(x) for path, x in state["params"].items()}
-        slots = {path: {slot: _copy(x) for slot, x in own.items()} for path, own in state["state"].items()}
-        return cls({**state, "params": params, "state": slots}, training.position)
+        held: Any = {name: state[name] for name in ("params", "state")}
+        arrays, structure = optree.tree_flatten(held)
+        arrive = fetch(arrays)
+
+        def arriving() -> State:
+            copies: Any = structure.unflatten(arrive())
+            return {**state, **copies}
+
+        return cls(state["steps"], training.position, arriving)
 
     @property
-    def steps(self) -> int:
-        """Steps taken until here."""
-        return int(self.state["steps"])
+    def state(self) -> State:
+        """As `Optimizer.state_dict` gives it, with arrays of its own, on the host."""
+        return self._arriving()
 
     @property
     def is_finite(self) -> bool:
@@ -63,8 +71,3 @@ class Snapshot:
         yield from self.state["params"].values()
         for slots in self.state["state"].values():
             yield from slots.values()
-
-
-def _copy(x: Any) -> NDArray[Any]:
-    host = to_numpy(x)
-    return host.copy() if host is x else host

@@ -102,7 +102,7 @@ class Steering(Callback):
     def _attend(self, training: Training) -> None:
         """Do what is asked for; while it is paused, wait for more."""
         if self._waiting is not None:
-            self._tell(training, "step", loss=training.probe())
+            self._tell(training, "step", loss=training.probe()())
             self._waiting.put(self._answer(training))
             self._waiting = None
         self._single = False
@@ -178,7 +178,8 @@ class Steering(Callback):
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
         self._before = before
-        self._checkpoints.explosions.is_sound(training)  # what is gone back to has the change
+        explosions = self._checkpoints.explosions
+        explosions.is_sound(explosions.look(training))  # what is gone back to has the change
 
     def _repeat(self, training: Training) -> None:
         """Make changes again that the last checkpoint did not have yet."""
@@ -190,7 +191,7 @@ class Steering(Callback):
 
     def _save(self, training: Training) -> None:
         explosions = self._checkpoints.explosions
-        if not explosions.is_sound(training):
+        if not explosions.is_sound(explosions.look(training)):
             kept = f"the last good one, after step {explosions.good.steps}, is what is saved"
             raise UsageError(f"save: the state is not sound: its loss has exploded; {kept}")
         self._tell(training, "save")
@@ -220,7 +221,7 @@ class Steering(Callback):
             else:
                 training.position = dataclasses.replace(Position(**extra["position"]), seconds=seconds)
         explosions = self._checkpoints.explosions
-        if not explosions.is_sound(training):
+        if not explosions.is_sound(explosions.look(training)):
             explosions.good = Snapshot.of(training)
         about = {"to": to, "back_to_step": training.optimizer.steps, "lr": training.optimizer.lr}
         training.tell({"event": "rollback", "step": step, **about, "by": HAND})
