@@ -73,8 +73,8 @@ class Checkpoints(Callback):
             if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
                 raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
             gradient_norm, update_norm = position.norms
-            numbers = (loss, correct, position.seconds, explosions.first, explosions.last)
-            numbers += (gradient_norm, update_norm, position.lr)
+            measured = (loss, correct, position.seconds, gradient_norm, update_norm, position.lr)
+            numbers = (*measured, explosions.first, explosions.last)
             if not all(type(x) in {int, float} for x in numbers) or not math.isfinite(position.seconds):
                 raise ValueError(f"expected numbers, got {numbers}")  # noqa: TRY301
             if explosions.jumped_at is not None and type(explosions.jumped_at) is not int:
