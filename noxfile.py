@@ -54,10 +54,11 @@ def typecheck(session: nox.Session) -> None:
 @nox.session(python=PYTHON_VERSIONS)
 def tests(session: nox.Session) -> None:
     """Run the tests on every backend that can be used here; the others are shown as skipped."""
-    session.install("-e.", *dependencies("test"))
     if session.python == OLDEST_PYTHON:  # coverage costs half as much again, and one Python is enough for it
+        session.install("-e.", *dependencies("test", "nvrtc"))
         pytest_with_coverage(session)
     else:
+        session.install("-e.", *dependencies("test"))
         session.run("pytest", *session.posargs)
 
 

@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         given = item.callspec.params if hasattr(item, "callspec") else {}
         libraries = {given[name] for name in ("space", "fused_space", "library", "found") if name in given}
         without = bool(libraries) and "cupy" not in libraries
-        staged = getattr(given.get("situation"), "needs", None) == ""  # CuPy and driver are made up
+        staged = getattr(given.get("situation"), "needs", None) in {"", "NVRTC"}  # CuPy and driver are made up
         named = "cupy" in libraries or "cupy_space" in item.fixturenames or "cuda" in item.name
         quiet = item.path.stem in MOSTLY_WITHOUT or item.name.startswith("test_on_numpy")
         return without or staged or (quiet and not named)

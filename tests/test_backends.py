@@ -1,6 +1,7 @@
 """Choosing a backend: every situation in a process of its own, with what is chosen, why, and what cures it."""
 
 import ctypes.util
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from gpuopt.backends import Backend, BackendUnavailable, backend
 
 EMULATED = os.environ.get("CUDASIM") == "1"
 HAS_CUPY = importlib.util.find_spec("cupy") is not None
+HAS_NVRTC = "nvidia-cuda-nvrtc-cu12" in {d.name for d in importlib.metadata.distributions()}
 
 
 # What a situation may be made of: names for its `setup`, which runs before gpuopt is imported.
@@ -61,6 +63,19 @@ def no_cublas():
             raise pathfinder.DynamicLibNotFoundError(f'Failure finding "lib{name}.so.12"')
         return load(name)
     pathfinder.load_nvidia_dynamic_lib = find
+
+def nvrtc(source):
+    """What NVRTC itself says of a source that it cannot compile; it needs no device."""
+    import importlib.util, pathlib
+    folder = pathlib.Path(*importlib.util.find_spec("nvidia.cuda_nvrtc").submodule_search_locations)
+    library = ctypes.CDLL(str(next(folder.glob("lib/libnvrtc.so.*"))))
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"k.cu", 0, None, None) == 0
+    assert library.nvrtcCompileProgram(program, 0, None) != 0
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    return log.value.decode()
 
 def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42, multiplying="libcublas.so.12: not found"):
     """A CuPy for this CUDA: the number of devices, what looking for them, compiling and multiplying raise, the kernel's
@@ -154,7 +169,7 @@ class Situation:
     id: str
     words: tuple[str, ...]  # in the reason of "auto" and in the error of "cupy"
     setup: str = ""  # calls of STAGE
-    needs: str = ""  # "" (made by `setup` alone), "emulator", "no driver" (and the real CuPy)
+    needs: str = ""  # "" (made by `setup` alone), "NVRTC", "emulator", "no driver" (and the real CuPy)
     env: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # on PYTHONPATH
     auto: str = "numpy"
@@ -291,6 +306,12 @@ SITUATIONS = [
         on(13000, "cupy(13, compiling='k.cu(3): error: cannot open source file \"vector_types.h\"')", "cupy-cuda13x"),
     ),
     Situation(
+        "headers missing, in NVRTC's own words",
+        ("CUDA headers", "vector_types.h", 'pip install -U "cupy-cuda12x[ctk]"'),
+        on(12090, "cupy(compiling=nvrtc('#include <vector_types.h>'))", "cupy-cuda12x"),
+        needs="NVRTC",
+    ),
+    Situation(
         "device too old for CUDA 13",
         ("no code for this device", "pip uninstall -y cupy-cuda13x", CUDA12),
         on(13000, "cupy(13, compiling='invalid value for --gpu-architecture (-arch)')", "cupy-cuda13x"),
@@ -409,6 +430,8 @@ def documented(reason: str) -> bool:
 
 
 def skip_unless(needs: str) -> None:
+    if needs == "NVRTC" and not HAS_NVRTC:
+        pytest.skip("needs NVIDIA's package of NVRTC")
     if needs == "emulator" and not EMULATED:
         pytest.skip("needs an emulated device")
     if needs == "no driver" and not HAS_CUPY:
