@@ -72,7 +72,7 @@ LAYERS: dict[str, set[str]] = {
 # Libraries that only these files may name: everything else goes through them.
 CONFINED = {
     "cupy": {"backends.py", "engines/cuda.py"},
-    "cupyx": set(),
+    "cupyx": {"backends.py"},
     "cupy_backends": {"backends.py", "engines/cuda.py"},
     "llvmlite": {"engines/cpu.py"},
     "matplotlib": {"pictures.py"},

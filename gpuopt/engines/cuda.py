@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.backends import fetch
 from gpuopt.engines import emit_cuda, segments
 from gpuopt.engines.guard import LANES
 from gpuopt.engines.memory import side_by_side
-from gpuopt.fetching import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

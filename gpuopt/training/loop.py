@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuopt import schedules
-from gpuopt.backends import gpu_failure
-from gpuopt.fetching import fetch
+from gpuopt.backends import fetch, gpu_failure
 from gpuopt.rules import Rule
 
 if TYPE_CHECKING:

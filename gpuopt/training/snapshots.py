@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import optree
 
-from gpuopt.fetching import fetch
+from gpuopt.backends import fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
