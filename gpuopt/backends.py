@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 import textwrap
+import threading
 import warnings
 from collections import deque
 from dataclasses import dataclass, field
@@ -100,6 +101,8 @@ class Backend:
 
         with self.use():
             if is_cupy(x) and x.device.id != self.device:
+                with x.device:  # from GPU to GPU CuPy does not wait for what is still being computed there
+                    cupy.cuda.get_current_stream().synchronize()
                 x = x.copy()  # asarray would do it too, and warn
             return cupy.asarray(x, dtype=dtype)
 
@@ -185,7 +188,7 @@ def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
 
 def _parse(name: str, source: str) -> tuple[str, int | None]:
     """Split the name of a backend or device into "auto", "numpy" or "cupy" and the device's index."""
-    match = re.fullmatch(r"(auto|numpy|cpu)|(?:cupy|cuda)(?::(\d{1,4}))?", str(name).strip().lower())
+    match = re.fullmatch(r"(auto|numpy|cpu)|(?:cupy|cuda)(?::(\d{1,9}))?", str(name).strip().lower())
     if match is None:
         known = '"auto", "numpy", "cupy" or "cupy:N" (as a device: "cpu", "cuda" or "cuda:N")'
         raise ValueError(f"{source}: expected {known}")
@@ -262,7 +265,9 @@ def _count_devices() -> int | str:
             if error.name == "cupy":
                 raise
             return _broken(error)
-        except Exception as error:  # noqa: BLE001  (a broken installation raises anything)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  (a broken installation raises anything, SystemExit too)
             return _broken(error)
         # Without a driver, and with one that is too old, CUDA reports the same cudaErrorInsufficientDriver.
         driver = _driver_version()
@@ -335,15 +340,15 @@ def _quiet() -> Iterator[None]:
 def _failure(error: Exception, what: str) -> str:
     """A failure of CUDA in one sentence, with a cure."""
     words = _words(error)
-    sentence = next(s for pattern, s in _FAILURES.items() if re.search(pattern, f"{words} {error}"))
+    sentence = next(s for pattern, s in _FAILURES.items() if re.search(pattern, f"{words} {_said(error)}"))
     major = _cuda_major()
     # CUDA 13 dropped devices older than compute capability 7.5; else the device is newer than the toolkit.
     another = _install(12000) if major >= 13 else _toolkit(major)
     return _with_note(sentence.format(error=words, what=what, toolkit=_toolkit(major), another=another))
 
 
-def _broken(error: Exception) -> str:
-    if "libcuda.so" in str(error):
+def _broken(error: BaseException) -> str:
+    if "libcuda.so" in _words(error):
         return _with_note(_no_driver())
     return _with_note(f"import cupy fails ({_words(error)}); {_install(_driver_version())}")
 
@@ -383,11 +388,12 @@ def _no_device(driver: int) -> str:
 
 
 def _with_note(sentence: str) -> str:
-    """Add what to do where several wheels overwrote each other's files."""
+    """Add what to do where several wheels overwrote each other's files, unless they are removed anyway."""
     packages = _packages()
     if len(packages) < 2:
         return sentence
-    return f"{sentence} (note: {' and '.join(packages)} overwrite each other; {_install(_driver_version())})"
+    cure = "" if "pip uninstall" in sentence else f"; {_install(_driver_version())}"
+    return f"{sentence} (note: {' and '.join(packages)} overwrite each other{cure})"
 
 
 # Facts that can be had without CuPy
@@ -448,8 +454,10 @@ def _cuda_major() -> int:
 
 def _toolkit(major: int) -> str:
     """How to get the libraries and headers of CUDA that CuPy uses at run time, in words."""
-    wheel = f"cupy-cuda{major}x"
-    if wheel in _packages():
+    wheel, packages = f"cupy-cuda{major}x", _packages()
+    if len(packages) > 1:
+        return _install(_driver_version())  # which brings them, too
+    if wheel in packages:
         return f'run `pip install -U "{wheel}[ctk]"`'
     return f"install the CUDA Toolkit {major} and set CUDA_PATH to its folder"
 
@@ -458,7 +466,14 @@ def _words(error: BaseException) -> str:
     """The innermost cause of an exception, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+    return textwrap.shorten(f"{type(error).__name__}: {_said(error)}", 200, placeholder=" ...")
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  (what is broken may not even tell how)
+        return "without words"
 
 
 def gpu_failure(error: BaseException) -> str | None:
@@ -645,6 +660,7 @@ def to_numpy(x: Any) -> NDArray[Any]:
 
 # Memory that a device still writes to must not be given to anybody else, even if nobody asks for what arrives there.
 _on_their_way: deque[tuple[Any, list[NDArray[Any]]]] = deque()
+_fetching = threading.Lock()  # CuPy loads cupyx when it is first used, which is not safe in several threads
 
 
 def fetch(arrays: Sequence[Any]) -> Callable[[], list[NDArray[Any]]]:
@@ -667,8 +683,10 @@ def fetch(arrays: Sequence[Any]) -> Callable[[], list[NDArray[Any]]]:
     >>> arrive()
     [array([0., 0.])]
     """
-    copies = [_begin(x) for x in arrays]
-    arrivals = [_arrival(device, copies) for device in {x.device.id for x in arrays if is_cupy(x)}]
+    devices = {x.device.id for x in arrays if is_cupy(x)}
+    with _fetching if devices else contextlib.nullcontext():
+        copies = [_begin(x) for x in arrays]
+        arrivals = [_arrival(device, copies) for device in devices]
 
     @functools.cache  # what has arrived stays, whatever becomes of the device
     def wait() -> list[NDArray[Any]]:

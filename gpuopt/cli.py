@@ -410,6 +410,7 @@ def info() -> None:
     rows = [("gpuopt", found.gpuopt), ("Python", found.python), ("NumPy", found.numpy)]
     rows += [("CuPy", f"{found.cupy or 'not usable'}{packages}"), ("CUDA of CuPy", found.runtime or "-")]
     rows += [("CUDA of the driver", found.driver or "no NVIDIA driver")]
+    rows += [("extra for it", f"gpuopt[{found.extra}]" if found.extra else "-")]
     for device in found.devices:
         memory = ""
         if device.free_bytes is not None and device.total_bytes is not None:

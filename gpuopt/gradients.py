@@ -59,7 +59,8 @@ def clip_by_value(limit: Hyper) -> Clip:
 def clip_by_norm(limit: Hyper) -> Clip:
     """Scale the gradient of a leaf down to the Euclidean norm ``limit``, if its own is larger.
 
-    Parameters, errors: as `clip_by_value`. The norm neither overflows nor underflows.
+    Parameters, errors: as `clip_by_value`. The norm neither overflows nor underflows, unless it is beyond the largest
+    float64: then, as where the factor is below the smallest number of the leaf's dtype, the gradient becomes 0.
     """
     return Clip("norm", Limit(limit))
 

@@ -49,7 +49,10 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     xp = namespace(leaf)
     if leaf.dtype not in (xp.float32, xp.float64):
         raise TypeError(f"{name}: dtype {leaf.dtype}, expected float32 or float64")
-    if in_place and not _is_writable(leaf):
+    _check_unmasked(leaf, name)
+    if in_place and getattr(leaf, "requires_grad", False):
+        raise ValueError(f"{name}: {_a(describe(leaf))} that requires grad, expected one without; x.detach() is one")
+    if in_place and not is_writable(leaf):
         cure = "copy it" if is_numpy(leaf) else "use gpuopt.init and gpuopt.update, which return new arrays"
         raise ValueError(f"{name}: a read-only {describe(leaf)}, expected one that can be updated in place; {cure}")
     return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
@@ -80,6 +83,9 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
         raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {tuple(p.shape)}")
     if not is_real(g):
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
+    _check_unmasked(g, name)
+    if getattr(g, "requires_grad", False):
+        g = g.detach()  # the state would keep all that it was computed from
     return np.asarray(g) if is_numpy(g) else g
 
 
@@ -97,10 +103,18 @@ def is_real(x: Any) -> bool:
     return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
 
 
-def _is_writable(x: Any) -> bool:
+def is_writable(x: Any) -> bool:
+    """Whether an array can be written to."""
+    if is_numpy(x):
+        return bool(x.flags.writeable)
     import array_api_compat
 
     return bool(array_api_compat.is_writeable_array(x))
+
+
+def _check_unmasked(x: Any, name: str) -> None:
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: a masked array, whose mask would get lost, expected a plain one, as x.filled(0) is")
 
 
 def _check_distinct(tree: Tree, arrays: list[Any]) -> None:

@@ -16,7 +16,7 @@ from gpuopt.backends import describe, place
 from gpuopt.engines.array import assign
 from gpuopt.engines.guard import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, can_fuse
-from gpuopt.engines.threads import uninterrupted
+from gpuopt.engines.threads import uninterrupted, whole_forks
 from gpuopt.gradients import Clip, Clipped
 from gpuopt.rules.base import Hyper, Rule
 
@@ -105,6 +105,7 @@ class Optimizer:
         self._steps = self._skipped = self._reported = 0
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
+        whole_forks.add(self)
 
     @property
     def params(self) -> Any:
@@ -228,16 +229,16 @@ class Optimizer:
         """
         with self._lock:
             self._raise_overdue(wait=True)
-        rules = [
-            {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
-            for rule, tuned in zip(self._rules, self._tuned, strict=True)
-        ]
-        return {
-            "steps": self._steps,
-            "rules": dict(zip(self._patterns, rules, strict=True)),
-            "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
-            "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
-        }
+            rules = [
+                {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
+                for rule, tuned in zip(self._rules, self._tuned, strict=True)
+            ]
+            return {
+                "steps": self._steps,
+                "rules": dict(zip(self._patterns, rules, strict=True)),
+                "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
+                "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
+            }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.
@@ -278,15 +279,22 @@ class Optimizer:
                 problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
             elif _dtype(new) != _dtype(own):
                 problems.append(f"{'/'.join(key)}: dtype {_dtype(new)}, expected {_dtype(own)}")
+            elif not leaves.is_writable(own):
+                problems.append(f"{'/'.join(key)}: this optimizer's is read-only by now, expected one to write to")
+            else:
+                try:
+                    given[key] = self._step.readable(new, own)
+                except Exception as error:  # noqa: BLE001 - each library has its own
+                    problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
         with self._lock, uninterrupted():
             self._take(rules, tuned)
             for i, path in enumerate(self._tree.paths):
-                assign(self._arrays[i], state["params"][path])
+                assign(self._arrays[i], given["params", path])
                 for slot, own in self._step.slots[i].items():
-                    assign(own, state["state"][path][slot])
+                    assign(own, given["state", path, slot])
             self._steps = int(state["steps"])
 
     def _repr_html_(self) -> str:
@@ -330,6 +338,7 @@ class Optimizer:
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
                 assign(own[slot], value)
+        whole_forks.add(self)
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
         """Make the step for these rules, with the slots there are."""
@@ -344,7 +353,9 @@ class Optimizer:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
 
     def _checked(self, g: Any, i: int) -> Any:
-        return leaves.gradient(g, self._arrays[i], self._tree, i)
+        if not leaves.is_writable(p := self._arrays[i]):
+            raise ValueError(f"{self._tree.name(i, 'params')}: read-only by now, expected an array to update in place")
+        return leaves.gradient(g, p, self._tree, i)
 
     def _take_step(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
         """Look at the gradients and update, all leaves and the count, or leave all as it is."""

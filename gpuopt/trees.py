@@ -43,7 +43,7 @@ class Tree:
         except (RecursionError, TypeError, ValueError):
             pass
         # Other containers (an OrderedDict, a tuple for a list) with the same paths are as good.
-        given, leaves = flatten(tree)
+        given, leaves = flatten(tree, root)
         found = dict(zip(given.paths, leaves, strict=True))
         missing = [self.name(i, root) for i, path in enumerate(self.paths) if path not in found]
         extra = [given.name(i, root) for i, path in enumerate(given.paths) if path not in self.paths]
@@ -61,8 +61,10 @@ class Tree:
         return optree.tree_unflatten(self.spec, leaves)
 
 
-def flatten(tree: Any) -> tuple[Tree, list[Any]]:
+def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:
     """Take a nesting of dicts, lists, tuples (and whatever is registered with optree) apart; None counts as a leaf.
+
+    Messages call it ``root``.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def flatten(tree: Any) -> tuple[Tree, list[Any]]:
     seen: dict[str, int] = {}
     for i, path in enumerate(paths):
         if path in seen:
-            names = f"{shape.name(seen[path], 'params')} and {shape.name(i, 'params')}"
+            names = f"{shape.name(seen[path], root)} and {shape.name(i, root)}"
             raise ValueError(f"{names} have the same path '{path}'; rename a key")
         seen[path] = i
     return shape, leaves

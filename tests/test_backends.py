@@ -228,6 +228,28 @@ SITUATIONS = [
         unsaid=("====",),
     ),
     Situation(
+        "import leaves",
+        ("import cupy fails", "SystemExit: odd"),
+        on(12040, "", "cupy-cuda12x"),
+        files={"cupy/__init__.py": "raise SystemExit('odd')\n"},
+    ),
+    Situation(
+        "import raises what has no words",
+        ("import cupy fails", "Odd: without words"),
+        on(12040, "", "cupy-cuda12x"),
+        files={
+            "cupy/__init__.py": "class Odd(BaseException):\n"
+            "    def __str__(self): raise ValueError('no str')\nraise Odd\n"
+        },
+    ),
+    Situation(
+        "import fails, two wheels",
+        ("import cupy fails", *TWO_WHEELS),
+        on(12040, "", "cupy-cuda12x", "cupy-cuda13x"),
+        files={"cupy/__init__.py": "raise ImportError('libcudart.so.13')\n"},
+        unsaid=("each other; run",),  # what is to be done is said once
+    ),
+    Situation(
         "import raises an AttributeError",
         ("import cupy fails", "AttributeError: module 'numpy' has no attribute 'bool8'", CUDA13),
         on(13000, "", "cupy-cuda12x"),

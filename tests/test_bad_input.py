@@ -307,6 +307,7 @@ NUMPY_GRADIENTS: dict[str, tuple[Any, str]] = {
     "strings": (np.full((3, 2), "1"), rf"{W}: dtype <U1, expected a real one"),
     "times": (np.zeros((3, 2), "m8[s]"), rf"{W}: dtype timedelta64\[s\], expected a real one"),
     "records": (np.zeros((3, 2), "f4,f4"), rf"{W}: dtype .*, expected a real one"),
+    "masked": (np.ma.ones((3, 2), dtype="f4"), rf"{W}: a masked array, .*x\.filled\(0\)"),
 }
 
 
@@ -321,6 +322,29 @@ def test_gradients(case: str, space: Space) -> None:
 def test_numpy_gradients(case: str, space: Space) -> None:
     g, words = NUMPY_GRADIENTS[case]
     check_gradients(space, lambda: with_w(good(space)["dense"], g), TypeError, words)
+
+
+@pytest.mark.parametrize("engine", ["array", "auto", "fused"])
+@pytest.mark.parametrize("strided", [False, True])
+def test_parameters_that_become_read_only(engine: Engine, strided: bool) -> None:
+    if strided and engine == "fused":
+        return
+    b = np.ones(6, "f4")[::2] if strided else np.ones(3, "f4")
+    params = {"a": np.ones(3, "f4"), "b": b}
+    opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0), engine=engine)
+    grads = {"a": np.ones(3, "f4"), "b": np.ones(3, "f4")}
+    opt.step(grads)
+    saved = {**opt.state_dict(), "params": {name: np.full(3, 5, "f4") for name in params}}
+    frozen(b)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"params\['b'\]: read-only by now"):
+            opt.step(grads)
+        with pytest.raises(ValueError, match="params/b: this optimizer's is read-only by now"):
+            opt.load_state_dict(saved)
+    assert (opt.steps, params["a"].tolist(), b.tolist()) == (1, [0] * 3, [0] * 3)
+    b.flags.writeable = True
+    opt.step(grads)
+    assert (opt.steps, params["a"].tolist(), b.tolist()) == (2, [-1] * 3, [-1] * 3)
 
 
 def check_gradients(space: Space, make: Callable[[], Any], error: type[Exception], words: str) -> None:

@@ -144,6 +144,22 @@ def test_a_step_runs_on_the_stream_of_the_caller(cupy_space: Space) -> None:
     assert np.all(got == -10)
 
 
+@pytest.mark.parametrize("clip", [None, gpuopt.clip_by_norm(1e9)])
+def test_an_optimizer_made_on_one_stream_steps_on_another(cupy_space: Space, clip: Any) -> None:
+    import cupy
+
+    with cupy_space.use():
+        w, g = cupy.ones(100_000, "f4"), cupy.ones(100_000, "f4")
+        cupy.cuda.Device().synchronize()
+        opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0, momentum=0.5), clip=clip)
+        for _ in range(3):
+            stream = cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                opt.step(g)
+            stream.synchronize()
+        assert np.all(w.get() == -3.25)
+
+
 def test_gradients_may_be_overwritten_right_after_the_step(cupy_space: Space) -> None:
     with cupy_space.use():
         w, g = cupy_space.xp.zeros(50_000), cupy_space.xp.ones(50_000, "f4")
@@ -256,6 +272,30 @@ def test_a_gradient_on_the_wrong_device(devices: list[Any]) -> None:
             opt.step({"w": np.ones(3)})
         opt.step({"w": good})
     assert w.get().tolist() == [-1.0] * 3
+
+
+def test_arrays_go_from_device_to_device_when_they_are_computed(devices: list[Any]) -> None:
+    import cupy
+
+    with devices[0], cupy.cuda.Stream(non_blocking=True) as stream:
+        x = cupy.zeros(1000)
+        stream.synchronize()
+        x += 5
+        y = gpuopt.backend(f"cupy:{devices[1].id}").asarray(x)
+    assert y.device == devices[1]
+    assert np.all(y.get() == 5)
+
+
+def test_what_threads_fetch_first(count: Any) -> None:
+    """In a fresh process: CuPy loads what that needs at its first use."""
+    program = (
+        "import cupy, gpuopt.backends as b\nfrom concurrent.futures import ThreadPoolExecutor\nx = cupy.arange(3)\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    jobs = [pool.submit(lambda: b.fetch([x])()[0].tolist()) for _ in range(400)]\n"
+        "assert all(job.result() == [0, 1, 2] for job in jobs)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_state_goes_from_device_to_device(devices: list[Any]) -> None:

@@ -90,6 +90,48 @@ def test_norms_neither_overflow_nor_underflow(space: Space, size: float) -> None
     np.testing.assert_allclose(space.get(w), np.asarray([-0.6, 0, 0.8]) * size, rtol=1e-9)
 
 
+# Gradients of a float32 and of a float64, the norm of both together, and whether all that is in them is finite.
+EDGES = {
+    "infinity beside large ones": ([math.inf, 1.0], [1e200, 1e20], math.inf, False),
+    "NaN beside large ones": ([math.nan, 1.0], [1e200, 1e20], math.nan, False),
+    "infinity beside small ones": ([math.inf, 1.0], [1e-200, 0.0], math.inf, False),
+    "large beside ordinary ones": ([3.0, 1.0], [3e200, 4e200], 5e200, True),
+    "tiny beside none": ([0.0, 0.0], [3e-200, 4e-200], 5e-200, True),
+    "a norm beyond float64": ([1.0, 1.0], [1.7e308, 1.7e308], math.inf, True),
+}
+
+
+@pytest.mark.parametrize("engine", ["array", "auto"])
+@pytest.mark.parametrize("case", EDGES)
+def test_norms_of_several_leaves_and_what_is_finite(space: Space, engine: Any, case: str) -> None:
+    single, double, norm, finite = EDGES[case]
+    params = [space.put(np.zeros(2, "f4")), space.put(np.zeros(2))]
+    opt = gpuopt.Optimizer(
+        params, gpuopt.SGD(lr=1.0), engine=engine, clip=gpuopt.clip_by_global_norm(1.0), nonfinite="skip"
+    )
+    opt.step([space.put(np.asarray(single, "f4")), space.put(np.asarray(double))])
+    assert opt.gradient_norm == pytest.approx(norm, rel=1e-13, nan_ok=True)
+    assert opt.skipped == (not finite)
+    if finite and math.isfinite(norm):
+        np.testing.assert_allclose(space.get(params[1]), -np.asarray(double) * min(1, 1 / norm), rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("engine", ["array", "auto"])
+def test_what_is_infinite_once_it_is_cast(space: Space, engine: Any) -> None:
+    w = space.put(np.ones(3, "f4"))
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), engine=engine, nonfinite="skip")
+    opt.step(space.put(np.asarray([1e300, 1, 1])))
+    assert (opt.skipped, space.get(w).tolist()) == (1, [1, 1, 1])
+
+
+def test_the_norm_of_what_nobody_looks_at(space: Space) -> None:
+    w = space.put(np.ones(3))
+    opt = gpuopt.Optimizer(w, gpuopt.SGD())
+    opt.step(space.put(np.ones(3)))
+    assert math.isnan(opt.gradient_norm)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("engine", ["array", "auto"])
 @pytest.mark.parametrize("clip", [None, "value", "global_norm"])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import gpuopt
+from gpuopt.engines.threads import uninterrupted
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -91,6 +92,24 @@ def test_an_interrupt_at_every_line_of_a_step(options: dict[str, Any], again: st
         line += 1
     assert line > 30
     assert happened > 0
+
+
+def test_a_handler_that_is_set_meanwhile_stays() -> None:
+    """As that of a training does which SIGTERM has stopped, so that the next Ctrl-C ends it at once."""
+    said: list[str] = []
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: said.append("at once"))
+
+    before = [signal.signal(number, terminate) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    assert said == ["at once"]
 
 
 PROGRAM = """

@@ -1,5 +1,8 @@
 """The CUDA kernels as NVIDIA's own compiler sees them: no spilled registers, 128 bits at a time."""
 
+import ctypes
+import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 from conformance import ROWS, Row
 
-from gpuopt.engines import emit_cuda
+from gpuopt.engines import cuda, emit_cuda
 from gpuopt.engines.segments import Variant
 from gpuopt.engines.trace import trace
 
@@ -78,6 +81,25 @@ def test_the_main_path_moves_128_bits_at_a_time(name: str, ptx: dict[str, str]) 
     arrays = 1 + len(row.slots)  # the gradient is read only; the loop may be unrolled
     assert stores >= arrays
     assert loads * arrays == stores * (arrays + 1)
+
+
+@pytest.mark.parametrize("architecture", ["compute_60", "compute_70", "compute_90"])
+@pytest.mark.parametrize("kernel", ["step", "measure"])
+def test_nvrtc_compiles_it_for_old_and_new_devices(kernel: str, architecture: str) -> None:
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.cuda_nvrtc") is None:
+        pytest.skip("needs NVIDIA's package of NVRTC")
+    variants = tuple(Variant(trace(row.make()), dtype) for row, dtype in KERNELS.values())
+    text = emit_cuda.measure() if kernel == "measure" else emit_cuda.source(variants)
+    (folder,) = importlib.import_module("nvidia.cuda_nvrtc").__path__
+    library = ctypes.CDLL(str(next(Path(folder).glob("lib/libnvrtc.so.*"))))
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    assert library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
+    options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in cuda.OPTIONS)]
+    failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    assert not failed, log.value.decode()
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -309,3 +309,35 @@ def test_a_copy_may_lie_otherwise_in_memory(duplicate: Any, layout: str, fused_s
         for each in (opt, other):
             each.step(fused_space.put(x))
     assert_same_bits(fused_space.got(opt), fused_space.got(other))
+
+
+def test_a_state_made_of_the_optimizers_own_arrays(space: Space) -> None:
+    for engine in space.engines:
+        params = {"a": space.put(np.full(3, 1.0)), "b": space.put(np.full(3, 2.0))}
+        opt = gpuopt.Optimizer(params, gpuopt.SGD(), engine=engine)
+        state = opt.state_dict()
+        opt.load_state_dict({**state, "params": {"a": params["b"], "b": params["a"]}})
+        assert [space.get(params[name]).tolist() for name in "ab"] == [[2.0] * 3, [1.0] * 3]
+
+
+def test_a_state_that_cannot_be_read_changes_nothing(space: Space) -> None:
+    from types import SimpleNamespace
+
+    params = {"a": space.put(np.zeros(3)), "b": space.put(np.zeros(3))}
+    opt = gpuopt.Optimizer(params, gpuopt.SGD())
+    given = {"a": np.ones(3), "b": SimpleNamespace(shape=(3,), dtype=np.dtype("f8"))}
+    with pytest.raises(ValueError, match="params/b: SimpleNamespace that cannot be read"):
+        opt.load_state_dict({**opt.state_dict(), "params": given})
+    assert space.get(params["a"]).tolist() == [0] * 3
+
+
+@pytest.mark.peers
+def test_torch_tensors_that_require_grad() -> None:
+    torch = pytest.importorskip("torch")
+    w = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"params\['w'\]: a torch:cpu array that requires grad, .*x\.detach\(\)"):
+        gpuopt.Optimizer({"w": w}, gpuopt.SGD())
+    opt = gpuopt.Optimizer({"w": w.detach()}, gpuopt.SGD(lr=1.0, momentum=0.5))
+    opt.step({"w": torch.ones(3, requires_grad=True) * 2})
+    assert w.tolist() == [-1] * 3
+    assert not opt.state_dict()["state"]["w"]["v"].requires_grad

@@ -164,9 +164,9 @@ def child(opt, connection):
 if __name__ == "__main__":
     opt = after(optimizer(), 2)
     if sys.argv[1] == "busy":  # somebody else is in the middle of steps while this process forks
-        other, stop = optimizer(), threading.Event()
+        other = optimizer()
         def work():
-            while not stop.is_set():
+            while True:
                 after(other, 5)
         threading.Thread(target=work, daemon=True).start()
     method = sys.argv[1].replace("busy", "fork")
@@ -187,6 +187,51 @@ if __name__ == "__main__":
     sys.stdout.flush()
     os._exit(0)
 """
+
+
+FORKS = """
+import os
+import sys
+import threading
+import numpy as np
+import gpuopt
+
+def whole(opt, steps):
+    return all((p == opt.steps).all() for p in opt.params) and opt.steps >= steps
+
+size = int(sys.argv[1])
+opt = gpuopt.Optimizer([np.zeros(size), np.zeros(size)], gpuopt.SGD(lr=1.0), engine=sys.argv[2])
+grads = [np.full(size, -1.0)] * 2
+begun = threading.Event()
+
+def work():
+    while True:
+        opt.step(grads)
+        begun.set()
+
+threading.Thread(target=work, daemon=True).start()
+begun.wait()
+for _ in range(20):
+    if (child := os.fork()) == 0:
+        good = whole(opt, 1)
+        opt.step(grads)
+        os._exit(0 if good and whole(opt, 2) else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+print("as it should be", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("engine", ["fused", "array"])
+@pytest.mark.parametrize("size", [50, 1 << 20])
+def test_a_fork_while_a_thread_steps_the_same_optimizer(size: int, engine: str) -> None:
+    """The child has the optimizer between two steps, and can go on."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, str(size), engine]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=200)
+    assert (done.stdout, done.stderr) == ("as it should be\n", "")
 
 
 @pytest.mark.parametrize("engine", ["fused", "array"])

@@ -167,6 +167,11 @@ def test_functions_of_the_mathematical_library_are_close(name: str, fused_space:
     assert not trace(Plain(function=INEXACT[name])).exact
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    got = trace(Plain(function=lambda xp, p, g, h: np.float64(2) * p - g / np.float32(0.5) + np.float64(3) * h.a))
+    assert got == trace(Plain(function=lambda xp, p, g, h: 2 * p - g / 0.5 + 3 * h.a))
+
+
 def test_every_operation_has_its_row() -> None:
     derived = {name for name in vars(Namespace) if not name.startswith("_")}
     assert {*Namespace._OPERATIONS, *derived} <= {*OPERATIONS, *INEXACT}
@@ -201,6 +206,9 @@ REFUSED: dict[str, tuple[Update, str]] = {
     "unknown function": (lambda xp, p, g, h: xp.cumulative_sum(p), r"calls xp\.cumulative_sum.*sqrt"),
     "unknown constant": (lambda xp, p, g, h: p * xp.pi, r"xp\.pi"),
     "function of numbers": (lambda xp, p, g, h: p * xp.sqrt(h.a), r"calls xp\.sqrt on numbers alone"),
+    "NumPy's function": (lambda xp, p, g, h: np.sqrt(p), r"calls numpy\.sqrt; .*the functions of xp"),
+    "NumPy's function of two": (lambda xp, p, g, h: np.add(p, g), r"calls numpy\.add"),
+    "NumPy's function of a number": (lambda xp, p, g, h: p * np.sqrt(h.a), r"calls numpy\.sqrt"),
     "method": (lambda xp, p, g, h: p.clip(0, 1), r"uses \.clip of a value"),
     "dtype": (lambda xp, p, g, h: xp.zeros_like(p, dtype=p.dtype), r"uses \.dtype of a value"),
     "power": (lambda xp, p, g, h: p**3, "power other than 2"),

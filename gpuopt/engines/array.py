@@ -97,11 +97,11 @@ def update_numpy(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mappin
                 named[slot][...] = new
 
 
-def sums_of_squares(g: Any) -> list[float]:
-    """Return the three sums of `gpuopt.engines.guard`, in the order in which the namespace adds."""
+def sums_of_squares(g: Any, p: Any) -> list[float]:
+    """Return the three sums of `gpuopt.engines.guard` of the gradient of ``p``, in the order in which the namespace adds."""
     xp = namespace(g)
     with current(g), np.errstate(all="ignore"):
-        exact = xp.astype(g, xp.float64)
+        exact = xp.astype(xp.astype(g, p.dtype), xp.float64)
         return [float(xp.sum(exact * scale * (exact * scale))) for scale in SCALES]
 
 

@@ -84,6 +84,7 @@ class CUDAKernel:
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             self._verdict = cupy.zeros(emit_cuda.SCALES + len(table.rows))
+            self._settle()
         self._report: tuple[Any, Any] | None = None
         self._measured: tuple[Any, ...] | None = None
         self._sent = table.gradients.copy()
@@ -92,6 +93,13 @@ class CUDAKernel:
             np.int32(table.gradients_at),
             table.values.view(np.dtype((np.void, segments.VALUE_BYTES))),
         )
+
+    @staticmethod
+    def _settle() -> None:
+        """Wait, once, until what was made on this stream is there, the state too: a step may come on any other."""
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
 
     def __call__(self) -> None:
         """Update every segment that has a gradient, unless the verdict says not to."""
@@ -123,6 +131,7 @@ class CUDAKernel:
                     cupy.zeros((len(first_chunk) - 1, 3)),
                     finished,
                 )
+                self._settle()
         function, first_chunk, partials, sums, finished = self._measured
         segments_, columns = (np.int64(n) for n in self._table.rows.shape)
         arrays = (self._gradients, self._chunks, first_chunk, partials, sums, self._verdict, finished)

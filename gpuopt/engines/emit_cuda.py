@@ -40,6 +40,11 @@ _OPERATIONS = {
 }
 
 _VALUES = """\
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+#define GRID_CONSTANT  // which older devices do not know: they make a copy of the parameter
+#else
+#define GRID_CONSTANT __grid_constant__
+#endif
 struct Values {{ alignas(8) unsigned char bytes[{bytes}]; }};
 
 // Addresses of gradients come by value where they fit: a step with new gradients then copies nothing.
@@ -58,7 +63,7 @@ _STEP = """\
 {updates}
 extern "C" __global__ void __launch_bounds__({threads})
 step(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
-     int gradients_at, const __grid_constant__ Values values)
+     int gradients_at, const GRID_CONSTANT Values values)
 {{
     if (verdict[{SKIP}] != 0) return;
     const long long segment = chunks[2 * blockIdx.x];
@@ -218,14 +223,13 @@ __device__ __forceinline__ void sum_of_squares(const T* g, int n, double scale, 
 __device__ double root(const double* sums)
 {
     if (sums[0] < TINY) return sqrt(sums[2]) * SMALL;
-    if (FINITE(sums[0])) return sqrt(sums[0]);
-    return sums[1] == 0 ? sums[0] : sqrt(sums[1]) * LARGE;
+    return FINITE(sums[0]) ? sqrt(sums[0]) : sqrt(sums[1]) * LARGE;
 }
 
 extern "C" __global__ void __launch_bounds__(LANES)
 measure(const long long* table, long long columns, long long segments, const long long* gradients,
         const long long* chunks, const long long* first_chunk, double* partials, double* sums, double* verdict, unsigned int* finished,
-        int clip, double limit, int skip, int gradients_at, const __grid_constant__ Values values)
+        int clip, double limit, int skip, int gradients_at, const GRID_CONSTANT Values values)
 {
     __shared__ double lanes[LANES];
     __shared__ bool last;
@@ -259,6 +263,7 @@ measure(const long long* table, long long columns, long long segments, const lon
     for (long long s = threadIdx.x; s < segments; s += LANES) {
         double a = 0, b = 0, c = 0;
         for (long long k = first_chunk[s]; k < first_chunk[s + 1]; ++k) { a += found[3 * k]; b += found[3 * k + 1]; c += found[3 * k + 2]; }
+        if (!FINITE(a) && b == 0) b = a;  // of float32, for which it is not taken
         sums[3 * s] = a; sums[3 * s + 1] = b; sums[3 * s + 2] = c;
     }
     __syncthreads();
@@ -267,8 +272,7 @@ measure(const long long* table, long long columns, long long segments, const lon
         bool finite = true;
         for (long long s = 0; s < segments; ++s) {
             for (int k = 0; k < 3; ++k) total[k] += sums[3 * s + k];
-            const double norm = root(sums + 3 * s);
-            finite = finite && FINITE(norm);
+            finite = finite && FINITE(sums[3 * s + 1]);
         }
         verdict[NORM] = root(total);
         verdict[SKIP] = skip && !finite;

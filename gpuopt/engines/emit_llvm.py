@@ -157,7 +157,8 @@ def _literal(number: str, dtype: str) -> str:
 
 
 # Two NumPy arrays as C structures: the type is the last word of every Python object's header, behind which come the address
-# of the data, the number of dimensions, shape, strides, base and dtype.
+# of the data, the number of dimensions, shape, strides, base, dtype and flags.
+_WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE, of the flags
 _BIND = """
 define i64 @bind(ptr %objects, ptr %parameters, ptr %none, ptr %addresses, ptr %others, i64 %count) {{
 entry:
@@ -184,7 +185,10 @@ dtype:
 {more_fields}
   %same.dtype = icmp eq ptr %g.dtype, %p.dtype
   %same.ndim = icmp eq i32 %g.ndim, %p.ndim
-  %alike = and i1 %same.dtype, %same.ndim
+  %p.writeable = and i32 %p.flags, {WRITEABLE}
+  %may.write = icmp ne i32 %p.writeable, 0
+  %same = and i1 %same.dtype, %same.ndim
+  %alike = and i1 %same, %may.write
   br i1 %alike, label %axes, label %other
 axes:
   %ndim = zext i32 %g.ndim to i64
@@ -231,7 +235,7 @@ exit:
 
 
 def bind(header: int) -> str:
-    """LLVM IR that looks up the addresses of many NumPy arrays, and which are not just like another one.
+    """LLVM IR that looks up the addresses of many NumPy arrays, and which are not just like another one that is writable.
 
     ``header`` is the size in bytes of what every Python object begins with.
     """
@@ -244,8 +248,8 @@ def bind(header: int) -> str:
             for x in "gp"
         )
 
-    array = fields(ndim=("i32", 8), shape=("ptr", 16), strides=("ptr", 24), dtype=("ptr", 40))
-    return _BIND.format(fields=fields(type=("ptr", -8)), more_fields=array, data=header)
+    array = fields(ndim=("i32", 8), shape=("ptr", 16), strides=("ptr", 24), dtype=("ptr", 40), flags=("i32", 48))
+    return _BIND.format(fields=fields(type=("ptr", -8)), more_fields=array, data=header, WRITEABLE=_WRITEABLE)
 
 
 _MEASURE = """

@@ -72,19 +72,32 @@ def judge(sums: NDArray[np.float64], clip: str | None, limit: float) -> Verdict:
 
     """
     with np.errstate(all="ignore"):
+        sums = _with_infinities(sums)
         total = np.cumsum(sums, axis=0)[-1:]  # in order, unlike numpy.sum
-        norms, norm = root(sums), root(total)[0]
+        norms, norm = _root(sums), _root(total)[0]
         measured = np.full(len(sums), norm) if clip == "global_norm" else norms
         scales = np.where(measured > limit, limit / measured, 1.0) if clip else np.ones(len(sums))
-    return Verdict(float(norm), scales, np.isfinite(norms))
+    return Verdict(float(norm), scales, is_finite(sums))
 
 
-def root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def is_finite(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether all elements of each leaf are, by its three sums: the one of large elements does not overflow."""
+    return np.isfinite(_with_infinities(sums)[:, 1])
+
+
+def _with_infinities(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same, where the sum of large elements of a float32, which is not taken, has its infinities and NaN, too."""
+    plain, of_large, of_small = sums.T
+    of_large = np.where(~np.isfinite(plain) & (of_large == 0), plain, of_large)
+    return np.stack([plain, of_large, of_small], axis=1)
+
+
+def _root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the root of the sum of squares that neither overflowed nor vanished; NaN and infinity stay."""
-    plain, of_large, of_small = (sums[..., k] for k in range(3))
+    plain, of_large, of_small = sums.T
     large, small = np.sqrt(of_large) * 2.0**600, np.sqrt(of_small) * 2.0**-600
-    large = np.where(of_large == 0, plain, large)  # of float32 it is not taken: what is not finite is so by itself
-    return np.where(plain < TINY, small, np.where(np.isfinite(plain), np.sqrt(plain), large))
+    norms: NDArray[np.float64] = np.where(plain < TINY, small, np.where(np.isfinite(plain), np.sqrt(plain), large))
+    return norms
 
 
 def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:

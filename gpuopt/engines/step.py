@@ -13,7 +13,7 @@ from gpuopt.engines import array, fused, memory
 from gpuopt.engines.cpu import CPUKernel
 from gpuopt.engines.cuda import CUDAKernel
 from gpuopt.engines.emit_cuda import STICKY
-from gpuopt.engines.guard import judge, root, sums_of_squares
+from gpuopt.engines.guard import is_finite, judge, sums_of_squares
 from gpuopt.engines.trace import SCALE
 
 if TYPE_CHECKING:
@@ -159,9 +159,10 @@ class Step:
             g, p = gradients[i], self._arrays[i]
             if g is not None and fused.fusable(self._places[i]):
                 flat = memory.in_memory_order(backends.to_numpy(g), p)
-                sums[i] = sums_of_squares(flat.astype(p.dtype, copy=False))
+                with np.errstate(all="ignore"):
+                    sums[i] = sums_of_squares(flat.astype(p.dtype, copy=False))
             elif g is not None:
-                sums[i] = array.sums_of_squares(g)
+                sums[i] = array.sums_of_squares(g, p)
         verdict = judge(sums, clip, limit)
         self._norm, self._scales = verdict.norm, verdict.scales
         for step in self._fused:
@@ -179,7 +180,7 @@ class Step:
         skipped = self.count_skipped()() if wait else self._judge.reported()
         if not skipped:
             return None
-        finite = np.isfinite(root(self._judge.sums_found()))
+        finite = is_finite(self._judge.sums_found())
         self._judge.pardon()
         return skipped, [i for i, is_good in zip(self._fused[0].members, finite, strict=True) if not is_good]
 
@@ -193,7 +194,7 @@ class Step:
     @property
     def norm(self) -> float:
         """Of all gradients of the last step that was looked at; NaN if none was."""
-        return self._norm if self._judge is None else self._judge.verdict()()[1]
+        return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
         self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None]
@@ -226,6 +227,20 @@ class Step:
         for write in writes:
             write()
         count()
+
+    def readable(self, x: Any, own: Any) -> Any:
+        """An array to be written into one of these, so that it can be read until all have been written to."""
+        place = backends.place(x)
+        if place != backends.place(own):
+            copy = backends.to_numpy(x)
+            if copy.shape != tuple(own.shape):
+                raise TypeError(f"it is read as an array of shape {copy.shape}")
+            return copy
+        if x is own or (place in self._reach and not self._reach[place](*memory.byte_bounds(x))):
+            return x
+        copy = array.zeros_like(own)
+        array.assign(copy, x)
+        return copy
 
     def _is_touched(self, i: int, g: Any) -> bool:
         """Whether a step could write to the gradient of a leaf that is updated alone, before it is read."""

@@ -9,6 +9,7 @@ import threading
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +25,17 @@ def _threads() -> ThreadPoolExecutor:
     """Return the helpers of the calling thread, one for each further processor that this process may use."""
     global _pool  # noqa: PLW0603
     if _pool is None:
-        from concurrent.futures import ThreadPoolExecutor  # with logging, a tenth of the import of this package
-
-        _pool = ThreadPoolExecutor(max(1, _processors() - 1), thread_name_prefix="gpuopt")
+        _pool = _executor()(max(1, _processors() - 1), thread_name_prefix="gpuopt")
     return _pool
+
+
+@cache
+def _executor() -> type[ThreadPoolExecutor]:
+    from concurrent.futures import ThreadPoolExecutor  # with logging, a tenth of the import of this package
+
+    # It holds a lock during a fork, too, which a step needs to end: what is registered last comes before.
+    whole_forks.register()
+    return ThreadPoolExecutor
 
 
 def _forget_threads() -> None:
@@ -76,11 +84,51 @@ class uninterrupted:  # noqa: N801 - reads as what it does: ``with uninterrupted
         self._handler = None
         self._held: list[Any] = []
         if threading.current_thread() is threading.main_thread() and callable(_signal.getsignal(_signal.SIGINT)):
-            self._handler = _signal.signal(_signal.SIGINT, lambda *args: self._held.append(args))
+            self._hold = lambda *args: self._held.append(args)
+            self._handler = _signal.signal(_signal.SIGINT, self._hold)
 
     def __exit__(self, *_: object) -> None:
-        """Deliver it."""
-        if self._handler is not None:
+        """Deliver it, to another handler if one was set meanwhile, by that of another signal."""
+        if self._handler is None:
+            return
+        if _signal.getsignal(_signal.SIGINT) is self._hold:
             _signal.signal(_signal.SIGINT, self._handler)
-            if self._held and callable(self._handler):
-                self._handler(*self._held[0])
+        if self._held and callable(handler := _signal.getsignal(_signal.SIGINT)):
+            handler(*self._held[0])
+
+
+class WholeForks:
+    """Has a fork wait until no object is in the middle of something, so that the child gets whole ones that nobody holds.
+
+    Each object has a reentrant lock ``_lock``, which is free between what it does.
+    """
+
+    def __init__(self) -> None:
+        self._objects: WeakSet[Any] = WeakSet()
+        self._lock = threading.RLock()
+        self._held: list[list[Any]] = []
+        self.register()
+
+    def register(self) -> None:
+        """Come before all that is registered for a fork so far; may be called again."""
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._release)
+
+    def add(self, thing: Any) -> None:
+        """Look after an object, as long as it lives."""
+        with self._lock:
+            self._objects.add(thing)
+
+    def _hold(self) -> None:
+        self._lock.acquire()
+        self._held.append(list(self._objects))
+        for thing in self._held[-1]:
+            thing._lock.acquire()
+
+    def _release(self) -> None:
+        for thing in self._held.pop():
+            thing._lock.release()
+        self._lock.release()
+
+
+whole_forks = WholeForks()

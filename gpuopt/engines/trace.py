@@ -179,6 +179,14 @@ class _Expression:
 
     __int__ = __index__ = __float__
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """What NumPy's functions do with it: arithmetic with one of NumPy's numbers comes here, too."""
+        op = Namespace._OPERATIONS.get(ufunc.__name__)
+        with_number = sum(isinstance(x, _Expression) for x in inputs) == 1 < len(inputs)
+        if op is None or method != "__call__" or options or not with_number:
+            raise self.tape.error(f"calls numpy.{ufunc.__name__}", "the functions of xp, which it is given")
+        return self._apply(op, *inputs)
+
     def __neg__(self) -> Any:
         return self._apply("neg", self)
 
