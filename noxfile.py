@@ -4,6 +4,7 @@ What follows ``--`` goes to the tool that a session runs: ``nox -s tests-3.12 --
 sessions at once and shows the output of each when it ends.
 """
 
+import ctypes.util
 import os
 import shutil
 import tempfile
@@ -26,6 +27,11 @@ nox.options.sessions = ["lint", "typecheck", "tests", "doctest"]
 def dependencies(*groups: str) -> tuple[str, ...]:
     """The requirements of these dependency groups."""
     return nox.project.dependency_groups(PYPROJECT, *groups)
+
+
+def package() -> str:
+    """This package, and CuPy where there is an NVIDIA driver."""
+    return "-e." if ctypes.util.find_library("cuda") is None else "-e.[cuda12]"
 
 
 def pytest_with_coverage(session: nox.Session, *launcher: str) -> None:
@@ -55,10 +61,10 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on every backend that can be used here; the others are shown as skipped."""
     if session.python == OLDEST_PYTHON:  # coverage costs half as much again, and one Python is enough for it
-        session.install("-e.", *dependencies("test", "nvrtc"))
+        session.install(package(), *dependencies("test", "nvrtc"))
         pytest_with_coverage(session)
     else:
-        session.install("-e.", *dependencies("test"))
+        session.install(package(), *dependencies("test"))
         session.run("pytest", *session.posargs)
 
 
@@ -69,7 +75,7 @@ def doctest(session: nox.Session) -> None:
     session.run("pytest", "--doctest-modules", "gpuopt", "tests/test_documents.py", *session.posargs)
 
 
-@nox.session(python=OLDEST_PYTHON)
+@nox.session(python=PYTHON_VERSIONS)
 def tests_emulated(session: nox.Session) -> None:
     """Run the tests on CuPy without a GPU, under the CUDA emulator that lies at GPUOPT_CUDA_EMULATOR."""
     emulator = os.environ.get(EMULATOR)
