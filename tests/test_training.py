@@ -644,6 +644,12 @@ def test_bad_configs(options: dict[str, Any], message: str) -> None:
     [
         ({"device": "gpu"}, "--device gpu: .*expected"),
         ({"data": "nowhere.npz"}, "nowhere.npz: No such file or directory"),
+        ({"schedule": "constant:value=-1"}, "--schedule constant:value=-1: Adam: lr at step 0, by its .* got -1.0"),
+        ({"schedule": "piecewise:boundaries=[3],values=[-0.1]"}, "--schedule .*: Adam: lr at step 10, by its schedule"),
+        (
+            {"hyperparameters": {"beta1": "linear_warmup(1.0,warmup=4)"}},
+            "--set beta1=.*: Adam: beta1 at step 10, by its schedule",
+        ),
     ],
 )
 def test_nothing_is_written_for_what_shows_late(

@@ -45,6 +45,8 @@ FILE = {
 _BY_DATA: Any = None
 DEEPEST = 1000
 """Hidden layers."""
+LOOKED_AT = 1000
+"""Steps at most at which schedules are checked beforehand."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -205,7 +207,9 @@ class Config:
 
     def resolved(self, samples: int) -> Config:
         """Return the same config for so many samples, with its rule as a `Rule`: schedules then know their steps."""
-        rule = self.rule(self.epochs * self.batches(samples))
+        steps = self.epochs * self.batches(samples)
+        rule = self.rule(steps)
+        self._check_schedules(rule, steps)
         return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={})
 
     def rule(self, steps: int = 10**9) -> Rule:
@@ -226,6 +230,15 @@ class Config:
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{option}: {error}") from None
         return rule
+
+    def _check_schedules(self, rule: Rule, steps: int) -> None:
+        """Refuse a schedule that leaves the range of its hyperparameter, before anything is written."""
+        for step in (*range(0, steps, math.ceil(steps / LOOKED_AT)), steps - 1):
+            try:
+                rule.at(step)
+            except ValueError as error:
+                chosen = [option for option, name, _ in self._choices(rule) if f": {name} at step" in str(error)]
+                raise UsageError(": ".join([*chosen[-1:], str(error)])) from None
 
     def _choices(self, rule: Rule) -> Iterator[tuple[str, str, float | str]]:
         """Option, hyperparameter and value (text: of a schedule) of what was chosen, in the order in which it applies."""
