@@ -40,7 +40,8 @@ class Optimizer:
     ----------
     params
         Arrays of float32 or float64 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
-        place, so they must be writable and must not share memory.
+        place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
+        same array twice is noticed).
     rule
         One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf takes the first pattern that matches
         its dotted path, such as ``dense.b``.

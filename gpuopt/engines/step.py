@@ -80,7 +80,8 @@ class Step:
         }
         together = sorted(set(range(len(arrays))) - set(self._alone))
         self._fused = []
-        for place in dict.fromkeys(self._places[i] for i in together):
+        # GPUs first: their launches may fail, and nothing has been written then.
+        for place in sorted({self._places[i] for i in together}, key=lambda place: (place == "numpy", place)):
             members = {i: (groups[i], arrays[i], self.slots[i].values()) for i in together if self._places[i] == place}
             self._fused.append(fused.FusedStep(place, members, rules, self._reach[place]))
         self._scales = np.ones(len(arrays))
