@@ -35,7 +35,7 @@ from gpuopt.training.run import _prepared
 
 MEMORY = 512 << 20  # bytes that may be taken beyond what there was at the beginning
 RANDOM = np.random.RandomState(3)
-X, Y = RANDOM.randn(40, 3).astype("f4"), RANDOM.randint(3, size=40)
+X, Y = RANDOM.randn(600, 3).astype("f4"), RANDOM.randint(3, size=600)  # more than zipfile reads, and checks, at once
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,17 @@ CATEGORIES: dict[str, tuple[str, Callable[[RunFolder], tuple[bytes, Read]]]] = {
     "csv": ("data.csv", lambda _: (table("csv"), lambda path: load(path, "y"))),
     "parquet": ("data.parquet", lambda _: (table("parquet"), lambda path: load(path, "y"))),
 }
+
+
+def test_every_bit_of_an_arrays_header(tmp_path: Path) -> None:
+    content, path = npz(compressed=False), tmp_path / "a.npz"
+    begin, end = content.index(b"\x93NUMPY"), content.index(b"\n")
+    for bit in range(8 * begin, 8 * end):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(UsageError, match=r"a\.npz: "):
+            load(path)
 
 
 def peak() -> int:
@@ -211,13 +222,31 @@ GREEDY: dict[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: parquet(x=["z" * 9] * 9, y=[0] * 9),
         "column 'x': holds cat.* be numbers",
     ),
-    "commas": ("a.csv", lambda: b"," * 10_000_000, "a table of 4,194,305 columns, expected at most 100,000"),
+    "commas": ("a.csv", lambda: b"," * 10_000_000, "a table of 4,194,305 columns, expected at most 30,000"),
+    "commas in the second line": ("a.csv", lambda: b"a,y\n" + b"1," * 3_000_000, "a table of .* columns, expected"),
+    "commas after a blank line": ("a.csv", lambda: b" \t\n\r\n" + b"," * 200_000, "a table of 200,001 columns"),
+    "commas within quotes": ("a.csv", lambda: b'a,"\n",' * 20_000, "a table of 40,001 columns"),
+    "blank lines": ("a.csv", lambda: b"\n" * 5_000_000 + b"a,y\n1,2\n", "the first rows in its first 4,194,304 char"),
+    "blank lines after the header": ("a.csv", lambda: b"a,y\n" + b"\n" * 5_000_000 + b"1,2,3\n", "the first rows in"),
     "zeros as text": ("a.csv", lambda: b"a,y\n" + bytes(10_000_000), "a.csv: "),
     "a quote that never ends": ("a.csv", lambda: b'a,y\n"' + b"1,2\n" * 5_000_000, "a.csv: "),
     "packed text": ("a.csv", lambda: gzip.compress(b"a,y\n" + b"1,2\n" * 1_000_000), "a.csv: "),
     "brackets": ("a.npz", lambda: archive(described(b"(" * 100_000)), "a.npz: "),
     "power": ("a.npz", lambda: archive(described(b"{'descr': '<f4', 'shape': (9**9**9,)}")), "a.npz: "),
     "a call": ("a.npz", lambda: archive(described(b"__import__('os').abort()")), "a.npz: "),
+    "no dtype": (
+        "a.npz",
+        lambda: archive(described(b"{'descr': (), 'fortran_order': False, 'shape': ()}")),
+        "IndexError",
+    ),
+    "list as a key": ("a.npz", lambda: archive(described(b"{[]: 1}")), "TypeError"),
+    "number as a key": ("a.npz", lambda: archive(described(b"{1: 2, 'a': 3}")), "TypeError"),
+    "indented": ("a.npz", lambda: archive(described(b"{'descr'\n\t:1\n }")), "a.npz: "),
+    "true rows": (
+        "a.npz",
+        lambda: archive(described(b"{'descr': '<f4', 'fortran_order': False, 'shape': (True, 16)}")),
+        "a.npz: ",
+    ),
     "digits": ("a.npz", lambda: archive(described(b"{'descr': '<f4', 'shape': (" + b"9" * 6000 + b",)}")), "a.npz: "),
 }
 
