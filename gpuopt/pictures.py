@@ -131,7 +131,8 @@ def scale(axes: Axes, values: Iterable[float], *, from_zero: bool = False) -> No
     """A logarithmic axis for values that span decades; else a linear one, which may begin at 0."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    known = [value for value in values if math.isfinite(value)]
+    # What an axis cannot reach is at its end, and what a schedule left of a learning rate in the end is 0.
+    known = [math.copysign(min(abs(y), 1e300), y) if abs(y) > 1e-300 else 0.0 for y in values if math.isfinite(y)]
     positive = [value for value in known if value > 0]
     decades = math.log10(max(positive) / min(positive)) if positive else 0
     if decades > DECADES and len(positive) == len(known):

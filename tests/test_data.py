@@ -147,6 +147,28 @@ def test_tables(tmp_path: Path, suffix: str, target: str, features: list[str], c
     assert (data.classes, data.features) == (classes, len(features))
 
 
+NULLABLE = {"a": [3, 1, 2], "b": [0.5, 1.5, 2.5], "c": [True, False, True], "y": [True, False, True]}
+
+
+def test_columns_of_several_dtypes(tmp_path: Path) -> None:
+    table = pd.DataFrame(NULLABLE)
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_parquet(tmp_path / "a.parquet")
+    table.convert_dtypes().to_parquet(tmp_path / "b.parquet")  # pandas' own integers, floats and booleans
+    for name in ("a.csv", "a.parquet", "b.parquet"):
+        data = load(tmp_path / name, "y")
+        np.testing.assert_array_equal(data.train.x, [[3, 0.5, 1], [1, 1.5, 0], [2, 2.5, 1]])
+        assert (data.classes, data.train.y.tolist()) == ((False, True), [1, 0, 1])
+    table.convert_dtypes().mask(table.a == 2).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match="column 'a': row 2 is missing"):
+        load(tmp_path / "b.parquet", "y")
+
+
+def test_bytes_in_a_table_are_scaled_as_images_are(tmp_path: Path) -> None:
+    pd.DataFrame({"a": np.array([0, 255], np.uint8), "y": [0, 1]}).to_parquet(tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet", "y").train.x.tolist() == [[0], [1]]
+
+
 # What is refused
 
 Write = Callable[[Path], object]
@@ -180,6 +202,13 @@ def no_arrays(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("x.npy", b"not an array")
         file.writestr("y.npy", b"not an array")
+
+
+def twice(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_arrays([pa.array([1, 2])] * 3, names=["a", "y", "y"]), path)
 
 
 NAN, INF = np.where(X == 4, np.nan, X), np.where(X == 5, np.inf, X)
@@ -230,14 +259,18 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "target for arrays": ("a.npz", arrays(x=X, y=Y), {"target": "y"}, "--target y: is for tables"),
     "no target": ("a.csv", text("a,b\n1,2\n"), {}, "say with --target which column to predict; its columns are a, b"),
     "unknown target": ("a.csv", text("size,kind\n1,2\n"), {"target": "knd"}, "no column 'knd' .did you mean 'kind'."),
-    "empty table": ("a.csv", text(""), {"target": "a"}, "not a readable .csv"),
+    "empty table": ("a.csv", text(""), {"target": "a"}, "expected a header and the first rows"),
     "header alone": ("a.csv", text("a,b\n"), {"target": "b"}, "expected at least one sample"),
     "target alone": ("a.csv", text("b\n1\n2\n"), {"target": "b"}, "expected at least one sample and one feature"),
     "text in a column": ("a.csv", text("a,b\n1,2\nx,3\n"), {"target": "b"}, "column 'a': holds .*must be numbers"),
     "a hole": ("a.csv", text("a,b\n1,2\n,3\n"), {"target": "b"}, "column 'a': row 1 is missing or NaN"),
     "a hole in the target": ("a.csv", text("a,b\n1,2\n3,\n"), {"target": "b"}, "column 'b': row 1 is missing or NaN"),
     "infinite in a table": ("a.csv", text("a,b\n1,2\ninf,3\n"), {"target": "b"}, "row 1 holds inf"),
-    "ragged": ("a.csv", text("a,b\n1,2\n1,2,3,4\n"), {"target": "b"}, "not a readable .csv"),
+    "ragged": ("a.csv", text("a,b\n1,2\n1,2,3,4\n"), {"target": "b"}, "row 1 has 4 fields, the header 2: expected"),
+    "ragged later": ("a.csv", text("a,b\n" + "1,2\n" * 9 + "1,2,3\n"), {"target": "b"}, "not a readable .csv"),
+    "wider than the header": ("a.csv", text("a,b,y\n10,1,0,7\n20,2,1,8\n"), {"target": "y"}, "row 0 has 4 fields"),
+    "two targets": ("a.csv", text("a,y,y\n1,0,5\n"), {"target": "y"}, "has 2 columns 'y', expected one to predict"),
+    "two targets in Parquet": ("a.parquet", twice, {"target": "y"}, "has 2 columns 'y', expected one to predict"),
     "no text": ("a.csv", lambda path: path.write_bytes(b"\xff\xfe\x00\x01"), {"target": "b"}, "not a readable .csv"),
     "no parquet": ("a.parquet", text("a,b\n1,2\n"), {"target": "b"}, "not a readable .parquet"),
 }

@@ -235,6 +235,9 @@ def test_lines_differ_without_their_colours() -> None:
         ([7, 7], False, (3, 11), "linear"),
         ([0, 0], False, (-1.2, 1.2), "linear"),
         ([-2, -2], False, (-3.2, -0.8), "linear"),
+        ([5e-324, 5e-324], True, (-1.2, 1.2), "linear"),
+        ([1.7e308, 1.7e308], False, (4e299, 1.6e300), "linear"),
+        ([1, 1.7e308], False, (0.5, 2e300), "log"),
     ],
     ids=str,
 )

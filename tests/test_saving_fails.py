@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,19 @@ def test_the_checkpoint_before_is_whole(tmp_path: Path, step: int, plant: Callab
     assert not list(folder.glob("*.tmp"))
 
 
-def test_a_folder_without_permission(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    tmp_path.chmod(0o500)
-    with pytest.raises(UsageError, match=r"--out .*: cannot be made: Permission denied"):
-        train(CONFIG, out=tmp_path / "run")
-    tmp_path.chmod(0o700)
+def test_a_folder_without_permission() -> None:
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:  # tmp_path lies where nobody else may look
+        place = Path(name)
+        place.chmod(0o555)
+        try:
+            if user == 0:  # who may write everywhere
+                os.seteuid(65534)
+            with pytest.raises(UsageError, match=r"--out .*: cannot be made: Permission denied"):
+                train(CONFIG, out=place / "run")
+        finally:
+            os.seteuid(user)
+            place.chmod(0o755)
 
 
 KILLED = """

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Config"]
 
-INTERVAL = re.compile(r"[1-9]\d*|\d+(\.\d*)?s")
+INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
 Matmul: TypeAlias = Literal["float32", "float64"]
 OnGPUError: TypeAlias = Literal["stop", "cpu"]
 OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
@@ -43,6 +44,8 @@ FILE = {
     "batch_size": 128,
 }
 _BY_DATA: Any = None
+LARGEST_COUNT = 2**53
+COUNT = "a positive integer below 2**53"
 DEEPEST = 1000
 """Hidden layers."""
 LOOKED_AT = 1000
@@ -144,7 +147,7 @@ class Config:
         self._fill(SPIRAL if self.data is None else FILE)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         self._check()
-        self._fill({"report_every": math.ceil(self.epochs / 100)})
+        self._fill({"report_every": -(-self.epochs // 100)})
 
     @property
     def _is_built_in(self) -> bool:
@@ -174,16 +177,16 @@ class Config:
         expect(all(_is_count(units) for units in self.hidden), "hidden", "positive integers, as in 256,128")
         if len(self.hidden) > DEEPEST:
             raise UsageError(f"--hidden: {len(self.hidden):,} layers, expected at most {DEEPEST:,}")
-        expect(_is_count(self.epochs), "epochs", "a positive integer")
-        expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", "a positive integer or full")
+        expect(_is_count(self.epochs), "epochs", COUNT)
+        expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", f"full or {COUNT}")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
-        expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", "a positive integer")
+        expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", COUNT)
         expect(INTERVAL.fullmatch(str(self.checkpoint_every)), "checkpoint_every", "steps or seconds, as in 500 or 30s")
-        expect(_is_count(self.keep), "keep", "a positive integer")
+        expect(_is_count(self.keep), "keep", COUNT)
         expect(self.clip_norm is None or self.clip_value is None, "clip_norm", "this or --clip-value, not both")
         for option in ("clip_norm", "clip_value"):
             limit = getattr(self, option)
-            expect(limit is None or 0 < limit < math.inf, option, "a positive number")
+            expect(limit is None or _is_positive(limit), option, "a positive number")
         for option in ("target", "standardize"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
         self.rule()  # whether there is such a one, before anything else is done
@@ -220,7 +223,7 @@ class Config:
         elif self._is_built_in:
             rule = BUILT_IN_RULE
         else:
-            rule = RULES[_known(self.optimizer or "Adam", RULES, "--optimizer")]()
+            rule = RULES[_known("Adam" if self.optimizer is None else self.optimizer, RULES, "--optimizer")]()
         for option, name, value in self._choices(rule):
             try:
                 now = getattr(rule, name)
@@ -295,12 +298,16 @@ class Config:
             raise UsageError(str(error)) from None
 
 
-def _is_integer(value: object) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and 0 < value < LARGEST_COUNT
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _known(name: str, known: Iterable[str], option: str) -> str:

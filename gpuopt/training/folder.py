@@ -94,7 +94,7 @@ class RunFolder:
         Raises
         ------
         UsageError
-            If another one does; or if what it would write to is no file of this folder's: through a link somebody
+            If another one does; if something half-written cannot be removed; or if what it would write to is no file of this folder's: through a link somebody
             else's file would be replaced.
         """
         for path in (self.metrics, self.checkpoint, self.best, self.summary):
@@ -109,7 +109,10 @@ class RunFolder:
             if not _lock(file.fileno()):
                 raise UsageError(f"{self.path}: another process is training in this folder")
             for temporary in self.path.glob("*.tmp"):
-                temporary.unlink(missing_ok=True)
+                try:
+                    temporary.unlink(missing_ok=True)
+                except OSError as error:  # a folder, for instance, which a file that is written could not replace
+                    raise UsageError(f"{temporary}: cannot be removed: {error.strerror}") from None
             yield
 
     def write_config(self, content: Mapping[str, Any]) -> None:

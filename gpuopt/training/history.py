@@ -12,6 +12,7 @@ from gpuopt.training.config import Config
 from gpuopt.training.errors import UsageError
 from gpuopt.training.folder import RunFolder
 from gpuopt.training.limits import expect_file, expect_room
+from gpuopt.training.progress import explain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,18 +62,19 @@ class Run:
         folder = RunFolder(path)
         if not folder.config.exists():
             raise UsageError(f"{path}: is no run folder: it has no config.json")
-        config = Config.from_json(folder.read_config().get("config"))
+        content = folder.read_config()
+        try:
+            config = Config.from_json(content.get("config"))
+        except UsageError as error:
+            raise UsageError(f"{folder.config}: {error}") from None
         lines = _content(folder.metrics).splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]  # it is being written, or was when the run was killed
         rows: list[Row] = []
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-                if type(row["step"]) is not int or not ("event" in row or row.keys() >= {"epoch", "loss", "accuracy"}):
-                    raise ValueError(row)  # noqa: TRY301
-                rows.append(row)
-            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+                rows.append(_row(line))
+            except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
                 raise UsageError(f"{folder.metrics}: line {number} is not readable") from None
         events = [row for row in rows if "event" in row]
         try:
@@ -109,6 +111,21 @@ class Run:
     def classifies(self) -> bool:
         """Whether it predicts classes: these have an accuracy."""
         return any(row["accuracy"] is not None for row in self.rows)
+
+
+def _row(line: bytes) -> Row:
+    """A row of metrics or an event; what cannot be drawn or told is one of many errors."""
+    row: Row = json.loads(line)
+    if "event" in row:
+        explain(row)
+        counts, least = [row["step"]], 0
+        fits = type(row["event"]) is str
+    else:
+        counts, least = [row["step"], row["epoch"]], 1
+        fits = all(x is None or math.isfinite(x) for x in (row["loss"], row["accuracy"], *row.values()))
+    if not fits or not all(type(n) is int and least <= n < 2**53 for n in counts):
+        raise ValueError(row)
+    return row
 
 
 def _content(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from gpuopt.training.data import Dataset, load, spiral
 from gpuopt.training.errors import UsageError
 from gpuopt.training.history import Run
 from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.progress import explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,8 +145,6 @@ def rehearse(run: Run) -> None:
 
 def explained(run: Run) -> list[tuple[int, int, str]]:
     """Number, step and explanation of each event."""
-    from gpuopt.training.progress import explain
-
     return [(number, event["step"], explain(event)) for number, event in enumerate(run.events, 1)]
 
 

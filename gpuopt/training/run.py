@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
+import math
 import signal
 import sys
 import threading
@@ -196,6 +197,7 @@ def _resumed(
     before = folder.read_config()
     try:
         config = Config.from_json(before.get("config"))
+        _expect_saved(config, folder)
     except UsageError as error:
         raise UsageError(f"{folder.config}: {error}") from None
     if changes.keys() & {"clip_norm", "clip_value"}:
@@ -264,9 +266,27 @@ def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
     return training, {**versions, "data_sha256": checksum, "config": config.to_json()}
 
 
+def _parameters(widths: Sequence[int]) -> int:
+    return sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
+
+
+def _expect_saved(config: Config, folder: RunFolder) -> None:
+    """Refuse a network that is larger than the one in the checkpoint, before it is made."""
+    from gpuopt import checkpoint
+
+    try:
+        saved, _ = checkpoint.read(folder.checkpoint, lambda *_: False)
+    except (checkpoint.CheckpointError, OSError):
+        return  # what is wrong with it is said when it is loaded
+    count = sum(math.prod(x.shape) for name, x in saved.items() if name.startswith("params/"))
+    if _parameters([1, *config.hidden, 1]) > count:
+        hidden = ",".join(map(str, config.hidden))
+        raise UsageError(f"--hidden {hidden:.60}: more parameters than the {count:,} in {folder.checkpoint.name}")
+
+
 def _expect_room(widths: Sequence[int], config: Config) -> None:
     """Refuse a network for which there is no memory, before all of it is taken."""
-    count = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(widths))
+    count = _parameters(widths)
     need, room = BYTES_A_PARAMETER * count, available()
     if need > room:
         gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
