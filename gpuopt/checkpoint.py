@@ -116,9 +116,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         x = own.get(place[0]) if place else None
         return x is not None and shape == tuple(x.shape) and dtype == str(x.dtype).rpartition(".")[2]
 
-    tensors, metadata = read(path, fits)
-    about = _about(path, metadata)
-    _verify(path, tensors, metadata)
+    tensors, about = verified(path, fits)
     params: dict[str, Any] = {}
     state: dict[str, dict[str, Any]] = {}
     for name, x in tensors.items():
@@ -173,7 +171,9 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
         temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk is told without a name
+        error.filename = str(
+            path
+        )  # a full disk is told without a name, a folder that is missing with the temporary one
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -234,15 +234,26 @@ def _about(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
     raise CheckpointError(f"{path}: damaged: the metadata 'gpuopt' cannot be read")
 
 
-def _verify(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def verified(
+    path: str | os.PathLike[str], wanted: Callable[[str, tuple[int, ...], str], bool] = lambda *_: True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As :func:`read`, of one of our checkpoints whose checksums are right; and what its metadata say.
+
+    Raises
+    ------
+    CheckpointError : as :func:`load`.
+    """
+    tensors, metadata = read(path, wanted)
+    about = _about(path, metadata)
     recorded = _parsed(metadata.get("crc32", ""))
     if not isinstance(recorded, dict):
         raise CheckpointError(f"{path}: damaged: its checksums cannot be read")
     arrays = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}
     found = _checksums(arrays, {key: text for key, text in metadata.items() if key != "crc32"})
-    damaged = [name for name, checksum in recorded.items() if name in found and found[name] != checksum]
+    damaged = [name for name, checksum in found.items() if recorded.get(name) != checksum]
     if damaged:
         raise CheckpointError(f"{path}: damaged: wrong checksum of {', '.join(map(repr, damaged))}")
+    return tensors, about
 
 
 def _json(value: Any, expected: str) -> str:

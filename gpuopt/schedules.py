@@ -495,7 +495,10 @@ def from_dict(data: Mapping[str, Any]) -> Schedule:
     """
     match data:
         case {"schedule": str(name), "arguments": dict(arguments), **rest} if not rest:
-            return _make(name, **{str(argument): _restored(value) for argument, value in arguments.items()})
+            try:
+                return _make(name, **{str(argument): _restored(value) for argument, value in arguments.items()})
+            except RecursionError:
+                raise ValueError(f"{name}: too many schedules, one within the other") from None
     raise ValueError(f'a schedule is written {{"schedule": NAME, "arguments": {{...}}}}, got {data!r}')
 
 

@@ -513,3 +513,33 @@ def test_too_much_for_a_header(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=r"names and metadata take \d+ bytes, more than safetensors' 1000"):
         checkpoint.write(path, {"x": np.ones(3)}, {"extra": "x" * 1000})
     assert not path.exists()
+
+
+def test_a_missing_checksum_is_a_wrong_one(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.SGD())
+    gpuopt.save(tmp_path / "file", opt)
+    arrays, metadata = checkpoint.read(tmp_path / "file")
+    arrays["params/w"][0] = 7
+    sums = {name: crc for name, crc in json.loads(metadata["crc32"]).items() if name != "params/w"}
+    for kept, named in ((sums, "'params/w'"), ({}, "'gpuopt', 'params/w'")):
+        save_file(arrays, tmp_path / "file", {**metadata, "crc32": json.dumps(kept)})
+        with pytest.raises(gpuopt.CheckpointError, match=f"wrong checksum of {named}"):
+            gpuopt.load(tmp_path / "file", opt)
+    assert opt.params["w"].tolist() == [1, 1, 1]
+
+
+def test_what_somebody_else_wrote(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"params/": np.ones(3)}, tmp_path / "file")
+    with pytest.raises(gpuopt.CheckpointError, match="a safetensors file, but not one of gpuopt's checkpoints"):
+        gpuopt.load(tmp_path / "file", gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
+
+
+def test_a_folder_that_is_missing_is_named_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "file"
+    with pytest.raises(FileNotFoundError) as error:
+        gpuopt.save(path, gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
+    assert error.value.filename == str(path)

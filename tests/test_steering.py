@@ -1,5 +1,6 @@
 """Steering: what reaches a running training, from another process and from Python, and what becomes of it."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,8 +177,46 @@ def test_what_is_chosen_for_a_resume_comes_before_what_was_changed_by_hand(tmp_p
     with pytest.raises(RuntimeError, match="killed"):
         train(SMALL, out=tmp_path / "run", callbacks=[changes, AtStep(35, crash)])
     resume(tmp_path / "run", lr=0.003)
-    assert [row["name"] for row in rows(tmp_path / "run", "tune")] == ["beta1"]
+    found = [(row["name"], row["new"], row["step"]) for row in rows(tmp_path / "run", "tune")]
+    assert found == [("lr", 0.003, 0), ("beta1", 0.8, 20)]
     assert rows(tmp_path / "run")[-1]["lr"] == 0.003
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """Metrics, events and checkpoint of a run, without times."""
+    plain = [[{**row, "seconds": 0} for row in rows(folder, event)] for event in (None, "tune")]
+    return (*plain, {name: x.tobytes() for name, x in load_file(folder / "checkpoint.safetensors").items()})
+
+
+@pytest.mark.parametrize("checkpoint_every", ["30s", 10, 30])
+@pytest.mark.parametrize("again", [(25,), (5, 25), (38, 39), (32, 45, 33)], ids=str)
+def test_a_change_survives_several_kills(tmp_path: Path, checkpoint_every: int | str, again: tuple[int, ...]) -> None:
+    config = Config(**{**vars(SMALL), "checkpoint_every": checkpoint_every})
+    changes = [AtStep(20, lambda t: t.tune("hand", lr=0.01)), AtStep(34, lambda t: t.tune("hand", beta1=0.8))]
+    train(config, out=tmp_path / "whole", callbacks=changes)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(config, out=tmp_path / "killed", callbacks=[*changes, AtStep(37, crash)])
+    for step in (*again, 0):
+        if not (tmp_path / "killed" / "summary.json").exists():  # where it was resumed from may be later
+            with contextlib.suppress(RuntimeError):
+                resume(tmp_path / "killed", callbacks=[AtStep(step, crash)])
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", ["the first step", "a later step", "the beginning"])
+def test_what_is_chosen_for_a_resume_survives_a_kill(tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("whole", "killed"):
+        with pytest.raises(RuntimeError, match="killed"):
+            train(SMALL, out=tmp_path / name, callbacks=[AtStep(35, crash)])
+    resume(tmp_path / "whole", lr=0.003)
+    step = {"the beginning": 0, "the first step": 1, "a later step": 44}[at]
+    with monkeypatch.context() as patched:
+        if step == 0:  # right after the configuration is written
+            patched.setattr("gpuopt.training.run._finished", lambda *_: crash(None))  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="killed"):
+            resume(tmp_path / "killed", lr=0.003, callbacks=[AtStep(step, crash)])
+    resume(tmp_path / "killed")
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
 def test_a_callback_changes_and_is_told(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from gpuopt.rules import Rule
 from gpuopt.training.background import Background
 from gpuopt.training.errors import UsageError
 from gpuopt.training.explosions import Explosions, Progress
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from gpuopt.training.folder import RunFolder
     from gpuopt.training.loop import Row, Training
 
-__all__ = ["Checkpoints"]
+__all__ = ["HAND", "Checkpoints"]
 
+HAND = "hand"
+"""Who changes something, in the events of `gpuopt.training.steering`."""
 HURRY = 1.0
 """Seconds that somebody waits at most who wants to leave at once."""
 
@@ -36,6 +39,8 @@ class Checkpoints(Callback):
     folder : RunFolder
     metrics : Metrics
     explosions : Explosions
+    pending : list of dict
+        Changes by hand, as rows of the metrics, that are younger than the last checkpoint and still to be made again.
     steps : int
         Of the last checkpoint that is on the disk as a whole.
     """
@@ -44,6 +49,7 @@ class Checkpoints(Callback):
         self.folder = folder
         self.metrics = Metrics(folder.metrics)
         self.explosions = Explosions(config.on_explosion)
+        self.pending: list[Row] = []
         self.steps = 0
         self._every_steps, self._every_seconds = config.checkpoint_interval
         self._keep = config.keep
@@ -61,29 +67,49 @@ class Checkpoints(Callback):
         """
         extra = self.folder.load(training.optimizer)
         if extra is None:
-            self.metrics.restore(0, 0)
+            self._restore_metrics([0, 0], [])
             return
         try:
             position = Position(**extra["position"])
             explosions = Progress(**extra["explosions"])
-            lowest = math.inf if extra["lowest"] is None else float(extra["lowest"])
+            lowest = math.inf if extra["lowest"] is None else extra["lowest"]
             written, checksum = extra["metrics"]
+            pending = list(extra["pending"])
             loss, correct = position.score
             counts = (position.epoch, position.batch, explosions.rollbacks, explosions.skipped, written, checksum)
             if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
                 raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
             gradient_norm, update_norm = position.norms
             measured = (loss, correct, position.seconds, gradient_norm, update_norm, position.lr)
-            numbers = (*measured, explosions.first, explosions.last)
-            if not all(type(x) in {int, float} for x in numbers) or not math.isfinite(position.seconds):
+            numbers = (*measured, explosions.first, explosions.last, lowest)
+            if not all(map(_is_number, numbers)) or not math.isfinite(position.seconds) or math.isnan(lowest):
                 raise ValueError(f"expected numbers, got {numbers}")  # noqa: TRY301
             if explosions.jumped_at is not None and type(explosions.jumped_at) is not int:
                 raise ValueError(f"expected a step, got {explosions.jumped_at!r}")  # noqa: TRY301
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a training: {error!r}") from None
-        self.metrics.restore(written, checksum)
+        self._restore_metrics([written, checksum], pending)
         training.position, self.explosions.progress, self._lowest = position, explosions, lowest
         self.steps = training.optimizer.steps
+
+    def choose(self, training: Training, lr: float) -> None:
+        """Let the learning rate be another one from here on: as a change by hand, instead of those that are pending.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is none.
+        """
+        assert isinstance(training.optimizer.rule, Rule)
+        rule: Any = training.optimizer.rule
+        step = training.optimizer.steps
+        rates = {"old": rule.at(step)["lr"], "new": dataclasses.replace(rule, lr=lr).at(step)["lr"]}
+        others = [row for row in self.pending if row.get("name") != "lr"]
+        self.pending = [{"event": "tune", "step": step, "name": "lr", **rates, "by": HAND}, *others]
+
+    def noted(self) -> dict[str, Any]:
+        """What `restore` needs, besides the last checkpoint, once the rows that are lost are cut off."""
+        return {**self._vouched(), "lost": self.metrics.lost_checksum}
 
     def start(self, training: Training) -> None:
         self.explosions.start(training)
@@ -136,7 +162,7 @@ class Checkpoints(Callback):
         state, best_state = now.state, best.state if best is not None else None  # a GPU may fail while they are written
         extra = {
             "position": dataclasses.asdict(now.position),
-            "metrics": [self.metrics.written, self.metrics.checksum],
+            **self._vouched(),
             "explosions": dataclasses.asdict(self.explosions.progress),
             "lowest": self._lowest if math.isfinite(self._lowest) else None,
         }
@@ -154,5 +180,31 @@ class Checkpoints(Callback):
 
         self._background.start(write)
 
+    def _vouched(self) -> dict[str, Any]:
+        return {"metrics": [self.metrics.written, self.metrics.checksum], "pending": list(self.pending)}
+
+    def _restore_metrics(self, vouched: list[int], pending: list[Any]) -> None:
+        """Find the changes that are to be made again: those in the rows that are lost, and of the pending ones the others."""
+        self.metrics.restore(*vouched)
+        lost = [row for row in self.metrics.lost if _is_by_hand(row)]
+        match self.folder.read_config():
+            case {"resumed": {"metrics": since, "pending": list(noted), "lost": known}} if since == vouched:
+                pending = noted
+                if known == self.metrics.lost_checksum:  # killed before they were cut off
+                    lost = []
+        self.pending = lost + [row for row in pending if _is_by_hand(row) and row not in lost]
+
     def _plan(self, training: Training) -> None:
         self._next = training.seconds + self._every_seconds
+
+
+def _is_number(x: object) -> bool:
+    """Whether it is a number that a float can hold."""
+    return type(x) is float or (type(x) is int and abs(x) < 2**63)
+
+
+def _is_by_hand(row: Any) -> bool:
+    """Whether it tells a change of a hyperparameter by hand."""
+    return (
+        isinstance(row, dict) and (row.get("event"), row.get("by")) == ("tune", HAND) and type(row.get("step")) is int
+    )

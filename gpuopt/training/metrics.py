@@ -30,17 +30,19 @@ class Metrics(Callback):
     written, checksum : int
         Bytes of the file so far, and their CRC-32.
     lost : list of dict
-        Rows that `restore` cut off.
+        Rows after them that `restore` found; `start` cuts them off.
+    lost_checksum : int
+        CRC-32 of these.
     """
 
     def __init__(self, path: Path) -> None:
-        self.written = self.checksum = 0
+        self.written = self.checksum = self.lost_checksum = 0
         self.lost: list[Row] = []
         self._path = path
         self._file: IO[bytes] | None = None
 
     def restore(self, written: int, checksum: int) -> None:
-        """Cut the file to its first bytes, as a checkpoint has noted them.
+        """Go on after the first bytes of the file, as a checkpoint has noted them.
 
         Raises
         ------
@@ -48,7 +50,7 @@ class Metrics(Callback):
             If there are fewer, or they are others.
         """
         try:
-            with self._path.open("r+b") as file:
+            with self._path.open("rb") as file:
                 found, left = 0, written
                 while left and (block := file.read(min(left, 1 << 20))):
                     found, left = zlib.crc32(block, found), left - len(block)
@@ -56,14 +58,15 @@ class Metrics(Callback):
                     raise UsageError(f"{self._path}: {written - left} bytes, expected {written} or more")
                 if found != checksum:
                     raise UsageError(f"{self._path}: damaged: the first {written} bytes have another checksum")
-                self.lost = _rows(file.read(MOST_LOST))
-                file.truncate(written)
+                lost = file.read(MOST_LOST)
         except OSError as error:
             raise UsageError(f"{self._path}: {error.strerror}") from None
         self.written, self.checksum = written, checksum
+        self.lost, self.lost_checksum = _rows(lost), zlib.crc32(lost)
 
     def start(self, training: Training) -> None:  # noqa: ARG002
         self._file = self._path.open("ab", buffering=0)
+        self._file.truncate(self.written)
 
     def reported(self, training: Training, row: Row) -> None:  # noqa: ARG002
         self._add(row)

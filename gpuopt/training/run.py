@@ -30,7 +30,7 @@ from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.steering import Steering
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import FrameType
 
     from gpuopt.backends import Backend
@@ -134,8 +134,7 @@ def train(
     training, content = _prepared(config)
     folder = RunFolder.create(out, training.data.name)
     with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report):
-        folder.write_config(content)
-        return _run(training, Checkpoints(folder, training.config), callbacks)
+        return _run(training, content, Checkpoints(folder, training.config), callbacks)
 
 
 def resume(
@@ -213,14 +212,11 @@ def _resumed(
         raise UsageError(f"--resume {folder.path}: {done}; --epochs with a larger number extends it")
     if lr is not None:
         try:
-            training.optimizer.tune(lr=lr)
+            checkpoints.choose(training, lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
-        checkpoints.metrics.lost = [row for row in checkpoints.metrics.lost if row.get("name") != "lr"]
-    folder.summary.unlink(missing_ok=True)
-    folder.write_config(content)
     with reported(folder, wanted=report):
-        return _run(training, checkpoints, callbacks)
+        return _run(training, content, checkpoints, callbacks)
 
 
 def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
@@ -293,25 +289,49 @@ def _expect_room(widths: Sequence[int], config: Config) -> None:
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
 
 
-def _run(training: Training, checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> Result:
+def _run(
+    training: Training, content: Mapping[str, Any], checkpoints: Checkpoints, callbacks: Sequence[Callback]
+) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
     folder = checkpoints.folder
-    try:
-        return _finished(training, checkpoints, callbacks)
-    except Exception as error:
-        words = backends.gpu_failure(error)
-        if words is None:
-            raise
-        failure = f"{training.device} failed after {training.optimizer.steps} steps ({words})"
-        saved = _rescued(training, checkpoints)
-        if training.config.on_gpu_error == "stop" or training.stopped is not None:
-            last = "saved" if saved else f"the last checkpoint is the one after {checkpoints.steps} steps"
-            raise GPUFailure(f"{failure}; {last}. {CURES}: gpuopt train --resume {folder.path} --device cpu") from error
+    with _saving(checkpoints):
+        folder.write_config({**content, "resumed": checkpoints.noted()})
+        folder.summary.unlink(missing_ok=True)
+        try:
+            return _finished(training, checkpoints, callbacks)
+        except Exception as error:
+            words = backends.gpu_failure(error)
+            if words is None:
+                raise
+            failure = f"{training.device} failed after {training.optimizer.steps} steps ({words})"
+            saved = _rescued(training, checkpoints)
+            if training.config.on_gpu_error == "stop" or training.stopped is not None:
+                last = "saved" if saved else f"the last checkpoint is the one after {checkpoints.steps} steps"
+                go_on = f"{CURES}: gpuopt train --resume {folder.path} --device cpu"
+                raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
-    training, _ = _on(backend, training.config)
+    training, content = _on(backend, training.config)
     checkpoints = Checkpoints(folder, training.config)
     checkpoints.restore(training)
-    return _run(training, checkpoints, callbacks)
+    return _run(training, content, checkpoints, callbacks)
+
+
+@contextlib.contextmanager
+def _saving(checkpoints: Checkpoints) -> Iterator[None]:
+    """Say what is whole, and how to go on, if a file of the run cannot be written."""
+    folder = checkpoints.folder
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody reads what is printed
+    except OSError as error:
+        whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {_to_go_on(folder)}"
+        left = whole if folder.config.exists() else "nothing was begun"
+        raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
+
+
+def _to_go_on(folder: RunFolder) -> str:
+    return f"To go on: gpuopt train --resume {folder.path}"
 
 
 def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
@@ -331,13 +351,9 @@ def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
 def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> Result:
     config, path = training.config, checkpoints.folder.path
     training.folder = path
-    go_on = f"To go on: gpuopt train --resume {path}"
+    go_on = _to_go_on(checkpoints.folder)
     with _stopping(training) as signals:
-        try:
-            training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
-        except OSError as error:
-            whole = f"the last checkpoint is the one after {checkpoints.steps} steps"
-            raise SavingError(f"{error.filename or path}: {error.strerror or error}; {whole}. {go_on}") from error
+        training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
         raise Interrupted(f"stopped by {where}; saved. {go_on}", signals[0])

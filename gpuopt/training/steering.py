@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gpuopt import schedules
 from gpuopt.rules import Rule
 from gpuopt.training.channel import Server
+from gpuopt.training.checkpoints import HAND
 from gpuopt.training.errors import UsageError
 from gpuopt.training.loop import Callback, Position
 from gpuopt.training.metrics import finite
@@ -47,15 +48,12 @@ __all__ = ["Steering"]
 
 GLANCE = 0.1
 """Seconds between two looks, while it waits, at whether the training is stopped by a signal."""
-HAND = "hand"
-"""Who changes something, in the events of this module."""
 
 
 class Steering(Callback):
     """Answers requests. A training that nobody steers pays for one look at an empty queue a step.
 
-    A change that is younger than the last checkpoint is found in the metrics when the run is resumed, and made again
-    after the same step.
+    Changes that are younger than the checkpoint that a run is resumed from are made again, each one after the same step.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
@@ -66,16 +64,16 @@ class Steering(Callback):
         self._waiting: Answers | None = None  # for the single step that is taken
         self._told: list[Mapping[str, Any]] = []
         self._before: Snapshot | None = None  # the last change by hand
-        made = ("event", "tune"), ("by", HAND)
-        self._again = [row for row in checkpoints.metrics.lost if all(row.get(key) == value for key, value in made)]
 
     def start(self, training: Training) -> None:
-        self._repeat(training)
+        if self._checkpoints.pending:
+            self._repeat(training)
+            self._checkpoints.explosions.good = Snapshot.of(training)
         with contextlib.suppress(OSError):  # it trains as well where nobody can reach it
             self._server = Server(self._checkpoints.folder.control, self._ask)
 
     def step(self, training: Training) -> None:
-        if self._again:
+        if self._checkpoints.pending:
             self._repeat(training)
         if self._paused or not self._requests.empty():
             self._attend(training)
@@ -178,16 +176,22 @@ class Steering(Callback):
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
         self._before = before
-        explosions = self._checkpoints.explosions
-        explosions.is_sound(explosions.look(training))  # what is gone back to has the change
+        self._keep(training)
 
     def _repeat(self, training: Training) -> None:
         """Make changes again that the last checkpoint did not have yet."""
-        while self._again and training.optimizer.steps >= self._again[0].get("step", 0):
-            row = self._again.pop(0)
+        pending = self._checkpoints.pending
+        while pending and training.optimizer.steps >= pending[0]["step"]:
+            row = pending.pop(0)
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 value = schedules.from_dict(row["schedule"]) if "schedule" in row else row["new"]
                 training.tune(HAND, **{row["name"]: value})
+                self._keep(training)
+
+    def _keep(self, training: Training) -> None:
+        """Let what is gone back to have a change that was made."""
+        explosions = self._checkpoints.explosions
+        explosions.is_sound(explosions.look(training))
 
     def _save(self, training: Training) -> None:
         explosions = self._checkpoints.explosions
