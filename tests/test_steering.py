@@ -271,7 +271,7 @@ def test_command(running: Running) -> None:
     folder = running.folder
     code, output = gpuopt("tune", folder, "lr=0.01", "beta1=0.5", "--save", "--pause")
     event = rows(folder, "tune")[0]
-    assert (code, output.splitlines()[0]) == (0, f"lr: {event['old']:.4g} -> 0.01 after step {event['step']}")
+    assert (code, output.splitlines()[0]) == (0, f"lr: {event['old']:.10g} -> 0.01 after step {event['step']}")
     assert [line.split()[0] for line in output.splitlines()] == ["lr:", "beta1:", "saved", "paused"]
     code, output = gpuopt("tune", folder)
     assert code == 0
@@ -343,3 +343,23 @@ def test_who_asks_too_late_is_told(tmp_path: Path) -> None:
 )
 def test_events_in_words(event: dict[str, Any], words: str) -> None:
     assert explain(event) == words
+
+
+def test_a_schedule_that_leaves_its_range_later_is_refused(running: Running) -> None:
+    answer = running.ask(tune={"lr": f"polynomial:initial=0.5,final=-0.5,steps={10**8}"})
+    assert "lr at step" in answer["refused"]
+    assert "by its schedule: got -" in answer["refused"]
+    assert answer["now"]["hyperparameters"]["lr"] == pytest.approx(0.05, rel=1e-2)
+
+
+@pytest.mark.parametrize("request_", [[], "x", 5, None], ids=str)
+def test_what_is_no_request_is_refused(running: Running, request_: Any) -> None:
+    assert "expected an object of commands" in running.client.ask(request_)["refused"]
+    assert running.ask()["now"]["epoch"] >= 0
+
+
+def test_an_event_of_ones_own_is_in_the_report(tmp_path: Path) -> None:
+    train(SMALL, out=tmp_path / "run", callbacks=[AtStep(7, lambda training: training.tell({"event": "mine"}))])
+    assert rows(tmp_path / "run", "mine") == [{"event": "mine", "step": 7}]
+    assert gpuopt("plot", tmp_path / "run")[0] == 0
+    assert ">mine<" in (tmp_path / "run" / "report.html").read_text()

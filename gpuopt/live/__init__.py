@@ -47,7 +47,10 @@ class Page(Callback):
         if importlib.util.find_spec("nicegui") is None:
             raise UsageError('--live: NiceGUI is not installed; the extra brings it: pip install "gpuopt[live]"')
         name, _, port = (host or LOOPBACK).partition(":")
+        name = name or LOOPBACK
         try:
+            if ":" in port:
+                raise ValueError("expected HOST or HOST:PORT, a name or an IPv4 address")  # noqa: TRY301
             self._socket = socket.create_server((name, _port(port)))
         except (OSError, ValueError) as error:
             raise UsageError(f"--live-host {host}: cannot listen there: {error}") from None
@@ -65,7 +68,7 @@ class Page(Callback):
         with self._socket:
             # A session of its own: Ctrl-C is for the training. The token is nobody's who lists the processes.
             process = subprocess.Popen(
-                [sys.executable, "-m", "gpuopt.live"],
+                [sys.executable, "-P", "-m", "gpuopt.live"],  # no files of the folder that it is started in
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[self._socket.fileno()],

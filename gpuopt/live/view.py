@@ -143,7 +143,7 @@ class Hyperparameter:
     def __init__(self, name: str, limits: list[float] | None, ask: Callable[[dict[str, Any]], Any]) -> None:
         self._name, self._ask = name, ask
         self._shown: Any = None
-        self._moving = False
+        self._moving = self._typing = False
         self._slider: ui.slider | None = None
         with ui.column().style("width: 100%; gap: 0"):
             if limits is None:
@@ -153,6 +153,7 @@ class Hyperparameter:
                 ui.label(LABELS.get(name, name)).classes("name")
                 self._field = ui.number(format="%.6g").props(f'dense outlined step=any aria-label="{name}"').mark(name)
                 self._field.style("width: 130px").on("keydown.enter", self._entered).on("blur", self._entered)
+                self._field.on("focus", self._focused)
             self._scale: Scale = Fraction() if limits == [0, 1] else Decades(*DECADES.get(name, (-6, 1)))
             low, high = self._scale.ends
             self._slider = ui.slider(min=low, max=high, step=0.01).props(f'aria-label="{name}"').mark(f"{name} slider")
@@ -172,7 +173,7 @@ class Hyperparameter:
             schedule = now["schedules"].get(self._name)
             self._caption.set_text(f"follows {schedule}, until it is changed by hand" if schedule else "")
             self._caption.set_visibility(schedule is not None)
-        if value == self._shown or self._moving:
+        if value == self._shown or self._moving or self._typing:
             return
         self._shown = value
         self._field.set_value(value)
@@ -187,8 +188,14 @@ class Hyperparameter:
         await self._change(self._scale.value(float(event.args)))
         self._moving = False
 
+    def _focused(self) -> None:
+        self._typing = True
+
     async def _entered(self) -> None:
+        self._typing = False
         value = self._field.value
+        if value is None:
+            self._field.set_value(self._shown)
         # The field shows six digits: who leaves it as it is changes nothing.
         if value is not None and (isinstance(value, bool) or f"{value:.6g}" != f"{self._shown:.6g}"):
             await self._change(value)

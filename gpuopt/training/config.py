@@ -236,7 +236,7 @@ class Config:
 
     def _check_schedules(self, rule: Rule, steps: int) -> None:
         """Refuse a schedule that leaves the range of its hyperparameter, before anything is written."""
-        for step in (*range(0, steps, math.ceil(steps / LOOKED_AT)), steps - 1):
+        for step in spread(0, steps):
             try:
                 rule.at(step)
             except ValueError as error:
@@ -308,6 +308,12 @@ def _is_count(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def spread(first: int, end: int) -> Iterator[int]:
+    """Some steps from the first to the one before the end, both of them included, at which schedules are checked."""
+    yield from range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
+    yield max(first, end - 1)
 
 
 def _known(name: str, known: Iterable[str], option: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from gpuopt import schedules
 from gpuopt.backends import fetch, gpu_failure
 from gpuopt.rules import Rule
+from gpuopt.training.config import spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -183,7 +184,11 @@ class Training:
         self.stopped = reason
 
     def tell(self, event: Mapping[str, Any]) -> None:
-        """Let all callbacks know of an event, which has a name, ``event["event"]``, and anything else in JSON's types."""
+        """Let all callbacks know of an event, which has a name, ``event["event"]``, and anything else in JSON's types.
+
+        Its ``step`` is that of now, if it has none.
+        """
+        event = {"event": event["event"], "step": self.optimizer.steps, **event}
         for callback in self._callbacks:
             callback.event(self, event)
 
@@ -222,7 +227,11 @@ class Training:
             else:
                 raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
         known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
-        after = dataclasses.replace(rule, **known).at(step)  # what a schedule gives is in range, too
+        changed = dataclasses.replace(rule, **known)
+        after = changed.at(step)
+        if any(callable(value) for value in known.values()):
+            for later in spread(step, steps):  # what a schedule gives is in range, too
+                changed.at(later)
         self.optimizer.tune(**given)
         for name, value in given.items():
             event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}

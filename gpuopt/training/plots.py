@@ -44,8 +44,8 @@ class Panel:
 PANELS = (
     Panel("loss", "Loss", {"loss": "training set", "test_loss": "test set"}),
     Panel("accuracy", "Accuracy (share of samples)", {"accuracy": "training set", "test_accuracy": "test set"}),
-    Panel("learning_rate", "Learning rate", {"lr": "learning rate"}),
-    Panel("norms", "Euclidean norm", {"gradient_norm": "gradient, before clipping", "update_norm": "update"}),
+    Panel("learning_rate", "Learning rate (per step)", {"lr": "learning rate"}),
+    Panel("norms", "Euclidean norm (no unit)", {"gradient_norm": "gradient, before clipping", "update_norm": "update"}),
 )
 
 
@@ -221,7 +221,8 @@ def _surface(figure: Figure, axes: Axes, data: Dataset, predicted: Any) -> None:
     axes.scatter(
         *samples.T, c=targets, cmap="viridis", vmin=levels[0], vmax=levels[-1], s=16, edgecolors="black", lw=0.5
     )
-    figure.colorbar(drawn, ax=axes).set_label("Prediction; in the points: target (units of the target)")
+    figure.subplots_adjust(right=0.98)  # of which the colour bar takes its share
+    figure.colorbar(drawn, ax=axes, fraction=0.2).set_label("Prediction; in the points: target (units of the target)")
 
 
 def _rgb(color: str) -> list[float]:

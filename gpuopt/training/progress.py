@@ -73,7 +73,10 @@ def _by_hand(event: Mapping[str, Any]) -> str:
     words = {"pause": "paused", "resume": "resumed", "save": "saved", "step": "one step, now", "stop": "stopped"}
     match event:
         case {"event": "tune"}:
-            return f"{event['name']}: {event['old']:.4g} -> {event['new']:.4g} after step {event['step']}"
+            old, new = (x if isinstance(x, bool) else f"{x:.10g}" for x in (event["old"], event["new"]))
+            schedule = event.get("schedule")
+            then = f", and on by the schedule {schedule['schedule']}" if schedule else ""
+            return f"{event['name']}: {old} -> {new} after step {event['step']}{then}"
         case {"event": "rollback"}:
             lr = f", learning rate {event['lr']:.4g}"
             return f"rolled back from step {event['step']} to step {event['back_to_step']}{lr}"

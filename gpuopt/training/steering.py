@@ -86,8 +86,10 @@ class Steering(Callback):
         if self._server is not None:
             self._server.close()
 
-    def _ask(self, request: Message) -> Message:
+    def _ask(self, request: Any) -> Message:
         """In a thread of the server: let the training answer; ConnectionError if it ends before."""
+        if not isinstance(request, dict):
+            return {"events": [], "now": {}, "refused": f"{request!r:.40}: expected an object of commands"}
         answers: Answers = SimpleQueue()
         self._requests.put((request, answers))
         while True:
