@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -50,9 +50,10 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     if leaf.dtype not in (xp.float32, xp.float64):
         raise TypeError(f"{name}: dtype {leaf.dtype}, expected float32 or float64")
     _check_unmasked(leaf, name)
-    if in_place and getattr(leaf, "requires_grad", False):
+    hindrance = hindrance_of(leaf) if in_place else None
+    if hindrance == "requires grad":
         raise ValueError(f"{name}: {_a(describe(leaf))} that requires grad, expected one without; x.detach() is one")
-    if in_place and not is_writable(leaf):
+    if hindrance:
         cure = "copy it" if is_numpy(leaf) else "use gpuopt.init and gpuopt.update, which return new arrays"
         raise ValueError(f"{name}: a read-only {describe(leaf)}, expected one that can be updated in place; {cure}")
     return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
@@ -84,9 +85,7 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
     if not is_real(g):
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     _check_unmasked(g, name)
-    if getattr(g, "requires_grad", False):
-        g = g.detach()  # the state would keep all that it was computed from
-    return np.asarray(g) if is_numpy(g) else g
+    return np.asarray(g) if is_numpy(g) else detached(g)
 
 
 def is_array(x: Any) -> bool:
@@ -103,13 +102,20 @@ def is_real(x: Any) -> bool:
     return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
 
 
-def is_writable(x: Any) -> bool:
-    """Whether an array can be written to."""
+def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
+    """What keeps an array from being updated in place."""
     if is_numpy(x):
-        return bool(x.flags.writeable)
+        return None if x.flags.writeable else "read-only"
     import array_api_compat
 
-    return bool(array_api_compat.is_writeable_array(x))
+    if getattr(x, "requires_grad", False):
+        return "requires grad"
+    return None if array_api_compat.is_writeable_array(x) else "read-only"
+
+
+def detached(x: Any) -> Any:
+    """The values of an array alone: with what they were computed from, parameters and state would keep all of it."""
+    return x.detach() if getattr(x, "requires_grad", False) else x
 
 
 def _check_unmasked(x: Any, name: str) -> None:

@@ -280,11 +280,11 @@ class Optimizer:
                 problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
             elif _dtype(new) != _dtype(own):
                 problems.append(f"{'/'.join(key)}: dtype {_dtype(new)}, expected {_dtype(own)}")
-            elif not leaves.is_writable(own):
-                problems.append(f"{'/'.join(key)}: this optimizer's is read-only by now, expected one to write to")
+            elif hindrance := leaves.hindrance_of(own):
+                problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
             else:
                 try:
-                    given[key] = self._step.readable(new, own)
+                    given[key] = self._step.readable(leaves.detached(new), own)
                 except Exception as error:  # noqa: BLE001 - each library has its own
                     problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
         if problems:
@@ -354,8 +354,9 @@ class Optimizer:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
 
     def _checked(self, g: Any, i: int) -> Any:
-        if not leaves.is_writable(p := self._arrays[i]):
-            raise ValueError(f"{self._tree.name(i, 'params')}: read-only by now, expected an array to update in place")
+        if hindrance := leaves.hindrance_of(p := self._arrays[i]):
+            name = self._tree.name(i, "params")
+            raise ValueError(f"{name}: {hindrance} by now, expected an array to update in place")
         return leaves.gradient(g, p, self._tree, i)
 
     def _take_step(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:

@@ -339,7 +339,7 @@ def test_parameters_that_become_read_only(engine: Engine, strided: bool) -> None
     for _ in range(2):
         with pytest.raises(ValueError, match=r"params\['b'\]: read-only by now"):
             opt.step(grads)
-        with pytest.raises(ValueError, match="params/b: this optimizer's is read-only by now"):
+        with pytest.raises(ValueError, match="params/b: this optimizer's: read-only by now"):
             opt.load_state_dict(saved)
     assert (opt.steps, params["a"].tolist(), b.tolist()) == (1, [0] * 3, [0] * 3)
     b.flags.writeable = True
