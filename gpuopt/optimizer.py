@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import math
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from gpuopt import leaves, schedules
 from gpuopt.backends import describe, place
@@ -327,7 +328,10 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
         own = ("_tree", "_arrays", "_rules", "_step", "_lock")
-        return {name: value for name, value in vars(self).items() if name not in own} | {"slots": self._step.slots}
+        with self._lock:
+            self._raise_overdue(wait=True)
+            kept = {name: value for name, value in vars(self).items() if name not in own}
+            return kept | {"_skipped": self.skipped, "slots": self._step.slots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
@@ -340,6 +344,14 @@ class Optimizer:
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
                 assign(own[slot], value)
         whole_forks.add(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy between two steps of other threads."""
+        memo[id(self)] = new = type(self).__new__(type(self))
+        with self._lock:
+            state = copy.deepcopy(self.__getstate__(), memo)
+        new.__setstate__(state)  # not under the lock: a fork takes that of `whole_forks` first
+        return new
 
     def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
         """Make the step for these rules, with the slots there are."""

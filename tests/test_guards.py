@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,22 @@ def test_skip_leaves_parameters_and_state_but_counts(space: Space, engine: Any, 
     opt.step({name: space.put(g) for name, g in draw(3, "float32").items()})
     assert snapshot(space, opt) != before
     assert (opt.steps, opt.skipped) == (3, 1)
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_a_copy_knows_of_the_steps_that_were_left_out(fused_space: Space, nonfinite: Any) -> None:
+    opt = gpuopt.Optimizer(fused_space.put(np.ones(3)), gpuopt.SGD(), nonfinite=nonfinite)
+
+    def step_and_copy() -> gpuopt.Optimizer:
+        opt.step(fused_space.put(np.full(3, math.nan)))
+        return copy.deepcopy(opt)
+
+    if nonfinite == "skip":
+        assert (step_and_copy().skipped, opt.skipped) == (1, 1)
+    else:
+        with pytest.raises(FloatingPointError, match="NaN or infinity at step 0"):
+            step_and_copy()
+        assert (copy.deepcopy(opt).steps, opt.steps) == (0, 0)
 
 
 @pytest.mark.parametrize("engine", ["array", "auto"])

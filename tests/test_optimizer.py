@@ -277,7 +277,21 @@ def test_the_state_is_live_and_loading_copies() -> None:
     assert_same_bits(host(second), before)
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+DUPLICATES: dict[str, Any] = {"copy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}
+
+
+@pytest.mark.parametrize("duplicate", DUPLICATES.values(), ids=DUPLICATES)
+def test_a_model_and_its_optimizer_are_copied_together(duplicate: Any, fused_space: Space) -> None:
+    """Not only alike: the optimizer's copy updates the copy of the model."""
+    with fused_space.use():
+        model: dict[str, Any] = {"params": {"w": fused_space.put(np.ones(3))}}
+        model["opt"] = gpuopt.Optimizer(model["params"], gpuopt.SGD(lr=1.0))
+        other = duplicate(model)
+        other["opt"].step({"w": fused_space.put(np.ones(3))})
+    assert [fused_space.get(each["params"]["w"]).tolist() for each in (model, other)] == [[1.0] * 3, [0.0] * 3]
+
+
+@pytest.mark.parametrize("duplicate", DUPLICATES.values(), ids=DUPLICATES)
 def test_a_copy_is_independent_and_goes_on_alike(duplicate: Any, fused_space: Space) -> None:
     space = fused_space
     rules = {"layers.*": gpuopt.Adam(lr=schedules.exponential(0.1, 0.9)), "*": gpuopt.SGD(momentum=0.9)}
@@ -296,7 +310,7 @@ def test_a_copy_is_independent_and_goes_on_alike(duplicate: Any, fused_space: Sp
             assert_same_bits(space.got(opt), space.got(other))
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("duplicate", DUPLICATES.values(), ids=DUPLICATES)
 @pytest.mark.parametrize("layout", [*LAYOUTS, "F with gaps"])
 def test_a_copy_may_lie_otherwise_in_memory(duplicate: Any, layout: str, fused_space: Space) -> None:
     x = np.arange(24.0).reshape(4, 6)

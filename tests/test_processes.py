@@ -1,5 +1,6 @@
 """Several threads, forked and spawned processes: the same bits, and nobody hangs."""
 
+import copy
 import json
 import os
 import subprocess
@@ -121,6 +122,30 @@ def test_a_thread_that_saves_while_another_one_steps(tmp_path: Path, size: int) 
             done.set()
 
     together(steps, saves)
+
+
+@pytest.mark.parametrize("engine", ["fused", "array"])
+def test_a_thread_that_copies_while_another_one_steps(engine: Any) -> None:
+    """Every copy is of one moment."""
+    size = 1 << 17
+    opt = gpuopt.Optimizer({"w": np.zeros(size)}, gpuopt.SGD(lr=1.0), engine=engine)
+    grads, begun, done = {"w": np.full(size, -1.0)}, threading.Event(), threading.Event()
+
+    def steps() -> None:
+        while not done.is_set():
+            opt.step(grads)
+            begun.set()
+
+    def copies() -> None:
+        try:
+            begun.wait(60)
+            for _ in range(20):
+                other = copy.deepcopy(opt)
+                assert (other.params["w"] == other.steps).all()
+        finally:
+            done.set()
+
+    together(steps, copies)
 
 
 def test_threads_that_tune_while_another_one_steps() -> None:
