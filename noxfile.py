@@ -34,11 +34,12 @@ def package() -> str:
     return "-e." if ctypes.util.find_library("cuda") is None else "-e.[cuda12]"
 
 
-def pytest_with_coverage(session: nox.Session, *launcher: str) -> None:
+def pytest_with_coverage(session: nox.Session, *options: str, launcher: tuple[str, ...] = ()) -> None:
     """Run the tests; what they executed waits in ``.nox`` for the `coverage` session."""
     data = Path(session.cache_dir, f".coverage.{session.name}")
-    data.unlink(missing_ok=True)
-    arguments = ["--cov", "--cov-report=", *session.posargs]
+    for old in data.parent.glob(f"{data.name}*"):  # a process that outlives pytest leaves a file of its own
+        old.unlink()
+    arguments = ["--cov", "--cov-report=", *options, *session.posargs]
     session.run(*launcher, "pytest", *arguments, env={"COVERAGE_FILE": str(data)}, external=bool(launcher))
 
 
@@ -85,7 +86,7 @@ def tests_emulated(session: nox.Session) -> None:
     # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip.
     session.install("-e.", "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
     session.run("bash", f"{emulator}/build.sh", "python", external=True)
-    pytest_with_coverage(session, "bash", f"{emulator}/run.sh")
+    pytest_with_coverage(session, launcher=("bash", f"{emulator}/run.sh"))
 
 
 @nox.session(python=OLDEST_PYTHON, allow_parallel=False)
@@ -153,7 +154,7 @@ def soak(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Run the tests of the live page in a headless Chromium; they are skipped where there is none."""
     session.install("-e.[live]", *dependencies("test", "browser"))
-    session.run("pytest", "-m", "browser", *session.posargs)
+    pytest_with_coverage(session, "-m", "browser")
 
 
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", allow_parallel=False)
