@@ -225,6 +225,11 @@ def test_immutable_arrays_are_sent_to_the_pure_functions() -> None:
         gpuopt.Optimizer({"w": jax.numpy.ones(3)}, gpuopt.SGD())
 
 
+def test_a_limit_that_is_no_clipping() -> None:
+    with pytest.raises(TypeError, match=r"clip: 1.0, expected one such as gpuopt.clip_by_global_norm\(1.0\)"):
+        gpuopt.Optimizer(np.ones(3), gpuopt.SGD(), clip=1.0)  # type: ignore[arg-type]
+
+
 def test_unknown_engine() -> None:
     with pytest.raises(ValueError, match="engine: 'fast', expected one of 'auto', 'array', 'fused'"):
         gpuopt.Optimizer(np.ones(3), gpuopt.SGD(), engine="fast")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given
@@ -248,6 +249,20 @@ def test_a_run_moves_between_backends(path: Path, cupy_space: Space) -> None:
     gpuopt.load(path, again)
     assert contents(again) == contents(here) == contents(there)
     assert all(backend.name in type(x).__module__ for x in again.state_dict()["params"].values())
+
+
+def test_a_run_moves_between_devices_of_a_library() -> None:
+    one, two = array_api_strict.Device("CPU_DEVICE"), array_api_strict.Device("device1")
+    here, there = (
+        gpuopt.Optimizer(array_api_strict.asarray([1.0, 2.0], device=device), gpuopt.Adam()) for device in (one, two)
+    )
+    here.step(here.params * 0.5)
+    there.load_state_dict(here.state_dict())
+    assert there.params.device == two
+    assert np.array_equal(there.params.to_device(one), here.params)
+    there.step(there.params * 0.5)
+    here.step(here.params * 0.5)
+    assert np.array_equal(there.params.to_device(one), here.params)
 
 
 # Files that do not fit

@@ -211,3 +211,8 @@ def snapshot(space: Space, opt: gpuopt.Optimizer) -> list[bytes]:
     state = opt.state_dict()
     arrays = [*state["params"].values(), *(a for own in state["state"].values() for a in own.values())]
     return [space.get(a).tobytes() for a in arrays]
+
+
+@pytest.mark.parametrize("name", [name for name in CLIPS if name != "scheduled"])
+def test_clipping_is_written_as_it_was_made(name: str) -> None:
+    assert repr(CLIPS[name]) == f"clip_by_{name}({0.5 if name == 'value' else 2.0})"

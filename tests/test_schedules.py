@@ -376,6 +376,13 @@ def test_parse_refuses(text: str, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
+def nested(depth: int) -> Any:
+    data: Any = 1.0
+    for _ in range(depth):
+        data = {"schedule": "warmup", "arguments": {"steps": 1, "then": data}}
+    return data
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -388,6 +395,7 @@ def test_parse_refuses(text: str, message: str) -> None:
         ({"schedule": "cosine", "arguments": {"step": 1}}, "cosine: unknown argument 'step' (did you mean 'steps'?)"),
         ({"schedule": "cosine", "arguments": {"initial": 1.0}}, "cosine: missing a required argument: 'steps'"),
         ({"schedule": "constant", "arguments": {"value": "x"}}, "constant: value must be a finite number, got 'x'"),
+        (nested(10_000), "warmup: too many schedules, one within the other"),
     ],
 )
 def test_from_dict_refuses(data: Any, message: str) -> None:

@@ -221,6 +221,7 @@ REFUSED: dict[str, tuple[Update, str]] = {
     "iteration": (lambda xp, p, g, h: sum(p), "iter"),
     "string": (lambda xp, p, g, h: p + "x", "uses 'x' .str"),
     "array": (lambda xp, p, g, h: p * np.ones(3), "ndarray"),
+    "array of a value": (lambda xp, p, g, h: p * np.asarray(g), "ndarray"),
     "None": (lambda xp, p, g, h: None, "None"),
     "truth value": (lambda xp, p, g, h: p > 0, "returns a truth value"),
     "truth value as number": (lambda xp, p, g, h: p * (g > 0), "truth values to 'mul'"),
@@ -262,3 +263,34 @@ def test_the_wrong_slots_are_refused(engine: Any, slots: Any, returned: Any, wor
 
     with pytest.raises(TypeError, match=f"Wrong.update {words}"):
         gpuopt.Optimizer(np.ones(3), Wrong(), engine=engine)
+
+
+def test_slots_that_have_the_names_of_others_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Wrong(Rule):
+        slots = ("g",)
+
+    with pytest.raises(TypeError, match=r"Wrong.update has the slots \('g',\).*slots of other names than p and g"):
+        gpuopt.Optimizer(np.ones(3), Wrong())
+
+
+@pytest.mark.parametrize("what", ["p", "m"])
+def test_another_dtype_is_refused(what: str) -> None:
+    @dataclass(frozen=True)
+    class Wrong(Rule):
+        lr: Hyper = 0.0
+        slots = ("m",)
+
+        def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> Any:
+            new = {"p": p, "m": s.m}
+            new[what] = xp.astype(new[what], xp.float64)
+            return new["p"], {"m": new["m"]}
+
+    with pytest.raises(TypeError, match=f"Wrong.update returned {what} with dtype float64, expected float32"):
+        gpuopt.Optimizer(np.ones(3, np.float32), Wrong(), engine="array")
+
+
+def test_more_rules_than_a_step_has_room_for_are_refused() -> None:
+    names = [f"leaf{i}" for i in range(100)]
+    with pytest.raises(ValueError, match="the rules of one step have 800 coefficients, expected at most 448"):
+        gpuopt.Optimizer({name: np.ones(3) for name in names}, {name: gpuopt.Adam() for name in names})
