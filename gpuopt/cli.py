@@ -330,10 +330,13 @@ def landscape(
 
         if name not in {"all", *land.PRESETS}:
             raise UsageError(f"{name}: expected one of all, {', '.join(land.PRESETS)}")
-        rules = {text: _rule(text) for text in optimizers or ()}
-        point = None if start is None else _point(start)
+        presets = {}
         for each in land.PRESETS if name == "all" else [name]:
-            preset = land.changed(land.PRESETS[each], rules, steps, point)
+            preset = land.PRESETS[each]
+            rules = {text: _rule(text, steps or preset.steps) for text in optimizers or ()}
+            point = None if start is None else _point(start, *preset.drawn)
+            presets[each] = land.changed(preset, rules, steps, point)
+        for each, preset in presets.items():
             try:
                 drawn = land.draw(each, preset, Path(out))
             except OSError as error:
@@ -459,25 +462,29 @@ def _aligned(rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _rule(text: str) -> Rule:
-    """The rule of ``NAME:ARG=VALUE,...``."""
+def _rule(text: str, steps: int) -> Rule:
+    """The rule of ``NAME:ARG=VALUE,...``, for so many steps."""
     from gpuopt.training import Config, UsageError
     from gpuopt.training.compare import choice
 
     name, values = choice(text)
     try:
-        return Config(optimizer=name, hyperparameters=values).rule()
+        return Config(optimizer=name, hyperparameters=values).rule(steps)
     except UsageError as error:
         raise UsageError(f"{text}: {error}") from None
 
 
-def _point(text: str) -> tuple[float, float]:
+def _point(text: str, lower: tuple[float, float], upper: tuple[float, float]) -> tuple[float, float]:
+    """The point of ``X,Y``, in the window between these corners."""
     from gpuopt.training import UsageError
 
     try:
         x, y = map(float, text.split(","))
     except ValueError:
         raise UsageError(f"--start {text}: expected two numbers, as in -1.5,2") from None
+    if not (lower[0] <= x <= upper[0] and lower[1] <= y <= upper[1]):
+        window = f"x from {lower[0]} to {upper[0]} and y from {lower[1]} to {upper[1]}"
+        raise UsageError(f"--start {text}: is not in the picture; expected {window}")
     return x, y
 
 

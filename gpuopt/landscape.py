@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,7 +13,7 @@ from gpuopt.optimizer import Optimizer
 from gpuopt.rules import SGD, AdaGrad, Adam, RMSProp, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -24,6 +25,8 @@ __all__ = ["LANDSCAPES", "PRESETS", "Landscape", "Preset", "draw", "walk"]
 
 FRAMES = 50
 LEVELS = 14
+WIDTH = 12.4
+"""Of the picture, in inches."""
 SETTLED = 1e-3
 """So near to a minimum it is reached."""
 
@@ -128,6 +131,11 @@ class Preset:
         """The landscape."""
         return LANDSCAPES[self.landscape]
 
+    @property
+    def drawn(self) -> tuple[Point, Point]:
+        """The corners of what is drawn."""
+        return self.window or self.place.window
+
     def walks(self) -> dict[str, Walk]:
         """The path of each rule, see `walk`."""
         return {name: walk(self.place, rule, self.steps, self.start) for name, rule in self.rules.items()}
@@ -142,8 +150,8 @@ PRESETS = {
     ),
     "too-large": Preset(
         "wells",
-        "Steps that are too large bounce: from one side of the valley to the other, and hardly lower.",
-        {"SGD, lr 1.98": SGD(lr=1.98)},
+        "Steps that are too large bounce: from one side of the valley to the other, and after the first few hardly lower.",
+        {"SGD, lr 1.999": SGD(lr=1.999)},
         60,
     ),
     "momentum": Preset(
@@ -304,8 +312,10 @@ def _ended(preset: Preset, path: Walk) -> list[object]:
 def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple[Any, Any, Any]]]:
     """The figure, and its lines with all their points."""
     place = preset.place
-    (left, bottom), (right, top) = preset.window or place.window
-    figure, (plan, profile) = pictures.figure(12.4, 5.2, 1, 2)
+    (left, bottom), (right, top) = preset.drawn
+    columns, rows = _legend([*walks, "start", "minimum"])
+    tall = 5 + 0.2 * rows
+    figure, (plan, profile) = pictures.figure(WIDTH, tall, 1, 2)
     x, y = np.meshgrid(np.linspace(left, right, 160), np.linspace(bottom, top, 160))
     height = np.asarray(place.value(x, y))
     lowest = min(float(place.value(*minimum)) for minimum in place.minima)
@@ -313,7 +323,7 @@ def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple
     levels = lowest + span * np.linspace(0, 1, LEVELS) ** 3  # denser where it is flat
     plan.contourf(x, y, height, levels=levels, cmap="Greys_r", alpha=0.25, extend="max")
     lines = plan.contour(x, y, height, levels=levels[1:-1], colors="#707070", linewidths=0.5)
-    plan.clabel(lines, levels[2:-1:3], fontsize=7, fmt="%.3g")
+    plan.clabel(lines, levels[2:-1:3], colors="black", fontsize=7, fmt="%.3g")
     plan.grid(visible=False)
     moving = []
     for number, (who, path) in enumerate(walks.items()):
@@ -341,15 +351,21 @@ def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple
     plan.set(xlim=(left, right), ylim=(bottom, top), xlabel="x (no unit)", ylabel="y (no unit)")
     plan.set_title(f"Contours of f(x, y) = {place.formula}", fontsize=9)
     shown = np.concatenate([heights for _, _, heights in moving[1::2]])
-    pictures.scale(profile, np.clip(shown, 1e-8 * span, 1e4 * span).tolist())
+    pictures.scale(profile, np.clip(shown, 1e-8 * span, 1e4 * span).tolist(), from_zero=True)
     profile.set(xlabel="Step (updates of x and y)", ylabel="f(x, y) above its minimum (no unit)")
     profile.set_xlim(-0.02 * preset.steps, 1.02 * preset.steps)
     profile.set_title("How high, step by step", fontsize=9)
-    figure.subplots_adjust(bottom=0.21)
-    figure.legend(
-        *plan.get_legend_handles_labels(), fontsize=9, handlelength=4, loc="lower center", ncols=7, frameon=False
-    )
+    figure.subplots_adjust(bottom=(0.9 + 0.2 * rows) / tall)
+    handles = plan.get_legend_handles_labels()
+    figure.legend(*handles, fontsize=9, handlelength=4, loc="lower center", ncols=columns, frameon=False)
     return figure, moving
+
+
+def _legend(labels: Sequence[str]) -> tuple[int, int]:
+    """How many columns and rows of these labels the picture has room for."""
+    widths = [0.8 + 0.075 * len(label) for label in labels]
+    columns = len(labels) if sum(widths) < WIDTH else max(1, int(WIDTH / max(widths)))
+    return columns, math.ceil(len(labels) / columns)
 
 
 def changed(preset: Preset, rules: Mapping[str, Rule] | None, steps: int | None, start: Point | None) -> Preset:

@@ -66,6 +66,7 @@ STYLES = (
     Style("#56B4E9", (0, (6, 1, 1, 1, 1, 1)), "P"),
     Style("#000000", (0, (10, 3)), "X"),
 )
+EVENT = Style("#000000", (0, (2, 2)), "v")
 
 
 def style(number: int) -> Style:
@@ -94,7 +95,7 @@ def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int 
     axes = made.subplots(rows, columns, squeeze=False).ravel().tolist()
     # By hand: a layout that matplotlib finds costs two drawings.
     made.subplots_adjust(
-        left=0.85 / width, right=1 - 0.15 / width, bottom=0.52 / height, top=1 - 0.4 / height, wspace=0.28, hspace=0.42
+        left=0.95 / width, right=1 - 0.15 / width, bottom=0.52 / height, top=1 - 0.4 / height, wspace=0.28, hspace=0.42
     )
     for one in axes:
         one.grid(visible=True, color="#d8d8d8", linewidth=0.6)
@@ -146,7 +147,8 @@ def scale(axes: Axes, values: Iterable[float], *, from_zero: bool = False) -> No
         if high - low <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
             low, high = sorted((0.5 * low, 1.5 * low)) if low else (-1, 1)
         unit = _round(high - low) / 10
-        axes.set_ylim(unit * math.floor(low / unit - 0.3), unit * math.ceil(high / unit + 0.3))
+        bottom = -0.3 if from_zero and low == 0 else math.floor(low / unit - 0.3)
+        axes.set_ylim(unit * bottom, unit * math.ceil(high / unit + 0.3))
 
 
 def _round(value: float, *, down: bool = False) -> float:
@@ -158,11 +160,11 @@ def _round(value: float, *, down: bool = False) -> float:
     return min((step for step in steps if step >= value), default=10 * power)
 
 
-def mark(axes: Axes, x: float, label: str) -> None:
-    """An event: a vertical line with a triangle and a label on top."""
-    axes.axvline(x, color="black", linewidth=0.9, linestyle=(0, (2, 2)), zorder=1.5)
+def mark(axes: Axes, x: float, label: str = "", of: Style = EVENT) -> None:
+    """An event: a vertical line with a marker and a label on top."""
+    axes.axvline(x, color=of.color, linewidth=0.9, linestyle=of.dash, zorder=1.5)
     top = axes.get_xaxis_transform()
-    axes.plot([x], [1], marker="v", color="black", markersize=5, transform=top, clip_on=False, linestyle="none")
+    axes.plot([x], [1], marker=of.marker, color=of.color, markersize=5, transform=top, clip_on=False, linestyle="none")
     axes.text(x, 1.025, label, transform=top, ha="center", va="bottom", fontsize=7)
 
 

@@ -1,6 +1,7 @@
 """Landscapes: their gradients are those of their values, and each preset does what its name says."""
 
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from test_cli import gpuopt_
 
 import gpuopt
+from gpuopt import pictures
 from gpuopt.landscape import LANDSCAPES, PRESETS, changed, draw, walk
 
 Walks = dict[str, NDArray[np.float64]]
@@ -150,12 +152,48 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["alps"], "gpuopt: alps: expected one of all, too-small, too-large, momentum, explodes, ravine,"),
         (["beale", "Adma"], "gpuopt: Adma: --optimizer Adma: unknown (did you mean Adam?)"),
         (["beale", "SGD:lr"], "gpuopt: SGD:lr: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"),
+        (["beale", "SGD", "Adam:lr=cosin"], "gpuopt: Adam:lr=cosin: "),
         (["beale", "--start", "3"], "gpuopt: --start 3: expected two numbers, as in -1.5,2"),
+        (
+            ["beale", "--start", "nan,1"],
+            "gpuopt: --start nan,1: is not in the picture; expected x from -0.2 to 3.6 and",
+        ),
+        (
+            ["all", "--start", "4,1.5"],
+            "gpuopt: --start 4,1.5: is not in the picture; expected x from -4.6 to 1.4 and y",
+        ),
         (["beale", "--steps", "1", "--out", "out/himmelblau.png"], "gpuopt: --out out/himmelblau.png: File exists"),
     ]:
         refused = gpuopt_("landscape", *arguments)
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert refused.stderr.startswith(message)
+
+
+def test_a_schedule_goes_over_the_steps_that_are_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert gpuopt_("landscape", "ravine", "SGD:lr=cosine", "--steps", "7").exit_code == 0
+    assert "steps=7" in Path("landscapes/ravine.html").read_text()
+
+
+@pytest.mark.parametrize("names", [["Adam"], [f"SGD:lr=0.00{i},momentum=0.9,nesterov=true" for i in range(1, 10)]])
+def test_all_is_on_the_picture(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    png = pictures.png
+
+    def seen(figure: Any, *, small: bool = False) -> bytes:
+        drawn.append(figure)
+        return png(figure, small=small)
+
+    monkeypatch.setattr(pictures, "png", seen)
+    with tempfile.TemporaryDirectory() as folder:
+        draw("ravine", changed(PRESETS["ravine"], dict.fromkeys(names, gpuopt.SGD(lr=0.01)), 3, None), Path(folder))
+    (figure,) = drawn
+    (legend,) = figure.legends
+    inside = figure.bbox
+    for box in [legend.get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes)]:
+        assert inside.x0 <= box.x0 < box.x1 <= inside.x1
+        assert inside.y0 <= box.y0 < box.y1 <= inside.y1
+    assert all(not legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figure.axes)
 
 
 def test_the_documents_show_every_preset() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from test_cli import gpuopt_
 
 from gpuopt import pictures
-from gpuopt.training import Callback, Config, ExplodedError, Training, UsageError, report, train
+from gpuopt.training import Callback, Config, ExplodedError, Training, UsageError, plots, report, train
 from gpuopt.training.compare import compare
 from gpuopt.training.history import Run
 
@@ -228,7 +228,7 @@ def test_lines_differ_without_their_colours() -> None:
     ("values", "from_zero", "limits", "kind"),
     [
         ([1, 2, 5], False, (0.5, 5.5), "linear"),
-        ([0.3, 0.4], True, (-0.05, 0.45), "linear"),
+        ([0.3, 0.4], True, (-0.015, 0.45), "linear"),
         ([0.02, 3.0], False, (0.01, 5), "log"),
         ([0.02, 3.0, 0.0], False, (-0.5, 3.5), "linear"),
         ([9.999999999999999e22, 1e25, math.nan, math.inf], False, (5e22, 2e25), "log"),
@@ -331,3 +331,44 @@ def test_a_terminal_sees_a_line_for_each(monkeypatch: pytest.MonkeyPatch, capsys
 def test_of_one_it_is_a_name() -> None:
     with pytest.raises(UsageError, match="is no run folder"):
         Run.read("nowhere")
+
+
+def test_a_run_has_one_style_in_all_parts_and_in_its_events(tmp_path: Path) -> None:
+    x = np.random.RandomState(0).standard_normal((40, 2))
+    np.savez("both.npz", x_train=x[:30], y_train=x[:30, 0] > 0, x_test=x[30:], y_test=x[30:, 0] > 0)
+
+    class Drop(Callback):
+        def epoch(self, training: Training) -> None:
+            if training.epoch == 3:
+                training.tune(lr=0.01)
+
+    for name, config in {"without": Config(epochs=5), "with": Config(data="both.npz", epochs=5)}.items():
+        train(replace(config, hidden=(3,), device="cpu"), out=name, callbacks=[Drop()] * (name == "with"), report=False)
+    figure = plots.overlay([Run.read("without"), Run.read("with")])
+    seen: dict[str, set[Any]] = {"without": set(), "with": set()}
+    for axes in figure.axes:
+        lines = {line.get_label(): line for line in axes.lines if line.get_label() in seen}
+        assert {text.get_text() for text in axes.get_legend().get_texts()} == set(lines)
+        for name, line in lines.items():
+            seen[name].add((line.get_color(), line.get_marker()))
+        (top,) = (
+            line
+            for line in axes.lines
+            if line.get_xdata()[:1] == [3] and line.get_marker() != "None" and line.get_label() not in seen
+        )
+        assert {(top.get_color(), top.get_marker())} == seen["with"]
+    assert [axes.get_title() for axes in figure.axes if len(axes.get_legend().get_texts()) == 1] == [
+        "Test loss",
+        "Test accuracy",
+    ]
+    assert [len(styles) for styles in seen.values()] == [1, 1]
+    assert seen["with"].isdisjoint(seen["without"])
+
+
+def test_regions_can_be_told_apart_without_colour(ran: Path) -> None:
+    figure = plots.plane(Run.read(ran))
+    assert figure is not None
+    shades = np.asarray(figure.axes[0].images[0].get_array()) @ (0.299, 0.587, 0.114)
+    found = np.unique(shades.round(6))
+    assert len(found) == 3
+    assert np.diff(found).min() > 0.1

@@ -28,6 +28,8 @@ __all__ = ["figures", "overlay", "plane"]
 
 STEPS = "Step (updates of the parameters)"
 GRID = 120
+LUMINANCE = (0.299, 0.587, 0.114)
+"""What red, green and blue have of a grey (ITU-R BT.601)."""
 SHOWN = 1000
 """Samples at most in a picture."""
 
@@ -55,7 +57,7 @@ def figures(run: Run) -> Figures:
     for panel in PANELS:
         if any(run.points(key)[0] for key in panel.lines):
             figure, (axes,) = pictures.figure()
-            lines = [(label, run, key) for key, label in panel.lines.items() if run.points(key)[0]]
+            lines = [(label, run, key) for key, label in panel.lines.items()]
             _draw(axes, panel, lines)
             margin = 0.02 * run.steps
             axes.set_xlim(-margin, run.steps + margin)
@@ -73,11 +75,11 @@ def overlay(runs: Sequence[Run]) -> Figure:
     for axes in every[len(parts) :]:
         axes.remove()
     for axes, (panel, key) in zip(every, parts, strict=False):
-        _draw(axes, panel, [(run.name, run, key) for run in runs if run.points(key)[0]])
+        _draw(axes, panel, [(run.name, run, key) for run in runs])
         axes.set_title(key.replace("lr", "learning rate").replace("_", " ").capitalize(), fontsize=11)
         for number, run in enumerate(runs):
             for event in run.events:
-                axes.axvline(event["step"], color=pictures.style(number).color, linestyle=":", linewidth=1, zorder=1)
+                pictures.mark(axes, event["step"], of=pictures.style(number))
     return figure
 
 
@@ -164,19 +166,21 @@ def _marks(run: Run) -> list[tuple[int, str]]:
 
 
 def _draw(axes: Axes, panel: Panel, lines: Sequence[tuple[str, Run, str]]) -> None:
+    """Draw the lines for which there are points, each in the style of its place among all."""
     values: list[float] = []
+    losses = set()
     for number, (label, run, key) in enumerate(lines):
         steps, shown = run.points(key)
-        pictures.draw_line(axes, steps, shown, number, label)
-        values += shown
+        if steps:
+            pictures.draw_line(axes, steps, shown, number, label)
+            values += shown
+            losses.add("cross-entropy, nats" if run.classifies else "mean squared error")
     if panel.name == "accuracy":
         axes.set_ylim(-0.03, 1.03)
     else:
         pictures.scale(axes, values, from_zero=panel.name == "learning_rate")
-    axes.set(xlabel=STEPS, ylabel=panel.axis)
-    if panel.name == "loss":
-        axes.set_ylabel("Loss (cross-entropy, nats)" if lines[0][1].classifies else "Loss (mean squared error)")
-    if len(lines) > 1 or panel.name == "norms":
+    axes.set(xlabel=STEPS, ylabel=f"Loss ({' or '.join(sorted(losses))})" if panel.name == "loss" else panel.axis)
+    if len(lines) > 1:
         axes.legend(fontsize=8, framealpha=0.85, handlelength=4, loc="best" if len(values) < 2000 else "upper right")
 
 
@@ -192,9 +196,12 @@ def _regions(axes: Axes, data: Dataset, predicted: Any) -> None:
     assert data.classes is not None
     index = outputs.argmax(axis=2)
     colors = np.array([_rgb(pictures.style(k).color) for k in range(len(data.classes))])
+    # Blended with white to a lightness of its own, each can be told from the others without its colour, too.
+    lightness = np.linspace(0.93, 0.65, len(colors))
+    shares = (1 - lightness) / (1 - colors @ LUMINANCE)
+    pale = 1 - np.minimum(shares, 1)[:, None] * (1 - colors)
     extent = (x[0, 0], x[0, -1], y[0, 0], y[-1, 0])
-    pale = 1 - 0.3 * (1 - colors[index])
-    axes.imshow(pale, extent=extent, origin="lower", aspect="auto", interpolation="nearest")
+    axes.imshow(pale[index], extent=extent, origin="lower", aspect="auto", interpolation="nearest")
     for k in np.unique(index):
         ahead = outputs[..., k] - np.delete(outputs, k, axis=2).max(axis=2, initial=-np.inf)
         axes.contour(x, y, ahead, levels=[0], colors="black", linewidths=0.9)
