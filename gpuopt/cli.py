@@ -388,7 +388,7 @@ def tune(
         from gpuopt.training.progress import describe, explain
 
         if settings:
-            request["tune"] = dict(_setting(text, "") for text in settings)
+            request["tune"] = _settings(settings, "")
         request |= {name: None for name, wanted in chosen.items() if wanted}
         with Client(RunFolder(run)) as client:
             answer = client.ask(request)
@@ -464,14 +464,10 @@ def _aligned(rows: list[list[str]]) -> str:
 
 def _rule(text: str, steps: int) -> Rule:
     """The rule of ``NAME:ARG=VALUE,...``, for so many steps."""
-    from gpuopt.training import Config, UsageError
-    from gpuopt.training.compare import choice
+    from gpuopt.training import Config
+    from gpuopt.training.compare import with_optimizer
 
-    name, values = choice(text)
-    try:
-        return Config(optimizer=name, hyperparameters=values).rule(steps)
-    except UsageError as error:
-        raise UsageError(f"{text}: {error}") from None
+    return with_optimizer(Config(), text).rule(steps)
 
 
 def _point(text: str, lower: tuple[float, float], upper: tuple[float, float]) -> tuple[float, float]:
@@ -505,11 +501,24 @@ def _config(given: dict[str, Any]) -> Config:
         raise UsageError(f"--hidden {given['hidden']}: expected positive integers, as in 256,128") from None
     with contextlib.suppress(KeyError, ValueError):
         chosen["batch_size"] = int(given["batch_size"])
-    chosen["hyperparameters"] = dict(_setting(text) for text in chosen.pop("settings", []))
+    chosen["hyperparameters"] = _settings(chosen.pop("settings", []), "--set ")
     return Config(**chosen)
 
 
-def _setting(text: str, option: str = "--set ") -> tuple[str, float | str]:
+def _settings(texts: list[str], option: str) -> dict[str, float | str]:
+    """What each ``NAME=VALUE`` chooses."""
+    from gpuopt.training import UsageError
+
+    chosen: dict[str, float | str] = {}
+    for text in texts:
+        name, value = _setting(text, option)
+        if name in chosen:
+            raise UsageError(f"{option}{text}: {name} is given twice")
+        chosen[name] = value
+    return chosen
+
+
+def _setting(text: str, option: str) -> tuple[str, float | str]:
     """Name and value of ``NAME=VALUE``: a number, a flag, or the text of a schedule."""
     from gpuopt.training import UsageError
 

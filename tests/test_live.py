@@ -137,6 +137,41 @@ def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: 
     assert (len(steps) <= 10, steps[0], steps[-1], steps) == (True, 0, 99, sorted(steps))
 
 
+@pytest.mark.parametrize(
+    ("steps", "taken", "left"),
+    [
+        ([], [], []),
+        ([1, 2, 2, 3], [1, 2, 2, 3], []),
+        ([1, 2, 3, 4, 2, 3, 4, 5], [1, 2, 3, 4, 5], [2, 3, 4, None]),
+        ([1, 5, 9, 3, 4], [1, 3, 4], [5, 9, None]),
+        ([5, 9, 1], [1], [5, 9, None]),
+        ([1, 2, 3, 4, 5, 2, 3, 4, 2, 3, 9], [1, 2, 3, 9], [2, 3, 4, 5, None, 2, 3, 4, None]),
+        ([1, 2, 3, 1, 4, 5, 4, 6], [1, 4, 6], [1, 2, 3, None, 4, 5, None]),
+    ],
+    ids=str,
+)
+def test_what_a_rollback_left_is_drawn_apart(steps: list[int], taken: list[int], left: list[int | None]) -> None:
+    view = pytest.importorskip("gpuopt.live.view", reason="the extra live is not installed")
+    parts = view._parted([{"step": step, "loss": 1.0} for step in steps])
+    assert [[row["step"] if "loss" in row else None for row in part] for part in parts] == [taken, left]
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([0.1], (0.01, 1)),
+        ([0.05, 0.2], (0.01, 1)),
+        ([1.0, 10.0], (0.1, 100)),
+        ([], (0.1, 10)),
+        ([5e-324, 1.7e308], (1e-307, 1e308)),
+    ],
+    ids=str,
+)
+def test_no_value_is_at_an_end_of_a_logarithmic_axis(values: list[float], ends: tuple[float, float]) -> None:
+    view = pytest.importorskip("gpuopt.live.view", reason="the extra live is not installed")
+    assert tuple(view._decades(values).values()) == pytest.approx(ends)
+
+
 # In the browser
 
 browser = pytest.mark.browser

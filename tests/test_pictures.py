@@ -288,8 +288,10 @@ def test_compare_on_the_command_line() -> None:
     assert pngs(Path("all")) == ["comparison"]
 
 
-def test_compare_with_one_that_explodes() -> None:
-    found = compare(["SGD:lr=1e20", "SGD:lr=0.5,nesterov=true,momentum=0.9", "adam"], SHORT, out="some", threshold=0.5)
+def test_compare_with_one_that_explodes(capsys: pytest.CaptureFixture[str]) -> None:
+    optimizers = ["SGD:lr=1e20", "SGD:lr=0.5,nesterov=true,momentum=0.9", "adam"]
+    found = compare(optimizers, SHORT, out="some", threshold=0.5, quiet=False)
+    assert [re.split("  +", line)[0] for line in capsys.readouterr().out.splitlines()] == optimizers
     assert found.entries[0].outcome.startswith("the training exploded")
     assert [entry.outcome for entry in found.entries[1:]] == ["finished", "finished"]
     assert found.entries[1].rule == "SGD(lr=0.5, momentum=0.9, nesterov=True)"
@@ -301,8 +303,13 @@ def test_compare_with_one_that_explodes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["Adma"], "Adma: --optimizer Adma: unknown (did you mean Adam?)"),
-        (["Adam:lr=-1"], "Adam:lr=-1: --set lr=-1.0: Adam: lr: got -1.0"),
+        (["Adma"], "gpuopt: Adma: unknown (did you mean Adam?)"),
+        (["Adam:lr=-1"], "gpuopt: Adam:lr=-1: Adam: lr: got -1.0"),
+        (["Adam:lr=up"], "gpuopt: Adam:lr=up: unknown schedule 'up'"),
+        (["Adam:beta=1"], "gpuopt: Adam:beta=1: unknown hyperparameter"),
+        (["Adam:lr=1,lr=2"], "gpuopt: Adam:lr=1,lr=2: lr is given twice"),
+        (["--threshold", "nan"], "--threshold nan: expected a positive number"),
+        (["--threshold", "0"], "--threshold 0.0: expected a positive number"),
         (["Adam:lr"], "Adam:lr: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"),
         (["Adam", "Adam"], "Adam Adam: expected each one once"),
         (["--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),
@@ -323,9 +330,9 @@ def test_compare_refuses(arguments: list[str], message: str) -> None:
 
 def test_a_terminal_sees_a_line_for_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    compare(["SGD", "Adam"], SHORT, out="both", quiet=False)
+    compare(["SGD", "SGD:lr=1e20", "Adam"], SHORT, out="both", quiet=False)
     shown = capsys.readouterr().out
-    assert re.search(r"SGD .*loss 1\.\d+ .*\n.*Adam .*loss 1\.\d+ ", shown)
+    assert re.search(r"SGD .*loss 1\.\d+ .*\nSGD:lr=1e20 .*exploded.*\n(.*\n)*.*Adam .*loss 1\.\d+ ", shown)
 
 
 def test_of_one_it_is_a_name() -> None:

@@ -339,6 +339,8 @@ def test_who_asks_too_late_is_told(tmp_path: Path) -> None:
         ({"event": "step", "step": 4, "loss": 0.25}, "one step, now after step 4, loss 0.2500"),
         ({"event": "step", "step": 4, "loss": None}, "one step, now after step 4"),
         ({"event": "mine"}, "mine"),
+        *[({"event": name}, name) for name in ("tune", "rollback", "explosion", "skip", "save", "stop")],
+        ({"event": "tune", "step": "3", "name": "x", "old": "a", "new": "b"}, "tune"),
     ],
 )
 def test_events_in_words(event: dict[str, Any], words: str) -> None:

@@ -10,7 +10,7 @@ from nicegui import ui
 from gpuopt.training.progress import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from gpuopt.live.follower import Follower, Row
 
@@ -24,7 +24,7 @@ MOMENT, EPOCH, TEST = "#0072b2", "#1a1a1a", "#d55e00"
 STYLE = """
 body { background: #fff; color: #1a1a1a; font-family: system-ui, sans-serif; }
 .nicegui-content { padding: 16px 24px; gap: 12px; }
-#popup { display: none !important; }
+body:has(.status.ended) #popup { display: none !important; }
 .muted { color: #6b6b6b; font-size: 13px; }
 .status { border: 1px solid #1a1a1a; border-radius: 3px; padding: 1px 10px; font-size: 14px; }
 .status.paused { background: #f0e442; }
@@ -258,7 +258,7 @@ class Chart:
     """One quantity over the steps."""
 
     def __init__(self, follower: Follower, name: str, title: str, logarithmic: bool) -> None:
-        self._follower, self._name = follower, name
+        self._follower, self._name, self._logarithmic = follower, name, logarithmic
         self._chart = (
             ui.echart(
                 {
@@ -282,13 +282,14 @@ class Chart:
     def draw(self) -> None:
         """Draw what there is now."""
         follower = self._follower
-        points, rows = follower.points, follower.rows
+        points, left = _parted(follower.points)
+        rows, _ = _parted(follower.rows)
         if follower.now is not None and follower.now["accuracy"] is None:  # regression
             self._chart.set_visibility(self._name != "accuracy")
             if self._name == "loss":
                 self._chart.options["yAxis"]["name"] = "loss (mean squared error)"
         if self._name == "lr":
-            both = sorted([*points, *rows], key=lambda row: row["seconds"])
+            both, left = _parted(sorted([*follower.points, *follower.rows], key=lambda row: row["seconds"]))
             series = [_line("learning rate", both, "lr", MOMENT, step="end")]
         else:
             title = "training (up to 1024 samples, at the moment)"
@@ -298,8 +299,12 @@ class Chart:
             )
             if any(f"test_{self._name}" in row for row in rows):
                 series.append(_line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
+        if left:
+            series.append(_line("left by a rollback", left, self._name, GREY, dash="dotted"))
         series[0]["markLine"] = _marks(follower.events)
         self._chart.options["series"] = series
+        if self._logarithmic:
+            self._chart.options["yAxis"] |= _decades(y for line in series for _, y in line["data"] if y is not None)
         self._chart.update()
 
 
@@ -323,13 +328,35 @@ def _line(title: str, rows: Sequence[Row], key: str, colour: str, dash: str = "s
 
 
 def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
-    """Steps and values, with a gap where the training went back."""
-    last = -1
+    """Steps and values; there is a gap where there is no value."""
     for row in rows:
-        if row["step"] < last:
-            yield [row["step"], None]
-        last, value = row["step"], row.get(key)
+        value = row.get(key)
         yield [row["step"], value if key == "accuracy" or value is None or value > 0 else None]
+
+
+def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of the course that the training took, and those that it went back from, with a gap after each part."""
+    taken: list[Row] = []
+    left: list[Row] = []
+    after: Row | None = None
+    for row in reversed(rows):
+        is_left = bool(left) and left[-1] is after
+        last = taken[-1]["step"] if taken else math.inf
+        if row["step"] < last or (row["step"] == last and not is_left):
+            taken.append(row)
+        else:
+            if after is None or not is_left or row["step"] > after["step"]:
+                left.append({"step": row["step"]})
+            left.append(row)
+        after = row
+    return taken[::-1], left[::-1]
+
+
+def _decades(values: Iterable[float]) -> dict[str, float]:
+    """The ends of a logarithmic axis: powers of ten around the values, none of them at an end."""
+    known = [math.log10(value) for value in values]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    return {"min": 10.0 ** max(-307, math.ceil(low - 1.02)), "max": 10.0 ** min(308, math.floor(high + 1.02))}
 
 
 def _marks(events: Sequence[Row]) -> dict[str, Any]:

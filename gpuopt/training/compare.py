@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,12 @@ from gpuopt.training.progress import describe
 from gpuopt.training.run import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from gpuopt.training.loop import Row, Training
 
-__all__ = ["COLUMNS", "Comparison", "Entry", "choice", "compare"]
+__all__ = ["COLUMNS", "Comparison", "Entry", "choice", "compare", "with_optimizer"]
 
 SPIRAL: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 0.5, "momentum": 0.9},
@@ -122,11 +123,29 @@ def choice(text: str) -> tuple[str, dict[str, float | str]]:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
             raise UsageError(f"{text}: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9")
+        if key in given:
+            raise UsageError(f"{text}: {key} is given twice")
         try:
             given[key] = float(value)
         except ValueError:
             given[key] = value.lower() == "true" if value.lower() in {"true", "false"} else value
     return name, given
+
+
+def with_optimizer(config: Config, text: str, defaults: Mapping[str, dict[str, Any]] | None = None) -> Config:
+    """The config with the optimizer of ``NAME[:ARG=VALUE,...]``; without arguments it gets those of the defaults.
+
+    Raises
+    ------
+    UsageError
+        If there is no such optimizer, or it cannot have these arguments.
+    """
+    name, values = choice(text)
+    values = values or (defaults or {}).get(name, {})
+    try:
+        return dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
+    except UsageError as error:  # after the option of `gpuopt train` that it names
+        raise UsageError(f"{text}: {str(error).partition(': ')[2]}") from None
 
 
 class Watcher(Callback):
@@ -185,15 +204,9 @@ def compare(
     """
     config = config or Config(epochs=EPOCHS)
     labels = list(optimizers) or list(RULES)
-    configs = []
-    for label in labels:
-        name, values = choice(label)
-        values = values or (SPIRAL if config.data is None else FILE).get(name, {})
-        try:
-            chosen = dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
-        except UsageError as error:
-            raise UsageError(f"{label}: {error}") from None
-        configs.append(chosen)
+    if threshold is not None and not 0 < threshold < math.inf:
+        raise UsageError(f"--threshold {threshold}: expected a positive number")
+    configs = [with_optimizer(config, label, SPIRAL if config.data is None else FILE) for label in labels]
     if len(set(labels)) < len(labels):
         raise UsageError(f"{' '.join(labels)}: expected each one once")
     data = "spiral" if config.data is None else config.data.rpartition("/")[2].partition(".")[0]
@@ -210,6 +223,7 @@ def compare(
                 outcomes.append(result.stopped or "finished")
             except ExplodedError as error:
                 outcomes.append(str(error).partition(";")[0])
+                tell(number, outcomes[-1])
             except (UsageError, BackendUnavailable):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -253,8 +267,11 @@ def _write(comparison: Comparison, runs: Sequence[Run]) -> None:
 
 
 @contextlib.contextmanager
-def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Callable[[int, Row], None]]:
-    """A line for each optimizer: a live one in a terminal, a plain one at its end elsewhere."""
+def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Callable[[int, Row | str], None]]:
+    """A line for each optimizer: a live one in a terminal, a plain one at its end elsewhere.
+
+    What is yielded takes the number of the optimizer, and the metrics of an epoch or why it ended early.
+    """
     width = max(map(len, labels))
     if quiet:
         yield lambda *_: None
@@ -265,18 +282,22 @@ def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Calla
         with Progress(*columns, TimeElapsedColumn()) as bars:
             tasks = [bars.add_task(label, total=epochs, metrics="", start=False) for label in labels]
 
-            def show(number: int, row: Row) -> None:
+            def show(number: int, row: Row | str) -> None:
                 if not bars.tasks[number].started:
                     bars.start_task(tasks[number])
-                bars.update(tasks[number], completed=row["epoch"], metrics=describe(row))
-                if row["epoch"] == epochs:
+                if isinstance(row, str):
+                    bars.update(tasks[number], metrics=row.partition(":")[0])  # there is no room for more
+                else:
+                    bars.update(tasks[number], completed=row["epoch"], metrics=describe(row))
+                if isinstance(row, str) or row["epoch"] == epochs:
                     bars.stop_task(tasks[number])
 
             yield show
     else:
 
-        def tell(number: int, row: Row) -> None:
-            if row["epoch"] == epochs:
-                print(f"{labels[number]:<{width}}  {describe(row)}", flush=True)  # noqa: T201
+        def tell(number: int, row: Row | str) -> None:
+            if isinstance(row, str) or row["epoch"] == epochs:
+                words = row if isinstance(row, str) else describe(row)
+                print(f"{labels[number]:<{width}}  {words}", flush=True)  # noqa: T201
 
         yield tell

@@ -221,7 +221,10 @@ class Training:
         given: dict[str, Hyper] = {}
         for name, value in hyperparameters.items():
             if isinstance(value, str):
-                given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps)
+                try:
+                    given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps)
+                except ValueError as error:
+                    raise ValueError(f"{name}={value}: expected a number or a schedule: {error}") from None
             elif not callable(value) or isinstance(value, schedules.Schedule):
                 given[name] = value
             else:

@@ -57,7 +57,14 @@ def introduce(training: Training, *, again: bool) -> None:
 
 
 def explain(event: Mapping[str, Any]) -> str:
-    """An event, in words."""
+    """An event, in words; one of another's making, which has the name of one of ours perhaps, by its name."""
+    try:
+        return _explained(event)
+    except (KeyError, TypeError, ValueError):
+        return str(event["event"])
+
+
+def _explained(event: Mapping[str, Any]) -> str:
     match event:
         case {"event": "explosion", "action": "rollback"}:
             then = f"back to step {event['back_to_step']}, learning rate {event['lr']:.4g}"
