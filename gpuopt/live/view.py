@@ -263,7 +263,7 @@ class Chart:
             ui.echart(
                 {
                     "animation": False,
-                    "grid": {"left": 72, "right": 24, "top": 34, "bottom": 44},
+                    "grid": {"left": 72, "right": 24, "top": 48, "bottom": 44},
                     "legend": {"top": 0, "right": 24, "textStyle": {"color": INK}, "itemWidth": 36},
                     "tooltip": {"trigger": "axis"},
                     "xAxis": _axis("step (number)")
@@ -300,9 +300,12 @@ class Chart:
             if any(f"test_{self._name}" in row for row in rows):
                 series.append(_line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
         if left:
-            series.append(_line("left by a rollback", left, self._name, GREY, dash="dotted"))
+            series.append(_line("left by a rollback", left, self._name, GREY, dash=[1, 5]))
         series[0]["markLine"] = _marks(follower.events)
         self._chart.options["series"] = series
+        self._chart.options["legend"]["data"] = [
+            {"name": line["name"], "itemStyle": {"opacity": 0 if line["symbol"] == "none" else 1}} for line in series
+        ]
         if self._logarithmic:
             self._chart.options["yAxis"] |= _decades(y for line in series for _, y in line["data"] if y is not None)
         self._chart.update()
@@ -313,7 +316,7 @@ def _axis(name: str) -> dict[str, Any]:
     return {"name": name, "nameTextStyle": {"color": INK}, "axisLabel": {"color": INK}, **lines}
 
 
-def _line(title: str, rows: Sequence[Row], key: str, colour: str, dash: str = "solid", **more: Any) -> dict[str, Any]:
+def _line(title: str, rows: Sequence[Row], key: str, colour: str, dash: Any = "solid", **more: Any) -> dict[str, Any]:
     return {
         "name": title,
         "type": "line",
