@@ -637,6 +637,16 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"hyperparameters": {"beta1": 1.0}}, "--set beta1=1.0: Adam: beta1: got 1.0, expected a number in [0, 1)"),
     ({"optimizer": "SGD", "hyperparameters": {"nesterov": 0.5}}, "--set nesterov=0.5: SGD: nesterov: got 0.5"),
     ({"lr": 1.0, "hyperparameters": {"lr": 1.0}}, "--set lr=1.0: expected this, or --lr and --schedule, not both"),
+    ({"hidden": 64}, "--hidden 64: expected positive integers, as in 256,128"),
+    ({"hidden": "64"}, "--hidden 64: expected positive integers, as in 256,128"),
+    ({"optimizer": 3}, "--optimizer 3: expected a name or a rule such as Adam()"),
+    (
+        {"optimizer": gpuopt.Adam},
+        "--optimizer <class 'gpuopt.rules.adam.Adam'>: expected a name or a rule such as Adam()",
+    ),
+    ({"schedule": 3}, "--schedule 3: expected the text of one, as in cosine"),
+    ({"hyperparameters": None}, "--hyperparameters None: expected values by name"),
+    ({"device": 3}, "--device 3: expected auto, cpu, cuda or cuda:N"),
 ]
 
 

@@ -145,7 +145,9 @@ class Config:
         if self._is_built_in:
             self._fill({"matmul": "float32"})
         self._fill(SPIRAL if self.data is None else FILE)
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        hidden: Any = self.hidden
+        if isinstance(hidden, list):  # as JSON has it
+            object.__setattr__(self, "hidden", tuple(hidden))
         self._check()
         self._fill({"report_every": -(-self.epochs // 100)})
 
@@ -174,7 +176,8 @@ class Config:
             ("on_explosion", get_args(OnExplosion)),
         ):
             expect(getattr(self, option) in choices, option, " or ".join(choices))
-        expect(all(_is_count(units) for units in self.hidden), "hidden", "positive integers, as in 256,128")
+        is_tuple = isinstance(self.hidden, tuple)
+        expect(is_tuple and all(map(_is_count, self.hidden)), "hidden", "positive integers, as in 256,128")
         if len(self.hidden) > DEEPEST:
             raise UsageError(f"--hidden: {len(self.hidden):,} layers, expected at most {DEEPEST:,}")
         expect(_is_count(self.epochs), "epochs", COUNT)
@@ -189,6 +192,10 @@ class Config:
             expect(limit is None or _is_positive(limit), option, "a positive number")
         for option in ("target", "standardize"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
+        expect(isinstance(self.optimizer, str | Rule | None), "optimizer", "a name or a rule such as Adam()")
+        expect(isinstance(self.schedule, str | None), "schedule", "the text of one, as in cosine")
+        expect(isinstance(self.hyperparameters, Mapping), "hyperparameters", "values by name")
+        expect(isinstance(self.device, str), "device", "auto, cpu, cuda or cuda:N")
         self.rule()  # whether there is such a one, before anything else is done
 
     @property
