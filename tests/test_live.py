@@ -24,6 +24,7 @@ from gpuopt.live import Page
 from gpuopt.live.follower import Follower
 from gpuopt.live.guard import Guard
 from gpuopt.training import UsageError
+from gpuopt.training.channel import Server
 from gpuopt.training.folder import RunFolder
 
 TOKEN, HOST = "secret", "127.0.0.1:80"
@@ -108,7 +109,7 @@ def test_every_address_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_follower_knows_rows_events_and_more_points(running: Running) -> None:
-    follower = Follower(RunFolder(running.folder))
+    follower = Follower(RunFolder(running.folder), running._thread.is_alive)
 
     async def follow() -> None:
         following = asyncio.create_task(follower.run())
@@ -116,16 +117,57 @@ def test_the_follower_knows_rows_events_and_more_points(running: Running) -> Non
             await asyncio.sleep(0.01)
         assert await follower.ask({"tune": {"lr": 0.125}}) is None
         assert "expected a number" in (await follower.ask({"tune": {"lr": -1}}) or "")
-        assert await follower.ask({"pause": None, "stop": None}) is None
+        assert await follower.ask({"rollback": "last", "pause": None, "stop": None}) is None
         await following
         assert await follower.ask({"pause": None}) == "no training is running"
 
     asyncio.run(follow())
     running._thread.join()
-    assert follower.ended
-    assert follower.rows == rows(running.folder)
-    assert [event["event"] for event in follower.events] == ["tune", "pause", "stop"]
+    assert (follower.ended, follower.killed) == (True, False)
+    assert [row for row in follower.rows if "loss" in row] == rows(running.folder)
+    assert [event["event"] for event in follower.events] == ["tune", "rollback", "pause", "stop"]
+    for found in (follower.rows, follower.points):
+        assert [row["step"] for row in found if "loss" not in row] == [follower.events[1]["back_to_step"]]
     assert follower.points[-1]["step"] == follower.events[-1]["step"]
+
+
+def test_the_follower_goes_on_with_a_training_that_goes_on_and_tells_when_it_was_killed(tmp_path: Path) -> None:
+    folder, alive = RunFolder(tmp_path), [True]
+    folder.config.touch()
+    now = {"step": 1, "lr": 0.5}
+    follower = Follower(folder, lambda: alive[0])
+
+    async def served(following: "asyncio.Task[None]", pause: bool, seen: Callable[[], Any]) -> None:
+        """Be a training that answers, until its answers are seen."""
+
+        def answer(request: Any) -> Any:
+            if is_over:
+                raise ConnectionError
+            return {"events": [], "now": {**now, "paused": pause}}
+
+        is_over = False
+        server = Server(folder.control, answer)
+        while not seen():
+            assert not following.done()
+            await asyncio.sleep(0.01)
+        content, is_over = folder.control.read_bytes(), True
+        server.close()
+        folder.control.write_bytes(content)  # as after a kill
+        while not follower.ended:
+            await asyncio.sleep(0.01)
+
+    async def follow() -> None:
+        following = asyncio.create_task(asyncio.wait_for(follower.run(), 60))
+        await served(following, False, lambda: follower.now is not None and not follower.ended)
+        assert not follower.killed
+        await served(
+            following, True, lambda: follower.now is not None and follower.now["paused"] and not follower.ended
+        )
+        alive[0] = False
+        await following
+        assert follower.killed
+
+    asyncio.run(follow())
 
 
 def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,12 +189,16 @@ def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: 
         ([5, 9, 1], [1], [5, 9, None]),
         ([1, 2, 3, 4, 5, 2, 3, 4, 2, 3, 9], [1, 2, 3, 9], [2, 3, 4, 5, None, 2, 3, 4, None]),
         ([1, 2, 3, 1, 4, 5, 4, 6], [1, 4, 6], [1, 2, 3, None, 4, 5, None]),
+        ([1, 2, 5, 9, "2", 7, 8], [1, 2, 7, 8], [5, 9, None]),
+        ([1, 2, 5, 9, "0", 7, 8], [7, 8], [1, 2, 5, 9, None]),
+        ([1, 2, "2", 3, "9"], [1, 2, 3], []),
     ],
     ids=str,
 )
-def test_what_a_rollback_left_is_drawn_apart(steps: list[int], taken: list[int], left: list[int | None]) -> None:
+def test_what_a_rollback_left_is_drawn_apart(steps: list[Any], taken: list[int], left: list[int | None]) -> None:
+    """Steps as text are where it went back to."""
     view = pytest.importorskip("gpuopt.live.view", reason="the extra live is not installed")
-    parts = view._parted([{"step": step, "loss": 1.0} for step in steps])
+    parts = view._parted([{"step": int(step)} | ({"loss": 1.0} if isinstance(step, int) else {}) for step in steps])
     assert [[row["step"] if "loss" in row else None for row in part] for part in parts] == [taken, left]
 
 

@@ -27,12 +27,13 @@ FAREWELL = 2.0
 
 def main() -> None:
     """Serve until the training ends."""
+    parent = os.getppid()
     about = json.load(sys.stdin)
     token, listening = about["token"], socket.socket(fileno=about["fd"])
     port = listening.getsockname()[1]
     loopback = listening.getsockname()[0].startswith("127.")
     hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", about["name"])} if loopback else None
-    follower = Follower(RunFolder(about["folder"]))
+    follower = Follower(RunFolder(about["folder"]), lambda: os.getppid() == parent)
     own = FastAPI(openapi_url=None)
     ui.run_with(
         own,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt.training import UsageError
 from gpuopt.training.channel import Client
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuopt.training.channel import Message
     from gpuopt.training.folder import RunFolder
 
@@ -23,47 +26,62 @@ INTERVAL = 0.25
 MOST = 2000
 """Points in memory of each kind; when there are more, every second one is forgotten."""
 WAITING = 60.0
-"""Seconds that the training has to begin."""
+"""Seconds that the training has to begin, or to go on on another device."""
 
 
 class Follower:
     """Asks the training how it stands, and reads what it writes, until it ends.
 
+    Parameters
+    ----------
+    folder
+        Of the run.
+    is_alive
+        Whether the process that trains is there.
+
     Attributes
     ----------
     name : str
     rows, points, events : list of dict
-        Of the metrics; what the training answered in between, with the same keys; events.
+        Of the metrics; what the training answered in between, with the same keys; events. In both of the former, where the
+        training went back to, by ``step`` and ``seconds`` alone.
     now : dict or None
         The last answer.
-    ended : bool
+    ended, killed : bool
+        Whether nobody trains, and whether that is because the process was killed.
     version : int
         Counts what changed.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, is_alive: Callable[[], bool]) -> None:
         self.name = folder.path.name
         self.folder = folder
         self.rows: list[Row] = []
         self.points: list[Row] = []
         self.events: list[Row] = []
         self.now: Row | None = None
-        self.ended = False
+        self.ended = self.killed = False
         self.version = 0
+        self._is_alive = is_alive
         self._read = 0
         self._client: Client | None = None
         self._lock = asyncio.Lock()
 
     async def run(self) -> None:
-        """Follow."""
-        with contextlib.ExitStack() as connections, contextlib.suppress(OSError, ValueError):  # until it has ended
-            asking = connections.enter_context(await self._connected())
-            self._client = connections.enter_context(await self._connected())
-            while True:
-                self._note(await asyncio.to_thread(asking.ask, {}))
-                await asyncio.sleep(INTERVAL)
+        """Follow, on another device, too."""
+        while (asking := await self._connected()) is not None:
+            with asking, contextlib.suppress(OSError, ValueError), Client(self.folder) as self._client:
+                self.ended = False
+                while True:  # until it has ended
+                    self._note(await asyncio.to_thread(asking.ask, {}))
+                    await asyncio.sleep(INTERVAL)
+            self._end()
+        self._end()
+
+    def _end(self) -> None:
+        """Note that nobody trains; who is gone and was not killed has removed the file."""
         self._read_metrics()
-        self.ended = True
+        self.ended, self.killed = True, not self._is_alive() and self.folder.control.exists()
         self.version += 1
 
     async def ask(self, request: Message) -> str | None:
@@ -79,20 +97,21 @@ class Follower:
         refused: str | None = answer.get("refused")
         return refused
 
-    async def _connected(self) -> Client:
-        """A connection, as soon as the training has begun; UsageError if it does not."""
-        for _ in range(round(WAITING / INTERVAL)):
+    async def _connected(self) -> Client | None:
+        """A connection, as soon as the training has begun; None if it does not."""
+        end = time.monotonic() + WAITING
+        while self._is_alive() and time.monotonic() < end:
             with contextlib.suppress(UsageError):
                 return await asyncio.to_thread(Client, self.folder)
             await asyncio.sleep(INTERVAL)
-        return await asyncio.to_thread(Client, self.folder)
+        return None
 
     def _note(self, answer: Message) -> None:
         now = answer["now"]
-        if self.now is None or now["step"] != self.now["step"]:
+        self._read_metrics()  # it may have gone back before
+        if self.now is None or (now["step"], now["lr"]) != (self.now["step"], self.now["lr"]):
             self._add(self.points, now)
         self.now = now
-        self._read_metrics()
         self.version += 1
 
     def _read_metrics(self) -> None:
@@ -112,6 +131,15 @@ class Follower:
             for line in whole.splitlines():
                 row = json.loads(line)
                 self._add(self.events if "event" in row else self.rows, row)
+                if "event" in row and isinstance(row.get("back_to_step"), int):
+                    back = {"step": row["back_to_step"], "seconds": self._seconds}
+                    self._add(self.rows, back)
+                    self._add(self.points, back)
+
+    @property
+    def _seconds(self) -> float:
+        """Of the last row or point."""
+        return max((rows[-1]["seconds"] for rows in (self.rows, self.points) if rows), default=0.0)
 
     @staticmethod
     def _add(rows: list[Row], row: Row) -> None:

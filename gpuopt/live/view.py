@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from nicegui import ui
@@ -39,7 +41,7 @@ def show(follower: Follower) -> None:
     """Build the page for a browser that just came."""
     ui.add_css(STYLE)
     ui.colors(primary=MOMENT)
-    with ui.row(align_items="center").classes("w-full").style("gap: 16px"):
+    with ui.row().style("width: 100%; gap: 16px; align-items: center"):
         ui.label(follower.name).style("font-size: 22px; font-weight: 600")
         status = ui.label().classes("status").mark("status")
         summary = ui.label().classes("muted")
@@ -62,7 +64,7 @@ def show(follower: Follower) -> None:
             return
         seen = follower.version
         state = "ended" if follower.ended else "paused" if now and now["paused"] else "training"
-        status.set_text(state)
+        status.set_text("killed" if follower.killed else state)
         status.classes(replace=f"status {state}")
         if now is not None:
             summary.set_text(_summary(now))
@@ -98,7 +100,7 @@ class Controls:
             self._pause = self._button("Pause", lambda: {"resume" if self._is_paused else "pause": None})
             self._step = self._button("One step", lambda: {"step": None})
             self._save = self._button("Save now", lambda: {"save": None})
-        with ui.row(align_items="center", wrap=False).style("gap: 8px; width: 100%"):
+        with ui.row(wrap=False).style("width: 100%; gap: 8px; align-items: center"):
             self._back = (
                 ui.select({}, label="State").props("dense outlined options-dense").style("flex: 1; min-width: 0")
             )
@@ -149,7 +151,7 @@ class Hyperparameter:
             if limits is None:
                 self._field: Any = ui.switch(name, on_change=self._entered).classes("name")
                 return
-            with ui.row(align_items="center", wrap=False).style("width: 100%; justify-content: space-between"):
+            with ui.row(wrap=False).style("width: 100%; align-items: center; justify-content: space-between"):
                 ui.label(LABELS.get(name, name)).classes("name")
                 self._field = ui.number(format="%.6g").props(f'dense outlined step=any aria-label="{name}"').mark(name)
                 self._field.style("width: 130px").on("keydown.enter", self._entered).on("blur", self._entered)
@@ -341,18 +343,15 @@ def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """The rows of the course that the training took, and those that it went back from, with a gap after each part."""
     taken: list[Row] = []
     left: list[Row] = []
-    after: Row | None = None
-    for row in reversed(rows):
-        is_left = bool(left) and left[-1] is after
-        last = taken[-1]["step"] if taken else math.inf
-        if row["step"] < last or (row["step"] == last and not is_left):
+    for row in rows:
+        is_measured = "loss" in row
+        if taken and row["step"] < (last := taken[-1]["step"]):
+            cut = bisect_left(taken, row["step"] + (not is_measured), key=operator.itemgetter("step"))
+            left += [*taken[cut:], {"step": last}]
+            del taken[cut:]
+        if is_measured:
             taken.append(row)
-        else:
-            if after is None or not is_left or row["step"] > after["step"]:
-                left.append({"step": row["step"]})
-            left.append(row)
-        after = row
-    return taken[::-1], left[::-1]
+    return taken, left
 
 
 def _decades(values: Iterable[float]) -> dict[str, float]:

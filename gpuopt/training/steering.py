@@ -82,9 +82,9 @@ class Steering(Callback):
         self._told.append(event)
 
     def end(self, training: Training) -> None:  # noqa: ARG002
-        self._ended = True
         if self._server is not None:
-            self._server.close()
+            self._server.close()  # first, so that who is hung up on finds no file
+        self._ended = True
 
     def _ask(self, request: Any) -> Message:
         """In a thread of the server: let the training answer; ConnectionError if it ends before."""
