@@ -306,6 +306,7 @@ def test_compare_with_one_that_explodes(capsys: pytest.CaptureFixture[str]) -> N
         (["Adma"], "gpuopt: Adma: unknown (did you mean Adam?)"),
         (["Adam:lr=-1"], "gpuopt: Adam:lr=-1: Adam: lr: got -1.0"),
         (["Adam:lr=up"], "gpuopt: Adam:lr=up: unknown schedule 'up'"),
+        (["SGD", "Adam:lr=polynomial:final=-1"], "gpuopt: Adam:lr=polynomial:final=-1: Adam: lr at step"),
         (["Adam:beta=1"], "gpuopt: Adam:beta=1: unknown hyperparameter"),
         (["Adam:lr=1,lr=2"], "gpuopt: Adam:lr=1,lr=2: lr is given twice"),
         (["--threshold", "nan"], "--threshold nan: expected a positive number"),
@@ -325,6 +326,7 @@ def test_compare_refuses(arguments: list[str], message: str) -> None:
     result = gpuopt_("compare", *arguments, *out)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+    assert "--resume" not in result.stderr
     assert not Path("new").exists()
 
 

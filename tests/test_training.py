@@ -582,10 +582,20 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("make", [lambda path: (path / "a").mkdir(parents=True), Path.touch])
-def test_an_existing_folder_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    ("make", "cure"),
+    [
+        (lambda path: (path / "a").mkdir(parents=True), "one$"),
+        (Path.touch, "one$"),
+        (
+            lambda path: train(Config(epochs=1), out=path),
+            "one, or continue the run in it with gpuopt train --resume .*run$",
+        ),
+    ],
+)
+def test_an_existing_folder_is_refused(tmp_path: Path, make: Callable[[Path], object], cure: str) -> None:
     make(tmp_path / "run")
-    with pytest.raises(UsageError, match=r"--out .*run: exists already; .*--resume"):
+    with pytest.raises(UsageError, match=rf"--out .*run: exists already; choose another {cure}"):
         train(Config(epochs=1), out=tmp_path / "run")
 
 

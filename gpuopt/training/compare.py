@@ -9,11 +9,14 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpuopt import pictures
 from gpuopt.backends import BackendUnavailable
 from gpuopt.rules import RULES
 from gpuopt.training import report
 from gpuopt.training.config import Config
+from gpuopt.training.data import load, spiral
 from gpuopt.training.errors import ExplodedError, UsageError
 from gpuopt.training.folder import RunFolder, write_json
 from gpuopt.training.history import Run
@@ -132,8 +135,12 @@ def choice(text: str) -> tuple[str, dict[str, float | str]]:
     return name, given
 
 
-def with_optimizer(config: Config, text: str, defaults: Mapping[str, dict[str, Any]] | None = None) -> Config:
+def with_optimizer(
+    config: Config, text: str, defaults: Mapping[str, dict[str, Any]] | None = None, samples: int | None = None
+) -> Config:
     """The config with the optimizer of ``NAME[:ARG=VALUE,...]``; without arguments it gets those of the defaults.
+
+    Its schedules are checked over the steps that so many samples take, if they are given.
 
     Raises
     ------
@@ -143,9 +150,12 @@ def with_optimizer(config: Config, text: str, defaults: Mapping[str, dict[str, A
     name, values = choice(text)
     values = values or (defaults or {}).get(name, {})
     try:
-        return dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
+        chosen = dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
+        if samples is not None:
+            chosen.resolved(samples)
     except UsageError as error:  # after the option of `gpuopt train` that it names
         raise UsageError(f"{text}: {str(error).partition(': ')[2]}") from None
+    return chosen
 
 
 class Watcher(Callback):
@@ -206,7 +216,8 @@ def compare(
     labels = list(optimizers) or list(RULES)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
-    configs = [with_optimizer(config, label, SPIRAL if config.data is None else FILE) for label in labels]
+    samples, defaults = _samples(config), SPIRAL if config.data is None else FILE
+    configs = [with_optimizer(config, label, defaults, samples) for label in labels]
     if len(set(labels)) < len(labels):
         raise UsageError(f"{' '.join(labels)}: expected each one once")
     data = "spiral" if config.data is None else config.data.rpartition("/")[2].partition(".")[0]
@@ -234,6 +245,13 @@ def compare(
     comparison = Comparison(folder, threshold, entries)
     _write(comparison, runs)
     return comparison
+
+
+def _samples(config: Config) -> int:
+    """How many there are to train on."""
+    if config.data is None:
+        return len(spiral(np.random.RandomState(config.seed)).train)
+    return len(load(config.data, config.target, config.task, standardize=config.standardize).train)
 
 
 def _entry(run: Run, watcher: Watcher, outcome: str, threshold: float) -> Entry:

@@ -83,7 +83,9 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from None
         if not is_free:
-            cure = f"choose another one, or continue the run in it with --resume {path}"
+            cure = "choose another one"
+            if folder.config.exists():
+                cure += f", or continue the run in it with gpuopt train --resume {path}"
             raise UsageError(f"--out {path}: exists already; {cure}")
         return folder
 
