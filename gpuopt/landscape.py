@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -13,7 +12,7 @@ from gpuopt.optimizer import Optimizer
 from gpuopt.rules import SGD, AdaGrad, Adam, RMSProp, Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -25,8 +24,6 @@ __all__ = ["LANDSCAPES", "PRESETS", "Landscape", "Preset", "draw", "walk"]
 
 FRAMES = 50
 LEVELS = 14
-WIDTH = 12.4
-"""Of the picture, in inches."""
 SETTLED = 1e-3
 """So near to a minimum it is reached."""
 
@@ -313,17 +310,16 @@ def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple
     """The figure, and its lines with all their points."""
     place = preset.place
     (left, bottom), (right, top) = preset.drawn
-    columns, rows = _legend([*walks, "start", "minimum"])
-    tall = 5 + 0.2 * rows
-    figure, (plan, profile) = pictures.figure(WIDTH, tall, 1, 2)
+    figure, (plan, profile) = pictures.figure(12.4, 4.7, 1, 2, [*walks, "start", "minimum"])
     x, y = np.meshgrid(np.linspace(left, right, 160), np.linspace(bottom, top, 160))
     height = np.asarray(place.value(x, y))
     lowest = min(float(place.value(*minimum)) for minimum in place.minima)
     span = float(height.max()) - lowest
     levels = lowest + span * np.linspace(0, 1, LEVELS) ** 3  # denser where it is flat
-    plan.contourf(x, y, height, levels=levels, cmap="Greys_r", alpha=0.25, extend="max")
+    plan.contourf(x, y, height, levels=levels, cmap="Greys_r", alpha=0.12, extend="max")
     lines = plan.contour(x, y, height, levels=levels[1:-1], colors="#707070", linewidths=0.5)
-    plan.clabel(lines, levels[2:-1:3], colors="black", fontsize=7, fmt="%.3g")
+    for label in plan.clabel(lines, levels[5:-1:3], colors="black", fontsize=7, fmt="%.3g"):
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # also where a path goes
     plan.grid(visible=False)
     moving = []
     for number, (who, path) in enumerate(walks.items()):
@@ -354,18 +350,10 @@ def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple
     pictures.scale(profile, np.clip(shown, 1e-8 * span, 1e4 * span).tolist(), from_zero=True)
     profile.set(xlabel="Step (updates of x and y)", ylabel="f(x, y) above its minimum (no unit)")
     profile.set_xlim(-0.02 * preset.steps, 1.02 * preset.steps)
+    profile.xaxis.get_major_locator().set_params(integer=True)
     profile.set_title("How high, step by step", fontsize=9)
-    figure.subplots_adjust(bottom=(0.9 + 0.2 * rows) / tall)
-    handles = plan.get_legend_handles_labels()
-    figure.legend(*handles, fontsize=9, handlelength=4, loc="lower center", ncols=columns, frameon=False)
+    pictures.legend(figure)
     return figure, moving
-
-
-def _legend(labels: Sequence[str]) -> tuple[int, int]:
-    """How many columns and rows of these labels the picture has room for."""
-    widths = [0.8 + 0.075 * len(label) for label in labels]
-    columns = len(labels) if sum(widths) < WIDTH else max(1, int(WIDTH / max(widths)))
-    return columns, math.ceil(len(labels) / columns)
 
 
 def changed(preset: Preset, rules: Mapping[str, Rule] | None, steps: int | None, start: Point | None) -> Preset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,6 +32,7 @@ __all__ = [
     "figure",
     "gif",
     "image",
+    "legend",
     "mark",
     "page",
     "png",
@@ -80,12 +82,16 @@ _stills: WeakKeyDictionary[Figure, tuple[Any, Any]] = WeakKeyDictionary()
 """Of figures that were drawn: what their axes were like, and the picture without what is inside these."""
 
 
-def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure, so many inches wide and high, and its axes, row by row."""
+def figure(
+    width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int = 1, labels: Sequence[str] = ()
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, row by row: so many inches wide and high, and below that a `legend` of these labels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    room = 0.1 + 0.2 * math.ceil(len(labels) / _columns(labels, width)) if labels else 0
+    height += room
     for spare in _spare:
         if spare.get_size_inches().tolist() == [width, height] and len(spare.axes) == rows * columns:
             _spare.remove(spare)
@@ -95,8 +101,9 @@ def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int 
     axes = made.subplots(rows, columns, squeeze=False).ravel().tolist()
     # By hand: a layout that matplotlib finds costs two drawings.
     made.subplots_adjust(
-        left=0.95 / width, right=1 - 0.15 / width, bottom=0.52 / height, top=1 - 0.4 / height, wspace=0.28, hspace=0.42
-    )
+        left=1.05 / width, right=1 - 0.15 / width, bottom=(0.52 + room) / height, top=1 - 0.4 / height,
+        wspace=0.28, hspace=0.42,
+    )  # fmt: skip
     for one in axes:
         one.grid(visible=True, color="#d8d8d8", linewidth=0.6)
         one.set_axisbelow(True)
@@ -108,20 +115,37 @@ def figure(width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int 
 
 def spare(drawn: Figure) -> None:
     """Clear a figure, for the next one that is as large: axes and their ticks take longer than all the rest."""
+    for artist in _contents(drawn):
+        artist.remove()
     for axes in drawn.axes:
-        for artist in _contents(axes):
-            artist.remove()
         axes.set_yscale("linear")
         axes.relim()
         axes.autoscale()
     _spare.append(drawn)
 
 
+def legend(drawn: Figure) -> None:
+    """Say what everything with a label is, below all axes, where it hides nothing."""
+    found = {
+        label: handle for axes in drawn.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    columns = _columns(list(found), drawn.get_figwidth())
+    drawn.legend(
+        found.values(), found.keys(), ncols=columns, fontsize=9, handlelength=4, loc="lower center", frameon=False
+    )
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """How many columns a legend of these labels may have in so many inches."""
+    widths = [0.8 + 0.075 * len(label) for label in labels]
+    return max(1, len(labels) if sum(widths) < width else int(width / max(widths)))
+
+
 def draw_line(axes: Axes, x: Values, y: Values, number: int, label: str) -> None:
     """A line in the style of this number, with a few markers."""
     of = style(number)
     every = max(1, len(x) // MARKERS_ON_A_LINE)
-    first = (number * every) // 3 % every  # lines that coincide show the markers of both
+    first = int(number * 0.618 % 1 * every)  # lines that coincide show the markers of all
     axes.plot(
         x, y, color=of.color, linestyle=of.dash, marker=of.marker, markevery=(first, every),
         markersize=4.5, markerfacecolor="white", linewidth=1.5, label=label,
@@ -141,7 +165,8 @@ def scale(axes: Axes, values: Iterable[float], *, from_zero: bool = False) -> No
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(_round(min(positive) / 1.1, down=True), _round(max(positive) * 1.1))
+        margin = 10 ** min(0.04 * decades, 5)
+        axes.set_ylim(_round(min(positive) / margin, down=True), _round(max(positive) * margin))
     elif known:
         low, high = min([0.0, *known] if from_zero else known), max(known)
         if high - low <= 1e-9 * max(map(abs, known)):  # constant: no axis of its rounding errors
@@ -160,11 +185,13 @@ def _round(value: float, *, down: bool = False) -> float:
     return min((step for step in steps if step >= value), default=10 * power)
 
 
-def mark(axes: Axes, x: float, label: str = "", of: Style = EVENT) -> None:
-    """An event: a vertical line with a marker and a label on top."""
+def mark(axes: Axes, x: float, label: str = "", of: Style = EVENT, height: float = 1) -> None:
+    """An event: a vertical line with a marker, in this share of its height, and a label on top."""
     axes.axvline(x, color=of.color, linewidth=0.9, linestyle=of.dash, zorder=1.5)
     top = axes.get_xaxis_transform()
-    axes.plot([x], [1], marker=of.marker, color=of.color, markersize=5, transform=top, clip_on=False, linestyle="none")
+    axes.plot(
+        [x], [height], marker=of.marker, color=of.color, markersize=5, transform=top, clip_on=False, linestyle="none"
+    )
     axes.text(x, 1.025, label, transform=top, ha="center", va="bottom", fontsize=7)
 
 
@@ -183,7 +210,7 @@ def _render(drawn: Figure) -> None:
     """Draw a figure; of a spare one only what is inside its axes, if these are as they were."""
     names = ("xlim", "ylim", "yscale", "xlabel", "ylabel", "title")
     frame = [[getattr(axes, f"get_{name}")() for name in names] for axes in drawn.axes]
-    contents = [artist for axes in drawn.axes for artist in _contents(axes)]
+    contents = _contents(drawn)
     was, still = _stills.get(drawn, (None, None))
     if was != frame:
         for artist in contents:
@@ -196,9 +223,10 @@ def _render(drawn: Figure) -> None:
         artist.draw(drawn.canvas.get_renderer())
 
 
-def _contents(axes: Axes) -> list[Any]:
-    """What is inside axes, in the order in which it is drawn if nothing else decides."""
-    return [*axes.images, *axes.collections, *axes.lines, *axes.texts, *filter(None, [axes.get_legend()])]
+def _contents(drawn: Figure) -> list[Any]:
+    """What is inside the axes, in the order in which it is drawn if nothing else decides, and the legend."""
+    inside = [[*axes.images, *axes.collections, *axes.lines, *axes.texts] for axes in drawn.axes]
+    return [*itertools.chain(*inside), *drawn.legends]
 
 
 def gif(drawn: Figure, moving: Sequence[Any], show: Callable[[int], None], frames: Sequence[int]) -> bytes:
@@ -206,9 +234,8 @@ def gif(drawn: Figure, moving: Sequence[Any], show: Callable[[int], None], frame
 
     What does not move is drawn once.
     """
-    for axes in drawn.axes:
-        for artist in _contents(axes):
-            artist.set_animated(artist in moving)
+    for artist in _contents(drawn):
+        artist.set_animated(artist in moving)
     drawn.canvas.draw()
     still = drawn.canvas.copy_from_bbox(drawn.bbox)
     made: list[Any] = []

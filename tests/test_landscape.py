@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from test_cli import gpuopt_
+from test_pictures import assert_all_is_seen
 
 import gpuopt
 from gpuopt import pictures
@@ -128,7 +129,7 @@ def test_drawing(tmp_path: Path) -> None:
     preset = changed(PRESETS["momentum"], {"Adam": gpuopt.Adam(lr=0.1)}, 5, (1.0, 1.0))
     still, animation, page = draw("some", preset, tmp_path / "out")
     with Image.open(still) as picture, Image.open(animation) as frames:
-        assert picture.size == (1488, 624)
+        assert picture.size == (1488, 600)
         assert getattr(frames, "n_frames", 0) == 6
         assert frames.info["loop"] == 0
     text = page.read_text()
@@ -188,12 +189,7 @@ def test_all_is_on_the_picture(names: list[str], monkeypatch: pytest.MonkeyPatch
     with tempfile.TemporaryDirectory() as folder:
         draw("ravine", changed(PRESETS["ravine"], dict.fromkeys(names, gpuopt.SGD(lr=0.01)), 3, None), Path(folder))
     (figure,) = drawn
-    (legend,) = figure.legends
-    inside = figure.bbox
-    for box in [legend.get_window_extent(), *(axes.get_tightbbox() for axes in figure.axes)]:
-        assert inside.x0 <= box.x0 < box.x1 <= inside.x1
-        assert inside.y0 <= box.y0 < box.y1 <= inside.y1
-    assert all(not legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figure.axes)
+    assert_all_is_seen(figure)
 
 
 def test_the_documents_show_every_preset() -> None:
@@ -206,4 +202,4 @@ def test_the_documents_show_every_preset() -> None:
         file = folder / "landscape" / f"{name}.png"
         assert file.stat().st_size < 60_000
         with Image.open(file) as picture:
-            assert picture.size == (1488, 624)
+            assert picture.size == (1488, 600)

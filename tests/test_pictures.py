@@ -230,6 +230,7 @@ def test_lines_differ_without_their_colours() -> None:
         ([1, 2, 5], False, (0.5, 5.5), "linear"),
         ([0.3, 0.4], True, (-0.015, 0.45), "linear"),
         ([0.02, 3.0], False, (0.01, 5), "log"),
+        ([1.9e-3, 1.9e17], False, (2e-4, 2e18), "log"),
         ([0.02, 3.0, 0.0], False, (-0.5, 3.5), "linear"),
         ([9.999999999999999e22, 1e25, math.nan, math.inf], False, (5e22, 2e25), "log"),
         ([7, 7], False, (3, 11), "linear"),
@@ -237,7 +238,7 @@ def test_lines_differ_without_their_colours() -> None:
         ([-2, -2], False, (-3.2, -0.8), "linear"),
         ([5e-324, 5e-324], True, (-1.2, 1.2), "linear"),
         ([1.7e308, 1.7e308], False, (4e299, 1.6e300), "linear"),
-        ([1, 1.7e308], False, (0.5, 2e300), "log"),
+        ([1, 1.7e308], False, (1e-5, 2e305), "log"),
     ],
     ids=str,
 )
@@ -355,9 +356,10 @@ def test_a_run_has_one_style_in_all_parts_and_in_its_events(tmp_path: Path) -> N
         train(replace(config, hidden=(3,), device="cpu"), out=name, callbacks=[Drop()] * (name == "with"), report=False)
     figure = plots.overlay([Run.read("without"), Run.read("with")])
     seen: dict[str, set[Any]] = {"without": set(), "with": set()}
+    titles = {}
     for axes in figure.axes:
         lines = {line.get_label(): line for line in axes.lines if line.get_label() in seen}
-        assert {text.get_text() for text in axes.get_legend().get_texts()} == set(lines)
+        titles[axes.get_title()] = set(lines)
         for name, line in lines.items():
             seen[name].add((line.get_color(), line.get_marker()))
         (top,) = (
@@ -366,12 +368,60 @@ def test_a_run_has_one_style_in_all_parts_and_in_its_events(tmp_path: Path) -> N
             if line.get_xdata()[:1] == [3] and line.get_marker() != "None" and line.get_label() not in seen
         )
         assert {(top.get_color(), top.get_marker())} == seen["with"]
-    assert [axes.get_title() for axes in figure.axes if len(axes.get_legend().get_texts()) == 1] == [
-        "Test loss",
-        "Test accuracy",
-    ]
+    assert [title for title, names in titles.items() if names == {"with"}] == ["Test loss", "Test accuracy"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["without", "with"]
     assert [len(styles) for styles in seen.values()] == [1, 1]
     assert seen["with"].isdisjoint(seen["without"])
+
+
+def assert_all_is_seen(figure: Any) -> None:
+    """The legend is on the picture, and hides nothing of the axes and what is written at them."""
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    for inner in [box, *(axes.get_tightbbox() for axes in figure.axes)]:
+        assert figure.bbox.x0 <= inner.x0 < inner.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= inner.y0 < inner.y1 <= figure.bbox.y1
+    assert all(not box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 14])
+def test_legends_hide_nothing(classes: int) -> None:
+    """Neither curves nor samples, however long the names are."""
+    x = np.random.RandomState(0).standard_normal((60, 2))
+    np.savez("some.npz", x_train=x, y_train=np.arange(60) % classes, x_test=x, y_test=np.arange(60) % classes)
+    train(Config(data="some.npz", epochs=5, hidden=(3,), device="cpu"), out="run", report=False)
+    run = Run.read("run")
+    several = plots.overlay([run.called(f"SGD_lr=0.{k}_nesterov=true_momentum=0.9") for k in range(classes)])
+    regions = plots.plane(run)
+    for figure in [*plots.figures(run).values(), several, regions]:
+        assert_all_is_seen(figure)
+    assert regions is not None
+    named = [text.get_text() for text in regions.legends[0].get_texts()]
+    assert named == [f"class {k}" for k in range(classes)]
+
+
+def test_events_at_one_step_do_not_hide_each_other() -> None:
+    class Drop(Callback):
+        def epoch(self, training: Training) -> None:
+            training.tune(lr=0.01)
+
+    for name in ("a", "b"):
+        train(Config(epochs=1, hidden=(3,), device="cpu"), out=name, callbacks=[Drop()], report=False)
+    for axes in plots.overlay([Run.read("a"), Run.read("b")]).axes:
+        tops = [line.get_ydata()[0] for line in axes.lines if line.get_transform() != axes.transData]
+        assert len(tops) == len(set(tops)) + 1  # both vertical lines begin at the bottom
+
+
+def test_black_is_seen_on_all_colours_of_numbers() -> None:
+    x = np.random.RandomState(0).standard_normal((60, 2))
+    np.savez("numbers.npz", x_train=x, y_train=x.sum(axis=1))
+    train(Config(data="numbers.npz", epochs=5, hidden=(3,), device="cpu"), out="run", report=False)
+    figure = plots.plane(Run.read("run"))
+    assert figure is not None
+    (filled, *_) = figure.axes[0].collections
+    shades = filled.cmap(np.linspace(0, 1, 20))[:, :3] @ (0.299, 0.587, 0.114)
+    assert shades.min() > 0.3
+    assert (np.diff(shades) > 0).all()
 
 
 def test_regions_can_be_told_apart_without_colour(ran: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,6 +33,10 @@ LUMINANCE = (0.299, 0.587, 0.114)
 """What red, green and blue have of a grey (ITU-R BT.601)."""
 SHOWN = 1000
 """Samples at most in a picture."""
+NAMED = 40
+"""Classes at most in a legend."""
+LIGHT = "summer"
+"""Colours that grow lighter with the number; black can be seen on all of them."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,10 @@ def figures(run: Run) -> Figures:
     drawn: Figures = {}
     for panel in PANELS:
         if any(run.points(key)[0] for key in panel.lines):
-            figure, (axes,) = pictures.figure()
             lines = [(label, run, key) for key, label in panel.lines.items()]
+            figure, (axes,) = pictures.figure(labels=list(panel.lines.values()))
             _draw(axes, panel, lines)
+            pictures.legend(figure)
             margin = 0.02 * run.steps
             axes.set_xlim(-margin, run.steps + margin)
             for step, numbers in _marks(run):
@@ -71,7 +77,7 @@ def overlay(runs: Sequence[Run]) -> Figure:
     """Several runs over each other, in one picture with a part for each metric."""
     parts = [(panel, key) for panel in PANELS for key in panel.lines if any(run.points(key)[0] for run in runs)]
     rows = max(1, (len(parts) + 1) // 2)
-    figure, every = pictures.figure(12.8, 3.9 * rows, rows, 2)
+    figure, every = pictures.figure(12.8, 3.9 * rows, rows, 2, [run.name for run in runs])
     for axes in every[len(parts) :]:
         axes.remove()
     for axes, (panel, key) in zip(every, parts, strict=False):
@@ -79,7 +85,9 @@ def overlay(runs: Sequence[Run]) -> Figure:
         axes.set_title(key.replace("lr", "learning rate").replace("_", " ").capitalize(), fontsize=11)
         for number, run in enumerate(runs):
             for event in run.events:
-                pictures.mark(axes, event["step"], of=pictures.style(number))
+                height = 1 - 0.05 * (number % 10)  # those at one step do not hide each other
+                pictures.mark(axes, event["step"], of=pictures.style(number), height=height)
+    pictures.legend(figure)
     return figure
 
 
@@ -107,7 +115,8 @@ def plane(run: Run) -> Figure | None:
 
 
 def _plane(data: Dataset, params: Params) -> Figure:
-    figure, (axes,) = pictures.figure(6.0, 5.2)
+    labels = [f"class {label}" for label in data.classes or ()]
+    figure, (axes,) = pictures.figure(6.0, 5.2, labels=labels[:NAMED])
     (left, bottom), (right, top) = _frame(data)
     x, y = np.meshgrid(np.linspace(left, right, GRID), np.linspace(bottom, top, GRID))
     grid = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
@@ -117,7 +126,8 @@ def _plane(data: Dataset, params: Params) -> Figure:
     if data.classes is None:
         _surface(figure, axes, data, (x, y, outputs[:, 0].reshape(x.shape)))
     else:
-        _regions(axes, data, (x, y, outputs.reshape(*x.shape, -1)))
+        _regions(axes, data, (x, y, outputs.reshape(*x.shape, -1)), labels[:NAMED])
+        pictures.legend(figure)
     axes.set(
         xlim=(left, right), ylim=(bottom, top), xlabel="Feature 0 (as in the data)", ylabel="Feature 1 (as in the data)"
     )
@@ -180,8 +190,7 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[tuple[str, Run, str]]) -> No
     else:
         pictures.scale(axes, values, from_zero=panel.name == "learning_rate")
     axes.set(xlabel=STEPS, ylabel=f"Loss ({' or '.join(sorted(losses))})" if panel.name == "loss" else panel.axis)
-    if len(lines) > 1:
-        axes.legend(fontsize=8, framealpha=0.85, handlelength=4, loc="best" if len(values) < 2000 else "upper right")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _frame(data: Dataset) -> tuple[Any, Any]:
@@ -191,7 +200,7 @@ def _frame(data: Dataset) -> tuple[Any, Any]:
     return low - margin, high + margin
 
 
-def _regions(axes: Axes, data: Dataset, predicted: Any) -> None:
+def _regions(axes: Axes, data: Dataset, predicted: Any, labels: Sequence[str]) -> None:
     x, y, outputs = predicted
     assert data.classes is not None
     index = outputs.argmax(axis=2)
@@ -207,14 +216,12 @@ def _regions(axes: Axes, data: Dataset, predicted: Any) -> None:
         axes.contour(x, y, ahead, levels=[0], colors="black", linewidths=0.9)
     every = -(-len(data.train) // SHOWN)
     samples, targets = data.train.x[::every], data.train.y[::every]
-    for k, label in enumerate(data.classes):
+    for k, label in itertools.zip_longest(range(len(data.classes)), labels):
         of = pictures.style(k)
         axes.plot(
             *samples[targets == k].T, linestyle="none", marker=of.marker, markersize=4, color=of.color,
-            markeredgecolor="black", markeredgewidth=0.5, label=str(label),
+            markeredgecolor="black", markeredgewidth=0.5, label=label,
         )  # fmt: skip
-    if len(data.classes) <= 12:
-        axes.legend(title="class", fontsize=8, title_fontsize=8, framealpha=0.9, loc="upper right")
 
 
 def _surface(figure: Figure, axes: Axes, data: Dataset, predicted: Any) -> None:
@@ -222,12 +229,10 @@ def _surface(figure: Figure, axes: Axes, data: Dataset, predicted: Any) -> None:
     samples, targets = data.train.x[::every], data.train.y[::every, 0]
     low, high = float(targets.min()), float(targets.max())
     levels = np.linspace(low, high, 11) if high > low else np.array([low - 1, low, low + 1])
-    drawn = axes.contourf(*predicted, levels=levels, cmap="viridis", extend="both")
+    drawn = axes.contourf(*predicted, levels=levels, cmap=LIGHT, extend="both")
     lines = axes.contour(*predicted, levels=levels, colors="black", linewidths=0.6)
     axes.clabel(lines, fontsize=7)
-    axes.scatter(
-        *samples.T, c=targets, cmap="viridis", vmin=levels[0], vmax=levels[-1], s=16, edgecolors="black", lw=0.5
-    )
+    axes.scatter(*samples.T, c=targets, cmap=LIGHT, vmin=levels[0], vmax=levels[-1], s=16, edgecolors="black", lw=0.5)
     figure.subplots_adjust(right=0.98)  # of which the colour bar takes its share
     figure.colorbar(drawn, ax=axes, fraction=0.2).set_label("Prediction; in the points: target (units of the target)")
 

@@ -105,7 +105,7 @@ def draw_over_each_other(runs: Sequence[Run], out: Path, *parts: str, title: str
         names = ", ".join(run.name for run in runs)
         events = [(run.name, step, text) for run in runs for _, step, text in plots.explained(run)]
         told = ["<h2>Events</h2>", pictures.table(["run", "step", "what happened"], events)] if events else []
-        caption = f"{names}. Vertical lines: events, in the style of their run, with its marker on top"
+        caption = f"{names}. Vertical lines: events, in the style of their run, with its marker on them"
         picture = pictures.image(content, caption if events else names)
         pictures.write(out, pictures.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
     except OSError as error:
