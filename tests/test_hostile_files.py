@@ -27,7 +27,7 @@ from mutations import MUTATIONS
 
 import gpuopt
 from gpuopt import checkpoint
-from gpuopt.training import Callback, Config, Training, UsageError, load, resume, train
+from gpuopt.training import Callback, Config, Training, UsageError, load, report, resume, train
 from gpuopt.training.checkpoints import Checkpoints
 from gpuopt.training.folder import RunFolder
 from gpuopt.training.history import Run
@@ -456,10 +456,7 @@ def test_what_pictures_read(run: RunFolder, tmp_path: Path, name: str, what: Any
 WRONG_ROWS: list[dict[str, Any]] = [
     {"step": 10**400}, {"step": 0}, {"step": True}, {"epoch": 0}, {"epoch": 1.5}, {"epoch": None}, {"loss": 10**400},
     {"loss": "x"}, {"loss": float("inf")}, {"accuracy": {}}, {"lr": [0.1]}, {"update_norm": []}, {"seconds": "x"},
-    {"event": []}, {"event": 5}, {"event": "pause", "loss": []}, {"event": "pause", "step": -1},
-    {"event": "tune", "name": "lr", "old": {}, "new": 1}, {"event": "tune", "old": 1, "new": 1},
-    {"event": "tune", "name": "lr", "old": 1, "new": 10**400}, {"event": "rollback", "back_to_step": 1, "lr": None},
-    {"event": "explosion"}, {"event": "explosion", "action": "rollback", "reason": "x"}, {"event": "skip"},
+    {"event": []}, {"event": 5}, {"event": "pause", "step": -1}, {"event": "tune", "step": 10**400},
 ]  # fmt: skip
 
 
@@ -471,6 +468,26 @@ def test_metrics_that_cannot_be_drawn(run: RunFolder, tmp_path: Path, wrong: dic
         file.write(json.dumps(row | wrong) + "\n")
     with pytest.raises(UsageError, match=r"metrics\.jsonl: line 5 is not readable"):
         Run.read(folder)
+
+
+ODD_EVENTS: list[dict[str, Any]] = [
+    {"event": "pause", "loss": []}, {"event": "tune", "name": "lr", "old": {}, "new": 1},
+    {"event": "tune", "old": 1, "new": 1}, {"event": "tune", "name": "lr", "old": 1, "new": 10**400},
+    {"event": "tune", "name": "lr", "old": 1, "new": 2, "schedule": 3},
+    {"event": "rollback", "back_to_step": 1, "lr": None}, {"event": "explosion"},
+    {"event": "explosion", "action": "rollback", "reason": "x"}, {"event": "skip"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD_EVENTS, ids=lambda row: f"{row}"[:40])
+def test_events_that_lack_what_ours_have_are_told_by_their_names(
+    run: RunFolder, tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    folder = handed_on(run, tmp_path)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3} | odd) + "\n")
+    report.draw(folder)
+    assert f"<td>{odd['event']}</td>" in (folder / "report.html").read_text()
 
 
 def test_a_configuration_that_cannot_be_drawn(run: RunFolder, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from gpuopt.training.config import Config
 from gpuopt.training.errors import UsageError
 from gpuopt.training.folder import RunFolder
 from gpuopt.training.limits import expect_file, expect_room
-from gpuopt.training.progress import explain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,10 +113,9 @@ class Run:
 
 
 def _row(line: bytes) -> Row:
-    """A row of metrics or an event; what cannot be drawn or told is one of many errors."""
+    """A row of metrics or an event; what cannot be drawn is one of many errors."""
     row: Row = json.loads(line)
     if "event" in row:
-        explain(row)
         counts, least = [row["step"]], 0
         fits = type(row["event"]) is str
     else:

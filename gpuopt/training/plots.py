@@ -209,7 +209,8 @@ def _regions(axes: Axes, data: Dataset, predicted: Any, labels: Sequence[str]) -
     lightness = np.linspace(0.93, 0.65, len(colors))
     shares = (1 - lightness) / (1 - colors @ LUMINANCE)
     pale = 1 - np.minimum(shares, 1)[:, None] * (1 - colors)
-    extent = (x[0, 0], x[0, -1], y[0, 0], y[-1, 0])
+    dx, dy = (x[0, 1] - x[0, 0]) / 2, (y[1, 0] - y[0, 0]) / 2  # a pixel reaches half a cell further than its middle
+    extent = (x[0, 0] - dx, x[0, -1] + dx, y[0, 0] - dy, y[-1, 0] + dy)
     axes.imshow(pale[index], extent=extent, origin="lower", aspect="auto", interpolation="nearest")
     for k in np.unique(index):
         ahead = outputs[..., k] - np.delete(outputs, k, axis=2).max(axis=2, initial=-np.inf)

@@ -60,7 +60,7 @@ def explain(event: Mapping[str, Any]) -> str:
     """An event, in words; one of another's making, which has the name of one of ours perhaps, by its name."""
     try:
         return _explained(event)
-    except (KeyError, TypeError, ValueError):
+    except (ArithmeticError, KeyError, TypeError, ValueError):
         return str(event["event"])
 
 
