@@ -117,7 +117,11 @@ def test_the_follower_knows_rows_events_and_more_points(running: Running) -> Non
             await asyncio.sleep(0.01)
         assert await follower.ask({"tune": {"lr": 0.125}}) is None
         assert "expected a number" in (await follower.ask({"tune": {"lr": -1}}) or "")
-        assert await follower.ask({"rollback": "last", "pause": None, "stop": None}) is None
+        assert await follower.ask({"pause": None}) is None
+        version = follower.version
+        assert await follower.ask({}) is None
+        assert follower.version == version  # nothing to be drawn
+        assert await follower.ask({"rollback": "last", "stop": None}) is None
         await following
         assert await follower.ask({"pause": None}) == "no training is running"
 
@@ -125,9 +129,9 @@ def test_the_follower_knows_rows_events_and_more_points(running: Running) -> Non
     running._thread.join()
     assert (follower.ended, follower.killed) == (True, False)
     assert [row for row in follower.rows if "loss" in row] == rows(running.folder)
-    assert [event["event"] for event in follower.events] == ["tune", "rollback", "pause", "stop"]
+    assert [event["event"] for event in follower.events] == ["tune", "pause", "rollback", "stop"]
     for found in (follower.rows, follower.points):
-        assert [row["step"] for row in found if "loss" not in row] == [follower.events[1]["back_to_step"]]
+        assert [row["step"] for row in found if "loss" not in row] == [follower.events[2]["back_to_step"]]
     assert follower.points[-1]["step"] == follower.events[-1]["step"]
 
 

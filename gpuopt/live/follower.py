@@ -111,8 +111,8 @@ class Follower:
         self._read_metrics()  # it may have gone back before
         if self.now is None or (now["step"], now["lr"]) != (self.now["step"], self.now["lr"]):
             self._add(self.points, now)
+        self.version += now != self.now
         self.now = now
-        self.version += 1
 
     def _read_metrics(self) -> None:
         """Take what is new in the file."""
@@ -127,6 +127,7 @@ class Follower:
         except OSError:
             return
         if whole:
+            self.version += 1
             self._read += len(whole) + 1
             for line in whole.splitlines():
                 row = json.loads(line)
