@@ -44,7 +44,7 @@ class Follower:
     name : str
     rows, points, events : list of dict
         Of the metrics; what the training answered in between, with the same keys; events. In both of the former, where the
-        training went back to, by ``step`` and ``seconds`` alone.
+        training went back to, with ``step``, ``lr`` and ``seconds`` alone.
     now : dict or None
         The last answer.
     ended, killed : bool
@@ -133,7 +133,7 @@ class Follower:
                 row = json.loads(line)
                 self._add(self.events if "event" in row else self.rows, row)
                 if "event" in row and isinstance(row.get("back_to_step"), int):
-                    back = {"step": row["back_to_step"], "seconds": self._seconds}
+                    back = {"step": row["back_to_step"], "lr": row.get("lr"), "seconds": self._seconds}
                     self._add(self.rows, back)
                     self._add(self.points, back)
 

@@ -286,6 +286,7 @@ class Chart:
         follower = self._follower
         points, left = _parted(follower.points)
         rows, _ = _parted(follower.rows)
+        points, rows = ([row for row in known if "loss" in row] for known in (points, rows))
         if follower.now is not None and follower.now["accuracy"] is None:  # regression
             self._chart.set_visibility(self._name != "accuracy")
             if self._name == "loss":
@@ -302,7 +303,7 @@ class Chart:
             if any(f"test_{self._name}" in row for row in rows):
                 series.append(_line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
         if left:
-            series.append(_line("left by a rollback", left, self._name, GREY, dash=[1, 5]))
+            series.append(_line("left by a rollback", left, self._name, GREY, dash=[2, 4]))
         series[0]["markLine"] = _marks(follower.events)
         self._chart.options["series"] = series
         self._chart.options["legend"]["data"] = [
@@ -344,13 +345,11 @@ def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     taken: list[Row] = []
     left: list[Row] = []
     for row in rows:
-        is_measured = "loss" in row
         if taken and row["step"] < (last := taken[-1]["step"]):
-            cut = bisect_left(taken, row["step"] + (not is_measured), key=operator.itemgetter("step"))
+            cut = bisect_left(taken, row["step"], key=operator.itemgetter("step"))
             left += [*taken[cut:], {"step": last}]
             del taken[cut:]
-        if is_measured:
-            taken.append(row)
+        taken.append(row)
     return taken, left
 
 
