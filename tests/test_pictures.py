@@ -400,6 +400,14 @@ def test_legends_hide_nothing(classes: int) -> None:
     assert named == [f"class {k}" for k in range(classes)]
 
 
+def test_events_long_after_the_last_row_are_on_the_picture(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "pause", "step": 60000}\n')
+    report.draw(run)
+    for figure in plots.figures(Run.read(run)).values():
+        assert figure.axes[0].get_xlim()[1] > 60000
+
+
 def test_events_at_one_step_do_not_hide_each_other() -> None:
     class Drop(Callback):
         def epoch(self, training: Training) -> None:

@@ -104,7 +104,8 @@ class Run:
         """As many as it took, or is going to take."""
         last: Row = self.rows[-1]
         epoch, steps = int(last["epoch"]), int(last["step"])
-        return round(steps / epoch * (epoch if self.summary is not None else max(self.config.epochs, epoch)))
+        expected = round(steps / epoch * (epoch if self.summary is not None else max(self.config.epochs, epoch)))
+        return max([expected, *(event["step"] for event in self.events)])
 
     @property
     def classifies(self) -> bool:
