@@ -105,7 +105,7 @@ class Run:
         last: Row = self.rows[-1]
         epoch, steps = int(last["epoch"]), int(last["step"])
         expected = round(steps / epoch * (epoch if self.summary is not None else max(self.config.epochs, epoch)))
-        return max([expected, *(event["step"] for event in self.events)])
+        return max([expected, *(int(event["step"]) for event in self.events)])
 
     @property
     def classifies(self) -> bool:
