@@ -103,7 +103,8 @@ def coverage(session: nox.Session) -> None:
     if not data:
         session.error("no session has left coverage data: run some first, for example nox -s tests-3.11 coverage")
     session.install("coverage")
-    combined = {"COVERAGE_FILE": str(Path(session.cache_dir, ".coverage"))}
+    # A name of its own: `report` takes whatever is called like its file, and deletes it.
+    combined = {"COVERAGE_FILE": str(Path(session.cache_dir, "coverage"))}
     session.run("coverage", "combine", "--keep", *map(str, data), env=combined)
     session.run("coverage", "report", *session.posargs, env=combined)
 
