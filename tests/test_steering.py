@@ -282,6 +282,10 @@ def test_command(running: Running) -> None:
     assert gpuopt("tune", folder, "--rollback", "change", "--resume")[0] == 0
     code, output = gpuopt("tune", folder, "lr=-1")
     assert (code, output) == (2, "gpuopt: Adam: lr: got -1.0, expected a number in [0, inf)\n")
+    assert gpuopt("tune", folder, "lr=1", "lr=2") == (2, "gpuopt: lr=2: lr is given twice\n")
+    code, output = gpuopt("tune", folder, "lr=abc")
+    expected = "gpuopt: lr=abc: expected a number or a schedule: unknown schedule 'abc'"
+    assert (code, output.partition(";")[0]) == (2, expected)
     assert gpuopt("tune", folder, "lr") == (2, "gpuopt: lr: expected NAME=VALUE, as in beta1=0.95\n")
     assert gpuopt("tune", folder, "--step")[0] == 0
     code, output = gpuopt("tune", folder, "--stop")
