@@ -95,6 +95,8 @@ def test_pause_one_step_save_and_resume(running: Running) -> None:
     assert running.ask(save=None)["events"] == [{"event": "save", "step": paused["step"] + 1, "by": "hand"}]
     assert str(paused["step"] + 1) in running.ask()["now"]["back"]
     assert not running.ask(resume=None)["now"]["paused"]
+    while running.ask()["now"]["step"] == paused["step"] + 1:
+        pass
     result = running.finish()
     assert (result.stopped, result.steps > paused["step"] + 1) == ("stopped by hand", True)
     assert [rows(running.folder, what)[0]["step"] for what in ("pause", "step", "save")] == [
