@@ -467,7 +467,7 @@ def _rule(text: str, steps: int) -> Rule:
     from gpuopt.training import Config
     from gpuopt.training.compare import with_optimizer
 
-    return with_optimizer(Config(), text).rule(steps)
+    return with_optimizer(Config(epochs=steps, batch_size="full"), text, lambda: 1).rule(steps)
 
 
 def _point(text: str, lower: tuple[float, float], upper: tuple[float, float]) -> tuple[float, float]:
@@ -507,30 +507,9 @@ def _config(given: dict[str, Any]) -> Config:
 
 def _settings(texts: list[str], option: str) -> dict[str, float | str]:
     """What each ``NAME=VALUE`` chooses."""
-    from gpuopt.training import UsageError
+    from gpuopt.training.config import settings
 
-    chosen: dict[str, float | str] = {}
-    for text in texts:
-        name, value = _setting(text, option)
-        if name in chosen:
-            raise UsageError(f"{option}{text}: {name} is given twice")
-        chosen[name] = value
-    return chosen
-
-
-def _setting(text: str, option: str) -> tuple[str, float | str]:
-    """Name and value of ``NAME=VALUE``: a number, a flag, or the text of a schedule."""
-    from gpuopt.training import UsageError
-
-    name, equals, value = (part.strip() for part in text.partition("="))
-    if not (name and equals and value):
-        raise UsageError(f"{option}{text}: expected NAME=VALUE, as in beta1=0.95")
-    if value.lower() in {"true", "false"}:
-        return name, value.lower() == "true"
-    try:
-        return name, float(value)
-    except ValueError:
-        return name, value
+    return settings(texts, lambda text: f"{option}{text}", "NAME=VALUE, as in beta1=0.95")
 
 
 def _tell(result: Result) -> None:

@@ -154,6 +154,10 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (["beale", "Adma"], "gpuopt: Adma: unknown (did you mean Adam?)"),
         (["beale", "SGD:lr"], "gpuopt: SGD:lr: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"),
         (["beale", "SGD", "Adam:lr=cosin"], "gpuopt: Adam:lr=cosin: unknown schedule 'cosin' (did you mean 'cosine'?)"),
+        (
+            ["beale", "SGD:lr=polynomial:final=-1"],
+            "gpuopt: SGD:lr=polynomial:final=-1: SGD: lr at step",
+        ),
         (["beale", "--start", "3"], "gpuopt: --start 3: expected two numbers, as in -1.5,2"),
         (
             ["beale", "--start", "nan,1"],

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from running import Running, gpuopt, opened, rows
 
-from gpuopt.live import Page
+from gpuopt.live import Page, curves
 from gpuopt.live.follower import Follower
 from gpuopt.live.guard import Guard
 from gpuopt.training import UsageError
@@ -201,8 +201,7 @@ def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: 
 )
 def test_what_a_rollback_left_is_drawn_apart(steps: list[Any], taken: list[int], left: list[int | None]) -> None:
     """Steps as text are where it went back to."""
-    view = pytest.importorskip("gpuopt.live.view", reason="the extra live is not installed")
-    parts = view._parted([{"step": int(step)} | ({"loss": 1.0} if isinstance(step, int) else {}) for step in steps])
+    parts = curves.parted([{"step": int(step)} | ({"loss": 1.0} if isinstance(step, int) else {}) for step in steps])
     assert [[row["step"] if "loss" in row else None for row in part] for part in parts] == [taken, left]
 
 
@@ -218,8 +217,7 @@ def test_what_a_rollback_left_is_drawn_apart(steps: list[Any], taken: list[int],
     ids=str,
 )
 def test_no_value_is_at_an_end_of_a_logarithmic_axis(values: list[float], ends: tuple[float, float]) -> None:
-    view = pytest.importorskip("gpuopt.live.view", reason="the extra live is not installed")
-    assert tuple(view._decades(values).values()) == pytest.approx(ends)
+    assert tuple(curves.decades(values).values()) == pytest.approx(ends)
 
 
 # In the browser

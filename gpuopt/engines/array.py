@@ -42,11 +42,8 @@ def assign(target: Any, source: Any) -> None:
     xp = namespace(target)
     with current(target):
         if place(source) != place(target):
-            device = array_api_compat.device(target)
-            if type(source) is type(target) and not is_cupy(source):
-                source = array_api_compat.to_device(source, device)
-            else:  # through the host, also from GPU to GPU: there CuPy does not wait for what is still being computed
-                source = xp.asarray(to_numpy(source), device=device)
+            # Through the host, also from GPU to GPU: there CuPy does not wait for what is still being computed.
+            source = xp.asarray(to_numpy(source), device=array_api_compat.device(target))
         target[...] = xp.astype(source, target.dtype, copy=False)
 
 

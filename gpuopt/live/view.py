@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import operator
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from nicegui import ui
 
+from gpuopt.live import curves
+from gpuopt.live.curves import EPOCH, GREY, INK, MOMENT, TEST
 from gpuopt.training.progress import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from gpuopt.live.follower import Follower, Row
 
@@ -20,9 +20,6 @@ __all__ = ["show"]
 
 REFRESH = 0.5
 """Seconds between two drawings."""
-INK, GREY = "#1a1a1a", "#6b6b6b"
-# Okabe and Ito's colours; lines differ in their dashes and marks, too.
-MOMENT, EPOCH, TEST = "#0072b2", "#1a1a1a", "#d55e00"
 STYLE = """
 body { background: #fff; color: #1a1a1a; font-family: system-ui, sans-serif; }
 .nicegui-content { padding: 16px 24px; gap: 12px; }
@@ -284,93 +281,38 @@ class Chart:
     def draw(self) -> None:
         """Draw what there is now."""
         follower = self._follower
-        points, left = _parted(follower.points)
-        rows, _ = _parted(follower.rows)
+        points, left = curves.parted(follower.points)
+        rows, _ = curves.parted(follower.rows)
         points, rows = ([row for row in known if "loss" in row] for known in (points, rows))
         if follower.now is not None and follower.now["accuracy"] is None:  # regression
             self._chart.set_visibility(self._name != "accuracy")
             if self._name == "loss":
                 self._chart.options["yAxis"]["name"] = "loss (mean squared error)"
         if self._name == "lr":
-            both, left = _parted(sorted([*follower.points, *follower.rows], key=lambda row: row["seconds"]))
-            series = [_line("learning rate", both, "lr", MOMENT, step="end")]
+            both, left = curves.parted(sorted([*follower.points, *follower.rows], key=lambda row: row["seconds"]))
+            series = [curves.line("learning rate", both, "lr", MOMENT, step="end")]
         else:
             title = "training (up to 1024 samples, at the moment)"
-            series = [_line(title, points, self._name, MOMENT)]
+            series = [curves.line(title, points, self._name, MOMENT)]
             series.append(
-                _line("training (mean over the epoch)", rows, self._name, EPOCH, dash="dotted", symbol="circle")
+                curves.line("training (mean over the epoch)", rows, self._name, EPOCH, dash="dotted", symbol="circle")
             )
             if any(f"test_{self._name}" in row for row in rows):
-                series.append(_line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
+                series.append(curves.line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
         if left:
-            series.append(_line("left by a rollback", left, self._name, GREY, dash=[2, 4]))
-        series[0]["markLine"] = _marks(follower.events)
+            series.append(curves.line("left by a rollback", left, self._name, GREY, dash=[2, 4]))
+        series[0]["markLine"] = curves.marks(follower.events)
         self._chart.options["series"] = series
         self._chart.options["legend"]["data"] = [
             {"name": line["name"], "itemStyle": {"opacity": 0 if line["symbol"] == "none" else 1}} for line in series
         ]
         if self._logarithmic:
-            self._chart.options["yAxis"] |= _decades(y for line in series for _, y in line["data"] if y is not None)
+            self._chart.options["yAxis"] |= curves.decades(
+                y for line in series for _, y in line["data"] if y is not None
+            )
         self._chart.update()
 
 
 def _axis(name: str) -> dict[str, Any]:
     lines = {"axisLine": {"show": True, "lineStyle": {"color": INK}}, "splitLine": {"lineStyle": {"color": "#e6e6e6"}}}
     return {"name": name, "nameTextStyle": {"color": INK}, "axisLabel": {"color": INK}, **lines}
-
-
-def _line(title: str, rows: Sequence[Row], key: str, colour: str, dash: Any = "solid", **more: Any) -> dict[str, Any]:
-    return {
-        "name": title,
-        "type": "line",
-        "data": list(_points(rows, key)),
-        "color": colour,
-        "lineStyle": {"width": 2 if dash == "solid" else 1.5, "type": dash},
-        "showSymbol": "symbol" in more and len(rows) <= 120,
-        "symbol": "none",
-        "symbolSize": 5,
-        **more,
-    }
-
-
-def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
-    """Steps and values; there is a gap where there is no value."""
-    for row in rows:
-        value = row.get(key)
-        yield [row["step"], value if key == "accuracy" or value is None or value > 0 else None]
-
-
-def _parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows of the course that the training took, and those that it went back from, with a gap after each part."""
-    taken: list[Row] = []
-    left: list[Row] = []
-    for row in rows:
-        if taken and row["step"] < (last := taken[-1]["step"]):
-            cut = bisect_left(taken, row["step"], key=operator.itemgetter("step"))
-            left += [*taken[cut:], {"step": last}]
-            del taken[cut:]
-        taken.append(row)
-    return taken, left
-
-
-def _decades(values: Iterable[float]) -> dict[str, float]:
-    """The ends of a logarithmic axis: powers of ten around the values, none of them at an end."""
-    known = [math.log10(value) for value in values]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    return {"min": 10.0 ** max(-307, math.ceil(low - 1.02)), "max": 10.0 ** min(308, math.floor(high + 1.02))}
-
-
-def _marks(events: Sequence[Row]) -> dict[str, Any]:
-    """A line for each event that changed the course."""
-    names = {"tune": "change", "rollback": "rollback", "explosion": "explosion"}
-    return {
-        "symbol": "none",
-        "silent": True,
-        "lineStyle": {"color": GREY, "type": [2, 3], "width": 1},
-        "label": {"color": INK, "fontSize": 11, "position": "insideEndTop"},
-        "data": [
-            {"xAxis": e["step"], "label": {"formatter": e.get("name", names[e["event"]])}}
-            for e in events[-40:]
-            if e["event"] in names
-        ],
-    }

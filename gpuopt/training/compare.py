@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from gpuopt import pictures
 from gpuopt.backends import BackendUnavailable
 from gpuopt.rules import RULES
 from gpuopt.training import report
-from gpuopt.training.config import Config
+from gpuopt.training.config import Config, settings
 from gpuopt.training.data import load, spiral
 from gpuopt.training.errors import ExplodedError, UsageError
 from gpuopt.training.folder import RunFolder, write_json
@@ -121,26 +122,16 @@ def choice(text: str) -> tuple[str, dict[str, float | str]]:
     """
     name, _, rest = text.partition(":")
     name = {known.lower(): known for known in RULES}.get(name.strip().lower(), name.strip())
-    given: dict[str, float | str] = {}
-    for part in rest.split(",") if rest else ():
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (key and equals and value):
-            raise UsageError(f"{text}: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9")
-        if key in given:
-            raise UsageError(f"{text}: {key} is given twice")
-        try:
-            given[key] = float(value)
-        except ValueError:
-            given[key] = value.lower() == "true" if value.lower() in {"true", "false"} else value
-    return name, given
+    expected = "NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"
+    return name, settings(rest.split(",") if rest else (), lambda _: text, expected)
 
 
 def with_optimizer(
-    config: Config, text: str, defaults: Mapping[str, dict[str, Any]] | None = None, samples: int | None = None
+    config: Config, text: str, samples: Callable[[], int], defaults: Mapping[str, dict[str, Any]] | None = None
 ) -> Config:
     """The config with the optimizer of ``NAME[:ARG=VALUE,...]``; without arguments it gets those of the defaults.
 
-    Its schedules are checked over the steps that so many samples take, if they are given.
+    Schedules are checked over the steps that so many `samples` take; which is asked for only if there are any.
 
     Raises
     ------
@@ -151,8 +142,8 @@ def with_optimizer(
     values = values or (defaults or {}).get(name, {})
     try:
         chosen = dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
-        if samples is not None:
-            chosen.resolved(samples)
+        if any(isinstance(value, str) for value in values.values()):
+            chosen.resolved(samples())
     except UsageError as error:  # after the option of `gpuopt train` that it names
         raise UsageError(f"{text}: {str(error).partition(': ')[2]}") from None
     return chosen
@@ -216,8 +207,8 @@ def compare(
     labels = list(optimizers) or list(RULES)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
-    samples, defaults = _samples(config), SPIRAL if config.data is None else FILE
-    configs = [with_optimizer(config, label, defaults, samples) for label in labels]
+    samples = functools.cache(lambda: _samples(config))
+    configs = [with_optimizer(config, label, samples, SPIRAL if config.data is None else FILE) for label in labels]
     if len(set(labels)) < len(labels):
         raise UsageError(f"{' '.join(labels)}: expected each one once")
     data = "spiral" if config.data is None else config.data.rpartition("/")[2].partition(".")[0]

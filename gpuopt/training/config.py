@@ -19,9 +19,9 @@ from gpuopt.training.errors import UsageError
 from gpuopt.training.model import Initial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Config"]
+__all__ = ["Config", "settings"]
 
 INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
 Matmul: TypeAlias = Literal["float32", "float64"]
@@ -303,6 +303,44 @@ class Config:
             return cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
+
+
+def settings(texts: Iterable[str], called: Callable[[str], str], expected: str) -> dict[str, float | str]:
+    """What each ``NAME=VALUE`` chooses: a number, a flag, or the text of a schedule.
+
+    Parameters
+    ----------
+    texts
+    called
+        What messages call one of them.
+    expected
+        What they say was expected of one that is written otherwise.
+
+    Raises
+    ------
+    UsageError
+        For such a one, and for a name that is given twice.
+
+    Examples
+    --------
+    >>> settings(["lr=cosine", "beta1=0.95"], str, "NAME=VALUE")
+    {'lr': 'cosine', 'beta1': 0.95}
+    """
+    chosen: dict[str, float | str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise UsageError(f"{called(text)}: expected {expected}")
+        if name in chosen:
+            raise UsageError(f"{called(text)}: {name} is given twice")
+        if value.lower() in {"true", "false"}:
+            chosen[name] = value.lower() == "true"
+            continue
+        try:
+            chosen[name] = float(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen
 
 
 def _is_integer(value: Any) -> bool:
