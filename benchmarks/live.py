@@ -1,11 +1,12 @@
 """What steering and the live page cost: the built-in run as it is, without steering, and with a page that is looked at.
 
-python -m benchmarks.live [--repeat 7] [--epochs 10000] [--out FOLDER]
+python -m benchmarks.live [--repeat 5] [--epochs 60000] [--out FOLDER]
 
 Times the processes as a whole, in turn: ``gpuopt train``; the same with the part that listens for commands taken out;
 and ``gpuopt train --live`` with the page open in a headless Chromium, which needs the extra ``live``, selenium and
-Chromium. Prints medians and their ratios, and saves them as ``live.json``. Where processors are few, the browser takes
-its share of them: the third line holds for a browser on the same machine.
+Chromium. It takes some seconds until a browser has loaded the page: of a run of 10,000 epochs, most of its time. Prints
+medians and their ratios, and saves them as ``live.json``. Where processors are few, the browser takes its share of them:
+the third line holds for a browser on the same machine.
 """
 
 from __future__ import annotations
@@ -97,8 +98,8 @@ def chromium() -> Any:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=10_000)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=60_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     runs: dict[str, Callable[[], float]] = {
@@ -127,7 +128,7 @@ def main() -> None:
         ]
         for k, name in enumerate(medians)
     ]
-    print(table(["built-in run, the whole process", "median", "minimum", "to the one above"], rows))
+    print(table([f"{options.epochs:,} epochs, the whole process", "median", "minimum", "to the one above"], rows))
     about = {"machine": machine(), "versions": versions("gpuopt", "numpy", "nicegui"), "seconds": seconds}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "live.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["show"]
 
-REFRESH = 0.5
-"""Seconds between two drawings."""
+REFRESH = 1.0
+"""Seconds between two drawings, for which the browser takes some of what the training may have; who asked for something
+sees it at once."""
 STYLE = """
 body { background: #fff; color: #1a1a1a; font-family: system-ui, sans-serif; }
 .nicegui-content { padding: 16px 24px; gap: 12px; }
@@ -67,7 +68,7 @@ def show(follower: Follower) -> None:
             summary.set_text(_summary(now))
             if not controls:
                 with panel:
-                    controls.append(Controls(follower, now))
+                    controls.append(Controls(follower, now, refresh))
             controls[0].update(now, ended=follower.ended)
         events.set_text("\n".join(explain(event) for event in reversed(follower.events[-50:])) or "none yet")
         for chart in charts:
@@ -89,8 +90,8 @@ def _summary(now: Row) -> str:
 class Controls:
     """A field and a slider for each hyperparameter, and the buttons."""
 
-    def __init__(self, follower: Follower, now: Row) -> None:
-        self._follower = follower
+    def __init__(self, follower: Follower, now: Row, refresh: Callable[[], None]) -> None:
+        self._follower, self._refresh = follower, refresh
         self._fields = [Hyperparameter(name, now["ranges"][name], self.ask) for name in now["hyperparameters"]]
         ui.separator()
         with ui.row().style("gap: 8px"):
@@ -114,6 +115,7 @@ class Controls:
     async def ask(self, request: dict[str, Any]) -> bool:
         """Send a request, and say why it was refused if it was."""
         refused = await self._follower.ask(request)
+        self._refresh()
         if refused is not None:
             ui.notify(refused, type="negative", position="top", timeout=8000)
         return refused is None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     Array: TypeAlias = Any
     Params: TypeAlias = dict[str, list[dict[str, Array]]]
@@ -80,34 +82,38 @@ class Perceptron:
 
     def outputs(self, params: Params, x: Array) -> Array:
         """The last layer's outputs for samples `x`, of shape (samples, outputs)."""
-        return self._forward(params, x)[0]
+        return self._forward(params, x)[0].T
 
     def gradients(self, params: Params, x: Array, y: Array) -> tuple[Array, Params]:
         """The outputs for samples `x`, and the gradient of the mean loss against the targets `y`."""
+        product = self._product
         outputs, inputs, active = self._forward(params, x)
         dz = self._loss_gradient(outputs, y)
         grads = []
         for layer in reversed(params["layers"]):
-            wide_dz = self._wide(dz)
-            grads.append({"w": self._product(inputs.pop().T, wide_dz), "b": self._sums(dz, 0)})
+            grads.append({"w": product(inputs.pop().T, dz), "b": self._sums(dz)})
             if active:  # nobody needs the gradient of the data
-                dz = self._product(wide_dz, self._wide(layer["w"]).T)
+                dz = product(dz, layer["w"].T)
                 dz *= active.pop()
-        return outputs, {"layers": grads[::-1]}
+        return outputs.T, {"layers": grads[::-1]}
 
     def _forward(self, params: Params, x: Array) -> tuple[Array, list[Array], list[Array]]:
-        """The outputs; and for the way back, the input of each layer and the mask of each hidden layer's active units."""
+        """The outputs, a column a sample, so that what is done to a sample's few classes is done to long rows.
+
+        And for the way back, the input of each layer and the mask of each hidden layer's active units.
+        """
+        product, astype = self._product, self.xp.astype
         *hidden, last = params["layers"]
-        inputs, active = [self._wide(x)], []
+        inputs, active = [x], []
         for layer in hidden:
-            z = self._product(inputs[-1], self._wide(layer["w"]))
+            z = product(inputs[-1], layer["w"])
             z += layer["b"]
-            active.append(self.xp.astype(z > 0, z.dtype))
-            z *= active[-1]  # ReLU
-            inputs.append(self._wide(z))
-        # Transposed twice, for the memory's order: sums and maxima over a few classes run along memory.
-        outputs = self._product(self._wide(last["w"]).T, inputs[-1].T).T
-        outputs += last["b"]
+            mask = astype(z > 0, z.dtype)
+            z *= mask  # ReLU
+            active.append(mask)
+            inputs.append(z)
+        outputs = product(last["w"].T, inputs[-1].T)
+        outputs += last["b"][:, None]
         return outputs, inputs, active
 
     def score(self, outputs: Array, y: Array) -> Array:
@@ -129,29 +135,30 @@ class Perceptron:
         return xp.stack([xp.sum(losses, dtype=xp.float64), xp.sum(xp.astype(correct, xp.float64))])
 
     def _loss_gradient(self, outputs: Array, y: Array) -> Array:
-        xp = self.xp
+        """For outputs in columns, the gradient in rows, as the targets are."""
         if not self.classifies:
-            return (outputs - y) * (2 / math.prod(outputs.shape))
-        gradient = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
-        gradient /= self._sums(gradient, 1)[:, None]  # the probabilities
-        gradient = gradient - y
-        gradient /= outputs.shape[0]
+            return (outputs.T - y) * (2 / math.prod(y.shape))
+        gradient = self.xp.exp(outputs - self.xp.max(outputs, axis=0))
+        gradient /= self._sums(gradient)  # the probabilities
+        gradient = gradient.T - y
+        gradient /= y.shape[0]
         return gradient
 
-    def _sums(self, a: Array, axis: int) -> Array:
+    def _sums(self, a: Array) -> Array:
+        """Sums over the first axis."""
         # A product with ones is several times faster than a sum, but its bits depend on who multiplies. (A sum's bits depend
         # on the memory's order: `_loss_gradient` has that of the targets, so NumPy adds one row after the other.)
         if self.matmul is not None:
-            return self.xp.sum(a, axis=axis)
-        size = a.shape[axis]
+            return self.xp.sum(a, axis=0)
+        size = a.shape[0]
         if size not in self._ones:
-            self._ones[size] = self.xp.ones_like(a[:, 0] if axis == 0 else a[0, :])
-        return self._ones[size] @ a if axis == 0 else a @ self._ones[size]
+            self._ones[size] = self.xp.ones_like(a[:, 0])
+        return self._ones[size] @ a
 
-    def _wide(self, a: Array) -> Array:
-        """A factor, in the dtype in which matrices are multiplied."""
-        return a if self.matmul is None else self.xp.astype(a, self.matmul, copy=False)
-
-    def _product(self, a: Array, b: Array) -> Array:
-        """The product of two factors, as float32."""
-        return a @ b if self.matmul is None else self.xp.astype(a @ b, self.xp.float32)
+    @cached_property
+    def _product(self) -> Callable[[Array, Array], Array]:
+        """Multiplies two matrices."""
+        if self.matmul is None:
+            return operator.matmul
+        astype, wide = self.xp.astype, self.matmul
+        return lambda a, b: astype(astype(a, wide, copy=False) @ astype(b, wide, copy=False), a.dtype)
