@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,10 @@ RESUMABLE = {"epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_nor
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="gpuopt")
+    try:
+        app(prog_name="gpuopt")
+    finally:
+        gc.freeze()  # what is left goes with the process: to look for cycles in it takes longer than all else at the end
 
 
 def _print_version(wanted: bool) -> None:
