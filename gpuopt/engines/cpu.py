@@ -33,7 +33,10 @@ def _step(variants: tuple[Variant, ...]) -> Callable[..., None]:
 
 @cache
 def _bind() -> Callable[..., int]:
-    signature = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5, ctypes.c_int64)
+    pointers = [ctypes.c_void_p] * 4
+    signature = ctypes.PYFUNCTYPE(
+        ctypes.c_int64, *pointers, ctypes.c_int64, ctypes.c_void_p
+    )  # no other thread meanwhile
     return _compile(emit_llvm.bind(_HEADER), "bind", signature)
 
 
@@ -112,19 +115,22 @@ class Lookup:
     def __init__(self, parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         count = len(parameters)
         self._addresses = addresses
-        self._objects, self._others = (ctypes.c_size_t * count)(), (ctypes.c_int64 * count)()
+        self._others = (ctypes.c_int64 * count)()
         self._parameters = parameters, (ctypes.c_size_t * count)(*map(id, parameters))
-        arrays = map(ctypes.addressof, (self._objects, self._parameters[1]))
+        own = ctypes.addressof(self._parameters[1])
         results = addresses.ctypes.data, ctypes.addressof(self._others)
-        self._bind = partial(_bind(), *arrays, id(None), *results, count) if _IS_KNOWN else None
+        self._bind = partial(_bind(), own, id(None), *results, count) if _IS_KNOWN else None
 
-    def __call__(self, gradients: Sequence[Any]) -> list[int]:
-        """Take the addresses of all gradients that are just like their parameter, and 0 for None; return the others."""
+    def __call__(self, gradients: list[Any]) -> list[int] | None:
+        """Take the addresses of all gradients that are just like their parameter, and 0 for None; return the others.
+
+        None if there are no others, and all addresses are those of the last time.
+        """
         if self._bind is None:
             self._addresses[:] = 0
             return [row for row, g in enumerate(gradients) if g is not None]
-        self._objects[:] = list(map(id, gradients))
-        return self._others[: self._bind()]
+        others = self._bind(id(gradients))
+        return None if others < 0 else self._others[:others]
 
     def take(self, row: int, gradient: Any, *, once: bool = False) -> None:  # noqa: ARG002
         """Take the address of one of the others."""
@@ -136,10 +142,16 @@ def pointer(array: Any) -> int:
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
-# `emit_llvm.bind` reads NumPy's arrays as the C structures that they are: a thousand times as fast as Python's way.
+def _word(address: int) -> int:
+    """What is at an address."""
+    return ctypes.c_size_t.from_address(address).value
+
+
+# `emit_llvm.bind` reads a list and NumPy's arrays as the C structures that they are: a thousand times as fast as Python's way.
 _HEADER = object.__basicsize__
 _probe = np.zeros((2, 3), np.float32)[:, 1:]
-_IS_KNOWN = ctypes.c_size_t.from_address(id(_probe) + _HEADER).value == pointer(_probe)
+_list = [None, _probe]
+_IS_KNOWN = _word(id(_probe) + _HEADER) == pointer(_probe) and _word(_word(id(_list) + _HEADER + 8) + 8) == id(_probe)
 
 
 def zeros(layouts: Sequence[Layout]) -> list[NDArray[Any]]:

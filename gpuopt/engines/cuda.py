@@ -223,11 +223,11 @@ class Lookup:
         self._addresses = addresses
         self._known: list[Callable[[], Any]] = [_nothing] * len(parameters)
 
-    def __call__(self, gradients: Sequence[Any]) -> list[int]:
-        """Take 0 for None; return those that are other arrays than before."""
+    def __call__(self, gradients: list[Any]) -> list[int] | None:
+        """Take 0 for None; return those that are other arrays than before; None if there are neither."""
         # Mostly there are none, which is found without a loop in Python. None is what a dead reference gives, too.
         if not any(map(is_not, gradients, map(call, self._known))) and not any(map(is_, gradients, repeat(None))):
-            return []
+            return None
         new = [
             row for row, (g, ref) in enumerate(zip(gradients, self._known, strict=True)) if g is None or ref() is not g
         ]

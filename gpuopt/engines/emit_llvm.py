@@ -157,26 +157,26 @@ def _literal(number: str, dtype: str) -> str:
 
 
 # Two NumPy arrays as C structures: the type is the last word of every Python object's header, behind which come the address
-# of the data, the number of dimensions, shape, strides, base, dtype and flags.
+# of the data, the number of dimensions, shape, strides, base, dtype and flags; in a list, its length and where its items are.
 _WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE, of the flags
 _BIND = """
-define i64 @bind(ptr %objects, ptr %parameters, ptr %none, ptr %addresses, ptr %others, i64 %count) {{
+define i64 @bind(ptr %parameters, ptr %none, ptr %addresses, ptr %others, i64 %count, ptr %list) {{
 entry:
+  %objects.at = getelementptr i8, ptr %list, i64 {items}
+  %objects = load ptr, ptr %objects.at
   %any = icmp sgt i64 %count, 0
   br i1 %any, label %leaf, label %exit
 leaf:
   %i = phi i64 [ 0, %entry ], [ %i.next, %next ]
   %n = phi i64 [ 0, %entry ], [ %n.next, %next ]
+  %moved = phi i1 [ false, %entry ], [ %moved.next, %next ]
   %g.at = getelementptr ptr, ptr %objects, i64 %i
   %p.at = getelementptr ptr, ptr %parameters, i64 %i
   %address.at = getelementptr ptr, ptr %addresses, i64 %i
   %g = load ptr, ptr %g.at
   %p = load ptr, ptr %p.at
   %left.alone = icmp eq ptr %g, %none
-  br i1 %left.alone, label %absent, label %type
-absent:
-  store ptr null, ptr %address.at
-  br label %next
+  br i1 %left.alone, label %next, label %type
 type:
 {fields}
   %same.type = icmp eq ptr %g.type, %p.type
@@ -214,30 +214,38 @@ compare:
 found:
   %data.at = getelementptr i8, ptr %g, i64 {data}
   %data = load ptr, ptr %data.at
-  store ptr %data, ptr %address.at
   br label %next
 other:
-  store ptr null, ptr %address.at
   %other.at = getelementptr i64, ptr %others, i64 %n
   store i64 %i, ptr %other.at
   %n.more = add nuw nsw i64 %n, 1
   br label %next
 next:
-  %n.next = phi i64 [ %n, %absent ], [ %n, %found ], [ %n.more, %other ]
+  %n.next = phi i64 [ %n, %leaf ], [ %n, %found ], [ %n.more, %other ]
+  %address = phi ptr [ null, %leaf ], [ %data, %found ], [ null, %other ]
+  %before = load ptr, ptr %address.at
+  %moves = icmp ne ptr %address, %before
+  %moved.next = or i1 %moved, %moves
+  store ptr %address, ptr %address.at
   %i.next = add nuw nsw i64 %i, 1
   %more = icmp slt i64 %i.next, %count
   br i1 %more, label %leaf, label %exit
 exit:
-  %found.others = phi i64 [ 0, %entry ], [ %n.next, %next ]
-  ret i64 %found.others
+  %n.found = phi i64 [ 0, %entry ], [ %n.next, %next ]
+  %any.moved = phi i1 [ false, %entry ], [ %moved.next, %next ]
+  %any.other = icmp ne i64 %n.found, 0
+  %any.news = or i1 %any.moved, %any.other
+  %result = select i1 %any.news, i64 %n.found, i64 -1
+  ret i64 %result
 }}
 """
 
 
 def bind(header: int) -> str:
-    """LLVM IR that looks up the addresses of many NumPy arrays, and which are not just like another one that is writable.
+    """LLVM IR that looks up the addresses of a list of NumPy arrays, and which are not just like another one that is writable.
 
-    ``header`` is the size in bytes of what every Python object begins with.
+    It returns how many are not, or -1 if all are, and where they were before. ``header`` is the size in bytes of what every
+    Python object begins with.
     """
 
     def fields(**offsets: tuple[str, int]) -> str:
@@ -249,7 +257,9 @@ def bind(header: int) -> str:
         )
 
     array = fields(ndim=("i32", 8), shape=("ptr", 16), strides=("ptr", 24), dtype=("ptr", 40), flags=("i32", 48))
-    return _BIND.format(fields=fields(type=("ptr", -8)), more_fields=array, data=header, WRITEABLE=_WRITEABLE)
+    return _BIND.format(
+        fields=fields(type=("ptr", -8)), more_fields=array, data=header, items=header + 8, WRITEABLE=_WRITEABLE
+    )
 
 
 _MEASURE = """

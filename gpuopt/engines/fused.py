@@ -73,6 +73,7 @@ class FusedStep:
         self.members = list(leaves)
         self._sizes = np.array([p.nbytes for p in self._parameters])
         self._lookup = library.Lookup(self._parameters, self._table.gradients)
+        self._is_bound = False  # whether the last gradients are in the table, and none is in the way
         self._known: dict[bytes, list[int]] = {}
         self._reach = reach
         self.kernel: cpu.CPUKernel | cuda.CUDAKernel = (
@@ -98,7 +99,11 @@ class FusedStep:
 
         """
         own = [gradients[i] for i in self.members]
-        for row in self._lookup(own):
+        others = self._lookup(own)
+        if others is None and self._is_bound:
+            return
+        self._is_bound = False
+        for row in others or ():
             i, p = self.members[row], self._parameters[row]
             g = gradients[i] = checked(own[row], i)
             if g.dtype == p.dtype and same_strides(g, p):
@@ -107,6 +112,7 @@ class FusedStep:
                 self._copy(row, gradients)
         for row in self._in_the_way():
             self._copy(row, gradients)
+        self._is_bound = True
 
     def _copy(self, row: int, gradients: list[Any]) -> None:
         i = self.members[row]

@@ -138,7 +138,8 @@ class Rule:
         for name, schedule in self._schedules.items():
             h[name] = self._validated(name, schedule(step), step)
         h["t"] = step + 1
-        h.update(self.coefficients(SimpleNamespace(**h)))
+        if type(self).coefficients is not Rule.coefficients:
+            h.update(self.coefficients(SimpleNamespace(**h)))
         return h
 
     @cached_property
