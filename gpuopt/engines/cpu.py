@@ -33,10 +33,8 @@ def _step(variants: tuple[Variant, ...]) -> Callable[..., None]:
 
 @cache
 def _bind() -> Callable[..., int]:
-    pointers = [ctypes.c_void_p] * 4
-    signature = ctypes.PYFUNCTYPE(
-        ctypes.c_int64, *pointers, ctypes.c_int64, ctypes.c_void_p
-    )  # no other thread meanwhile
+    arguments = *[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_void_p
+    signature = ctypes.PYFUNCTYPE(ctypes.c_int64, *arguments)  # keeps the GIL: nobody may change an array meanwhile
     return _compile(emit_llvm.bind(_HEADER), "bind", signature)
 
 

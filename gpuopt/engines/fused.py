@@ -99,10 +99,11 @@ class FusedStep:
 
         """
         own = [gradients[i] for i in self.members]
+        were_bound, self._is_bound = self._is_bound, False  # if Ctrl-C ends this, nothing half-done is believed
         others = self._lookup(own)
-        if others is None and self._is_bound:
+        if others is None and were_bound:
+            self._is_bound = True
             return
-        self._is_bound = False
         for row in others or ():
             i, p = self.members[row], self._parameters[row]
             g = gradients[i] = checked(own[row], i)
