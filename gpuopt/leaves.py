@@ -119,7 +119,7 @@ def detached(x: Any) -> Any:
 
 
 def _check_unmasked(x: Any, name: str) -> None:
-    if isinstance(x, np.ma.MaskedArray):
+    if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):  # numpy.ma is slow to be imported
         raise TypeError(f"{name}: a masked array, whose mask would get lost, expected a plain one, as x.filled(0) is")
 
 

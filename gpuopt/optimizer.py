@@ -165,10 +165,10 @@ class Optimizer:
             With ``nonfinite="raise"``, if a gradient has a NaN or an infinity. Nothing is changed then.
 
         """
-        given = self._tree.leaves_of(grads, "grads")
+        ready = self._tree.leaves_of(grads, "grads")
         with self._lock:
             self._raise_overdue()
-            ready = self._step.bind(given, self._checked)
+            self._step.bind(ready, self._checked)
             scalars = self._step.scalars(self._steps)
             limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
             if self._step.at_once:

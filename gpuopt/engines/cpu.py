@@ -35,7 +35,7 @@ def _step(variants: tuple[Variant, ...]) -> Callable[..., None]:
 def _bind() -> Callable[..., int]:
     arguments = *[ctypes.c_void_p] * 4, ctypes.c_int64, ctypes.c_void_p
     signature = ctypes.PYFUNCTYPE(ctypes.c_int64, *arguments)  # keeps the GIL: nobody may change an array meanwhile
-    return _compile(emit_llvm.bind(_HEADER), "bind", signature)
+    return _compile(emit_llvm.bind(_HEADER), "bind", signature, optimize=False)
 
 
 @cache
@@ -45,8 +45,11 @@ def _measure() -> Callable[..., None]:
     return _compile(emit_llvm.measure(), "measure", signature)
 
 
-def _compile(text: str, name: str, signature: Any) -> Callable[..., Any]:
-    """Machine code for this processor; kept, with what owns it, for the life of the process."""
+def _compile(text: str, name: str, signature: Any, *, optimize: bool = True) -> Callable[..., Any]:
+    """Machine code for this processor; kept, with what owns it, for the life of the process.
+
+    To optimize takes half of the time. It is for loops that become vectors.
+    """
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -55,10 +58,11 @@ def _compile(text: str, name: str, signature: Any) -> Callable[..., Any]:
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
     )
     module = llvm.parse_assembly(text)
-    tuning = llvm.create_pipeline_tuning_options(speed_level=3)
-    tuning.loop_vectorization = True
-    builder = llvm.create_pass_builder(machine, tuning)
-    builder.getModulePassManager().run(module, builder)
+    if optimize:
+        tuning = llvm.create_pipeline_tuning_options(speed_level=3)
+        tuning.loop_vectorization = True
+        builder = llvm.create_pass_builder(machine, tuning)
+        builder.getModulePassManager().run(module, builder)
     code = llvm.create_mcjit_compiler(module, machine)
     code.finalize_object()
     function = signature(code.get_function_address(name))
@@ -72,9 +76,10 @@ class CPUKernel:
     def __init__(self, table: Table) -> None:
         self._table = table
         arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values)
-        self._step = partial(_step(table.variants), *[a.ctypes.data for a in arrays])
+        self._step = partial(_step(table.variants), *[_address(a) for a in arrays])
         self._workers = threads.workers_for(table.traffic)
-        self.at_once = partial(self._step, 0, len(table.chunks)) if self._workers == 1 else None
+        every = ctypes.c_int64(0), ctypes.c_int64(len(table.chunks))
+        self.at_once = partial(self._step, *every) if self._workers == 1 else None
 
     def __call__(self) -> None:
         """Update every segment that has a gradient."""
@@ -85,7 +90,7 @@ class CPUKernel:
         table = self._table
         partials = np.empty((len(table.chunks), 3))
         arrays = (table.gradients, table.chunks, partials)
-        measure = partial(_measure(), table.rows.ctypes.data, table.rows.shape[1], *[a.ctypes.data for a in arrays])
+        measure = partial(_measure(), _address(table.rows), table.rows.shape[1], *[_address(a) for a in arrays])
         threads.share_out(
             measure, len(table.chunks), threads.workers_for(int(table.rows[:, LENGTH] @ table.rows[:, ITEMSIZE]))
         )
@@ -113,11 +118,12 @@ class Lookup:
     def __init__(self, parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         count = len(parameters)
         self._addresses = addresses
-        self._others = (ctypes.c_int64 * count)()
-        self._parameters = parameters, (ctypes.c_size_t * count)(*map(id, parameters))
-        own = ctypes.addressof(self._parameters[1])
-        results = addresses.ctypes.data, ctypes.addressof(self._others)
-        self._bind = partial(_bind(), own, id(None), *results, count) if _IS_KNOWN else None
+        self._others = np.empty(count, np.int64)
+        self._parameters = parameters, np.array([id(p) for p in parameters], np.int64)
+        none, arrays = ctypes.c_void_p(id(None)), (self._parameters[1], addresses, self._others)
+        self._bind = (
+            partial(_bind(), none, *[_address(a) for a in arrays], ctypes.c_int64(count)) if _IS_KNOWN else None
+        )
 
     def __call__(self, gradients: list[Any]) -> list[int] | None:
         """Take the addresses of all gradients that are just like their parameter, and 0 for None; return the others.
@@ -128,7 +134,7 @@ class Lookup:
             self._addresses[:] = 0
             return [row for row, g in enumerate(gradients) if g is not None]
         others = self._bind(id(gradients))
-        return None if others < 0 else self._others[:others]
+        return None if others < 0 else self._others[:others].tolist()
 
     def take(self, row: int, gradient: Any, *, once: bool = False) -> None:  # noqa: ARG002
         """Take the address of one of the others."""
@@ -138,6 +144,11 @@ class Lookup:
 def pointer(array: Any) -> int:
     """Address of the first element."""
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+def _address(array: NDArray[Any]) -> ctypes.c_void_p:
+    """Of the first element, as ctypes passes it on: to convert a number at every call takes as long as the call."""
+    return ctypes.c_void_p(pointer(array))
 
 
 def _word(address: int) -> int:

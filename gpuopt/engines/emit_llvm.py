@@ -160,7 +160,7 @@ def _literal(number: str, dtype: str) -> str:
 # of the data, the number of dimensions, shape, strides, base, dtype and flags; in a list, its length and where its items are.
 _WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE, of the flags
 _BIND = """
-define i64 @bind(ptr %parameters, ptr %none, ptr %addresses, ptr %others, i64 %count, ptr %list) {{
+define i64 @bind(ptr %none, ptr %parameters, ptr %addresses, ptr %others, i64 %count, ptr %list) {{
 entry:
   %objects.at = getelementptr i8, ptr %list, i64 {items}
   %objects = load ptr, ptr %objects.at

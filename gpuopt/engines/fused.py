@@ -98,7 +98,7 @@ class FusedStep:
             Called with a gradient and its leaf: returns it as an array that fits its parameter, or raises.
 
         """
-        own = [gradients[i] for i in self.members]
+        own = gradients if len(gradients) == len(self.members) else [gradients[i] for i in self.members]
         were_bound, self._is_bound = self._is_bound, False  # if Ctrl-C ends this, nothing half-done is believed
         others = self._lookup(own)
         if others is None and were_bound:

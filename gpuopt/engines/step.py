@@ -103,32 +103,26 @@ class Step:
         """Return what `Rule.at` gives for each group."""
         return [rule.at(step) for rule in self._rules]
 
-    def bind(self, gradients: Sequence[Any], checked: Callable[[Any, int], Any]) -> list[Any]:
+    def bind(self, gradients: list[Any], checked: Callable[[Any, int], Any]) -> None:
         """Take the gradients of the next step; None leaves a leaf alone.
 
         Parameters
         ----------
         gradients
-            Of each leaf, whatever was given.
+            Of each leaf, whatever was given. Then as they can be read during the step: copies of those that cannot where
+            they are.
         checked
             Called with a gradient and the number of its leaf, unless the gradient is known to fit: returns it as an array
             that fits its parameter, or raises an error.
 
-        Returns
-        -------
-        list
-            The gradients as they can be read during the step: copies of those that cannot where they are.
-
         """
-        ready = list(gradients)
         for i in self._alone:
-            if ready[i] is not None:
-                ready[i] = checked(ready[i], i)
-                if self._is_touched(i, ready[i]):
-                    ready[i] = fused.copy(self._places[i], ready[i], self._arrays[i])
+            if gradients[i] is not None:
+                gradients[i] = checked(gradients[i], i)
+                if self._is_touched(i, gradients[i]):
+                    gradients[i] = fused.copy(self._places[i], gradients[i], self._arrays[i])
         for step in self._fused:
-            step.bind(ready, checked)
-        return ready
+            step.bind(gradients, checked)
 
     def look(self, gradients: Sequence[Any], limit: float, *, wait_for_host: bool) -> list[int]:
         """Measure the gradients (of `bind`) and decide by how much they are scaled, and whether the step is left out.
@@ -205,7 +199,7 @@ class Step:
         Parameters
         ----------
         gradients
-            As `bind` gave them.
+            As `bind` left them.
         scalars
             Of each group, what `Rule.at` gave.
         count

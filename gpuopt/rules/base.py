@@ -134,9 +134,11 @@ class Rule:
         0.25
 
         """
-        h = dict(self._numbers)
-        for name, schedule in self._schedules.items():
-            h[name] = self._validated(name, schedule(step), step)
+        h = self._numbers.copy()
+        for name, schedule, low, high in self._schedules:
+            value = schedule(step)
+            fits = type(value) is float and low <= value < high and value != -math.inf  # the common case, at every step
+            h[name] = value if fits else self._validated(name, value, step)
         h["t"] = step + 1
         if type(self).coefficients is not Rule.coefficients:
             h.update(self.coefficients(SimpleNamespace(**h)))
@@ -148,17 +150,20 @@ class Rule:
         return {name: value for name, value in given.items() if not callable(value)}
 
     @cached_property
-    def _schedules(self) -> dict[str, Callable[[int], float]]:
+    def _schedules(self) -> list[tuple[str, Callable[[int], float], float, float]]:
+        """With the range of each hyperparameter that has one."""
         given = {name: getattr(self, name) for name in self.hyperparameters()}
-        return {name: value for name, value in given.items() if callable(value)}
+        return [(name, value, *self._range(name)) for name, value in given.items() if callable(value)]
+
+    @classmethod
+    def _range(cls, name: str) -> tuple[float, float]:
+        declared = cls.__dataclass_fields__[name].metadata
+        return declared.get("low", -math.inf), declared.get("high", math.inf)
 
     def _validated(self, name: str, value: Any, step: int | None = None) -> Any:
         """Check a value given for a hyperparameter, or what its schedule gave at ``step``; a number becomes a float."""
-        declared = type(self).__dataclass_fields__[name]
-        low, high = declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)
-        is_flag = declared.type in ("bool", bool)
-        if type(value) is float and low <= value < high and value != -math.inf and not is_flag:
-            return value  # the common case first: a schedule is asked at every step
+        low, high = self._range(name)
+        is_flag = type(self).__dataclass_fields__[name].type in ("bool", bool)
         where = f"{self.name}: {name}" + ("" if step is None else f" at step {step}, by its schedule")
         if is_flag:
             if isinstance(value, bool):
