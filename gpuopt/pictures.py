@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     Axes: TypeAlias = Any
@@ -36,6 +36,7 @@ __all__ = [
     "mark",
     "page",
     "png",
+    "pngs",
     "scale",
     "shown",
     "spare",
@@ -198,11 +199,24 @@ def mark(axes: Axes, x: float, label: str = "", of: Style = EVENT, height: float
 def png(drawn: Figure, *, small: bool = False) -> bytes:
     """The figure as a PNG file; as a small one with fewer colours."""
     _render(drawn)
+    return _file(_reduced(_pixels(drawn)), optimize=True) if small else _file(_pixels(drawn))
+
+
+def pngs(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Several figures as PNG files. While one is drawn, a thread compresses the one before."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as thread:
+        files = {}
+        for name, drawn in figures.items():
+            _render(drawn)
+            files[name] = thread.submit(_file, _pixels(drawn))
+        return {name: file.result() for name, file in files.items()}
+
+
+def _file(pixels: Any, **options: Any) -> bytes:
     file = io.BytesIO()
-    if small:
-        _reduced(_pixels(drawn)).save(file, format="png", optimize=True)
-    else:
-        _pixels(drawn).save(file, format="png", compress_level=1)
+    pixels.save(file, format="png", **options or {"compress_level": 1})
     return file.getvalue()
 
 

@@ -150,8 +150,9 @@ def rehearse(run: Run) -> None:
         rows = [{"step": step, "epoch": step, "loss": 1.0, "accuracy": 1.0} for step in (1, 2)]
         run = Run("", run.folder, Config(), rows, [])
     params = initial_params(np.random.RandomState(0), [2, 8, 3])
-    for figure in [*figures(run).values(), _plane(spiral(np.random.RandomState(0)), params)]:
-        pictures.png(figure)
+    drawn = figures(run) | {"plane": _plane(spiral(np.random.RandomState(0)), params)}
+    pictures.pngs(drawn)
+    for figure in drawn.values():
         pictures.spare(figure)
 
 
@@ -211,8 +212,9 @@ def _regions(axes: Axes, data: Dataset, predicted: Any, labels: Sequence[str]) -
     pale = 1 - np.minimum(shares, 1)[:, None] * (1 - colors)
     dx, dy = (x[0, 1] - x[0, 0]) / 2, (y[1, 0] - y[0, 0]) / 2  # a pixel reaches half a cell further than its middle
     extent = (x[0, 0] - dx, x[0, -1] + dx, y[0, 0] - dy, y[-1, 0] + dy)
-    axes.imshow(pale[index], extent=extent, origin="lower", aspect="auto", interpolation="nearest")
-    for k in np.unique(index):
+    shown = np.rint(255 * pale).astype(np.uint8)[index]
+    axes.imshow(shown, extent=extent, origin="lower", aspect="auto", interpolation="nearest")
+    for k in np.unique(index)[:-1]:  # a boundary has two sides
         ahead = outputs[..., k] - np.delete(outputs, k, axis=2).max(axis=2, initial=-np.inf)
         axes.contour(x, y, ahead, levels=[0], colors="black", linewidths=0.9)
     every = -(-len(data.train) // SHOWN)

@@ -60,7 +60,7 @@ def draw(path: str | Path) -> Path:
         figures |= {name: drawn for name, drawn in {"boundary": plots.plane(run)}.items() if drawn is not None}
     except (KeyError, OSError, ValueError) as error:  # UsageError and CheckpointError are ValueErrors
         notes.append(f"Without what the network predicts in the plane: {error}")
-    drawn = {name: pictures.png(figure) for name, figure in figures.items()}
+    drawn = pictures.pngs(figures)
     for name, content in drawn.items():
         pictures.write(run.folder.path / f"{name}.png", content)
     if not run.rows:
