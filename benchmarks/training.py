@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,15 +34,22 @@ BATCH = 128
 
 def spiral() -> dict[str, Step]:
     """The built-in run, and a plain script with the same network, optimizer and number of epochs: whole processes."""
+    # As installed: Python's bytecode is kept from one process to the next.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def run(*arguments: str) -> None:
-        subprocess.run([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, check=True, env=env)
 
-    def ours() -> None:
+    def ours(*options: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run("gpuopt.cli", "train", "--device", "cpu", "--out", f"{folder}/run")
+            run("gpuopt.cli", "train", "--device", "cpu", "--out", f"{folder}/run", *options)
 
-    return {"gpuopt train": ours, "plain NumPy": lambda: run("benchmarks.plain_numpy")}
+    return {
+        "gpuopt train": ours,
+        "gpuopt train --no-report": lambda: ours("--no-report"),
+        "plain NumPy, float32": lambda: run("benchmarks.plain_numpy"),
+        "plain NumPy, float64": lambda: run("benchmarks.plain_numpy", "float64"),
+    }
 
 
 def noise() -> Dataset:
@@ -93,13 +101,14 @@ def mnist(file: str | None) -> dict[str, Step]:
 
 
 def tell(title: str, timings: Mapping[str, Timing]) -> None:
-    """Print medians, minima, and the ratios of our median to the others'."""
-    first = next(iter(timings.values()))
+    """Print medians, minima, and the ratios of our medians to the others'."""
+    own = {name: t for name, t in timings.items() if name.startswith("gpuopt")}
     rows = [
-        [name, duration(t.median), duration(t.minimum), "" if t is first else f"{first.median / t.median:.2f}"]
+        [name, duration(t.median), duration(t.minimum)]
+        + ["" if name in own else f"{ours.median / t.median:.2f}" for ours in own.values()]
         for name, t in timings.items()
     ]
-    print(f"\n{title}\n{table(['', 'median', 'minimum', 'gpuopt takes of it'], rows)}")
+    print(f"\n{title}\n{table(['', 'median', 'minimum', *[f'{name} takes of it' for name in own]], rows)}")
 
 
 def main() -> None:
