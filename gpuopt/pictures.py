@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     Axes: TypeAlias = Any
@@ -39,7 +39,6 @@ __all__ = [
     "pngs",
     "scale",
     "shown",
-    "spare",
     "style",
     "table",
     "write",
@@ -78,51 +77,65 @@ def style(number: int) -> Style:
     return Style(of.color, of.dash, STYLES[(number + again) % len(STYLES)].marker)
 
 
-_spare: list[Figure] = []
-_stills: WeakKeyDictionary[Figure, tuple[Any, Any]] = WeakKeyDictionary()
-"""Of figures that were drawn: what their axes were like, and the picture without what is inside these."""
+Kind: TypeAlias = tuple[float, float, int, int]
+"""Width and height of a figure, rows and columns of axes."""
+_kinds: WeakKeyDictionary[Figure, Kind] = WeakKeyDictionary()
+_spare: dict[Kind, list[Figure]] = {}
+"""Cleared figures: axes and their ticks take longer than all the rest."""
+_stills: WeakKeyDictionary[Figure, dict[Any, Any]] = WeakKeyDictionary()
+"""Of figures that were drawn: by what their axes were like, the picture without what is inside these."""
+STILLS = 8
 
 
 def figure(
     width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int = 1, labels: Sequence[str] = ()
 ) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, row by row: so many inches wide and high, and below that a `legend` of these labels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     room = 0.1 + 0.2 * math.ceil(len(labels) / _columns(labels, width)) if labels else 0
-    height += room
-    for spare in _spare:
-        if spare.get_size_inches().tolist() == [width, height] and len(spare.axes) == rows * columns:
-            _spare.remove(spare)
-            return spare, list(spare.axes)
+    kind = (width, height + room, rows, columns)
+    try:
+        made = _spare[kind].pop()
+    except (KeyError, IndexError):
+        made = _made(kind, room)
+    for axes in made.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    return made, list(made.axes)
+
+
+def _made(kind: Kind, room: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width, height, rows, columns = kind
     made = Figure(figsize=(width, height), dpi=DPI)
+    _kinds[made] = kind
     FigureCanvasAgg(made)
-    axes = made.subplots(rows, columns, squeeze=False).ravel().tolist()
     # By hand: a layout that matplotlib finds costs two drawings.
     made.subplots_adjust(
         left=1.05 / width, right=1 - 0.15 / width, bottom=(0.52 + room) / height, top=1 - 0.4 / height,
         wspace=0.28, hspace=0.42,
     )  # fmt: skip
-    for one in axes:
-        one.grid(visible=True, color="#d8d8d8", linewidth=0.6)
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
-        for axis in (one.xaxis, one.yaxis):
-            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    return made, axes
+    for axes in made.subplots(rows, columns, squeeze=False).flat:
+        axes.grid(visible=True, color="#d8d8d8", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return made
 
 
-def spare(drawn: Figure) -> None:
-    """Clear a figure, for the next one that is as large: axes and their ticks take longer than all the rest."""
-    for artist in _contents(drawn):
-        artist.remove()
-    for axes in drawn.axes:
-        axes.set_yscale("linear")
-        axes.relim()
-        axes.autoscale()
-    _spare.append(drawn)
+def _clear(drawn: Figure) -> None:
+    """Keep a figure for the next one of its kind, unless it has got more axes than these have, for a colour bar."""
+    _, _, rows, columns = kind = _kinds[drawn]
+    if len(drawn.axes) == rows * columns:
+        for artist in _contents(drawn):
+            artist.remove()
+        for axes in drawn.axes:
+            axes.set_yscale("linear")
+            axes.relim()
+            axes.autoscale()
+        _spare.setdefault(kind, []).append(drawn)
 
 
 def legend(drawn: Figure) -> None:
@@ -202,15 +215,19 @@ def png(drawn: Figure, *, small: bool = False) -> bytes:
     return _file(_reduced(_pixels(drawn)), optimize=True) if small else _file(_pixels(drawn))
 
 
-def pngs(figures: Mapping[str, Figure]) -> dict[str, bytes]:
-    """Several figures as PNG files. While one is drawn, a thread compresses the one before."""
+def pngs(figures: Iterable[tuple[str, Figure]]) -> dict[str, bytes]:
+    """Figures as PNG files, by name. Each is cleared when it is drawn, for the next one to be made of.
+
+    While one is drawn, a thread compresses the one before.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as thread:
         files = {}
-        for name, drawn in figures.items():
+        for name, drawn in figures:
             _render(drawn)
             files[name] = thread.submit(_file, _pixels(drawn))
+            _clear(drawn)
         return {name: file.result() for name, file in files.items()}
 
 
@@ -221,18 +238,19 @@ def _file(pixels: Any, **options: Any) -> bytes:
 
 
 def _render(drawn: Figure) -> None:
-    """Draw a figure; of a spare one only what is inside its axes, if these are as they were."""
-    names = ("xlim", "ylim", "yscale", "xlabel", "ylabel", "title")
-    frame = [[getattr(axes, f"get_{name}")() for name in names] for axes in drawn.axes]
+    """Draw a figure; of one that was drawn before only what is inside its axes, if these are as they were once."""
+    names = ("xlim", "ylim", "yscale", "xlabel", "ylabel", "title", "xticks", "yticks")
+    frame = tuple(str([getattr(axes, f"get_{name}")() for name in names]) for axes in drawn.axes)
     contents = _contents(drawn)
-    was, still = _stills.get(drawn, (None, None))
-    if was != frame:
+    stills = _stills.setdefault(drawn, {})
+    if frame not in stills:
         for artist in contents:
             artist.set_animated(True)  # leave it out
         drawn.canvas.draw()
-        still = drawn.canvas.copy_from_bbox(drawn.bbox)
-        _stills[drawn] = frame, still
-    drawn.canvas.restore_region(still)
+        if len(stills) == STILLS:
+            del stills[next(iter(stills))]
+        stills[frame] = drawn.canvas.copy_from_bbox(drawn.bbox)
+    drawn.canvas.restore_region(stills[frame])
     for artist in sorted(contents, key=lambda artist: artist.get_zorder()):
         artist.draw(drawn.canvas.get_renderer())
 

@@ -249,17 +249,31 @@ def test_axes(values: list[float], from_zero: bool, limits: tuple[float, float],
     assert axes.get_yscale() == kind
 
 
-def test_a_spare_figure_draws_the_same() -> None:
-    def drawn(top: float) -> bytes:
-        figure, (axes,) = pictures.figure(4, 3)
-        pictures.draw_line(axes, [0, 1], [1, 2], 0, "line")
-        pictures.scale(axes, [1, top])
-        content = pictures.png(figure)
-        pictures.spare(figure)
-        return content
+def test_a_figure_that_is_used_again_draws_the_same() -> None:
+    """As one alone, whatever was drawn before, and more of them than stills are kept."""
 
-    assert drawn(2) == drawn(2) != drawn(500) == drawn(500)
-    assert drawn(2) == drawn(2)
+    def made(top: float) -> Any:
+        figure, (axes,) = pictures.figure(4, 3, labels=["line"])
+        pictures.draw_line(axes, [0, 1], [1, top], 0, "line")
+        pictures.scale(axes, [1, top])
+        pictures.legend(figure)
+        return figure
+
+    tops = [2, 500, 2, 3, 500.0, *range(4, 14), 2, 1e9, 500]
+    alone = [pictures.png(made(top)) for top in tops]
+    again = pictures.pngs((str(k), made(top)) for k, top in enumerate(tops))
+    assert list(again.values()) == alone
+    assert len(set(alone)) == len(set(tops))
+
+
+def test_a_figure_with_a_colour_bar_is_not_used_again() -> None:
+    def made() -> Any:
+        figure, (axes,) = pictures.figure(4, 3)
+        figure.colorbar(axes.scatter([0, 1], [0, 1], c=[0, 1]), ax=axes)
+        return figure
+
+    first, second = pictures.pngs((name, made()) for name in "ab").values()
+    assert first == second
 
 
 # Optimizers compared
@@ -393,7 +407,7 @@ def test_legends_hide_nothing(classes: int) -> None:
     run = Run.read("run")
     several = plots.overlay([run.called(f"SGD_lr=0.{k}_nesterov=true_momentum=0.9") for k in range(classes)])
     regions = plots.plane(run)
-    for figure in [*plots.figures(run).values(), several, regions]:
+    for figure in [*dict(plots.figures(run)).values(), several, regions]:
         assert_all_is_seen(figure)
     assert regions is not None
     named = [text.get_text() for text in regions.legends[0].get_texts()]
@@ -404,7 +418,7 @@ def test_events_long_after_the_last_row_are_on_the_picture(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"event": "pause", "step": 60000}\n')
     report.draw(run)
-    for figure in plots.figures(Run.read(run)).values():
+    for _, figure in plots.figures(Run.read(run)):
         assert figure.axes[0].get_xlim()[1] > 60000
 
 

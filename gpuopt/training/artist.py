@@ -8,6 +8,7 @@ that input ends, and so does the process.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import subprocess
@@ -94,6 +95,7 @@ def main() -> None:
         asked.set()
 
     threading.Thread(target=listen, daemon=True).start()
+    gc.disable()  # in so short a life that only costs time
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
         os.nice(5)  # not more, or it would hardly get on where others work, and be waited for
     from gpuopt.training import plots, report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,12 +18,10 @@ from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.progress import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from gpuopt.pictures import Axes, Figure
     from gpuopt.training.model import Params
-
-    Figures: TypeAlias = dict[str, Figure]
 
 __all__ = ["figures", "overlay", "plane"]
 
@@ -56,9 +54,8 @@ PANELS = (
 )
 
 
-def figures(run: Run) -> Figures:
-    """The pictures of one run, by name; what it has no metrics for is left out."""
-    drawn: Figures = {}
+def figures(run: Run) -> Iterator[tuple[str, Figure]]:
+    """The pictures of one run and their names; what it has no metrics for is left out."""
     for panel in PANELS:
         if any(run.points(key)[0] for key in panel.lines):
             lines = [(label, run, key) for key, label in panel.lines.items()]
@@ -69,8 +66,7 @@ def figures(run: Run) -> Figures:
             axes.set_xlim(-margin, run.steps + margin)
             for step, numbers in _marks(run):
                 pictures.mark(axes, step, numbers)
-            drawn[panel.name] = figure
-    return drawn
+            yield panel.name, figure
 
 
 def overlay(runs: Sequence[Run]) -> Figure:
@@ -150,10 +146,7 @@ def rehearse(run: Run) -> None:
         rows = [{"step": step, "epoch": step, "loss": 1.0, "accuracy": 1.0} for step in (1, 2)]
         run = Run("", run.folder, Config(), rows, [])
     params = initial_params(np.random.RandomState(0), [2, 8, 3])
-    drawn = figures(run) | {"plane": _plane(spiral(np.random.RandomState(0)), params)}
-    pictures.pngs(drawn)
-    for figure in drawn.values():
-        pictures.spare(figure)
+    pictures.pngs(itertools.chain(figures(run), [("boundary", _plane(spiral(np.random.RandomState(0)), params))]))
 
 
 def explained(run: Run) -> list[tuple[int, int, str]]:

@@ -13,7 +13,9 @@ from gpuopt.training.errors import UsageError
 from gpuopt.training.history import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gpuopt.pictures import Figure
 
 __all__ = ["draw", "draw_over_each_other"]
 
@@ -54,13 +56,17 @@ def draw(path: str | Path) -> Path:
         If the folder cannot be written.
     """
     run = Run.read(path)
-    figures = plots.figures(run)
     notes: list[str] = []
-    try:
-        figures |= {name: drawn for name, drawn in {"boundary": plots.plane(run)}.items() if drawn is not None}
-    except (KeyError, OSError, ValueError) as error:  # UsageError and CheckpointError are ValueErrors
-        notes.append(f"Without what the network predicts in the plane: {error}")
-    drawn = pictures.pngs(figures)
+
+    def figures() -> Iterator[tuple[str, Figure]]:
+        yield from plots.figures(run)
+        try:
+            if (boundary := plots.plane(run)) is not None:
+                yield "boundary", boundary
+        except (KeyError, OSError, ValueError) as error:  # UsageError and CheckpointError are ValueErrors
+            notes.append(f"Without what the network predicts in the plane: {error}")
+
+    drawn = pictures.pngs(figures())
     for name, content in drawn.items():
         pictures.write(run.folder.path / f"{name}.png", content)
     if not run.rows:
