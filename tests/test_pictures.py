@@ -10,7 +10,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from test_cli import gpuopt_
 
 from gpuopt import pictures
 from gpuopt.training import Callback, Config, ExplodedError, Training, UsageError, plots, report, train
+from gpuopt.training.artist import Prompter
 from gpuopt.training.compare import compare
 from gpuopt.training.history import Run
 
@@ -131,6 +133,32 @@ def test_the_artist_ends_with_the_training(run: Path) -> None:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, stdin=subprocess.DEVNULL, env=env, check=False, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert pngs(run) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epoch"),
+    [(0.01, 1), (4.0, 80), (1000.0, 90)],
+    ids=["at once", "when the next row would be too late", "at the last row but one"],
+)
+def test_the_artist_is_prompted_late(seconds: float, epoch: int) -> None:
+    """With what it needs left of a training that takes so many seconds."""
+    words: list[str] = []
+    artist = SimpleNamespace(stdin=SimpleNamespace(write=words.append, flush=lambda: None))
+    prompter = Prompter(cast("Any", artist))
+    training = SimpleNamespace(config=Config(epochs=100, report_every=10))
+    prompted = {}
+    for k in (1, *range(10, 101, 10)):
+        prompter.reported(cast("Any", training), {"epoch": k, "seconds": seconds * k / 100})
+        prompted[k] = len(words)
+    assert next(k for k, count in prompted.items() if count) == epoch
+    assert words == ["rehearse\n"]
+
+
+def test_a_rehearsal_ends_when_it_is_enough(run: Path) -> None:
+    enough = iter([False, True])
+    plots.rehearse(Run.read(run), until=lambda: next(enough))
+    assert list(enough) == []
     assert pngs(run) == []
 
 

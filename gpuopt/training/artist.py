@@ -1,8 +1,9 @@
 """A process beside the training that draws its report when it ends.
 
-To load what draws takes longer than to draw. So the process is started with the training, gets ready while that runs, on
-what it leaves of the processors, and then waits on its standard input for the word to draw. When the training is killed
-that input ends, and so does the process.
+To load what draws takes longer than to draw, and the first pictures of a process take several times as long as those that
+follow. So the process is started with the training, gets ready while that runs, on what it leaves of the processors, and
+then waits on its standard input for the word to rehearse, which comes shortly before the end, and for the word to draw. When
+the training is killed that input ends, and so does the process.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ import threading
 from typing import TYPE_CHECKING
 
 from gpuopt.training.errors import Interrupted
+from gpuopt.training.loop import Callback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gpuopt.training.folder import RunFolder
+    from gpuopt.training.loop import Row, Training
 
 __all__ = ["is_wanted", "reported"]
 
 VARIABLE = "GPUOPT_REPORT"
 PATIENCE = 60
 """Seconds that a report may take. The first one on a machine takes some, in which matplotlib looks for fonts."""
+REHEARSAL = 0.6
+"""Seconds that it takes, about."""
 LOG = logging.getLogger("gpuopt")
 
 
@@ -37,13 +42,13 @@ def is_wanted() -> bool:
 
 
 @contextlib.contextmanager
-def reported(folder: RunFolder, *, wanted: bool) -> Iterator[None]:
-    """Get ready to draw, and draw the report of the run that trains inside; what fails is a warning.
+def reported(folder: RunFolder, *, wanted: bool) -> Iterator[list[Callback]]:
+    """Get ready to draw, and draw the report of the run that trains inside, with these callbacks; what fails is a warning.
 
     It is drawn of a run that failed, too, unless that is left at once.
     """
     if not wanted:
-        yield
+        yield []
         return
     command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", str(folder.path)]
     # The same packages, and nothing that decides what is computed or drawn elsewhere.
@@ -54,11 +59,11 @@ def reported(folder: RunFolder, *, wanted: bool) -> Iterator[None]:
             command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, env=env, text=True, start_new_session=True
         )  # a session of its own: Ctrl-C is for the training
     except OSError as error:
-        yield
+        yield []
         _warn(folder, str(error))
         return
     try:
-        yield
+        yield [Prompter(artist)]
     except BaseException as error:
         if isinstance(error, Exception | Interrupted):
             _draw(artist, folder)
@@ -67,6 +72,24 @@ def reported(folder: RunFolder, *, wanted: bool) -> Iterator[None]:
             artist.communicate()
         raise
     _draw(artist, folder)
+
+
+class Prompter(Callback):
+    """Says when to rehearse: as late as possible, since what changes afterwards is drawn anew."""
+
+    def __init__(self, artist: subprocess.Popen[str]) -> None:
+        self._artist = artist
+        self._is_done = False
+
+    def reported(self, training: Training, row: Row) -> None:
+        config, epoch = training.config, row["epoch"]
+        after_next = (config.epochs - epoch - config.report_every) / epoch * row["seconds"]
+        if not self._is_done and epoch < config.epochs and after_next < REHEARSAL:
+            self._is_done = True
+            assert self._artist.stdin is not None
+            with contextlib.suppress(OSError):  # if it is no more, that is told in the end
+                self._artist.stdin.write("rehearse\n")
+                self._artist.stdin.flush()
 
 
 def _draw(artist: subprocess.Popen[str], folder: RunFolder) -> None:
@@ -87,12 +110,15 @@ def _warn(folder: RunFolder, why: str) -> None:
 
 def main() -> None:
     """Be the process that draws."""
-    asked = threading.Event()
+    prompted, asked = threading.Event(), threading.Event()
 
     def listen() -> None:
-        if not sys.stdin.readline():
+        for word in sys.stdin:
+            if word == "draw\n":
+                asked.set()
+            prompted.set()
+        if not asked.is_set():
             os._exit(0)  # nobody is there any more
-        asked.set()
 
     threading.Thread(target=listen, daemon=True).start()
     gc.disable()  # in so short a life that only costs time
@@ -101,9 +127,10 @@ def main() -> None:
     from gpuopt.training import plots, report
     from gpuopt.training.history import Run
 
-    if not asked.is_set():
-        with contextlib.suppress(OSError, ValueError):  # whatever is wrong, it is told in the end
-            plots.rehearse(Run.read(sys.argv[1]))
+    plots.get_ready()
+    prompted.wait()
+    with contextlib.suppress(OSError, ValueError):  # whatever is wrong, it is told in the end
+        plots.rehearse(Run.read(sys.argv[1]), until=asked.is_set)
     asked.wait()
     report.draw(sys.argv[1])
     os._exit(0)  # to take everything apart takes longer than to draw it

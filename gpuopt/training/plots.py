@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import pictures
-from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, load, spiral
 from gpuopt.training.errors import UsageError
-from gpuopt.training.history import Run
 from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.progress import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from gpuopt.pictures import Axes, Figure
+    from gpuopt.training.history import Run
     from gpuopt.training.model import Params
 
 __all__ = ["figures", "overlay", "plane"]
@@ -138,15 +137,22 @@ def dataset(run: Run) -> Dataset:
     return load(config.data, config.target, config.task, standardize=config.standardize)
 
 
-def rehearse(run: Run) -> None:
-    """Draw a run for nobody: the first pictures of a process take several times as long as those that follow."""
-    import safetensors  # noqa: F401  (what `plane` will need)
+def get_ready() -> None:
+    """Load what draws."""
+    import safetensors  # noqa: F401  (for `plane`)
 
-    if not run.rows:
-        rows = [{"step": step, "epoch": step, "loss": 1.0, "accuracy": 1.0} for step in (1, 2)]
-        run = Run("", run.folder, Config(), rows, [])
-    params = initial_params(np.random.RandomState(0), [2, 8, 3])
-    pictures.pngs(itertools.chain(figures(run), [("boundary", _plane(spiral(np.random.RandomState(0)), params))]))
+    pictures.figure()
+
+
+def rehearse(run: Run, until: Callable[[], bool]) -> None:
+    """Draw a run for nobody, or a part of it, and something in the plane: what is drawn next takes less time."""
+
+    def drawn() -> Iterator[tuple[str, Figure]]:
+        yield from figures(run)
+        params = initial_params(np.random.RandomState(0), [2, 8, 3])
+        yield "boundary", _plane(spiral(np.random.RandomState(0)), params)
+
+    pictures.pngs(itertools.takewhile(lambda _: not until(), drawn()))
 
 
 def explained(run: Run) -> list[tuple[int, int, str]]:

@@ -133,8 +133,8 @@ def train(
     config = config or Config()
     training, content = _prepared(config)
     folder = RunFolder.create(out, training.data.name)
-    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report):
-        return _run(training, content, Checkpoints(folder, training.config), callbacks)
+    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report) as own:
+        return _run(training, content, Checkpoints(folder, training.config), [*callbacks, *own])
 
 
 def resume(
@@ -215,8 +215,8 @@ def _resumed(
             checkpoints.choose(training, lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
-    with reported(folder, wanted=report):
-        return _run(training, content, checkpoints, callbacks)
+    with reported(folder, wanted=report) as own:
+        return _run(training, content, checkpoints, [*callbacks, *own])
 
 
 def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
