@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,24 @@ def test_a_report_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture, monk
     assert third.startswith("no report: [Errno 2] No such file or directory: ")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a script of the shell")
+def test_an_artist_that_dies_early_is_a_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Path("python")
+    script.write_text("#!/bin/sh\nexec 0<&-\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script.absolute()))
+
+    class Wait(Callback):
+        def start(self, training: Training) -> None:
+            time.sleep(1)  # until it is no more
+
+    assert train(SHORT, out="run", callbacks=[Wait()], report=True).epochs == 40
+    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert record.getMessage() == "no report: the process that draws ended with 3. To draw it: gpuopt plot run"
+
+
 def test_who_leaves_at_once_gets_none() -> None:
     class Leaving(Callback):
         def epoch(self, training: Training) -> None:
@@ -143,16 +162,14 @@ def test_the_artist_ends_with_the_training(run: Path) -> None:
 )
 def test_the_artist_is_prompted_late(seconds: float, epoch: int) -> None:
     """With what it needs left of a training that takes so many seconds."""
-    words: list[str] = []
-    artist = SimpleNamespace(stdin=SimpleNamespace(write=words.append, flush=lambda: None))
-    prompter = Prompter(cast("Any", artist))
     training = SimpleNamespace(config=Config(epochs=100, report_every=10))
-    prompted = {}
-    for k in (1, *range(10, 101, 10)):
-        prompter.reported(cast("Any", training), {"epoch": k, "seconds": seconds * k / 100})
-        prompted[k] = len(words)
-    assert next(k for k, count in prompted.items() if count) == epoch
-    assert words == ["rehearse\n"]
+    words = {}
+    with Path("words").open("w") as stdin:
+        prompter = Prompter(cast("Any", SimpleNamespace(stdin=stdin)))
+        for k in (1, *range(10, 101, 10)):
+            prompter.reported(cast("Any", training), {"epoch": k, "seconds": seconds * k / 100})
+            words[k] = Path("words").read_text()
+    assert words == {k: "rehearse\n" * (k >= epoch) for k in words}
 
 
 def test_a_rehearsal_ends_when_it_is_enough(run: Path) -> None:

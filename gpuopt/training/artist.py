@@ -88,8 +88,7 @@ class Prompter(Callback):
             self._is_done = True
             assert self._artist.stdin is not None
             with contextlib.suppress(OSError):  # if it is no more, that is told in the end
-                self._artist.stdin.write("rehearse\n")
-                self._artist.stdin.flush()
+                os.write(self._artist.stdin.fileno(), b"rehearse\n")  # leaves nothing in a buffer, should it fail
 
 
 def _draw(artist: subprocess.Popen[str], folder: RunFolder) -> None:
