@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place
-from gpuopt.engines.fused import fusable
 from gpuopt.engines.memory import first_overlap
 from gpuopt.trees import flatten
 
@@ -118,6 +117,27 @@ def detached(x: Any) -> Any:
     return x.detach() if getattr(x, "requires_grad", False) else x
 
 
+def geometry(x: Any) -> tuple[Any, ...]:
+    """Where a parameter is and what it is: address and strides where the library tells them, shape and dtype."""
+    if is_numpy(x):
+        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
+    if is_cupy(x):
+        return x.data.ptr, x.shape, x.strides, x.dtype
+    return None, tuple(x.shape), None, x.dtype
+
+
+def check_unchanged(x: Any, known: tuple[Any, ...], name: str) -> None:
+    """Raise ValueError unless a parameter still has this `geometry` and can be written to."""
+    now, cure = geometry(x), "make a new optimizer"
+    for what, k in (("shape", 1), ("dtype", 3), ("strides", 2)):
+        if now[k] != known[k]:
+            raise ValueError(f"{name}: {what} {now[k]}, expected {known[k]} as when this optimizer was made; {cure}")
+    if now[0] != known[0]:
+        raise ValueError(f"{name}: its memory is no longer where it was when this optimizer was made; {cure}")
+    if hindrance := hindrance_of(x):
+        raise ValueError(f"{name}: {hindrance} by now, expected an array to update in place")
+
+
 def _check_unmasked(x: Any, name: str) -> None:
     if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):  # numpy.ma is slow to be imported
         raise TypeError(f"{name}: a masked array, whose mask would get lost, expected a plain one, as x.filled(0) is")
@@ -130,8 +150,8 @@ def _check_distinct(tree: Tree, arrays: list[Any]) -> None:
         by_place.setdefault(place(a), []).append(i)
         if (j := first.setdefault(id(a), i)) != i:
             raise ValueError(f"{tree.name(j, 'params')} and {tree.name(i, 'params')} are the same array; give it once")
-    for where, indices in by_place.items():
-        if not fusable(where):
+    for indices in by_place.values():
+        if not (is_numpy(a := arrays[indices[0]]) or is_cupy(a)):
             continue
         if (pair := first_overlap([arrays[i] for i in indices])) is not None:
             a, b = (tree.name(indices[k], "params") for k in pair)

@@ -13,11 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from gpuopt import leaves, schedules
-from gpuopt.backends import describe, place
+from gpuopt.backends import describe, is_numpy
 from gpuopt.engines.array import assign
-from gpuopt.engines.guard import Guard
-from gpuopt.engines.step import ENGINES, Engine, Step, can_fuse
-from gpuopt.engines.threads import uninterrupted, whole_forks
+from gpuopt.engines.interrupts import forks, in_one_go
+from gpuopt.engines.norms import Guard
+from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
 from gpuopt.gradients import Clip, Clipped
 from gpuopt.rules.base import Hyper, Rule
 
@@ -97,9 +97,7 @@ class Optimizer:
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
-        self._tree, self._arrays = leaves.parameters(params, in_place=True)
-        if engine == "fused":
-            _check_fusable(self._tree, self._arrays)
+        self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
         self._rules = self._original
@@ -107,7 +105,7 @@ class Optimizer:
         self._steps = self._skipped = self._reported = 0
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
-        whole_forks.add(self)
+        forks.register(self)
 
     @property
     def params(self) -> Any:
@@ -160,7 +158,8 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If a gradient does not fit, or a schedule leaves its range. Nothing is changed then.
+            If a gradient does not fit, a schedule leaves its range, or a parameter is not the array that it was: replaced
+            in its container, resized, or made read-only. Nothing is changed then.
         FloatingPointError
             With ``nonfinite="raise"``, if a gradient has a NaN or an infinity. Nothing is changed then.
 
@@ -168,14 +167,10 @@ class Optimizer:
         ready = self._tree.leaves_of(grads, "grads")
         with self._lock:
             self._raise_overdue()
-            self._step.bind(ready, self._checked)
             scalars = self._step.scalars(self._steps)
             limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
-            if self._step.at_once:
-                self._take_step(ready, scalars, limit)
-            else:
-                with uninterrupted():
-                    self._take_step(ready, scalars, limit)
+            self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
+            self._update(ready, scalars, limit)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -215,8 +210,9 @@ class Optimizer:
         tuned = list(self._tuned)
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
-        with self._lock, uninterrupted():
-            self._take(self._rules_with(tuned), tuned)
+        with self._lock:
+            step, changes = self._with_rules(self._rules_with(tuned), tuned)
+            in_one_go(changes)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
@@ -231,6 +227,7 @@ class Optimizer:
         """
         with self._lock:
             self._raise_overdue(wait=True)
+            self._check_leaves()
             rules = [
                 {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
                 for rule, tuned in zip(self._rules, self._tuned, strict=True)
@@ -281,8 +278,6 @@ class Optimizer:
                 problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
             elif _dtype(new) != _dtype(own):
                 problems.append(f"{'/'.join(key)}: dtype {_dtype(new)}, expected {_dtype(own)}")
-            elif hindrance := leaves.hindrance_of(own):
-                problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
             else:
                 try:
                     given[key] = self._step.readable(leaves.detached(new), own)
@@ -291,13 +286,16 @@ class Optimizer:
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
-        with self._lock, uninterrupted():
-            self._take(rules, tuned)
+        with self._lock:
+            self._check_leaves()
+            step, changes = self._with_rules(rules, tuned)
             for i, path in enumerate(self._tree.paths):
-                assign(self._arrays[i], given["params", path])
-                for slot, own in self._step.slots[i].items():
-                    assign(own, given["state", path, slot])
-            self._steps = int(state["steps"])
+                changes += step.copying(self._arrays[i], given["params", path])
+                for slot, own in step.slots[i].items():
+                    changes += step.copying(own, given["state", path, slot])
+            in_one_go([*changes, partial(setattr, self, "_steps", int(state["steps"]))])
+            if self._nonfinite == "raise":
+                step.pardon()
 
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
@@ -327,52 +325,76 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_arrays", "_rules", "_step", "_lock")
+        own = ("_tree", "_held", "_known", "_arrays", "_rules", "_step", "_lock")
         with self._lock:
             self._raise_overdue(wait=True)
+            self._check_leaves()
             kept = {name: value for name, value in vars(self).items() if name not in own}
             return kept | {"_skipped": self.skipped, "slots": self._step.slots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
         vars(self).update({name: value for name, value in state.items() if name != "slots"})
-        self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
+        self._read_leaves()
         self._rules = self._rules_with(self._tuned)
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
                 assign(own[slot], value)
-        whole_forks.add(self)
+        forks.register(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy between two steps of other threads."""
         memo[id(self)] = new = type(self).__new__(type(self))
         with self._lock:
             state = copy.deepcopy(self.__getstate__(), memo)
-        new.__setstate__(state)  # not under the lock: a fork takes that of `whole_forks` first
+        new.__setstate__(state)  # not under the lock, which a fork waits for
         return new
 
-    def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
-        """Make the step for these rules, with the slots there are."""
-        self._skipped += self._step.count_skipped()() if hasattr(self, "_step") else 0
+    def _read_leaves(self) -> None:
+        """Find and check the leaves of the parameters."""
+        self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
+        self._held = self._tree.leaves_of(self._params, "params")
+        self._known = list(map(leaves.geometry, self._held))
+        if self._engine == "fused":
+            for i, a in enumerate(self._arrays):
+                check_fusable(self._tree.name(i, "params"), a)
+        elif self._engine == "auto" and any(map(is_numpy, self._arrays)):
+            warn_without_machine_code()
+
+    def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
+        """Make the step for these rules, with the slots of the step that it replaces."""
         by = None if self._clip is None or self._clip.by == "value" else self._clip.by
         skip = self._nonfinite != "ignore"
         guard = Guard(by, skip) if by or skip else None
-        slots = slots or [{} for _ in self._arrays]
-        return Step(self._arrays, self._groups, self._clipped(rules), slots, self._engine, guard)
+        slots = before.slots if before else [{} for _ in self._arrays]
+        clipped = self._clipped(rules)
+        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before)
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
 
-    def _checked(self, g: Any, i: int) -> Any:
-        if hindrance := leaves.hindrance_of(p := self._arrays[i]):
-            name = self._tree.name(i, "params")
-            raise ValueError(f"{name}: {hindrance} by now, expected an array to update in place")
-        return leaves.gradient(g, p, self._tree, i)
+    def _checked(self, i: int, g: Any, p: Any) -> Any:
+        """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""
+        self._check_leaf(i, p)
+        return None if g is None else leaves.gradient(g, self._arrays[i], self._tree, i)
 
-    def _take_step(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
-        """Look at the gradients and update, all leaves and the count, or leave all as it is."""
+    def _check_leaf(self, i: int, p: Any) -> None:
+        name = self._tree.name(i, "params")
+        if p is not self._held[i]:
+            raise ValueError(
+                f"{name}: another array than the one this optimizer updates; write into that one, as in "
+                "np.maximum(w, 0, out=w), or make a new optimizer"
+            )
+        leaves.check_unchanged(p, self._known[i], name)
+
+    def _check_leaves(self) -> None:
+        for i, p in enumerate(self._tree.leaves_of(self._params, "params")):
+            self._check_leaf(i, p)
+
+    def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
+        """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
             raise self._bad_gradients(bad)
@@ -387,21 +409,29 @@ class Optimizer:
         """Raise the error of a step that a GPU left out."""
         if self._nonfinite != "raise":
             return
-        with uninterrupted():
-            overdue = self._step.overdue(wait=wait)
-            if overdue is not None:
-                skipped, bad = overdue
-                self._steps = (self._steps if wait else self._reported) - skipped
-                raise self._bad_gradients(bad)
+        overdue = self._step.overdue(wait=wait)
+        if overdue is not None:
+            skipped, bad = overdue
+            steps = (self._steps if wait else self._reported) - skipped
+            in_one_go([partial(setattr, self, "_steps", steps), self._step.pardon])
+            raise self._bad_gradients(bad)
 
     def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
         names = ", ".join(self._tree.name(i, "grads") for i in bad)
         return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
 
-    def _take(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> None:
-        if not self._step.take(self._clipped(rules)):
-            self._step = self._prepared(rules, self._step.slots)
-        self._rules, self._tuned = rules, tuned
+    def _with_rules(
+        self, rules: list[Rule], tuned: list[dict[str, Hyper]]
+    ) -> tuple[Step, list[Callable[[], object]]]:
+        """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
+        clipped, step = self._clipped(rules), self._step
+        if not step.computes(clipped):
+            step = self._prepared(rules, step)
+        changes: list[Callable[[], object]] = [
+            partial(setattr, step, "rules", clipped),
+            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned),
+        ]
+        return step, changes
 
     def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
         return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]
@@ -457,16 +487,6 @@ def match(rule: Rules, tree: Tree) -> tuple[list[str], list[Rule], list[int]]:
             raise ValueError(f"rule: no pattern of {patterns} matches {tree.name(i, 'params')}, whose path is {path!r}")
         groups.append(matching[0])
     return patterns, list(by_pattern.values()), groups
-
-
-def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
-    for i, a in enumerate(arrays):
-        if not can_fuse(a, place(a)):
-            what = f"a {describe(a)} of strides {a.strides}" if hasattr(a, "strides") else f"a {describe(a)}"
-            name = tree.name(i, "params")
-            raise ValueError(
-                f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too"
-            )
 
 
 def _check_nesting(state: Any) -> None:

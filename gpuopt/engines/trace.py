@@ -113,6 +113,15 @@ def trace(rule: Rule) -> Program:
     return Program(tuple(slots), tuple(tape.nodes), indices, tuple(tape.scalars), tuple(tape.coefficients))
 
 
+def is_elementwise(rule: Rule) -> bool:
+    """Whether a rule can be traced, and so is known to treat every element alike."""
+    try:
+        trace(rule)
+    except Exception:  # whatever a user's code raises when it is run on symbols
+        return False
+    return True
+
+
 class _Recorder(dict[Node, int]):
     """Nodes in the order of their first use; asking again for the same operation gives the same node."""
 
