@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from gpuopt import leaves, schedules
+from gpuopt import leaves, states
 from gpuopt.backends import describe, place
 from gpuopt.engines.array import assign
 from gpuopt.engines.guard import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, can_fuse
 from gpuopt.engines.threads import uninterrupted, whole_forks
 from gpuopt.gradients import Clip, Clipped
-from gpuopt.rules.base import Hyper, Rule
+from gpuopt.groups import Rules, match
+from gpuopt.rules.base import Rule
+from gpuopt.rules.hyper import Hyper, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuopt.trees import Tree
 
-Rules: TypeAlias = Rule | Mapping[str, Rule]
-"""One rule, or several by glob."""
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
-LONGEST = 2**53
-"""Steps; beyond, a float64 does not count them one by one."""
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
@@ -122,13 +117,41 @@ class Optimizer:
     @property
     def rule(self) -> Rules:
         """The rule, as `tune` left it; with several, a dict by pattern."""
-        return self._rules[0] if self._single else dict(zip(self._patterns, self._rules, strict=True))
+        return self._rules[0] if self._single else self.rules
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The rules by pattern, as `tune` left them; a single rule has the pattern ``"*"``."""
+        return dict(zip(self._patterns, self._rules, strict=True))
 
     @property
     def lr(self) -> Any:
-        """The learning rate that the next step will use, a float; with several rules, a dict by pattern."""
-        rates = [rule.at(self._steps)["lr"] for rule in self._rules]
-        return rates[0] if self._single else dict(zip(self._patterns, rates, strict=True))
+        """The learning rate that the next step will use, a float; with several rules, a dict by pattern.
+
+        A number or a schedule may be assigned, which is ``tune(lr=...)``: every rule that has a learning rate gets it.
+
+        Raises
+        ------
+        AttributeError
+            If no rule has a hyperparameter ``lr``.
+        TypeError, ValueError
+            If a schedule fails or leaves its range; if what is assigned is neither a number nor a schedule, or out of
+            range.
+
+        """
+        rates = {
+            pattern: rule.at(self._steps)["lr"]
+            for pattern, rule in self.rules.items()
+            if "lr" in rule.hyperparameters()
+        }
+        if not rates:
+            names = " and ".join(dict.fromkeys(rule.name for rule in self._rules))
+            raise AttributeError(f"lr: {names} has no hyperparameter 'lr', expected a rule that has one")
+        return next(iter(rates.values())) if self._single else rates
+
+    @lr.setter
+    def lr(self, value: Any) -> None:  # as `Hyper`, type checkers would believe that it is read as it was assigned
+        self.tune(lr=value)
 
     @property
     def gradient_norm(self) -> float:
@@ -170,7 +193,7 @@ class Optimizer:
             self._raise_overdue()
             self._step.bind(ready, self._checked)
             scalars = self._step.scalars(self._steps)
-            limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
+            limit = self._clip.limit.at(self._steps) if self._clip else 0.0
             if self._step.at_once:
                 self._take_step(ready, scalars, limit)
             else:
@@ -209,14 +232,12 @@ class Optimizer:
         chosen = [i for i, p in enumerate(self._patterns) if pattern in (None, p)]
         known = dict.fromkeys(name for i in chosen for name in self._rules[i].hyperparameters())
         for name in hyperparameters.keys() - known:
-            nearest = difflib.get_close_matches(name, known, 1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            raise TypeError(f"tune: unknown hyperparameter {name!r}{hint}, expected {', '.join(known)}")
+            raise unknown("tune", name, known)
         tuned = list(self._tuned)
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
         with self._lock, uninterrupted():
-            self._take(self._rules_with(tuned), tuned)
+            self._apply(self._rules_with(tuned), tuned)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
@@ -231,13 +252,9 @@ class Optimizer:
         """
         with self._lock:
             self._raise_overdue(wait=True)
-            rules = [
-                {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
-                for rule, tuned in zip(self._rules, self._tuned, strict=True)
-            ]
             return {
                 "steps": self._steps,
-                "rules": dict(zip(self._patterns, rules, strict=True)),
+                "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
             }
@@ -257,9 +274,9 @@ class Optimizer:
             If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
 
         """
-        _check_nesting(state)
+        states.check_nesting(state)
         problems: list[str] = []
-        tuned = self._tuned_in(state, problems)
+        tuned = states.tuned_of(state, self._patterns, self._original, problems)
         rules = self._rules if problems else self._rules_with(tuned)
         expected: dict[tuple[str, ...], Any] = {
             ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
@@ -292,38 +309,27 @@ class Optimizer:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
         with self._lock, uninterrupted():
-            self._take(rules, tuned)
+            self._apply(rules, tuned)
             for i, path in enumerate(self._tree.paths):
                 assign(self._arrays[i], given["params", path])
                 for slot, own in self._step.slots[i].items():
                     assign(own, given["state", path, slot])
             self._steps = int(state["steps"])
 
+    def __repr__(self) -> str:
+        """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
+        dtypes, places = ([*dict.fromkeys(map(of, self._arrays))] for of in (_dtype, place))
+        leaves, count = len(self._arrays), sum(math.prod(a.shape) for a in self._arrays)
+        what = f"{_counted(leaves, 'leaf', 'leaves')}, {_counted(count, 'parameter')} of {' and '.join(dtypes)}"
+        return f"Optimizer({self.rule!r}, {what} on {' and '.join(places)}, {_counted(self._steps, 'step')})"
+
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
         from gpuopt import notebook
 
-        groups, curves = [], []
-        for pattern, rule in zip(self._patterns, self._rules, strict=True):
-            now = rule.at(self._steps)
-            for name in rule.hyperparameters():
-                value = getattr(rule, name)
-                groups.append((pattern, rule.name, name, now[name], value if callable(value) else ""))
-                if isinstance(value, schedules.Schedule):
-                    last = max(2 * self._steps, 1000)
-                    points = [(step, float(value(step))) for step in range(0, last + 1, last // 100)]
-                    curves.append(notebook.curves(f"{pattern}: {name}", {name: points}, marks=[self._steps]))
-        leaves = [
-            (path, tuple(a.shape), _dtype(a), self._patterns[group])
-            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
-        ]
-        count = sum(math.prod(shape) for _, shape, _, _ in leaves)
-        parts = [
-            notebook.heading(f"Optimizer: {self._steps:,} steps taken, {len(leaves):,} leaves, {count:,} parameters"),
-            notebook.table(("group", "rule", "hyperparameter", "next step", "schedule"), groups),
-            notebook.table(("leaf", "shape", "dtype", "group"), leaves),
-        ]
-        return "".join([*parts, *curves])
+        groups = zip(self._arrays, self._tree.paths, self._groups, strict=True)
+        leaves = [(path, tuple(a.shape), _dtype(a), self._patterns[group]) for a, path, group in groups]
+        return notebook.optimizer(self._steps, self.rules, leaves)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
@@ -398,65 +404,13 @@ class Optimizer:
         names = ", ".join(self._tree.name(i, "grads") for i in bad)
         return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
 
-    def _take(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> None:
+    def _apply(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> None:
         if not self._step.take(self._clipped(rules)):
             self._step = self._prepared(rules, self._step.slots)
         self._rules, self._tuned = rules, tuned
 
     def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
         return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]
-
-    def _tuned_in(self, state: Mapping[str, Any], problems: list[str]) -> list[dict[str, Hyper]]:
-        """What `tune` had changed in a state, checked against the rules there are."""
-        steps = state.get("steps")
-        if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
-            problems.append(f"steps: {steps!r:.40}, expected a number of steps")
-        given = state.get("rules", {})
-        names = {pattern: rule.name for pattern, rule in zip(self._patterns, self._rules, strict=True)}
-        if {pattern: own["name"] for pattern, own in given.items()} != names:
-            shown = {pattern: own["name"] for pattern, own in given.items()}
-            problems.append(f"rules: {shown}, expected {names}")
-            return self._tuned
-        tuned: list[dict[str, Hyper]] = []
-        for pattern, rule in zip(self._patterns, self._original, strict=True):
-            try:
-                tuned.append({name: _restored(value) for name, value in given[pattern]["tuned"].items()})
-                dataclasses.replace(rule, **tuned[-1])
-            except (TypeError, ValueError) as error:
-                problems.append(f"rules/{pattern}: {error}")
-        return tuned
-
-
-def match(rule: Rules, tree: Tree) -> tuple[list[str], list[Rule], list[int]]:
-    """Return the patterns, their rules, and for each leaf the index of its rule: the first whose pattern matches.
-
-    Raises
-    ------
-    TypeError
-        If a rule is no `Rule`, or a pattern no string.
-    ValueError
-        If a leaf has no rule, or a pattern matches no leaf at all.
-
-    """
-    by_pattern: Any = {"*": rule} if isinstance(rule, Rule) else rule
-    if not isinstance(by_pattern, Mapping):
-        hint = f"; did you mean {rule.__name__}()?" if isinstance(rule, type) and issubclass(rule, Rule) else ""
-        raise TypeError(f"rule: {rule!r}, expected a rule such as Adam(), or a dict of rules by pattern{hint}")
-    patterns = list(by_pattern)
-    for pattern, own in by_pattern.items():
-        if not isinstance(pattern, str) or not isinstance(own, Rule):
-            raise TypeError(f"rule: {{{pattern!r}: {own!r}}}, expected a rule such as Adam() by a glob such as '*.w'")
-        if not any(fnmatchcase(path, pattern) for path in tree.paths):
-            raise ValueError(
-                f"rule: the pattern {pattern!r} matches no leaf; there are {', '.join(map(repr, tree.paths))}"
-            )
-    groups = []
-    for i, path in enumerate(tree.paths):
-        matching = [k for k, pattern in enumerate(patterns) if fnmatchcase(path, pattern)]
-        if not matching:
-            raise ValueError(f"rule: no pattern of {patterns} matches {tree.name(i, 'params')}, whose path is {path!r}")
-        groups.append(matching[0])
-    return patterns, list(by_pattern.values()), groups
 
 
 def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
@@ -469,30 +423,9 @@ def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
             )
 
 
-def _check_nesting(state: Any) -> None:
-    """Raise ValueError unless a state is nested as `Optimizer.state_dict` nests it."""
-    parts: list[Any] = [state.get(key, {}) for key in ("rules", "params", "state")] if _is_dict(state) else [None]
-    if all(map(_is_dict, parts)):
-        rules, _, slots = parts
-        tuned = [
-            own.get("tuned") if _is_dict(own) and isinstance(own.get("name"), str) else None for own in rules.values()
-        ]
-        if all(map(_is_dict, (*tuned, *slots.values()))):
-            return
-    raise ValueError("the state does not fit: expected dicts nested as those of state_dict, with names as keys")
-
-
-def _is_dict(x: object) -> bool:
-    return isinstance(x, Mapping) and all(isinstance(name, str) for name in x)
-
-
 def _dtype(x: Any) -> str:
     return str(x.dtype).rpartition(".")[2]
 
 
-def _plain(value: Hyper) -> Any:
-    return value.to_dict() if isinstance(value, schedules.Schedule) else value
-
-
-def _restored(value: Any) -> Hyper:
-    return schedules.from_dict(value) if isinstance(value, Mapping) else value
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

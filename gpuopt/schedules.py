@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Annotated, Any, Concatenate, NoReturn, ParamSpec, get_args
 
+from gpuopt.suggest import did_you_mean
+
 __all__ = [
     "SCHEDULES",
     "Schedule",
@@ -65,7 +67,10 @@ class Schedule:
     def __call__(self, step: int) -> float:
         if step < 0:
             raise ValueError(f"{self.name}: steps count from 0, got step {step}")
-        return self.function(step, *self.values)
+        try:
+            return self.function(step, *self.values)
+        except ArithmeticError:
+            raise ValueError(f"{self.name}: beyond the floats at step {step}") from None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -167,7 +172,9 @@ def schedule(function: Callable[Concatenate[int, P], float]) -> Callable[P, Sche
     def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
         for argument in kwargs:
             if argument not in domains:
-                raise TypeError(f"{name}: unknown argument {argument!r}{_nearest(argument, domains)}; usage: {usage}")
+                raise TypeError(
+                    f"{name}: unknown argument {argument!r}{did_you_mean(argument, domains)}; usage: {usage}"
+                )
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -201,12 +208,6 @@ def _check(what: str, domain: Domain, value: Any, earlier: Mapping[str, Any]) ->
     if not domain.accepts(converted, earlier):
         raise ValueError(message)
     return converted
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    from difflib import get_close_matches
-
-    return "".join(f" (did you mean {match!r}?)" for match in get_close_matches(name, known, n=1))
 
 
 def _blend(first: float, last: float, weight: float) -> float:
@@ -578,5 +579,5 @@ def _make(name: str, /, *args: Any, **kwargs: Any) -> Schedule:
 
 def _known(name: str) -> Callable[..., Schedule]:
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}{_nearest(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
+        raise ValueError(f"unknown schedule {name!r}{did_you_mean(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
     return SCHEDULES[name]

@@ -417,7 +417,11 @@ def test_from_dict_refuses(data: Any, message: str) -> None:
         (lambda s: s.constant(1j), TypeError, "constant: value must be a finite number, got 1j"),
         (lambda s: s.constant(np.ones(1)), TypeError, "constant: value must be a finite number, got array([1.])"),
         (lambda s: s.constant(), TypeError, "constant: missing a required argument: 'value'; usage: constant(value)"),
-        (lambda s: s.constant(initial=1), TypeError, "constant: unknown argument 'initial'; usage: constant(value)"),
+        (
+            lambda s: s.constant(initial=1),
+            TypeError,
+            "constant: unknown argument 'initial' (did you mean 'value'?); usage: constant(value)",
+        ),
         (lambda s: s.inverse_time(1.0, -0.1), ValueError, "inverse_time: decay must be a finite number >= 0, got -0.1"),
         (lambda s: s.exponential(1.0, 0), ValueError, "exponential: decay must be a finite number > 0, got 0"),
         (lambda s: s.exponential(1.0, 0.5, 0), ValueError, "exponential: every must be a positive integer, got 0"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import sys
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gpuopt import schedules
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
-from gpuopt.rules import RULES, Adam, Rule
+from gpuopt.rules import RULES, Rule
+from gpuopt.rules.adam import Adam
+from gpuopt.suggest import did_you_mean
 from gpuopt.training.data import Task
 from gpuopt.training.errors import UsageError
 from gpuopt.training.model import Initial
@@ -113,7 +114,7 @@ class Config:
     SGD(lr=inverse_time(initial=1.0, decay=0.001), momentum=0.9, nesterov=False)
     >>> Config(optimizer="Adm")
     Traceback (most recent call last):
-    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: SGD, AdaGrad, RMSProp, Adam
+    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: AdaGrad, Adam, RMSProp, SGD
     """
 
     data: str | None = None
@@ -193,6 +194,8 @@ class Config:
         for option in ("target", "standardize"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
         expect(isinstance(self.optimizer, str | Rule | None), "optimizer", "a name or a rule such as Adam()")
+        has_lr = not isinstance(self.optimizer, Rule) or "lr" in self.optimizer.hyperparameters()
+        expect(has_lr, "optimizer", "a rule with a hyperparameter lr")
         expect(isinstance(self.schedule, str | None), "schedule", "the text of one, as in cosine")
         expect(isinstance(self.hyperparameters, Mapping), "hyperparameters", "values by name")
         expect(isinstance(self.device, str), "device", "auto, cpu, cuda or cuda:N")
@@ -233,8 +236,7 @@ class Config:
             rule = RULES[_known("Adam" if self.optimizer is None else self.optimizer, RULES, "--optimizer")]()
         for option, name, value in self._choices(rule):
             try:
-                now = getattr(rule, name)
-                initial = now(0) if callable(now) else now
+                initial = rule.hyperparameter(name).at(0)
                 chosen = schedules.parse(value, initial=initial, steps=steps) if isinstance(value, str) else value
                 rule = dataclasses.replace(rule, **{name: chosen})
             except (TypeError, ValueError) as error:
@@ -246,7 +248,7 @@ class Config:
         for step in spread(0, steps):
             try:
                 rule.at(step)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 chosen = [option for option, name, _ in self._choices(rule) if f": {name} at step" in str(error)]
                 raise UsageError(": ".join([*chosen[-1:], str(error)])) from None
 
@@ -259,7 +261,7 @@ class Config:
         names = rule.hyperparameters()
         for name, value in self.hyperparameters.items():
             if name not in names:
-                near = "".join(f" (did you mean {match}?)" for match in difflib.get_close_matches(name, names, n=1))
+                near = did_you_mean(name, names, shown=str)
                 known = f"{type(rule).__name__} has {', '.join(names)}"
                 raise UsageError(f"--set {name}={value}: unknown hyperparameter{near}; {known}")
             if name == "lr" and (self.lr is not None or self.schedule is not None):
@@ -365,8 +367,6 @@ def _known(name: str, known: Iterable[str], option: str) -> str:
     """The known name that differs from `name` at most in capitals."""
     by_lower = {k.lower(): k for k in known}
     if name.lower() not in by_lower:
-        near = "".join(
-            f" (did you mean {by_lower[k]}?)" for k in difflib.get_close_matches(name.lower(), by_lower, n=1)
-        )
+        near = did_you_mean(name, by_lower.values(), shown=str)
         raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(by_lower.values())}")
     return by_lower[name.lower()]
