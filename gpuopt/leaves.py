@@ -9,6 +9,7 @@ import numpy as np
 from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place
 from gpuopt.engines.fused import fusable
 from gpuopt.engines.memory import first_overlap
+from gpuopt.engines.step import can_fuse
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     _check_unmasked(g, name)
     return np.asarray(g) if is_numpy(g) else detached(g)
+
+
+def check_fusable(tree: Tree, arrays: list[Any]) -> None:
+    """Raise ValueError if a parameter cannot be updated by machine code."""
+    for i, a in enumerate(arrays):
+        if not can_fuse(a, place(a)):
+            what = f"a {describe(a)} of strides {a.strides}" if hasattr(a, "strides") else f"a {describe(a)}"
+            name = tree.name(i, "params")
+            raise ValueError(
+                f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too"
+            )
 
 
 def is_array(x: Any) -> bool:

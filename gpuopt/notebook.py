@@ -1,10 +1,10 @@
-"""Tables and small curves for notebooks, as HTML without anything from outside."""
+"""What is shown of an optimizer where it is looked at: a line of text; tables and small curves as HTML for notebooks."""
 
 from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gpuopt.schedules import Schedule
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Point: TypeAlias = tuple[float, float | None]
 
-__all__ = ["curves", "heading", "optimizer", "table"]
+__all__ = ["Leaf", "curves", "heading", "optimizer", "summary", "table"]
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 WIDTH, HEIGHT = 300, 150
@@ -41,7 +41,29 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody><tr>{'</tr><tr>'.join(lines)}</tr></tbody></table>"
 
 
-def optimizer(steps: int, rules: Mapping[str, Rule], leaves: Sequence[tuple[str, tuple[int, ...], str, str]]) -> str:
+class Leaf(NamedTuple):
+    """A parameter, as far as it is shown."""
+
+    path: str
+    shape: Sequence[int]
+    dtype: str
+    place: str
+    pattern: str
+
+
+def summary(steps: int, leaves: Sequence[Leaf]) -> str:
+    """How many leaves and parameters, their dtypes, where they live, and how many steps were taken."""
+    dtypes, places = (" and ".join(dict.fromkeys(of)) for of in zip(*[(x.dtype, x.place) for x in leaves], strict=True))
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    held = f"{_counted(len(leaves), 'leaf', 'leaves')}, {_counted(count, 'parameter')} of {dtypes} on {places}"
+    return f"{held}, {_counted(steps, 'step')}"
+
+
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def optimizer(steps: int, rules: Mapping[str, Rule], leaves: Sequence[Leaf]) -> str:
     """An optimizer: groups with their hyperparameters, leaves, and small curves of the schedules.
 
     Parameters
@@ -51,7 +73,6 @@ def optimizer(steps: int, rules: Mapping[str, Rule], leaves: Sequence[tuple[str,
     rules
         By pattern.
     leaves
-        Path, shape, dtype and pattern of each.
 
     """
     groups, drawn = [], []
@@ -65,11 +86,11 @@ def optimizer(steps: int, rules: Mapping[str, Rule], leaves: Sequence[tuple[str,
                 points = [(step, _at(hyperparameter, step)) for step in range(0, last + 1, last // 100)]
                 line = [(step, number if isinstance(number, float) else None) for step, number in points]
                 drawn.append(curves(f"{pattern}: {name}", {name: line}, marks=[steps]))
-    count = sum(math.prod(shape) for _, shape, _, _ in leaves)
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
     parts = [
         heading(f"Optimizer: {steps:,} steps taken, {len(leaves):,} leaves, {count:,} parameters"),
         table(("group", "rule", "hyperparameter", "next step", "schedule"), groups),
-        table(("leaf", "shape", "dtype", "group"), leaves),
+        table(("leaf", "shape", "dtype", "group"), ((x.path, tuple(x.shape), x.dtype, x.pattern) for x in leaves)),
     ]
     return "".join([*parts, *drawn])
 

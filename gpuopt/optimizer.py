@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from gpuopt import leaves, states
+from gpuopt import leaves, notebook, states
 from gpuopt.backends import describe, place
 from gpuopt.engines.array import assign
 from gpuopt.engines.guard import Guard
-from gpuopt.engines.step import ENGINES, Engine, Step, can_fuse
+from gpuopt.engines.step import ENGINES, Engine, Step
 from gpuopt.engines.threads import uninterrupted, whole_forks
 from gpuopt.gradients import Clip, Clipped
 from gpuopt.groups import Rules, match
@@ -23,7 +22,6 @@ from gpuopt.rules.hyper import Hyper, unknown
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gpuopt.trees import Tree
 
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
@@ -94,7 +92,7 @@ class Optimizer:
         self._nonfinite = nonfinite
         self._tree, self._arrays = leaves.parameters(params, in_place=True)
         if engine == "fused":
-            _check_fusable(self._tree, self._arrays)
+            leaves.check_fusable(self._tree, self._arrays)
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
         self._rules = self._original
@@ -286,25 +284,12 @@ class Optimizer:
             for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
             for slot in rules[group].slots
         }
-        given: dict[tuple[str, ...], Any] = {("params", path): a for path, a in state.get("params", {}).items()}
-        given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
-        problems += [f"{'/'.join(key)}: missing" for key in expected.keys() - given.keys()]
-        problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
+        given = states.arrays_of(state, expected, problems)
         for key in expected.keys() & given.keys():
-            new, own = given[key], expected[key]
-            if not (hasattr(new, "shape") and hasattr(new, "dtype")):
-                problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
-            elif tuple(new.shape) != tuple(own.shape):
-                problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
-            elif _dtype(new) != _dtype(own):
-                problems.append(f"{'/'.join(key)}: dtype {_dtype(new)}, expected {_dtype(own)}")
-            elif hindrance := leaves.hindrance_of(own):
-                problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
-            else:
-                try:
-                    given[key] = self._step.readable(leaves.detached(new), own)
-                except Exception as error:  # noqa: BLE001 - each library has its own
-                    problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
+            try:
+                given[key] = self._step.readable(leaves.detached(given[key]), expected[key])
+            except Exception as error:  # noqa: BLE001 - each library has its own
+                problems.append(f"{'/'.join(key)}: {describe(given[key])} that cannot be read ({error})")
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
@@ -318,18 +303,18 @@ class Optimizer:
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
-        dtypes, places = ([*dict.fromkeys(map(of, self._arrays))] for of in (_dtype, place))
-        leaves, count = len(self._arrays), sum(math.prod(a.shape) for a in self._arrays)
-        what = f"{_counted(leaves, 'leaf', 'leaves')}, {_counted(count, 'parameter')} of {' and '.join(dtypes)}"
-        return f"Optimizer({self.rule!r}, {what} on {' and '.join(places)}, {_counted(self._steps, 'step')})"
+        return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())})"
 
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
-        from gpuopt import notebook
+        return notebook.optimizer(self._steps, self.rules, self._leaves())
 
-        groups = zip(self._arrays, self._tree.paths, self._groups, strict=True)
-        leaves = [(path, tuple(a.shape), _dtype(a), self._patterns[group]) for a, path, group in groups]
-        return notebook.optimizer(self._steps, self.rules, leaves)
+    def _leaves(self) -> list[notebook.Leaf]:
+        arrays = zip(self._tree.paths, self._arrays, self._groups, strict=True)
+        return [
+            notebook.Leaf(path, a.shape, states.dtype_of(a), place(a), self._patterns[group])
+            for path, a, group in arrays
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
@@ -411,21 +396,3 @@ class Optimizer:
 
     def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
         return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]
-
-
-def _check_fusable(tree: Tree, arrays: list[Any]) -> None:
-    for i, a in enumerate(arrays):
-        if not can_fuse(a, place(a)):
-            what = f"a {describe(a)} of strides {a.strides}" if hasattr(a, "strides") else f"a {describe(a)}"
-            name = tree.name(i, "params")
-            raise ValueError(
-                f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too"
-            )
-
-
-def _dtype(x: Any) -> str:
-    return str(x.dtype).rpartition(".")[2]
-
-
-def _counted(number: int, one: str, several: str = "") -> str:
-    return f"{number:,} {one if number == 1 else several or one + 's'}"

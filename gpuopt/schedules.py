@@ -77,6 +77,24 @@ class Schedule:
         """The arguments by name, defaults included."""
         return dict(zip(inspect.signature(SCHEDULES[self.name]).parameters, self.values, strict=True))
 
+    @property
+    def turns(self) -> set[int]:
+        """Steps at which the formula may change: where a piece ends and an inner schedule begins or turns.
+
+        >>> sorted(join([constant(1.0), step(1.0, factor=0.5, every=10)], boundaries=[100]).turns)
+        [100, 110]
+        """
+        found: set[int] = set()
+        waiting: list[tuple[Schedule, int]] = [(self, 0)]
+        while waiting:
+            schedule, begin = waiting.pop()
+            flat = [x for value in schedule.values for x in (value if isinstance(value, tuple) else (value,))]
+            own = sorted(begin + x for x in flat if type(x) is int)
+            inner = [x for x in flat if isinstance(x, Schedule)]
+            found.update(own)
+            waiting += zip(inner, [begin, *own][-len(inner) :], strict=False)  # the last one where the last piece does
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """``{"schedule": name, "arguments": {...}}``, ready for JSON; :func:`from_dict` is the way back."""
 
@@ -198,16 +216,14 @@ def _domain(name: str, parameter: inspect.Parameter) -> Domain:
 
 
 def _check(what: str, domain: Domain, value: Any, earlier: Mapping[str, Any]) -> Any:
-    message = f"{what} must be {domain.words}, got {value!r}"
+    error: type[Exception] = ValueError
     try:
         converted = domain.convert(value)
-    except TypeError:
-        raise TypeError(message) from None
-    except (ValueError, OverflowError):
-        raise ValueError(message) from None
-    if not domain.accepts(converted, earlier):
-        raise ValueError(message)
-    return converted
+        if domain.accepts(converted, earlier):
+            return converted
+    except (TypeError, ValueError, OverflowError) as refused:
+        error = TypeError if isinstance(refused, TypeError) else ValueError
+    raise error(f"{what} must be {domain.words}, got {value!r}")
 
 
 def _blend(first: float, last: float, weight: float) -> float:

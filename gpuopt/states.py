@@ -1,4 +1,4 @@
-"""What a state dict holds of rules: to plain values and back, checked before anything is changed."""
+"""State dicts: rules as plain values and back, and whether all that is in one fits an optimizer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpuopt import schedules
+from gpuopt.backends import describe
+from gpuopt.leaves import hindrance_of
 from gpuopt.rules.hyper import LONGEST
 
 if TYPE_CHECKING:
@@ -59,6 +61,46 @@ def tuned_of(
             except (TypeError, ValueError) as error:
                 problems.append(f"rules/{pattern}: {error}")
     return tuned
+
+
+def arrays_of(
+    state: Mapping[str, Any], expected: Mapping[tuple[str, ...], Any], problems: list[str]
+) -> dict[tuple[str, ...], Any]:
+    """Return the arrays of a state that fit, by ``("params", path)`` and ``("state", path, slot)``.
+
+    Parameters
+    ----------
+    state
+        Nested as `check_nesting` wants it.
+    expected
+        For each key the array of the optimizer whose shape and dtype are needed.
+    problems
+        What is missing, unexpected, of another shape or dtype is appended.
+
+    """
+    given: dict[tuple[str, ...], Any] = {("params", path): a for path, a in state.get("params", {}).items()}
+    given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
+    problems += [f"{'/'.join(key)}: missing" for key in expected.keys() - given.keys()]
+    problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
+    fitting = {}
+    for key in expected.keys() & given.keys():
+        new, own = given[key], expected[key]
+        if not (hasattr(new, "shape") and hasattr(new, "dtype")):
+            problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
+        elif tuple(new.shape) != tuple(own.shape):
+            problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
+        elif dtype_of(new) != dtype_of(own):
+            problems.append(f"{'/'.join(key)}: dtype {dtype_of(new)}, expected {dtype_of(own)}")
+        elif hindrance := hindrance_of(own):
+            problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
+        else:
+            fitting[key] = new
+    return fitting
+
+
+def dtype_of(x: Any) -> str:
+    """Name of an array's dtype, the same in every library: ``"float32"``."""
+    return str(x.dtype).rpartition(".")[2]
 
 
 def check_nesting(state: Any) -> None:

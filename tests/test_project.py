@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
     "rules": {"suggest"},
     "notebook": {"rules/base", "schedules"},
     "groups": {"rules", "suggest", "trees"},
-    "states": {"rules/base", "schedules"},
+    "states": {"backends", "leaves", "rules/base", "schedules"},
     "engines": {"backends", "rules/base"},
     "leaves": {"backends", "engines", "trees"},
     "gradients": {"engines", "rules/base"},

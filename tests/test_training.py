@@ -678,10 +678,22 @@ def test_bad_configs(options: dict[str, Any], message: str) -> None:
         ({"hidden": (10**12,)}, "--hidden 1000000000000: .* parameters take about .* GiB to train"),
         ({"data": "nowhere.npz"}, "nowhere.npz: No such file or directory"),
         ({"schedule": "constant:value=-1"}, "--schedule constant:value=-1: Adam: lr at step 0, by its .* got -1.0"),
-        ({"schedule": "piecewise:boundaries=[3],values=[-0.1]"}, "--schedule .*: Adam: lr at step 10, by its schedule"),
+        ({"schedule": "piecewise:boundaries=[3],values=[-0.1]"}, "--schedule .*: Adam: lr at step 3, by its schedule"),
+        (
+            {"schedule": "piecewise:boundaries=[4001,4002],values=[-0.1,1]"},
+            "--schedule .*: Adam: lr at step 4001, by its",
+        ),
+        (
+            {"schedule": "exponential:decay=2"},
+            "--schedule .*: Adam: lr at step 10.., by its .*: exponential: beyond the",
+        ),
+        (
+            {"hyperparameters": {"eps": "exponential(decay=9)"}},
+            "--set eps=.*: Adam: eps at step .*: exponential: beyond",
+        ),
         (
             {"hyperparameters": {"beta1": "linear_warmup(1.0,warmup=4)"}},
-            "--set beta1=.*: Adam: beta1 at step 10, by its schedule",
+            "--set beta1=.*: Adam: beta1 at step 4, by its schedule",
         ),
     ],
 )

@@ -50,7 +50,7 @@ COUNT = "a positive integer below 2**53"
 DEEPEST = 1000
 """Hidden layers."""
 LOOKED_AT = 1000
-"""Steps at most at which schedules are checked beforehand."""
+"""Steps, evenly spread, at which schedules are checked beforehand."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -245,7 +245,7 @@ class Config:
 
     def _check_schedules(self, rule: Rule, steps: int) -> None:
         """Refuse a schedule that leaves the range of its hyperparameter, before anything is written."""
-        for step in spread(0, steps):
+        for step in spread(0, steps, rule):
             try:
                 rule.at(step)
             except (TypeError, ValueError) as error:
@@ -357,10 +357,16 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
-def spread(first: int, end: int) -> Iterator[int]:
-    """Some steps from the first to the one before the end, both of them included, at which schedules are checked."""
-    yield from range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
-    yield max(first, end - 1)
+def spread(first: int, end: int, rule: Rule) -> list[int]:
+    """Steps from the first to the one before the end at which the schedules of a rule are checked.
+
+    They are evenly spread, both ends among them, and where a schedule turns.
+    """
+    values = [getattr(rule, name) for name in rule.hyperparameters()]
+    turns = [turn for value in values if isinstance(value, schedules.Schedule) for turn in value.turns]
+    even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
+    near = (turn + offset for turn in turns for offset in (-1, 0, 1))
+    return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
 
 
 def _known(name: str, known: Iterable[str], option: str) -> str:
