@@ -63,7 +63,9 @@ def test_fractions_are_less_than_one(name: str, h: str, value: float) -> None:
         RULES[name](**{h: value})
 
 
-@pytest.mark.parametrize("value", [1, 0.5, "yes", None, lambda step: True], ids=repr)
+@pytest.mark.parametrize(
+    "value", [1, 0.5, "yes", None, lambda step: True], ids=["1", "0.5", "text", "None", "schedule"]
+)
 def test_flags(value: Any) -> None:
     with pytest.raises(TypeError, match=r"SGD: nesterov: got .*, expected True or False"):
         gpuopt.SGD(nesterov=value)

@@ -226,8 +226,10 @@ class Coefficients(Plain):
             TypeError,
             r"^Coefficients: coefficients at step 1: x: got ar",
         ),
+        (lambda h: {"x" if h.t == 1 else "t": 1}, TypeError, r"^Coefficients: .* 't', .* the number of the step$"),
+        (lambda h: {"x" if h.t == 1 else "_scale": 1}, TypeError, r"^Coefficients: .* '_scale', expected another name"),
     ],
-    ids=["overflow", "division", "complex", "array"],
+    ids=["overflow", "division", "complex", "array", "t", "_scale"],
 )
 def test_coefficients_that_are_no_numbers(
     found: Any, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch

@@ -86,8 +86,8 @@ class Rule:
         super().__init_subclass__(**options)
         for name in _annotated(cls):
             if name in GIVEN or name.startswith("_") or name in vars(Rule):
-                taken = GIVEN.get(name, "a name of gpuopt's own")
-                raise TypeError(f"{cls.__name__}: a hyperparameter {name!r}, expected another name: that is {taken}")
+                meaning = GIVEN.get(name, "a name of gpuopt's own")
+                raise TypeError(f"{cls.__name__}: a hyperparameter {name!r}, expected another name: that is {meaning}")
         slots = vars(cls).get("slots", ())
         if not isinstance(slots, property | cached_property):
             _check_slots(cls.__name__, slots)
@@ -99,8 +99,8 @@ class Rule:
                 raise TypeError(f"{base.__name__}: {', '.join(names)} would be no hyperparameter; {cure}")
         if not hyperparameters.keys() <= cls.__dataclass_fields__.keys():
             known = cls.__signature__.parameters
-            takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-            for name in [] if takes_any else hyperparameters.keys() - known:
+            is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+            for name in [] if is_open else hyperparameters.keys() - known:
                 raise unknown(cls.__name__, name, known)
         return super().__new__(cls)
 
@@ -207,6 +207,9 @@ class Rule:
         except ArithmeticError as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}; expected numbers") from error
         for name, value in found.items():
+            if name in GIVEN or name.startswith("_"):
+                meaning = GIVEN.get(name, "a name of gpuopt's own")
+                raise TypeError(f"{where}: {name!r}, expected another name: that is {meaning}")
             if type(value) is not float and not isinstance(value, Real):
                 raise TypeError(f"{where}: {name}: got {value!r:.80} ({type(value).__name__}), expected a number")
         return found
@@ -229,7 +232,7 @@ def _check_slots(rule: str, slots: Any) -> None:
         raise TypeError(f"{rule}: slots = {slots!r:.80}, expected {expected}")
     for name in slots:
         if name in GIVEN or name.startswith("_") or not name.isidentifier():
-            taken = f": that is {GIVEN[name]}" if name in GIVEN else ""
-            raise TypeError(f"{rule}: a slot {name!r}, expected another name{taken}")
+            meaning = f": that is {GIVEN[name]}" if name in GIVEN else ""
+            raise TypeError(f"{rule}: a slot {name!r}, expected another name{meaning}")
     if len({*slots}) < len([*slots]):
         raise TypeError(f"{rule}: slots = {slots!r:.80}, expected each name once")
