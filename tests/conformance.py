@@ -39,6 +39,9 @@ class Row:
         Hyperparameters with which a small network learns to tell three clusters apart in thirty epochs.
     moves_at_rest
         Whether parameters or slots change where all gradients are zero from the start, as by a weight decay.
+    ulps
+        Deviation from the recurrence that a thousand steps may add up to, in units of the last bit; more than the usual
+        where a step rounds the parameter more than once.
 
     """
 
@@ -51,6 +54,7 @@ class Row:
     defaults: dict[str, Any] | None = None
     learns: dict[str, Any] = field(default_factory=lambda: {"lr": 0.05})
     moves_at_rest: bool = False
+    ulps: int = 32
 
     def make(self, **changed: Any) -> gpuopt.Rule:
         """The rule, with some hyperparameters changed."""

@@ -12,6 +12,7 @@ import pytest
 
 import gpuopt
 from gpuopt.rules import Array, Hyper, Rule
+from gpuopt.training import Config, UsageError
 
 
 class Plain(Rule):
@@ -140,8 +141,8 @@ def test_a_rule_without_learning_rate() -> None:
     both.step({"a": np.ones(2), "b": np.ones(2)})
     assert both._repr_html_()
     assert "Rateless(damping=0.5)" in repr(both)
-    with pytest.raises(gpuopt.training.UsageError, match=r"^--optimizer Rateless.*expected a rule with a hyperparamet"):
-        gpuopt.training.Config(optimizer=Rateless())
+    with pytest.raises(UsageError, match=r"^--optimizer Rateless.*expected a rule with a hyperparamet"):
+        Config(optimizer=Rateless())
 
 
 # Rules that derive from others

@@ -61,12 +61,6 @@ def test_our_own_words_are_understood_as_themselves() -> None:
         assert all(did_you_mean(other, [own]) == f" (did you mean {own!r}?)" for other in others)
 
 
-def test_hyperparameters_and_schedules_with_another_name_elsewhere_have_a_line() -> None:
-    ours = {line.split()[0] for line in SAME}
-    assert set(schedules.SCHEDULES) - {"scaled"} <= ours
-    assert {name for own in DEFAULTS.values() for name in own} <= ours
-
-
 def test_of_many_names_only_the_first_are_looked_at() -> None:
     names = [f"layer{i:06}" for i in range(10 * MOST)]
     assert did_you_mean("LAYER_000019", names) == " (did you mean 'layer000019'?)"
