@@ -4,7 +4,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -122,6 +122,7 @@ class Rateless(Plain):
     """A rule without a learning rate."""
 
     damping: Hyper = 0.5
+    _: KW_ONLY
     shared: ClassVar[int] = 3
     _known: ClassVar[dict[str, int]] = {}
 

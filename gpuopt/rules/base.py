@@ -223,7 +223,8 @@ def _annotated(cls: type) -> list[str]:
         own = annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
     else:
         own = vars(cls).get("__annotations__", {})
-    return [name for name, annotation in own.items() if "ClassVar" not in str(annotation)]
+    no_fields = "ClassVar", "KW_ONLY"
+    return [name for name, annotation in own.items() if not any(word in str(annotation) for word in no_fields)]
 
 
 def _check_slots(rule: str, slots: Any) -> None:

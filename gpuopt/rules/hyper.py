@@ -52,17 +52,16 @@ class Number:
         if not self.low < self.high:
             raise ValueError(f"bounded: low {self.low}, high {self.high}, expected low < high")
 
-    def __contains__(self, number: float) -> bool:
-        return self.low <= number < self.high and number != -math.inf
-
     def __str__(self) -> str:
         return f"a number in {'(' if self.low == -math.inf else '['}{self.low}, {self.high})"
 
     def checked(self, value: Any, where: str, step: int | None = None) -> float:
         """See `Kind.checked`."""
-        if type(value) is float and value in self:  # nearly always, at every step
+        if (
+            type(value) is float and self.low <= value < self.high and value != -math.inf
+        ):  # nearly always, at every step
             return value
-        where += _at(step)
+        where += _when(step)
         if isinstance(value, bool) or not isinstance(value, Real):
             expected = "a number or a schedule" if step is None else "a number"
             raise TypeError(f"{where}: got {value!r:.80} ({type(value).__name__}), expected {expected}")
@@ -70,7 +69,7 @@ class Number:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if number not in self:
+        if not self.low <= number < self.high or number == -math.inf:
             raise ValueError(f"{where}: got {number}, expected {self}")
         return number
 
@@ -84,7 +83,7 @@ class Flag:
     def checked(self, value: Any, where: str, step: int | None = None) -> bool:
         """See `Kind.checked`."""
         if not isinstance(value, bool):
-            raise TypeError(f"{where}{_at(step)}: got {value!r:.80}, expected True or False")
+            raise TypeError(f"{where}{_when(step)}: got {value!r:.80}, expected True or False")
         return value
 
 
@@ -142,11 +141,11 @@ class Hyperparameter:
         except Exception as error:
             failed = TypeError if isinstance(error, TypeError) else ValueError
             said = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise failed(f"{self.where}{_at(step)}: {said}; expected {self.kind}") from error
+            raise failed(f"{self.where}{_when(step)}: {said}; expected {self.kind}") from error
         return self.kind.checked(value, self.where, step)
 
 
-def _at(step: int | None) -> str:
+def _when(step: int | None) -> str:
     return "" if step is None else f" at step {step}, by its schedule"
 
 
