@@ -18,6 +18,7 @@ from gpuopt.gradients import Clip, Clipped
 from gpuopt.groups import Rules, match
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Hyper, unknown
+from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +38,11 @@ class Optimizer:
         place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
         same array twice is noticed).
     rule
-        One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf takes the first pattern that matches
-        its dotted path, such as ``dense.b``.
+        One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
+        pattern that matches its dotted path, such as ``dense.b``.
     engine
         "auto" fuses the update of NumPy and CuPy arrays that fill their memory without gaps, and runs everything else
         on the arrays themselves; "array" does that for all of them; "fused" refuses what cannot be fused.
-
     clip
         How gradients are clipped: `clip_by_value`, `clip_by_norm` or `clip_by_global_norm`.
     nonfinite
@@ -56,7 +56,7 @@ class Optimizer:
     TypeError
         If a leaf is no array of float32 or float64, a rule no `Rule`, or its update not what an engine can run.
     ValueError
-        If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern no leaf.
+        If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
     Examples
     --------
@@ -226,7 +226,8 @@ class Optimizer:
 
         """
         if pattern is not None and pattern not in self._patterns:
-            raise ValueError(f"tune: no rule for {pattern!r}, expected one of {', '.join(map(repr, self._patterns))}")
+            near, there = did_you_mean(pattern, self._patterns), listed(self._patterns, shown=repr)
+            raise ValueError(f"tune: no rule for {pattern!r}{near}, expected one of {there}")
         chosen = [i for i, p in enumerate(self._patterns) if pattern in (None, p)]
         known = dict.fromkeys(name for i in chosen for name in self._rules[i].hyperparameters())
         for name in hyperparameters.keys() - known:
