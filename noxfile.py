@@ -51,6 +51,13 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
 
 
+@nox.session
+def derive(session: nox.Session) -> None:
+    """Write what is derived from the rules: the names for type checkers, the table in README.md."""
+    session.install("-e.")
+    session.run("python", "tests/derived.py")
+
+
 @nox.session(python=OLDEST_PYTHON)
 def typecheck(session: nox.Session) -> None:
     """Check the types, strictly."""

@@ -9,7 +9,8 @@ from gpuopt.backends import Backend, BackendUnavailable, backend
 from gpuopt.functional import State, init, update
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
 from gpuopt.optimizer import Optimizer
-from gpuopt.rules import SGD, AdaGrad, Adam, Hyper, RMSProp, Rule, bounded
+from gpuopt.rules import RULES, Hyper, Rule, bounded
+from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from gpuopt.checkpoint import CheckpointError, load, save
@@ -17,16 +18,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "SGD",
-    "AdaGrad",
-    "Adam",
     "Backend",
     "BackendUnavailable",
     "CheckpointError",
     "Clip",
     "Hyper",
     "Optimizer",
-    "RMSProp",
     "Rule",
     "State",
     "backend",
@@ -41,6 +38,22 @@ __all__ = [
     "update",
 ]
 
+if TYPE_CHECKING:  # `nox -s derive` writes this
+    from gpuopt.rules.adagrad import AdaGrad
+    from gpuopt.rules.adam import Adam
+    from gpuopt.rules.rmsprop import RMSProp
+    from gpuopt.rules.sgd import SGD
+
+    __all__ += [
+        "SGD",
+        "AdaGrad",
+        "Adam",
+        "RMSProp",
+    ]
+else:
+    globals().update(RULES)
+    __all__ += list(RULES)
+
 
 def __getattr__(name: str) -> Any:
     # safetensors takes as long to import as everything else together, so it waits until it is needed
@@ -48,4 +61,5 @@ def __getattr__(name: str) -> Any:
         from gpuopt import checkpoint
 
         return getattr(checkpoint, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    near = "" if name.startswith("_") else did_you_mean(name, __all__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")

@@ -7,6 +7,10 @@ import gc
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from gpuopt.rules import RULES
+from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +22,23 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 RESUMABLE = {"epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
 """Options that a resumed run may have anew."""
+NAMES = f"{', '.join([*RULES][:-1])} or {[*RULES][-1]}"
+
+
+class Command(TyperCommand):
+    """A command that knows what an unknown option is called here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; an error for an unknown option names the one that was probably meant."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            option = getattr(error, "option_name", None)  # of NoSuchOption, which typer does not export
+            if option is not None and hasattr(error, "possibilities") and hasattr(error, "message"):
+                options = [name for parameter in self.get_params(ctx) for name in parameter.opts]
+                error.message += did_you_mean(option, options, shown=str) or _set_instead(option, options)
+                error.possibilities = None
+            raise
 
 
 def main() -> None:
@@ -65,7 +86,7 @@ def gpuopt(
     """
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     data: Annotated[
         str | None,
@@ -89,9 +110,7 @@ def train(
     hidden: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Units of the hidden layers. Default: 64; with --data 128.")
     ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="SGD, AdaGrad, RMSProp or Adam. Default: Adam.")
-    ] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="NAME", help=f"{NAMES}. Default: Adam.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", help="Learning rate. Default: the optimizer's.")] = None,
     schedule: Annotated[
         str | None,
@@ -221,7 +240,7 @@ def train(
             _tell(result)
 
 
-@app.command()
+@app.command(cls=Command)
 def plot(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, finished or not.")],
     out: Annotated[
@@ -247,7 +266,7 @@ def plot(
         typer.echo(str(drawn))
 
 
-@app.command()
+@app.command(cls=Command)
 def compare(
     optimizers: Annotated[
         list[str] | None,
@@ -304,7 +323,7 @@ def compare(
             typer.echo(f"\nReport: {found.folder / 'report.html'}")
 
 
-@app.command()
+@app.command(cls=Command)
 def landscape(
     name: Annotated[str, typer.Argument(metavar="[NAME|all]", help="What to draw.")] = "ravine",
     optimizers: Annotated[
@@ -348,7 +367,7 @@ def landscape(
             typer.echo("\n".join(map(str, drawn)))
 
 
-@app.command()
+@app.command(cls=Command)
 def tune(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is training.")],
     settings: Annotated[
@@ -407,7 +426,7 @@ def tune(
             typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))
 
 
-@app.command()
+@app.command(cls=Command)
 def info() -> None:
     """Print what was found: versions, devices and their memory, and the backend that would be taken, and why."""
     from gpuopt import backends
@@ -486,6 +505,13 @@ def _point(text: str, lower: tuple[float, float], upper: tuple[float, float]) ->
         window = f"x from {lower[0]} to {upper[0]} and y from {lower[1]} to {upper[1]}"
         raise UsageError(f"--start {text}: is not in the picture; expected {window}")
     return x, y
+
+
+def _set_instead(option: str, options: list[str]) -> str:
+    """The hint that a hyperparameter is set by ``--set``."""
+    names = dict.fromkeys(name for rule in RULES.values() for name in rule.hyperparameters())
+    name = option.lstrip("-").replace("-", "_")
+    return f" (did you mean --set {name}=VALUE?)" if name in names and "--set" in options else ""
 
 
 def _flag(name: str) -> str:

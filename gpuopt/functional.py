@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpuopt import leaves
 from gpuopt.backends import describe, place
 from gpuopt.engines import array
-from gpuopt.optimizer import match
+from gpuopt.groups import match
 
 if TYPE_CHECKING:
-    from gpuopt.optimizer import Rules
+    from gpuopt.groups import Rules
 
 
 class State(NamedTuple):

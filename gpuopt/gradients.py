@@ -6,16 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from gpuopt.engines.trace import SCALE
-from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.base import Array, Rule
+from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
 
 By: TypeAlias = Literal["value", "norm", "global_norm"]
-
-
-@dataclass(frozen=True)
-class Limit(Rule):
-    """The limit of a clipping: checked, and scheduled, as every hyperparameter is."""
-
-    limit: Hyper = bounded(1.0, 0)
 
 
 @dataclass(frozen=True)
@@ -23,10 +17,15 @@ class Clip:
     """How gradients are clipped; made by `clip_by_value`, `clip_by_norm` and `clip_by_global_norm`."""
 
     by: By
-    rule: Limit
+    limit: Hyperparameter
+
+    @classmethod
+    def to(cls, by: By, limit: Hyper) -> Clip:
+        """Check the limit."""
+        return cls(by, Hyperparameter(f"clip_by_{by}: limit", limit, Number(0)))
 
     def __repr__(self) -> str:
-        return f"clip_by_{self.by}({self.rule.limit!r})"
+        return f"clip_by_{self.by}({self.limit.value!r})"
 
 
 def clip_by_value(limit: Hyper) -> Clip:
@@ -53,7 +52,7 @@ def clip_by_value(limit: Hyper) -> Clip:
     array([-0.25,  0.5 ])
 
     """
-    return Clip("value", Limit(limit))
+    return Clip.to("value", limit)
 
 
 def clip_by_norm(limit: Hyper) -> Clip:
@@ -62,7 +61,7 @@ def clip_by_norm(limit: Hyper) -> Clip:
     Parameters, errors: as `clip_by_value`. The norm neither overflows nor underflows, unless it is beyond the largest
     float64: then, as where the factor is below the smallest number of the leaf's dtype, the gradient becomes 0.
     """
-    return Clip("norm", Limit(limit))
+    return Clip.to("norm", limit)
 
 
 def clip_by_global_norm(limit: Hyper) -> Clip:
@@ -81,7 +80,7 @@ def clip_by_global_norm(limit: Hyper) -> Clip:
     (array([-0.6,  0.8]), 5.0)
 
     """
-    return Clip("global_norm", Limit(limit))
+    return Clip.to("global_norm", limit)
 
 
 @dataclass(frozen=True)
@@ -96,17 +95,17 @@ class Clipped(Rule):
 
     @property
     def name(self) -> str:
-        """Of the rule."""
+        """Name of the wrapped rule."""
         return self.rule.name
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Of the rule."""
+        """Slots of the wrapped rule."""
         return self.rule.slots
 
     def at(self, step: int) -> dict[str, float]:
-        """Of the rule; and the limit, or a place for each leaf's scale."""
-        clip = {"_limit": self.clip.rule.at(step)["limit"]} if self.clip.by == "value" else {SCALE: 1.0}
+        """Scalars of the wrapped rule; and the limit, or a place for each leaf's scale."""
+        clip = {"_limit": self.clip.limit.at(step)} if self.clip.by == "value" else {SCALE: 1.0}
         return self.rule.at(step) | clip
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:

@@ -9,13 +9,18 @@ import numpy as np
 
 from gpuopt import pictures
 from gpuopt.optimizer import Optimizer
-from gpuopt.rules import SGD, AdaGrad, Adam, RMSProp, Rule
+from gpuopt.rules.adagrad import AdaGrad
+from gpuopt.rules.adam import Adam
+from gpuopt.rules.rmsprop import RMSProp
+from gpuopt.rules.sgd import SGD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from gpuopt.rules.base import Rule
 
     Point: TypeAlias = tuple[float, float]
     Walk: TypeAlias = NDArray[np.float64]

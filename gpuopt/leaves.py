@@ -126,16 +126,17 @@ def geometry(x: Any) -> tuple[Any, ...]:
     return None, tuple(x.shape), None, x.dtype
 
 
-def check_unchanged(x: Any, known: tuple[Any, ...], name: str) -> None:
-    """Raise ValueError unless a parameter still has this `geometry` and can be written to."""
-    now, cure = geometry(x), "make a new optimizer"
-    for what, k in (("shape", 1), ("dtype", 3), ("strides", 2)):
-        if now[k] != known[k]:
-            raise ValueError(f"{name}: {what} {now[k]}, expected {known[k]} as when this optimizer was made; {cure}")
-    if now[0] != known[0]:
-        raise ValueError(f"{name}: its memory is no longer where it was when this optimizer was made; {cure}")
+def change_of(x: Any, known: tuple[Any, ...]) -> str | None:
+    """Return what has changed about a parameter since it had this `geometry`, and what to do; None if nothing has."""
+    if (now := geometry(x)) != known:
+        names = ("memory", "shape", "strides", "dtype")
+        changed = {name: (new, old) for name, new, old in zip(names, now, known, strict=True) if new != old}
+        shown = {name: changed[name] for name in ("shape", "dtype", "strides") if name in changed}
+        what = ", ".join(f"{name} {new}, expected {old}" for name, (new, old) in shown.items())
+        return f"{what or 'its memory is at another address'} as when this optimizer was made; make a new optimizer"
     if hindrance := hindrance_of(x):
-        raise ValueError(f"{name}: {hindrance} by now, expected an array to update in place")
+        return f"{hindrance} by now, expected an array to update in place"
+    return None
 
 
 def _check_unmasked(x: Any, name: str) -> None:

@@ -1,17 +1,22 @@
-"""Tables and small curves for notebooks, as HTML without anything from outside."""
+"""What is shown of an optimizer where it is looked at: a line of text; tables and small curves as HTML for notebooks."""
 
 from __future__ import annotations
 
 import html
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from gpuopt.schedules import Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from gpuopt.rules.base import Rule
+    from gpuopt.rules.hyper import Hyperparameter
 
     Point: TypeAlias = tuple[float, float | None]
 
-__all__ = ["curves", "heading", "table"]
+__all__ = ["Leaf", "curves", "heading", "optimizer", "summary", "table"]
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 WIDTH, HEIGHT = 300, 150
@@ -34,6 +39,68 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         lines.append(f'<td colspan="{len(header)}">and {len(body) - MOST_ROWS:,} more</td>')
     top = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     return f"<table><thead><tr>{top}</tr></thead><tbody><tr>{'</tr><tr>'.join(lines)}</tr></tbody></table>"
+
+
+class Leaf(NamedTuple):
+    """A parameter, as far as it is shown."""
+
+    path: str
+    shape: Sequence[int]
+    dtype: str
+    place: str
+    pattern: str
+
+
+def summary(steps: int, leaves: Sequence[Leaf]) -> str:
+    """How many leaves and parameters, their dtypes, where they live, and how many steps were taken."""
+    dtypes, places = (" and ".join(dict.fromkeys(of)) for of in zip(*[(x.dtype, x.place) for x in leaves], strict=True))
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    held = f"{_counted(len(leaves), 'leaf', 'leaves')}, {_counted(count, 'parameter')} of {dtypes} on {places}"
+    return f"{held}, {_counted(steps, 'step')}"
+
+
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def optimizer(steps: int, rules: Mapping[str, Rule], leaves: Sequence[Leaf]) -> str:
+    """An optimizer: groups with their hyperparameters, leaves, and small curves of the schedules.
+
+    Parameters
+    ----------
+    steps
+        Taken so far.
+    rules
+        By pattern.
+    leaves
+
+    """
+    groups, drawn = [], []
+    last = max(2 * steps, 1000)
+    for pattern, rule in rules.items():
+        for name in rule.hyperparameters():
+            value = getattr(rule, name)
+            hyperparameter = rule.hyperparameter(name)
+            groups.append((pattern, rule.name, name, _at(hyperparameter, steps), value if callable(value) else ""))
+            if isinstance(value, Schedule):
+                points = [(step, _at(hyperparameter, step)) for step in range(0, last + 1, last // 100)]
+                line = [(step, number if isinstance(number, float) else None) for step, number in points]
+                drawn.append(curves(f"{pattern}: {name}", {name: line}, marks=[steps]))
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    parts = [
+        heading(f"Optimizer: {steps:,} steps taken, {len(leaves):,} leaves, {count:,} parameters"),
+        table(("group", "rule", "hyperparameter", "next step", "schedule"), groups),
+        table(("leaf", "shape", "dtype", "group"), ((x.path, tuple(x.shape), x.dtype, x.pattern) for x in leaves)),
+    ]
+    return "".join([*parts, *drawn])
+
+
+def _at(hyperparameter: Hyperparameter, step: int) -> object:
+    """The value at a step, or the message of a schedule that fails there."""
+    try:
+        return hyperparameter.at(step)
+    except (TypeError, ValueError) as error:
+        return str(error)
 
 
 def curves(title: str, lines: dict[str, Sequence[Point]], x: str = "step (number)", marks: Iterable[float] = ()) -> str:
@@ -64,7 +131,8 @@ def curves(title: str, lines: dict[str, Sequence[Point]], x: str = "step (number
         return LEFT + (WIDTH - LEFT - RIGHT) * ((step - first) / (last - first) if last > first else 0.5)
 
     def up(value: float) -> float:
-        share = (scaled(value) - scaled(low)) / (scaled(high) - scaled(low)) if high > low else 0.5
+        # Halves, whose difference is within the floats.
+        share = (scaled(value) / 2 - scaled(low) / 2) / (scaled(high) / 2 - scaled(low) / 2) if high > low else 0.5
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
     def text(at_x: float, at_y: float, words: str, anchor: str = "start") -> str:

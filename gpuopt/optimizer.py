@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
-import math
 import threading
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from gpuopt import leaves, schedules
-from gpuopt.backends import describe, is_numpy
+from gpuopt import leaves, notebook, states
+from gpuopt.backends import describe, is_numpy, place
 from gpuopt.engines.array import assign
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.norms import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
 from gpuopt.gradients import Clip, Clipped
-from gpuopt.rules.base import Hyper, Rule
+from gpuopt.groups import Rules, match
+from gpuopt.rules.base import Rule
+from gpuopt.rules.hyper import Hyper, unknown
+from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from gpuopt.trees import Tree
 
-Rules: TypeAlias = Rule | Mapping[str, Rule]
-"""One rule, or several by glob."""
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
-LONGEST = 2**53
-"""Steps; beyond, a float64 does not count them one by one."""
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
@@ -44,12 +38,11 @@ class Optimizer:
         place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
         same array twice is noticed).
     rule
-        One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf takes the first pattern that matches
-        its dotted path, such as ``dense.b``.
+        One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
+        pattern that matches its dotted path, such as ``dense.b``.
     engine
         "auto" fuses the update of NumPy and CuPy arrays that fill their memory without gaps, and runs everything else
         on the arrays themselves; "array" does that for all of them; "fused" refuses what cannot be fused.
-
     clip
         How gradients are clipped: `clip_by_value`, `clip_by_norm` or `clip_by_global_norm`.
     nonfinite
@@ -63,7 +56,7 @@ class Optimizer:
     TypeError
         If a leaf is no array of float32 or float64, a rule no `Rule`, or its update not what an engine can run.
     ValueError
-        If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern no leaf.
+        If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
     Examples
     --------
@@ -120,13 +113,41 @@ class Optimizer:
     @property
     def rule(self) -> Rules:
         """The rule, as `tune` left it; with several, a dict by pattern."""
-        return self._rules[0] if self._single else dict(zip(self._patterns, self._rules, strict=True))
+        return self._rules[0] if self._single else self.rules
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The rules by pattern, as `tune` left them; a single rule has the pattern ``"*"``."""
+        return dict(zip(self._patterns, self._rules, strict=True))
 
     @property
     def lr(self) -> Any:
-        """The learning rate that the next step will use, a float; with several rules, a dict by pattern."""
-        rates = [rule.at(self._steps)["lr"] for rule in self._rules]
-        return rates[0] if self._single else dict(zip(self._patterns, rates, strict=True))
+        """The learning rate that the next step will use, a float; with several rules, a dict by pattern.
+
+        A number or a schedule may be assigned, which is ``tune(lr=...)``: every rule that has a learning rate gets it.
+
+        Raises
+        ------
+        AttributeError
+            If no rule has a hyperparameter ``lr``.
+        TypeError, ValueError
+            If a schedule fails or leaves its range; if what is assigned is neither a number nor a schedule, or out of
+            range.
+
+        """
+        rates = {
+            pattern: rule.at(self._steps)["lr"]
+            for pattern, rule in self.rules.items()
+            if "lr" in rule.hyperparameters()
+        }
+        if not rates:
+            names = " and ".join(dict.fromkeys(rule.name for rule in self._rules))
+            raise AttributeError(f"lr: {names} has no hyperparameter 'lr', expected a rule that has one")
+        return next(iter(rates.values())) if self._single else rates
+
+    @lr.setter
+    def lr(self, value: Any) -> None:  # as `Hyper`, type checkers would believe that it is read as it was assigned
+        self.tune(lr=value)
 
     @property
     def gradient_norm(self) -> float:
@@ -168,7 +189,7 @@ class Optimizer:
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps)
-            limit = self._clip.rule.at(self._steps)["limit"] if self._clip else 0.0
+            limit = self._clip.limit.at(self._steps) if self._clip else 0.0
             self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
             self._update(ready, scalars, limit)
 
@@ -200,19 +221,17 @@ class Optimizer:
 
         """
         if pattern is not None and pattern not in self._patterns:
-            raise ValueError(f"tune: no rule for {pattern!r}, expected one of {', '.join(map(repr, self._patterns))}")
+            near, there = did_you_mean(pattern, self._patterns), listed(self._patterns, shown=repr)
+            raise ValueError(f"tune: no rule for {pattern!r}{near}, expected one of {there}")
         chosen = [i for i, p in enumerate(self._patterns) if pattern in (None, p)]
         known = dict.fromkeys(name for i in chosen for name in self._rules[i].hyperparameters())
         for name in hyperparameters.keys() - known:
-            nearest = difflib.get_close_matches(name, known, 1)
-            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-            raise TypeError(f"tune: unknown hyperparameter {name!r}{hint}, expected {', '.join(known)}")
+            raise unknown("tune", name, known)
         tuned = list(self._tuned)
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
         with self._lock:
-            step, changes = self._with_rules(self._rules_with(tuned), tuned)
-            in_one_go(changes)
+            in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
@@ -228,13 +247,9 @@ class Optimizer:
         with self._lock:
             self._raise_overdue(wait=True)
             self._check_leaves()
-            rules = [
-                {"name": rule.name, "tuned": {name: _plain(value) for name, value in tuned.items()}}
-                for rule, tuned in zip(self._rules, self._tuned, strict=True)
-            ]
             return {
                 "steps": self._steps,
-                "rules": dict(zip(self._patterns, rules, strict=True)),
+                "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
             }
@@ -254,9 +269,9 @@ class Optimizer:
             If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
 
         """
-        _check_nesting(state)
+        states.check_nesting(state)
         problems: list[str] = []
-        tuned = self._tuned_in(state, problems)
+        tuned = states.tuned_of(state, self._patterns, self._original, problems)
         rules = self._rules if problems else self._rules_with(tuned)
         expected: dict[tuple[str, ...], Any] = {
             ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
@@ -266,23 +281,12 @@ class Optimizer:
             for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
             for slot in rules[group].slots
         }
-        given: dict[tuple[str, ...], Any] = {("params", path): a for path, a in state.get("params", {}).items()}
-        given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
-        problems += [f"{'/'.join(key)}: missing" for key in expected.keys() - given.keys()]
-        problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
+        given = states.arrays_of(state, expected, problems)
         for key in expected.keys() & given.keys():
-            new, own = given[key], expected[key]
-            if not (hasattr(new, "shape") and hasattr(new, "dtype")):
-                problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
-            elif tuple(new.shape) != tuple(own.shape):
-                problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
-            elif _dtype(new) != _dtype(own):
-                problems.append(f"{'/'.join(key)}: dtype {_dtype(new)}, expected {_dtype(own)}")
-            else:
-                try:
-                    given[key] = self._step.readable(leaves.detached(new), own)
-                except Exception as error:  # noqa: BLE001 - each library has its own
-                    problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
+            try:
+                given[key] = self._step.readable(leaves.detached(given[key]), expected[key])
+            except Exception as error:  # noqa: BLE001 - each library has its own
+                problems.append(f"{'/'.join(key)}: {describe(given[key])} that cannot be read ({error})")
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
@@ -297,31 +301,20 @@ class Optimizer:
             if self._nonfinite == "raise":
                 step.pardon()
 
+    def __repr__(self) -> str:
+        """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
+        return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())})"
+
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
-        from gpuopt import notebook
+        return notebook.optimizer(self._steps, self.rules, self._leaves())
 
-        groups, curves = [], []
-        for pattern, rule in zip(self._patterns, self._rules, strict=True):
-            now = rule.at(self._steps)
-            for name in rule.hyperparameters():
-                value = getattr(rule, name)
-                groups.append((pattern, rule.name, name, now[name], value if callable(value) else ""))
-                if isinstance(value, schedules.Schedule):
-                    last = max(2 * self._steps, 1000)
-                    points = [(step, float(value(step))) for step in range(0, last + 1, last // 100)]
-                    curves.append(notebook.curves(f"{pattern}: {name}", {name: points}, marks=[self._steps]))
-        leaves = [
-            (path, tuple(a.shape), _dtype(a), self._patterns[group])
-            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
+    def _leaves(self) -> list[notebook.Leaf]:
+        arrays = zip(self._tree.paths, self._arrays, self._groups, strict=True)
+        return [
+            notebook.Leaf(path, a.shape, states.dtype_of(a), place(a), self._patterns[group])
+            for path, a, group in arrays
         ]
-        count = sum(math.prod(shape) for _, shape, _, _ in leaves)
-        parts = [
-            notebook.heading(f"Optimizer: {self._steps:,} steps taken, {len(leaves):,} leaves, {count:,} parameters"),
-            notebook.table(("group", "rule", "hyperparameter", "next step", "schedule"), groups),
-            notebook.table(("leaf", "shape", "dtype", "group"), leaves),
-        ]
-        return "".join([*parts, *curves])
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
@@ -381,13 +374,15 @@ class Optimizer:
         return None if g is None else leaves.gradient(g, self._arrays[i], self._tree, i)
 
     def _check_leaf(self, i: int, p: Any) -> None:
-        name = self._tree.name(i, "params")
+        """Raise ValueError unless the user still holds a parameter as it was when this optimizer was made."""
+        change = leaves.change_of(p, self._known[i])
         if p is not self._held[i]:
-            raise ValueError(
-                f"{name}: another array than the one this optimizer updates; write into that one, as in "
-                "np.maximum(w, 0, out=w), or make a new optimizer"
+            change = (
+                "another array than the one that this optimizer updates; write into that one, as "
+                "np.maximum(w, 0, out=w) does, or make a new optimizer"
             )
-        leaves.check_unchanged(p, self._known[i], name)
+        if change:
+            raise ValueError(f"{self._tree.name(i, 'params')}: {change}")
 
     def _check_leaves(self) -> None:
         for i, p in enumerate(self._tree.leaves_of(self._params, "params")):
@@ -420,9 +415,7 @@ class Optimizer:
         names = ", ".join(self._tree.name(i, "grads") for i in bad)
         return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
 
-    def _with_rules(
-        self, rules: list[Rule], tuned: list[dict[str, Hyper]]
-    ) -> tuple[Step, list[Callable[[], object]]]:
+    def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
         """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
         clipped, step = self._clipped(rules), self._step
         if not step.computes(clipped):
@@ -435,84 +428,3 @@ class Optimizer:
 
     def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
         return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]
-
-    def _tuned_in(self, state: Mapping[str, Any], problems: list[str]) -> list[dict[str, Hyper]]:
-        """What `tune` had changed in a state, checked against the rules there are."""
-        steps = state.get("steps")
-        if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
-            problems.append(f"steps: {steps!r:.40}, expected a number of steps")
-        given = state.get("rules", {})
-        names = {pattern: rule.name for pattern, rule in zip(self._patterns, self._rules, strict=True)}
-        if {pattern: own["name"] for pattern, own in given.items()} != names:
-            shown = {pattern: own["name"] for pattern, own in given.items()}
-            problems.append(f"rules: {shown}, expected {names}")
-            return self._tuned
-        tuned: list[dict[str, Hyper]] = []
-        for pattern, rule in zip(self._patterns, self._original, strict=True):
-            try:
-                tuned.append({name: _restored(value) for name, value in given[pattern]["tuned"].items()})
-                dataclasses.replace(rule, **tuned[-1])
-            except (TypeError, ValueError) as error:
-                problems.append(f"rules/{pattern}: {error}")
-        return tuned
-
-
-def match(rule: Rules, tree: Tree) -> tuple[list[str], list[Rule], list[int]]:
-    """Return the patterns, their rules, and for each leaf the index of its rule: the first whose pattern matches.
-
-    Raises
-    ------
-    TypeError
-        If a rule is no `Rule`, or a pattern no string.
-    ValueError
-        If a leaf has no rule, or a pattern matches no leaf at all.
-
-    """
-    by_pattern: Any = {"*": rule} if isinstance(rule, Rule) else rule
-    if not isinstance(by_pattern, Mapping):
-        hint = f"; did you mean {rule.__name__}()?" if isinstance(rule, type) and issubclass(rule, Rule) else ""
-        raise TypeError(f"rule: {rule!r}, expected a rule such as Adam(), or a dict of rules by pattern{hint}")
-    patterns = list(by_pattern)
-    for pattern, own in by_pattern.items():
-        if not isinstance(pattern, str) or not isinstance(own, Rule):
-            raise TypeError(f"rule: {{{pattern!r}: {own!r}}}, expected a rule such as Adam() by a glob such as '*.w'")
-        if not any(fnmatchcase(path, pattern) for path in tree.paths):
-            raise ValueError(
-                f"rule: the pattern {pattern!r} matches no leaf; there are {', '.join(map(repr, tree.paths))}"
-            )
-    groups = []
-    for i, path in enumerate(tree.paths):
-        matching = [k for k, pattern in enumerate(patterns) if fnmatchcase(path, pattern)]
-        if not matching:
-            raise ValueError(f"rule: no pattern of {patterns} matches {tree.name(i, 'params')}, whose path is {path!r}")
-        groups.append(matching[0])
-    return patterns, list(by_pattern.values()), groups
-
-
-def _check_nesting(state: Any) -> None:
-    """Raise ValueError unless a state is nested as `Optimizer.state_dict` nests it."""
-    parts: list[Any] = [state.get(key, {}) for key in ("rules", "params", "state")] if _is_dict(state) else [None]
-    if all(map(_is_dict, parts)):
-        rules, _, slots = parts
-        tuned = [
-            own.get("tuned") if _is_dict(own) and isinstance(own.get("name"), str) else None for own in rules.values()
-        ]
-        if all(map(_is_dict, (*tuned, *slots.values()))):
-            return
-    raise ValueError("the state does not fit: expected dicts nested as those of state_dict, with names as keys")
-
-
-def _is_dict(x: object) -> bool:
-    return isinstance(x, Mapping) and all(isinstance(name, str) for name in x)
-
-
-def _dtype(x: Any) -> str:
-    return str(x.dtype).rpartition(".")[2]
-
-
-def _plain(value: Hyper) -> Any:
-    return value.to_dict() if isinstance(value, schedules.Schedule) else value
-
-
-def _restored(value: Any) -> Hyper:
-    return schedules.from_dict(value) if isinstance(value, Mapping) else value

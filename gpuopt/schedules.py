@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Annotated, Any, Concatenate, NoReturn, ParamSpec, get_args
 
+from gpuopt.suggest import did_you_mean
+
 __all__ = [
     "SCHEDULES",
     "Schedule",
@@ -65,12 +67,33 @@ class Schedule:
     def __call__(self, step: int) -> float:
         if step < 0:
             raise ValueError(f"{self.name}: steps count from 0, got step {step}")
-        return self.function(step, *self.values)
+        try:
+            return self.function(step, *self.values)
+        except ArithmeticError:
+            raise ValueError(f"{self.name}: beyond the floats at step {step}") from None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments by name, defaults included."""
         return dict(zip(inspect.signature(SCHEDULES[self.name]).parameters, self.values, strict=True))
+
+    @property
+    def turns(self) -> set[int]:
+        """Steps at which the formula may change: where a piece ends and an inner schedule begins or turns.
+
+        >>> sorted(join([constant(1.0), step(1.0, factor=0.5, every=10)], boundaries=[100]).turns)
+        [100, 110]
+        """
+        found: set[int] = set()
+        waiting: list[tuple[Schedule, int]] = [(self, 0)]
+        while waiting:
+            schedule, begin = waiting.pop()
+            flat = [x for value in schedule.values for x in (value if isinstance(value, tuple) else (value,))]
+            own = sorted(begin + x for x in flat if type(x) is int)
+            inner = [x for x in flat if isinstance(x, Schedule)]
+            found.update(own)
+            waiting += zip(inner, [begin, *own][-len(inner) :], strict=False)  # the last one where the last piece does
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """``{"schedule": name, "arguments": {...}}``, ready for JSON; :func:`from_dict` is the way back."""
@@ -167,7 +190,9 @@ def schedule(function: Callable[Concatenate[int, P], float]) -> Callable[P, Sche
     def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
         for argument in kwargs:
             if argument not in domains:
-                raise TypeError(f"{name}: unknown argument {argument!r}{_nearest(argument, domains)}; usage: {usage}")
+                raise TypeError(
+                    f"{name}: unknown argument {argument!r}{did_you_mean(argument, domains)}; usage: {usage}"
+                )
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -191,22 +216,14 @@ def _domain(name: str, parameter: inspect.Parameter) -> Domain:
 
 
 def _check(what: str, domain: Domain, value: Any, earlier: Mapping[str, Any]) -> Any:
-    message = f"{what} must be {domain.words}, got {value!r}"
+    error: type[Exception] = ValueError
     try:
         converted = domain.convert(value)
-    except TypeError:
-        raise TypeError(message) from None
-    except (ValueError, OverflowError):
-        raise ValueError(message) from None
-    if not domain.accepts(converted, earlier):
-        raise ValueError(message)
-    return converted
-
-
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    from difflib import get_close_matches
-
-    return "".join(f" (did you mean {match!r}?)" for match in get_close_matches(name, known, n=1))
+        if domain.accepts(converted, earlier):
+            return converted
+    except (TypeError, ValueError, OverflowError) as refused:
+        error = TypeError if isinstance(refused, TypeError) else ValueError
+    raise error(f"{what} must be {domain.words}, got {value!r}")
 
 
 def _blend(first: float, last: float, weight: float) -> float:
@@ -578,5 +595,5 @@ def _make(name: str, /, *args: Any, **kwargs: Any) -> Schedule:
 
 def _known(name: str) -> Callable[..., Schedule]:
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}{_nearest(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
+        raise ValueError(f"unknown schedule {name!r}{did_you_mean(name, SCHEDULES)}; known: {', '.join(SCHEDULES)}")
     return SCHEDULES[name]

@@ -11,7 +11,9 @@ import pytest
 from conformance import DEFAULTS
 
 import gpuopt
+from gpuopt import schedules
 from gpuopt.rules import RULES
+from gpuopt.rules.hyper import Number
 
 Engine = Any
 
@@ -47,16 +49,23 @@ def test_hyperparameters(name: str, h: str, value: Any, error: type[Exception]) 
         RULES[name](**{h: lambda step: value}).at(0)
 
 
-@pytest.mark.parametrize(
-    ("name", "h", "value"),
-    [("SGD", "momentum", 1.0), ("RMSProp", "rho", 1.0), ("Adam", "beta1", 1.0), ("Adam", "beta2", 1.5)],
-)
+FRACTIONS = [(name, h) for name, h in HYPERPARAMETERS if RULES[name]().hyperparameter(h).kind == Number(0, 1)]
+
+
+def test_fractions_are_among_the_hyperparameters() -> None:
+    assert {("SGD", "momentum"), ("RMSProp", "rho"), ("Adam", "beta1"), ("Adam", "beta2")} <= set(FRACTIONS)
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5])
+@pytest.mark.parametrize(("name", "h"), FRACTIONS)
 def test_fractions_are_less_than_one(name: str, h: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}: {h}: got {value}, expected a number in \[0, 1\)"):
         RULES[name](**{h: value})
 
 
-@pytest.mark.parametrize("value", [1, 0.5, "yes", None, lambda step: True], ids=repr)
+@pytest.mark.parametrize(
+    "value", [1, 0.5, "yes", None, lambda step: True], ids=["1", "0.5", "text", "None", "schedule"]
+)
 def test_flags(value: Any) -> None:
     with pytest.raises(TypeError, match=r"SGD: nesterov: got .*, expected True or False"):
         gpuopt.SGD(nesterov=value)
@@ -64,8 +73,11 @@ def test_flags(value: Any) -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_unknown_hyperparameters(name: str) -> None:
-    with pytest.raises(TypeError, match="learning_rate"):
-        RULES[name](learning_rate=0.1)  # type: ignore[call-arg]
+    there = ", ".join(DEFAULTS[name])
+    with pytest.raises(
+        TypeError, match=rf"^{name}: unknown .*'learning_rate' \(did you mean 'lr'\?\), expected {there}$"
+    ):
+        RULES[name](learning_rate=0.1)
 
 
 # Schedules that fail in the middle of a run
@@ -84,9 +96,34 @@ def failing(step: int) -> float:
         (lambda step: float("nan") if step == 2 else 0.1, ValueError, "Adam: lr at step 2, by its schedule: got nan"),
         (lambda step: None if step == 2 else 0.1, TypeError, "Adam: lr at step 2, by its schedule: got None"),
         (lambda step: 1.0 - step, ValueError, "Adam: lr at step 2, by its schedule: got -1"),
-        (failing, RuntimeError, "no such step"),
+        (failing, ValueError, "Adam: lr at step 2, by its schedule: RuntimeError: no such step; expected a number in"),
+        (lambda step: 1 / (2 - step), ValueError, "Adam: lr at step 2, by its schedule: ZeroDivisionError: "),
+        (lambda step: 2.0 ** (2000 * (step == 2)), ValueError, "Adam: lr at step 2, by its schedule: OverflowError: "),
+        (lambda step: (1.0 - step) ** 0.5, TypeError, r"Adam: lr at step 2, by its schedule: got \(.*j\) \(complex\)"),
+        (lambda step: np.ones(()) if step == 2 else 0.1, TypeError, r"Adam: lr at step 2, .* got array\(1\.\)"),
+        (lambda step: [0.1, 0.1][step], ValueError, "Adam: lr at step 2, by its schedule: IndexError: "),
+        (lambda step: step / None if step == 2 else 0.1, TypeError, "Adam: lr at step 2, by its schedule: TypeError: "),
+        (schedules.exponential(1.0, 1e200), ValueError, r"Adam: lr at step 2, .*: exponential: beyond the floats"),
+        (
+            schedules.linear_warmup(schedules.scaled(schedules.step(1.0, 1e200, every=1), 1e200), warmup=1),
+            ValueError,
+            "Adam: lr at step 2, by its schedule: got inf",
+        ),
     ],
-    ids=["nan", "None", "negative", "raises"],
+    ids=[
+        "nan",
+        "None",
+        "negative",
+        "raises",
+        "divides by zero",
+        "overflows",
+        "complex",
+        "array",
+        "raises IndexError",
+        "raises TypeError",
+        "exponential",
+        "step",
+    ],
 )
 def test_schedules(engine: Engine, schedule: Any, error: type[Exception], words: str) -> None:
     w = {"a": np.ones(3), "b": np.ones(3, "f4")}

@@ -20,9 +20,8 @@ WAVE = schedules.cosine(0.5, steps=8, final=0.01)
 
 # Several rules at once, some of them twice and with schedules. There are few sets, since each is a kernel to compile.
 RULES: list[list[gpuopt.Rule]] = [
-    [row.make(lr=WAVE) for row in ROWS[:3]],
-    [row.make(lr=WAVE) for row in ROWS[3:]],
-    [ROWS[-1].make(), ROWS[0].make(), ROWS[-1].make(lr=WAVE, beta1=lambda step: 0.9 / (step + 1), eps=0.0)],
+    *([row.make(lr=WAVE) for row in ROWS[i : i + 3]] for i in range(0, len(ROWS), 3)),
+    [gpuopt.Adam(), gpuopt.SGD(), gpuopt.Adam(lr=WAVE, beta1=lambda step: 0.9 / (step + 1), eps=0.0)],
     USER_RULES[:3],
     USER_RULES[3:],
 ]

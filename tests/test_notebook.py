@@ -4,6 +4,7 @@ import math
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,29 @@ def test_optimizer() -> None:
     assert ["*", "SGD", "lr", "0.25", ""] in rows
     assert "Optimizer: 0 steps taken, 2 leaves, 8 parameters" in "".join(tree.itertext())
     assert len(svgs(tree)) == 1
+
+
+@pytest.mark.parametrize(
+    ("lr", "words", "drawn"),
+    [
+        (gpuopt.schedules.exponential(1.0, decay=2.0), None, 1),
+        (gpuopt.schedules.polynomial(1.0, steps=9, final=-1.0), None, 1),
+        (gpuopt.schedules.step(1.0, factor=1e300, every=1), "step: beyond the floats at step 2", 1),
+        (gpuopt.schedules.piecewise(1e308, [10, 20], [0.0, 1e-308]), None, 1),
+        (lambda step: 1 / (2 - step), "SGD: lr at step 2, by its schedule: ZeroDivisionError: ", 0),
+        (lambda step: "<0.1>" if step == 2 else 0.1, "SGD: lr at step 2, by its schedule: got '<0.1>' (str)", 0),
+    ],
+    ids=["overflows later", "negative later", "overflows", "large", "divides", "text"],
+)
+def test_optimizer_whose_schedule_fails(lr: Any, words: str | None, drawn: int) -> None:
+    optimizer = gpuopt.Optimizer(np.zeros(1), gpuopt.SGD(lr=lr))
+    for _ in range(2):
+        optimizer.step(np.zeros(1))
+    tree = parsed(optimizer._repr_html_())
+    (shown,) = [row[3] for row in cells(tree) if row[2:3] == ["lr"]]
+    assert words is None or words in shown
+    assert len(svgs(tree)) == drawn
+    assert "nan" not in optimizer._repr_html_()
 
 
 def test_optimizer_with_many_leaves() -> None:
@@ -95,6 +119,8 @@ def test_run(tmp_path: Path, kind: str) -> None:
         ([(1, 1.0), (2, None), (3, 2.0)], 2),  # a gap
         ([(1, 1.0), (2, 2.0), (1, 3.0)], 2),  # it went back
         ([(1, 1e-3), (2, 10.0)], 1),
+        ([(1, 5e-324), (2, 1.7e308)], 1),
+        ([(1, -1.7e308), (2, 1.7e308)], 1),
     ],
     ids=str,
 )
@@ -107,4 +133,4 @@ def test_curves(points: list[tuple[float, float | None]], lines: int | None) -> 
     assert sum(path.count("M") for path in paths[-1:]) == lines
     assert "nan" not in svg
     values = [value for _, value in points if value is not None]
-    assert (", logarithmic" in svg) == (max(values) / min(values) > 20)
+    assert (", logarithmic" in svg) == (min(values) > 0 and max(values) / min(values) > 20)

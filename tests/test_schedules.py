@@ -417,7 +417,11 @@ def test_from_dict_refuses(data: Any, message: str) -> None:
         (lambda s: s.constant(1j), TypeError, "constant: value must be a finite number, got 1j"),
         (lambda s: s.constant(np.ones(1)), TypeError, "constant: value must be a finite number, got array([1.])"),
         (lambda s: s.constant(), TypeError, "constant: missing a required argument: 'value'; usage: constant(value)"),
-        (lambda s: s.constant(initial=1), TypeError, "constant: unknown argument 'initial'; usage: constant(value)"),
+        (
+            lambda s: s.constant(initial=1),
+            TypeError,
+            "constant: unknown argument 'initial' (did you mean 'value'?); usage: constant(value)",
+        ),
         (lambda s: s.inverse_time(1.0, -0.1), ValueError, "inverse_time: decay must be a finite number >= 0, got -0.1"),
         (lambda s: s.exponential(1.0, 0), ValueError, "exponential: decay must be a finite number > 0, got 0"),
         (lambda s: s.exponential(1.0, 0.5, 0), ValueError, "exponential: every must be a positive integer, got 0"),
@@ -464,3 +468,41 @@ def test_bad_arguments(make: Callable[[Any], object], error: type[Exception], me
     with pytest.raises(error) as caught:
         make(schedules)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("made", "turns"),
+    [
+        (schedules.constant(1.0), set()),
+        (schedules.cosine(1.0, steps=70), {1, 70}),  # of one cycle, which lasts as long as the one before it
+        (schedules.piecewise(1.0, [5, 9], [2.0, 3.0]), {5, 9}),
+        (schedules.linear_warmup(schedules.scaled(schedules.step(1.0, 0.5, every=10), 2.0), warmup=4), {4, 14}),
+        (schedules.join([schedules.constant(1.0)] * 3 + [schedules.step(1.0, 2.0, 3)], [10, 20, 30]), {10, 20, 30, 33}),
+    ],
+    ids=["constant", "cosine", "piecewise", "linear_warmup", "join"],
+)
+def test_turns(made: schedules.Schedule, turns: set[int]) -> None:
+    assert made.turns == turns
+
+
+def test_turns_of_many_and_deep_schedules() -> None:
+    deep: schedules.Schedule = schedules.constant(1.0)
+    for _ in range(5000):
+        deep = schedules.linear_warmup(deep, warmup=2)
+    assert deep.turns == set(range(2, 10_001, 2))
+
+
+@pytest.mark.parametrize(
+    ("made", "step", "words"),
+    [
+        (schedules.exponential(1.0, decay=2.0), 1024, "exponential: beyond the floats at step 1024"),
+        (schedules.step(1.0, factor=2.0, every=1), 5000, "step: beyond the floats at step 5000"),
+        (schedules.inverse_time(1.0, decay=0.1), 10**400, "inverse_time: beyond the floats at step 10000"),
+        (schedules.linear_warmup(schedules.step(1.0, 2.0, every=1), warmup=3), 2000, "step: beyond .* step 1997"),
+        (schedules.join([schedules.constant(1.0), schedules.exponential(1.0, 9.0)], [5]), 900, "exponential: beyond"),
+    ],
+    ids=["exponential", "step", "inverse_time", "linear_warmup", "join"],
+)
+def test_what_leaves_the_floats_is_named(made: schedules.Schedule, step: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        made(step)

@@ -139,6 +139,6 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool)
         As `update`.
 
     """
-    sample = like[..., :1] if elementwise and like.ndim else like
+    sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
     p, g, *slots = (zeros_like(sample) for _ in range(2 + len(rule.slots)))
     update(rule, p, g, dict(zip(rule.slots, slots, strict=True)), h)

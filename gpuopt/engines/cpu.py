@@ -104,7 +104,7 @@ class CPUKernel:
         pointer, items = ctypes.c_void_p(_address(context)), ctypes.c_int64(len(self._table.chunks))
         if workers == 1:
             return partial(work, pointer, ctypes.c_int64(0), items)
-        return partial(threads.pool().run, ctypes.cast(work, ctypes.c_void_p), pointer, items, ctypes.c_int64(workers))
+        return partial(threads.pool().run, _function_address(work), pointer, items, ctypes.c_int64(workers))
 
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -120,6 +120,10 @@ def _step(variants: tuple[Variant, ...]) -> Callable[..., None]:
 def _measure() -> Callable[..., None]:
     (measure,) = machine.compiled(cpu_code.measure(), measure=_SIGNATURE)
     return measure
+
+
+def _function_address(function: Any) -> ctypes.c_void_p:
+    return ctypes.cast(function, ctypes.c_void_p)
 
 
 def _address(array: NDArray[Any]) -> int:

@@ -41,7 +41,12 @@ class Lookup:
         self._addresses = addresses
         self._leaves = list(leaves)  # kept alive: an object is known by its address
         self._dtypes = [leaf.dtype for leaf in leaves]
-        self._look: Callable[[int, int], int] | None = _reader(self, parameters) if structures_are_known() else None
+        self._others = np.empty(len(leaves), np.int64)
+        self._look: Callable[[int, int], int] | None = None
+        if structures_are_known():
+            self._known = self._tables(parameters)
+            context = ctypes.c_void_p(self._known[-1].ctypes.data)
+            self._look = partial(_bind(), context, ctypes.c_int64(len(leaves)))
 
     def __call__(self, gradients: list[Any], leaves: list[Any]) -> list[int] | None:
         """See `gpuopt.engines.place.Lookup`."""
@@ -49,35 +54,31 @@ class Lookup:
             self._addresses[:] = 0
             return list(range(len(gradients)))
         others = self._look(id(gradients), id(leaves))
-        return None if others < 0 else self.others[:others].tolist()
+        return None if others < 0 else self._others[:others].tolist()
 
     def record(self, row: int, gradient: Any, *, once: bool = False) -> None:  # noqa: ARG002 - looked up in every step
         """See `gpuopt.engines.place.Lookup`."""
         self._addresses[row] = gradient.__array_interface__["data"][0]
 
-
-def _reader(lookup: Lookup, parameters: Sequence[Any]) -> Callable[[int, int], int]:
-    """Return machine code that looks up two lists by their addresses, and sets ``lookup.others``."""
-    leaves = lookup._leaves
-    ndims = np.array([leaf.ndim for leaf in leaves], np.int64)
-    records = np.zeros(len(leaves), RECORD)
-    records["object"] = [id(leaf) for leaf in leaves]
-    records["data"] = [leaf.__array_interface__["data"][0] for leaf in leaves]
-    records["ndim"] = ndims
-    records["dtype"] = [id(dtype) for dtype in lookup._dtypes]
-    records["axes"] = np.cumsum(ndims) - ndims
-    axes = np.zeros(int(ndims.sum()), AXIS)
-    for field, values in (
-        ("size", [leaf.shape for leaf in leaves]),
-        ("leaf_stride", [leaf.strides for leaf in leaves]),
-        ("gradient_stride", [p.strides for p in parameters]),
-    ):
-        axes[field] = [value for own in values for value in own]
-    lookup.others = np.empty(len(leaves), np.int64)
-    arrays = (records, axes, lookup._addresses, lookup.others)
-    context = np.array([id(None), id(np.ndarray), *(a.ctypes.data for a in arrays)], np.int64)
-    lookup._kept = (*arrays, context)
-    return partial(_bind(), ctypes.c_void_p(context.ctypes.data), ctypes.c_int64(len(leaves)))
+    def _tables(self, parameters: Sequence[Any]) -> tuple[NDArray[Any], ...]:
+        """Return the tables that the machine code reads, the last one with the addresses of the others."""
+        leaves = self._leaves
+        ndims = np.array([leaf.ndim for leaf in leaves], np.int64)
+        records = np.zeros(len(leaves), RECORD)
+        records["object"] = [id(leaf) for leaf in leaves]
+        records["data"] = [leaf.__array_interface__["data"][0] for leaf in leaves]
+        records["ndim"] = ndims
+        records["dtype"] = [id(dtype) for dtype in self._dtypes]
+        records["axes"] = np.cumsum(ndims) - ndims
+        axes = np.zeros(int(ndims.sum()), AXIS)
+        for field, values in (
+            ("size", [leaf.shape for leaf in leaves]),
+            ("leaf_stride", [leaf.strides for leaf in leaves]),
+            ("gradient_stride", [p.strides for p in parameters]),
+        ):
+            axes[field] = [value for own in values for value in own]
+        tables = (records, axes, self._addresses, self._others)
+        return *tables, np.array([id(None), id(np.ndarray), *(a.ctypes.data for a in tables)], np.int64)
 
 
 @cache
@@ -113,7 +114,9 @@ def structures_are_known() -> bool:
 @cache
 def _bind() -> Callable[..., int]:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    signature = ctypes.PYFUNCTYPE(number, pointer, number, pointer, pointer)  # keeps the GIL: nobody may change an array
+    signature = ctypes.PYFUNCTYPE(
+        number, pointer, number, pointer, pointer
+    )  # keeps the GIL: nobody may change an array
     (bind,) = machine.compiled(source(), optimize=False, bind=signature)
     return bind
 
@@ -239,7 +242,9 @@ def source() -> str:
     """
 
     def load(name: str, kind: str, base: str, offset: int) -> str:
-        return f"  %{name}.field = getelementptr i8, ptr %{base}, i64 {offset}\n  %{name} = load {kind}, ptr %{name}.field"
+        return (
+            f"  %{name}.field = getelementptr i8, ptr %{base}, i64 {offset}\n  %{name} = load {kind}, ptr %{name}.field"
+        )
 
     def array_fields(x: str) -> str:
         fields = {"data": _DATA, "shape": _SHAPE, "strides": _STRIDES, "dtype": _DTYPE}
@@ -251,11 +256,13 @@ def source() -> str:
     pointers = ("none", "array", "records", "axes", "addresses", "others")
     return _BIND.format(
         context="\n".join(load(name, "ptr", "context", 8 * i) for i, name in enumerate(pointers)),
-        record_fields="\n".join(load(f"known.{name}", kind, "record", 8 * i) for i, (name, kind) in enumerate(kinds.items())),
+        record_fields="\n".join(
+            load(f"known.{name}", kind, "record", 8 * i) for i, (name, kind) in enumerate(kinds.items())
+        ),
         p_fields=array_fields("p"),
         g_fields=array_fields("g"),
-        record=len(RECORD),
-        axis=len(AXIS),
+        record=RECORD.itemsize // 8,
+        axis=AXIS.itemsize // 8,
         type=HEADER - 8,
         items=HEADER + _ITEMS,
         WRITEABLE=_WRITEABLE,

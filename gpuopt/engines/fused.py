@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.memory import Overlaps
-    from gpuopt.engines.place import Place
+    from gpuopt.engines.place import Kernel, Place
     from gpuopt.rules.base import Rule
 
 
@@ -91,7 +91,7 @@ class FusedStep:
         self._is_bound = False  # whether the gradients of the last step are in the table, and none is in the way
         self._known: dict[bytes, list[int]] = {}
         self._reach = reach
-        self.kernel = place.kernel(self._table, before and before.kernel)
+        self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
         self.calls: tuple[Callable[[], object], ...] = (
             *(call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)),
             *self.kernel.calls,

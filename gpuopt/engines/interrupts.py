@@ -69,8 +69,8 @@ def shielded(function: Callable[[], T]) -> T:
             ended.acquire()
         except BaseException as error:  # noqa: BLE001 - the first one is raised below
             arrived.append(error)
-    for error in arrived[:1] or failure:
-        raise error
+    for raised in arrived[:1] or failure:
+        raise raised
     return outcome[0]
 
 

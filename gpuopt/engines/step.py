@@ -94,7 +94,7 @@ class Step:
             if place is not None
         }
         predecessors = {step.place: step for step in before._fused} if before else {}
-        self._fused = []
+        self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
@@ -226,14 +226,20 @@ class Step:
             Counts the step; written in C.
 
         """
-        writes = [write for i in self._alone if gradients[i] is not None for write in self._alone_writes(i, gradients[i], scalars)]
+        writes = [
+            write
+            for i in self._alone
+            if gradients[i] is not None
+            for write in self._alone_writes(i, gradients[i], scalars)
+        ]
         for step in self._fused:
             step.prepare(scalars)
         in_one_go((*self._calls, *writes, count))
 
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
-        reach = self._reach.get(place_of(x))
+        place = place_of(x)
+        reach = self._reach.get(place) if place else None
         if x is own or (libraries.place(x) == libraries.place(own) and reach and not reach(*memory.byte_bounds(x))):
             return x
         copy = array.zeros_like(own)

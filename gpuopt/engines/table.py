@@ -134,7 +134,7 @@ class Table:
     @property
     def _sizes(self) -> NDArray[np.int64]:
         itemsizes = np.array([dtype.itemsize for dtype in DTYPES.values()])
-        return self.rows[:, LENGTH] * itemsizes[self.rows[:, DTYPE]]
+        return np.asarray(self.rows[:, LENGTH] * itemsizes[self.rows[:, DTYPE]])
 
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Evaluate the coefficients of a step, from what `Rule.at` gave for each group; each is rounded once, here."""

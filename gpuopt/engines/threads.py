@@ -19,7 +19,7 @@ import re
 import threading
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -73,7 +73,9 @@ class Pool:
             self._words["setaffinity"].value = _address(library, "sched_setaffinity")
             usable = np.zeros(PROCESSORS, bool)
             usable[[processor for processor in processors if processor < PROCESSORS]] = True
-            ctypes.memmove(address + FIELDS["processors"], np.packbits(usable, bitorder="little").ctypes.data, PROCESSORS // 8)
+            ctypes.memmove(
+                address + FIELDS["processors"], np.packbits(usable, bitorder="little").ctypes.data, PROCESSORS // 8
+            )
         self._words["spins"].value = _pauses_in(SPIN_SECONDS, pauses)
         self._lock = threading.Lock()
         self._sleeping = [ctypes.c_int64.from_address(address + FIELDS["sleeping"] + 64 * k) for k in range(MOST)]
@@ -211,7 +213,9 @@ def _default() -> int:
     given = os.environ.get("GPUOPT_NUM_THREADS", "").strip()
     if given:
         if not re.fullmatch(r"[0-9]{1,9}", given) or int(given) < 1:
-            raise ValueError(f"GPUOPT_NUM_THREADS={given!r}: expected a whole number from 1 on; unset it for all processors")
+            raise ValueError(
+                f"GPUOPT_NUM_THREADS={given!r}: expected a whole number from 1 on; unset it for all processors"
+            )
         return min(MOST, int(given))
     # A list gives the number at each depth of nesting; what OpenMP would ignore is ignored here.
     openmp = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
@@ -238,9 +242,9 @@ def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgr
                 quota, period = (folder / "cpu.max").read_text().split()
                 least = min(least, -(-int(quota) // int(period)))
     with contextlib.suppress(OSError, ValueError):  # version 1
-        quota, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-        if quota > 0:
-            least = min(least, -(-quota // period))
+        allowed, every = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        if allowed > 0:
+            least = min(least, -(-allowed // every))
     return max(1, least)
 
 
@@ -260,4 +264,3 @@ def _pauses_in(seconds: float, pause: Callable[[int], None]) -> int:
         return perf_counter() - start
 
     return int(1000 * seconds / max(1e-7, min(time() for _ in range(3))))
-

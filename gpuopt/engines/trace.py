@@ -117,7 +117,7 @@ def is_elementwise(rule: Rule) -> bool:
     """Whether a rule can be traced, and so is known to treat every element alike."""
     try:
         trace(rule)
-    except Exception:  # whatever a user's code raises when it is run on symbols
+    except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
         return False
     return True
 

@@ -1,11 +1,28 @@
-"""The optimizers, one a file: pure mathematics that names no library and no kernel."""
+"""The optimizers, one a file: pure mathematics that names no library and no kernel.
 
-from gpuopt.rules.adagrad import AdaGrad
-from gpuopt.rules.adam import Adam
+Whatever public `Rule` a file of this folder defines is a rule of the package: `RULES`, the names in `gpuopt`, the command
+line and the tests find it there.
+"""
+
+import importlib
+import pkgutil
+
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
-from gpuopt.rules.rmsprop import RMSProp
-from gpuopt.rules.sgd import SGD
 
-RULES: dict[str, type[Rule]] = {rule.__name__: rule for rule in (SGD, AdaGrad, RMSProp, Adam)}
+__all__ = ["RULES", "Array", "Hyper", "Rule", "bounded"]
 
-__all__ = ["RULES", "SGD", "AdaGrad", "Adam", "Array", "Hyper", "RMSProp", "Rule", "bounded"]
+
+def _found() -> dict[str, type[Rule]]:
+    files = [file.name for file in pkgutil.iter_modules(__path__, f"{__name__}.")]
+    modules = [importlib.import_module(file) for file in files if not file.rpartition(".")[2].startswith("_")]
+    return {
+        name: thing
+        for module in modules
+        for name, thing in vars(module).items()
+        if isinstance(thing, type) and issubclass(thing, Rule) and thing is not Rule
+        if thing.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+RULES: dict[str, type[Rule]] = _found()
+"""Every rule of the package by name."""

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from dataclasses import dataclass, field
+import inspect
+import operator
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from gpuopt.rules.hyper import LONGEST, Hyper, Hyperparameter, bounded, kind_of, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    Hyper: TypeAlias = float | Callable[[int], float]
-    """A hyperparameter: a number, or a schedule ``step -> number``."""
     Array: TypeAlias = Any
     """An array of any array API namespace (or, while a rule is traced, a symbol)."""
 else:
-    Hyper = Array = Any
+    Array = Any
+
+__all__ = ["Array", "Hyper", "Rule", "bounded"]
+
+GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
+"""Names that `Rule.update` already has a meaning for."""
 
 
-def bounded(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
-    """Declare a hyperparameter that must lie in ``[low, high)``.
+class _Signature:
+    """Arguments of the constructor, for `inspect.signature`, which would show those of ``__new__``."""
 
-    Parameters
-    ----------
-    default
-        The value when none is given.
-    low, high
-        The range; ``high`` itself is excluded, so the default ``inf`` means "finite".
-
-    """
-    return field(default=default, metadata={"low": low, "high": high})
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        _, *parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
+        return inspect.Signature(parameters)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,13 @@ class Rule:
     the parameter that start at 0) and defines one elementwise ``update``. That single definition runs on arrays of any
     array API namespace, fused on the CPU and fused on the GPU.
 
+    A subclass may derive from another rule, add hyperparameters and call ``super().update``.
+
     Raises
     ------
     TypeError
-        If a hyperparameter is neither a number nor a callable.
+        If a hyperparameter is unknown, or neither a number nor a callable; when the class is made, if a name already
+        has a meaning for ``update``; when the class is used, if ``@dataclass(frozen=True)`` was forgotten.
     ValueError
         If a number is outside of its declared range.
 
@@ -74,6 +79,35 @@ class Rule:
     array([ 0.9, -0.9])
 
     """
+
+    __signature__ = _Signature()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in _annotated(cls):
+            if name in GIVEN or name.startswith("_") or name in vars(Rule):
+                meaning = GIVEN.get(name, "a name of gpuopt's own")
+                raise TypeError(f"{cls.__name__}: a hyperparameter {name!r}, expected another name: that is {meaning}")
+        slots = vars(cls).get("slots", ())
+        if not isinstance(slots, property | cached_property):
+            _check_slots(cls.__name__, slots)
+
+    def __new__(cls, *args: Any, **hyperparameters: Any) -> Self:  # noqa: ARG004 - those by position are the dataclass's
+        for base in cls.__mro__[: cls.__mro__.index(Rule)]:
+            if issubclass(base, Rule) and "__dataclass_fields__" not in vars(base) and (names := _annotated(base)):
+                cure = "put @dataclass(frozen=True) above the class"
+                raise TypeError(f"{base.__name__}: {', '.join(names)} would be no hyperparameter; {cure}")
+        if not hyperparameters.keys() <= cls.__dataclass_fields__.keys():
+            known = cls.__signature__.parameters
+            is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+            for name in [] if is_open else hyperparameters.keys() - known:
+                raise unknown(cls.__name__, name, known)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name in self.hyperparameters():
+            object.__setattr__(self, name, self.hyperparameter(name).value)
+        _check_slots(self.name, self.slots)
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -110,22 +144,25 @@ class Rule:
         """
         raise NotImplementedError(f"{self.name} defines no update")
 
-    def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, self._validated(f.name, getattr(self, f.name)))
-
     @classmethod
     def hyperparameters(cls) -> tuple[str, ...]:
         """Names of the hyperparameters, flags included, in the order of the constructor."""
         return tuple(f.name for f in dataclasses.fields(cls))
+
+    def hyperparameter(self, name: str) -> Hyperparameter:
+        """A hyperparameter with what is allowed for it."""
+        return Hyperparameter(
+            f"{self.name}: {name}", getattr(self, name), kind_of(type(self).__dataclass_fields__[name])
+        )
 
     def at(self, step: int) -> dict[str, float]:
         """All the scalars that ``update`` sees at a step (steps count from 0).
 
         Raises
         ------
-        ValueError
-            If a schedule leaves the range of its hyperparameter.
+        TypeError, ValueError
+            If a schedule fails or leaves the range of its hyperparameter, or the step is not an integer from 0 to
+            2**53 - 1.
 
         Examples
         --------
@@ -134,51 +171,69 @@ class Rule:
         0.25
 
         """
+        if not (type(step) is int and 0 <= step < LONGEST):
+            step = self._checked_step(step)
         h = self._numbers.copy()
-        for name, schedule, low, high in self._schedules:
-            value = schedule(step)
-            fits = type(value) is float and low <= value < high and value != -math.inf  # the common case, at every step
-            h[name] = value if fits else self._validated(name, value, step)
+        for name, hyperparameter in self._schedules:
+            h[name] = hyperparameter.at(step)
         h["t"] = step + 1
         if type(self).coefficients is not Rule.coefficients:
-            h.update(self.coefficients(SimpleNamespace(**h)))
+            h.update(self._checked_coefficients(h, step))
         return h
 
     @cached_property
     def _numbers(self) -> dict[str, Any]:
-        given = {name: getattr(self, name) for name in self.hyperparameters()}
-        return {name: value for name, value in given.items() if not callable(value)}
+        return {h: getattr(self, h) for h in self.hyperparameters() if not self.hyperparameter(h).is_schedule}
 
     @cached_property
-    def _schedules(self) -> list[tuple[str, Callable[[int], float], float, float]]:
-        """With the range of each hyperparameter that has one."""
-        given = {name: getattr(self, name) for name in self.hyperparameters()}
-        return [(name, value, *self._range(name)) for name, value in given.items() if callable(value)]
+    def _schedules(self) -> list[tuple[str, Hyperparameter]]:
+        every = ((name, self.hyperparameter(name)) for name in self.hyperparameters())
+        return [(name, hyperparameter) for name, hyperparameter in every if hyperparameter.is_schedule]
 
-    @classmethod
-    def _range(cls, name: str) -> tuple[float, float]:
-        declared = cls.__dataclass_fields__[name].metadata
-        return declared.get("low", -math.inf), declared.get("high", math.inf)
-
-    def _validated(self, name: str, value: Any, step: int | None = None) -> Any:
-        """Check a value given for a hyperparameter, or what its schedule gave at ``step``; a number becomes a float."""
-        low, high = self._range(name)
-        is_flag = type(self).__dataclass_fields__[name].type in ("bool", bool)
-        where = f"{self.name}: {name}" + ("" if step is None else f" at step {step}, by its schedule")
-        if is_flag:
-            if isinstance(value, bool):
-                return value
-            raise TypeError(f"{where}: got {value!r}, expected True or False")
-        if step is None and callable(value):
-            return value
-        if isinstance(value, bool) or not isinstance(value, Real):
-            given = f"{value!r} ({type(value).__name__})"
-            raise TypeError(f"{where}: got {given}, expected a number" + (" or a schedule" if step is None else ""))
+    def _checked_step(self, step: Any) -> int:
         try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not (math.isfinite(number) and low <= number < high):
-            opening = "(" if low == -math.inf else "["
-            raise ValueError(f"{where}: got {number}, expected a number in {opening}{low}, {high})")
+            number = operator.index(step)
+        except TypeError:
+            raise TypeError(f"{self.name}: step {step!r:.40}, expected an integer") from None
+        if not 0 <= number < LONGEST:
+            shown = number if number.bit_length() < 100 else f"of {number.bit_length():,} bits"
+            raise ValueError(f"{self.name}: step {shown}, expected an integer from 0 to 2**53 - 1")
         return number
+
+    def _checked_coefficients(self, h: dict[str, Any], step: int) -> Mapping[str, float]:
+        where = f"{self.name}: coefficients at step {step}"
+        try:
+            found: Mapping[str, Any] = self.coefficients(SimpleNamespace(**h))
+        except ArithmeticError as error:
+            raise ValueError(f"{where}: {type(error).__name__}: {error}; expected numbers") from error
+        for name, value in found.items():
+            if name in GIVEN or name.startswith("_"):
+                meaning = GIVEN.get(name, "a name of gpuopt's own")
+                raise TypeError(f"{where}: {name!r}, expected another name: that is {meaning}")
+            if type(value) is not float and not isinstance(value, Real):
+                raise TypeError(f"{where}: {name}: got {value!r:.80} ({type(value).__name__}), expected a number")
+        return found
+
+
+def _annotated(cls: type) -> list[str]:
+    """Names that a class annotates itself, which makes them fields of a dataclass."""
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        own = annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
+    else:
+        own = vars(cls).get("__annotations__", {})
+    no_fields = "ClassVar", "KW_ONLY"
+    return [name for name, annotation in own.items() if not any(word in str(annotation) for word in no_fields)]
+
+
+def _check_slots(rule: str, slots: Any) -> None:
+    expected = 'a tuple of names, such as ("m", "v")'
+    if isinstance(slots, str) or not isinstance(slots, Iterable) or not all(isinstance(name, str) for name in slots):
+        raise TypeError(f"{rule}: slots = {slots!r:.80}, expected {expected}")
+    for name in slots:
+        if name in GIVEN or name.startswith("_") or not name.isidentifier():
+            meaning = f": that is {GIVEN[name]}" if name in GIVEN else ""
+            raise TypeError(f"{rule}: a slot {name!r}, expected another name{meaning}")
+    if len({*slots}) < len([*slots]):
+        raise TypeError(f"{rule}: slots = {slots!r:.80}, expected each name once")

@@ -180,7 +180,8 @@ def compare(
     Parameters
     ----------
     optimizers : sequence of str
-        ``NAME`` or ``NAME:ARG=VALUE,...``; default: all there are. Without arguments they get sensible ones.
+        ``NAME`` or ``NAME:ARG=VALUE,...``; default: those that most people know. Without arguments
+        they get sensible ones.
     config : Config, optional
         Everything else; default: the built-in spiral for 2,000 epochs.
     threshold : float, optional
@@ -204,7 +205,7 @@ def compare(
     ['SGD', 'Adam:lr=0.02']
     """
     config = config or Config(epochs=EPOCHS)
-    labels = list(optimizers) or list(RULES)
+    labels = list(optimizers) or list(SPIRAL)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
     samples = functools.cache(lambda: _samples(config))

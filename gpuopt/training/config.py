@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 import sys
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gpuopt import schedules
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
-from gpuopt.rules import RULES, Adam, Rule
+from gpuopt.rules import RULES, Rule
+from gpuopt.rules.adam import Adam
+from gpuopt.suggest import did_you_mean
 from gpuopt.training.data import Task
 from gpuopt.training.errors import UsageError
 from gpuopt.training.model import Initial
@@ -49,7 +50,7 @@ COUNT = "a positive integer below 2**53"
 DEEPEST = 1000
 """Hidden layers."""
 LOOKED_AT = 1000
-"""Steps at most at which schedules are checked beforehand."""
+"""Steps, evenly spread, at which schedules are checked beforehand."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -113,7 +114,7 @@ class Config:
     SGD(lr=inverse_time(initial=1.0, decay=0.001), momentum=0.9, nesterov=False)
     >>> Config(optimizer="Adm")
     Traceback (most recent call last):
-    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: SGD, AdaGrad, RMSProp, Adam
+    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: AdaGrad, Adam, RMSProp, SGD
     """
 
     data: str | None = None
@@ -193,6 +194,8 @@ class Config:
         for option in ("target", "standardize"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
         expect(isinstance(self.optimizer, str | Rule | None), "optimizer", "a name or a rule such as Adam()")
+        has_lr = not isinstance(self.optimizer, Rule) or "lr" in self.optimizer.hyperparameters()
+        expect(has_lr, "optimizer", "a rule with a hyperparameter lr")
         expect(isinstance(self.schedule, str | None), "schedule", "the text of one, as in cosine")
         expect(isinstance(self.hyperparameters, Mapping), "hyperparameters", "values by name")
         expect(isinstance(self.device, str), "device", "auto, cpu, cuda or cuda:N")
@@ -233,8 +236,7 @@ class Config:
             rule = RULES[_known("Adam" if self.optimizer is None else self.optimizer, RULES, "--optimizer")]()
         for option, name, value in self._choices(rule):
             try:
-                now = getattr(rule, name)
-                initial = now(0) if callable(now) else now
+                initial = rule.hyperparameter(name).at(0)
                 chosen = schedules.parse(value, initial=initial, steps=steps) if isinstance(value, str) else value
                 rule = dataclasses.replace(rule, **{name: chosen})
             except (TypeError, ValueError) as error:
@@ -243,10 +245,10 @@ class Config:
 
     def _check_schedules(self, rule: Rule, steps: int) -> None:
         """Refuse a schedule that leaves the range of its hyperparameter, before anything is written."""
-        for step in spread(0, steps):
+        for step in spread(0, steps, rule):
             try:
                 rule.at(step)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 chosen = [option for option, name, _ in self._choices(rule) if f": {name} at step" in str(error)]
                 raise UsageError(": ".join([*chosen[-1:], str(error)])) from None
 
@@ -259,7 +261,7 @@ class Config:
         names = rule.hyperparameters()
         for name, value in self.hyperparameters.items():
             if name not in names:
-                near = "".join(f" (did you mean {match}?)" for match in difflib.get_close_matches(name, names, n=1))
+                near = did_you_mean(name, names, shown=str)
                 known = f"{type(rule).__name__} has {', '.join(names)}"
                 raise UsageError(f"--set {name}={value}: unknown hyperparameter{near}; {known}")
             if name == "lr" and (self.lr is not None or self.schedule is not None):
@@ -355,18 +357,22 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
-def spread(first: int, end: int) -> Iterator[int]:
-    """Some steps from the first to the one before the end, both of them included, at which schedules are checked."""
-    yield from range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
-    yield max(first, end - 1)
+def spread(first: int, end: int, rule: Rule) -> list[int]:
+    """Steps from the first to the one before the end at which the schedules of a rule are checked.
+
+    They are evenly spread, both ends among them, and where a schedule turns.
+    """
+    values = [getattr(rule, name) for name in rule.hyperparameters()]
+    turns = [turn for value in values if isinstance(value, schedules.Schedule) for turn in value.turns]
+    even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
+    near = (turn + offset for turn in turns for offset in (-1, 0, 1))
+    return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
 
 
 def _known(name: str, known: Iterable[str], option: str) -> str:
     """The known name that differs from `name` at most in capitals."""
     by_lower = {k.lower(): k for k in known}
     if name.lower() not in by_lower:
-        near = "".join(
-            f" (did you mean {by_lower[k]}?)" for k in difflib.get_close_matches(name.lower(), by_lower, n=1)
-        )
+        near = did_you_mean(name, by_lower.values(), shown=str)
         raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(by_lower.values())}")
     return by_lower[name.lower()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
 import io
 import itertools
 import math
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from gpuopt.suggest import did_you_mean
 from gpuopt.training.archive import Archive
 from gpuopt.training.errors import UsageError
 from gpuopt.training.limits import expect_file, expect_room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -241,7 +241,7 @@ def _read_table(path: Path, target: str | None) -> _Part:
     table.columns = columns
     if target not in columns:
         given = "say with --target which column to predict" if target is None else f"has no column {target!r}"
-        raise UsageError(f"{given}{_nearest(target, columns)}; its columns are {_listed(columns)}")
+        raise UsageError(f"{given}{did_you_mean(target or '', columns)}; its columns are {_listed(columns)}")
     if table.empty:
         raise UsageError(f"a table of shape {table.shape}: expected at least one sample and one feature")
     labels, features = table[target], table.drop(columns=target)
@@ -284,10 +284,6 @@ def _expect_columns(count: int, names: list[str], target: str | None) -> None:
         raise UsageError(f"has {several} columns {target!r}, expected one to predict")
     if count > MOST_COLUMNS:
         raise UsageError(f"a table of {count:,} columns, expected at most {MOST_COLUMNS:,}; numpy.savez packs more")
-
-
-def _nearest(name: str | None, known: Iterable[str]) -> str:
-    return "".join(f" (did you mean {match!r}?)" for match in difflib.get_close_matches(name or "", known, n=1))
 
 
 def _listed(names: list[str], most: int = 12) -> str:

@@ -233,7 +233,7 @@ class Training:
         changed = dataclasses.replace(rule, **known)
         after = changed.at(step)
         if any(callable(value) for value in known.values()):
-            for later in spread(step, steps):  # what a schedule gives is in range, too
+            for later in spread(step, steps, changed):  # what a schedule gives is in range, too
                 changed.at(later)
         self.optimizer.tune(**given)
         for name, value in given.items():

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.rules import Rule
+from gpuopt.rules.hyper import Number
 from gpuopt.training.channel import Server
 from gpuopt.training.checkpoints import HAND
 from gpuopt.training.errors import UsageError
@@ -254,7 +254,5 @@ class Steering(Callback):
 
 def _range(rule: Rule, name: str) -> list[float] | None:
     """Least value and excluded greatest value of a hyperparameter; None of a flag."""
-    declared = type(rule).__dataclass_fields__[name]
-    if declared.type in ("bool", bool):
-        return None
-    return [declared.metadata.get("low", -math.inf), declared.metadata.get("high", math.inf)]
+    kind = rule.hyperparameter(name).kind
+    return [kind.low, kind.high] if isinstance(kind, Number) else None

@@ -1,0 +1,83 @@
+"""Parameter groups: which rule updates which leaf, by globs of the leaves' paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fnmatch import translate
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from gpuopt.rules import RULES, Rule
+from gpuopt.suggest import did_you_mean, listed
+
+if TYPE_CHECKING:
+    from gpuopt.trees import Tree
+
+Rules: TypeAlias = Rule | Mapping[str, Rule]
+"""One rule, or several by glob."""
+
+
+class Groups(NamedTuple):
+    """Leaves by rule.
+
+    Attributes
+    ----------
+    patterns, rules
+        A glob and its rule, for each group.
+    of_leaf
+        The group of each leaf.
+
+    """
+
+    patterns: list[str]
+    rules: list[Rule]
+    of_leaf: list[int]
+
+
+def match(rule: Rules, tree: Tree) -> Groups:
+    """Give each leaf the rule of the first glob that matches its path.
+
+    Parameters
+    ----------
+    rule
+        One rule for all leaves, or several by glob, as of `fnmatch.fnmatchcase`.
+    tree
+        The nesting whose leaves get a rule.
+
+    Raises
+    ------
+    TypeError
+        If a rule is no `Rule`, or a glob no string.
+    ValueError
+        If a leaf has no rule, or a glob gets no leaf: none matches, or all have the rule of a glob before it.
+
+    """
+    by_pattern: Any = {"*": rule} if isinstance(rule, Rule) else rule
+    if not isinstance(by_pattern, Mapping):
+        name = rule.__name__ if isinstance(rule, type) else rule
+        hint = did_you_mean(name, RULES, shown="{}()".format) if isinstance(name, str) else ""
+        raise TypeError(f"rule: {rule!r}, expected a rule such as Adam(), or a dict of rules by pattern{hint}")
+    patterns = list(by_pattern)
+    of_leaf: list[int | None] = [None] * len(tree.paths)
+    for group, (pattern, own) in enumerate(by_pattern.items()):
+        if not isinstance(pattern, str) or not isinstance(own, Rule):
+            raise TypeError(f"rule: {{{pattern!r}: {own!r}}}, expected a rule such as Adam() by a glob such as '*.w'")
+        matches = re.compile(translate(pattern)).match
+        matching = [i for i, path in enumerate(tree.paths) if matches(path)]
+        if not matching:
+            hint = did_you_mean(pattern, tree.paths)
+            there = listed(tree.paths, shown=repr)
+            raise ValueError(f"rule: the pattern {pattern!r} matches no leaf{hint}; there are {there}")
+        free = [i for i in matching if of_leaf[i] is None]
+        if not free:
+            before = listed(dict.fromkeys(patterns[k] for i in matching if (k := of_leaf[i]) is not None), shown=repr)
+            raise ValueError(
+                f"rule: the pattern {pattern!r} gets no leaf, all that it matches have the rule of {before}; put it before"
+            )
+        for i in free:
+            of_leaf[i] = group
+    for i, first in enumerate(of_leaf):
+        if first is None:
+            name, path = tree.name(i, "params"), tree.paths[i]
+            raise ValueError(f"rule: no pattern of {patterns} matches {name}, whose path is {path!r}")
+    return Groups(patterns, list(by_pattern.values()), [group for group in of_leaf if group is not None])

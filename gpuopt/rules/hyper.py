@@ -1,0 +1,185 @@
+"""Hyperparameters: what is allowed, and the check of what is given, or of what a schedule returns at a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, dataclass, field
+from functools import cached_property
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from gpuopt.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Hyper: TypeAlias = float | Callable[[int], float]
+    """A hyperparameter: a number, or a schedule ``step -> number``."""
+else:
+    Hyper = Any
+
+LONGEST = 2**53
+"""Steps; beyond, a float64 does not count them one by one."""
+
+
+class Kind(Protocol):
+    """What may be given for a hyperparameter."""
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a schedule may be given."""
+
+    def checked(self, value: Any, where: str, step: int | None = None) -> Any:
+        """Return a value as it is kept: one that was given, or what a schedule returned at a step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not allowed; the message begins with ``where``, and names the step.
+
+        """
+
+
+@dataclass(frozen=True)
+class Number:
+    """Finite numbers in ``[low, high)``; they are kept as float."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    scheduled = True
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"bounded: low {self.low}, high {self.high}, expected low < high")
+
+    def __str__(self) -> str:
+        return f"a number in {'(' if self.low == -math.inf else '['}{self.low}, {self.high})"
+
+    def checked(self, value: Any, where: str, step: int | None = None) -> float:
+        """See `Kind.checked`."""
+        if (
+            type(value) is float and self.low <= value < self.high and value != -math.inf
+        ):  # nearly always, at every step
+            return value
+        where += _when(step)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            expected = "a number or a schedule" if step is None else "a number"
+            raise TypeError(f"{where}: got {value!r:.80} ({type(value).__name__}), expected {expected}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not self.low <= number < self.high or number == -math.inf:
+            raise ValueError(f"{where}: got {number}, expected {self}")
+        return number
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    scheduled = False
+
+    def checked(self, value: Any, where: str, step: int | None = None) -> bool:
+        """See `Kind.checked`."""
+        if not isinstance(value, bool):
+            raise TypeError(f"{where}{_when(step)}: got {value!r:.80}, expected True or False")
+        return value
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """A checked number, flag or schedule.
+
+    Attributes
+    ----------
+    where
+        What messages call it: ``"Adam: lr"``.
+    value
+        What was given; a number as float.
+    kind
+        What is allowed, of the value or of what a schedule returns.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the value is not allowed.
+
+    Examples
+    --------
+    >>> Hyperparameter("Adam: lr", 1, Number(0)).value
+    1.0
+
+    """
+
+    where: str
+    value: Any
+    kind: Kind
+
+    def __post_init__(self) -> None:
+        if not self.is_schedule:
+            object.__setattr__(self, "value", self.kind.checked(self.value, self.where))
+
+    @cached_property
+    def is_schedule(self) -> bool:
+        """Whether the value depends on the step."""
+        return self.kind.scheduled and callable(self.value)
+
+    def at(self, step: int) -> Any:
+        """Return the value at a step (steps count from 0).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is a schedule that fails, or returns what is not allowed.
+
+        """
+        if not self.is_schedule:
+            return self.value
+        try:
+            value = self.value(step)
+        except Exception as error:
+            failed = TypeError if isinstance(error, TypeError) else ValueError
+            said = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise failed(f"{self.where}{_when(step)}: {said}; expected {self.kind}") from error
+        return self.kind.checked(value, self.where, step)
+
+
+def _when(step: int | None) -> str:
+    return "" if step is None else f" at step {step}, by its schedule"
+
+
+def bounded(default: float, low: float = -math.inf, high: float = math.inf) -> Any:
+    """Declare a hyperparameter that must lie in ``[low, high)``.
+
+    Parameters
+    ----------
+    default
+        The value when none is given.
+    low, high
+        The range; ``high`` itself is excluded, so the default ``inf`` means "finite".
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the range is empty, or the default outside of it.
+
+    """
+    kind = Number(low, high)
+    return field(default=Hyperparameter("bounded: default", default, kind).value, metadata={"kind": kind})
+
+
+def kind_of(declared: Field[Any]) -> Kind:
+    """Return what a dataclass field allows: what its declaration says, else any finite number, or for a bool a flag."""
+    if "kind" in declared.metadata:
+        kind: Kind = declared.metadata["kind"]
+        return kind
+    return Flag() if declared.type in ("bool", bool) else Number()
+
+
+def unknown(where: str, name: str, known: Iterable[str]) -> TypeError:
+    """Return the error for a hyperparameter that there is not."""
+    names = list(known)
+    return TypeError(
+        f"{where}: unknown hyperparameter {name!r}{did_you_mean(name, names)}, expected {', '.join(names) or 'none'}"
+    )

@@ -1,0 +1,124 @@
+"""State dicts: rules as plain values and back, and whether all that is in one fits an optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gpuopt import schedules
+from gpuopt.backends import describe
+from gpuopt.leaves import hindrance_of
+from gpuopt.rules.hyper import LONGEST
+
+if TYPE_CHECKING:
+    from gpuopt.rules.base import Rule
+    from gpuopt.rules.hyper import Hyper
+
+    Tuned = dict[str, Hyper]
+    """Hyperparameters that `Optimizer.tune` changed, by name."""
+
+
+def rules_to_plain(patterns: Sequence[str], rules: Sequence[Rule], tuned: Sequence[Tuned]) -> dict[str, Any]:
+    """Return the entry ``rules`` of a state dict: by pattern, a rule's name and what was tuned."""
+    return {
+        pattern: {
+            "name": rule.name,
+            "tuned": {n: v.to_dict() if isinstance(v, schedules.Schedule) else v for n, v in own.items()},
+        }
+        for pattern, rule, own in zip(patterns, rules, tuned, strict=True)
+    }
+
+
+def tuned_of(
+    state: Mapping[str, Any], patterns: Sequence[str], original: Sequence[Rule], problems: list[str]
+) -> list[Tuned]:
+    """Return what was tuned in a state, for each group.
+
+    Parameters
+    ----------
+    state
+        Nested as `check_nesting` wants it.
+    patterns, original
+        The groups of the optimizer, and their rules before anything was tuned.
+    problems
+        What does not fit is appended: the steps are no number of steps, the rules are others, a value is refused.
+
+    """
+    steps, given = state.get("steps"), state.get("rules", {})
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
+        problems.append(f"steps: {steps!r:.40}, expected a number of steps")
+    expected = {pattern: rule.name for pattern, rule in zip(patterns, original, strict=True)}
+    shown = {pattern: own["name"] for pattern, own in given.items()}
+    tuned: list[Tuned] = []
+    if shown != expected:
+        problems.append(f"rules: {shown}, expected {expected}")
+    else:
+        for pattern, rule in zip(patterns, original, strict=True):
+            try:
+                tuned.append({name: _restored(value) for name, value in given[pattern]["tuned"].items()})
+                dataclasses.replace(rule, **tuned[-1])
+            except (TypeError, ValueError) as error:
+                problems.append(f"rules/{pattern}: {error}")
+    return tuned
+
+
+def arrays_of(
+    state: Mapping[str, Any], expected: Mapping[tuple[str, ...], Any], problems: list[str]
+) -> dict[tuple[str, ...], Any]:
+    """Return the arrays of a state that fit, by ``("params", path)`` and ``("state", path, slot)``.
+
+    Parameters
+    ----------
+    state
+        Nested as `check_nesting` wants it.
+    expected
+        For each key the array of the optimizer whose shape and dtype are needed.
+    problems
+        What is missing, unexpected, of another shape or dtype is appended.
+
+    """
+    given: dict[tuple[str, ...], Any] = {("params", path): a for path, a in state.get("params", {}).items()}
+    given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
+    problems += [f"{'/'.join(key)}: missing" for key in expected.keys() - given.keys()]
+    problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
+    fitting = {}
+    for key in expected.keys() & given.keys():
+        new, own = given[key], expected[key]
+        if not (hasattr(new, "shape") and hasattr(new, "dtype")):
+            problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
+        elif tuple(new.shape) != tuple(own.shape):
+            problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
+        elif dtype_of(new) != dtype_of(own):
+            problems.append(f"{'/'.join(key)}: dtype {dtype_of(new)}, expected {dtype_of(own)}")
+        elif hindrance := hindrance_of(own):
+            problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
+        else:
+            fitting[key] = new
+    return fitting
+
+
+def dtype_of(x: Any) -> str:
+    """Name of an array's dtype, the same in every library: ``"float32"``."""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def check_nesting(state: Any) -> None:
+    """Raise ValueError unless a state is nested as `Optimizer.state_dict` nests it."""
+    parts: list[Any] = [state.get(key, {}) for key in ("rules", "params", "state")] if _is_dict(state) else [None]
+    if all(map(_is_dict, parts)):
+        rules, _, slots = parts
+        tuned = [
+            own.get("tuned") if _is_dict(own) and isinstance(own.get("name"), str) else None for own in rules.values()
+        ]
+        if all(map(_is_dict, (*tuned, *slots.values()))):
+            return
+    raise ValueError("the state does not fit: expected dicts nested as those of state_dict, with names as keys")
+
+
+def _is_dict(x: object) -> bool:
+    return isinstance(x, Mapping) and all(isinstance(name, str) for name in x)
+
+
+def _restored(value: Any) -> Any:
+    return schedules.from_dict(value) if isinstance(value, Mapping) else value

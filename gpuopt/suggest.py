@@ -1,0 +1,111 @@
+"""The known name that was probably meant: one that other libraries call so, or that is spelt nearly so."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["did_you_mean", "listed"]
+
+MOST = 1000
+"""Names among which a misspelling is looked for: among 100,000 leaves that would take seconds."""
+
+SAME: tuple[str, ...] = (
+    # Hyperparameters: torch.optim, Optax, Keras, MLX, papers
+    "lr learning_rate rate alpha eta gamma step_size stepsize",
+    "rho alpha decay decay_rate smoothing_constant discounting_factor beta2",
+    "beta1 b1 betas",
+    "beta2 b2 betas",
+    "momentum mu heavy_ball",
+    "nesterov nesterov_momentum use_nesterov",
+    "eps epsilon",
+    "weight_decay wd l2",
+    "limit max_norm max_value max_delta clip_norm clip_value clipnorm clipvalue",
+    # Schedules: torch.optim.lr_scheduler, Optax, Keras
+    "constant constant_schedule ConstantLR",
+    "inverse_time inverse_time_decay InverseTimeDecay",
+    "exponential exponential_decay ExponentialLR ExponentialDecay",
+    "step step_decay StepLR stairs staircase",
+    "piecewise piecewise_constant piecewise_constant_schedule PiecewiseConstantDecay MultiStepLR",
+    "polynomial polynomial_schedule polynomial_decay PolynomialLR PolynomialDecay linear linear_schedule",
+    "linear_warmup warmup LinearLR warmup_constant_schedule",
+    "cosine cosine_decay cosine_decay_schedule CosineAnnealingLR CosineAnnealingWarmRestarts CosineDecay sgdr",
+    "one_cycle OneCycleLR onecycle cosine_onecycle_schedule",
+    "join join_schedules SequentialLR chain",
+    # Their arguments
+    "initial init_value initial_learning_rate peak value lr learning_rate",
+    "peak max_lr peak_value",
+    "final end_value eta_min end_learning_rate min_lr alpha",
+    "steps decay_steps total_steps transition_steps T_max total_iters num_steps",
+    "warmup warmup_steps",
+    "every step_size transition_steps decay_steps",
+    "factor gamma",
+    "decay decay_rate gamma",
+    "boundaries milestones boundaries_and_scales",
+    "cycles T_0 restarts",
+    "growth T_mult t_mul",
+    # Options of the command line
+    "epochs num_epochs iterations max_iter",
+    "batch_size batch",
+    "optimizer opt solver rule",
+    "hidden hidden_layer_sizes layers",
+    "seed random_state",
+    "out output output_dir",
+)
+"""Words for the same thing, a line each, ours first. A word may mean several things."""
+
+
+def did_you_mean(given: object, known: Iterable[str], shown: Callable[[str], str] = repr) -> str:
+    """Return ``" (did you mean 'lr'?)"``, or "" if no known name is near.
+
+    Parameters
+    ----------
+    given
+        The unknown name.
+    known
+        The names there are, the likelier ones first.
+    shown
+        How to write a name.
+
+    Examples
+    --------
+    >>> did_you_mean("learning_rate", ["lr", "momentum"])
+    " (did you mean 'lr'?)"
+    >>> did_you_mean("betas", ["lr", "beta1", "beta2", "eps"])
+    " (did you mean 'beta1' or 'beta2'?)"
+    >>> did_you_mean("--adagard", ["AdaGrad", "SGD"], shown=str)
+    ' (did you mean AdaGrad?)'
+
+    """
+    names = _nearest(str(given), list(itertools.islice(known, MOST)))
+    return f" (did you mean {' or '.join(map(shown, names))}?)" if names else ""
+
+
+def listed(names: Iterable[str], most: int = 20, shown: Callable[[str], str] = str) -> str:
+    """Return names with commas between; of many the first, and how many more there are."""
+    every = [*names]
+    return ", ".join(map(shown, every[:most])) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
+def _nearest(given: str, known: list[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    by_spelling: dict[str, str] = {}
+    for name in known:
+        by_spelling.setdefault(_plain(name), name)
+    word = _plain(given)
+    if word in by_spelling:
+        return [by_spelling[word]]
+    same = [line for line in ([*map(_plain, line.split())] for line in SAME) if word in line]
+    for chosen in ([line[0] for line in same], [name for line in same for name in line]):
+        if found := [by_spelling[name] for name in dict.fromkeys(chosen) if name in by_spelling]:
+            return found
+    return [by_spelling[name] for name in get_close_matches(word, by_spelling, n=1)]
+
+
+def _plain(name: str) -> str:
+    """A spelling in which capitals, hyphens and underscores make no difference."""
+    return name.lower().replace("_", "").replace("-", "")

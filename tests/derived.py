@@ -1,0 +1,58 @@
+"""What is written down of all rules in files that cannot look for themselves: ``python tests/derived.py`` writes it.
+
+Type checkers read the names that `gpuopt` exports, people read the table in README.md. `test_project.py` compares.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from conformance import ROWS
+
+from gpuopt.rules import RULES, Rule
+
+ROOT = Path(__file__).parent.parent
+
+
+def exports() -> str:
+    """Imports for type checkers."""
+    imports = [f"    from {rule.__module__} import {name}" for name, rule in sorted(RULES.items(), key=_by_module)]
+    names = [f'        "{name}",' for name in sorted(RULES, key=lambda name: (not name.isupper(), name))]
+    return "\n".join([*imports, "", "    __all__ += [", *names, "    ]", ""])
+
+
+def table() -> str:
+    """A row for each rule."""
+    lines = ["| rule | hyperparameters | state | what it is |", "| --- | --- | --- | --- |"]
+    for name, rule in RULES.items():
+        made = rule()
+        hyperparameters = ", ".join(f"`{h}={getattr(made, h)!r}`" for h in made.hyperparameters())
+        counts = sorted({len(row.slots) for row in ROWS if row.rule is rule})
+        doc = (rule.__doc__ or "").partition("\n")[0]
+        lines.append(f"| `{name}` | {hyperparameters} | {' or '.join(map(str, counts))} | {doc} |")
+    return "\n".join([*lines, ""])
+
+
+# By file: the lines between which it stands, and what it is.
+DERIVED: dict[str, tuple[str, str, Callable[[], str]]] = {
+    "gpuopt/__init__.py": ("if TYPE_CHECKING:  # `nox -s derive` writes this\n", "else:\n", exports),
+    "README.md": ("<!-- `nox -s derive` writes this table -->\n", "<!-- end of the table -->\n", table),
+}
+
+
+def current(file: str) -> tuple[str, str]:
+    """The text of a file, and what it should be."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    first, last, derive = DERIVED[file]
+    before, _, rest = text.partition(first)
+    return text, f"{before}{first}{derive()}{last}{rest.partition(last)[2]}"
+
+
+def _by_module(item: tuple[str, type[Rule]]) -> str:
+    return item[1].__module__
+
+
+if __name__ == "__main__":
+    for name in DERIVED:
+        old, new = current(name)
+        if old != new:
+            (ROOT / name).write_text(new, encoding="utf-8")

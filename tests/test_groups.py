@@ -1,0 +1,161 @@
+"""Parameter groups: which leaf gets which rule, and what an optimizer tells and changes of them."""
+
+import collections
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpuopt
+from gpuopt import groups, schedules, trees
+
+A, B, C = gpuopt.SGD(lr=0.1), gpuopt.SGD(lr=0.2, momentum=0.5), gpuopt.Adam(lr=0.3)
+PARAMS: dict[str, Any] = {"enc": {"w": 0, "b": 1}, "dec": [{"w": 2}, {"w": 3}], "[x]": 4}
+PATHS = ["[x]", "dec.0.w", "dec.1.w", "enc.b", "enc.w"]
+
+# Rules, and the pattern of each of `PATHS`.
+MATCHED: list[tuple[Any, list[str]]] = [
+    (A, ["*"] * 5),
+    ({"*": A}, ["*"] * 5),
+    ({"*.w": A, "*": B}, ["*", "*.w", "*.w", "*", "*.w"]),
+    ({"dec.?.w": A, "enc.[!w]": B, "*": C}, ["*", "dec.?.w", "dec.?.w", "enc.[!w]", "*"]),
+    ({"[[]x]": A, "*c.*": B}, ["[[]x]", "*c.*", "*c.*", "*c.*", "*c.*"]),
+    ({"enc.*": A, "*.w": B, "*": C}, ["*", "*.w", "*.w", "enc.*", "enc.*"]),  # the first one that matches
+    (collections.OrderedDict([("*.b", A), ("*", A)]), ["*", "*", "*", "*.b", "*"]),  # one rule in two groups
+]
+
+
+@pytest.mark.parametrize(("rules", "expected"), MATCHED, ids=range(len(MATCHED)))
+def test_match(rules: Any, expected: list[str]) -> None:
+    tree, _ = trees.flatten(PARAMS)
+    found = groups.match(rules, tree)
+    assert list(tree.paths) == PATHS
+    assert [found.patterns[group] for group in found.of_leaf] == expected
+    assert dict(zip(found.patterns, found.rules, strict=True)) == (rules if rules is not A else {"*": A})
+
+
+WORDS = st.text("ab.*?[]!-", max_size=6)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4, unique=True), st.lists(WORDS, min_size=1, max_size=6, unique=True))
+def test_match_is_fnmatch(patterns: list[str], keys: list[str]) -> None:
+    tree, _ = trees.flatten(dict.fromkeys(keys, 0))
+    rules = {pattern: gpuopt.SGD(lr=i) for i, pattern in enumerate(patterns)}
+    first = [next((i for i, p in enumerate(patterns) if fnmatchcase(path, p)), None) for path in tree.paths]
+    if {*first} != {*range(len(patterns))}:
+        with pytest.raises(ValueError, match="rule: "):
+            groups.match(rules, tree)
+    else:
+        assert groups.match(rules, tree).of_leaf == first
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"*": A, "*.w": B}, r"^rule: the pattern '\*\.w' gets no leaf, .* have the rule of '\*'; put it before$"),
+        (
+            {"*.0.w": A, "*": B, "dec.*": C},
+            r"^rule: the pattern 'dec\.\*' gets no leaf, .* of '\*\.0\.w', '\*'; put it",
+        ),
+    ],
+    ids=["after all", "after two"],
+)
+def test_a_pattern_whose_leaves_have_a_rule_already(rules: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        groups.match(rules, trees.flatten(PARAMS)[0])
+
+
+def test_a_long_list_of_leaves_is_cut_in_messages() -> None:
+    params = [np.zeros(1) for _ in range(1000)]
+    with pytest.raises(ValueError, match=r"matches no leaf.*; there are '0', '1', .*'19' and 980 more$"):
+        gpuopt.Optimizer(params, {"*.w": A, "*": B})
+
+
+# What an optimizer tells
+
+
+@pytest.mark.parametrize("rules", [A, {"*": A}, {"a": A, "*": C}], ids=["one", "one by pattern", "two"])
+def test_rules_are_a_dict_by_pattern(rules: Any) -> None:
+    opt = gpuopt.Optimizer({"a": np.ones(1), "b": np.ones(1)}, rules)
+    expected = {"*": A} if rules is A else rules
+    assert opt.rules == expected
+    assert opt.rule == rules
+    assert opt.lr == (0.1 if rules is A else {"*": 0.1} if len(rules) == 1 else {"a": 0.1, "*": 0.3})
+    opt.tune(lr=0.5)
+    assert {pattern: rule.at(0)["lr"] for pattern, rule in opt.rules.items()} == dict.fromkeys(expected, 0.5)
+    opt.rules.clear()
+    assert opt.rules.keys() == expected.keys()
+
+
+ONE: dict[str, Any] = {"w": np.ones((3, 2)), "b": np.ones(2, np.float32)}
+SHOWN: list[tuple[Any, Any, str]] = [
+    (
+        np.ones(()),
+        gpuopt.SGD(),
+        "Optimizer(SGD(lr=0.01, momentum=0.0, nesterov=False), 1 leaf, 1 parameter of float64 on numpy, 0 steps)",
+    ),
+    (
+        ONE,
+        {"b": A, "*": C},
+        f"Optimizer({{'b': {A}, '*': {C}}}, 2 leaves, 8 parameters of float32 and float64 on numpy, 0 steps)",
+    ),
+    (
+        np.ones(12_345),
+        gpuopt.SGD(),
+        "Optimizer(SGD(lr=0.01, momentum=0.0, nesterov=False), 1 leaf, 12,345 parameters of float64 on numpy, 0 steps)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("params", "rule", "shown"), SHOWN, ids=["one", "two groups", "many"])
+def test_repr(params: Any, rule: Any, shown: str) -> None:
+    opt = gpuopt.Optimizer(params, rule)
+    assert repr(opt) == shown
+    if isinstance(params, np.ndarray):
+        opt.step(np.ones_like(params))
+        assert repr(opt) == shown.replace("0 steps", "1 step")
+
+
+# What may be assigned to the learning rate
+
+
+def two() -> gpuopt.Optimizer:
+    return gpuopt.Optimizer({"a": np.ones(1), "b": np.ones(1)}, {"a": A, "b": C})
+
+
+def test_lr_is_assigned_to_all_groups() -> None:
+    opt = two()
+    opt.lr = 1
+    assert opt.lr == {"a": 1.0, "b": 1.0}
+    opt.lr = schedules.inverse_time(1.0, decay=1.0)
+    opt.step({"a": np.zeros(1), "b": np.zeros(1)})
+    assert opt.lr == {"a": 0.5, "b": 0.5}
+    assert opt.state_dict()["rules"]["a"]["tuned"].keys() == {"lr"}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (-1.0, ValueError, r"SGD: lr: got -1\.0, expected a number in \[0, inf\)"),
+        (float("nan"), ValueError, "SGD: lr: got nan"),
+        ("cosine", TypeError, r"SGD: lr: got 'cosine' \(str\), expected a number or a schedule"),
+        (None, TypeError, "SGD: lr: got None"),
+        ({"a": 0.1}, TypeError, "SGD: lr: got {'a': 0.1}"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_a_learning_rate_changes_nothing(value: Any, error: type[Exception], words: str) -> None:
+    opt = two()
+    with pytest.raises(error, match=words):
+        opt.lr = value
+    assert opt.lr == {"a": 0.1, "b": 0.3}
+
+
+def test_the_error_of_a_schedule_names_it_where_the_learning_rate_is_read() -> None:
+    opt = gpuopt.Optimizer(np.ones(1), gpuopt.SGD(lr=lambda step: 1 / (1 - step)))
+    opt.step(np.ones(1))
+    with pytest.raises(ValueError, match=r"SGD: lr at step 1, by its schedule: ZeroDivisionError"):
+        _ = opt.lr

@@ -1,0 +1,265 @@
+"""Rules as users write them: what is refused when the class is made or used, and rules that derive from others."""
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import gpuopt
+from gpuopt.rules import Array, Hyper, Rule
+from gpuopt.training import Config, UsageError
+
+
+class Plain(Rule):
+    """What the rules below have in common."""
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        return p - getattr(h, "lr", 0.25) * g, {name: getattr(s, name) for name in self.slots}
+
+
+def with_hyperparameter(name: str) -> type[Rule]:
+    return dataclass(frozen=True)(type("Own", (Plain,), {"__annotations__": {name: "Hyper"}, name: 0.5}))
+
+
+def with_slots(slots: Any) -> type[Rule]:
+    return dataclass(frozen=True)(type("Own", (Plain,), {"slots": slots}))
+
+
+def with_default(default: Any, low: Any, high: Any) -> Any:
+    return gpuopt.bounded(default, low, high)
+
+
+# Refused when the class is made. Name: how it is made, the error, its words.
+MADE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    **{
+        f"hyperparameter {name}": (
+            lambda name=name: with_hyperparameter(name),  # type: ignore[misc]
+            TypeError,
+            rf"^Own: a hyperparameter '{name}', expected another name: that is {taken}$",
+        )
+        for name, taken in {
+            "t": "the number of the step",
+            "p": "the parameter",
+            "g": "the gradient",
+            "_scale": "a name of gpuopt's own",
+            "at": "a name of gpuopt's own",
+            "name": "a name of gpuopt's own",
+            "slots": "a name of gpuopt's own",
+        }.items()
+    },
+    "slot p": (lambda: with_slots(("m", "p")), TypeError, r"^Own: a slot 'p', expected another name: that is the para"),
+    "slot t": (lambda: with_slots(("t",)), TypeError, "^Own: a slot 't', expected another name"),
+    "slot _m": (lambda: with_slots(("_m",)), TypeError, "^Own: a slot '_m', expected another name"),
+    "slot a b": (lambda: with_slots(("a b",)), TypeError, "^Own: a slot 'a b', expected another name"),
+    "slots without a comma": (lambda: with_slots("momentum"), TypeError, r"^Own: slots = 'momentum', expected a tuple"),
+    "slots that are no names": (
+        lambda: with_slots((1,)),
+        TypeError,
+        r"^Own: slots = \(1,\), expected a tuple of names",
+    ),
+    "no slots": (lambda: with_slots(None), TypeError, r"^Own: slots = None, expected a tuple of names"),
+    "a slot twice": (lambda: with_slots(("m", "m")), TypeError, r"^Own: slots = .*, expected each name once"),
+    "an empty range": (lambda: with_default(0.5, 1, 1), ValueError, "^bounded: low 1, high 1, expected low < high"),
+    "NaN as a bound": (lambda: with_default(0.5, float("nan"), 1), ValueError, "^bounded: low nan"),
+    "default out of range": (lambda: with_default(2, 0, 1), ValueError, r"^bounded: default: got 2\.0, .* \[0, 1\)"),
+    "default of another type": (lambda: with_default("x", 0, 1), TypeError, "^bounded: default: got 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_classes_that_are_refused(case: str) -> None:
+    make, error, words = MADE[case]
+    with pytest.raises(error, match=words):
+        make()
+
+
+class Undecorated(Plain):
+    lr: Hyper = 0.1
+    momentum: Hyper = 0.9
+
+
+class Derived(gpuopt.Adam):
+    weight_decay: Hyper = 0.1
+
+
+@dataclass(frozen=True)
+class Late(Plain):
+    """Its slots depend on the hyperparameters."""
+
+    lr: Hyper = 0.1
+
+    @property
+    def slots(self) -> Any:
+        return "m" if self.lr else ("m",)
+
+
+# Refused when the class is used.
+USED: dict[str, tuple[Callable[[], Any], str]] = {
+    "no dataclass": (Undecorated, r"^Undecorated: lr, momentum .* put @dataclass\(frozen=True\) above the class$"),
+    "no dataclass, with arguments": (lambda: Undecorated(lr=1), r"^Undecorated: lr, momentum .* put @dataclass"),
+    "no dataclass, derived": (Derived, r"^Derived: weight_decay would be no hyperparameter; put @dataclass"),
+    "slots that are no tuple": (Late, "^Late: slots = 'm', expected a tuple"),
+    "unknown hyperparameter": (lambda: with_hyperparameter("rate")(lr=1), r"^Own: .* 'lr' \(did you mean 'rate'\?\)"),
+    "no hyperparameter at all": (lambda: with_slots(())(lr=1), "^Own: unknown hyperparameter 'lr', expected none$"),
+    "too many by position": (lambda: gpuopt.AdaGrad(1, 2, 3), "AdaGrad"),  # type: ignore[call-arg]
+}
+
+
+@pytest.mark.parametrize("case", USED)
+def test_classes_that_are_refused_when_they_are_used(case: str) -> None:
+    make, words = USED[case]
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
+@dataclass(frozen=True)
+class Rateless(Plain):
+    """A rule without a learning rate."""
+
+    damping: Hyper = 0.5
+    _: KW_ONLY
+    shared: ClassVar[int] = 3
+    _known: ClassVar[dict[str, int]] = {}
+
+
+def test_a_rule_without_learning_rate() -> None:
+    w = {"a": np.ones(2), "b": np.ones(2)}
+    alone = gpuopt.Optimizer(w, Rateless())
+    with pytest.raises(AttributeError, match=r"^lr: Rateless has no hyperparameter 'lr'"):
+        _ = alone.lr
+    with pytest.raises(TypeError, match=r"^tune: unknown hyperparameter 'lr', expected damping$"):
+        alone.lr = 0.1
+    both = gpuopt.Optimizer(w, {"a": Rateless(), "*": gpuopt.SGD(lr=0.5)})
+    assert both.lr == {"*": 0.5}
+    both.lr = 0.25
+    assert both.lr == {"*": 0.25}
+    assert both.rules["a"] == Rateless()
+    both.step({"a": np.ones(2), "b": np.ones(2)})
+    assert both._repr_html_()
+    assert "Rateless(damping=0.5)" in repr(both)
+    with pytest.raises(UsageError, match=r"^--optimizer Rateless.*expected a rule with a hyperparamet"):
+        Config(optimizer=Rateless())
+
+
+# Rules that derive from others
+
+
+@dataclass(frozen=True)
+class Decayed(gpuopt.Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    weight_decay: Hyper = gpuopt.bounded(0.01, 0)
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        return super().update(xp, p - h.lr * h.weight_decay * p, g, s, h)
+
+
+class Renamed(gpuopt.SGD):
+    """Nothing of its own, so that it need not be a dataclass of its own."""
+
+
+@pytest.mark.parametrize("engine", ["array", "fused"])
+def test_a_rule_that_derives_from_another(engine: Any) -> None:
+    w, plain, rng = np.ones(5), np.ones(5), np.random.RandomState(0)
+    opt = gpuopt.Optimizer(w, Decayed(lr=0.1, weight_decay=0.5), engine=engine)
+    assert opt.rule.slots == ("m", "v")  # type: ignore[union-attr]
+    m = v = np.zeros(5)
+    for t in range(1, 4):
+        g = rng.standard_normal(5)
+        opt.step(g)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        plain = plain * (1 - 0.05) - 0.1 * m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-7)
+    np.testing.assert_allclose(w, plain, rtol=1e-13)
+    with pytest.raises(ValueError, match=r"Decayed: weight_decay: got -1\.0"):
+        Decayed(weight_decay=-1)
+
+
+@pytest.mark.parametrize("rule", [Decayed(weight_decay=0.5), Renamed(lr=0.5), gpuopt.Adam(lr=0.5)], ids=repr)
+def test_copies(rule: Rule) -> None:
+    for copied in (pickle.loads(pickle.dumps(rule)), copy.deepcopy(rule), copy.copy(rule), replace(rule)):
+        assert (type(copied), copied, hash(copied)) == (type(rule), rule, hash(rule))
+
+
+def test_the_signature_is_that_of_the_dataclass() -> None:
+    assert list(inspect.signature(Decayed).parameters) == ["lr", "beta1", "beta2", "eps", "weight_decay"]
+    assert list(inspect.signature(Rule).parameters) == []
+
+
+@dataclass(frozen=True, init=False)
+class OwnConstructor(Plain):
+    """Made in another way than from its hyperparameters."""
+
+    lr: Hyper = field()
+
+    def __init__(self, **rates: float) -> None:
+        object.__setattr__(self, "lr", sum(rates.values()))
+        self.__post_init__()
+
+
+def test_a_constructor_of_its_own() -> None:
+    assert OwnConstructor(slow=1, fast=2).lr == 3.0
+
+
+# Scalars of a step
+
+
+class Coefficients(Plain):
+    """Returns what it is given."""
+
+    found: ClassVar[Any] = {}
+
+    def coefficients(self, h: Any) -> Any:
+        return self.found(h) if callable(self.found) else self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "words"),
+    [
+        (lambda h: {"x": 2.0 ** (600 * h.t)}, ValueError, r"^Coefficients: coefficients at step 1: OverflowError"),
+        (lambda h: {"x": 1 / (h.t - 2)}, ValueError, r"^Coefficients: coefficients at step 1: ZeroDivisionError"),
+        (lambda h: {"x": (1.5 - h.t) ** 0.5}, TypeError, r"^Coefficients: coefficients at step 1: x: got \(.*complex"),
+        (
+            lambda h: {"x": np.ones(2) if h.t == 2 else 1},
+            TypeError,
+            r"^Coefficients: coefficients at step 1: x: got ar",
+        ),
+        (lambda h: {"x" if h.t == 1 else "t": 1}, TypeError, r"^Coefficients: .* 't', .* the number of the step$"),
+        (lambda h: {"x" if h.t == 1 else "_scale": 1}, TypeError, r"^Coefficients: .* '_scale', expected another name"),
+    ],
+    ids=["overflow", "division", "complex", "array", "t", "_scale"],
+)
+def test_coefficients_that_are_no_numbers(
+    found: Any, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Coefficients, "found", staticmethod(found))
+    assert Coefficients().at(0)["t"] == 1
+    with pytest.raises(error, match=words):
+        Coefficients().at(1)
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "words"),
+    [
+        (-1, ValueError, "^Adam: step -1, expected an integer from 0 to"),
+        (2**53, ValueError, "^Adam: step 9007199254740992, expected"),
+        (10**5000, ValueError, "^Adam: step of 16,610 bits, expected"),
+        (1.0, TypeError, r"^Adam: step 1\.0, expected an integer"),
+        ("1", TypeError, "^Adam: step '1', expected an integer"),
+        (None, TypeError, "^Adam: step None, expected an integer"),
+    ],
+    ids=["-1", "2**53", "10**5000", "float", "text", "None"],
+)
+def test_steps_that_are_none(step: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        gpuopt.Adam().at(step)
+
+
+def test_steps_of_other_types() -> None:
+    step: Any = np.int64(3)
+    assert gpuopt.Adam().at(step) == gpuopt.Adam().at(3)
+    assert gpuopt.Adam(lr=gpuopt.schedules.step(1.0, 0.5, every=1)).at(2**53 - 1)["lr"] == 0.0
