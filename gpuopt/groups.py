@@ -54,8 +54,10 @@ def match(rule: Rules, tree: Tree) -> Groups:
     """
     by_pattern: Any = {"*": rule} if isinstance(rule, Rule) else rule
     if not isinstance(by_pattern, Mapping):
-        name = rule.__name__ if isinstance(rule, type) else rule
-        hint = did_you_mean(name, RULES, shown="{}()".format) if isinstance(name, str) else ""
+        if isinstance(rule, type) and issubclass(rule, Rule):
+            hint = f" (did you mean {rule.__name__}()?)"
+        else:
+            hint = did_you_mean(rule, RULES, shown="{}()".format) if isinstance(rule, str) else ""
         raise TypeError(f"rule: {rule!r}, expected a rule such as Adam(), or a dict of rules by pattern{hint}")
     patterns = list(by_pattern)
     of_leaf: list[int | None] = [None] * len(tree.paths)
