@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_exhaust: Callable[[Iterable[object]], None] = deque(maxlen=0).extend
+"""A deque that keeps nothing goes through an iterator in C."""
+
+
 def in_one_go(calls: Iterable[Callable[[], object]]) -> None:
     """Call functions that are written in C, one after the other, with no chance for Python to raise in between.
 
@@ -32,7 +36,7 @@ def in_one_go(calls: Iterable[Callable[[], object]]) -> None:
     [1, 2]
 
     """
-    deque(map(call, calls), maxlen=0)
+    _exhaust(map(call, calls))
 
 
 def shielded(function: Callable[[], T]) -> T:

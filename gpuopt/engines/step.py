@@ -226,15 +226,14 @@ class Step:
             Counts the step; written in C.
 
         """
-        writes = [
-            write
-            for i in self._alone
-            if gradients[i] is not None
-            for write in self._alone_writes(i, gradients[i], scalars)
-        ]
         for step in self._fused:
             step.prepare(scalars)
-        in_one_go((*self._calls, *writes, count))
+        if self._alone:
+            present = [i for i in self._alone if gradients[i] is not None]
+            writes = [write for i in present for write in self._writes(i, gradients[i], scalars)]
+            in_one_go((*self._calls, *writes, count))
+        else:
+            in_one_go((*self._calls, count))
 
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
@@ -251,7 +250,7 @@ class Step:
         place = place_of(target)
         return place.copying(target, source) if place else [array.assigning(target, source)]
 
-    def _alone_writes(self, i: int, g: Any, scalars: Sequence[Mapping[str, float]]) -> list[Callable[[], object]]:
+    def _writes(self, i: int, g: Any, scalars: Sequence[Mapping[str, float]]) -> list[Callable[[], object]]:
         """Compute the update of a leaf, and return what writes the results."""
         group, p, slots = self._groups[i], self._arrays[i], self.slots[i]
         h = scalars[group]
