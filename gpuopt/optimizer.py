@@ -375,8 +375,9 @@ class Optimizer:
 
     def _check_leaf(self, i: int, p: Any) -> None:
         """Raise ValueError unless the user still holds a parameter as it was when this optimizer was made."""
-        change = leaves.change_of(p, self._known[i])
-        if p is not self._held[i]:
+        if p is self._held[i]:
+            change = leaves.change_of(p, self._known[i])
+        else:
             change = (
                 "another array than the one that this optimizer updates; write into that one, as "
                 "np.maximum(w, 0, out=w) does, or make a new optimizer"

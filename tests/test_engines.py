@@ -13,7 +13,6 @@ from user_rules import USER_RULES
 
 import gpuopt
 from gpuopt import schedules
-from gpuopt.engines import cpu
 from gpuopt.engines.trace import trace
 
 WAVE = schedules.cosine(0.5, steps=8, final=0.01)
@@ -170,16 +169,3 @@ def test_sizes_that_are_shared_among_threads(size: int, fused_space: Space) -> N
 @pytest.mark.parametrize("rule", [row.make() for row in ROWS], ids=[row.id for row in ROWS])
 def test_the_rules_of_the_package_are_exact(rule: gpuopt.Rule) -> None:
     assert trace(rule).exact
-
-
-def test_where_numpys_arrays_are_no_known_structures(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As on another interpreter: addresses are asked for one by one.
-    problem = Problem([gpuopt.Adam()], [Leaf(0, "f4", (5,), "C", (("f4", "C"), ("f8", "C"), None))] * 3, 7, seed=1)
-    expected = problem.run_on_copies()
-    monkeypatch.setattr(cpu, "_IS_KNOWN", False)
-    params = problem.params()
-    optimizer = gpuopt.Optimizer(params, problem.by_pattern(), engine="fused")
-    for step in range(problem.steps):
-        optimizer.step(dict(zip(params, problem.gradients(step), strict=True)))
-    for path, p in params.items():
-        np.testing.assert_array_equal(p, expected[path])

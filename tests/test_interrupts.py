@@ -1,4 +1,4 @@
-"""Ctrl-C in a step: the step happened or it did not, and the optimizer can be used as before."""
+"""Exceptions in the middle of a step: the step happened or it did not, and the optimizer can be used as before."""
 
 import contextlib
 import linecache
@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,12 +17,12 @@ import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt.engines.threads import uninterrupted
+from gpuopt.engines.interrupts import in_one_go, shielded
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "fused": {"engine": "fused"},
+    "auto": {},
     "array": {"engine": "array"},
     "clip and skip": {"clip": gpuopt.clip_by_global_norm(0.5), "nonfinite": "skip"},
     "raise": {"nonfinite": "raise"},
@@ -28,14 +30,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def optimizer(size: int, **options: Any) -> gpuopt.Optimizer:
-    params = {"a": np.ones(size, "f4"), "b": np.ones((2, 3))}
+    params = {"a": np.ones(size, "f4"), "b": np.ones((2, 3)), "c": np.ones((4, 4))[:, ::2]}
     return gpuopt.Optimizer(params, gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, 0.01)), **options)
 
 
 def gradients(size: int) -> list[dict[str, Any]]:
     """Two buffers that take turns: a step must never use the other one's."""
     random = np.random.RandomState(0)
-    return [{"a": random.randn(size).astype("f4"), "b": random.randn(2, 3)} for _ in range(2)]
+    return [{"a": random.randn(size).astype("f4"), "b": random.randn(2, 3), "c": random.randn(4, 2)} for _ in range(2)]
 
 
 def content(opt: gpuopt.Optimizer) -> list[bytes]:
@@ -44,7 +46,7 @@ def content(opt: gpuopt.Optimizer) -> list[bytes]:
     return [x.tobytes() for x in arrays]
 
 
-def interrupted(opt: gpuopt.Optimizer, grads: dict[str, Any], line: int) -> bool:
+def interrupted(opt: gpuopt.Optimizer, grads: dict[str, Any], line: int, number: signal.Signals) -> bool:
     """Whether a step has so many lines; the signal comes before that one."""
     package, left = str(Path(gpuopt.__file__).parent), line
 
@@ -57,7 +59,7 @@ def interrupted(opt: gpuopt.Optimizer, grads: dict[str, Any], line: int) -> bool
         if event == "line" and not code.startswith("with "):
             left -= 1
             if left == 0:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
         return trace
 
     before = sys.gettrace()
@@ -72,14 +74,24 @@ def interrupted(opt: gpuopt.Optimizer, grads: dict[str, Any], line: int) -> bool
 
 @pytest.mark.parametrize("again", ["the same gradients", "others"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_an_interrupt_at_every_line_of_a_step(options: dict[str, Any], again: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM], ids=lambda number: number.name)
+def test_an_exception_at_every_line_of_a_step(number: signal.Signals, options: dict[str, Any], again: str) -> None:
+    """Ctrl-C, and a handler of another signal that raises, as those that limit the time of a call do."""
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        _interrupt_every_line(number, options, again)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+
+
+def _interrupt_every_line(number: signal.Signals, options: dict[str, Any], again: str) -> None:
     opt, reference, (one, other) = optimizer(50, **options), optimizer(50, **options), gradients(50)
     line, happened = 1, 0
     while True:
         for each in (opt, reference):
             each.step(other)
         before = opt.steps
-        if not interrupted(opt, one, line):
+        if not interrupted(opt, one, line, number):
             break
         if opt.steps == before + 1:
             reference.step(one)
@@ -94,22 +106,52 @@ def test_an_interrupt_at_every_line_of_a_step(options: dict[str, Any], again: st
     assert happened > 0
 
 
-def test_a_handler_that_is_set_meanwhile_stays() -> None:
-    """As that of a training does which SIGTERM has stopped, so that the next Ctrl-C ends it at once."""
-    said: list[str] = []
+class Timeout(BaseException):
+    """What a handler of SIGALRM raises."""
 
-    def terminate(*_: object) -> None:
-        signal.signal(signal.SIGINT, lambda *_: said.append("at once"))
 
-    before = [signal.signal(number, terminate) for number in (signal.SIGINT, signal.SIGTERM)]
+def test_shielded_ends_before_the_exception_is_raised() -> None:
+    ended: list[str] = []
+
+    def work() -> int:
+        time.sleep(0.2)
+        ended.append("work")
+        return 1
+
+    def ring(*_: object) -> None:
+        raise Timeout
+
+    before = signal.signal(signal.SIGALRM, ring)
     try:
-        with uninterrupted():
-            signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(Timeout):
+            shielded(work)
     finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-    assert said == ["at once"]
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended == ["work"]
+    assert shielded(work) == 1
+
+
+def test_shielded_raises_the_error_of_the_function() -> None:
+    with pytest.raises(ZeroDivisionError):
+        shielded(lambda: 1 // 0)
+
+
+def test_shielded_without_a_further_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("_thread.start_new_thread", refuse)
+    assert shielded(lambda: 5) == 5
+
+
+def test_in_one_go_stops_at_an_error_only() -> None:
+    seen: list[int] = []
+    in_one_go([partial(seen.append, 1), partial(int, "7"), partial(seen.append, 2)])  # whatever is returned
+    with pytest.raises(ValueError, match="invalid literal"):
+        in_one_go([partial(seen.append, 3), partial(int, "x"), partial(seen.append, 4)])
+    assert seen == [1, 2, 3]
 
 
 PROGRAM = """

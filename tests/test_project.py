@@ -81,7 +81,7 @@ CONFINED = {
     "cupy": {"backends.py", "engines/cuda.py"},
     "cupyx": {"backends.py"},
     "cupy_backends": {"backends.py", "engines/cuda.py"},
-    "llvmlite": {"engines/cpu.py"},
+    "llvmlite": {"engines/machine.py"},
     "matplotlib": {"pictures.py"},
     "PIL": {"pictures.py"},
     "nicegui": {"live/__main__.py", "live/view.py"},

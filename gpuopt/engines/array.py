@@ -54,7 +54,7 @@ def assign(target: Any, source: Any) -> None:
 
 def assigning(target: Any, source: Any) -> Callable[[], object]:
     """Return a call, in C where the library is, that writes an array of the same library, device and dtype into ``target``."""
-    return partial(np.copyto, target, source) if is_numpy(target) else partial(operator.setitem, target, ..., source)
+    return partial(operator.setitem, target, ..., source)  # numpy.copyto asks a function in Python for its dispatch
 
 
 def update(

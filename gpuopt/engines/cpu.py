@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines import cpu_code, machine, threads
+from gpuopt.engines import array, cpu_code, machine, threads
 from gpuopt.engines.cpu_lookup import Lookup
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.place import Place
@@ -55,7 +55,7 @@ class CPU(Place):
 
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
         """See :meth:`Place.copying`."""
-        return [partial(np.copyto, target, source)]
+        return [array.assigning(target, source)]
 
 
 class CPUKernel:
