@@ -131,6 +131,29 @@ class Backend:
 
             cupy.cuda.Device(self.device).synchronize()
 
+    def operations(self, call: Callable[[], object]) -> list[str] | None:
+        """Return the operations that a call gives to the device, by the names of kernels or kinds of operations.
+
+        The call is captured as a CUDA graph and its work is not done. None if the call waits for the device, which ends a
+        capture. A host does its work at once: there are none.
+        """
+        if self.device is None:
+            return []
+        import cupy
+
+        with self.use():
+            stream = cupy.cuda.Stream(non_blocking=True)
+            try:
+                with stream:
+                    stream.begin_capture()
+                    call()
+                    graph = stream.end_capture()
+            except Exception:  # noqa: BLE001 - CuPy and CUDA refuse in several ways
+                with contextlib.suppress(Exception):
+                    stream.end_capture()
+                return None
+            return re.findall(r'label="([^"]*)"', graph.debug_dot_str())
+
 
 def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
     """Choose an array library and a device.

@@ -450,6 +450,35 @@ def info() -> None:
     typer.echo("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
 
 
+@app.command(cls=Command)
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    seconds: Annotated[float, typer.Option(metavar="N", help="How long it may take, about.")] = 30.0,
+) -> None:
+    """Find out whether every device of this machine computes the same bits as the plain formulas, and how fast.
+
+    Every rule runs with both dtypes, several shapes and hard values (subnormals, infinities, NaN) on the CPU and on each CUDA
+    device. Exit status 0 only if all bits agree; else the smallest case that differs is shown. Without a GPU the CPU's engines
+    are compared.
+    """
+    import dataclasses
+    import json
+
+    from gpuopt.check import check as findings
+
+    found = []
+    for finding in findings(seconds=seconds):
+        found.append(finding)
+        if not as_json:
+            typer.echo(_aligned(finding.rows()))
+    if as_json:
+        typer.echo(
+            json.dumps([dataclasses.asdict(finding) | {"agrees": finding.agrees} for finding in found], indent=1)
+        )
+    if not all(finding.agrees for finding in found):
+        raise typer.Exit(1)
+
+
 @contextlib.contextmanager
 def _told_plainly() -> Iterator[None]:
     """Print what the user can do something about as one line on standard error, and leave with a fitting exit code."""

@@ -44,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "functional": {"backends", "engines", "groups", "leaves", "rules/base", "trees"},
     "checkpoint": {"backends", "optimizer"},
+    "check": {"backends", "engines", "gradients", "optimizer", "rules"},
     "pictures": set(),
     "landscape": {"optimizer", "pictures", "rules", "rules/base"},
     "training": {
@@ -62,6 +63,7 @@ LAYERS: dict[str, set[str]] = {
     "live": {"training"},
     "cli": {
         "",
+        "check",
         "backends",
         "checkpoint",
         "landscape",

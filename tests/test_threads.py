@@ -181,7 +181,7 @@ def test_a_number_of_threads_that_is_none(value: str) -> None:
 )
 def test_set_num_threads_refuses(value: Any, error: type[Exception]) -> None:
     before = threads.get_num_threads()
-    with pytest.raises(error, match="set_num_threads: .*expected a whole number from 1 on"):
+    with pytest.raises(error, match=r"set_num_threads: .*expected a whole number from 1 on"):
         threads.set_num_threads(value)
     assert threads.get_num_threads() == before
 

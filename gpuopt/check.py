@@ -1,0 +1,364 @@
+"""Whether this machine computes the same bits everywhere, and how fast: what ``gpuopt check`` shows.
+
+The reference is the array engine on NumPy, that is the formulas as they stand. Beside it run the fused engine of the CPU
+and that of every CUDA device, with every rule of the package, both dtypes, several shapes and values that are hard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.backends import BackendUnavailable, backend, report, to_numpy
+from gpuopt.engines.threads import get_num_threads
+from gpuopt.gradients import clip_by_global_norm
+from gpuopt.optimizer import Optimizer
+from gpuopt.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from gpuopt.backends import Backend
+    from gpuopt.rules import Rule
+
+STEPS = 3
+LARGE = 1 << 24
+"""Elements of the step whose bandwidth is measured; half as many where memory is short, and so on."""
+
+# Neither multiples of a vector register nor of a chunk; unaligned; axes in another order; no axes; no elements.
+LAYOUTS: dict[str, Callable[[Any, str], Any]] = {
+    "scalar": lambda xp, dtype: xp.empty((), dtype=dtype),
+    "empty": lambda xp, dtype: xp.empty((0, 3), dtype=dtype),
+    "small": lambda xp, dtype: xp.empty((3, 5), dtype=dtype),
+    "unaligned": lambda xp, dtype: xp.empty(1031, dtype=dtype)[1:],
+    "in F order": lambda xp, dtype: xp.empty((65, 33), dtype=dtype).T,
+    "with gaps": lambda xp, dtype: xp.empty((40, 30), dtype=dtype)[:, ::2],
+    "large": lambda xp, dtype: xp.empty(3 * 4096 + 5, dtype=dtype),
+}
+GUARDS: dict[str, dict[str, Any]] = {
+    "": {},
+    "clipped by the global norm": {"clip": clip_by_global_norm(1.0)},
+    "bad steps skipped": {"nonfinite": "skip"},
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bits that differ from the reference.
+
+    Attributes
+    ----------
+    rule, dtype, guard, layout
+        Where: the rule with its hyperparameters, and the leaf.
+    array
+        "p", or the name of a slot.
+    step
+        The first step after which it differs, from 1 on.
+    elements
+        How many elements differ.
+    smallest
+        The first of them, alone: parameter, slots and gradient before the step, expected and found value, all as hexadecimal
+        numbers.
+
+    """
+
+    rule: str
+    dtype: str
+    guard: str
+    layout: str
+    array: str
+    step: int
+    elements: int
+    smallest: Mapping[str, str]
+
+    def __str__(self) -> str:
+        where = ", ".join(filter(None, [self.rule, self.dtype, self.guard, self.layout]))
+        values = ", ".join(f"{name} {value}" for name, value in self.smallest.items())
+        return f"{where}: {self.array} differs after step {self.step} in {self.elements} elements, as here: {values}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found out about one engine on one device.
+
+    Attributes
+    ----------
+    engine
+        "numpy", or a device as in "cupy:0".
+    device
+        What it is.
+    cases
+        How many combinations of rule, dtype and guard were compared.
+    differences
+        Empty if all bits agree.
+    launches, other_operations
+        Of ten steps, on the device; None where that cannot be counted. Other operations are copies and the like.
+    waits
+        Whether any of ten steps waits for the device; None where that cannot be known.
+    host_seconds
+        Time that the host takes for a step of a few small arrays, median.
+    bandwidth, copy_bandwidth
+        Bytes a second that a large step of Adam moves, and that a copy of as many bytes moves.
+    error
+        What ended the check of this device early; else "".
+
+    """
+
+    engine: str
+    device: str
+    cases: int = 0
+    differences: tuple[Difference, ...] = ()
+    launches: int | None = None
+    other_operations: int | None = None
+    waits: bool | None = None
+    host_seconds: float = 0.0
+    bandwidth: float = 0.0
+    copy_bandwidth: float = 0.0
+    error: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all bits agree, of everything that was to be compared."""
+        return not self.differences and not self.error
+
+    def rows(self) -> list[list[str]]:
+        """What was found, in words: name and value."""
+        rows = [[self.engine, self.device]]
+        if self.error:
+            rows.append(["error", self.error])
+        if self.cases:
+            agreement = f"differ in {len(self.differences)} of" if self.differences else "agree in all of"
+            rows.append(["bits", f"{agreement} {self.cases} cases"])
+        rows += [["differs", str(difference)] for difference in self.differences[:5]]
+        if self.launches is not None:
+            rows.append(
+                ["ten steps", f"{self.launches} launches, {self.other_operations} copies and the like, no waiting"]
+            )
+        elif self.waits:
+            rows.append(["ten steps", "wait for the device, which they should not"])
+        if self.host_seconds:
+            rows.append(["small step", f"{1e6 * self.host_seconds:.1f} us on the host"])
+        if self.bandwidth:
+            beside = f"{self.bandwidth / self.copy_bandwidth:.2f} of a copy's {self.copy_bandwidth / 1e9:.1f}"
+            rows.append(["large step", f"{self.bandwidth / 1e9:.1f} GB/s, {beside} GB/s"])
+        return rows
+
+
+def check(*, seconds: float = 30.0) -> Iterator[Finding]:
+    """Compare the fused engines that can be had here with the formulas on NumPy arrays, to the bit.
+
+    Parameters
+    ----------
+    seconds
+        For all of it, about: at the end of this time no further case is begun.
+
+    Yields
+    ------
+    Finding
+        Of the CPU, then of each CUDA device.
+
+    Examples
+    --------
+    >>> from gpuopt.check import check
+    >>> all(finding.agrees for finding in check(seconds=1.0))
+    True
+
+    """
+    end = time.monotonic() + seconds
+    targets = [backend("numpy"), *_devices()]
+    for i, target in enumerate(targets):
+        share = (end - time.monotonic()) / (len(targets) - i)
+        try:
+            yield _check(target, time.monotonic() + share)
+        except Exception as error:  # noqa: BLE001 - a device may fail in any way: the others go on
+            yield Finding(str(target), _about(target), error=f"{type(error).__name__}: {error}")
+
+
+def variants() -> Iterator[Rule]:
+    """Every rule of the package: as it comes, with what is off by default turned on, and with all flags set."""
+    for rule in RULES.values():
+        plain = rule()
+        numbers = {
+            name: 0.5
+            for name in rule.hyperparameters()
+            if getattr(plain, name) is not False and not getattr(plain, name)
+        }
+        flags = {name: True for name in rule.hyperparameters() if getattr(plain, name) is False}
+        for changed in ({}, numbers, numbers | flags):
+            with contextlib.suppress(ValueError):  # not every hyperparameter may be 0.5
+                yield dataclasses.replace(plain, **changed)
+
+
+def hard_values(random: np.random.Generator, shape: tuple[int, ...], dtype: str, *, finite: bool) -> NDArray[Any]:
+    """Numbers of many sizes, zeros of both signs, subnormals and the largest; unless ``finite``, infinities and NaN too."""
+    limits = np.finfo(dtype)
+    special = [0.0, -0.0, limits.smallest_subnormal, -3 * limits.smallest_subnormal, limits.tiny]
+    special += [] if finite else [limits.max, limits.min, np.inf, -np.inf, np.nan]
+    with np.errstate(all="ignore"):
+        x = random.standard_normal(shape) * 10.0 ** random.integers(-12, 6, shape)
+        return np.where(random.random(shape) < 0.2, random.choice(special, shape), x).astype(dtype)
+
+
+def _devices() -> Iterator[Backend]:
+    for device in report().devices:
+        with contextlib.suppress(BackendUnavailable):
+            yield backend(f"cupy:{device.index}")
+
+
+def _about(target: Backend) -> str:
+    if target.device is not None:
+        return target.reason
+    threads = get_num_threads()
+    return f"{platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _check(target: Backend, end: float) -> Finding:
+    differences: list[Difference] = []
+    cases = 0
+    cost = {"host_seconds": _host_seconds(target), **_bandwidths(target)}
+    counts = _counted(target)
+    for guard, options in GUARDS.items():
+        for rule in dict.fromkeys(variants()):
+            for dtype in ("float32", "float64"):
+                if cases and time.monotonic() > end:
+                    break
+                cases += 1
+                differences += _compared(target, rule, dtype, guard, options)
+    return Finding(str(target), _about(target), cases, tuple(differences), **counts, **cost)  # type: ignore[arg-type]
+
+
+def _compared(target: Backend, rule: Rule, dtype: str, guard: str, options: dict[str, Any]) -> list[Difference]:
+    """Compare some steps; only the first leaf and array that differ are told."""
+    random = np.random.default_rng(0)
+    shapes = {name: layout(np, dtype).shape for name, layout in LAYOUTS.items()}
+    finite = guard != ""
+    values = {name: hard_values(random, shape, dtype, finite=finite) for name, shape in shapes.items()}
+    one, other = (
+        Optimizer(_laid_out(where, values, dtype), rule, engine=engine, **options)
+        for where, engine in ((backend("numpy"), "array"), (target, "auto"))
+    )
+    for step in range(1, STEPS + 1):
+        grads = {name: hard_values(random, shape, dtype, finite=finite) for name, shape in shapes.items()}
+        if guard == "bad steps skipped" and step == 2:
+            grads["small"][0, 0] = np.nan
+        before = {key: x.copy() for key, x in _arrays(one).items()}
+        one.step(grads)
+        with target.use():
+            other.step({name: target.asarray(g) for name, g in grads.items()})
+        found = _arrays(other)
+        for (leaf, array), expected in _arrays(one).items():
+            wrong = _differing(expected, found[leaf, array])
+            if wrong.any():
+                at = tuple(int(k) for k in np.argwhere(wrong)[0])
+                smallest = {name: _hex(before[path, name][at]) for path, name in before if path == leaf}
+                smallest |= {
+                    "g": _hex(grads[leaf][at]),
+                    "expected": _hex(expected[at]),
+                    "found": _hex(found[leaf, array][at]),
+                }
+                count = int(wrong.sum())
+                return [Difference(repr(rule), dtype, guard, leaf, array, step, count, smallest)]
+    return []
+
+
+def _laid_out(target: Backend, values: Mapping[str, NDArray[Any]], dtype: str) -> dict[str, Any]:
+    """Arrays of a device with these values, laid out in memory as `LAYOUTS` says."""
+    params = {}
+    with target.use():
+        for name, layout in LAYOUTS.items():
+            params[name] = layout(target.xp, getattr(target.xp, dtype))
+            params[name][...] = target.asarray(values[name])
+    return params
+
+
+def _arrays(opt: Optimizer) -> dict[tuple[str, str], NDArray[Any]]:
+    held = opt.state_dict()
+    arrays = {(path, "p"): to_numpy(p) for path, p in held["params"].items()}
+    return arrays | {(path, slot): to_numpy(x) for path, own in held["state"].items() for slot, x in own.items()}
+
+
+def _differing(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where two arrays have other bits; any NaN is as good as another."""
+    bits = f"u{a.dtype.itemsize}"
+    same = np.ascontiguousarray(a).view(bits) == np.ascontiguousarray(b).view(bits)
+    return np.asarray(~(same.reshape(a.shape) | (np.isnan(a) & np.isnan(b))))
+
+
+def _hex(x: Any) -> str:
+    return float(x).hex()
+
+
+def _counted(target: Backend) -> dict[str, Any]:
+    """Count what the device is given to do in ten steps."""
+    if target.device is None:
+        return {}
+    with target.use():
+        params = {"w": target.asarray(np.ones((64, 64), "f4")), "b": target.asarray(np.ones(64))}
+        grads = {name: target.asarray(np.ones(p.shape, "f8" if name == "b" else "f4")) for name, p in params.items()}
+        opt = Optimizer(params, RULES["Adam"]())
+        opt.step(grads)
+        opt.step(grads)
+
+        def ten_steps() -> None:
+            for _ in range(10):
+                opt.step(grads)
+
+        try:
+            found = target.operations(ten_steps)
+        except Exception:  # noqa: BLE001 - what is captured cannot be read here
+            return {}
+    if found is None:
+        return {"waits": True}
+    launches = sum("step" in name for name in found)
+    return {"launches": launches, "other_operations": len(found) - launches, "waits": False}
+
+
+def _host_seconds(target: Backend) -> float:
+    with target.use():
+        params = {f"w{i}": target.asarray(np.ones(8)) for i in range(4)}
+        grads = {name: target.asarray(np.ones(8)) for name in params}
+        opt = Optimizer(params, RULES["Adam"]())
+        return _median(lambda: opt.step(grads), target, 50)
+
+
+def _bandwidths(target: Backend) -> dict[str, float]:
+    """Bytes a second of a large step, and of a copy of as many bytes."""
+    size = LARGE
+    while size >= 1 << 16:
+        with contextlib.suppress(Exception), target.use():
+            w, g = (target.asarray(np.full(size, 1e-3, "f4")) for _ in range(2))
+            opt = Optimizer(w, RULES["Adam"]())
+            opt.step(g)
+            nbytes = 7 * 4 * size  # parameter and two slots are read and written, the gradient is read
+            source, copy = (
+                target.xp.ones(nbytes // 8, dtype=target.xp.float32),
+                target.xp.ones(nbytes // 8, dtype=target.xp.float32),
+            )
+
+            def copying(copy: Any = copy, source: Any = source) -> None:
+                copy[...] = source
+
+            step = _median(lambda opt=opt, g=g: opt.step(g), target, 7)
+            return {"bandwidth": nbytes / step, "copy_bandwidth": nbytes / _median(copying, target, 7)}
+        size //= 4
+    return {}
+
+
+def _median(call: Callable[[], object], target: Backend, count: int) -> float:
+    times = []
+    for _ in range(count):
+        target.synchronize()
+        start = time.perf_counter()
+        call()
+        if count < 50:
+            target.synchronize()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))

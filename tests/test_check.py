@@ -1,0 +1,97 @@
+"""``gpuopt check``: all bits agree here, and a planted error is found and named."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from running import gpuopt as command
+from spaces import Space
+
+from gpuopt import check
+from gpuopt.engines import cpu, cpu_code
+from gpuopt.rules import RULES
+
+
+def test_all_bits_agree_on_the_cpu() -> None:
+    cpu_finding = next(iter(check.check(seconds=30)))
+    assert cpu_finding.engine == "numpy"
+    assert cpu_finding.agrees
+    assert cpu_finding.cases == 2 * len(check.GUARDS) * len(set(check.variants()))
+    assert cpu_finding.bandwidth > 0
+    assert cpu_finding.host_seconds > 0
+
+
+def test_every_rule_is_among_the_variants() -> None:
+    assert {type(rule) for rule in check.variants()} == set(RULES.values())
+    assert any(getattr(rule, "nesterov", False) and getattr(rule, "momentum", 0) for rule in check.variants())
+
+
+def test_every_device_agrees(cupy_space: Space) -> None:
+    findings = list(check.check(seconds=60))
+    assert len(findings) > 1
+    for finding in findings[1:]:
+        assert finding.agrees, finding
+        assert finding.launches == 10
+        assert finding.other_operations == 0
+        assert finding.waits is False
+
+
+@pytest.fixture
+def contraction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let LLVM make one operation of a product and a sum, as compilers do unless they are told not to."""
+    for op in ("add", "sub", "mul"):
+        code = cpu_code._OPERATIONS[op]
+        monkeypatch.setitem(cpu_code._OPERATIONS, op, code.replace(f"f{op} ", f"f{op} contract "))
+    cpu._step.cache_clear()
+    yield
+    cpu._step.cache_clear()
+
+
+@pytest.mark.usefixtures("contraction")
+def test_a_planted_error_is_found() -> None:
+    finding = next(iter(check.check(seconds=30)))
+    assert not finding.agrees
+    assert any(difference.rule.startswith("Adam(") for difference in finding.differences)
+    difference = finding.differences[0]
+    assert difference.elements >= 1
+    values = {name: float.fromhex(value) for name, value in difference.smallest.items()}
+    assert values["expected"] != values["found"]
+    assert {"p", "g"} <= values.keys()
+    shown = str(difference)
+    for part in (difference.rule, difference.dtype, difference.layout, difference.smallest["expected"]):
+        assert part in shown
+
+
+@pytest.mark.usefixtures("contraction")
+def test_the_command_fails_where_bits_differ() -> None:
+    code, output = command("check", "--seconds", "5")
+    assert code == 1
+    assert "differs  " in output
+
+
+def test_the_command() -> None:
+    code, output = command("check", "--seconds", "10")
+    assert code == 0, output
+    assert "agree in all of" in output
+    code, output = command("check", "--seconds", "1", "--json")
+    found: list[dict[str, Any]] = json.loads(output)
+    assert code == 0
+    assert found[0]["engine"] == "numpy"
+    assert found[0]["agrees"] is True
+
+
+def test_a_device_that_fails_is_an_error_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(check, "_compared", fail)
+    (finding, *_) = check.check(seconds=1)
+    assert finding.error == "RuntimeError: no more"
+    assert not finding.agrees
+
+
+def test_bits_that_differ() -> None:
+    a, b = np.array([0.0, np.nan, 1.0]), np.array([-0.0, -np.nan, 1.0])
+    assert check._differing(a, b).tolist() == [True, False, False]
