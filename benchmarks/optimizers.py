@@ -187,15 +187,13 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     names = [case.name for case in peers.CASES]
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rules", nargs="+", choices=names, default=names, metavar="RULE", help=", ".join(names))
-    parser.add_argument(
-        "--shapes", nargs="+", type=_shape, default=SHAPES, help="leaves x elements, such as 50x100_000"
-    )
+    parser.add_argument("--shapes", nargs="+", type=shape, default=SHAPES, help="leaves x elements, such as 50x100_000")
     parser.add_argument("--repeat", type=int, default=15, help="samples of each competitor (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder (default: %(default)s)")
     return parser
 
 
-def _shape(text: str) -> Shape:
+def shape(text: str) -> Shape:
     count, _, size = text.partition("x")
     return int(count), int(size)
 

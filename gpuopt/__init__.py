@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import schedules
 from gpuopt.backends import Backend, BackendUnavailable, backend
+from gpuopt.engines.threads import get_num_threads, set_num_threads
 from gpuopt.functional import State, init, update
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
 from gpuopt.optimizer import Optimizer
@@ -31,10 +32,12 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "clip_by_value",
+    "get_num_threads",
     "init",
     "load",
     "save",
     "schedules",
+    "set_num_threads",
     "update",
 ]
 

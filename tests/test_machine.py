@@ -15,14 +15,21 @@ from gpuopt.engines import cpu_lookup, machine
 HINDRANCES = {
     "no llvmlite": ("sys.modules['llvmlite'] = None\n", "ModuleNotFoundError"),
     "an unknown processor": (
-        "import llvmlite.binding as llvm\n"
-        "def refuse(): raise RuntimeError('failed to get host cpu features.')\n"
-        "llvm.get_host_cpu_features = refuse\n",
+        """
+import llvmlite.binding as llvm
+def refuse(): raise RuntimeError("failed to get host cpu features.")
+llvm.get_host_cpu_features = refuse
+""",
         "failed to get host cpu features",
     ),
     "no executable memory": (
-        "import ctypes\n"
-        "if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0): print('cannot be tried'); sys.exit()\n",  # PR_SET_MDWE
+        """
+import ctypes
+PR_SET_MDWE = 65
+if ctypes.CDLL(None).prctl(PR_SET_MDWE, 1, 0, 0, 0):
+    print("cannot be tried")
+    sys.exit()
+""",
         "no process execute memory",
     ),
 }
