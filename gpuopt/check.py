@@ -36,13 +36,13 @@ LARGE = 1 << 24
 """Elements of the step whose bandwidth is measured; half as many where memory is short, and so on."""
 
 # Neither multiples of a vector register nor of a chunk; unaligned; axes in another order; no axes; no elements.
+# All fill their memory: leaves with gaps are left to their library, and CuPy's own kernels flush subnormals of float32.
 LAYOUTS: dict[str, Callable[[Any, str], Any]] = {
     "scalar": lambda xp, dtype: xp.empty((), dtype=dtype),
     "empty": lambda xp, dtype: xp.empty((0, 3), dtype=dtype),
     "small": lambda xp, dtype: xp.empty((3, 5), dtype=dtype),
     "unaligned": lambda xp, dtype: xp.empty(1031, dtype=dtype)[1:],
     "in F order": lambda xp, dtype: xp.empty((65, 33), dtype=dtype).T,
-    "with gaps": lambda xp, dtype: xp.empty((40, 30), dtype=dtype)[:, ::2],
     "large": lambda xp, dtype: xp.empty(3 * 4096 + 5, dtype=dtype),
 }
 GUARDS: dict[str, dict[str, Any]] = {
@@ -242,7 +242,7 @@ def _compared(target: Backend, rule: Rule, dtype: str, guard: str, options: dict
     finite = guard != ""
     values = {name: hard_values(random, shape, dtype, finite=finite) for name, shape in shapes.items()}
     one = Optimizer(_laid_out(backend("numpy"), values, dtype), rule, engine="array", **options)
-    other = Optimizer(_laid_out(target, values, dtype), rule, **options)
+    other = Optimizer(_laid_out(target, values, dtype), rule, engine="fused", **options)
     for step in range(1, STEPS + 1):
         grads = {name: hard_values(random, shape, dtype, finite=finite) for name, shape in shapes.items()}
         if guard == "bad steps skipped" and step == 2:
