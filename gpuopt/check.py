@@ -250,7 +250,7 @@ def _compared(target: Backend, rule: Rule, dtype: str, guard: str, options: dict
         before = {key: x.copy() for key, x in _arrays(one).items()}
         one.step(grads)
         with target.use():
-            other.step({name: target.asarray(g) for name, g in grads.items()})
+            other.step({name: target.asarray(g[None])[0, ...] for name, g in grads.items()})
         found = _arrays(other)
         for (leaf, array), expected in _arrays(one).items():
             wrong = _differing(expected, found[leaf, array])
@@ -273,7 +273,9 @@ def _laid_out(target: Backend, values: Mapping[str, NDArray[Any]], dtype: str) -
     with target.use():
         for name, layout in LAYOUTS.items():
             params[name] = layout(target.xp, getattr(target.xp, dtype))
-            params[name][...] = target.asarray(values[name])
+            params[name][None][...] = target.asarray(
+                values[name][None]
+            )  # CuPy's arrays without axes lose the sign of -0.0
     return params
 
 
