@@ -2,18 +2,21 @@
 
 python -m benchmarks.gpu [--rules Adam SGD] [--shapes 1x10_000_000 1000x64] [--repeat 15] [--out FOLDER]
 
+First it does what ``gpuopt check`` does, and measures nothing where bits differ: a wrong step may well be a fast one.
 Prints tables, and saves them as ``gpu.json`` and ``gpu.png``. Times are those of CUDA's events around many steps in a row:
 where the host takes longer to launch a step than the device to run it, they show the host.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import gpuopt
 from benchmarks import peers
 from benchmarks.optimizers import FUSED, LIMIT, NEW, TORCH_FOREACH, TORCH_FUSED, arguments, report, save, shown
-from benchmarks.timing import in_turn, machine, versions
+from benchmarks.timing import in_turn, machine, table, versions
+from gpuopt.check import check
 
 if TYPE_CHECKING:
     from benchmarks.optimizers import Shape, Timings
@@ -84,8 +87,16 @@ def main() -> None:
     properties: dict[str, Any] = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     about = machine() | {"device": properties["name"].decode(), "backend": str(backend)}
     about["versions"] = {"gpuopt": gpuopt.__version__} | versions("cupy-cuda12x", "cupy-cuda13x", "torch")
+    findings = list(check())
+    for finding in findings:
+        (name, device), *rows = finding.rows()
+        print(f"\n{table((name, device), rows)}")
+    if not all(finding.agrees for finding in findings):
+        print("\nnothing measured: bits differ, or were not compared")
+        raise SystemExit(1)
+
     torch = torch_sees_gpu()
-    print(f"{about['device']}, float32, {options.repeat} samples each; {about['versions']}")
+    print(f"\n{about['device']}, float32, {options.repeat} samples each; {about['versions']}")
     print(f"{LIMIT}: a rule without arithmetic but with the same arrays; {COPY}: of as many bytes as a step moves")
     if not torch:
         print("torch: not installed, or without a GPU: left out")
@@ -98,7 +109,7 @@ def main() -> None:
             del steps
             cupy.get_default_memory_pool().free_all_blocks()
             print(f"\n{case.name}, {shown(shape)}\n{report(timings[case.name][shape])}", flush=True)
-    save(options.out, "gpu", {"machine": about}, timings)
+    save(options.out, "gpu", {"machine": about, "check": [asdict(finding) for finding in findings]}, timings)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """``gpuopt check``: all bits agree here, and a planted error is found and named."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from running import gpuopt as command
 from spaces import Space
 
-from gpuopt import check
+from gpuopt import backends, check
 from gpuopt.engines import cpu, cpu_code
 from gpuopt.rules import RULES
 
@@ -29,7 +30,7 @@ def test_every_rule_is_among_the_variants() -> None:
 
 
 def test_every_device_agrees(cupy_space: Space) -> None:
-    findings = list(check.check(seconds=60))
+    findings = list(check.check(seconds=120))
     assert len(findings) > 1
     for finding in findings[1:]:
         assert finding.agrees, finding
@@ -49,10 +50,10 @@ def contraction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cpu._step.cache_clear()
 
 
-@pytest.mark.usefixtures("contraction")
-def test_a_planted_error_is_found() -> None:
-    finding = next(iter(check.check(seconds=30)))
+def shows_contraction(finding: check.Finding) -> None:
+    """The finding names rule, leaf and an element by which it can be seen."""
     assert not finding.agrees
+    assert not finding.error
     assert any(difference.rule.startswith("Adam(") for difference in finding.differences)
     difference = finding.differences[0]
     assert difference.elements >= 1
@@ -62,6 +63,26 @@ def test_a_planted_error_is_found() -> None:
     shown = str(difference)
     for part in (difference.rule, difference.dtype, difference.layout, difference.smallest["expected"]):
         assert part in shown
+
+
+@pytest.mark.usefixtures("contraction")
+def test_a_planted_error_is_found() -> None:
+    shows_contraction(next(iter(check.check(seconds=30))))
+
+
+def test_an_error_planted_on_a_gpu_is_found(cupy_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuopt.engines import cuda
+
+    monkeypatch.setattr(cuda, "OPTIONS", ("-fmad=true", "-ftz=false"))
+    cuda._function.cache_clear()
+    try:
+        cpu_finding, *findings = check.check(seconds=120)
+    finally:
+        cuda._function.cache_clear()
+    assert cpu_finding.agrees
+    assert findings
+    for finding in findings:
+        shows_contraction(finding)
 
 
 @pytest.mark.usefixtures("contraction")
@@ -75,11 +96,24 @@ def test_the_command() -> None:
     code, output = command("check", "--seconds", "10")
     assert code == 0, output
     assert "agree in all of" in output
-    code, output = command("check", "--seconds", "1", "--json")
+    code, output = command("check", "--seconds", "10", "--json")
     found: list[dict[str, Any]] = json.loads(output)
     assert code == 0
+    assert found[0]["left_out"] == 0
     assert found[0]["engine"] == "numpy"
-    assert found[0]["agrees"] is True
+    assert found[0]["differences"] == []
+
+
+def test_what_there_was_no_time_for_does_not_agree() -> None:
+    hurried = next(iter(check.check(seconds=0)))
+    assert hurried.cases == 1
+    assert hurried.left_out == 2 * len(check.GUARDS) * len(set(check.variants())) - 1
+    assert not hurried.differences
+    assert not hurried.agrees
+    assert ["no time", f"for {hurried.left_out} more cases: give it more --seconds"] in hurried.rows()
+    code, output = command("check", "--seconds", "0")
+    assert code == 1
+    assert "no time" in output
 
 
 def test_a_device_that_fails_is_an_error_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +123,18 @@ def test_a_device_that_fails_is_an_error_and_not_the_end(monkeypatch: pytest.Mon
     monkeypatch.setattr(check, "_compared", fail)
     (finding, *_) = check.check(seconds=1)
     assert finding.error == "RuntimeError: no more"
+    assert not finding.agrees
+
+
+def test_a_device_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = backends.Device(0, "a device", "9.0", None, None)
+    monkeypatch.setattr(check, "report", lambda: dataclasses.replace(backends.report(), devices=(there,)))
+    monkeypatch.setattr(check, "_check", lambda target, end: check.Finding(str(target), ""))
+    monkeypatch.setattr(backends, "_count_devices", lambda: "there is no driver")
+    on_cpu, finding = check.check()
+    assert on_cpu.agrees
+    assert (finding.engine, finding.device) == ("cupy:0", "a device")
+    assert finding.error.startswith("BackendUnavailable: ")
     assert not finding.agrees
 
 
