@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conformance import ROWS, Row
 
-from gpuopt.engines import cuda, emit_cuda
-from gpuopt.engines.segments import Variant
+from gpuopt.engines import cuda, cuda_code
+from gpuopt.engines.table import Variant
 from gpuopt.engines.trace import trace
 
 ARCHITECTURES = ["sm_70", "sm_80", "sm_90", "sm_100"]
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kernels")
     sources = []
     for name, (row, dtype) in KERNELS.items():
-        source = emit_cuda.source((Variant(trace(row.make()), dtype),))
+        source = cuda_code.source((Variant(trace(row.make()), dtype),))
         sources.append(f"namespace {name} {{\n{source.replace('step(', f'{name}(')}\n}}\n")
     (folder / "kernels.cu").write_text("".join(sources))
     return folder
@@ -89,7 +89,7 @@ def test_nvrtc_compiles_it_for_old_and_new_devices(kernel: str, architecture: st
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.cuda_nvrtc") is None:
         pytest.skip("needs NVIDIA's package of NVRTC")
     variants = tuple(Variant(trace(row.make()), dtype) for row, dtype in KERNELS.values())
-    text = emit_cuda.measure() if kernel == "measure" else emit_cuda.source(variants)
+    text = cuda_code.measure() if kernel == "measure" else cuda_code.source(variants)
     (folder,) = importlib.import_module("nvidia.cuda_nvrtc").__path__
     library = ctypes.CDLL(str(next(Path(folder).glob("lib/libnvrtc.so.*"))))
     program, size = ctypes.c_void_p(), ctypes.c_size_t()

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import os
 import weakref
-from functools import cache
+from functools import cache, partial
 from itertools import repeat
-from operator import call, is_, is_not
+from operator import attrgetter, call, is_, is_not
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt.backends import fetch
-from gpuopt.engines import emit_cuda, segments
-from gpuopt.engines.guard import LANES
+from gpuopt.engines import array, cuda_code
+from gpuopt.engines import table as tables
+from gpuopt.engines.interrupts import shielded
 from gpuopt.engines.memory import side_by_side
+from gpuopt.engines.norms import LANES
+from gpuopt.engines.place import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,19 +30,56 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.memory import Layout
-    from gpuopt.engines.segments import Table
+    from gpuopt.engines.table import Table
 
 OPTIONS = ("-fmad=false", "-ftz=false")
+
+
+class CUDA(Place):
+    """CuPy arrays of one device."""
+
+    def __init__(self, device: int) -> None:
+        self.name = f"cupy:{device}"
+        self._device = device
+
+    def pointer(self, array: Any) -> int:
+        """See :meth:`Place.pointer`."""
+        return pointer(array)
+
+    def zeros(self, layouts: Sequence[Layout]) -> list[Any]:
+        """See :meth:`Place.zeros`."""
+        return zeros(layouts, self._device)
+
+    def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> Lookup:
+        """See :meth:`Place.lookup`."""
+        return Lookup(leaves, addresses)
+
+    def kernel(self, table: Table, before: Any) -> CUDAKernel:
+        """See :meth:`Place.kernel`."""
+        return CUDAKernel(table, self._device, before)
+
+    def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
+        """See :meth:`Place.copying`."""
+        from cupy.cuda import runtime
+
+        to = partial(runtime.setDevice, self._device)
+        return [to, array.assigning(target, source), partial(runtime.setDevice, runtime.getDevice())]
 
 
 @cache
 def _function(text: str, name: str, device: int) -> Any:
     """A kernel, loaded on the current device, which is ``device``."""
-    from cupy.cuda.function import Module
 
-    module = Module()
-    module.load(_compile(text, device))
-    return module.get_function(name)
+    def load() -> Any:
+        import cupy
+        from cupy.cuda.function import Module
+
+        with cupy.cuda.Device(device):
+            module = Module()
+            module.load(_compile(text, device))
+            return module.get_function(name)
+
+    return shielded(load)
 
 
 def _compile(text: str, device: int) -> bytes:
@@ -52,15 +92,19 @@ def _compile(text: str, device: int) -> bytes:
 
     capability = cupy.cuda.Device(device).compute_capability
     key = repr((text, OPTIONS, capability, nvrtc.getVersion(), cupy.__version__))
-    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    path = folder / f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    name = f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    folder: Path | None = None
     try:
+        folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+        path = folder / name
         kept = path.read_bytes()
         if kept[:32] == hashlib.sha256(kept[32:]).digest():
             return kept[32:]
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where nobody knows a home folder
         pass
     image: bytes = compiler.compile_using_nvrtc(text, OPTIONS)[0]
+    if folder is None:
+        return image
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
@@ -74,24 +118,28 @@ def _compile(text: str, device: int) -> bytes:
 class CUDAKernel:
     """The step over a table of CuPy arrays of one device, on the current stream."""
 
-    def __init__(self, table: Table, device: int) -> None:
+    def __init__(self, table: Table, device: int, before: CUDAKernel | None = None) -> None:
         import cupy
 
         self._table = table
         self._device = cupy.cuda.Device(device)
         with self._device:
-            self._step = _function(emit_cuda.source(table.variants), "step", device)
+            self._step = _function(cuda_code.source(table.variants), "step", device)
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
-            self._verdict = cupy.zeros(emit_cuda.SCALES + len(table.rows))
+            # What the device has decided belongs to the state, and outlives a kernel.
+            kept = before is not None and len(before._table.rows) == len(table.rows)
+            self._verdict = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
             self._settle()
-        self._report: tuple[Any, Any] | None = None
-        self._measured: tuple[Any, ...] | None = None
+        self._report: tuple[Any, Any] | None = before._report if before and kept else None
+        self._measured: tuple[Any, ...] | None = before._measured if before and kept else None
+        self._judgement: tuple[Any, ...] | None = None
+        self.calls: tuple[Callable[[], object], ...] = (self,)
         self._sent = table.gradients.copy()
         # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
         self._values = (
             np.int32(table.gradients_at),
-            table.values.view(np.dtype((np.void, segments.VALUE_BYTES))),
+            table.values.view(np.dtype((np.void, tables.VALUE_BYTES))),
         )
 
     @staticmethod
@@ -101,26 +149,36 @@ class CUDAKernel:
 
         cupy.cuda.get_current_stream().synchronize()
 
+    def prepare(self) -> None:
+        """See :meth:`gpuopt.engines.place.Kernel.prepare`."""
+
     def __call__(self) -> None:
-        """Update every segment that has a gradient, unless the verdict says not to."""
+        """Judge the gradients if that was asked for, and update every segment that has one unless the verdict says not to."""
+        judgement, self._judgement = self._judgement, None
+        if judgement is not None:
+            self._launch(*judgement)
         self._launch(self._step, self._rows, self._gradients, self._chunks, self._verdict)
 
-    def judge(self, clip: str | None, limit: float, skip: int) -> None:
-        """Look at the gradients and decide on the device; the host is not told.
+    def judge(self, clip: str | None, limit: float, *, sticky: bool, skip: bool) -> None:
+        """Have the device decide on the gradients when the next step comes; the host is not told.
 
         Parameters
         ----------
         clip, limit
             How and to which norm gradients are scaled down.
-        skip
-            0: never leave out a step; 1: if a gradient is not finite; ``STICKY``: and all that follow, too.
+        sticky, skip
+            Whether to leave out a step with a gradient that is not finite, and with ``sticky`` all that follow, too.
 
         """
+        self._judgement = self._judging(clip, limit, cuda_code.STICKY if sticky else int(skip))
+
+    def _judging(self, clip: str | None, limit: float, skip: int) -> tuple[Any, ...]:
+        """The function that measures the gradients and decides, and its arguments."""
         import cupy
 
         if self._measured is None:
             with self._device:
-                function = _function(emit_cuda.measure(), "measure", self._device.id)
+                function = _function(cuda_code.measure(), "measure", self._device.id)
                 first_chunk = np.searchsorted(self._table.chunks[:, 0], np.arange(len(self._table.rows) + 1))
                 partials = cupy.zeros((len(self._table.chunks), 3))
                 finished = cupy.zeros(1, np.uint32)
@@ -135,12 +193,12 @@ class CUDAKernel:
         function, first_chunk, partials, sums, finished = self._measured
         segments_, columns = (np.int64(n) for n in self._table.rows.shape)
         arrays = (self._gradients, self._chunks, first_chunk, partials, sums, self._verdict, finished)
-        decision = (np.int32(emit_cuda.CLIPS.index(clip)), np.float64(limit), np.int32(skip))
-        self._launch(function, self._rows, columns, segments_, *arrays, *decision)
+        decision = (np.int32(cuda_code.CLIPS.index(clip)), np.float64(limit), np.int32(skip))
+        return function, self._rows, columns, segments_, *arrays, *decision
 
     def sums(self) -> NDArray[np.float64]:
         """Return the sums of squares of every segment's gradient, of shape (segments, 3); waits for the device."""
-        self.judge(None, 0.0, 0)
+        self._launch(*self._judging(None, 0.0, 0))
         return self.sums_found()
 
     def sums_found(self) -> NDArray[np.float64]:
@@ -150,7 +208,7 @@ class CUDAKernel:
     def verdict(self) -> Callable[[], tuple[int, float]]:
         """Ask how many steps were left out, and for the norm of the last gradients; what is returned waits for the device."""
         with self._device:
-            arrive = fetch([self._verdict[emit_cuda.SKIPPED : emit_cuda.SCALES]])
+            arrive = fetch([self._verdict[cuda_code.SKIPPED : cuda_code.SCALES]])
 
         def found() -> tuple[int, float]:
             skipped, norm = arrive()[0].tolist()
@@ -175,7 +233,7 @@ class CUDAKernel:
             elif not self._report[1].done:
                 return False
             memory, event = self._report
-            (self._verdict.data + 8 * emit_cuda.SKIPPED).copy_to_host_async(memory.ptr, 8)
+            (self._verdict.data + 8 * cuda_code.SKIPPED).copy_to_host_async(memory.ptr, 8)
             event.record()
         return True
 
@@ -188,13 +246,13 @@ class CUDAKernel:
     def pardon(self) -> None:
         """Forget that steps were left out."""
         with self._device:
-            self._verdict[: emit_cuda.NORM] = 0
+            self._verdict[: cuda_code.NORM] = 0
         self._report = None
 
-    def impose(self, scales: NDArray[np.float64]) -> None:
-        """Take factors for the gradients from the host."""
+    def scale(self, factors: NDArray[np.float64]) -> None:
+        """See :meth:`gpuopt.engines.place.Kernel.scale`."""
         with self._device:
-            self._verdict[emit_cuda.SCALES :].set(scales)
+            self._verdict[cuda_code.SCALES :].set(factors)
 
     def _launch(self, function: Any, *arguments: Any) -> None:
         if not len(self._chunks):
@@ -208,39 +266,41 @@ class CUDAKernel:
 
 
 class Lookup:
-    """Finds the addresses of a step's gradients, and looks only at arrays that are new: Python takes long over each.
+    """See `gpuopt.engines.place.Lookup`; looks closely only at arrays that are new, for Python takes long over each."""
 
-    Parameters
-    ----------
-    parameters
-        CuPy arrays of one device.
-    addresses
-        int64 of shape (parameters,), written to at each call.
-
-    """
-
-    def __init__(self, parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
+    def __init__(self, leaves: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         self._addresses = addresses
-        self._known: list[Callable[[], Any]] = [_nothing] * len(parameters)
+        self._leaves = list(leaves)
+        self._shapes = list(map(_shape, leaves))
+        self._known: list[Callable[[], Any]] = [_nothing] * len(leaves)
 
-    def __call__(self, gradients: list[Any]) -> list[int] | None:
-        """Take 0 for None; return those that are other arrays than before; None if there are neither."""
-        # Mostly there are none, which is found without a loop in Python. None is what a dead reference gives, too.
-        if not any(map(is_not, gradients, map(call, self._known))) and not any(map(is_, gradients, repeat(None))):
+    def __call__(self, gradients: list[Any], leaves: list[Any]) -> list[int] | None:
+        """See `gpuopt.engines.place.Lookup`."""
+        # Mostly nothing is new, which is found without a loop in Python. None is what a dead reference gives, too.
+        are_same = not any(map(is_not, leaves, self._leaves)) and list(map(_shape, leaves)) == self._shapes
+        if (
+            are_same
+            and not any(map(is_not, gradients, map(call, self._known)))
+            and not any(map(is_, gradients, repeat(None)))
+        ):
             return None
-        new = [
-            row for row, (g, ref) in enumerate(zip(gradients, self._known, strict=True)) if g is None or ref() is not g
-        ]
-        for row in new:
-            self._known[row], self._addresses[row] = _nothing, 0
-        return [row for row in new if gradients[row] is not None]
+        new = []
+        for row, (g, ref, p) in enumerate(zip(gradients, self._known, leaves, strict=True)):
+            if p is not self._leaves[row] or p.shape != self._shapes[row] or g is None or ref() is not g:
+                self._known[row], self._addresses[row] = _nothing, 0
+                if g is not None or p is not self._leaves[row] or p.shape != self._shapes[row]:
+                    new.append(row)
+        return new
 
-    def take(self, row: int, gradient: Any, *, once: bool = False) -> None:
-        """Take the address of one of those; it is known from now on as long as the array lives, or only this once."""
-        self._known[row] = _nothing  # if Ctrl-C ends this, nothing half-done is believed
+    def record(self, row: int, gradient: Any, *, once: bool = False) -> None:
+        """See `gpuopt.engines.place.Lookup`."""
+        self._known[row] = _nothing  # if an exception ends this, nothing half-done is believed
         self._addresses[row] = pointer(gradient)
         if not once:
             self._known[row] = weakref.ref(gradient)
+
+
+_shape = attrgetter("shape")
 
 
 def _nothing() -> None:

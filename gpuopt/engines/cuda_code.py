@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuopt.engines import guard, segments
+from gpuopt.engines import norms, table
+from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
 
 if TYPE_CHECKING:
-    from gpuopt.engines.segments import Variant
+    from gpuopt.engines.table import Variant
 
 SKIP, SKIPPED, NORM, SCALES = range(4)
 """Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, the scales."""
@@ -110,16 +111,16 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
 
 def source(variants: tuple[Variant, ...]) -> str:
     """CUDA C++ of the kernel that knows these variants."""
-    return _VALUES.format(bytes=segments.VALUE_BYTES) + _STEP.format(
-        threads=guard.LANES,
+    return _VALUES.format(bytes=table.VALUE_BYTES) + _STEP.format(
+        threads=norms.LANES,
         updates="".join(_update(i, variant) for i, variant in enumerate(variants)),
-        columns=segments.SLOTS + max(len(v.program.slots) for v in variants),
-        LENGTH=segments.LENGTH,
-        CHUNK=segments.CHUNK,
+        columns=table.SLOTS + max(len(v.program.slots) for v in variants),
+        LENGTH=table.LENGTH,
+        CHUNK=table.CHUNK,
         SKIP=SKIP,
         SCALES=SCALES,
-        COEFFICIENTS=segments.COEFFICIENTS,
-        VARIANT=segments.VARIANT,
+        COEFFICIENTS=table.COEFFICIENTS,
+        VARIANT=table.VARIANT,
         cases="\n".join(
             f"    case {i}: update{i}(row, gradient, scale, start, n, (const {_ctype(v)}*)c); break;"
             for i, v in enumerate(variants)
@@ -128,15 +129,15 @@ def source(variants: tuple[Variant, ...]) -> str:
 
 
 def _ctype(variant: Variant) -> str:
-    return {"float32": "float", "float64": "double"}[variant.dtype]
+    return DTYPES[variant.dtype].cuda
 
 
 def _update(i: int, variant: Variant) -> str:
     """The code of one variant: the element, and the loop over a chunk."""
     program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
-    suffix, width = ("f", 4) if T == "float" else ("", 2)
-    arrays = {"p": f"row[{segments.PARAMETER}]", "g": "gradient"}
-    arrays |= {slot: f"row[{segments.SLOTS + k}]" for k, slot in enumerate(program.slots)}
+    suffix, width = DTYPES[variant.dtype].cuda_suffix, 16 // DTYPES[variant.dtype].itemsize
+    arrays = {"p": f"row[{table.PARAMETER}]", "g": "gradient"}
+    arrays |= {slot: f"row[{table.SLOTS + k}]" for k, slot in enumerate(program.slots)}
     written = ["p", *program.slots]
     lanes = "xyzw"[:width]
     constants = {f"c{k}": f"c[{k}]" for k in range(len(program.coefficients))}
@@ -170,7 +171,7 @@ def _update(i: int, variant: Variant) -> str:
         i=i,
         T=T,
         width=width,
-        threads=guard.LANES,
+        threads=norms.LANES,
         arguments=", ".join(f"{T}{'&' if name in written else ''} a_{name}" for name in arrays),
         coefficients=", ".join(f"{T} {name}" for name in constants) or "int",
         body=newline.join(body),
@@ -194,14 +195,13 @@ def _update(i: int, variant: Variant) -> str:
 
 def _literal(number: str, dtype: str) -> str:
     """A constant, rounded to its dtype: its bits."""
-    with np.errstate(all="ignore"):
-        value = np.dtype(dtype).type(float.fromhex(number))
+    value = DTYPES[dtype].rounded(number)
     if dtype == "float32":
         return f"__int_as_float(0x{value.view(np.uint32):08x})"
     return f"__longlong_as_double(0x{value.view(np.uint64):016x})"
 
 
-# See gpuopt.engines.guard. The last block to end adds up what all have found, and decides.
+# See gpuopt.engines.norms. The last block to end adds up what all have found, and decides.
 _MEASURE = """\
 template <typename T>
 __device__ __forceinline__ void sum_of_squares(const T* g, int n, double scale, double* lanes, double* out)
@@ -243,14 +243,9 @@ measure(const long long* table, long long columns, long long segments, const lon
     const long long gradient = address(values, gradients_at, gradients, segment);
     const int n = gradient == 0 ? 0 : rest < CHUNK ? (int)rest : CHUNK;
     double* out = partials + 3 * blockIdx.x;
-    if (row[ITEMSIZE] == 4) {
-        sum_of_squares((const float*)gradient + start, n, 1.0, lanes, out);
-        if (threadIdx.x == 0) out[1] = out[2] = 0;
-    } else {
-        const double* g = (const double*)gradient + start;
-        sum_of_squares(g, n, 1.0, lanes, out);
-        sum_of_squares(g, n, SMALL, lanes, out + 1);
-        sum_of_squares(g, n, LARGE, lanes, out + 2);
+    if (threadIdx.x == 0) out[1] = out[2] = 0;
+    switch (row[DTYPE]) {
+        SUMS
     }
     if (threadIdx.x == 0) {
         __threadfence();
@@ -288,23 +283,35 @@ measure(const long long* table, long long columns, long long segments, const lon
 """
 
 
+def _sums(name: str) -> str:
+    """The case of a dtype: the sum of its squares, and scaled ones where squares may not fit."""
+    dtype = DTYPES[name]
+    scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
+    calls = [
+        f"sum_of_squares((const {dtype.cuda}*)gradient + start, n, {scale}, lanes, out + {k});"
+        for k, scale in enumerate(scales)
+    ]
+    return f"case {dtype.number}: {' '.join(calls)} break;"
+
+
 def measure() -> str:
     """CUDA C++ of the kernel that looks at the gradients."""
     constants = {
-        "LANES": guard.LANES,
-        "CHUNK": segments.CHUNK,
-        "LENGTH": segments.LENGTH,
-        "ITEMSIZE": segments.ITEMSIZE,
+        "LANES": norms.LANES,
+        "CHUNK": table.CHUNK,
+        "LENGTH": table.LENGTH,
+        "DTYPE": table.DTYPE,
         "SKIP": SKIP,
         "SKIPPED": SKIPPED,
         "NORM": NORM,
         "SCALES": SCALES,
         "GLOBAL_NORM": CLIPS.index("global_norm"),
         "STICKY": STICKY,
-        "SMALL": _literal(guard.SCALES[1].hex(), "float64"),
-        "LARGE": _literal(guard.SCALES[2].hex(), "float64"),
-        "TINY": _literal(guard.TINY.hex(), "float64"),
+        "SMALL": _literal(norms.SCALES[1].hex(), "float64"),
+        "LARGE": _literal(norms.SCALES[2].hex(), "float64"),
+        "TINY": _literal(norms.TINY.hex(), "float64"),
         "FINITE(x)": "((x) - (x) == 0)",
+        "SUMS": " ".join(map(_sums, DTYPES)),
     }
     defined = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    return defined + _VALUES.format(bytes=segments.VALUE_BYTES) + _MEASURE
+    return defined + _VALUES.format(bytes=table.VALUE_BYTES) + _MEASURE
