@@ -116,17 +116,8 @@ def main() -> None:
             found = in_blocks(steps, before, options.blocks, options.steps if of[0] * of[1] < 5e6 else 5)
             empty = found[f"{EMPTY}, all threads"] - found[f"{EMPTY}, one thread"]
             beside = [f"{found[ALL] / found[name]:.2f}" if name in found else "-" for name in (TORCH_FUSED, DEEPSPEED)]
-            rows.append(
-                (
-                    shown(of),
-                    label,
-                    duration(found[ONE]),
-                    duration(found[ALL]),
-                    f"{found[ONE] / found[ALL]:.2f}",
-                    *beside,
-                )
-                + (duration(max(empty, 0.0)),)
-            )
+            times = duration(found[ONE]), duration(found[ALL]), f"{found[ONE] / found[ALL]:.2f}"
+            rows.append((shown(of), label, *times, *beside, duration(max(empty, 0.0))))
             print(*rows[-1], sep=" | ", flush=True)
     header = ("shape", "before a step", ONE, ALL, "speed-up", f"of {TORCH_FUSED}", f"of {DEEPSPEED}", EMPTY)
     print("\n" + table(header, rows))

@@ -61,13 +61,13 @@ def test_a_changed_leaf(
     if own_class and said.startswith((r"shape \(4000", r"shape \(2,")):
         pytest.skip("a view does not own its memory, and cannot be resized")
     opt = gpuopt.Optimizer(params, gpuopt.Adam(lr=0.1), engine=engine)
-    grads = {"v": np.ones(3), "w": np.ones((4, 6)), "x": np.ones(3)}
+    grads: dict[str, Any] = {"v": np.ones(3), "w": np.ones((4, 6)), "x": np.ones(3)}
     opt.step(grads)
     change(params)
     before = [params["v"].copy(), params["x"].copy()]
     grads["w"] = (
         (np.ones_like(params["w"]) if isinstance(params["w"], np.ndarray) else np.ones(1)) if gradient else None
-    )  # type: ignore[assignment]
+    )
     for use in (
         lambda: opt.step(grads),
         opt.state_dict,
@@ -75,7 +75,7 @@ def test_a_changed_leaf(
         lambda: opt.load_state_dict(opt.state_dict()),
     ):
         with pytest.raises(ValueError, match=rf"^params\['w'\]: .*{said}"):
-            use()  # type: ignore[no-untyped-call]
+            use()
     assert opt.steps == 1
     np.testing.assert_array_equal(params["v"], before[0])
     np.testing.assert_array_equal(params["x"], before[1])

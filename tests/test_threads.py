@@ -40,7 +40,8 @@ def stepped(count: int, **options: Any) -> dict[str, Any]:
     for _ in range(3):
         opt.step([random.standard_normal(p.shape).astype(p.dtype) for p in params])
     held = opt.state_dict()
-    return held["params"] | {f"{path}/{slot}": s for path, own in held["state"].items() for slot, s in own.items()}
+    params_found: dict[str, Any] = held["params"]
+    return params_found | {f"{path}/{slot}": s for path, own in held["state"].items() for slot, s in own.items()}
 
 
 @pytest.mark.parametrize("options", [{}, {"clip": gpuopt.clip_by_global_norm(0.1)}], ids=["plain", "clipped"])

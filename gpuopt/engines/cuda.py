@@ -50,7 +50,7 @@ class CUDA(Place):
         """See :meth:`Place.zeros`."""
         return zeros(layouts, self._device)
 
-    def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> Lookup:
+    def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> Lookup:  # noqa: ARG002 - the check reads them
         """See :meth:`Place.lookup`."""
         return Lookup(leaves, addresses)
 
@@ -60,10 +60,7 @@ class CUDA(Place):
 
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
         """See :meth:`Place.copying`."""
-        from cupy.cuda import runtime
-
-        to = partial(runtime.setDevice, self._device)
-        return [to, array.assigning(target, source), partial(runtime.setDevice, runtime.getDevice())]
+        return [partial(array.assign, target, source)]  # makes the device the current one
 
 
 @cache
@@ -129,7 +126,7 @@ class CUDAKernel:
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
-            self._verdict = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
+            self._verdict: Any = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
             self._settle()
         self._report: tuple[Any, Any] | None = before._report if before and kept else None
         self._measured: tuple[Any, ...] | None = before._measured if before and kept else None

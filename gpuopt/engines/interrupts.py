@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-_exhaust: Callable[[Iterable[object]], None] = deque(maxlen=0).extend
+_exhaust = deque[object](maxlen=0).extend
 """A deque that keeps nothing goes through an iterator in C."""
 
 
