@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import is_cupy, is_numpy, namespace, place, to_numpy
+from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place, to_numpy
 from gpuopt.engines.guard import SCALES
+from gpuopt.engines.reference import Group, Namespace, Number, Unknown
+from gpuopt.engines.reference import is_number as one_number
+from gpuopt.rules.slots import Given, Like, Shared, Slot, is_number, starts
+from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gpuopt.rules.base import Rule
 
@@ -47,33 +51,143 @@ def assign(target: Any, source: Any) -> None:
         target[...] = xp.astype(source, target.dtype, copy=False)
 
 
+def started(slot: Slot, p: Any, index: int, h: Mapping[str, float]) -> Any:
+    """Return a slot before the first step: a new array on the device of ``p``, or a number.
+
+    Parameters
+    ----------
+    slot
+        Where it starts.
+    p, index
+        The parameter, and which of all leaves it is.
+    h
+        What `Rule.at` gave for step 0.
+
+    Raises
+    ------
+    ValueError
+        If the caller's arrays do not fit the parameter.
+
+    """
+    if is_number(slot):
+        return float(slot.start)
+    xp = namespace(p)
+    with current(p):
+        match slot:
+            case Like("p"):
+                return xp.asarray(p, copy=True)
+            case Like(name):
+                return xp.full_like(p, h[name])
+            case Given(value):
+                new = xp.zeros_like(p)
+                _, arrays = flatten(value, "array")
+                own = arrays[index] if len(arrays) > 1 else arrays[0]
+                if tuple(own.shape) != tuple(p.shape):
+                    raise ValueError(f"an array of shape {tuple(own.shape)}, expected {tuple(p.shape)} like the leaf")
+                return xp.astype(_brought(own, p), p.dtype) + new
+        return xp.full_like(p, slot.start)
+
+
+def _brought(source: Any, target: Any) -> Any:
+    """The array as one of the library and device of another."""
+    import array_api_compat
+
+    if place(source) == place(target):
+        return source
+    return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
+
+
 def update(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
-    """Return the new parameter and slots, all of them new arrays. The gradient is cast to the parameter's dtype.
+    """As `update_group`, of a group of one leaf."""
+    return update_group(rule, [(p, g, slots)], h)[0]
+
+
+def update_group(
+    rule: Rule, leaves: Sequence[tuple[Any, Any, Mapping[str, Any]]], h: Mapping[str, float]
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the new parameter and slots of each leaf, all of them new arrays, or numbers.
+
+    Parameters
+    ----------
+    rule
+        Of the group.
+    leaves
+        Parameter, gradient (which is cast to the parameter's dtype) and slots.
+    h
+        What `Rule.at` gave.
 
     Raises
     ------
     TypeError
-        If the rule does not return its slots, or changes a dtype.
+        If the rule does not return its slots, changes a dtype, or returns other shared numbers for one leaf than for
+        another; if it takes totals over leaves of several libraries.
 
     """
-    xp = namespace(p)
+    group = Group()
+    while True:
+        new, needs_more = [], False
+        for p, g, slots in leaves:
+            try:
+                new.append(_update(rule, p, g, slots, h, group))
+            except Unknown:
+                needs_more = True
+        if not needs_more:
+            break
+        libraries = {place(p) for p, _, _ in leaves}
+        if len(libraries) > 1:
+            raise TypeError(f"{rule.name}.update takes totals over leaves of {' and '.join(sorted(libraries))}, expected one")
+        group.settle()
+    for name in (name for name, slot in starts(rule.slots).items() if isinstance(slot, Shared)):
+        values = [own[name] for _, own in new]
+        if any(value != values[0] and not (value != value and values[0] != values[0]) for value in values):  # noqa: PLR0124
+            raise TypeError(
+                f"{rule.name}.update returned the shared number {name} as {values[0]} and {values[1:]}, expected one"
+                " number, made of totals over all leaves (xp.total...)"
+            )
+    return new
+
+
+def _update(
+    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], group: Group
+) -> tuple[Any, dict[str, Any]]:
+    xp, name = namespace(p), rule.name
+    declared = starts(rule.slots)
+    own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
+    shape = p.shape
     with np.errstate(all="ignore"), current(p):
         if g.dtype != p.dtype:
             g = xp.astype(g, p.dtype)
-        new_p, new_slots = rule.update(xp, p, g, SimpleNamespace(**slots), SimpleNamespace(**h))
-    name = rule.name
+        if not shape:  # NumPy would make numbers of what is computed with arrays without axes
+            p, g = xp.reshape(p, (1,)), xp.reshape(g, (1,))
+            own = {slot: x if isinstance(x, Number) else xp.reshape(x, (1,)) for slot, x in own.items()}
+        new_p, new_slots = rule.update(Namespace(xp, p, group), p, g, SimpleNamespace(**own), SimpleNamespace(**h))
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
-    for what, new in {"p": new_p, **new_slots}.items():
+
+    def kept(what: str, new: Any) -> Any:
+        """A number, or an array, a copy if it is what came in."""
+        if what in declared and is_number(declared[what]):
+            if not one_number(new):
+                raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")
+            return float(new)
+        if one_number(new) and not hasattr(new, "dtype"):
+            raise TypeError(f"{name}.update returned {what}: the number {new}, expected an array like the parameter")
         if new.dtype != p.dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
-
-    def own(new: Any) -> Any:
-        """An array (NumPy makes scalars of those without axes), a copy if it is what came in, soon to be written over."""
-        return xp.asarray(new, copy=True if any(new is old for old in (p, g, *slots.values())) else None)
+        new = xp.asarray(new, copy=True if any(new is old for old in (p, g, *own.values())) else None)
+        return new if shape else xp.reshape(new, ())
 
     with current(p):
-        return own(new_p), {slot: own(new_slots[slot]) for slot in slots}
+        return kept("p", new_p), {slot: kept(slot, new_slots[slot]) for slot in slots}
+
+
+def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
+    """Return the array to evaluate with, a new one where it is not the parameter itself."""
+    declared, xp = starts(rule.slots), namespace(p)
+    own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
+    with np.errstate(all="ignore"), current(p):
+        found = rule.evaluation(Namespace(xp, p, Group()), p, SimpleNamespace(**own), SimpleNamespace(**h))
+        return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
 
 
 @np.errstate(all="ignore")  # for the casts that nditer makes
@@ -102,8 +216,8 @@ def sums_of_squares(g: Any, p: Any) -> list[float]:
         return [float(xp.sum(exact * scale * (exact * scale))) for scale in SCALES]
 
 
-def try_out(rule: Rule, like: Any, h: Mapping[str, float]) -> None:
-    """Run the rule on one element, for its errors.
+def try_out(rule: Rule, like: Any, h: Mapping[str, float]) -> bool:
+    """Run the rule on no element, or one without axes, for its errors; return whether it needs leaves as a whole.
 
     Raises
     ------
@@ -112,7 +226,16 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float]) -> None:
 
     """
     xp = namespace(like)
-    p, g, *slots = (
-        xp.zeros_like(like[..., :0]) if like.ndim else xp.zeros_like(like) for _ in range(2 + len(rule.slots))
-    )
-    update(rule, p, g, dict(zip(rule.slots, slots, strict=True)), h)
+    with current(like):
+        p, g = (xp.zeros_like(like[..., :0]) if like.ndim else xp.zeros_like(like) for _ in range(2))
+        slots = {
+            name: slot.start if is_number(slot) else xp.zeros_like(p) for name, slot in starts(rule.slots).items()
+        }
+    group = Group()
+    while True:
+        try:
+            _update(rule, p, g, slots, h, group)
+        except Unknown:
+            group.settle()
+            continue
+        return group.reduces or any(map(is_number, starts(rule.slots).values()))

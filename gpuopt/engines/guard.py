@@ -100,24 +100,35 @@ def _root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return norms
 
 
+def root(sums: NDArray[np.float64]) -> float:
+    """Return the norm of one leaf, or of many whose sums were added, by its three sums."""
+    with np.errstate(all="ignore"):
+        return float(_root(_with_infinities(sums[None]))[0])
+
+
 def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     """Return the three sums of a flat NumPy array, the two scaled ones only for float64; the reference of the kernels."""
-    from gpuopt.engines.segments import CHUNK
-
-    total = np.zeros(3)
+    exact, total = flat.astype(np.float64), np.zeros(3)
     with np.errstate(all="ignore"):
-        for start in range(0, flat.size, CHUNK):
-            lanes = np.zeros(CHUNK)
-            chunk = flat[start : start + CHUNK]
-            for k in range(3 if flat.dtype == np.float64 else 1):
-                lanes[: chunk.size] = np.square(chunk.astype(np.float64) * SCALES[k])
-                lanes[chunk.size :] = 0
-                total[k] += _halved(np.cumsum(lanes.reshape(-1, LANES), axis=0)[-1])
+        for k in range(3 if flat.dtype == np.float64 else 1):
+            total[k] = ordered_sum(np.square(exact * SCALES[k]))
     return total
 
 
-def _halved(lanes: NDArray[np.float64]) -> np.float64:
-    while lanes.size > 1:
-        half = lanes.size // 2
-        lanes = lanes[:half] + lanes[half:]
-    return lanes[0]  # type: ignore[no-any-return]
+def ordered_sum(flat: NDArray[np.float64]) -> float:
+    """Add up in the fixed order."""
+    from gpuopt.engines.segments import CHUNK
+
+    if not flat.size:
+        return 0.0
+    padded = np.zeros(-(-flat.size // CHUNK) * CHUNK)
+    padded[: flat.size] = flat
+    rows = padded.reshape(-1, CHUNK // LANES, LANES)
+    with np.errstate(all="ignore"):
+        lanes = rows[:, 0]
+        for k in range(1, rows.shape[1]):
+            lanes = lanes + rows[:, k]
+        while lanes.shape[1] > 1:
+            half = lanes.shape[1] // 2
+            lanes = lanes[:, :half] + lanes[:, half:]
+        return float(0.0 + np.cumsum(lanes[:, 0])[-1])  # in order, unlike numpy.sum
