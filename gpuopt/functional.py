@@ -66,12 +66,11 @@ def init(rule: Rules, params: Any) -> State:
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
-    first = [own.at(0) for own in rules]
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name, slot in starts(rules[group].slots).items():
             try:
-                slots[name][i] = array.started(slot, p, i, first[group])
+                slots[name][i] = array.started(slot, p, i, rules[group])
             except ValueError as error:
                 raise ValueError(f"{rules[group].name}: {name} of {tree.name(i, 'params')}: {error}") from None
     return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
@@ -116,7 +115,7 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name, slot in starts(rules[group].slots).items():
             _check_slot(slots[name][i] if name in slots else None, slot, p, tree.name(i, f"state.slots[{name!r}]"))
-    carried = _carried(patterns, rules) | state.carried
+    carried = {**_carried(patterns, rules), **state.carried}
     scalars = [own.at(state.steps, carried.get(pattern)) for own, pattern in zip(rules, patterns, strict=True)]
     for group, own in enumerate(rules):
         members = [i for i, g in enumerate(gradients) if g is not None and groups[i] == group]
@@ -162,7 +161,7 @@ def evaluation(rule: Rules, params: Any, state: State) -> Any:
     patterns, rules, groups = match(rule, tree)
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
     last = [
-        own.at(max(state.steps - 1, 0)) | state.carried.get(pattern, {})
+        {**own.at(max(state.steps - 1, 0)), **state.carried.get(pattern, {})}
         for own, pattern in zip(rules, patterns, strict=True)
     ]
     return tree.build(

@@ -49,13 +49,15 @@ def match(rule: Rules, tree: Tree) -> Groups:
     TypeError
         If a rule is no `Rule`, or a glob no string.
     ValueError
-        If a leaf has no rule, or a glob matches no leaf at all.
+        If a leaf has no rule, or a glob gets no leaf: none matches, or all have the rule of a glob before it.
 
     """
     by_pattern: Any = {"*": rule} if isinstance(rule, Rule) else rule
     if not isinstance(by_pattern, Mapping):
-        name = rule.__name__ if isinstance(rule, type) else rule
-        hint = did_you_mean(name, RULES, shown="{}()".format) if isinstance(name, str) else ""
+        if isinstance(rule, type) and issubclass(rule, Rule):
+            hint = f" (did you mean {rule.__name__}()?)"
+        else:
+            hint = did_you_mean(rule, RULES, shown="{}()".format) if isinstance(rule, str) else ""
         raise TypeError(f"rule: {rule!r}, expected a rule such as Adam(), or a dict of rules by pattern{hint}")
     patterns = list(by_pattern)
     of_leaf: list[int | None] = [None] * len(tree.paths)
@@ -68,9 +70,14 @@ def match(rule: Rules, tree: Tree) -> Groups:
             hint = did_you_mean(pattern, tree.paths)
             there = listed(tree.paths, shown=repr)
             raise ValueError(f"rule: the pattern {pattern!r} matches no leaf{hint}; there are {there}")
-        for i in matching:
-            if of_leaf[i] is None:
-                of_leaf[i] = group
+        free = [i for i in matching if of_leaf[i] is None]
+        if not free:
+            before = listed(dict.fromkeys(patterns[k] for i in matching if (k := of_leaf[i]) is not None), shown=repr)
+            raise ValueError(
+                f"rule: the pattern {pattern!r} gets no leaf, all that it matches have the rule of {before}; put it before"
+            )
+        for i in free:
+            of_leaf[i] = group
     for i, first in enumerate(of_leaf):
         if first is None:
             name, path = tree.name(i, "params"), tree.paths[i]

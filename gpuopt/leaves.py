@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place
-from gpuopt.engines.fused import fusable
 from gpuopt.engines.memory import first_overlap
-from gpuopt.engines.step import can_fuse
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -89,17 +87,6 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
     return np.asarray(g) if is_numpy(g) else detached(g)
 
 
-def check_fusable(tree: Tree, arrays: list[Any]) -> None:
-    """Raise ValueError if a parameter cannot be updated by machine code."""
-    for i, a in enumerate(arrays):
-        if not can_fuse(a, place(a)):
-            what = f"a {describe(a)} of strides {a.strides}" if hasattr(a, "strides") else f"a {describe(a)}"
-            name = tree.name(i, "params")
-            raise ValueError(
-                f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too"
-            )
-
-
 def is_array(x: Any) -> bool:
     """Whether ``x`` is an array of some array API library."""
     import array_api_compat
@@ -130,6 +117,28 @@ def detached(x: Any) -> Any:
     return x.detach() if getattr(x, "requires_grad", False) else x
 
 
+def geometry(x: Any) -> tuple[Any, ...]:
+    """Where a parameter is and what it is: address and strides where the library tells them, shape and dtype."""
+    if is_numpy(x):
+        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
+    if is_cupy(x):
+        return x.data.ptr, x.shape, x.strides, x.dtype
+    return None, tuple(x.shape), None, x.dtype
+
+
+def change_of(x: Any, known: tuple[Any, ...]) -> str | None:
+    """Return what has changed about a parameter since it had this `geometry`, and what to do; None if nothing has."""
+    if (now := geometry(x)) != known:
+        names = ("memory", "shape", "strides", "dtype")
+        changed = {name: (new, old) for name, new, old in zip(names, now, known, strict=True) if new != old}
+        shown = {name: changed[name] for name in ("shape", "dtype", "strides") if name in changed}
+        what = ", ".join(f"{name} {new}, expected {old}" for name, (new, old) in shown.items())
+        return f"{what or 'its memory is at another address'} as when this optimizer was made; make a new optimizer"
+    if hindrance := hindrance_of(x):
+        return f"{hindrance} by now, expected an array to update in place"
+    return None
+
+
 def _check_unmasked(x: Any, name: str) -> None:
     if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):  # numpy.ma is slow to be imported
         raise TypeError(f"{name}: a masked array, whose mask would get lost, expected a plain one, as x.filled(0) is")
@@ -142,8 +151,8 @@ def _check_distinct(tree: Tree, arrays: list[Any]) -> None:
         by_place.setdefault(place(a), []).append(i)
         if (j := first.setdefault(id(a), i)) != i:
             raise ValueError(f"{tree.name(j, 'params')} and {tree.name(i, 'params')} are the same array; give it once")
-    for where, indices in by_place.items():
-        if not fusable(where):
+    for indices in by_place.values():
+        if not (is_numpy(a := arrays[indices[0]]) or is_cupy(a)):
             continue
         if (pair := first_overlap([arrays[i] for i in indices])) is not None:
             a, b = (tree.name(indices[k], "params") for k in pair)

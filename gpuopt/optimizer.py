@@ -8,16 +8,20 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+import numpy as np
+
 from gpuopt import leaves, notebook, states
-from gpuopt.backends import describe, place
-from gpuopt.engines.array import assign
-from gpuopt.engines.guard import Guard
-from gpuopt.engines.step import ENGINES, Engine, Step
-from gpuopt.engines.threads import uninterrupted, whole_forks
+from gpuopt.backends import describe, is_numpy, place
+from gpuopt.engines.array import assign, evaluation
+from gpuopt.engines.interrupts import forks, in_one_go
+from gpuopt.engines.norms import Guard
+from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
 from gpuopt.gradients import Clip, Clipped
 from gpuopt.groups import Rules, match
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Hyper, unknown
+from gpuopt.rules.slots import is_number, starts
+from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +41,11 @@ class Optimizer:
         place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
         same array twice is noticed).
     rule
-        One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf takes the first pattern that matches
-        its dotted path, such as ``dense.b``.
+        One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
+        pattern that matches its dotted path, such as ``dense.b``.
     engine
         "auto" fuses the update of NumPy and CuPy arrays that fill their memory without gaps, and runs everything else
         on the arrays themselves; "array" does that for all of them; "fused" refuses what cannot be fused.
-
     clip
         How gradients are clipped: `clip_by_value`, `clip_by_norm` or `clip_by_global_norm`.
     nonfinite
@@ -56,7 +59,7 @@ class Optimizer:
     TypeError
         If a leaf is no array of float32 or float64, a rule no `Rule`, or its update not what an engine can run.
     ValueError
-        If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern no leaf.
+        If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
     Examples
     --------
@@ -90,17 +93,16 @@ class Optimizer:
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
-        self._tree, self._arrays = leaves.parameters(params, in_place=True)
-        if engine == "fused":
-            leaves.check_fusable(self._tree, self._arrays)
+        self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
+        self._carried = [dict(rule.carried) for rule in self._rules]
         self._steps = self._skipped = self._reported = 0
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
-        whole_forks.add(self)
+        forks.register(self)
 
     @property
     def params(self) -> Any:
@@ -181,7 +183,8 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If a gradient does not fit, or a schedule leaves its range. Nothing is changed then.
+            If a gradient does not fit, a schedule leaves its range, or a parameter is not the array that it was: replaced
+            in its container, resized, or made read-only. Nothing is changed then.
         FloatingPointError
             With ``nonfinite="raise"``, if a gradient has a NaN or an infinity. Nothing is changed then.
 
@@ -189,14 +192,10 @@ class Optimizer:
         ready = self._tree.leaves_of(grads, "grads")
         with self._lock:
             self._raise_overdue()
-            self._step.bind(ready, self._checked)
-            scalars = self._step.scalars(self._steps)
+            scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
-            if self._step.at_once:
-                self._take_step(ready, scalars, limit)
-            else:
-                with uninterrupted():
-                    self._take_step(ready, scalars, limit)
+            self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
+            self._update(ready, scalars, limit)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -226,7 +225,8 @@ class Optimizer:
 
         """
         if pattern is not None and pattern not in self._patterns:
-            raise ValueError(f"tune: no rule for {pattern!r}, expected one of {', '.join(map(repr, self._patterns))}")
+            near, there = did_you_mean(pattern, self._patterns), listed(self._patterns, shown=repr)
+            raise ValueError(f"tune: no rule for {pattern!r}{near}, expected one of {there}")
         chosen = [i for i, p in enumerate(self._patterns) if pattern in (None, p)]
         known = dict.fromkeys(name for i in chosen for name in self._rules[i].hyperparameters())
         for name in hyperparameters.keys() - known:
@@ -234,8 +234,8 @@ class Optimizer:
         tuned = list(self._tuned)
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
-        with self._lock, uninterrupted():
-            self._apply(self._rules_with(tuned), tuned)
+        with self._lock:
+            in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
@@ -250,9 +250,10 @@ class Optimizer:
         """
         with self._lock:
             self._raise_overdue(wait=True)
+            self._check_leaves()
             return {
                 "steps": self._steps,
-                "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned),
+                "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
             }
@@ -280,11 +281,12 @@ class Optimizer:
             ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
         }
         expected |= {
-            ("state", path, slot): a
+            ("state", path, slot): np.zeros(()) if is_number(start) else a
             for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
-            for slot in rules[group].slots
+            for slot, start in starts(rules[group].slots).items()
         }
         given = states.arrays_of(state, expected, problems)
+        carried = states.carried_of(state, self.rules, problems)
         for key in expected.keys() & given.keys():
             try:
                 given[key] = self._step.readable(leaves.detached(given[key]), expected[key])
@@ -293,17 +295,45 @@ class Optimizer:
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
-        with self._lock, uninterrupted():
-            self._apply(rules, tuned)
+        with self._lock:
+            self._check_leaves()
+            step, changes = self._with_rules(rules, tuned)
             for i, path in enumerate(self._tree.paths):
-                assign(self._arrays[i], given["params", path])
-                for slot, own in self._step.slots[i].items():
-                    assign(own, given["state", path, slot])
-            self._steps = int(state["steps"])
+                changes += step.copying(self._arrays[i], given["params", path])
+                for slot, own in step.slots[i].items():
+                    changes += step.copying(own, given["state", path, slot])
+            in_one_go([*changes, partial(vars(self).update, _steps=int(state["steps"]), _carried=carried)])
+            if self._nonfinite == "raise":
+                step.pardon()
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
         return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())})"
+
+    def evaluation(self) -> Any:
+        """Return the tree to evaluate with: averages where a rule keeps them, the parameters themselves otherwise.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> w = np.zeros(2)
+        >>> opt = gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.EMA(0.5)))
+        >>> opt.step(np.array([1.0, 2.0]))
+        >>> opt.evaluation()
+        array([-0.5, -1. ])
+
+        """
+        with self._lock:
+            last = [
+                rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
+            ]
+            found = [
+                evaluation(self._rules[group], p, slots, last[group])
+                for p, group, slots in zip(self._arrays, self._groups, self._step.slots, strict=True)
+            ]
+        same = all(new is p for new, p in zip(found, self._arrays, strict=True))
+        return self._params if same else self._tree.build(found)
 
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
@@ -318,59 +348,86 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_arrays", "_rules", "_step", "_lock")
+        own = ("_tree", "_held", "_known", "_arrays", "_rules", "_step", "_lock")
         with self._lock:
             self._raise_overdue(wait=True)
+            self._check_leaves()
             kept = {name: value for name, value in vars(self).items() if name not in own}
             return kept | {"_skipped": self.skipped, "slots": self._step.slots}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
         vars(self).update({name: value for name, value in state.items() if name != "slots"})
-        self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
+        self._read_leaves()
         self._rules = self._rules_with(self._tuned)
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
                 assign(own[slot], value)
-        whole_forks.add(self)
+        forks.register(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy between two steps of other threads."""
         memo[id(self)] = new = type(self).__new__(type(self))
         with self._lock:
             state = copy.deepcopy(self.__getstate__(), memo)
-        new.__setstate__(state)  # not under the lock: a fork takes that of `whole_forks` first
+        new.__setstate__(state)  # not under the lock, which a fork waits for
         return new
 
-    def _prepared(self, rules: list[Rule], slots: list[dict[str, Any]] | None = None) -> Step:
-        """Make the step for these rules, with the slots there are."""
-        self._skipped += self._step.count_skipped()() if hasattr(self, "_step") else 0
+    def _read_leaves(self) -> None:
+        """Find and check the leaves of the parameters."""
+        self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
+        self._held = self._tree.leaves_of(self._params, "params")
+        self._known = list(map(leaves.geometry, self._held))
+        if self._engine == "fused":
+            for i, a in enumerate(self._arrays):
+                check_fusable(self._tree.name(i, "params"), a)
+        elif self._engine == "auto" and any(map(is_numpy, self._arrays)):
+            warn_without_machine_code()
+
+    def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
+        """Make the step for these rules, with the slots of the step that it replaces."""
         by = None if self._clip is None or self._clip.by == "value" else self._clip.by
         skip = self._nonfinite != "ignore"
         guard = Guard(by, skip) if by or skip else None
-        slots = slots or [{} for _ in self._arrays]
-        return Step(self._arrays, self._groups, self._clipped(rules), slots, self._engine, guard)
+        slots = before.slots if before else [{} for _ in self._arrays]
+        clipped = self._clipped(rules)
+        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before)
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
 
-    def _checked(self, g: Any, i: int) -> Any:
-        if hindrance := leaves.hindrance_of(p := self._arrays[i]):
-            name = self._tree.name(i, "params")
-            raise ValueError(f"{name}: {hindrance} by now, expected an array to update in place")
-        return leaves.gradient(g, p, self._tree, i)
+    def _checked(self, i: int, g: Any, p: Any) -> Any:
+        """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""
+        self._check_leaf(i, p)
+        return None if g is None else leaves.gradient(g, self._arrays[i], self._tree, i)
 
-    def _take_step(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
-        """Look at the gradients and update, all leaves and the count, or leave all as it is."""
+    def _check_leaf(self, i: int, p: Any) -> None:
+        """Raise ValueError unless the user still holds a parameter as it was when this optimizer was made."""
+        change = leaves.change_of(p, self._known[i])
+        if p is not self._held[i]:
+            change = (
+                "another array than the one that this optimizer updates; write into that one, as "
+                "np.maximum(w, 0, out=w) does, or make a new optimizer"
+            )
+        if change:
+            raise ValueError(f"{self._tree.name(i, 'params')}: {change}")
+
+    def _check_leaves(self) -> None:
+        for i, p in enumerate(self._tree.leaves_of(self._params, "params")):
+            self._check_leaf(i, p)
+
+    def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
+        """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
             raise self._bad_gradients(bad)
         if bad:
             vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
         else:
-            self._step(ready, scalars, partial(setattr, self, "_steps", self._steps + 1))
+            carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
+            self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
         if self._nonfinite == "raise" and self._step.report():
             self._reported = self._steps
 
@@ -378,21 +435,27 @@ class Optimizer:
         """Raise the error of a step that a GPU left out."""
         if self._nonfinite != "raise":
             return
-        with uninterrupted():
-            overdue = self._step.overdue(wait=wait)
-            if overdue is not None:
-                skipped, bad = overdue
-                self._steps = (self._steps if wait else self._reported) - skipped
-                raise self._bad_gradients(bad)
+        overdue = self._step.overdue(wait=wait)
+        if overdue is not None:
+            skipped, bad = overdue
+            steps = (self._steps if wait else self._reported) - skipped
+            in_one_go([partial(setattr, self, "_steps", steps), self._step.pardon])
+            raise self._bad_gradients(bad)
 
     def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
         names = ", ".join(self._tree.name(i, "grads") for i in bad)
         return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
 
-    def _apply(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> None:
-        if not self._step.take(self._clipped(rules)):
-            self._step = self._prepared(rules, self._step.slots)
-        self._rules, self._tuned = rules, tuned
+    def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
+        """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
+        clipped, step = self._clipped(rules), self._step
+        if not step.computes(clipped):
+            step = self._prepared(rules, step)
+        changes: list[Callable[[], object]] = [
+            partial(setattr, step, "rules", clipped),
+            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned),
+        ]
+        return step, changes
 
     def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
         return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]

@@ -23,7 +23,7 @@ MATCHED: list[tuple[Any, list[str]]] = [
     ({"*.w": A, "*": B}, ["*", "*.w", "*.w", "*", "*.w"]),
     ({"dec.?.w": A, "enc.[!w]": B, "*": C}, ["*", "dec.?.w", "dec.?.w", "enc.[!w]", "*"]),
     ({"[[]x]": A, "*c.*": B}, ["[[]x]", "*c.*", "*c.*", "*c.*", "*c.*"]),
-    ({"*": A, "*.w": B}, ["*"] * 5),  # the first one that matches
+    ({"enc.*": A, "*.w": B, "*": C}, ["*", "*.w", "*.w", "enc.*", "enc.*"]),  # the first one that matches
     (collections.OrderedDict([("*.b", A), ("*", A)]), ["*", "*", "*", "*.b", "*"]),  # one rule in two groups
 ]
 
@@ -45,11 +45,27 @@ def test_match_is_fnmatch(patterns: list[str], keys: list[str]) -> None:
     tree, _ = trees.flatten(dict.fromkeys(keys, 0))
     rules = {pattern: gpuopt.SGD(lr=i) for i, pattern in enumerate(patterns)}
     first = [next((i for i, p in enumerate(patterns) if fnmatchcase(path, p)), None) for path in tree.paths]
-    if None in first or not all(any(fnmatchcase(path, p) for path in tree.paths) for p in patterns):
+    if {*first} != {*range(len(patterns))}:
         with pytest.raises(ValueError, match="rule: "):
             groups.match(rules, tree)
     else:
         assert groups.match(rules, tree).of_leaf == first
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"*": A, "*.w": B}, r"^rule: the pattern '\*\.w' gets no leaf, .* have the rule of '\*'; put it before$"),
+        (
+            {"*.0.w": A, "*": B, "dec.*": C},
+            r"^rule: the pattern 'dec\.\*' gets no leaf, .* of '\*\.0\.w', '\*'; put it",
+        ),
+    ],
+    ids=["after all", "after two"],
+)
+def test_a_pattern_whose_leaves_have_a_rule_already(rules: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        groups.match(rules, trees.flatten(PARAMS)[0])
 
 
 def test_a_long_list_of_leaves_is_cut_in_messages() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from conformance import ROWS, Row
+from gpuopt.engines.segments import Variant
 
 from gpuopt.engines import cuda, emit_cuda
-from gpuopt.engines.segments import Variant
 from gpuopt.engines.trace import trace
 
 ARCHITECTURES = ["sm_70", "sm_80", "sm_90", "sm_100"]

@@ -39,6 +39,7 @@ LAYERS: dict[str, set[str]] = {
         "notebook",
         "rules/base",
         "states",
+        "suggest",
         "trees",
     },
     "functional": {"backends", "engines", "groups", "leaves", "rules/base", "trees"},

@@ -1,22 +1,28 @@
-"""The reference engine: a rule's ``update``, called with the arrays themselves, of whatever namespace they are."""
+"""The reference engine: a rule's ``update``, called with the arrays themselves, of whatever namespace they are.
+
+It computes new arrays; nothing is written before all of them are there.
+"""
 
 from __future__ import annotations
 
+import operator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place, to_numpy
-from gpuopt.engines.guard import SCALES
+from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
-from gpuopt.engines.reference import is_number as one_number
+from gpuopt.engines.reference import is_number as is_one_number
+from gpuopt.engines.trace import SCALE
 from gpuopt.rules.slots import Given, Like, Shared, Slot, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuopt.rules.base import Rule
 
@@ -51,7 +57,12 @@ def assign(target: Any, source: Any) -> None:
         target[...] = xp.astype(source, target.dtype, copy=False)
 
 
-def started(slot: Slot, p: Any, index: int, h: Mapping[str, float]) -> Any:
+def assigning(target: Any, source: Any) -> Callable[[], object]:
+    """Return a call, in C where the library is, that writes an array of the same library, device and dtype into ``target``."""
+    return partial(np.copyto, target, source) if is_numpy(target) else partial(operator.setitem, target, ..., source)
+
+
+def started(slot: Slot, p: Any, index: int, rule: Rule) -> Any:
     """Return a slot before the first step: a new array on the device of ``p``, or a number.
 
     Parameters
@@ -60,8 +71,8 @@ def started(slot: Slot, p: Any, index: int, h: Mapping[str, float]) -> Any:
         Where it starts.
     p, index
         The parameter, and which of all leaves it is.
-    h
-        What `Rule.at` gave for step 0.
+    rule
+        Of the leaf.
 
     Raises
     ------
@@ -77,7 +88,7 @@ def started(slot: Slot, p: Any, index: int, h: Mapping[str, float]) -> Any:
             case Like("p"):
                 return xp.asarray(p, copy=True)
             case Like(name):
-                return xp.full_like(p, h[name])
+                return xp.full_like(p, rule.hyperparameter(name).at(0))
             case Given(value):
                 new = xp.zeros_like(p)
                 _, arrays = flatten(value, "array")
@@ -97,13 +108,31 @@ def _brought(source: Any, target: Any) -> Any:
     return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
 
 
-def update(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> tuple[Any, dict[str, Any]]:
-    """As `update_group`, of a group of one leaf."""
+def update(
+    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], *, elementwise: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """Return the new parameter and slots, all of them new arrays. The gradient is cast to the parameter's dtype.
+
+    The rule is run on whole arrays; NumPy arrays are cut into blocks if the rule is known to be elementwise.
+
+    Raises
+    ------
+    TypeError
+        If the rule does not return its slots, or changes a dtype.
+    ValueError
+        If the rule changes a shape.
+
+    """
+    if elementwise and is_numpy(p) and p.size > BLOCK:
+        return _update_blocks(rule, p, g, slots, h)
     return update_group(rule, [(p, g, slots)], h)[0]
 
 
 def update_group(
-    rule: Rule, leaves: Sequence[tuple[Any, Any, Mapping[str, Any]]], h: Mapping[str, float]
+    rule: Rule,
+    leaves: Sequence[tuple[Any, Any, Mapping[str, Any]]],
+    h: Mapping[str, float],
+    scales: Sequence[float] | None = None,
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Return the new parameter and slots of each leaf, all of them new arrays, or numbers.
 
@@ -115,27 +144,33 @@ def update_group(
         Parameter, gradient (which is cast to the parameter's dtype) and slots.
     h
         What `Rule.at` gave.
+    scales
+        Of each leaf, what its gradient is scaled by.
 
     Raises
     ------
     TypeError
         If the rule does not return its slots, changes a dtype, or returns other shared numbers for one leaf than for
         another; if it takes totals over leaves of several libraries.
+    ValueError
+        If the rule changes a shape.
 
     """
     group = Group()
     while True:
         new, needs_more = [], False
-        for p, g, slots in leaves:
+        for i, (p, g, slots) in enumerate(leaves):
             try:
-                new.append(_update(rule, p, g, slots, h, group))
+                new.append(_update(rule, p, g, slots, {**h, SCALE: scales[i]} if scales else h, group))
             except Unknown:
                 needs_more = True
         if not needs_more:
             break
         libraries = {place(p) for p, _, _ in leaves}
         if len(libraries) > 1:
-            raise TypeError(f"{rule.name}.update takes totals over leaves of {' and '.join(sorted(libraries))}, expected one")
+            raise TypeError(
+                f"{rule.name}.update takes totals over leaves of {' and '.join(sorted(libraries))}, expected one"
+            )
         group.settle()
     for name in (name for name, slot in starts(rule.slots).items() if isinstance(slot, Shared)):
         values = [own[name] for _, own in new]
@@ -167,18 +202,40 @@ def _update(
     def kept(what: str, new: Any) -> Any:
         """A number, or an array, a copy if it is what came in."""
         if what in declared and is_number(declared[what]):
-            if not one_number(new):
+            if not is_one_number(new):
                 raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")
             return float(new)
-        if one_number(new) and not hasattr(new, "dtype"):
+        if is_one_number(new) and not hasattr(new, "dtype"):
             raise TypeError(f"{name}.update returned {what}: the number {new}, expected an array like the parameter")
         if new.dtype != p.dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
+        if new.shape != p.shape:
+            raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {p.shape}")
         new = xp.asarray(new, copy=True if any(new is old for old in (p, g, *own.values())) else None)
         return new if shape else xp.reshape(new, ())
 
     with current(p):
         return kept("p", new_p), {slot: kept(slot, new_slots[slot]) for slot in slots}
+
+
+@np.errstate(all="ignore")  # for the casts that nditer makes: as in the fused engines, infinities and NaN pass silently
+def _update_blocks(
+    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]
+) -> tuple[Any, dict[str, Any]]:
+    before = [p, *slots.values(), g]
+    after = [None] * (1 + len(slots))
+    access = [["readonly"]] * len(before) + [["writeonly", "allocate"]] * len(after)
+    flags = ["external_loop", "buffered", "zerosize_ok"]
+    dtypes = [p.dtype] * len(access)
+    with np.nditer([*before, *after], flags, access, dtypes, casting="same_kind", buffersize=BLOCK) as blocks:  # type: ignore[call-overload]
+        for block in blocks:
+            (block_p, *block_slots, block_g), (new_p, *new_slots) = block[: len(before)], block[len(before) :]
+            named = dict(zip(slots, block_slots, strict=True))
+            new_p[...], computed = _update(rule, block_p, block_g, named, h, Group())
+            for slot, new in zip(slots, new_slots, strict=True):
+                new[...] = computed[slot]
+        made = blocks.operands[len(before) :]
+    return made[0], dict(zip(slots, made[1:], strict=True))
 
 
 def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
@@ -190,52 +247,24 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
         return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
 
 
-@np.errstate(all="ignore")  # for the casts that nditer makes
-def update_numpy(rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> None:
-    """Update NumPy arrays in place, block by block, whatever their strides; the gradient is cast to the parameter's dtype.
-
-    No more memory is taken than a few blocks. As in the fused engines, infinities and NaN pass without a warning.
-    """
-    operands = [p, *slots.values(), g]
-    access = [["readwrite"]] * (len(operands) - 1) + [["readonly"]]
-    flags = ["external_loop", "buffered", "zerosize_ok"]
-    dtypes = [p.dtype] * len(operands)
-    with np.nditer(operands, flags, access, dtypes, casting="same_kind", buffersize=BLOCK) as blocks:  # type: ignore[call-overload]
-        for block_p, *block_slots, block_g in blocks:
-            named = dict(zip(slots, block_slots, strict=True))
-            block_p[...], new_slots = update(rule, block_p, block_g, named, h)
-            for slot, new in new_slots.items():
-                named[slot][...] = new
-
-
 def sums_of_squares(g: Any, p: Any) -> list[float]:
-    """Return the three sums of `gpuopt.engines.guard` of the gradient of ``p``, in the order in which the namespace adds."""
+    """Return the three sums of `gpuopt.engines.norms` of the gradient of ``p``, in the order in which the namespace adds."""
     xp = namespace(g)
     with current(g), np.errstate(all="ignore"):
         exact = xp.astype(xp.astype(g, p.dtype), xp.float64)
         return [float(xp.sum(exact * scale * (exact * scale))) for scale in SCALES]
 
 
-def try_out(rule: Rule, like: Any, h: Mapping[str, float]) -> bool:
-    """Run the rule on no element, or one without axes, for its errors; return whether it needs leaves as a whole.
+def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool) -> None:
+    """Run the rule once on zeros, for its errors: on one element if the rule is elementwise, else on a whole leaf.
 
     Raises
     ------
-    TypeError
+    TypeError, ValueError
         As `update`.
 
     """
-    xp = namespace(like)
-    with current(like):
-        p, g = (xp.zeros_like(like[..., :0]) if like.ndim else xp.zeros_like(like) for _ in range(2))
-        slots = {
-            name: slot.start if is_number(slot) else xp.zeros_like(p) for name, slot in starts(rule.slots).items()
-        }
-    group = Group()
-    while True:
-        try:
-            _update(rule, p, g, slots, h, group)
-        except Unknown:
-            group.settle()
-            continue
-        return group.reduces or any(map(is_number, starts(rule.slots).values()))
+    sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
+    p, g = zeros_like(sample), zeros_like(sample)
+    slots = {name: slot.start if is_number(slot) else zeros_like(p) for name, slot in starts(rule.slots).items()}
+    update(rule, p, g, slots, h)

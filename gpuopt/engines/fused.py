@@ -2,113 +2,137 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines import array, cpu, cuda
-from gpuopt.engines.memory import dense_layout, same_strides
-from gpuopt.engines.segments import PARAMETER, Segment, Table
+from gpuopt.engines import array
+from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
+from gpuopt.engines.table import PARAMETER, Segment, Table
 from gpuopt.engines.trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from gpuopt.engines.memory import Layout, Overlaps
+    from gpuopt.engines.memory import Overlaps
+    from gpuopt.engines.place import Kernel, Place
     from gpuopt.rules.base import Rule
 
 
-def fusable(place: str) -> bool:
-    """Whether there is a fused engine for a place (see `gpuopt.backends.place`)."""
-    return place == "numpy" or place.startswith("cupy:")
+@dataclass(frozen=True)
+class Leaf:
+    """A leaf that is updated by a fused engine.
 
+    Attributes
+    ----------
+    group
+        The index of its rule.
+    held
+        The array as the user holds it, perhaps of a subclass.
+    p
+        The array as it is updated.
+    slots
+        Of the rule; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
 
-def zeros(place: str, layouts: Sequence[Layout]) -> list[Any]:
-    """Return zeroed arrays, side by side in one buffer of that place."""
-    return cpu.zeros(layouts) if place == "numpy" else cuda.zeros(layouts, _device(place))
+    """
 
-
-def copy(place: str, g: Any, p: Any) -> Any:
-    """Return a gradient cast and laid out like its parameter."""
-    (new,) = zeros(place, [dense_layout(p)])
-    array.assign(new, g)
-    return new
+    group: int
+    held: Any
+    p: Any
+    slots: tuple[Any, ...]
 
 
 class FusedStep:
     """A table of leaves and the kernel that updates them all.
 
+    A leaf that does not fill its memory without gaps is updated in a dense stand-in: its values are copied there before the
+    kernel runs, and back afterwards.
+
     Parameters
     ----------
     place
-        "numpy" or "cupy:N".
+        Of all leaves.
     leaves
-        By a number of the caller's: group, parameter and slots, all dense, with the same strides and dtype.
+        By a number of the caller's.
     rules
         Of each group.
     reach
         All that a step may write to in this place.
+    before
+        The step of the same leaves that this one replaces, if there is one.
 
     """
 
     def __init__(
         self,
-        place: str,
-        leaves: Mapping[int, tuple[int, Any, Iterable[Any]]],
+        place: Place,
+        leaves: Mapping[int, Leaf],
         rules: Sequence[Rule],
         reach: Overlaps,
+        before: FusedStep | None = None,
     ) -> None:
-        library = cpu if place == "numpy" else cuda
-        self._place = place
-        self._parameters = [p for _, p, _ in leaves.values()]
+        self.place = place
+        self.members = list(leaves)
+        with_gaps = [leaf.p for leaf in leaves.values() if not is_without_gaps(leaf.p)]
+        stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
+        self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._table = Table(
             [
-                Segment(p.size, group, str(p.dtype), (library.pointer(p), *map(library.pointer, slots)))
-                for group, p, slots in leaves.values()
+                Segment(p.size, leaf.group, str(p.dtype), (place.pointer(p), *map(place.pointer, leaf.slots)))
+                for p, leaf in zip(self._parameters, leaves.values(), strict=True)
             ],
             rules,
         )
-        self.members = list(leaves)
+        self._lookup = place.lookup([leaf.held for leaf in leaves.values()], self._parameters, self._table.gradients)
         self._sizes = np.array([p.nbytes for p in self._parameters])
-        self._lookup = library.Lookup(self._parameters, self._table.gradients)
-        self._is_bound = False  # whether the last gradients are in the table, and none is in the way
+        self._is_bound = False  # whether the gradients of the last step are in the table, and none is in the way
         self._known: dict[bytes, list[int]] = {}
         self._reach = reach
-        self.kernel: cpu.CPUKernel | cuda.CUDAKernel = (
-            cpu.CPUKernel(self._table) if place == "numpy" else cuda.CUDAKernel(self._table, _device(place))
+        self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
+        self.calls: tuple[Callable[[], object], ...] = (
+            *(call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)),
+            *self.kernel.calls,
+            *(call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])),
         )
+        """What updates the leaves, written in C; `prepare` comes first."""
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether the programs of these rules are the compiled ones."""
         return all(trace(rules[group]) == program for group, program in self._table.programs.items())
 
-    def bind(self, gradients: list[Any], checked: Callable[[Any, int], Any]) -> None:
-        """Take these gradients, of all leaves; None leaves a leaf alone.
+    def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
+        """Record where the gradients of the next step are; None leaves a leaf alone.
 
         A gradient that cannot be read where it is, is replaced by a copy: one that is not laid out like its parameter, or
         that this step would write to while it reads (a gradient may be its own parameter, but not another one's).
 
         Parameters
         ----------
-        gradients
-            Of all leaves, these or others.
+        gradients, leaves
+            Of all leaves of the optimizer: the gradients, and the parameters that the user holds now.
         checked
-            Called with a gradient and its leaf: returns it as an array that fits its parameter, or raises.
+            Called with the number of a leaf, its gradient and its parameter: returns the gradient as an array that fits the
+            parameter (or None), or raises.
 
         """
-        own = gradients if len(gradients) == len(self.members) else [gradients[i] for i in self.members]
-        were_bound, self._is_bound = self._is_bound, False  # if Ctrl-C ends this, nothing half-done is believed
-        others = self._lookup(own)
-        if others is None and were_bound:
+        every = len(gradients) == len(self.members)
+        own = gradients if every else [gradients[i] for i in self.members]
+        held = leaves if every else [leaves[i] for i in self.members]
+        were_bound, self._is_bound = self._is_bound, False  # if an exception ends this, nothing half-done is believed
+        rows = self._lookup(own, held)
+        if rows is None and were_bound:
             self._is_bound = True
             return
-        for row in others or ():
+        for row in rows or ():
             i, p = self.members[row], self._parameters[row]
-            g = gradients[i] = checked(own[row], i)
+            g = gradients[i] = checked(i, own[row], held[row])
+            if g is None:
+                continue
             if g.dtype == p.dtype and same_strides(g, p):
-                self._lookup.take(row, g)
+                self._lookup.record(row, g)
             else:
                 self._copy(row, gradients)
         for row in self._in_the_way():
@@ -117,11 +141,11 @@ class FusedStep:
 
     def _copy(self, row: int, gradients: list[Any]) -> None:
         i = self.members[row]
-        gradients[i] = copy(self._place, gradients[i], self._parameters[row])
-        self._lookup.take(row, gradients[i], once=True)
+        gradients[i] = _dense_copy(self.place, gradients[i], self._parameters[row])
+        self._lookup.record(row, gradients[i], once=True)
 
     def _in_the_way(self) -> list[int]:
-        """The rows whose gradient lies where a step writes before it has read it."""
+        """Return the rows whose gradient lies where a step writes before it has read the gradient."""
         addresses = self._table.gradients.tobytes()
         if addresses not in self._known:
             starts = self._table.gradients
@@ -132,21 +156,21 @@ class FusedStep:
         return self._known[addresses]
 
     def measure(self, sums: NDArray[np.float64]) -> None:
-        """Fill in the sums of squares of the gradients of these leaves; see `gpuopt.engines.guard`."""
+        """Fill in the sums of squares of the gradients of these leaves; see `gpuopt.engines.norms`."""
         sums[self.members] = self.kernel.sums()
 
-    def impose(self, scales: NDArray[np.float64]) -> None:
-        """Take the factors of the gradients, of all leaves."""
-        self.kernel.impose(scales[self.members])
+    def scale(self, factors: NDArray[np.float64]) -> None:
+        """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
+        self.kernel.scale(factors[self.members])
 
-    def take(self, scalars: Sequence[Mapping[str, float]]) -> None:
-        """Take the scalars of the next step: of each group, what `Rule.at` gave."""
+    def prepare(self, scalars: Sequence[Mapping[str, float]]) -> None:
+        """Make ready for a step with these scalars: of each group, what `Rule.at` gave."""
         self._table.set_coefficients(scalars)
-
-    def __call__(self) -> None:
-        """Update all leaves that have a gradient."""
-        self.kernel()
+        self.kernel.prepare()
 
 
-def _device(place: str) -> int:
-    return int(place.removeprefix("cupy:"))
+def _dense_copy(place: Place, g: Any, p: Any) -> Any:
+    """Return a gradient cast and laid out like its parameter, without gaps."""
+    (new,) = place.zeros([dense_layout(p)])
+    array.assign(new, g)
+    return new

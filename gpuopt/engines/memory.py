@@ -33,6 +33,11 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) ->
     return True
 
 
+def is_without_gaps(array: Any) -> bool:
+    """Whether the elements of ``array`` fill their memory."""
+    return is_dense(array.shape, array.strides, array.dtype.itemsize)
+
+
 def dense_layout(array: Any) -> Layout:
     """The layout of ``array`` if it is dense, else that of a C-ordered array like it."""
     dtype = np.dtype(array.dtype)

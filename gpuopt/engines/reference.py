@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,11 @@ import numpy as np
 
 from gpuopt.backends import to_numpy
 from gpuopt.engines import memory
-from gpuopt.engines.guard import ordered_sum, root, sums_of_squares
+from gpuopt.engines.norms import ordered_sum, root, sums_of_squares
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
 Partial = Any

@@ -1,25 +1,28 @@
-"""A step over leaves of any kind: those that can be fused are, the others run on the arrays themselves."""
+"""A step over leaves of any kind: a leaf is fused where that can be, and else updated by the array engine."""
 
 from __future__ import annotations
 
 import math
-from operator import call
+import warnings
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from gpuopt import backends
-from gpuopt.engines import array, fused, memory
-from gpuopt.engines.cpu import CPUKernel
-from gpuopt.engines.cuda import CUDAKernel
-from gpuopt.engines.emit_cuda import STICKY
-from gpuopt.engines.guard import is_finite, judge, sums_of_squares
-from gpuopt.engines.trace import SCALE
+from gpuopt import backends as libraries
+from gpuopt.engines import array, machine, memory
+from gpuopt.engines.fused import FusedStep, Leaf
+from gpuopt.engines.interrupts import in_one_go
+from gpuopt.engines.norms import is_finite, judge, sums_of_squares
+from gpuopt.engines.place import place_of
+from gpuopt.engines.trace import SCALE, is_elementwise
+from gpuopt.rules.slots import Filled, Shared, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gpuopt.engines.guard import Guard
+    from gpuopt.engines.norms import Guard
+    from gpuopt.engines.place import Place
     from gpuopt.rules.base import Rule
 
 Engine: TypeAlias = Literal["auto", "array", "fused"]
@@ -33,6 +36,8 @@ class Step:
     ----------
     arrays
         The parameters.
+    held
+        The same, as the user holds them: perhaps of a subclass of NumPy's arrays.
     groups
         Of each parameter, the index of its rule.
     rules
@@ -43,86 +48,103 @@ class Step:
         "auto", "array" or "fused".
     guard
         What to look for in the gradients before a step.
+    before
+        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over.
 
     Attributes
     ----------
     slots
         Of each leaf, by name.
-    at_once
-        What updates all leaves, if that is a single call of machine code; otherwise None.
+    rules
+        One for each group, which may be replaced by others that this step `computes`.
 
     """
 
     def __init__(
         self,
         arrays: Sequence[Any],
+        held: Sequence[Any],
         groups: Sequence[int],
         rules: Sequence[Rule],
         state: Sequence[Mapping[str, Any]],
         engine: Engine,
         guard: Guard | None = None,
+        before: Step | None = None,
     ) -> None:
         self._guard = guard
-        self._arrays, self._groups, self._rules = arrays, groups, rules
-        self._places = [backends.place(a) for a in arrays]
-        self.slots = _with_new_slots(arrays, self._places, [rules[g].slots for g in groups], state)
-        self._alone = [i for i, a in enumerate(arrays) if engine == "array" or not can_fuse(a, self._places[i])]
-        # One leaf of each kind that is updated alone: what its rule cannot do shows on it before anything is changed.
-        self._samples = list({(groups[i], self._places[i], str(arrays[i].dtype)): i for i in self._alone}.values())
-        for i in self._samples:
-            array.try_out(rules[groups[i]], arrays[i], rules[groups[i]].at(0))
+        self._arrays, self._groups = arrays, groups
+        self.rules = rules
+        self._places = [place_of(a) for a in arrays]
+        self.slots = _with_new_slots(arrays, self._places, [rules[g] for g in groups], state)
+        self._elementwise = [is_elementwise(rule) for rule in rules]
+        together = [
+            i
+            for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
+            if engine != "array" and place is not None and (self._elementwise[group] or memory.is_without_gaps(a))
+        ]
+        self._alone = sorted(set(range(len(arrays))) - set(together))
+        # One leaf of each kind that is updated alone: what its rule cannot do shows now.
+        for i in {(groups[i], libraries.place(arrays[i]), str(arrays[i].dtype)): i for i in self._alone}.values():
+            rule = rules[groups[i]]
+            array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
             place: memory.Overlaps(
-                [a for i, p in enumerate(self._places) if p == place for a in (arrays[i], *self.slots[i].values())]
+                [
+                    a
+                    for i, p in enumerate(self._places)
+                    if p is place
+                    for a in (arrays[i], *_arrays_of(rules[groups[i]], self.slots[i]))
+                ]
             )
-            for place in set(self._places)
-            if fused.fusable(place)
+            for place in dict.fromkeys(self._places)
+            if place is not None
         }
-        together = sorted(set(range(len(arrays))) - set(self._alone))
-        self._fused = []
+        predecessors = {step.place: step for step in before._fused} if before else {}
+        self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
-        for place in sorted({self._places[i] for i in together}, key=lambda place: (place == "numpy", place)):
-            members = {i: (groups[i], arrays[i], self.slots[i].values()) for i in together if self._places[i] == place}
-            self._fused.append(fused.FusedStep(place, members, rules, self._reach[place]))
+        places = dict.fromkeys(place for i in together if (place := self._places[i]))
+        for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
+            leaves = {
+                i: Leaf(groups[i], held[i], arrays[i], tuple(self.slots[i].values()))
+                for i in together
+                if self._places[i] is place
+            }
+            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], predecessors.get(place)))
+        self._calls = [call for step in self._fused for call in step.calls]
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
         # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
         only = self._fused[0].kernel if len(self._fused) == 1 and not self._alone else None
-        self._judge = only if isinstance(only, CUDAKernel) else None
-        self.at_once = only.at_once if isinstance(only, CPUKernel) else None
+        self._judge: Any = only if hasattr(only, "judge") else None
 
-    def take(self, rules: Sequence[Rule]) -> bool:
-        """Go on with other hyperparameters, unless what is computed depends on them; return whether it does not."""
-        same = all(new.slots == old.slots for new, old in zip(rules, self._rules, strict=True))
-        if same and all(step.computes(rules) for step in self._fused):
-            self._rules = rules
-            return True
-        return False
+    def computes(self, rules: Sequence[Rule]) -> bool:
+        """Whether other rules need no other program and no other slots, only other hyperparameters."""
+        same = all(new.slots == old.slots for new, old in zip(rules, self.rules, strict=True))
+        return same and all(step.computes(rules) for step in self._fused)
 
-    def scalars(self, step: int) -> list[dict[str, float]]:
-        """Return what `Rule.at` gives for each group."""
-        return [rule.at(step) for rule in self._rules]
+    def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
+        """Return what `Rule.at` gives for each group, from its carried numbers."""
+        return [rule.at(step, own) for rule, own in zip(self.rules, carried, strict=True)]
 
-    def bind(self, gradients: list[Any], checked: Callable[[Any, int], Any]) -> None:
-        """Take the gradients of the next step; None leaves a leaf alone.
+    def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
+        """Record the gradients of the next step; None leaves a leaf alone.
 
         Parameters
         ----------
         gradients
             Of each leaf, whatever was given. Then as they can be read during the step: copies of those that cannot where
             they are.
+        leaves
+            The parameters that the user holds now.
         checked
-            Called with a gradient and the number of its leaf, unless the gradient is known to fit: returns it as an array
-            that fits its parameter, or raises an error.
+            Called with the number of a leaf, its gradient and its parameter, unless both are known to fit: returns the
+            gradient as an array that fits (or None), or raises an error.
 
         """
         for i in self._alone:
-            if gradients[i] is not None:
-                gradients[i] = checked(gradients[i], i)
-                if self._is_touched(i, gradients[i]):
-                    gradients[i] = fused.copy(self._places[i], gradients[i], self._arrays[i])
+            gradients[i] = checked(i, gradients[i], leaves[i])
         for step in self._fused:
-            step.bind(gradients, checked)
+            step.bind(gradients, leaves, checked)
 
     def look(self, gradients: Sequence[Any], limit: float, *, wait_for_host: bool) -> list[int]:
         """Measure the gradients (of `bind`) and decide by how much they are scaled, and whether the step is left out.
@@ -145,15 +167,15 @@ class Step:
             return []
         clip, skip = self._guard.clip, self._guard.skip
         if self._judge is not None:
-            self._judge.judge(clip, limit, STICKY if wait_for_host else skip)
+            self._judge.judge(clip, limit, sticky=wait_for_host, skip=skip)
             return []
         sums = np.zeros((len(self._arrays), 3))
         for step in self._fused:
             step.measure(sums)
         for i in self._alone:
             g, p = gradients[i], self._arrays[i]
-            if g is not None and fused.fusable(self._places[i]):
-                flat = memory.in_memory_order(backends.to_numpy(g), p)
+            if g is not None and (libraries.is_numpy(p) or libraries.is_cupy(p)):
+                flat = memory.in_memory_order(libraries.to_numpy(g), p)
                 with np.errstate(all="ignore"):
                     sums[i] = sums_of_squares(flat.astype(p.dtype, copy=False))
             elif g is not None:
@@ -161,7 +183,7 @@ class Step:
         verdict = judge(sums, clip, limit)
         self._norm, self._scales = verdict.norm, verdict.scales
         for step in self._fused:
-            step.impose(verdict.scales)
+            step.scale(verdict.scales)
         return np.flatnonzero(~verdict.finite).tolist() if skip else []
 
     def report(self) -> bool:
@@ -176,11 +198,15 @@ class Step:
         if not skipped:
             return None
         finite = is_finite(self._judge.sums_found())
-        self._judge.pardon()
         return skipped, [i for i, is_good in zip(self._fused[0].members, finite, strict=True) if not is_good]
 
+    def pardon(self) -> None:
+        """Have a GPU forget that it left steps out."""
+        if self._judge is not None:
+            self._judge.pardon()
+
     def count_skipped(self) -> Callable[[], int]:
-        """Count the steps that a GPU left out; what is returned waits for it."""
+        """Count the steps that a GPU left out; what is returned waits for the GPU."""
         if self._judge is None:
             return int
         verdict = self._judge.verdict()
@@ -188,13 +214,13 @@ class Step:
 
     @property
     def norm(self) -> float:
-        """Of all gradients of the last step that was looked at; NaN if none was."""
+        """The norm of all gradients of the last step that was looked at; NaN if none was."""
         return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
         self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None]
     ) -> None:
-        """Update every leaf whose gradient is not None, and count the step.
+        """Update every leaf whose gradient is not None, and count the step: all of it, or nothing.
 
         Parameters
         ----------
@@ -203,85 +229,132 @@ class Step:
         scalars
             Of each group, what `Rule.at` gave.
         count
-            Called when all is done; if the step is taken `at_once`, nothing can come in between.
+            Counts the step; written in C.
 
         """
-        if self.at_once is not None:
-            self._fused[0].take(scalars)
-            both: tuple[Callable[[], None], ...] = (self.at_once, count)
-            any(map(call, both))  # in C, where Python looks for no signal
-            return
-        writes = [self._update_alone(i, gradients[i], scalars) for i in self._alone if gradients[i] is not None]
-        for i in self._samples:
-            if self._places[i] == "numpy":  # those of other places have been computed by now
-                array.try_out(self._rules[self._groups[i]], self._arrays[i], scalars[self._groups[i]])
+        writes = [
+            write
+            for group in range(len(self.rules))
+            if (members := [i for i in self._alone if self._groups[i] == group and gradients[i] is not None])
+            for write in self._alone_writes(group, members, gradients, scalars[group])
+        ]
         for step in self._fused:
-            step.take(scalars)
-        for step in self._fused:
-            step()
-        for write in writes:
-            write()
-        count()
+            step.prepare(scalars)
+        in_one_go((*self._calls, *writes, count))
 
     def readable(self, x: Any, own: Any) -> Any:
-        """An array to be written into one of these, so that it can be read until all have been written to."""
-        place = backends.place(x)
-        if place != backends.place(own):
-            copy = backends.to_numpy(x)
-            if copy.shape != tuple(own.shape):
-                raise TypeError(f"it is read as an array of shape {copy.shape}")
-            return copy
-        if x is own or (place in self._reach and not self._reach[place](*memory.byte_bounds(x))):
+        """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
+        place = place_of(x)
+        reach = self._reach.get(place) if place else None
+        if x is own or (libraries.place(x) == libraries.place(own) and reach and not reach(*memory.byte_bounds(x))):
             return x
         copy = array.zeros_like(own)
         array.assign(copy, x)
         return copy
 
-    def _is_touched(self, i: int, g: Any) -> bool:
-        """Whether a step could write to the gradient of a leaf that is updated alone, before it is read."""
-        p, place = self._arrays[i], self._places[i]
-        if place not in self._reach:
-            return False  # such leaves are computed before anything is written
-        (start, end), own = memory.byte_bounds(g), memory.byte_bounds(p)
-        itself = (start, end) == own and g.dtype == p.dtype and memory.same_strides(g, p)
-        return not itself and bool(self._reach[place](start, end))
+    def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
+        """Return what copies one array into another one of its library and device, in C where the library is."""
+        place = place_of(target)
+        return place.copying(target, source) if place else [array.assigning(target, source)]
 
-    def _update_alone(self, i: int, g: Any, scalars: Sequence[Mapping[str, float]]) -> Callable[[], None]:
-        rule, p, slots, h = self._rules[self._groups[i]], self._arrays[i], self.slots[i], scalars[self._groups[i]]
-        if SCALE in h:
-            h = {**h, SCALE: float(self._scales[i])}
-        if self._places[i] == "numpy":
-            return lambda: array.update_numpy(rule, p, g, slots, h)
-        new_p, new_slots = array.update(rule, p, g, slots, h)
+    def _alone_writes(
+        self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float]
+    ) -> list[Callable[[], object]]:
+        """Compute the update of the leaves of a group, and return what writes the results."""
+        rule = self.rules[group]
+        declared = starts(rule.slots)
+        before = [
+            (
+                self._arrays[i],
+                gradients[i],
+                {name: float(x) if is_number(declared[name]) else x for name, x in self.slots[i].items()},
+            )
+            for i in members
+        ]
+        if self._elementwise[group]:
+            scaled = [{**h, SCALE: float(self._scales[i])} if SCALE in h else h for i in members]
+            after = [array.update(rule, *leaf, own, elementwise=True) for leaf, own in zip(before, scaled, strict=True)]
+        else:
+            scales = [float(self._scales[i]) for i in members]
+            after = array.update_group(rule, before, h, scales if SCALE in h else None)
+        results = [
+            pair
+            for i, (new_p, new_slots) in zip(members, after, strict=True)
+            for pair in [(self._arrays[i], new_p), *((self.slots[i][name], new) for name, new in new_slots.items())]
+        ]
+        shared = {name: after[0][1][name] for name, slot in declared.items() if isinstance(slot, Shared)}
+        others = [i for i, own in enumerate(self._groups) if own == group and i not in members]
+        results += [(self.slots[i][name], new) for i in others for name, new in shared.items()]
+        return [
+            call
+            for target, new in results
+            for call in ([partial(np.copyto, target, new)] if isinstance(new, float) else self.copying(target, new))
+        ]
 
-        def write() -> None:
-            array.assign(p, new_p)
-            for name, new in new_slots.items():
-                array.assign(slots[name], new)
 
-        return write
+def check_fusable(name: str, a: Any) -> None:
+    """Raise an error if a parameter cannot be updated by a fused engine; messages call it ``name``.
+
+    Raises
+    ------
+    ValueError
+        If the array is of another library, or has gaps.
+    MachineCodeUnavailable
+        If no machine code can be made here.
+
+    """
+    if libraries.is_numpy(a) and (reason := machine.why_unavailable()):
+        raise machine.MachineCodeUnavailable(
+            f"engine='fused': no machine code can be made here ({reason}); engine='auto' runs the rules on the arrays"
+        )
+    if place_of(a) is None or not memory.is_without_gaps(a):
+        kind = libraries.describe(a)
+        what = f"a {kind} of strides {a.strides}" if hasattr(a, "strides") else f"a {kind}"
+        raise ValueError(f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too")
 
 
-def can_fuse(a: Any, place: str) -> bool:
-    """Whether a parameter can be updated by a fused engine."""
-    return fused.fusable(place) and memory.is_dense(a.shape, a.strides, a.dtype.itemsize)
+@cache
+def warn_without_machine_code() -> None:
+    """Say, once, that NumPy arrays are updated by the array engine although the fused one was wanted."""
+    if reason := machine.why_unavailable():
+        warnings.warn(
+            f"no machine code can be made here ({reason}): NumPy arrays are updated by the array engine, which gives the "
+            "same bits and takes longer; engine='array' says nothing",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _with_new_slots(
-    arrays: Sequence[Any], places: Sequence[str], names: Sequence[tuple[str, ...]], state: Sequence[Mapping[str, Any]]
+    arrays: Sequence[Any],
+    places: Sequence[Place | None],
+    rules: Sequence[Rule],
+    state: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Slots of each leaf, in the order of the rule; the new ones lie side by side, one buffer for each slot and place."""
-    slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(names, state, strict=True)]
-    missing: dict[tuple[str, str], list[int]] = {}
+    """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
+
+    A number is a NumPy array of float64 without axes.
+    """
+    declared = [starts(rule.slots) for rule in rules]
+    slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
+    missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
-            if value is None:
+            if value is None and is_number(start := declared[i][name]):
+                own[name] = np.array(start.start, np.float64)
+            elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
-        if fused.fusable(place):
-            new = fused.zeros(place, [memory.dense_layout(arrays[i]) for i in members])
+        if place is not None:
+            new = place.zeros([memory.dense_layout(arrays[i]) for i in members])
         else:
             new = [array.zeros_like(arrays[i]) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
+            if declared[i][name] != Filled():
+                array.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
     return slots
+
+
+def _arrays_of(rule: Rule, slots: Mapping[str, Any]) -> list[Any]:
+    return [slots[name] for name, slot in starts(rule.slots).items() if not is_number(slot)]

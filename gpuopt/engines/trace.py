@@ -14,6 +14,8 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from gpuopt.rules.slots import is_number, starts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -111,6 +113,17 @@ def trace(rule: Rule) -> Program:
         raise tape.error("returns a truth value", "a number, as xp.where(condition, 1, 0) gives")
     indices = tuple(output.index for output in outputs)
     return Program(tuple(slots), tuple(tape.nodes), indices, tuple(tape.scalars), tuple(tape.coefficients))
+
+
+def is_elementwise(rule: Rule) -> bool:
+    """Whether a rule can be traced, and so is known to treat every element alike."""
+    if any(map(is_number, starts(rule.slots).values())):
+        return False
+    try:
+        trace(rule)
+    except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
+        return False
+    return True
 
 
 class _Recorder(dict[Node, int]):

@@ -216,7 +216,7 @@ def _check_carried(rule: str, carried: Mapping[str, float], is_computed: bool) -
     if carried and not is_computed:
         raise TypeError(f"{rule}: carried numbers {', '.join(carried)}, expected `coefficients` to return the new ones")
     for name, start in carried.items():
-        if isinstance(start, bool) or not isinstance(start, RealNumber) or not math.isfinite(start):
+        if isinstance(start, bool) or not isinstance(start, int | float) or not math.isfinite(start):
             raise TypeError(f"{rule}: carried number {name!r} starts at {start!r:.80}, expected a finite number")
 
 

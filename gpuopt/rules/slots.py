@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
-__all__ = ["Filled", "Given", "Leaf", "Like", "Real", "Shared", "Slot", "Slots", "given", "leaf", "like", "real", "shared"]
+__all__ = [
+    "Filled",
+    "Given",
+    "Leaf",
+    "Like",
+    "Real",
+    "Shared",
+    "Slot",
+    "Slots",
+    "given",
+    "leaf",
+    "like",
+    "real",
+    "shared",
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,6 @@ def starts(slots: Slots) -> dict[str, Slot]:
     return {name: slot if isinstance(slot, Slot) else Filled(float(slot)) for name, slot in slots.items()}
 
 
-def is_number(slot: Slot) -> bool:
+def is_number(slot: Slot) -> TypeGuard[Leaf | Shared]:
     """Whether a slot is one number and not an array."""
     return isinstance(slot, Leaf | Shared)

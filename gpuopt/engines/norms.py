@@ -1,9 +1,9 @@
-"""Looking at all gradients before a step: their norms, whether they are finite, and what follows for the step.
+"""Norms of the gradients before a step: whether gradients are finite, and by how much they are scaled down.
 
-The sums of squares are taken in float64 and in one fixed order, so that they are the same bits on every engine: of a
+The sums of squares are added up in float64 and in one fixed order, so that they are the same bits on every engine: of a
 chunk, element ``k`` goes to lane ``k % 256``, each lane adds up in order, and the lanes are added by halves; chunks,
 then leaves, are added in order. A square of a float32 neither overflows nor vanishes in float64. For float64 gradients
-two more sums are taken, of the elements scaled by powers of two, and the one that did neither is used.
+two more sums are added up, of the elements scaled by powers of two, and the one that did neither is used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gpuopt.engines.dtypes import DTYPES
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -21,6 +23,8 @@ SCALES = (1.0, 2.0**-600, 2.0**600)
 """Of the elements, for each of the three sums."""
 TINY = 2.0**-900
 """Below this a sum of squares may have lost elements."""
+BATCH = 64
+"""Chunks that the reference sums at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Verdict:
 
 
 def judge(sums: NDArray[np.float64], clip: str | None, limit: float) -> Verdict:
-    """Draw the conclusions.
+    """Decide from the sums of squares by how much gradients are scaled, and which are finite.
 
     Parameters
     ----------
@@ -108,27 +112,27 @@ def root(sums: NDArray[np.float64]) -> float:
 
 def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     """Return the three sums of a flat NumPy array, the two scaled ones only for float64; the reference of the kernels."""
+    scales = SCALES[:1] if DTYPES[flat.dtype.name].squares_fit else SCALES
     exact, total = flat.astype(np.float64), np.zeros(3)
     with np.errstate(all="ignore"):
-        for k in range(3 if flat.dtype == np.float64 else 1):
-            total[k] = ordered_sum(np.square(exact * SCALES[k]))
+        for k, scale in enumerate(scales):
+            total[k] = ordered_sum(np.square(exact * scale))
     return total
 
 
 def ordered_sum(flat: NDArray[np.float64]) -> float:
-    """Add up in the fixed order."""
-    from gpuopt.engines.segments import CHUNK
+    """Add up in the fixed order; the reference of the kernels."""
+    from gpuopt.engines.table import CHUNK
 
-    if not flat.size:
-        return 0.0
-    padded = np.zeros(-(-flat.size // CHUNK) * CHUNK)
-    padded[: flat.size] = flat
-    rows = padded.reshape(-1, CHUNK // LANES, LANES)
+    total = np.zeros(1)
     with np.errstate(all="ignore"):
-        lanes = rows[:, 0]
-        for k in range(1, rows.shape[1]):
-            lanes = lanes + rows[:, k]
-        while lanes.shape[1] > 1:
-            half = lanes.shape[1] // 2
-            lanes = lanes[:, :half] + lanes[:, half:]
-        return float(0.0 + np.cumsum(lanes[:, 0])[-1])  # in order, unlike numpy.sum
+        for start in range(0, flat.size, BATCH * CHUNK):
+            part = flat[start : start + BATCH * CHUNK]
+            chunks = np.zeros((-(-part.size // CHUNK), CHUNK // LANES, LANES))
+            chunks.reshape(-1)[: part.size] = part
+            lanes = np.cumsum(chunks, axis=1)[:, -1]
+            while lanes.shape[1] > 1:
+                half = lanes.shape[1] // 2
+                lanes = lanes[:, :half] + lanes[:, half:]
+            total = np.cumsum(np.concatenate([total, lanes[:, 0]]))[-1:]
+    return float(total[0])

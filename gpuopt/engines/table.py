@@ -1,25 +1,25 @@
-"""Many leaves, one table: what the fused engines walk over.
+"""The table of leaves that the fused engines walk over.
 
-A segment is a leaf: its length, what to do with it, and where its arrays are. Segments are cut into chunks of equal
-size; a chunk is one CUDA block, or one item of work on the CPU. Everything here is plain integers on the host.
+A segment is a leaf: its length, the program that updates it, and the addresses of its arrays. Segments are cut into chunks
+of equal size; a chunk is one CUDA block, or one item of work on the CPU. Everything here is plain integers on the host.
 """
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.trace import Program, trace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gpuopt.rules.base import Rule
+    from numpy.typing import NDArray
 
-_CTYPES = {"float32": ctypes.c_float, "float64": ctypes.c_double}
+    from gpuopt.rules.base import Rule
 
 CHUNK = 4096
 """Elements in a chunk."""
@@ -27,7 +27,7 @@ CHUNK = 4096
 VALUE_BYTES = 3584
 """Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA takes 4,096 bytes."""
 
-LENGTH, ITEMSIZE, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(6)
+LENGTH, DTYPE, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(6)
 """Columns of the table; the slots' addresses fill the rest."""
 
 
@@ -96,7 +96,7 @@ class Table:
         )
         self._lanes: list[tuple[int, Program, Any]] = [
             # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
-            (group, programs[group], (_CTYPES[dtype] * count).from_buffer(self.values.data, offset))
+            (group, programs[group], (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
             for (group, dtype), offset in offsets.items()
             if (count := len(programs[group].coefficients))
         ]
@@ -105,7 +105,7 @@ class Table:
         for row, s in zip(self.rows, segments, strict=True):
             row[:SLOTS] = (
                 s.length,
-                np.dtype(s.dtype).itemsize,
+                DTYPES[s.dtype].number,
                 self.variants.index(Variant(programs[s.group], s.dtype)),
                 offsets[s.group, s.dtype],
                 s.pointers[0],
@@ -121,12 +121,22 @@ class Table:
         self.chunks[:, 1] = (np.arange(len(self.chunks)) - first) * CHUNK
 
     @property
+    def gradient_bytes(self) -> int:
+        """Bytes of all gradients."""
+        return int(self._sizes.sum())
+
+    @property
     def traffic(self) -> int:
         """Bytes that a step reads and writes."""
         arrays = np.array([3 + 2 * len(v.program.slots) for v in self.variants])[self.rows[:, VARIANT]]
-        return int((self.rows[:, LENGTH] * self.rows[:, ITEMSIZE]) @ arrays)
+        return int(self._sizes @ arrays)
+
+    @property
+    def _sizes(self) -> NDArray[np.int64]:
+        itemsizes = np.array([dtype.itemsize for dtype in DTYPES.values()])
+        return np.asarray(self.rows[:, LENGTH] * itemsizes[self.rows[:, DTYPE]])
 
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
-        """Take the scalars of a step, for each group what `Rule.at` gave; each is rounded once, here."""
+        """Evaluate the coefficients of a step, from what `Rule.at` gave for each group; each is rounded once, here."""
         for group, program, lane in self._lanes:
             lane[:] = program.evaluate(scalars[group])

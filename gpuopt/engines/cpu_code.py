@@ -1,22 +1,18 @@
-"""Traced programs as LLVM IR.
+"""Traced programs as LLVM IR: functions ``(context, begin, end)`` that work on some chunks of a table.
 
-No operation carries a fast-math flag, so none is contracted or reordered: the bits are NumPy's.
+The context is an array of pointers. No operation carries a fast-math flag, so none is contracted or reordered: the bits are NumPy's.
 """
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from gpuopt.engines import guard, segments
+from gpuopt.engines import norms, table
+from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
 
 if TYPE_CHECKING:
-    from gpuopt.engines.segments import Variant
-
-_TYPES = {"float32": ("float", "f32"), "float64": ("double", "f64")}
+    from gpuopt.engines.table import Variant
 
 _OPERATIONS = {
     "add": "fadd {T} {0}, {1}",
@@ -37,8 +33,9 @@ _OPERATIONS = {
 _STEP = """
 declare i64 @llvm.smin.i64(i64, i64)
 
-define void @step(ptr %table, ptr %gradients, ptr %scales, ptr %chunks, ptr %coefficients, i64 %begin, i64 %end) {{
+define void @step(ptr %context, i64 %begin, i64 %end) {{
 entry:
+{context}
   %any = icmp slt i64 %begin, %end
   br i1 %any, label %chunk, label %exit
 chunk:
@@ -100,26 +97,28 @@ exit:
 def source(variants: tuple[Variant, ...]) -> str:
     """LLVM IR of the kernel that knows these variants."""
     step = _STEP.format(
-        columns=segments.SLOTS + max(len(v.program.slots) for v in variants),
-        COEFFICIENTS=segments.COEFFICIENTS,
-        VARIANT=segments.VARIANT,
-        CHUNK=segments.CHUNK,
+        context=_context("table", "gradients", "scales", "chunks", "coefficients"),
+        columns=table.SLOTS + max(len(v.program.slots) for v in variants),
+        COEFFICIENTS=table.COEFFICIENTS,
+        VARIANT=table.VARIANT,
+        CHUNK=table.CHUNK,
         cases=" ".join(f"i64 {i}, label %variant{i}" for i in range(len(variants))),
         calls="\n".join(_CALL.format(i=i) for i in range(len(variants))),
     )
     functions = ("fabs", "sqrt", *INEXACT)
-    declarations = [f"declare {T} @llvm.{name}.{S}({T})" for name in functions for T, S in _TYPES.values()]
+    declarations = [f"declare {T} @llvm.{name}.{S}({T})" for name in functions for T, S in _types()]
     return "\n".join([*declarations, step, *(_update(i, variant) for i, variant in enumerate(variants))])
 
 
 def _update(i: int, variant: Variant) -> str:
     """The loop of one variant over ``n`` elements from ``start``."""
-    program, (T, S) = variant.program, _TYPES[variant.dtype]  # noqa: N806 - types, as IR spells them
+    program, dtype = variant.program, DTYPES[variant.dtype]
+    T, S = dtype.llvm, dtype.llvm_suffix  # noqa: N806 - types, as IR spells them
     prologue: list[str] = []
     body: list[str] = []
     values: list[str] = []
     access, loop = 2 * i, 2 * i + 1
-    columns = {"p": segments.PARAMETER} | {slot: segments.SLOTS + k for k, slot in enumerate(program.slots)}
+    columns = {"p": table.PARAMETER} | {slot: table.SLOTS + k for k, slot in enumerate(program.slots)}
     for name, column in columns.items():
         prologue += [
             f"%{name}.at = getelementptr i64, ptr %row, i64 {column}",
@@ -141,7 +140,7 @@ def _update(i: int, variant: Variant) -> str:
                 else:
                     prologue.append(f"{value} = fptrunc double %scale to {T}")
             case Node("literal", (number,)):
-                value = _literal(number, variant.dtype)
+                value = dtype.llvm_literal(number)
             case Node(op, args):
                 body.append(f"{value} = " + _OPERATIONS[op].format(*[values[a] for a in args], T=T, S=S))
         values.append(value)
@@ -150,115 +149,15 @@ def _update(i: int, variant: Variant) -> str:
     return _UPDATE.format(i=i, access=access, loop=loop, prologue="\n  ".join(prologue), body="\n  ".join(body))
 
 
-def _literal(number: str, dtype: str) -> str:
-    """A constant, rounded to its dtype; IR spells both dtypes as the bits of a double."""
-    with np.errstate(all="ignore"):
-        return "0x" + struct.pack(">d", np.dtype(dtype).type(float.fromhex(number))).hex()
+def _types() -> list[tuple[str, str]]:
+    return [(dtype.llvm, dtype.llvm_suffix) for dtype in DTYPES.values()]
 
 
-# Two NumPy arrays as C structures: the type is the last word of every Python object's header, behind which come the address
-# of the data, the number of dimensions, shape, strides, base, dtype and flags; in a list, its length and where its items are.
-_WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE, of the flags
-_BIND = """
-define i64 @bind(ptr %none, ptr %parameters, ptr %addresses, ptr %others, i64 %count, ptr %list) {{
-entry:
-  %objects.at = getelementptr i8, ptr %list, i64 {items}
-  %objects = load ptr, ptr %objects.at
-  %any = icmp sgt i64 %count, 0
-  br i1 %any, label %leaf, label %exit
-leaf:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %next ]
-  %n = phi i64 [ 0, %entry ], [ %n.next, %next ]
-  %moved = phi i1 [ false, %entry ], [ %moved.next, %next ]
-  %g.at = getelementptr ptr, ptr %objects, i64 %i
-  %p.at = getelementptr ptr, ptr %parameters, i64 %i
-  %address.at = getelementptr ptr, ptr %addresses, i64 %i
-  %g = load ptr, ptr %g.at
-  %p = load ptr, ptr %p.at
-  %left.alone = icmp eq ptr %g, %none
-  br i1 %left.alone, label %next, label %type
-type:
-{fields}
-  %same.type = icmp eq ptr %g.type, %p.type
-  br i1 %same.type, label %dtype, label %other
-dtype:
-{more_fields}
-  %same.dtype = icmp eq ptr %g.dtype, %p.dtype
-  %same.ndim = icmp eq i32 %g.ndim, %p.ndim
-  %p.writeable = and i32 %p.flags, {WRITEABLE}
-  %may.write = icmp ne i32 %p.writeable, 0
-  %same = and i1 %same.dtype, %same.ndim
-  %alike = and i1 %same, %may.write
-  br i1 %alike, label %axes, label %other
-axes:
-  %ndim = zext i32 %g.ndim to i64
-  br label %axis
-axis:
-  %k = phi i64 [ 0, %axes ], [ %k.next, %compare ]
-  %left = icmp slt i64 %k, %ndim
-  br i1 %left, label %compare, label %found
-compare:
-  %g.size.at = getelementptr i64, ptr %g.shape, i64 %k
-  %p.size.at = getelementptr i64, ptr %p.shape, i64 %k
-  %g.stride.at = getelementptr i64, ptr %g.strides, i64 %k
-  %p.stride.at = getelementptr i64, ptr %p.strides, i64 %k
-  %g.size = load i64, ptr %g.size.at
-  %p.size = load i64, ptr %p.size.at
-  %g.stride = load i64, ptr %g.stride.at
-  %p.stride = load i64, ptr %p.stride.at
-  %same.size = icmp eq i64 %g.size, %p.size
-  %same.stride = icmp eq i64 %g.stride, %p.stride
-  %same.axis = and i1 %same.size, %same.stride
-  %k.next = add nuw nsw i64 %k, 1
-  br i1 %same.axis, label %axis, label %other
-found:
-  %data.at = getelementptr i8, ptr %g, i64 {data}
-  %data = load ptr, ptr %data.at
-  br label %next
-other:
-  %other.at = getelementptr i64, ptr %others, i64 %n
-  store i64 %i, ptr %other.at
-  %n.more = add nuw nsw i64 %n, 1
-  br label %next
-next:
-  %n.next = phi i64 [ %n, %leaf ], [ %n, %found ], [ %n.more, %other ]
-  %address = phi ptr [ null, %leaf ], [ %data, %found ], [ null, %other ]
-  %before = load ptr, ptr %address.at
-  %moves = icmp ne ptr %address, %before
-  %moved.next = or i1 %moved, %moves
-  store ptr %address, ptr %address.at
-  %i.next = add nuw nsw i64 %i, 1
-  %more = icmp slt i64 %i.next, %count
-  br i1 %more, label %leaf, label %exit
-exit:
-  %n.found = phi i64 [ 0, %entry ], [ %n.next, %next ]
-  %any.moved = phi i1 [ false, %entry ], [ %moved.next, %next ]
-  %any.other = icmp ne i64 %n.found, 0
-  %any.news = or i1 %any.moved, %any.other
-  %result = select i1 %any.news, i64 %n.found, i64 -1
-  ret i64 %result
-}}
-"""
-
-
-def bind(header: int) -> str:
-    """LLVM IR that looks up the addresses of a list of NumPy arrays, and which are not just like another one that is writable.
-
-    It returns how many are not, or -1 if all are, and where they were before. ``header`` is the size in bytes of what every
-    Python object begins with.
-    """
-
-    def fields(**offsets: tuple[str, int]) -> str:
-        return "\n".join(
-            f"  %{x}.{name}.at = getelementptr i8, ptr %{x}, i64 {header + offset}\n"
-            f"  %{x}.{name} = load {T}, ptr %{x}.{name}.at"
-            for name, (T, offset) in offsets.items()
-            for x in "gp"
-        )
-
-    array = fields(ndim=("i32", 8), shape=("ptr", 16), strides=("ptr", 24), dtype=("ptr", 40), flags=("i32", 48))
-    return _BIND.format(
-        fields=fields(type=("ptr", -8)), more_fields=array, data=header, items=header + 8, WRITEABLE=_WRITEABLE
+def _context(*names: str) -> str:
+    """IR that loads the pointers of a context."""
+    return "\n".join(
+        f"  %{name}.in = getelementptr ptr, ptr %context, i64 {i}\n  %{name} = load ptr, ptr %{name}.in"
+        for i, name in enumerate(names)
     )
 
 
@@ -266,8 +165,10 @@ _MEASURE = """
 declare i64 @llvm.smin.i64(i64, i64)
 declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)
 
-define void @measure(ptr %table, i64 %columns, ptr %gradients, ptr %chunks, ptr %partials, i64 %begin, i64 %end) {{
+define void @measure(ptr %context, i64 %begin, i64 %end) {{
 entry:
+{context}
+  %columns = load i64, ptr %columns.count
   %any = icmp slt i64 %begin, %end
   br i1 %any, label %chunk, label %exit
 chunk:
@@ -292,24 +193,10 @@ present:
   %length = load i64, ptr %row
   %rest = sub i64 %length, %start
   %n = call i64 @llvm.smin.i64(i64 %rest, i64 {CHUNK})
-  %itemsize.at = getelementptr i64, ptr %row, i64 {ITEMSIZE}
-  %itemsize = load i64, ptr %itemsize.at
-  %offset = mul i64 %start, %itemsize
-  %g = getelementptr i8, ptr %gradient, i64 %offset
-  %single = icmp eq i64 %itemsize, 4
-  br i1 %single, label %float, label %double
-float:
-  %sum = call double @sum.f32(ptr %g, i64 %n, double 1.0)
-  store double %sum, ptr %out0
-  br label %next
-double:
-  %sum0 = call double @sum.f64(ptr %g, i64 %n, double {scales[0]})
-  store double %sum0, ptr %out0
-  %sum1 = call double @sum.f64(ptr %g, i64 %n, double {scales[1]})
-  store double %sum1, ptr %out1
-  %sum2 = call double @sum.f64(ptr %g, i64 %n, double {scales[2]})
-  store double %sum2, ptr %out2
-  br label %next
+  %dtype.at = getelementptr i64, ptr %row, i64 {DTYPE}
+  %dtype = load i64, ptr %dtype.at
+  switch i64 %dtype, label %next [ {cases} ]
+{sums}
 next:
   %k.next = add nsw i64 %k, 1
   %more = icmp slt i64 %k.next, %end
@@ -376,9 +263,29 @@ end:
 
 def measure() -> str:
     """LLVM IR of the sums of squares of every chunk."""
-    scales = [_literal(scale.hex(), "float64") for scale in guard.SCALES]
-    sums = {"float": "fpext float %g.k to double", "double": "fadd double %g.k, -0.0"}
-    return _MEASURE.format(CHUNK=segments.CHUNK, ITEMSIZE=segments.ITEMSIZE, scales=scales) + "".join(
-        _SUM.format(T=T, S=S, LANES=guard.LANES, HALF=guard.LANES // 2, bytes=8 * guard.LANES, extended=sums[T])
-        for T, S in _TYPES.values()
+    extended = {"float": "fpext float %g.k to double", "double": "fadd double %g.k, -0.0"}
+    measure = _MEASURE.format(
+        context=_context("table", "columns.count", "gradients", "chunks", "partials"),
+        CHUNK=table.CHUNK,
+        DTYPE=table.DTYPE,
+        cases=" ".join(f"i64 {dtype.number}, label %{name}" for name, dtype in DTYPES.items()),
+        sums="\n".join(map(_sums, DTYPES)),
     )
+    return measure + "".join(
+        _SUM.format(T=T, S=S, LANES=norms.LANES, HALF=norms.LANES // 2, bytes=8 * norms.LANES, extended=extended[T])
+        for T, S in _types()
+    )
+
+
+def _sums(name: str) -> str:
+    """IR that adds up the squares of a chunk of a dtype, scaled ones too where squares may not fit."""
+    dtype = DTYPES[name]
+    scales = norms.SCALES[:1] if dtype.squares_fit else norms.SCALES
+    lines = [f"{name}:", f"  %{name}.g = getelementptr {dtype.llvm}, ptr %gradient, i64 %start"]
+    for k, scale in enumerate(scales):
+        factor = DTYPES["float64"].llvm_literal(scale.hex())
+        lines += [
+            f"  %{name}.sum{k} = call double @sum.{dtype.llvm_suffix}(ptr %{name}.g, i64 %n, double {factor})",
+            f"  store double %{name}.sum{k}, ptr %out{k}",
+        ]
+    return "\n".join([*lines, "  br label %next"])

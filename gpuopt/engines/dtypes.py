@@ -1,0 +1,70 @@
+"""The dtypes that the fused engines know: how each is stored, what it is computed in, and what LLVM and CUDA call it."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class DType:
+    """A dtype of parameters.
+
+    Attributes
+    ----------
+    name
+        NumPy's.
+    arithmetic
+        Name of the dtype that it is computed in.
+    llvm, llvm_suffix
+        LLVM's type, and the end of the names of its functions.
+    cuda, cuda_suffix
+        CUDA's type, and the end of the names of its functions.
+    ctype
+        The type of ctypes.
+    squares_fit
+        Whether no square of such a number overflows or vanishes in float64.
+
+    """
+
+    name: str
+    arithmetic: str
+    llvm: str
+    llvm_suffix: str
+    cuda: str
+    cuda_suffix: str
+    ctype: type[Any]
+    squares_fit: bool
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return ctypes.sizeof(self.ctype)
+
+    @property
+    def number(self) -> int:
+        """What the tables of the engines call it."""
+        return list(DTYPES).index(self.name)
+
+    def rounded(self, number: str) -> Any:
+        """A number, as `float.hex` writes it, rounded once to this dtype."""
+        with np.errstate(all="ignore"):
+            return np.dtype(self.name).type(float.fromhex(number))
+
+    def llvm_literal(self, number: str) -> str:
+        """A constant of LLVM IR, which spells float and double alike: as the bits of a double."""
+        with np.errstate(all="ignore"):
+            return "0x" + struct.pack(">d", self.rounded(number)).hex()
+
+
+DTYPES: dict[str, DType] = {
+    dtype.name: dtype
+    for dtype in (
+        DType("float32", "float32", "float", "f32", "float", "f", ctypes.c_float, squares_fit=True),
+        DType("float64", "float64", "double", "f64", "double", "", ctypes.c_double, squares_fit=False),
+    )
+}

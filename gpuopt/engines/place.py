@@ -1,0 +1,108 @@
+"""A place: an array library and a device for which there is a fused engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gpuopt.backends import is_cupy, is_numpy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from gpuopt.engines.memory import Layout
+    from gpuopt.engines.table import Table
+
+
+class Lookup(Protocol):
+    """Finds the addresses of the gradients of a step."""
+
+    def __call__(self, gradients: list[Any], leaves: list[Any]) -> list[int] | None:
+        """Record the address of each gradient that fits at a glance, and 0 for None.
+
+        Returns
+        -------
+        list of int or None
+            Rows that need a full check: another leaf than before, one that has changed, or a gradient that does not fit
+            at a glance. None if there are none, and all addresses are as they were.
+
+        """
+
+    def record(self, row: int, gradient: Any, *, once: bool = False) -> None:
+        """Record the address of a gradient that has been checked; with ``once`` for this step alone."""
+
+
+class Kernel(Protocol):
+    """Compiled code that updates all leaves of a table."""
+
+    @property
+    def calls(self) -> Sequence[Callable[[], object]]:
+        """What updates the leaves: functions written in C (see `gpuopt.engines.interrupts.in_one_go`)."""
+
+    def prepare(self) -> None:
+        """Make ready for `calls`, after the table was filled in for this step."""
+
+    def sums(self) -> NDArray[Any]:
+        """Return the sums of squares of the gradients, of shape (rows, 3); see `gpuopt.engines.norms`."""
+
+    def scale(self, factors: NDArray[Any]) -> None:
+        """Set the factor of the gradient of each row."""
+
+
+class Place(ABC):
+    """An array library and a device for which there is a fused engine. Equal places are the same object."""
+
+    name: str
+    """As in "numpy" or "cupy:1"."""
+
+    @abstractmethod
+    def pointer(self, array: Any) -> int:
+        """Address of the first element."""
+
+    @abstractmethod
+    def zeros(self, layouts: Sequence[Layout]) -> list[Any]:
+        """Return zeroed arrays, side by side in one buffer."""
+
+    @abstractmethod
+    def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[Any]) -> Lookup:
+        """Make what finds the addresses of gradients.
+
+        Parameters
+        ----------
+        leaves
+            As the user holds them.
+        parameters
+            Of each leaf, the array that a gradient must be laid out like.
+        addresses
+            int64 of shape (leaves,), where the addresses are recorded.
+
+        """
+
+    @abstractmethod
+    def kernel(self, table: Table, before: Any) -> Kernel:
+        """Compile the kernel of a table; ``before``, a kernel of the same leaves or None, hands over what it knows of them."""
+
+    @abstractmethod
+    def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
+        """Return what copies one array of this place into another: functions written in C."""
+
+
+def place_of(array: Any) -> Place | None:
+    """Return the place of an array, or None if no fused engine can be had for it."""
+    if is_numpy(array):
+        from gpuopt.engines.cpu import CPU
+
+        return CPU.get()
+    if is_cupy(array):
+        return _cuda(array.device.id)
+    return None
+
+
+@cache
+def _cuda(device: int) -> Place:
+    from gpuopt.engines.cuda import CUDA
+
+    return CUDA(device)
