@@ -116,7 +116,10 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
         for name, slot in starts(rules[group].slots).items():
             _check_slot(slots[name][i] if name in slots else None, slot, p, tree.name(i, f"state.slots[{name!r}]"))
     carried = {**_carried(patterns, rules), **state.carried}
-    scalars = [own.at(state.steps, carried.get(pattern)) for own, pattern in zip(rules, patterns, strict=True)]
+    scalars = [
+        own.at(state.steps, carried[pattern]) if pattern in carried else own.at(state.steps)
+        for own, pattern in zip(rules, patterns, strict=True)
+    ]
     for group, own in enumerate(rules):
         members = [i for i, g in enumerate(gradients) if g is not None and groups[i] == group]
         before = [(arrays[i], gradients[i], {name: slots[name][i] for name in own.slots}) for i in members]

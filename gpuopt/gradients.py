@@ -120,7 +120,7 @@ class Clipped(Rule):
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
         """Scalars of the wrapped rule; and the limit, or a place for each leaf's scale."""
         clip = {"_limit": self.clip.limit.at(step)} if self.clip.by == "value" else {SCALE: 1.0}
-        return self.rule.at(step, given) | clip
+        return (self.rule.at(step, given) if given else self.rule.at(step)) | clip
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""

@@ -6,7 +6,7 @@ It computes new arrays; nothing is written before all of them are there.
 from __future__ import annotations
 
 import operator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -158,20 +158,17 @@ def update_group(
     """
     group = Group()
     while True:
-        new, needs_more = [], False
+        new = []
         for i, (p, g, slots) in enumerate(leaves):
-            try:
+            with suppress(Unknown):
                 new.append(_update(rule, p, g, slots, {**h, SCALE: scales[i]} if scales else h, group))
-            except Unknown:
-                needs_more = True
-        if not needs_more:
+        places = sorted({place(p) for p, _, _ in leaves})
+        if not group.settle():
             break
-        libraries = {place(p) for p, _, _ in leaves}
-        if len(libraries) > 1:
+        if len(places) > 1:
             raise TypeError(
-                f"{rule.name}.update takes totals over leaves of {' and '.join(sorted(libraries))}, expected one"
+                f"{rule.name}.update takes totals over leaves of {' and '.join(places)}, expected one place"
             )
-        group.settle()
     for name in (name for name, slot in starts(rule.slots).items() if isinstance(slot, Shared)):
         values = [own[name] for _, own in new]
         if any(value != values[0] and not (value != value and values[0] != values[0]) for value in values):  # noqa: PLR0124

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -22,25 +22,25 @@ Partial = Any
 """Of one leaf, what a total over leaves is made of."""
 
 
-class Number:
+class Number(float):
     """A float64 of a leaf or of a group.
 
     Arithmetic on numbers is that of float64, without errors: ``1 / 0`` is infinity. In an expression with an array it is
-    rounded once to the array's dtype.
+    one of Python's numbers, rounded once to the array's dtype. A library that insists on Python's own types has it on the
+    left: ``number * array``.
     """
 
-    __slots__ = ("value",)
-    __array_ufunc__ = None  # arrays leave arithmetic with numbers to us
+    __slots__ = ()
+    __array_ufunc__ = None  # NumPy leaves arithmetic with it to us, who know that it is one of Python's numbers
     __array_priority__ = 1000
 
-    def __init__(self, value: Any) -> None:
-        self.value = float(value)
+    @property
+    def value(self) -> float:
+        """The number."""
+        return float.__float__(self)
 
     def __float__(self) -> float:
         return self.value
-
-    def __repr__(self) -> str:
-        return repr(self.value)
 
     def __bool__(self) -> bool:
         raise TypeError("an update branches on a number (if, and, or, not, min, max); it needs xp.where, & or |")
@@ -93,7 +93,7 @@ def _install_operators() -> None:
 
 def is_number(x: Any) -> bool:
     """Whether this is one number, or one truth value, and no array."""
-    return isinstance(x, Number | Real | np.bool_)
+    return isinstance(x, Real | np.bool_)
 
 
 _install_operators()
@@ -104,19 +104,22 @@ class Unknown(BaseException):
 
 
 class Total(Number):
-    """A total over all leaves of a group: known once every leaf has told its part."""
+    """A total over all leaves of a group: known once every leaf has told its part, until then NaN."""
 
-    __slots__ = ("known",)
+    __slots__ = ("is_known",)
 
-    def __init__(self, known: float | None) -> None:
-        self.known = known
+    def __new__(cls, known: float | None) -> Self:
+        """Make one, of which nothing may be known yet."""
+        new = super().__new__(cls, math.nan if known is None else known)
+        new.is_known = known is not None
+        return new
 
     @property
-    def value(self) -> float:  # type: ignore[override]
+    def value(self) -> float:
         """The total; asked for too early, it ends this run of the update."""
-        if self.known is None:
+        if not self.is_known:
             raise Unknown
-        return self.known
+        return float.__float__(self)
 
 
 @dataclass
@@ -133,8 +136,10 @@ class Group:
     reduces: bool = False
     """Whether an update has asked for any reduction."""
 
-    def settle(self) -> None:
-        """Work out the totals that all leaves have come by."""
+    def settle(self) -> bool:
+        """Work out the totals that all leaves have come by; return whether any is new."""
+        if not any(len(own) > len(self.known) for own in self.partials):
+            return False
         counts = {len(own) for own in self.partials}
         kinds = {tuple(kind for kind, _ in own) for own in self.partials}
         if len(counts) != 1 or len(kinds) != 1:
@@ -142,6 +147,7 @@ class Group:
         for k in range(len(self.known), counts.pop()):
             self.known.append(COMBINE[self.partials[0][k][0]]([own[k][1] for own in self.partials]))
         self.partials = []
+        return True
 
 
 def _in_order(partials: Sequence[float]) -> float:
@@ -188,7 +194,7 @@ class Namespace:
                 with np.errstate(all="ignore"):
                     value = getattr(np, name)(*[np.float64(x) if not _is_truth(x) else x for x in args], **options)
                 return value if _is_truth(value) else Number(value)
-            return function(*[float(x) if isinstance(x, Number) else x for x in args], **options)
+            return function(*[x.value if isinstance(x, Number) else x for x in args], **options)
 
         return with_numbers
 
@@ -255,7 +261,10 @@ class Namespace:
         self._group.reduces = True
         if is_number(u):
             raise TypeError(f"an update reduces {u!r}, expected an array like the parameter")
-        values = to_numpy(u)
+        try:
+            values = to_numpy(u)
+        except (RuntimeError, TypeError):  # of a library that leaves the way to the host to the caller
+            values = np.from_dlpack(u, device="cpu")
         if values.dtype.kind != "f":
             given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
             raise TypeError(f"an update reduces {given}, expected numbers, as xp.where(condition, 1, 0) gives")

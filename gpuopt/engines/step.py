@@ -124,7 +124,7 @@ class Step:
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
         """Return what `Rule.at` gives for each group, from its carried numbers."""
-        return [rule.at(step, own) for rule, own in zip(self.rules, carried, strict=True)]
+        return [rule.at(step, own) if own else rule.at(step) for rule, own in zip(self.rules, carried, strict=True)]
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record the gradients of the next step; None leaves a leaf alone.

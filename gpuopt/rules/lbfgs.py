@@ -74,7 +74,7 @@ class LBFGS(Rule):
             alphas.append(weight * xp.total_dot(pair_s, q))
             q = q - alphas[-1] * pair_y
         curvature = xp.where(square > 0, product / square, 1)
-        q = q * xp.where(h.t > 1, curvature, xp.where(norm > 1, 1 / norm, 1))
+        q = xp.where(h.t > 1, curvature, xp.where(norm > 1, 1 / norm, 1)) * q
         for (pair_s, pair_y, weight), alpha in zip(reversed(ordered), reversed(alphas), strict=True):
             q = q + (alpha - weight * xp.total_dot(pair_y, q)) * pair_s
         return p - h.lr * q, slots

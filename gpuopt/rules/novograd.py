@@ -56,5 +56,5 @@ class Novograd(Rule):
         """See :meth:`Rule.update`."""
         square = xp.dot(g, g)
         v = xp.where(h.t > 1, h.beta2 * s.v + (1 - h.beta2) * square, square)
-        m = h.beta1 * s.m + g * (1 / (xp.sqrt(v + h.eps_root) + h.eps)) + h.weight_decay * p
+        m = h.beta1 * s.m + 1 / (xp.sqrt(v + h.eps_root) + h.eps) * g + h.weight_decay * p
         return p - h.lr * m, {"m": m, "v": v}

@@ -76,5 +76,5 @@ class Prodigy(Rule):
         r = beta3 * s.r + s.d / h.d0 * step * xp.total_dot(g, s.start - p)
         found = h.growth * r / xp.total(xp.abs(total))
         d = xp.where(found > s.d, found, s.d)
-        new = p - step * h.weight_decay * p - step * m / (xp.sqrt(v) + d * h.eps)
+        new = p - step * h.weight_decay * p - step * m / (d * h.eps + xp.sqrt(v))
         return new, {"m": m, "v": v, "s": total, "start": s.start, "r": r, "d": d}

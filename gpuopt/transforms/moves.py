@@ -35,7 +35,7 @@ class Cautious(Transform):
         if not self.rescale:
             return old + move * mask, {}
         mean = xp.sum(mask) / xp.sum(xp.ones_like(g))
-        return old + move * mask * (1 / xp.where(mean > 1e-3, mean, 1e-3)), {}
+        return old + 1 / xp.where(mean > 1e-3, mean, 1e-3) * (move * mask), {}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class ClipNorm(Transform):
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
         norm = xp.norm(g)
-        return p, g * xp.where(norm > h.limit, h.limit / norm, 1), {}
+        return p, xp.where(norm > h.limit, h.limit / norm, 1) * g, {}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ClipGlobalNorm(Transform):
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
         norm = xp.total_norm(g)
-        return p, g * xp.where(norm > h.limit, h.limit / norm, 1), {}
+        return p, xp.where(norm > h.limit, h.limit / norm, 1) * g, {}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class AdaptiveClip(Transform):
         """See :meth:`Transform.before`."""
         own, norm = xp.norm(p), xp.norm(g)
         limit = h.clipping * xp.where(own > h.eps, own, h.eps)
-        return p, g * xp.where(norm > limit, limit / norm, 1), {}
+        return p, xp.where(norm > limit, limit / norm, 1) * g, {}
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ class Centralize(Transform):
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
-        return p, g - xp.sum(g) / xp.sum(xp.ones_like(g)), {}
+        return p, -xp.sum(g) / xp.sum(xp.ones_like(g)) + g, {}
