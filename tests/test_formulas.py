@@ -181,10 +181,18 @@ class Silent(gpuopt.Transform):
         return new, None
 
 
+def _any(x: Any) -> Any:
+    return x
+
+
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no rule": (lambda: gpuopt.chain(gpuopt.L2()), ValueError, "chain: no rule among 1 members, expected one rule"),
     "two rules": (lambda: gpuopt.chain(gpuopt.SGD(), gpuopt.Adam()), ValueError, "chain: SGD, Adam among 2 members"),
-    "a class": (lambda: gpuopt.chain(gpuopt.EMA, gpuopt.Adam()), TypeError, "chain: EMA, a class, expected rules and"),
+    "a class": (
+        lambda: gpuopt.chain(_any(gpuopt.EMA), gpuopt.Adam()),
+        TypeError,
+        "chain: EMA, a class, expected rules and",
+    ),
     "after": (
         lambda: gpuopt.chain(gpuopt.SGD(), gpuopt.L2()),
         ValueError,

@@ -138,7 +138,7 @@ def of_optax(name: str, h: dict[str, Any], p: Leaves, gradients: list[Leaves]) -
         arrays = [jax.numpy.asarray(x) for x in p]
         state = made.init(arrays)
 
-        @jax.jit
+        @jax.jit  # type: ignore[untyped-decorator]
         def step(arrays: Leaves, state: Any, own: Leaves) -> tuple[Leaves, Any]:
             moves, state = made.update(own, state, arrays)
             return optax.apply_updates(arrays, moves), state

@@ -107,6 +107,7 @@ class Total(Number):
     """A total over all leaves of a group: known once every leaf has told its part, until then NaN."""
 
     __slots__ = ("is_known",)
+    is_known: bool
 
     def __new__(cls, known: float | None) -> Self:
         """Make one, of which nothing may be known yet."""

@@ -80,7 +80,9 @@ class Step:
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
-            if engine != "array" and place is not None and (self._elementwise[group] or memory.is_without_gaps(a))
+            if engine != "array"
+            and place is not None
+            and (self._elementwise[group] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
         self._alone = sorted(set(range(len(arrays))) - set(together))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.

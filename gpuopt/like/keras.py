@@ -6,7 +6,7 @@ Arguments that every one of them has: ``weight_decay`` (decoupled), ``clipnorm``
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import gpuopt as rules
 from gpuopt.transforms import chain
@@ -16,7 +16,10 @@ from gpuopt.transforms.gradient import ClipValue
 from gpuopt.transforms.norms import ClipGlobalNorm, ClipNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuopt.rules.base import Hyper, Rule
+    from gpuopt.transforms import Transform
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lamb", "Lion", "Nadam", "RMSprop"]
 
@@ -32,17 +35,24 @@ class Common(TypedDict, total=False):
     ema_momentum: Hyper
 
 
-KINDS = {"clipnorm": ClipNorm, "clipvalue": ClipValue, "global_clipnorm": ClipGlobalNorm, "weight_decay": WeightDecay}
+KINDS: dict[str, Callable[[Any], Transform]] = {
+    "clipnorm": ClipNorm,
+    "clipvalue": ClipValue,
+    "global_clipnorm": ClipGlobalNorm,
+    "weight_decay": WeightDecay,
+}
+"""In the order in which Keras applies them."""
 
 
 def _around(rule: Rule, common: Common) -> Rule:
-    given = {name: value for name, value in common.items() if value}
+    arguments: dict[str, Any] = dict(common)
+    given = {name: arguments[name] for name in KINDS if arguments.get(name)}
     clips = sorted(given.keys() & {"clipnorm", "clipvalue", "global_clipnorm"})
     if len(clips) > 1:
         raise ValueError(f"{' and '.join(clips)}: expected one of them")
     if unknown := common.keys() - Common.__annotations__.keys():
         raise TypeError(f"unknown argument {min(unknown)!r}, expected {', '.join(Common.__annotations__)}")
-    before = [kind(given[name]) for name, kind in KINDS.items() if name in given]  # type: ignore[operator]
+    before = [KINDS[name](value) for name, value in given.items() if name in KINDS]
     after = [EMA(common.get("ema_momentum", 0.99))] if common.get("use_ema") else []
     return chain(*before, rule, *after) if before or after else rule
 
@@ -71,10 +81,10 @@ def AdamW(
     beta_2: Hyper = 0.999,
     epsilon: Hyper = 1e-7,
     amsgrad: bool = False,
-    **common: Unpack[Common],
+    **common: Any,
 ) -> Rule:
-    """``keras.optimizers.AdamW``."""
-    return Adam(learning_rate, beta_1, beta_2, epsilon, amsgrad, **(common | {"weight_decay": weight_decay}))
+    """``keras.optimizers.AdamW``; further arguments as for the others."""
+    return Adam(learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay=weight_decay, **common)
 
 
 def Nadam(
@@ -111,7 +121,7 @@ def Adagrad(
     **common: Unpack[Common],
 ) -> Rule:
     """``keras.optimizers.Adagrad``: ``epsilon`` is inside of the root."""
-    return _around(rules.AdaGrad(learning_rate, 0, epsilon, initial_accumulator_value), common)
+    return _around(rules.AdaGrad(learning_rate, 0, eps_root=epsilon, initial=initial_accumulator_value), common)
 
 
 def RMSprop(
@@ -123,7 +133,7 @@ def RMSprop(
     **common: Unpack[Common],
 ) -> Rule:
     """``keras.optimizers.RMSprop``: ``epsilon`` is inside of the root."""
-    return _around(rules.RMSProp(learning_rate, rho, 0, epsilon, momentum, centered=centered), common)
+    return _around(rules.RMSProp(learning_rate, rho, 0, eps_root=epsilon, momentum=momentum, centered=centered), common)
 
 
 def Lion(learning_rate: Hyper = 0.001, beta_1: Hyper = 0.9, beta_2: Hyper = 0.99, **common: Unpack[Common]) -> Rule:

@@ -24,7 +24,7 @@ def SGD(
     nesterov: bool = False,
 ) -> Rule:
     """``mlx.optimizers.SGD``: the first step is dampened, too."""
-    rule = rules.SGD(learning_rate, momentum, nesterov, dampening, dampen_first=True, lr_in_velocity=False)
+    rule = rules.SGD(learning_rate, momentum, nesterov, dampening=dampening, dampen_first=True, lr_in_velocity=False)
     return around(rule, (L2, weight_decay))
 
 

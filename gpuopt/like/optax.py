@@ -72,7 +72,7 @@ def adam(
     nesterov: bool = False,
 ) -> Rule:
     """``optax.adam``."""
-    return Adam(learning_rate, b1, b2, eps, eps_root, nesterov=nesterov)
+    return Adam(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov)
 
 
 def adamw(
@@ -86,7 +86,7 @@ def adamw(
     nesterov: bool = False,
 ) -> Rule:
     """``optax.adamw``."""
-    return AdamW(learning_rate, b1, b2, eps, eps_root, nesterov=nesterov, weight_decay=weight_decay)
+    return AdamW(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov, weight_decay=weight_decay)
 
 
 def nadam(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0) -> Rule:
@@ -108,7 +108,7 @@ def nadamw(
 
 def amsgrad(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0) -> Rule:
     """``optax.amsgrad``: the largest of the corrected second moments."""
-    return Adam(learning_rate, b1, b2, eps, eps_root, amsgrad=True, largest_corrected=True)
+    return Adam(learning_rate, b1, b2, eps, eps_root=eps_root, amsgrad=True, largest_corrected=True)
 
 
 def adamax(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Rule:
@@ -147,7 +147,10 @@ def rmsprop(
     """``optax.rmsprop``: the learning rate is inside of the momentum."""
     outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
     return RMSProp(
-        *(learning_rate, decay, outside, inside, momentum or 0, nesterov),
+        *(learning_rate, decay, outside),
+        eps_root=inside,
+        momentum=momentum or 0,
+        nesterov=nesterov,
         centered=centered,
         initial=initial_scale,
         bias_correction=bias_correction,
@@ -165,7 +168,7 @@ def radam(
     nesterov: bool = False,
 ) -> Rule:
     """``optax.radam``."""
-    return RAdam(learning_rate, b1, b2, eps, eps_root, nesterov=nesterov, threshold=threshold)
+    return RAdam(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov, threshold=threshold)
 
 
 def yogi(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-3) -> Rule:
@@ -224,7 +227,7 @@ def lamb(
     weight_decay: Hyper = 0.0,
 ) -> Rule:
     """``optax.lamb``."""
-    return LAMB(learning_rate, b1, b2, eps, eps_root, weight_decay=weight_decay)
+    return LAMB(learning_rate, b1, b2, eps, eps_root=eps_root, weight_decay=weight_decay)
 
 
 def lars(

@@ -31,7 +31,7 @@ def SGD(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.SGD``: the learning rate stays outside of the momentum."""
-    rule = rules.SGD(lr, momentum, nesterov, dampening, lr_in_velocity=False)
+    rule = rules.SGD(lr, momentum, nesterov, dampening=dampening, lr_in_velocity=False)
     return _around(rule, weight_decay, maximize)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
@@ -39,6 +39,7 @@ class AdaGrad(Rule):
 
     lr: Hyper = bounded(0.01, 0)
     eps: Hyper = bounded(1e-7, 0)
+    _: KW_ONLY
     eps_root: Hyper = bounded(0.0, 0)
     initial: Hyper = bounded(0.0, 0)
 
@@ -47,4 +48,5 @@ class AdaGrad(Rule):
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         cache = s.cache + g * g
-        return p - h.lr * g / (xp.sqrt(cache + h.eps_root) + h.eps), {"cache": cache}
+        square = cache + h.eps_root if self.eps_root else cache
+        return p - h.lr * g / (xp.sqrt(square) + h.eps), {"cache": cache}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
@@ -63,6 +63,7 @@ class Adam(Rule):
     beta1: Hyper = bounded(0.9, 0, 1)
     beta2: Hyper = bounded(0.999, 0, 1)
     eps: Hyper = bounded(1e-7, 0)
+    _: KW_ONLY
     eps_root: Hyper = bounded(0.0, 0)
     eps_hat: Hyper = bounded(0.0, 0)
     amsgrad: bool = False
@@ -96,7 +97,9 @@ class Adam(Rule):
             m_hat = h.beta1 / (1 - h.beta1 ** (h.t + 1)) * m + (1 - h.beta1) / (1 - h.beta1**h.t) * g
         if self.amsgrad and self.largest_corrected:
             v_hat = slots["largest"] = xp.maximum(s.largest, v_hat)
-        return m_hat, xp.sqrt(v_hat + h.eps_root) + eps, slots
+        if self.eps_root:
+            v_hat = v_hat + h.eps_root
+        return m_hat, xp.sqrt(v_hat) + eps, slots
 
     def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
         """Return the new ``v``; rules that derive from this one have another."""

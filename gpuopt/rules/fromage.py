@@ -28,7 +28,7 @@ class Fromage(Rule):
     >>> w = np.array([1.0, 2.0])
     >>> gpuopt.Optimizer(w, gpuopt.Fromage(lr=0.1)).step(np.array([0.5, -3.0]))
     >>> w.round(6)
-    array([0.958446, 2.209471])
+    array([0.958459, 2.209544])
 
     """
 

@@ -38,7 +38,7 @@ class LBFGS(Rule):
     >>> import numpy as np
     >>> import gpuopt
     >>> w = np.array([1.0, 2.0])
-    >>> gpuopt.Optimizer(w, gpuopt.LBFGS(lr=1.0), engine="array").step(np.array([3.0, -4.0]))
+    >>> gpuopt.Optimizer(w, gpuopt.LBFGS(lr=1.0)).step(np.array([3.0, -4.0]))
     >>> w.round(6)
     array([0.4, 2.8])
 

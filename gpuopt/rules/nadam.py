@@ -42,7 +42,7 @@ class NAdam(Adam):
     >>> w = np.array([1.0, 2.0])
     >>> gpuopt.Optimizer(w, gpuopt.NAdam(lr=0.1)).step(np.array([0.5, -3.0]))
     >>> w.round(6)
-    array([0.812844, 2.187156])
+    array([0.894355, 2.105645])
 
     """
 

@@ -39,7 +39,7 @@ class Novograd(Rule):
     >>> w = np.array([1.0, 2.0])
     >>> gpuopt.Optimizer(w, gpuopt.Novograd(lr=0.1)).step(np.array([0.5, -3.0]))
     >>> w.round(6)
-    array([0.98356, 2.09864])
+    array([0.98356 , 2.098639])
 
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
@@ -52,6 +52,7 @@ class RMSProp(Rule):
     lr: Hyper = bounded(0.001, 0)
     rho: Hyper = bounded(0.9, 0, 1)
     eps: Hyper = bounded(1e-7, 0)
+    _: KW_ONLY
     eps_root: Hyper = bounded(0.0, 0)
     momentum: Hyper = bounded(0.0, 0, 1)
     nesterov: bool = False
@@ -81,7 +82,9 @@ class RMSProp(Rule):
             average = slots["average"] = h.rho * s.average + (1 - h.rho) * g
             mean = average * correction if self.bias_correction else average
             square = square - mean * mean
-        root = xp.sqrt(square + h.eps_root) + h.eps
+        if self.eps_root:
+            square = square + h.eps_root
+        root = xp.sqrt(square) + h.eps
         if not self.momentum:
             return p - h.lr * g / root, slots
         step = h.lr * g / root if self.lr_in_velocity else g / root

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
@@ -57,6 +57,7 @@ class SGD(Rule):
     lr: Hyper = bounded(0.01, 0)
     momentum: Hyper = bounded(0.0, 0, 1)
     nesterov: bool = False
+    _: KW_ONLY
     dampening: Hyper = bounded(0.0, 0)
     dampen_first: bool = False
     lr_in_velocity: bool = True

@@ -30,7 +30,7 @@ class Yogi(Adam):
     >>> w = np.array([1.0, 2.0])
     >>> gpuopt.Optimizer(w, gpuopt.Yogi(lr=0.1)).step(np.array([0.5, -3.0]))
     >>> w.round(6)
-    array([0.899799, 2.099967])
+    array([0.900396, 2.099961])
 
     """
 

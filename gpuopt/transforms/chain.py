@@ -48,8 +48,8 @@ def chain(*members: Transform | Rule) -> Chain:
     >>> w
     array([0. , 0.8])
     >>> opt.tune(lr=0.1, **{"EMA.decay": 0.9})
-    >>> opt.rule
-    chain(L2(rate=0.1), SGD(lr=0.1, momentum=0.0, nesterov=False), NonNegative(), EMA(decay=0.9))
+    >>> opt.rule.name, opt.lr
+    ('chain(L2, SGD, NonNegative, EMA)', 0.1)
 
     """
     flat: list[Any] = []
