@@ -97,7 +97,7 @@ class Formula:
     @classmethod
     def hyperparameters(cls) -> tuple[str, ...]:
         """Names of the hyperparameters, flags included, in the order of the constructor."""
-        return tuple(f.name for f in sorted(dataclasses.fields(cls), key=lambda f: f.kw_only))
+        return tuple(f.name for f in sorted(dataclasses.fields(cls), key=lambda f: bool(f.kw_only)))
 
     def hyperparameter(self, name: str) -> Hyperparameter:
         """A hyperparameter with what is allowed for it."""
@@ -216,7 +216,7 @@ def _check_carried(rule: str, carried: Mapping[str, float], is_computed: bool) -
     if carried and not is_computed:
         raise TypeError(f"{rule}: carried numbers {', '.join(carried)}, expected `coefficients` to return the new ones")
     for name, start in carried.items():
-        if not (isinstance(start, int | float) and math.isfinite(start)):
+        if isinstance(start, bool) or not math.isfinite(start):
             raise TypeError(f"{rule}: carried number {name!r} starts at {start!r:.80}, expected a finite number")
 
 
