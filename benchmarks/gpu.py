@@ -41,7 +41,7 @@ def competitors(case: peers.Case, shape: Shape, *, torch: bool) -> dict[str, Ste
     steps: dict[str, Step] = {
         FUSED: peers.ours(case.rule, shape, "fused", xp=cupy),
         NEW: peers.ours(case.rule, shape, "fused", xp=cupy, new_gradients=True),
-        LIMIT: peers.ours(peers.traffic(case.rule.slots), shape, "fused", xp=cupy),
+        LIMIT: peers.ours(peers.traffic(tuple(case.rule.slots)), shape, "fused", xp=cupy),
         COPY: copy(len(case.rule.slots), shape),
     }
     if torch:

@@ -69,7 +69,7 @@ def competitors(case: peers.Case, shape: Shape, threads: int, installed: Mapping
     steps: dict[str, Step] = {
         FUSED: peers.ours(case.rule, shape, "fused"),
         NEW: peers.ours(case.rule, shape, "fused", new_gradients=True),
-        LIMIT: peers.ours(peers.traffic(case.rule.slots), shape, "fused"),
+        LIMIT: peers.ours(peers.traffic(tuple(case.rule.slots)), shape, "fused"),
         NUMPY_LIMIT: peers.numpy_traffic(len(case.rule.slots), shape, threads),
         ARRAY: peers.ours(case.rule, shape, "array"),
         BY_HAND: case.by_hand(peers.leaves(shape, 0), peers.leaves(shape, 1)),

@@ -19,6 +19,7 @@ import numpy as np
 
 from gpuopt.backends import backend, report, to_numpy
 from gpuopt.engines.threads import get_num_threads
+from gpuopt.engines.trace import is_elementwise
 from gpuopt.gradients import clip_by_global_norm
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules import RULES
@@ -189,9 +190,11 @@ def check(*, seconds: float = 30.0) -> Iterator[Finding]:
 
 
 def variants() -> Iterator[Rule]:
-    """Every rule of the package: as it comes, with what is off by default turned on, and with all flags set."""
+    """Every rule of the package that is fused: as it comes, with what is off by default turned on, and with all flags set."""
     for rule in RULES.values():
         plain = rule()
+        if not is_elementwise(plain):
+            continue
         numbers = {
             name: 0.5
             for name in rule.hyperparameters()
@@ -199,7 +202,7 @@ def variants() -> Iterator[Rule]:
         }
         flags = {name: True for name in rule.hyperparameters() if getattr(plain, name) is False}
         for changed in ({}, numbers, numbers | flags):
-            with contextlib.suppress(ValueError):  # not every hyperparameter may be 0.5
+            with contextlib.suppress(TypeError, ValueError):  # not every hyperparameter may be 0.5
                 yield dataclasses.replace(plain, **changed)
 
 

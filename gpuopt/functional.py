@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt import leaves
 from gpuopt.backends import describe, place
 from gpuopt.engines import array
 from gpuopt.groups import match
+from gpuopt.rules.slots import Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from gpuopt.groups import Rules
+    from gpuopt.rules.base import Rule
 
 
 class State(NamedTuple):
@@ -21,12 +26,19 @@ class State(NamedTuple):
     steps
         Steps taken so far.
     slots
-        By slot, a tree like the parameters; None for a leaf whose rule has no such slot.
+        By slot, a tree like the parameters, of arrays or of numbers; None for a leaf whose rule has no such slot.
+    carried
+        By pattern of a rule (``"*"`` for a single one), the numbers of the host that it carries from step to step.
 
     """
 
     steps: int
     slots: dict[str, Any]
+    carried: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+
+    def __repr__(self) -> str:
+        carried = f", carried={self.carried!r}" if self.carried else ""
+        return f"State(steps={self.steps!r}, slots={self.slots!r}{carried})"
 
 
 def init(rule: Rules, params: Any) -> State:
@@ -53,20 +65,15 @@ def init(rule: Rules, params: Any) -> State:
 
     """
     tree, arrays = leaves.parameters(params, in_place=False)
-    _, rules, groups = match(rule, tree)
-    names = dict.fromkeys(name for own in rules for name in own.slots)
-    return State(
-        0,
-        {
-            name: tree.build(
-                [
-                    array.zeros_like(a) if name in rules[group].slots else None
-                    for a, group in zip(arrays, groups, strict=True)
-                ]
-            )
-            for name in names
-        },
-    )
+    patterns, rules, groups = match(rule, tree)
+    slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
+    for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
+        for name, slot in starts(rules[group].slots).items():
+            try:
+                slots[name][i] = array.started(slot, p, i, rules[group])
+            except ValueError as error:
+                raise ValueError(f"{rules[group].name}: {name} of {tree.name(i, 'params')}: {error}") from None
+    return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
 
 
 def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, State]:
@@ -96,7 +103,7 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
 
     """
     tree, arrays = leaves.parameters(params, in_place=False)
-    _, rules, groups = match(rule, tree)
+    patterns, rules, groups = match(rule, tree)
     given: Any = state
     if not (isinstance(given, State) and type(given.steps) is int and given.steps >= 0):
         raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
@@ -106,19 +113,80 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     ]
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
-        for name in rules[group].slots:
-            own: Any = slots[name][i] if name in slots else None
-            if not leaves.is_array(own) or (place(own), own.shape, own.dtype) != (place(p), p.shape, p.dtype):
-                given = f"{describe(own)} of {own.shape}, {own.dtype}" if leaves.is_array(own) else describe(own)
-                expected = f"a {describe(p)} of {p.shape}, {p.dtype} like its parameter"
-                raise ValueError(
-                    f"{tree.name(i, f'state.slots[{name!r}]')}: {given}, expected {expected}; gpuopt.init makes one"
-                )
-    scalars = [own.at(state.steps) for own in rules]
-    for i, (p, g, group) in enumerate(zip(arrays, gradients, groups, strict=True)):
-        if g is not None:
-            before = {name: slots[name][i] for name in rules[group].slots}
-            arrays[i], new = array.update(rules[group], p, g, before, scalars[group])
+        for name, slot in starts(rules[group].slots).items():
+            _check_slot(slots[name][i] if name in slots else None, slot, p, tree.name(i, f"state.slots[{name!r}]"))
+    carried = {**_carried(patterns, rules), **state.carried}
+    scalars = [
+        own.at(state.steps, carried[pattern]) if pattern in carried else own.at(state.steps)
+        for own, pattern in zip(rules, patterns, strict=True)
+    ]
+    for group, own in enumerate(rules):
+        members = [i for i, g in enumerate(gradients) if g is not None and groups[i] == group]
+        before = [(arrays[i], gradients[i], {name: slots[name][i] for name in own.slots}) for i in members]
+        after = array.update_group(own, before, scalars[group]) if members else []
+        for i, (p, new) in zip(members, after, strict=True):
+            arrays[i] = p
             for name, value in new.items():
                 slots[name][i] = value
-    return tree.build(arrays), State(state.steps + 1, {name: tree.build(own) for name, own in slots.items()})
+        for name in (name for name, slot in starts(own.slots).items() if isinstance(slot, Shared) and members):
+            for i in (i for i, there in enumerate(groups) if there == group):
+                slots[name][i] = slots[name][members[0]]
+    return tree.build(arrays), State(
+        state.steps + 1,
+        {name: tree.build(own) for name, own in slots.items()},
+        {
+            pattern: {name: scalars[group][name] for name in rules[group].carried}
+            for group, pattern in enumerate(patterns)
+            if rules[group].carried
+        },
+    )
+
+
+def evaluation(rule: Rules, params: Any, state: State) -> Any:
+    """Return the tree to evaluate with: averages where a rule keeps them, the parameters otherwise.
+
+    Parameters
+    ----------
+    rule, params, state
+        As for `update`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> rule, w = gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.EMA(0.5)), np.zeros(2)
+    >>> w, state = gpuopt.update(rule, w, np.array([1.0, 2.0]), gpuopt.init(rule, w))
+    >>> w, gpuopt.evaluation(rule, w, state)
+    (array([-1., -2.]), array([-0.5, -1. ]))
+
+    """
+    tree, arrays = leaves.parameters(params, in_place=False)
+    patterns, rules, groups = match(rule, tree)
+    slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
+    last = [
+        {**own.at(max(state.steps - 1, 0)), **state.carried.get(pattern, {})}
+        for own, pattern in zip(rules, patterns, strict=True)
+    ]
+    return tree.build(
+        [
+            array.evaluation(rules[group], p, {name: slots[name][i] for name in rules[group].slots}, last[group])
+            for i, (p, group) in enumerate(zip(arrays, groups, strict=True))
+        ]
+    )
+
+
+def _carried(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str, dict[str, float]]:
+    return {pattern: dict(rule.carried) for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
+
+
+def _check_slot(own: Any, slot: Slot, p: Any, name: str) -> None:
+    if is_number(slot):
+        if isinstance(own, float):
+            return
+        expected = "a number"
+    else:
+        if leaves.is_array(own) and (place(own), own.shape, own.dtype) == (place(p), p.shape, p.dtype):
+            return
+        expected = f"a {describe(p)} of {p.shape}, {p.dtype} like its parameter"
+    given = f"{describe(own)} of {own.shape}, {own.dtype}" if leaves.is_array(own) else describe(own)
+    raise ValueError(f"{name}: {given}, expected {expected}; gpuopt.init makes one")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt.engines.trace import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuopt.rules.slots import Slots
 
 By: TypeAlias = Literal["value", "norm", "global_norm"]
 
@@ -99,14 +104,23 @@ class Clipped(Rule):
         return self.rule.name
 
     @property
-    def slots(self) -> tuple[str, ...]:
+    def slots(self) -> Slots:
         """Slots of the wrapped rule."""
         return self.rule.slots
 
-    def at(self, step: int) -> dict[str, float]:
+    @property
+    def carried(self) -> Mapping[str, float]:
+        """Carried numbers of the wrapped rule."""
+        return self.rule.carried
+
+    def hyperparameter(self, name: str) -> Hyperparameter:
+        """A hyperparameter of the wrapped rule."""
+        return self.rule.hyperparameter(name)
+
+    def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
         """Scalars of the wrapped rule; and the limit, or a place for each leaf's scale."""
         clip = {"_limit": self.clip.limit.at(step)} if self.clip.by == "value" else {SCALE: 1.0}
-        return self.rule.at(step) | clip
+        return (self.rule.at(step, given) if given else self.rule.at(step)) | clip
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
@@ -115,3 +129,7 @@ class Clipped(Rule):
         else:
             g = g * getattr(h, SCALE)
         return self.rule.update(xp, p, g, s, h)
+
+    def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
+        """See :meth:`Rule.evaluation`."""
+        return self.rule.evaluation(xp, p, s, h)

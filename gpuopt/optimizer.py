@@ -8,9 +8,11 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
+import numpy as np
+
 from gpuopt import leaves, notebook, states
 from gpuopt.backends import describe, is_numpy, place
-from gpuopt.engines.array import assign
+from gpuopt.engines.array import assign, evaluation
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.norms import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
@@ -18,6 +20,7 @@ from gpuopt.gradients import Clip, Clipped
 from gpuopt.groups import Rules, match
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Hyper, unknown
+from gpuopt.rules.slots import is_number, starts
 from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -95,6 +98,7 @@ class Optimizer:
         self._patterns, self._original, self._groups = match(rule, self._tree)
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
+        self._carried = [dict(rule.carried) for rule in self._rules]
         self._steps = self._skipped = self._reported = 0
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
@@ -188,7 +192,7 @@ class Optimizer:
         ready = self._tree.leaves_of(grads, "grads")
         with self._lock:
             self._raise_overdue()
-            scalars = self._step.scalars(self._steps)
+            scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
             self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
             self._update(ready, scalars, limit)
@@ -249,7 +253,7 @@ class Optimizer:
             self._check_leaves()
             return {
                 "steps": self._steps,
-                "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned),
+                "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
             }
@@ -277,11 +281,12 @@ class Optimizer:
             ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
         }
         expected |= {
-            ("state", path, slot): a
+            ("state", path, slot): np.zeros(()) if is_number(start) else a
             for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
-            for slot in rules[group].slots
+            for slot, start in starts(rules[group].slots).items()
         }
         given = states.arrays_of(state, expected, problems)
+        carried = states.carried_of(state, self.rules, problems)
         for key in expected.keys() & given.keys():
             try:
                 given[key] = self._step.readable(leaves.detached(given[key]), expected[key])
@@ -297,13 +302,38 @@ class Optimizer:
                 changes += step.copying(self._arrays[i], given["params", path])
                 for slot, own in step.slots[i].items():
                     changes += step.copying(own, given["state", path, slot])
-            in_one_go([*changes, partial(setattr, self, "_steps", int(state["steps"]))])
+            in_one_go([*changes, partial(vars(self).update, _steps=int(state["steps"]), _carried=carried)])
             if self._nonfinite == "raise":
                 step.pardon()
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
         return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())})"
+
+    def evaluation(self) -> Any:
+        """Return the tree to evaluate with: averages where a rule keeps them, the parameters themselves otherwise.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> w = np.zeros(2)
+        >>> opt = gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.EMA(0.5)))
+        >>> opt.step(np.array([1.0, 2.0]))
+        >>> opt.evaluation()
+        array([-0.5, -1. ])
+
+        """
+        with self._lock:
+            last = [
+                rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
+            ]
+            found = [
+                evaluation(self._rules[group], p, slots, last[group])
+                for p, group, slots in zip(self._arrays, self._groups, self._step.slots, strict=True)
+            ]
+        same = all(new is p for new, p in zip(found, self._arrays, strict=True))
+        return self._params if same else self._tree.build(found)
 
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
@@ -397,7 +427,8 @@ class Optimizer:
         if bad:
             vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
         else:
-            self._step(ready, scalars, partial(setattr, self, "_steps", self._steps + 1))
+            carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
+            self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
         if self._nonfinite == "raise" and self._step.report():
             self._reported = self._steps
 

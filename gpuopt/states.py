@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,35 @@ if TYPE_CHECKING:
     """Hyperparameters that `Optimizer.tune` changed, by name."""
 
 
-def rules_to_plain(patterns: Sequence[str], rules: Sequence[Rule], tuned: Sequence[Tuned]) -> dict[str, Any]:
-    """Return the entry ``rules`` of a state dict: by pattern, a rule's name and what was tuned."""
+def rules_to_plain(
+    patterns: Sequence[str], rules: Sequence[Rule], tuned: Sequence[Tuned], carried: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """Return the entry ``rules`` of a state dict: by pattern, a rule's name, what was tuned and the carried numbers."""
     return {
         pattern: {
             "name": rule.name,
             "tuned": {n: v.to_dict() if isinstance(v, schedules.Schedule) else v for n, v in own.items()},
+            **({"carried": dict(numbers)} if numbers else {}),
         }
-        for pattern, rule, own in zip(patterns, rules, tuned, strict=True)
+        for pattern, rule, own, numbers in zip(patterns, rules, tuned, carried, strict=True)
     }
+
+
+def carried_of(state: Mapping[str, Any], rules: Mapping[str, Rule], problems: list[str]) -> list[dict[str, float]]:
+    """Return the carried numbers in a state, for each group; what does not fit is appended to ``problems``."""
+    found = []
+    for pattern, rule in rules.items():
+        own = state.get("rules", {}).get(pattern, {}).get("carried", {})
+        names = own.keys() if isinstance(own, Mapping) else set()
+        if names != rule.carried.keys() and rule.carried:
+            problems.append(f"rules/{pattern}: carried numbers {sorted(names)}, expected {sorted(rule.carried)}")
+        problems += [
+            f"rules/{pattern}: carried number {name}: {own[name]!r:.40}, expected a finite number"
+            for name in names & rule.carried.keys()
+            if type(own[name]) not in {float, int} or not math.isfinite(own[name])
+        ]
+        found.append({name: own.get(name, start) for name, start in rule.carried.items()} if names else {})
+    return found
 
 
 def tuned_of(

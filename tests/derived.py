@@ -3,20 +3,23 @@
 Type checkers read the names that `gpuopt` exports, people read the table in README.md. `test_project.py` compares.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from conformance import ROWS
 
-from gpuopt.rules import RULES, Rule
+from gpuopt.rules import RULES
+from gpuopt.transforms import TRANSFORMS
 
 ROOT = Path(__file__).parent.parent
 
 
 def exports() -> str:
     """Imports for type checkers."""
-    imports = [f"    from {rule.__module__} import {name}" for name, rule in sorted(RULES.items(), key=_by_module)]
-    names = [f'        "{name}",' for name in sorted(RULES, key=lambda name: (not name.isupper(), name))]
+    found = RULES | TRANSFORMS
+    modules = sorted({thing.__module__ for thing in found.values()})
+    imports = [f"    from {module} import {', '.join(_sorted(found, module))}" for module in modules]
+    names = [f'        "{name}",' for name in _sorted(found)]
     return "\n".join([*imports, "", "    __all__ += [", *names, "    ]", ""])
 
 
@@ -47,8 +50,9 @@ def current(file: str) -> tuple[str, str]:
     return text, f"{before}{first}{derive()}{last}{rest.partition(last)[2]}"
 
 
-def _by_module(item: tuple[str, type[Rule]]) -> str:
-    return item[1].__module__
+def _sorted(found: Mapping[str, type], module: str | None = None) -> list[str]:
+    names = [name for name, thing in found.items() if module in {None, thing.__module__}]
+    return sorted(names, key=lambda name: (not name.isupper(), name))
 
 
 if __name__ == "__main__":

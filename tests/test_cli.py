@@ -137,6 +137,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "--standardize --init small --matmul float64 --report-every 2 --checkpoint-every 5s --keep 3 "
         "--on-gpu-error cpu --on-explosion rollback --clip-norm 5 --quiet"
     )
+    others = {"dampening": 0.0, "dampen_first": False, "lr_in_velocity": True}
     assert gpuopt_("train", *arguments.split()).exit_code == 0
     config = json.loads(Path("run/config.json").read_text())["config"]
     schedule = {"schedule": "step", "arguments": {"initial": 0.5, "factor": 0.5, "every": 9}}
@@ -148,7 +149,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "hidden": [7, 5],
         "init": "small",
         "matmul": "float64",
-        "optimizer": {"rule": "SGD", "lr": schedule, "momentum": 0.8, "nesterov": True},
+        "optimizer": {"rule": "SGD", "lr": schedule, "momentum": 0.8, "nesterov": True, **others},
         "lr": None,
         "schedule": None,
         "hyperparameters": {},
@@ -184,7 +185,7 @@ REFUSED = [
     ("train --batch-size some", "gpuopt: --batch-size some: expected full or a positive integer"),
     ("train --hidden 64,x", "gpuopt: --hidden 64,x: expected positive integers, as in 256,128"),
     ("train --hidden 64,-1", "gpuopt: --hidden 64,-1: expected positive integers, as in 256,128"),
-    ("train --optimizer adma", "gpuopt: --optimizer adma: unknown (did you mean Adam?)"),
+    ("train --optimizer adma", "gpuopt: --optimizer adma: unknown (did you mean AdaMax?)"),
     ("train --schedule cosinus", "gpuopt: --schedule cosinus: unknown schedule 'cosinus' (did you mean 'cosine'?)"),
     ("train --set beta=0.9", "gpuopt: --set beta=0.9: unknown hyperparameter (did you mean beta2?)"),
     ("train --set beta1", "gpuopt: --set beta1: expected NAME=VALUE, as in beta1=0.95"),

@@ -151,7 +151,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "Adam(lr=0.2" in Path("out/himmelblau.html").read_text()
     for arguments, message in [
         (["alps"], "gpuopt: alps: expected one of all, too-small, too-large, momentum, explodes, ravine,"),
-        (["beale", "Adma"], "gpuopt: Adma: unknown (did you mean Adam?)"),
+        (["beale", "Adma"], "gpuopt: Adma: unknown (did you mean AdaMax?)"),
         (["beale", "SGD:lr"], "gpuopt: SGD:lr: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"),
         (["beale", "SGD", "Adam:lr=cosin"], "gpuopt: Adam:lr=cosin: unknown schedule 'cosin' (did you mean 'cosine'?)"),
         (

@@ -354,7 +354,10 @@ def test_compare_with_one_that_explodes(capsys: pytest.CaptureFixture[str]) -> N
     assert [re.split("  +", line)[0] for line in capsys.readouterr().out.splitlines()] == optimizers
     assert found.entries[0].outcome.startswith("the training exploded")
     assert [entry.outcome for entry in found.entries[1:]] == ["finished", "finished"]
-    assert found.entries[1].rule == "SGD(lr=0.5, momentum=0.9, nesterov=True)"
+    assert (
+        found.entries[1].rule
+        == "SGD(lr=0.5, momentum=0.9, nesterov=True, dampening=0.0, dampen_first=False, lr_in_velocity=True)"
+    )
     assert found.threshold == 0.5
     assert found.table()[1][0][3] == "-"
     assert Path("some/SGD_lr=0.5_nesterov=true_momentum=0.9/config.json").exists()
@@ -363,7 +366,7 @@ def test_compare_with_one_that_explodes(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["Adma"], "gpuopt: Adma: unknown (did you mean Adam?)"),
+        (["Adma"], "gpuopt: Adma: unknown (did you mean AdaMax?)"),
         (["Adam:lr=-1"], "gpuopt: Adam:lr=-1: Adam: lr: got -1.0"),
         (["Adam:lr=up"], "gpuopt: Adam:lr=up: unknown schedule 'up'"),
         (["SGD", "Adam:lr=polynomial:final=-1"], "gpuopt: Adam:lr=polynomial:final=-1: Adam: lr at step"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conformance import ROWS
 from derived import DERIVED, current
+from formulas import RULES as FORMULAS
 
 import gpuopt
 from gpuopt.rules import RULES
@@ -27,7 +28,9 @@ LAYERS: dict[str, set[str]] = {
     "notebook": {"rules/base", "schedules"},
     "groups": {"rules", "suggest", "trees"},
     "states": {"backends", "leaves", "rules/base", "schedules"},
-    "engines": {"backends", "rules/base"},
+    "transforms": {"rules/base"},
+    "like": {"", "transforms", "rules", "rules/base", "schedules"},
+    "engines": {"backends", "rules/base", "trees"},
     "leaves": {"backends", "engines", "trees"},
     "gradients": {"engines", "rules/base"},
     "optimizer": {
@@ -123,7 +126,8 @@ def imports(module: Path) -> Iterator[str]:
 def layer(name: str) -> str:
     """The layer of an absolute module name of gpuopt; "" is the package itself. What all rules share is one of its own."""
     parts = name.split(".")[1:]
-    return "rules/base" if parts in (["rules", "base"], ["rules", "hyper"]) else "".join(parts[:1])
+    shared = [["rules", name] for name in ("base", "formula", "hyper", "slots")]
+    return "rules/base" if parts in shared else "".join(parts[:1])
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -153,9 +157,9 @@ def test_libraries_stay_in_their_files(library: str) -> None:
 
 
 def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
-    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base", "hyper"}
+    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base", "formula", "hyper", "slots"}
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
-    assert {row.rule for row in ROWS} == set(RULES.values())
+    assert {row.rule for row in ROWS} | {type(rule) for rule, _ in FORMULAS.values()} == set(RULES.values())
     for name, rule in RULES.items():
         assert rule.__name__ == name
         assert getattr(gpuopt, name) is rule

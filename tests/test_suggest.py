@@ -78,12 +78,12 @@ ASKED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a rule": (
         lambda: RULES["Adam"](betas=(0.9, 0.999)),
         TypeError,
-        r"^Adam: unknown hyperparameter 'betas' \(did you mean 'beta1' or 'beta2'\?\), expected lr, beta1, beta2, eps$",
+        r"^Adam: unknown hyperparameter 'betas' \(did you mean 'beta1' or 'beta2'\?\), expected lr, beta1, beta2, eps, ",
     ),
     "tune": (
         lambda: gpuopt.Optimizer(np.ones(1), gpuopt.Adam()).tune(epsilon=0.0),
         TypeError,
-        r"^tune: unknown hyperparameter 'epsilon' \(did you mean 'eps'\?\), expected lr, beta1, beta2, eps$",
+        r"^tune: unknown hyperparameter 'epsilon' \(did you mean 'eps'\?\), expected lr, beta1, beta2, eps, ",
     ),
     "the package": (
         lambda: getattr(gpuopt, "RMSprop"),  # noqa: B009 - a type checker refuses it, too
@@ -118,7 +118,7 @@ ASKED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a config's hyperparameter": (
         lambda: Config(hyperparameters={"betas": 0.9}),
         UsageError,
-        r"^--set betas=0.9: unknown hyperparameter \(did you mean beta1 or beta2\?\); Adam has lr, beta1, beta2, eps$",
+        r"^--set betas=0.9: unknown hyperparameter \(did you mean beta1 or beta2\?\); Adam has lr, beta1, beta2, eps, ",
     ),
 }
 

@@ -1,7 +1,7 @@
 """Tracing: every operation is NumPy's, and what cannot be traced is refused by name."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ class Plain(Rule):
     b: Hyper = 7.0
     function: Update = lambda xp, p, g, h: p  # like a schedule, and never asked for a number: `at` is overridden
 
-    def at(self, step: int) -> dict[str, float]:
+    def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
         return {"lr": 0.0, "a": 0.3, "b": 7.0, "t": step + 1}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
@@ -193,8 +193,8 @@ REFUSED: dict[str, tuple[Update, str]] = {
     "not": (lambda xp, p, g, h: xp.where(not p, p, g), "branches on a value"),
     "max": (lambda xp, p, g, h: max(p, g), r"branches on a value.*xp\.maximum"),
     "chained": (lambda xp, p, g, h: xp.where(0 < p < 1, p, g), "branches on a value"),
-    "if on a hyperparameter": (lambda xp, p, g, h: p if h.a > 1 else g, "compares hyperparameters"),
-    "max of hyperparameters": (lambda xp, p, g, h: p * max(h.a, h.b), "compares hyperparameters"),
+    "if on a hyperparameter": (lambda xp, p, g, h: p if h.a > 1 else g, "branches on a value"),
+    "max of hyperparameters": (lambda xp, p, g, h: p * max(h.a, h.b), "branches on a value"),
     "float": (lambda xp, p, g, h: p * float(g), "as a Python number"),
     "int": (lambda xp, p, g, h: p * int(h.t), "as a Python number"),
     "math.sqrt": (lambda xp, p, g, h: p * math.sqrt(h.a), "as a Python number"),
@@ -202,7 +202,7 @@ REFUSED: dict[str, tuple[Update, str]] = {
     "round": (lambda xp, p, g, h: round(p), "round"),
     "unknown function": (lambda xp, p, g, h: xp.cumulative_sum(p), r"calls xp\.cumulative_sum.*sqrt"),
     "unknown constant": (lambda xp, p, g, h: p * xp.pi, r"xp\.pi"),
-    "function of numbers": (lambda xp, p, g, h: p * xp.sqrt(h.a), r"calls xp\.sqrt on numbers alone"),
+    "function of numbers": (lambda xp, p, g, h: p * xp.exp(h.a), r"calls xp\.exp on numbers alone"),
     "NumPy's function": (lambda xp, p, g, h: np.sqrt(p), r"calls numpy\.sqrt; .*the functions of xp"),
     "NumPy's function of two": (lambda xp, p, g, h: np.add(p, g), r"calls numpy\.add"),
     "NumPy's function of a number": (lambda xp, p, g, h: p * np.sqrt(h.a), r"calls numpy\.sqrt"),
@@ -282,3 +282,23 @@ def test_more_rules_than_a_step_has_room_for_are_refused() -> None:
     names = [f"leaf{i}" for i in range(100)]
     with pytest.raises(ValueError, match="the rules of one step have 800 coefficients, expected at most 448"):
         gpuopt.Optimizer({name: np.ones(3) for name in names}, {name: gpuopt.Adam() for name in names})
+
+
+# Numbers of the host alone: in float64, and rounded once where they meet an array.
+ON_HOST: dict[str, Update] = {
+    "where of hyperparameters": lambda xp, p, g, h: p * xp.where(h.a > h.b, h.a, 3 * h.b) + xp.where(h.a < h.b, p, g),
+    "logic of hyperparameters": lambda xp, p, g, h: xp.where((h.a > h.b) | ~(h.a == h.b) & (h.b != 7.0), p, g),
+    "sqrt of hyperparameters": lambda xp, p, g, h: p * xp.sqrt(h.a) + xp.sqrt(h.b * h.b + 2) * g,
+    "maximum of hyperparameters": lambda xp, p, g, h: p * xp.maximum(h.a, h.b) - xp.minimum(h.a, 2.0) * g,
+}
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("name", ON_HOST)
+def test_numbers_of_the_host_are_computed_alike(name: str, dtype: str) -> None:
+    found = []
+    for engine in ("fused", "array"):
+        p, g = values(dtype)
+        gpuopt.Optimizer(p, Plain(function=ON_HOST[name]), engine=engine).step(g)
+        found.append(p)
+    assert same_bits(*found)

@@ -6,18 +6,23 @@ It computes new arrays; nothing is written before all of them are there.
 from __future__ import annotations
 
 import operator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import is_cupy, is_numpy, namespace, place, to_numpy
+from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place, to_numpy
 from gpuopt.engines.norms import SCALES
+from gpuopt.engines.reference import Group, Namespace, Number, Unknown
+from gpuopt.engines.reference import is_number as is_one_number
+from gpuopt.engines.trace import SCALE
+from gpuopt.rules.slots import Given, Like, Shared, Slot, is_number, starts
+from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuopt.rules.base import Rule
 
@@ -57,6 +62,52 @@ def assigning(target: Any, source: Any) -> Callable[[], object]:
     return partial(operator.setitem, target, ..., source)  # numpy.copyto asks a function in Python for its dispatch
 
 
+def started(slot: Slot, p: Any, index: int, rule: Rule) -> Any:
+    """Return a slot before the first step: a new array on the device of ``p``, or a number.
+
+    Parameters
+    ----------
+    slot
+        Where it starts.
+    p, index
+        The parameter, and which of all leaves it is.
+    rule
+        Of the leaf.
+
+    Raises
+    ------
+    ValueError
+        If the caller's arrays do not fit the parameter.
+
+    """
+    if is_number(slot):
+        return float(slot.start)
+    xp = namespace(p)
+    with current(p):
+        match slot:
+            case Like("p"):
+                return xp.asarray(p, copy=True)
+            case Like(name):
+                return xp.full_like(p, rule.hyperparameter(name).at(0))
+            case Given(value):
+                new = xp.zeros_like(p)
+                _, arrays = flatten(value, "array")
+                own = arrays[index] if len(arrays) > 1 else arrays[0]
+                if tuple(own.shape) != tuple(p.shape):
+                    raise ValueError(f"an array of shape {tuple(own.shape)}, expected {tuple(p.shape)} like the leaf")
+                return xp.astype(_brought(own, p), p.dtype) + new
+        return xp.full_like(p, slot.start)
+
+
+def _brought(source: Any, target: Any) -> Any:
+    """The array as one of the library and device of another."""
+    import array_api_compat
+
+    if place(source) == place(target):
+        return source
+    return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
+
+
 def update(
     rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], *, elementwise: bool = False
 ) -> tuple[Any, dict[str, Any]]:
@@ -74,32 +125,94 @@ def update(
     """
     if elementwise and is_numpy(p) and p.size > BLOCK:
         return _update_blocks(rule, p, g, slots, h)
-    return _update_whole(rule, p, g, slots, h)
+    return update_group(rule, [(p, g, slots)], h)[0]
 
 
-def _update_whole(
-    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]
+def update_group(
+    rule: Rule,
+    leaves: Sequence[tuple[Any, Any, Mapping[str, Any]]],
+    h: Mapping[str, float],
+    scales: Sequence[float] | None = None,
+) -> list[tuple[Any, dict[str, Any]]]:
+    """Return the new parameter and slots of each leaf, all of them new arrays, or numbers.
+
+    Parameters
+    ----------
+    rule
+        Of the group.
+    leaves
+        Parameter, gradient (which is cast to the parameter's dtype) and slots.
+    h
+        What `Rule.at` gave.
+    scales
+        Of each leaf, what its gradient is scaled by.
+
+    Raises
+    ------
+    TypeError
+        If the rule does not return its slots, changes a dtype, or returns other shared numbers for one leaf than for
+        another; if it takes totals over leaves of several libraries.
+    ValueError
+        If the rule changes a shape.
+
+    """
+    group = Group()
+    while True:
+        new = []
+        for i, (p, g, slots) in enumerate(leaves):
+            with suppress(Unknown):
+                new.append(_update(rule, p, g, slots, {**h, SCALE: scales[i]} if scales else h, group))
+        places = sorted({place(p) for p, _, _ in leaves})
+        if not group.settle():
+            break
+        if len(places) > 1:
+            raise TypeError(
+                f"{rule.name}.update takes totals over leaves of {' and '.join(places)}, expected one place"
+            )
+    for name in (name for name, slot in starts(rule.slots).items() if isinstance(slot, Shared)):
+        values = [own[name] for _, own in new]
+        if any(value != values[0] and not (value != value and values[0] != values[0]) for value in values):  # noqa: PLR0124
+            raise TypeError(
+                f"{rule.name}.update returned the shared number {name} as {values[0]} and {values[1:]}, expected one"
+                " number, made of totals over all leaves (xp.total...)"
+            )
+    return new
+
+
+def _update(
+    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], group: Group
 ) -> tuple[Any, dict[str, Any]]:
-    xp = namespace(p)
+    xp, name = namespace(p), rule.name
+    declared = starts(rule.slots)
+    own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
+    shape = p.shape
     with np.errstate(all="ignore"), current(p):
         if g.dtype != p.dtype:
             g = xp.astype(g, p.dtype)
-        new_p, new_slots = rule.update(xp, p, g, SimpleNamespace(**slots), SimpleNamespace(**h))
-    name = rule.name
+        if not shape:  # NumPy would make numbers of what is computed with arrays without axes
+            p, g = xp.reshape(p, (1,)), xp.reshape(g, (1,))
+            own = {slot: x if isinstance(x, Number) else xp.reshape(x, (1,)) for slot, x in own.items()}
+        new_p, new_slots = rule.update(Namespace(xp, p, group), p, g, SimpleNamespace(**own), SimpleNamespace(**h))
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
-    for what, new in {"p": new_p, **new_slots}.items():
+
+    def kept(what: str, new: Any) -> Any:
+        """A number, or an array, a copy if it is what came in."""
+        if what in declared and is_number(declared[what]):
+            if not is_one_number(new):
+                raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")
+            return float(new)
+        if is_one_number(new) and not hasattr(new, "dtype"):
+            raise TypeError(f"{name}.update returned {what}: the number {new}, expected an array like the parameter")
         if new.dtype != p.dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
         if new.shape != p.shape:
             raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {p.shape}")
-
-    def own(new: Any) -> Any:
-        """An array (NumPy makes scalars of those without axes), a copy if it is what came in, soon to be written over."""
-        return xp.asarray(new, copy=True if any(new is old for old in (p, g, *slots.values())) else None)
+        new = xp.asarray(new, copy=True if any(new is old for old in (p, g, *own.values())) else None)
+        return new if shape else xp.reshape(new, ())
 
     with current(p):
-        return own(new_p), {slot: own(new_slots[slot]) for slot in slots}
+        return kept("p", new_p), {slot: kept(slot, new_slots[slot]) for slot in slots}
 
 
 @np.errstate(all="ignore")  # for the casts that nditer makes: as in the fused engines, infinities and NaN pass silently
@@ -115,11 +228,20 @@ def _update_blocks(
         for block in blocks:
             (block_p, *block_slots, block_g), (new_p, *new_slots) = block[: len(before)], block[len(before) :]
             named = dict(zip(slots, block_slots, strict=True))
-            new_p[...], computed = _update_whole(rule, block_p, block_g, named, h)
+            new_p[...], computed = _update(rule, block_p, block_g, named, h, Group())
             for slot, new in zip(slots, new_slots, strict=True):
                 new[...] = computed[slot]
         made = blocks.operands[len(before) :]
     return made[0], dict(zip(slots, made[1:], strict=True))
+
+
+def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
+    """Return the array to evaluate with, a new one where it is not the parameter itself."""
+    declared, xp = starts(rule.slots), namespace(p)
+    own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
+    with np.errstate(all="ignore"), current(p):
+        found = rule.evaluation(Namespace(xp, p, Group()), p, SimpleNamespace(**own), SimpleNamespace(**h))
+        return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
 
 
 def sums_of_squares(g: Any, p: Any) -> list[float]:
@@ -140,5 +262,6 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool)
 
     """
     sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
-    p, g, *slots = (zeros_like(sample) for _ in range(2 + len(rule.slots)))
-    update(rule, p, g, dict(zip(rule.slots, slots, strict=True)), h)
+    p, g = zeros_like(sample), zeros_like(sample)
+    slots = {name: slot.start if is_number(slot) else zeros_like(p) for name, slot in starts(rule.slots).items()}
+    update(rule, p, g, slots, h)

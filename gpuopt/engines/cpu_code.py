@@ -206,7 +206,7 @@ exit:
 }}
 """
 
-# See gpuopt.engines.guard: lanes in order, then halves. %lanes does not escape, so the loops are vectorized.
+# See gpuopt.engines.norms: lanes in order, then halves. %lanes does not escape, so the loops are vectorized.
 _SUM = """
 define internal double @sum.{S}(ptr %g, i64 %n, double %scale) {{
   %lanes = alloca [{LANES} x double], align 64

@@ -104,21 +104,35 @@ def _root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return norms
 
 
+def root(sums: NDArray[np.float64]) -> float:
+    """Return the norm of one leaf, or of many whose sums were added, by its three sums."""
+    with np.errstate(all="ignore"):
+        return float(_root(_with_infinities(sums[None]))[0])
+
+
 def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     """Return the three sums of a flat NumPy array, the two scaled ones only for float64; the reference of the kernels."""
+    scales = SCALES[:1] if DTYPES[flat.dtype.name].squares_fit else SCALES
+    exact, total = flat.astype(np.float64), np.zeros(3)
+    with np.errstate(all="ignore"):
+        for k, scale in enumerate(scales):
+            total[k] = ordered_sum(np.square(exact * scale))
+    return total
+
+
+def ordered_sum(flat: NDArray[np.float64]) -> float:
+    """Add up in the fixed order; the reference of the kernels."""
     from gpuopt.engines.table import CHUNK
 
-    total = np.zeros(3)
-    scales = SCALES[:1] if DTYPES[flat.dtype.name].squares_fit else SCALES
+    total = np.zeros(1)
     with np.errstate(all="ignore"):
         for start in range(0, flat.size, BATCH * CHUNK):
             part = flat[start : start + BATCH * CHUNK]
             chunks = np.zeros((-(-part.size // CHUNK), CHUNK // LANES, LANES))
-            for k, scale in enumerate(scales):
-                chunks.reshape(-1)[: part.size] = np.square(part.astype(np.float64) * scale)
-                lanes = np.cumsum(chunks, axis=1)[:, -1]
-                while lanes.shape[1] > 1:
-                    half = lanes.shape[1] // 2
-                    lanes = lanes[:, :half] + lanes[:, half:]
-                total[k] = np.cumsum(np.concatenate([total[k : k + 1], lanes[:, 0]]))[-1]
-    return total
+            chunks.reshape(-1)[: part.size] = part
+            lanes = np.cumsum(chunks, axis=1)[:, -1]
+            while lanes.shape[1] > 1:
+                half = lanes.shape[1] // 2
+                lanes = lanes[:, :half] + lanes[:, half:]
+            total = np.cumsum(np.concatenate([total, lanes[:, 0]]))[-1:]
+    return float(total[0])

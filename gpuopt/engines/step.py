@@ -16,6 +16,7 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.trace import SCALE, is_elementwise
+from gpuopt.rules.slots import Filled, Shared, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -74,12 +75,14 @@ class Step:
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
-        self.slots = _with_new_slots(arrays, self._places, [rules[g].slots for g in groups], state)
+        self.slots = _with_new_slots(arrays, self._places, [rules[g] for g in groups], state)
         self._elementwise = [is_elementwise(rule) for rule in rules]
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
-            if engine != "array" and place is not None and (self._elementwise[group] or memory.is_without_gaps(a))
+            if engine != "array"
+            and place is not None
+            and (self._elementwise[group] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
         self._alone = sorted(set(range(len(arrays))) - set(together))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
@@ -88,7 +91,12 @@ class Step:
             array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
             place: memory.Overlaps(
-                [a for i, p in enumerate(self._places) if p is place for a in (arrays[i], *self.slots[i].values())]
+                [
+                    a
+                    for i, p in enumerate(self._places)
+                    if p is place
+                    for a in (arrays[i], *_arrays_of(rules[groups[i]], self.slots[i]))
+                ]
             )
             for place in dict.fromkeys(self._places)
             if place is not None
@@ -116,9 +124,9 @@ class Step:
         same = all(new.slots == old.slots for new, old in zip(rules, self.rules, strict=True))
         return same and all(step.computes(rules) for step in self._fused)
 
-    def scalars(self, step: int) -> list[dict[str, float]]:
-        """Return what `Rule.at` gives for each group."""
-        return [rule.at(step) for rule in self.rules]
+    def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
+        """Return what `Rule.at` gives for each group, from its carried numbers."""
+        return [rule.at(step, own) if own else rule.at(step) for rule, own in zip(self.rules, carried, strict=True)]
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record the gradients of the next step; None leaves a leaf alone.
@@ -229,8 +237,12 @@ class Step:
         for step in self._fused:
             step.prepare(scalars)
         if self._alone:
-            present = [i for i in self._alone if gradients[i] is not None]
-            writes = [write for i in present for write in self._writes(i, gradients[i], scalars)]
+            writes = [
+                write
+                for group in range(len(self.rules))
+                if (members := [i for i in self._alone if self._groups[i] == group and gradients[i] is not None])
+                for write in self._writes(group, members, gradients, scalars[group])
+            ]
             in_one_go((*self._calls, *writes, count))
         else:
             in_one_go((*self._calls, count))
@@ -250,15 +262,39 @@ class Step:
         place = place_of(target)
         return place.copying(target, source) if place else [array.assigning(target, source)]
 
-    def _writes(self, i: int, g: Any, scalars: Sequence[Mapping[str, float]]) -> list[Callable[[], object]]:
-        """Compute the update of a leaf, and return what writes the results."""
-        group, p, slots = self._groups[i], self._arrays[i], self.slots[i]
-        h = scalars[group]
-        if SCALE in h:
-            h = {**h, SCALE: float(self._scales[i])}
-        new_p, new_slots = array.update(self.rules[group], p, g, slots, h, elementwise=self._elementwise[group])
-        results = [(p, new_p), *((slots[name], new_slots[name]) for name in slots)]
-        return [call for target, new in results for call in self.copying(target, new)]
+    def _writes(
+        self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float]
+    ) -> list[Callable[[], object]]:
+        """Compute the update of the leaves of a group, and return what writes the results."""
+        rule = self.rules[group]
+        declared = starts(rule.slots)
+        before = [
+            (
+                self._arrays[i],
+                gradients[i],
+                {name: float(x) if is_number(declared[name]) else x for name, x in self.slots[i].items()},
+            )
+            for i in members
+        ]
+        if self._elementwise[group]:
+            scaled = [{**h, SCALE: float(self._scales[i])} if SCALE in h else h for i in members]
+            after = [array.update(rule, *leaf, own, elementwise=True) for leaf, own in zip(before, scaled, strict=True)]
+        else:
+            scales = [float(self._scales[i]) for i in members]
+            after = array.update_group(rule, before, h, scales if SCALE in h else None)
+        results = [
+            pair
+            for i, (new_p, new_slots) in zip(members, after, strict=True)
+            for pair in [(self._arrays[i], new_p), *((self.slots[i][name], new) for name, new in new_slots.items())]
+        ]
+        shared = {name: after[0][1][name] for name, slot in declared.items() if isinstance(slot, Shared)}
+        others = [i for i, own in enumerate(self._groups) if own == group and i not in members]
+        results += [(self.slots[i][name], new) for i in others for name, new in shared.items()]
+        return [
+            call
+            for target, new in results
+            for call in ([array.assigning(target, new)] if isinstance(new, float) else self.copying(target, new))
+        ]
 
 
 def check_fusable(name: str, a: Any) -> None:
@@ -297,15 +333,21 @@ def warn_without_machine_code() -> None:
 def _with_new_slots(
     arrays: Sequence[Any],
     places: Sequence[Place | None],
-    names: Sequence[tuple[str, ...]],
+    rules: Sequence[Rule],
     state: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Slots of each leaf, in the order of the rule; the new ones lie side by side, one buffer for each slot and place."""
-    slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(names, state, strict=True)]
+    """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
+
+    A number is a NumPy array of float64 without axes.
+    """
+    declared = [starts(rule.slots) for rule in rules]
+    slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
-            if value is None:
+            if value is None and is_number(start := declared[i][name]):
+                own[name] = np.array(start.start, np.float64)
+            elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
         if place is not None:
@@ -314,4 +356,10 @@ def _with_new_slots(
             new = [array.zeros_like(arrays[i]) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
+            if declared[i][name] != Filled():
+                array.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
     return slots
+
+
+def _arrays_of(rule: Rule, slots: Mapping[str, Any]) -> list[Any]:
+    return [slots[name] for name, slot in starts(rule.slots).items() if not is_number(slot)]

@@ -14,8 +14,10 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from gpuopt.rules.slots import is_number, starts
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuopt.rules.base import Rule
 
@@ -35,7 +37,19 @@ _ON_HOST = {
     "pow": "{} ** {}",
     "neg": "-{}",
     "abs": "abs({})",
+    "sqrt": "sqrt({})",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "and": "{} and {}",
+    "or": "{} or {}",
+    "not": "not {}",
+    "where": "{1} if {0} else {2}",
 }
+_FUNCTIONS_ON_HOST = {"sqrt": lambda x: math.sqrt(x) if x >= 0 else math.nan}
 
 
 class TraceError(TypeError):
@@ -81,7 +95,8 @@ class Program:
                 case Node(op, args):
                     formulas.append(f"({_ON_HOST[op].format(*[formulas[i] for i in args])})")
         # Compiled, since it runs at every step: an interpreter of the nodes takes ten times as long.
-        return eval(f"lambda h: [{', '.join(formulas[i] for i in self.coefficients)}]")  # type: ignore[no-any-return]
+        code = f"lambda h: [{', '.join(formulas[i] for i in self.coefficients)}]"
+        return eval(code, {**_FUNCTIONS_ON_HOST})  # type: ignore[no-any-return]
 
 
 def trace(rule: Rule) -> Program:
@@ -115,6 +130,8 @@ def trace(rule: Rule) -> Program:
 
 def is_elementwise(rule: Rule) -> bool:
     """Whether a rule can be traced, and so is known to treat every element alike."""
+    if any(map(is_number, starts(rule.slots).values())):
+        return False
     try:
         trace(rule)
     except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
@@ -150,11 +167,21 @@ class _Tape:
             case Symbol():
                 return value
             case Scalar():
-                return Symbol(self, "coefficient", self.coefficients.setdefault(value.index, len(self.coefficients)))
+                index = self.coefficients.setdefault(value.index, len(self.coefficients))
+                number = Symbol(self, "coefficient", index)  # of a truth value, 0 or 1
+                return number._apply("ne", number, 0.0) if value.is_mask else number
             case Real():
                 return Symbol(self, "literal", float(value).hex())
             case _:
                 raise self.error(f"uses {value!r} ({type(value).__name__})", "a number, a hyperparameter or an array")
+
+    def check_kinds(self, op: str, args: Sequence[Scalar | Symbol]) -> None:
+        """Raise TraceError where an operation gets numbers for truth values, or the reverse."""
+        wants_masks = {"where": (True, False, False)}.get(op, (op in LOGIC,) * len(args))
+        for arg, wanted in zip(args, wants_masks, strict=True):
+            if arg.is_mask != wanted:
+                kinds = ("numbers", "truth values")
+                raise self.error(f"gives {kinds[arg.is_mask]} to '{op}'", kinds[wanted])
 
     def error(self, what: str, expected: str) -> TraceError:
         return TraceError(
@@ -235,18 +262,22 @@ _install_operators()
 
 
 class Scalar(_Expression):
-    """A number of the step, known on the host."""
+    """A number of the step, known on the host; ``is_mask`` if it is a truth value."""
 
     def __init__(self, tape: _Tape, op: str, *args: Any) -> None:
         self.tape = tape
         self.index = tape.scalars.index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
 
     def _apply(self, op: str, *args: Any) -> Any:
         if any(isinstance(a, Symbol) for a in args):
             return self.tape.element(self)._apply(op, *args)
-        if op not in _ON_HOST:
-            raise self.tape.error(f"compares hyperparameters ({op})", "such a choice made in Rule.coefficients")
-        return Scalar(self.tape, op, *[self.tape.scalar(a).index for a in args])
+        scalars = [self.tape.scalar(a) for a in args]
+        self.tape.check_kinds(op, scalars)
+        return Scalar(self.tape, op, *[scalar.index for scalar in scalars])
+
+    def __invert__(self) -> Scalar:
+        return self._apply("not", self)  # type: ignore[no-any-return]
 
 
 class Symbol(_Expression):
@@ -261,11 +292,7 @@ class Symbol(_Expression):
         if op == "pow":
             return self._power(*args)
         symbols = [self.tape.element(a) for a in args]
-        wants_masks = {"where": (True, False, False)}.get(op, (op in LOGIC,) * len(symbols))
-        for symbol, wanted in zip(symbols, wants_masks, strict=True):
-            if symbol.is_mask != wanted:
-                kinds = ("numbers", "truth values")
-                raise self.tape.error(f"gives {kinds[symbol.is_mask]} to '{op}'", kinds[wanted])
+        self.tape.check_kinds(op, symbols)
         return Symbol(self.tape, op, *[symbol.index for symbol in symbols])
 
     def _power(self, base: Any, exponent: Any) -> Symbol:
@@ -308,12 +335,12 @@ class Namespace:
             known = ", ".join(sorted([*self._OPERATIONS, *derived]))
             raise self._tape.error(f"calls xp.{name}", f"elementwise functions ({known})")
 
-        def function(*args: Any) -> Symbol:
-            if not any(isinstance(a, Symbol) for a in args):
-                raise self._tape.error(
-                    f"calls xp.{name} on numbers alone", "plain arithmetic (x ** 0.5) or Rule.coefficients"
-                )
-            return self._tape.element(args[0])._apply(op, *args)
+        def function(*args: Any) -> Any:
+            if any(isinstance(a, Symbol) for a in args):
+                return self._tape.element(args[0])._apply(op, *args)
+            if op not in _ON_HOST:
+                raise self._tape.error(f"calls xp.{name} on numbers alone", "Rule.coefficients")
+            return self._tape.scalar(args[0])._apply(op, *args)
 
         return function
 
@@ -360,5 +387,6 @@ class Namespace:
         return x.tape.element(1)
 
     def _pick(self, comparison: str, x: Any, y: Any) -> Symbol:
-        x, y = self._tape.element(x), self._tape.element(y)
-        return self.where(self.logical_or(x._apply(comparison, x, y), self.isnan(x)), x, y)
+        """One of two values by a comparison; the first one if it is NaN."""
+        compare = {"lt": self.less, "gt": self.greater}[comparison]
+        return self.where(self.logical_or(compare(x, y), self.isnan(x)), x, y)

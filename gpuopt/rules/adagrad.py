@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.slots import like
 
 
 @dataclass(frozen=True)
 class AdaGrad(Rule):
     r"""AdaGrad (Duchi, Hazan & Singer 2011, JMLR 12:2121).
 
-    ``cache += g*g;  p -= lr*g / (sqrt(cache) + eps)``
+    ``cache += g*g;  p -= lr*g / (sqrt(cache + eps_root) + eps)``
 
     Parameters
     ----------
     lr
         Learning rate, at least 0.
     eps
-        Keeps the division finite, at least 0; outside of the root.
+        Keeps the division finite, at least 0; outside of the root, as in PyTorch.
+    eps_root
+        The same inside of the root, as in Keras and Optax.
+    initial
+        What the cache starts at, at least 0. Keras and Optax take 0.1.
 
     Examples
     --------
@@ -34,10 +39,14 @@ class AdaGrad(Rule):
 
     lr: Hyper = bounded(0.01, 0)
     eps: Hyper = bounded(1e-7, 0)
+    _: KW_ONLY
+    eps_root: Hyper = bounded(0.0, 0)
+    initial: Hyper = bounded(0.0, 0)
 
-    slots = ("cache",)
+    slots = {"cache": like("initial")}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         cache = s.cache + g * g
-        return p - h.lr * g / (xp.sqrt(cache) + h.eps), {"cache": cache}
+        square = cache + h.eps_root if self.eps_root else cache
+        return p - h.lr * g / (xp.sqrt(square) + h.eps), {"cache": cache}

@@ -88,6 +88,50 @@ class Flag:
 
 
 @dataclass(frozen=True)
+class Count:
+    """Integers from 1 on; they decide how a formula is written, so no schedule may be given."""
+
+    scheduled = False
+
+    def __str__(self) -> str:
+        return "a positive integer"
+
+    def checked(self, value: Any, where: str, step: int | None = None) -> int:
+        """See `Kind.checked`."""
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError(f"{where}{_when(step)}: got {value!r:.80} ({type(value).__name__}), expected {self}")
+        number = float(value)
+        if not (math.isfinite(number) and number >= 1 and number == math.floor(number)):
+            raise ValueError(f"{where}{_when(step)}: got {value}, expected {self}")
+        return int(number)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Arrays of the caller: one like the leaf, or a tree like the parameters; where ``or_number``, a number will do."""
+
+    or_number: bool = False
+
+    @property
+    def scheduled(self) -> bool:
+        """Where a number will do, a schedule will."""
+        return self.or_number
+
+    def __str__(self) -> str:
+        return (
+            "a number, " if self.or_number else ""
+        ) + "an array like the leaf or a tree of arrays like the parameters"
+
+    def checked(self, value: Any, where: str, step: int | None = None) -> Any:
+        """See `Kind.checked`."""
+        if step is None and (hasattr(value, "shape") or isinstance(value, dict | list | tuple)):
+            return value
+        if self.or_number:
+            return Number().checked(value, where, step)
+        raise TypeError(f"{where}: got {value!r:.80} ({type(value).__name__}), expected {self}")
+
+
+@dataclass(frozen=True)
 class Hyperparameter:
     """A checked number, flag or schedule.
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.slots import Filled, Slot, like
 
 
 @dataclass(frozen=True)
 class RMSProp(Rule):
     r"""RMSProp (Tieleman & Hinton 2012, Coursera "Neural Networks for Machine Learning", lecture 6.5).
 
-    ``cache = rho*cache + (1-rho)*g*g;  p -= lr*g / (sqrt(cache) + eps)``
+    ``cache = rho*cache + (1-rho)*g*g;  p -= lr*g / (sqrt(cache + eps_root) + eps)``
 
     Parameters
     ----------
@@ -21,7 +22,21 @@ class RMSProp(Rule):
     rho
         Fraction of the cache that is kept, in [0, 1). PyTorch calls it ``alpha``.
     eps
-        Keeps the division finite, at least 0; outside of the root.
+        Keeps the division finite, at least 0; outside of the root, as in PyTorch.
+    eps_root
+        The same inside of the root, as in Keras and Optax.
+    momentum
+        With it, ``v = momentum*v + lr*g / (...);  p -= v``.
+    nesterov
+        Look ahead along ``v``: ``p -= momentum*v + lr*g / (...)``.
+    lr_in_velocity
+        Whether ``v`` has the learning rate in it, as in Keras and Optax; not so in PyTorch.
+    centered
+        Subtract the square of an average of gradients from the cache (Graves 2013, arXiv:1308.0850).
+    initial
+        What the cache starts at.
+    bias_correction
+        Divide both averages by ``1 - rho**t``, as `Adam` does.
 
     Examples
     --------
@@ -37,10 +52,42 @@ class RMSProp(Rule):
     lr: Hyper = bounded(0.001, 0)
     rho: Hyper = bounded(0.9, 0, 1)
     eps: Hyper = bounded(1e-7, 0)
+    _: KW_ONLY
+    eps_root: Hyper = bounded(0.0, 0)
+    momentum: Hyper = bounded(0.0, 0, 1)
+    nesterov: bool = False
+    lr_in_velocity: bool = True
+    centered: bool = False
+    initial: Hyper = bounded(0.0, 0)
+    bias_correction: bool = False
 
-    slots = ("cache",)
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """The cache; a velocity with momentum, an average gradient if centered."""
+        slots: dict[str, Slot] = {"cache": like("initial")}
+        if self.momentum:
+            slots["v"] = Filled(0.0)
+        if self.centered:
+            slots["average"] = Filled(0.0)
+        return slots
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         cache = h.rho * s.cache + (1 - h.rho) * (g * g)
-        return p - h.lr * g / (xp.sqrt(cache) + h.eps), {"cache": cache}
+        slots, square = {"cache": cache}, cache
+        correction = 1 / (1 - h.rho**h.t) if self.bias_correction else 1.0
+        if self.bias_correction:
+            square = cache * correction
+        if self.centered:
+            average = slots["average"] = h.rho * s.average + (1 - h.rho) * g
+            mean = average * correction if self.bias_correction else average
+            square = square - mean * mean
+        if self.eps_root:
+            square = square + h.eps_root
+        root = xp.sqrt(square) + h.eps
+        if not self.momentum:
+            return p - h.lr * g / root, slots
+        step = h.lr * g / root if self.lr_in_velocity else g / root
+        v = slots["v"] = h.momentum * s.v + step
+        move = h.momentum * v + step if self.nesterov else v
+        return p - (move if self.lr_in_velocity else h.lr * move), slots

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,12 @@ class SGD(Rule):
         Fraction of the previous update that is kept, in [0, 1). At 0 there is no velocity ``v`` and no state.
     nesterov
         Look ahead along the new velocity (Sutskever et al. 2013, "On the importance of initialization and momentum").
+    dampening
+        Fraction of the gradient that ``v`` does not get, in [0, 1]; the first step gets all of it, as in PyTorch.
+    dampen_first
+        Whether the first step is dampened, too, as in MLX.
+    lr_in_velocity
+        Whether ``v`` has the learning rate in it. Otherwise ``v = momentum*v + g;  p -= lr*v``.
 
     Warnings
     --------
@@ -48,15 +57,26 @@ class SGD(Rule):
     lr: Hyper = bounded(0.01, 0)
     momentum: Hyper = bounded(0.0, 0, 1)
     nesterov: bool = False
+    _: KW_ONLY
+    dampening: Hyper = bounded(0.0, 0)
+    dampen_first: bool = False
+    lr_in_velocity: bool = True
 
     @property
     def slots(self) -> tuple[str, ...]:
         """``v`` with momentum, nothing without."""
         return ("v",) if self.momentum else ()
 
+    def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
+        """What the velocity gets of the gradient."""
+        return {"undamped": 1.0 if h.t == 1 and not self.dampen_first else 1.0 - h.dampening}
+
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:  # noqa: ARG002
         """See :meth:`Rule.update`."""
         if not self.slots:
             return p - h.lr * g, {}
-        v = h.momentum * s.v - h.lr * g
+        if not self.lr_in_velocity:
+            v = h.momentum * s.v + h.undamped * g
+            return p - h.lr * (g + h.momentum * v if self.nesterov else v), {"v": v}
+        v = h.momentum * s.v - h.lr * h.undamped * g
         return p + (h.momentum * v - h.lr * g if self.nesterov else v), {"v": v}

@@ -1,0 +1,281 @@
+"""What the array engine hands to an update beside arrays: numbers, and a namespace that also reduces."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from gpuopt.backends import to_numpy
+from gpuopt.engines import memory
+from gpuopt.engines.norms import ordered_sum, root, sums_of_squares
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+Partial = Any
+"""Of one leaf, what a total over leaves is made of."""
+
+
+class Number(float):
+    """A float64 of a leaf or of a group.
+
+    Arithmetic on numbers is that of float64, without errors: ``1 / 0`` is infinity. In an expression with an array it is
+    one of Python's numbers, rounded once to the array's dtype. A library that insists on Python's own types has it on the
+    left: ``number * array``.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # NumPy leaves arithmetic with it to us, who know that it is one of Python's numbers
+    __array_priority__ = 1000
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        return float.__float__(self)
+
+    def __float__(self) -> float:
+        return self.value
+
+    def __bool__(self) -> bool:
+        raise TypeError("an update branches on a number (if, and, or, not, min, max); it needs xp.where, & or |")
+
+    def __neg__(self) -> Number:
+        return Number(-self.value)
+
+    def __pos__(self) -> Number:
+        return self
+
+    def __abs__(self) -> Number:
+        return Number(abs(self.value))
+
+    __hash__ = object.__hash__
+
+
+def _install_operators() -> None:
+    def arithmetic(function: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Number, Any], Any]:
+        def method(self: Number, other: Any) -> Any:
+            number = is_number(other)
+            own: Any = np.float64(self.value) if number else self.value
+            other = np.float64(other) if number else other
+            with np.errstate(all="ignore"):
+                value = function(other, own) if swapped else function(own, other)
+            return Number(value) if isinstance(value, np.float64) else value
+
+        return method
+
+    operators: dict[str, Callable[[Any, Any], Any]] = {
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "mul": lambda a, b: a * b,
+        "truediv": lambda a, b: a / b,
+        "pow": lambda a, b: a**b,
+    }
+    for name, function in operators.items():
+        setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
+        setattr(Number, f"__r{name}__", arithmetic(function, swapped=True))
+    comparisons: dict[str, Callable[[Any, Any], Any]] = {
+        "lt": lambda a, b: a < b,
+        "le": lambda a, b: a <= b,
+        "gt": lambda a, b: a > b,
+        "ge": lambda a, b: a >= b,
+        "eq": lambda a, b: a == b,
+        "ne": lambda a, b: a != b,
+    }
+    for name, function in comparisons.items():
+        setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
+
+
+def is_number(x: Any) -> bool:
+    """Whether this is one number, or one truth value, and no array."""
+    return isinstance(x, Real | np.bool_)
+
+
+_install_operators()
+
+
+class Unknown(BaseException):
+    """Raised where an update needs a total over leaves of which not all have been seen; no error."""
+
+
+class Total(Number):
+    """A total over all leaves of a group: known once every leaf has told its part, until then NaN."""
+
+    __slots__ = ("is_known",)
+    is_known: bool
+
+    def __new__(cls, known: float | None) -> Self:
+        """Make one, of which nothing may be known yet."""
+        new = super().__new__(cls, math.nan if known is None else known)
+        new.is_known = known is not None
+        return new
+
+    @property
+    def value(self) -> float:
+        """The total; asked for too early, it ends this run of the update."""
+        if not self.is_known:
+            raise Unknown
+        return float.__float__(self)
+
+
+@dataclass
+class Group:
+    """Totals over the leaves of a group.
+
+    All leaves run their update until they need a total; then they run it again, knowing more. An update has no effects,
+    so all runs agree as far as they get.
+    """
+
+    known: list[float] = field(default_factory=list)
+    partials: list[list[tuple[str, Partial]]] = field(default_factory=list)
+    """Of each leaf, in this round: what each total that it came by is made of."""
+    reduces: bool = False
+    """Whether an update has asked for any reduction."""
+
+    def settle(self) -> bool:
+        """Work out the totals that all leaves have come by; return whether any is new."""
+        if not any(len(own) > len(self.known) for own in self.partials):
+            return False
+        counts = {len(own) for own in self.partials}
+        kinds = {tuple(kind for kind, _ in own) for own in self.partials}
+        if len(counts) != 1 or len(kinds) != 1:
+            raise TypeError("an update takes other totals over leaves (xp.total...) for one leaf than for another")
+        for k in range(len(self.known), counts.pop()):
+            self.known.append(COMBINE[self.partials[0][k][0]]([own[k][1] for own in self.partials]))
+        self.partials = []
+        return True
+
+
+def _in_order(partials: Sequence[float]) -> float:
+    with np.errstate(all="ignore"):
+        return float(0.0 + np.cumsum(np.array(partials, np.float64))[-1])
+
+
+COMBINE: dict[str, Callable[[Sequence[Partial]], float]] = {
+    "sum": _in_order,
+    "max": lambda partials: float(np.max(partials)),
+    "norm": lambda partials: root(np.cumsum(np.array(partials), axis=0)[-1]),
+}
+"""From the leaves' parts in order, the total."""
+
+
+class Namespace:
+    """The array API namespace of a leaf, and sums over that leaf and over all leaves of its group.
+
+    Functions of numbers alone are those of float64.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    like
+        The parameter.
+    group
+        Totals over its group.
+
+    """
+
+    def __init__(self, xp: Any, like: Any, group: Group) -> None:
+        self._xp, self._like, self._group = xp, like, group
+        self._own: list[tuple[str, Partial]] = []
+        group.partials.append(self._own)
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._xp, name)
+        if not callable(function) or isinstance(function, type):
+            return function
+
+        def with_numbers(*args: Any, **options: Any) -> Any:
+            if args and all(map(is_number, args)):
+                with np.errstate(all="ignore"):
+                    value = getattr(np, name)(*[np.float64(x) if not _is_truth(x) else x for x in args], **options)
+                return value if _is_truth(value) else Number(value)
+            return function(*[x.value if isinstance(x, Number) else x for x in args], **options)
+
+        return with_numbers
+
+    def where(self, condition: Any, x: Any, y: Any) -> Any:
+        """Choose for each element; among numbers, if the condition is one truth value."""
+        if is_number(condition):
+            chosen, other = (x, y) if condition else (y, x)
+            if not is_number(chosen):
+                return chosen
+            return Number(chosen) if is_number(other) else self._xp.full_like(other, float(chosen))
+        values = [float(value) if is_number(value) else value for value in (x, y)]
+        if all(map(is_number, (x, y))):
+            values[0] = self._xp.full_like(self._like, values[0])
+        return self._xp.where(condition, *values)
+
+    def sum(self, u: Any) -> Number:
+        """Sum of the leaf's elements."""
+        return Number(self._sum(u))
+
+    def dot(self, u: Any, v: Any) -> Number:
+        """Sum of the products of the leaf's elements."""
+        return Number(self._dot(u, v))
+
+    def norm(self, u: Any) -> Number:
+        """Euclidean norm of the leaf; neither squares that overflow nor that vanish spoil it."""
+        return Number(root(self._squares(u)))
+
+    def max(self, u: Any) -> Number:
+        """The largest element of the leaf; minus infinity if it has none, NaN if it has a NaN."""
+        return Number(self._max(u))
+
+    def total(self, u: Any) -> Number:
+        """Sum of the elements of all leaves of the group."""
+        return self._total("sum", self._sum(u))
+
+    def total_dot(self, u: Any, v: Any) -> Number:
+        """Sum of the products of the elements of all leaves of the group."""
+        return self._total("sum", self._dot(u, v))
+
+    def total_norm(self, u: Any) -> Number:
+        """Euclidean norm of all leaves of the group together."""
+        return self._total("norm", self._squares(u))
+
+    def total_max(self, u: Any) -> Number:
+        """The largest element of all leaves of the group."""
+        return self._total("max", self._max(u))
+
+    def _sum(self, u: Any) -> float:
+        return ordered_sum(self._flat(u).astype(np.float64))
+
+    def _dot(self, u: Any, v: Any) -> float:
+        with np.errstate(all="ignore"):
+            return ordered_sum(self._flat(u).astype(np.float64) * self._flat(v).astype(np.float64))
+
+    def _squares(self, u: Any) -> NDArray[np.float64]:
+        return sums_of_squares(self._flat(u))
+
+    def _max(self, u: Any) -> float:
+        flat = self._flat(u)
+        return float(np.max(flat)) + 0.0 if flat.size else -math.inf
+
+    def _flat(self, u: Any) -> NDArray[Any]:
+        """The elements on the host, as those of the parameter lie in memory."""
+        self._group.reduces = True
+        if is_number(u):
+            raise TypeError(f"an update reduces {u!r}, expected an array like the parameter")
+        try:
+            values = to_numpy(u)
+        except (RuntimeError, TypeError):  # of a library that leaves the way to the host to the caller
+            values = np.from_dlpack(u, device="cpu")
+        if values.dtype.kind != "f":
+            given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
+            raise TypeError(f"an update reduces {given}, expected numbers, as xp.where(condition, 1, 0) gives")
+        return memory.in_memory_order(np.broadcast_to(values, self._like.shape), self._like)
+
+    def _total(self, kind: str, partial: Partial) -> Total:
+        k = len(self._own)
+        self._own.append((kind, partial))
+        return Total(self._group.known[k] if k < len(self._group.known) else None)
+
+
+def _is_truth(x: Any) -> bool:
+    return isinstance(x, bool | np.bool_)

@@ -1,0 +1,69 @@
+"""The optimizers of MLX (0.32). Unless told otherwise, its Adam corrects no moments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gpuopt as rules
+from gpuopt.like._common import around
+from gpuopt.transforms.decay import L2, WeightDecay
+
+if TYPE_CHECKING:
+    from gpuopt.rules.base import Hyper, Rule
+
+__all__ = ["SGD", "AdaDelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "RMSprop"]
+
+Betas = tuple[float, float]
+
+
+def SGD(
+    learning_rate: Hyper,
+    momentum: Hyper = 0.0,
+    weight_decay: Hyper = 0.0,
+    dampening: Hyper = 0.0,
+    nesterov: bool = False,
+) -> Rule:
+    """``mlx.optimizers.SGD``: the first step is dampened, too."""
+    rule = rules.SGD(learning_rate, momentum, nesterov, dampening=dampening, dampen_first=True, lr_in_velocity=False)
+    return around(rule, (L2, weight_decay))
+
+
+def RMSprop(learning_rate: Hyper, alpha: Hyper = 0.99, eps: Hyper = 1e-8) -> Rule:
+    """``mlx.optimizers.RMSprop``."""
+    return rules.RMSProp(learning_rate, alpha, eps)
+
+
+def Adagrad(learning_rate: Hyper, eps: Hyper = 1e-8) -> Rule:
+    """``mlx.optimizers.Adagrad``."""
+    return rules.AdaGrad(learning_rate, eps)
+
+
+def AdaDelta(learning_rate: Hyper, rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Rule:
+    """``mlx.optimizers.AdaDelta``."""
+    return rules.AdaDelta(learning_rate, rho, eps)
+
+
+def Adam(learning_rate: Hyper, betas: Betas = (0.9, 0.999), eps: Hyper = 1e-8, bias_correction: bool = False) -> Rule:
+    """``mlx.optimizers.Adam``."""
+    return rules.Adam(learning_rate, *betas, eps, bias_correction=bias_correction)
+
+
+def AdamW(
+    learning_rate: Hyper,
+    betas: Betas = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    bias_correction: bool = False,
+) -> Rule:
+    """``mlx.optimizers.AdamW``."""
+    return rules.AdamW(learning_rate, *betas, eps, bias_correction=bias_correction, weight_decay=weight_decay)
+
+
+def Adamax(learning_rate: Hyper, betas: Betas = (0.9, 0.999), eps: Hyper = 1e-8) -> Rule:
+    """``mlx.optimizers.Adamax``."""
+    return rules.AdaMax(learning_rate, *betas, eps, bias_correction=False)
+
+
+def Lion(learning_rate: Hyper, betas: Betas = (0.9, 0.99), weight_decay: Hyper = 0.0) -> Rule:
+    """``mlx.optimizers.Lion``."""
+    return around(rules.Lion(learning_rate, *betas), (WeightDecay, weight_decay))

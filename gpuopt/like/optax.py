@@ -1,0 +1,293 @@
+"""The algorithms of Optax (0.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuopt.like._common import around
+from gpuopt.rules.adabelief import AdaBelief
+from gpuopt.rules.adadelta import AdaDelta
+from gpuopt.rules.adagrad import AdaGrad
+from gpuopt.rules.adam import Adam
+from gpuopt.rules.adamax import AdaMax
+from gpuopt.rules.adamw import AdamW
+from gpuopt.rules.adan import Adan
+from gpuopt.rules.fromage import Fromage
+from gpuopt.rules.lamb import LAMB
+from gpuopt.rules.lars import LARS
+from gpuopt.rules.lion import Lion
+from gpuopt.rules.novograd import Novograd
+from gpuopt.rules.prodigy import Prodigy
+from gpuopt.rules.radam import RAdam
+from gpuopt.rules.rmsprop import RMSProp
+from gpuopt.rules.rprop import Rprop
+from gpuopt.rules.schedulefree import ScheduleFreeAdamW, ScheduleFreeSGD
+from gpuopt.rules.sgd import SGD
+from gpuopt.rules.yogi import Yogi
+from gpuopt.transforms.decay import L2, WeightDecay
+
+if TYPE_CHECKING:
+    from gpuopt.rules.base import Hyper, Rule
+
+__all__ = [
+    "adabelief",
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamaxw",
+    "adamw",
+    "adan",
+    "amsgrad",
+    "fromage",
+    "lamb",
+    "lars",
+    "lion",
+    "nadam",
+    "nadamw",
+    "novograd",
+    "prodigy",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
+    "sgd",
+    "yogi",
+]
+
+
+def sgd(learning_rate: Hyper, momentum: Hyper | None = None, nesterov: bool = False) -> Rule:
+    """``optax.sgd``: the learning rate stays outside of the momentum."""
+    return SGD(learning_rate, momentum or 0, nesterov, lr_in_velocity=False)
+
+
+def adam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    *,
+    nesterov: bool = False,
+) -> Rule:
+    """``optax.adam``."""
+    return Adam(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov)
+
+
+def adamw(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 1e-4,
+    *,
+    nesterov: bool = False,
+) -> Rule:
+    """``optax.adamw``."""
+    return AdamW(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov, weight_decay=weight_decay)
+
+
+def nadam(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0) -> Rule:
+    """``optax.nadam``: the momentum does not grow, unlike that of `gpuopt.NAdam`."""
+    return adam(learning_rate, b1, b2, eps, eps_root, nesterov=True)
+
+
+def nadamw(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 1e-4,
+) -> Rule:
+    """``optax.nadamw``."""
+    return adamw(learning_rate, b1, b2, eps, eps_root, weight_decay, nesterov=True)
+
+
+def amsgrad(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0) -> Rule:
+    """``optax.amsgrad``: the largest of the corrected second moments."""
+    return Adam(learning_rate, b1, b2, eps, eps_root=eps_root, amsgrad=True, largest_corrected=True)
+
+
+def adamax(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Rule:
+    """``optax.adamax``."""
+    return AdaMax(learning_rate, b1, b2, eps=0, eps_inside=eps)
+
+
+def adamaxw(
+    learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, weight_decay: Hyper = 1e-4
+) -> Rule:
+    """``optax.adamaxw``."""
+    return around(adamax(learning_rate, b1, b2, eps), (WeightDecay, weight_decay))
+
+
+def adadelta(learning_rate: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6, weight_decay: Hyper = 0.0) -> Rule:
+    """``optax.adadelta``; its default without a learning rate is a step uphill, here 1."""
+    return around(AdaDelta(learning_rate, rho, eps), (L2, weight_decay))
+
+
+def adagrad(learning_rate: Hyper, initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> Rule:
+    """``optax.adagrad``: ``eps`` is inside of the root."""
+    return AdaGrad(learning_rate, eps=0, eps_root=eps, initial=initial_accumulator_value)
+
+
+def rmsprop(
+    learning_rate: Hyper,
+    decay: Hyper = 0.9,
+    eps: Hyper = 1e-8,
+    initial_scale: float = 0.0,
+    eps_in_sqrt: bool = True,
+    centered: bool = False,
+    momentum: Hyper | None = None,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+) -> Rule:
+    """``optax.rmsprop``: the learning rate is inside of the momentum."""
+    outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
+    return RMSProp(
+        *(learning_rate, decay, outside),
+        eps_root=inside,
+        momentum=momentum or 0,
+        nesterov=nesterov,
+        centered=centered,
+        initial=initial_scale,
+        bias_correction=bias_correction,
+    )
+
+
+def radam(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 0.0,
+    threshold: Hyper = 5.0,
+    *,
+    nesterov: bool = False,
+) -> Rule:
+    """``optax.radam``."""
+    return RAdam(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov, threshold=threshold)
+
+
+def yogi(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-3) -> Rule:
+    """``optax.yogi``."""
+    return Yogi(learning_rate, b1, b2, eps)
+
+
+def adabelief(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-16,
+    eps_root: Hyper = 1e-16,
+    *,
+    nesterov: bool = False,
+) -> Rule:
+    """``optax.adabelief``."""
+    return AdaBelief(learning_rate, b1, b2, eps, nesterov=nesterov, eps_belief=eps_root)
+
+
+def adan(
+    learning_rate: Hyper,
+    b1: Hyper = 0.98,
+    b2: Hyper = 0.92,
+    b3: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    eps_root: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+) -> Rule:
+    """``optax.adan``."""
+    return around(Adan(learning_rate, b1, b2, b3, eps, eps_root), (WeightDecay, weight_decay))
+
+
+def lion(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.99, weight_decay: Hyper = 1e-3) -> Rule:
+    """``optax.lion``."""
+    return around(Lion(learning_rate, b1, b2), (WeightDecay, weight_decay))
+
+
+def rprop(
+    learning_rate: Hyper,
+    eta_minus: Hyper = 0.5,
+    eta_plus: Hyper = 1.2,
+    min_step_size: Hyper = 1e-6,
+    max_step_size: Hyper = 50.0,
+) -> Rule:
+    """``optax.rprop``, which makes each move one step late."""
+    return Rprop(learning_rate, eta_minus, eta_plus, min_step_size, max_step_size, late=True)
+
+
+def lamb(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-6,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 0.0,
+) -> Rule:
+    """``optax.lamb``."""
+    return LAMB(learning_rate, b1, b2, eps, eps_root=eps_root, weight_decay=weight_decay)
+
+
+def lars(
+    learning_rate: Hyper,
+    weight_decay: Hyper = 0.0,
+    trust_coefficient: Hyper = 0.001,
+    eps: Hyper = 0.0,
+    momentum: Hyper = 0.9,
+    nesterov: bool = False,
+) -> Rule:
+    """``optax.lars``."""
+    return LARS(learning_rate, momentum, weight_decay, trust_coefficient, eps, nesterov)
+
+
+def novograd(
+    learning_rate: Hyper,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.25,
+    eps: Hyper = 1e-6,
+    eps_root: Hyper = 0.0,
+    weight_decay: Hyper = 0.0,
+) -> Rule:
+    """``optax.novograd``."""
+    return Novograd(learning_rate, b1, b2, eps, eps_root, weight_decay)
+
+
+def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6) -> Rule:
+    """``optax.fromage``."""
+    return Fromage(learning_rate, min_norm)
+
+
+def prodigy(
+    learning_rate: Hyper = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    estim_lr0: float = 1e-6,
+    estim_lr_coef: Hyper = 1.0,
+    weight_decay: Hyper = 0.0,
+    safeguard_warmup: bool = False,
+) -> Rule:
+    """``optax.contrib.prodigy``."""
+    return Prodigy(
+        learning_rate, *betas, eps, weight_decay, estim_lr0, estim_lr_coef, safeguard_warmup=safeguard_warmup
+    )
+
+
+def schedule_free_sgd(
+    learning_rate: Hyper = 1.0, b1: Hyper = 0.9, weight_decay: Hyper | None = None, weight_lr_power: Hyper = 2.0
+) -> Rule:
+    """``optax.contrib.schedule_free_sgd``, without its warm-up."""
+    return around(ScheduleFreeSGD(learning_rate, b1, weight_lr_power), (L2, weight_decay))
+
+
+def schedule_free_adamw(
+    learning_rate: Hyper = 0.0025,
+    b1: Hyper = 0.9,
+    b2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    weight_lr_power: Hyper = 2.0,
+) -> Rule:
+    """``optax.contrib.schedule_free_adamw``, without its warm-up."""
+    return ScheduleFreeAdamW(learning_rate, b1, weight_lr_power, b2, eps, weight_decay)

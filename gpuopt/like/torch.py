@@ -1,0 +1,165 @@
+"""The algorithms of ``torch.optim`` (2.13)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gpuopt as rules
+from gpuopt.like._common import around, decayed
+from gpuopt.transforms.decay import L2, WeightDecay
+from gpuopt.transforms.gradient import Maximize
+
+if TYPE_CHECKING:
+    from gpuopt.rules.base import Hyper, Rule
+
+__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
+
+Betas = tuple[float, float]
+
+
+def _around(rule: Rule, weight_decay: Hyper, maximize: bool, *, decoupled: bool = False) -> Rule:
+    return around(rule, (Maximize, maximize), (WeightDecay if decoupled else L2, weight_decay))
+
+
+def SGD(
+    lr: Hyper = 0.001,
+    momentum: Hyper = 0,
+    dampening: Hyper = 0,
+    weight_decay: Hyper = 0,
+    nesterov: bool = False,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.SGD``: the learning rate stays outside of the momentum."""
+    rule = rules.SGD(lr, momentum, nesterov, dampening=dampening, lr_in_velocity=False)
+    return _around(rule, weight_decay, maximize)
+
+
+def Adam(
+    lr: Hyper = 0.001,
+    betas: Betas = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0,
+    amsgrad: bool = False,
+    *,
+    maximize: bool = False,
+    decoupled_weight_decay: bool = False,
+) -> Rule:
+    """``torch.optim.Adam``: ``weight_decay`` is a part of the gradient, unless it is decoupled."""
+    return _around(
+        rules.Adam(lr, *betas, eps, amsgrad=amsgrad), weight_decay, maximize, decoupled=decoupled_weight_decay
+    )
+
+
+def AdamW(
+    lr: Hyper = 0.001,
+    betas: Betas = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.01,
+    amsgrad: bool = False,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.AdamW``."""
+    return _around(rules.AdamW(lr, *betas, eps, amsgrad=amsgrad, weight_decay=weight_decay), 0, maximize)
+
+
+def NAdam(
+    lr: Hyper = 0.002,
+    betas: Betas = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0,
+    momentum_decay: Hyper = 0.004,
+    decoupled_weight_decay: bool = False,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.NAdam``, which keeps the product of its momenta in float32."""
+    rule = rules.NAdam(lr, *betas, eps, momentum_decay=momentum_decay)
+    return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
+
+
+def RAdam(
+    lr: Hyper = 0.001,
+    betas: Betas = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0,
+    decoupled_weight_decay: bool = False,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.RAdam``: ``eps`` is added before the second moment is corrected."""
+    rule = rules.RAdam(lr, *betas, eps=0, eps_hat=eps)
+    return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
+
+
+def Adamax(
+    lr: Hyper = 0.002,
+    betas: Betas = (0.9, 0.999),
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.Adamax``: ``eps`` is inside of the maximum."""
+    return _around(rules.AdaMax(lr, *betas, eps=0, eps_inside=eps), weight_decay, maximize)
+
+
+def Adadelta(
+    lr: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6, weight_decay: Hyper = 0, *, maximize: bool = False
+) -> Rule:
+    """``torch.optim.Adadelta``."""
+    return _around(rules.AdaDelta(lr, rho, eps), weight_decay, maximize)
+
+
+def Adagrad(
+    lr: Hyper = 0.01,
+    lr_decay: float = 0,
+    weight_decay: Hyper = 0,
+    initial_accumulator_value: float = 0,
+    eps: Hyper = 1e-10,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.Adagrad``."""
+    rule = rules.AdaGrad(decayed(lr, lr_decay), eps, initial=initial_accumulator_value)
+    return _around(rule, weight_decay, maximize)
+
+
+def RMSprop(
+    lr: Hyper = 0.01,
+    alpha: Hyper = 0.99,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0,
+    momentum: Hyper = 0,
+    centered: bool = False,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.RMSprop``: the learning rate stays outside of the momentum."""
+    rule = rules.RMSProp(lr, alpha, eps, momentum=momentum, centered=centered, lr_in_velocity=False)
+    return _around(rule, weight_decay, maximize)
+
+
+def Rprop(
+    lr: Hyper = 0.01,
+    etas: tuple[float, float] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-6, 50),
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.Rprop``."""
+    return _around(rules.Rprop(lr, *etas, *step_sizes), 0, maximize)
+
+
+def ASGD(
+    lr: Hyper = 0.01,
+    lambd: Hyper = 1e-4,
+    alpha: Hyper = 0.75,
+    t0: Hyper = 1e6,
+    weight_decay: Hyper = 0,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.ASGD``, which keeps its rate in float32; here a schedule counts at its own step, there one later."""
+    return _around(rules.ASGD(lr, lambd, alpha, t0), weight_decay, maximize)

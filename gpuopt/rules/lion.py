@@ -1,0 +1,48 @@
+"""Lion: the sign of a momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuopt.rules.base import Array, Hyper, Rule, bounded
+
+
+@dataclass(frozen=True)
+class Lion(Rule):
+    r"""Lion (Chen et al. 2023, arXiv:2302.06675).
+
+    ``p -= lr * sign(beta1*m + (1-beta1)*g);  m = beta2*m + (1-beta2)*g``
+
+    Parameters
+    ----------
+    lr
+        Learning rate, at least 0: how far every element moves. A third to a tenth of AdamW's.
+    beta1, beta2
+        Fractions of the momentum that are kept, for the step and for the next one, in [0, 1).
+
+    Warnings
+    --------
+    The paper's weight decay is that of `WeightDecay`: ``chain(WeightDecay(0.1), Lion())``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.Lion(lr=0.1)).step(np.array([0.5, -3.0]))
+    >>> w.round(6)
+    array([0.9, 2.1])
+
+    """
+
+    lr: Hyper = bounded(1e-4, 0)
+    beta1: Hyper = bounded(0.9, 0, 1)
+    beta2: Hyper = bounded(0.99, 0, 1)
+
+    slots = ("m",)
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        """See :meth:`Rule.update`."""
+        direction = xp.sign(h.beta1 * s.m + (1 - h.beta1) * g)
+        return p - h.lr * direction, {"m": h.beta2 * s.m + (1 - h.beta2) * g}

@@ -1,0 +1,62 @@
+"""NAdam: Adam with Nesterov's momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.rules.adam import Adam
+from gpuopt.rules.base import Array, Hyper, bounded
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+
+@dataclass(frozen=True)
+class NAdam(Adam):
+    r"""NAdam (Dozat 2016, "Incorporating Nesterov momentum into Adam").
+
+    ::
+
+        mu = beta1*(1 - 0.96**(t*momentum_decay)/2)      and mu_next the same of t + 1
+        m_hat = mu_next*m / (1 - product of all mu, and mu_next) + (1-mu)*g / (1 - product of all mu)
+        p -= lr * m_hat / (sqrt(v_hat) + eps)
+
+    with ``m``, ``v`` and ``v_hat`` as in `Adam`.
+
+    Parameters
+    ----------
+    momentum_decay
+        How fast the momentum grows, at least 0. Keras has 1.
+
+    The other parameters are those of `Adam`.
+
+    Warnings
+    --------
+    Optax calls `Adam` with ``nesterov=True`` so, whose momentum does not grow.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.NAdam(lr=0.1)).step(np.array([0.5, -3.0]))
+    >>> w.round(6)
+    array([0.894355, 2.105645])
+
+    """
+
+    momentum_decay: Hyper = bounded(0.004, 0)
+
+    carried = {"product": 1.0}
+
+    def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
+        """The momentum of this step and the next, and the product of all so far."""
+        mu, mu_next = (h.beta1 * (1 - 0.5 * 0.96 ** (t * h.momentum_decay)) for t in (h.t, h.t + 1))
+        return {"mu": mu, "mu_next": mu_next, "product": h.product * mu}
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        """See :meth:`Rule.update`."""
+        _, root, slots = self.moments(xp, g, s, h)
+        m_hat = h.mu_next / (1 - h.product * h.mu_next) * slots["m"] + (1 - h.mu) / (1 - h.product) * g
+        return p - h.lr * m_hat / root, slots

@@ -1,0 +1,48 @@
+"""Yogi: Adam whose second moment grows slowly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuopt.rules.adam import Adam
+from gpuopt.rules.base import Array, Hyper, bounded
+from gpuopt.rules.slots import Slot, like
+
+
+@dataclass(frozen=True)
+class Yogi(Adam):
+    r"""Yogi (Zaheer et al. 2018, "Adaptive methods for nonconvex optimization").
+
+    `Adam` with ``v -= (1-beta2) * sign(v - g*g) * g*g``.
+
+    Parameters
+    ----------
+    initial
+        What both moments start at, at least 0.
+
+    The other parameters are those of `Adam`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.Yogi(lr=0.1)).step(np.array([0.5, -3.0]))
+    >>> w.round(6)
+    array([0.900396, 2.099961])
+
+    """
+
+    lr: Hyper = bounded(0.01, 0)
+    eps: Hyper = bounded(1e-3, 0)
+    initial: Hyper = bounded(1e-6, 0)
+
+    @property
+    def slots(self) -> dict[str, Slot]:  # type: ignore[override]
+        """Moments that start at ``initial``."""
+        return {name: like("initial") for name in super().slots}
+
+    def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
+        """See :meth:`Adam.second_moment`."""
+        return s.v - (1 - h.beta2) * (xp.sign(s.v - g * g) * (g * g))

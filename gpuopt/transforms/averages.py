@@ -1,0 +1,70 @@
+"""Averages over the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.rules.hyper import Count
+from gpuopt.rules.slots import like
+from gpuopt.transforms.base import Array, Hyper, Transform, bounded
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+
+@dataclass(frozen=True)
+class EMA(Transform):
+    """Exponential moving average of the parameters, to evaluate with: ``average = decay*average + (1-decay)*p``.
+
+    (Polyak & Juditsky 1992 average evenly.) It starts as a copy of the parameters, so it needs no bias correction. Last in
+    a chain, it averages what constraints have left.
+
+    Parameters
+    ----------
+    decay
+        Fraction of the average that is kept, in [0, 1).
+
+    """
+
+    decay: Hyper = bounded(0.999, 0, 1)
+
+    slots = {"average": like("p")}
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        return new, {"average": h.decay * s.average + (1 - h.decay) * new}
+
+    def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
+        """Return the average."""
+        return s.average
+
+
+@dataclass(frozen=True)
+class Lookahead(Transform):
+    """Lookahead (Zhang et al. 2019, arXiv:1907.08610): k steps forward, one step back.
+
+    At every step whose number is a multiple of ``every``: ``slow += alpha*(p - slow);  p = slow``.
+
+    Parameters
+    ----------
+    every
+        Steps from one synchronization to the next, at least 1.
+    alpha
+        How far the slow parameters go, in [0, 1].
+
+    """
+
+    every: int = field(default=6, metadata={"kind": Count()})
+    alpha: Hyper = bounded(0.5, 0)
+
+    slots = {"slow": like("p")}
+
+    def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
+        """Whether this step synchronizes."""
+        return {"synchronizes": float(h.t % self.every == 0)}
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        slow = xp.where(h.synchronizes > 0, s.slow + h.alpha * (new - s.slow), s.slow)
+        return xp.where(h.synchronizes > 0, slow, new), {"slow": slow}

@@ -1,0 +1,75 @@
+"""What a transform is: a formula around a rule's update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.rules.base import Array, Hyper, bounded
+from gpuopt.rules.formula import Formula
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    New: TypeAlias = dict[str, Any]
+
+__all__ = ["Array", "Hyper", "Transform", "bounded"]
+
+
+@dataclass(frozen=True)
+class Transform(Formula):
+    """Something that happens before or after a rule's update, as mathematics; `chain` puts both together.
+
+    A subclass is a frozen dataclass whose fields are its hyperparameters, with ``slots``, ``carried`` numbers and
+    ``coefficients`` as a `Rule` may have them. It defines `before`, `after` or both; together they return every slot. It
+    sees the rule's learning rate as ``h.lr``, unless it has a hyperparameter of that name.
+
+    Examples
+    --------
+    Noise that shrinks, made of the parameters themselves:
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> @dataclass(frozen=True)
+    ... class Shrink(gpuopt.Transform):
+    ...     factor: gpuopt.Hyper = gpuopt.bounded(0.5, 0, 1)
+    ...
+    ...     def after(self, xp, old, new, g, s, h):
+    ...         return new - h.lr * h.factor * old, {}
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=0.1), Shrink())).step(np.zeros(2))
+    >>> w
+    array([0.95, 1.9 ])
+
+    """
+
+    def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, New]:  # noqa: ARG002
+        """Return the parameter and the gradient that the rule is to see, and the new slots.
+
+        Parameters
+        ----------
+        xp, p, g, s, h
+            As for `Rule.update`: ``s`` and ``h`` have the transform's own slots and hyperparameters.
+
+        """
+        return p, g, {}
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, New]:  # noqa: ARG002
+        """Return the new parameter and the new slots.
+
+        Parameters
+        ----------
+        old, new
+            The parameter before the step, and as the rule and the transforms before this one left it.
+        g
+            The gradient that the rule saw.
+        xp, s, h
+            As for `before`, whose new slots ``s`` has.
+
+        """
+        return new, {}
+
+    def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
+        """Return what to evaluate with instead of ``p``; see `Rule.evaluation`."""
+        return p

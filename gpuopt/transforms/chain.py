@@ -1,0 +1,240 @@
+"""Chains: transforms and one rule, put together as one rule."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.rules.base import Array, Rule
+from gpuopt.rules.hyper import Hyperparameter, unknown
+from gpuopt.rules.slots import Like, Slot, starts
+from gpuopt.transforms.base import Transform
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuopt.rules.formula import Formula
+
+
+def chain(*members: Transform | Rule) -> Chain:
+    """Put transforms and one rule together; the result is a rule.
+
+    Transforms before the rule change the parameter and the gradient that it sees, in order; then the rule makes its
+    update; then transforms change the new parameter, in order of the chain. It is one formula: as fast as the rule where
+    nothing but memory counts.
+
+    Parameters
+    ----------
+    *members
+        Any number of transforms and one rule. Members of another chain are taken over.
+
+    Raises
+    ------
+    TypeError
+        If a member is neither a rule nor a transform.
+    ValueError
+        If there is no rule, or more than one; if a transform that only works before an update stands after the rule.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> rule = gpuopt.chain(gpuopt.L2(0.1), gpuopt.SGD(lr=1.0), gpuopt.NonNegative(), gpuopt.EMA(0.5))
+    >>> w = np.array([1.0, 2.0])
+    >>> opt = gpuopt.Optimizer(w, rule)
+    >>> opt.step(np.array([1.0, 1.0]))
+    >>> w
+    array([0. , 0.8])
+    >>> opt.tune(lr=0.1, **{"EMA.decay": 0.9})
+    >>> opt.rule.name, opt.lr
+    ('chain(L2, SGD, NonNegative, EMA)', 0.1)
+
+    """
+    flat: list[Any] = []
+    for member in members:
+        flat += member.members if isinstance(member, Chain) else [member]
+    for member in flat:
+        if not isinstance(member, Transform | Rule):
+            given = f"{member.__name__}, a class" if isinstance(member, type) else repr(member)
+            raise TypeError(f"chain: {given:.80}, expected rules and transforms, such as EMA(0.999)")
+    rules = [i for i, member in enumerate(flat) if isinstance(member, Rule)]
+    if len(rules) != 1:
+        there = ", ".join(flat[i].name for i in rules) or "no rule"
+        raise ValueError(f"chain: {there} among {len(flat)} members, expected one rule; the others are transforms")
+    for member in flat[rules[0] :]:
+        if isinstance(member, Transform) and not _works_after(member):
+            raise ValueError(
+                f"chain: {member.name} stands after {flat[rules[0]].name}; it works before an update, put it there"
+            )
+    return Chain(tuple(flat))
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class Chain(Rule):
+    """Transforms and one rule; made by `chain`.
+
+    Hyperparameters of the rule keep their names, those of a transform are called ``"EMA.decay"``; slots of all members
+    are called ``"EMA.average"``. A second member of a class is ``"EMA2"``.
+    """
+
+    members: tuple[Any, ...]
+
+    def __init__(self, members: tuple[Any, ...], **changed: Any) -> None:
+        object.__setattr__(self, "members", members)
+        by_member: dict[str, dict[str, Any]] = {}
+        for name, value in changed.items():
+            if name not in self.hyperparameters():
+                raise unknown(self.name, name, self.hyperparameters())
+            prefix, own = self._split(name)
+            by_member.setdefault(prefix, {})[own] = value
+        if changed:
+            new = [dataclasses.replace(own, **by_member.get(name, {})) for name, own in self._named.items()]
+            object.__setattr__(self, "members", tuple(new))
+            vars(self).pop("_named")
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.members))})"
+
+    def __getattr__(self, name: str) -> Any:
+        """Hyperparameters by name, ``chain.lr`` among them."""
+        if name.startswith("_") or name == "members" or name not in self.hyperparameters():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        prefix, own = self._split(name)
+        return getattr(self._named[prefix], own)
+
+    @cached_property
+    def _named(self) -> dict[str, Any]:
+        """Members by name."""
+        named: dict[str, Any] = {}
+        for member in self.members:
+            same = sum(other.name == member.name for other in named.values())
+            named[member.name + (str(same + 1) if same else "")] = member
+        return named
+
+    @property
+    def rule(self) -> Rule:
+        """The rule among the members."""
+        return next(member for member in self.members if isinstance(member, Rule))
+
+    @property
+    def name(self) -> str:
+        """The members' names."""
+        return f"chain({', '.join(member.name for member in self.members)})"
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Those of all members."""
+        return {
+            f"{name}.{slot}": self._renamed(start, name, member)
+            for name, member in self._named.items()
+            for slot, start in starts(member.slots).items()
+        }
+
+    @property
+    def carried(self) -> Mapping[str, float]:
+        """Those of all members."""
+        return {f"{name}.{key}": x for name, member in self._named.items() for key, x in member.carried.items()}
+
+    def hyperparameters(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names: the rule's, and ``"EMA.decay"`` of a transform."""
+        return (
+            *self.rule.hyperparameters(),
+            *(
+                f"{name}.{own}"
+                for name, member in self._named.items()
+                if not isinstance(member, Rule)
+                for own in member.hyperparameters()
+            ),
+        )
+
+    def hyperparameter(self, name: str) -> Hyperparameter:
+        """See `Rule.hyperparameter`."""
+        prefix, own = self._split(name)
+        found: Hyperparameter = self._named[prefix].hyperparameter(own)
+        return found
+
+    def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
+        """See `Rule.at`."""
+        h = self._at(self._rule_name, step, given, {})
+        lr = {"lr": h["lr"]} if "lr" in h else {}
+        for name, member in self._named.items():
+            if not isinstance(member, Rule):
+                h |= {f"{name}.{own}": x for own, x in self._at(name, step, given, lr).items() if own != "t"}
+        for name in self.carried:
+            if name.startswith(f"{self._rule_name}."):
+                h[name] = h[name.rpartition(".")[2]]
+        return h
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        """See `Rule.update`."""
+        old, slots = p, {name: _Part(s, f"{name}.") for name in self._named}
+        new_slots: dict[str, Array] = {}
+
+        def keep(name: str, new: dict[str, Array]) -> None:
+            for slot, value in new.items():
+                new_slots[f"{name}.{slot}"] = value
+                vars(slots[name])[slot] = value
+
+        for name, member in self._named.items():
+            if isinstance(member, Transform):
+                p, g, new = member.before(xp, p, g, slots[name], _Part(h, f"{name}."))
+                keep(name, _checked(member, new))
+        p, new = self.rule.update(xp, p, g, slots[self._rule_name], h)
+        keep(self._rule_name, new)
+        for name, member in self._named.items():
+            if isinstance(member, Transform):
+                p, new = member.after(xp, old, p, g, slots[name], _Part(h, f"{name}."))
+                keep(name, _checked(member, new))
+        return p, new_slots
+
+    def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
+        """Of the last member that keeps an average."""
+        p = self.rule.evaluation(xp, p, _Part(s, f"{self._rule_name}."), h)
+        for name, member in self._named.items():
+            if isinstance(member, Transform):
+                p = member.evaluation(xp, p, _Part(s, f"{name}."), _Part(h, f"{name}."))
+        return p
+
+    @cached_property
+    def _rule_name(self) -> str:
+        return next(name for name, member in self._named.items() if isinstance(member, Rule))
+
+    def _split(self, name: str) -> tuple[str, str]:
+        prefix, _, own = name.rpartition(".")
+        return prefix or self._rule_name, own
+
+    def _renamed(self, start: Slot, name: str, member: Formula) -> Slot:
+        """The start of a slot, with the name that the chain has for a hyperparameter."""
+        if not isinstance(start, Like) or start.source == "p" or isinstance(member, Rule):
+            return start
+        own = start.source in member.hyperparameters()
+        return Like(f"{name}.{start.source}") if own else start
+
+    def _at(self, name: str, step: int, given: Mapping[str, float] | None, lr: dict[str, float]) -> dict[str, float]:
+        member = self._named[name]
+        carried = {own: given[f"{name}.{own}"] for own in member.carried} if given is not None else {}
+        found: dict[str, float] = member.at(step, lr | carried if lr or carried else None)
+        return found
+
+
+class _Part:
+    """Attributes of one member in what a chain has of all."""
+
+    def __init__(self, whole: Any, prefix: str) -> None:
+        vars(self).update(_whole=whole, _prefix=prefix)
+
+    def __getattr__(self, name: str) -> Any:
+        whole, prefix = (vars(self)[part] for part in ("_whole", "_prefix"))
+        return getattr(whole, "t" if name == "t" else prefix + name)
+
+
+def _works_after(member: Transform) -> bool:
+    return type(member).after is not Transform.after or type(member).before is Transform.before
+
+
+def _checked(member: Transform, new: Any) -> dict[str, Any]:
+    if not isinstance(new, dict):
+        raise TypeError(f"{member.name} returned {new!r:.80} for its slots, expected a dict, {{}} if it has none")
+    return new

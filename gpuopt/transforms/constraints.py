@@ -1,0 +1,77 @@
+"""Constraints and penalties whose best point is known: what a step ends with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpuopt.rules.hyper import Arrays
+from gpuopt.rules.slots import Slot, given
+from gpuopt.transforms.base import Array, Hyper, Transform, bounded
+
+
+@dataclass(frozen=True)
+class NonNegative(Transform):
+    """Projection onto the numbers from 0 on: ``p = max(p, 0)``; a NaN stays."""
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        return xp.maximum(new, 0), {}
+
+
+@dataclass(frozen=True)
+class Box(Transform):
+    """Projection onto a box: ``p = min(max(p, low), high)``; a NaN stays.
+
+    Parameters
+    ----------
+    low, high
+        Numbers (or schedules), or arrays: one like the leaf, or a tree like the parameters. Arrays become a part of the
+        state.
+
+    Raises
+    ------
+    ValueError
+        If ``low`` is above ``high``.
+
+    """
+
+    low: Any = field(default=0.0, metadata={"kind": Arrays(or_number=True)})
+    high: Any = field(default=1.0, metadata={"kind": Arrays(or_number=True)})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
+            raise ValueError(f"Box: low {self.low}, high {self.high}, expected low <= high")
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """The bounds that are arrays."""
+        bounds = {"low": self.low, "high": self.high}
+        return {name: given(x) for name, x in bounds.items() if not isinstance(x, float) and not callable(x)}
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        kept = {name: getattr(s, name) for name in self.slots}
+        low, high = kept.get("low", getattr(h, "low", None)), kept.get("high", getattr(h, "high", None))
+        return xp.minimum(xp.maximum(new, low), high), kept
+
+
+@dataclass(frozen=True)
+class SoftThreshold(Transform):
+    """The proximal step of an L1 penalty: ``p = sign(p) * max(|p| - lr*strength, 0)``.
+
+    After `SGD` this is ISTA (Daubechies, Defrise & De Mol 2004), with `Accelerate` behind it FISTA.
+
+    Parameters
+    ----------
+    strength
+        Of the penalty ``strength * sum(|p|)``, at least 0; the rule's learning rate is a factor of the threshold.
+
+    """
+
+    strength: Hyper = bounded(1e-3, 0)
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        return xp.sign(new) * xp.maximum(xp.abs(new) - h.lr * h.strength, 0), {}

@@ -1,0 +1,49 @@
+"""Weight decay, as a part of the gradient or beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuopt.transforms.base import Array, Hyper, Transform, bounded
+
+
+@dataclass(frozen=True)
+class L2(Transform):
+    """The gradient of an L2 penalty, which the rule then treats like any gradient: ``g += rate*p``.
+
+    Parameters
+    ----------
+    rate
+        At least 0.
+
+    Warnings
+    --------
+    With Adam and its kin this is not `WeightDecay`: there the penalty is divided by the root of ``v`` like the rest of
+    the gradient. ``torch.optim.Adam(weight_decay=...)`` is this one, ``torch.optim.AdamW`` the other.
+
+    """
+
+    rate: Hyper = bounded(1e-4, 0)
+
+    def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.before`."""
+        return p, g + h.rate * p, {}
+
+
+@dataclass(frozen=True)
+class WeightDecay(Transform):
+    """Decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101): ``p *= 1 - lr*rate``, then the rule.
+
+    Parameters
+    ----------
+    rate
+        At least 0. The rule's learning rate is a factor of it.
+
+    """
+
+    rate: Hyper = bounded(1e-2, 0)
+
+    def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.before`."""
+        return p * (1 - h.lr * h.rate), g, {}

@@ -1,0 +1,92 @@
+"""What is done to the move that a rule has made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.rules.hyper import Arrays
+from gpuopt.rules.slots import Slot, given, like
+from gpuopt.transforms.base import Array, Transform
+
+if TYPE_CHECKING:
+    from types import SimpleNamespace
+
+
+@dataclass(frozen=True)
+class Cautious(Transform):
+    """Cautious updates (Liang et al. 2024, arXiv:2411.16085): elements that would move uphill stay.
+
+    ``mask = (p_new - p)*g < 0;  p += (p_new - p) * mask / max(mean(mask), 0.001)``
+
+    Parameters
+    ----------
+    rescale
+        Whether the others move further by the fraction of all that they are, of each leaf, as in the paper.
+
+    """
+
+    rescale: bool = True
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        move = new - old
+        mask = xp.where(xp.sign(move) * xp.sign(g) < 0, xp.ones_like(g), xp.zeros_like(g))
+        if not self.rescale:
+            return old + move * mask, {}
+        mean = xp.sum(mask) / xp.sum(xp.ones_like(g))
+        return old + 1 / xp.where(mean > 1e-3, mean, 1e-3) * (move * mask), {}
+
+
+@dataclass(frozen=True)
+class Scale(Transform):
+    """A learning rate of its own for each element: ``p += factor*(p_new - p)``.
+
+    Parameters
+    ----------
+    factor
+        Arrays: one like the leaf, or a tree like the parameters. They become a part of the state.
+
+    """
+
+    factor: Any = field(metadata={"kind": Arrays()})
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """The factors."""
+        return {"factor": given(self.factor)}
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        return old + s.factor * (new - old), {"factor": s.factor}
+
+
+@dataclass(frozen=True)
+class Accelerate(Transform):
+    """Nesterov's momentum for a proximal step, as in FISTA (Beck & Teboulle 2009, SIAM J. Imaging Sci. 2:183).
+
+    ::
+
+        t_next = (1 + sqrt(1 + 4*t*t)) / 2
+        p = x_new + (t - 1) / t_next * (x_new - x);  x = x_new
+
+    where ``x_new`` is what the rule and the transforms before this one have made. With plain `SGD` and a constraint or
+    `SoftThreshold` before it: FISTA. Gradients are taken at the parameters, evaluation is at ``x``, which meets the
+    constraint.
+    """
+
+    slots = {"x": like("p")}
+    carried = {"theta": 1.0}
+
+    def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
+        """How far to go on."""
+        theta = (1 + (1 + 4 * h.theta * h.theta) ** 0.5) / 2
+        return {"theta": theta, "momentum": (h.theta - 1) / theta}
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        return new + h.momentum * (new - s.x), {"x": new}
+
+    def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
+        """Return the point before the momentum."""
+        return s.x

@@ -1,0 +1,94 @@
+"""What is done to a gradient by its norm or its mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpuopt.transforms.base import Array, Hyper, Transform, bounded
+
+
+@dataclass(frozen=True)
+class ClipNorm(Transform):
+    """Scale the gradient of each leaf down to the Euclidean norm ``limit``, if its own is larger.
+
+    Parameters
+    ----------
+    limit
+        At least 0.
+
+    """
+
+    limit: Hyper = bounded(1.0, 0)
+
+    def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.before`."""
+        norm = xp.norm(g)
+        return p, xp.where(norm > h.limit, h.limit / norm, 1) * g, {}
+
+
+@dataclass(frozen=True)
+class ClipGlobalNorm(Transform):
+    """Scale the gradients of all leaves of the group down by one factor, to the Euclidean norm ``limit`` together.
+
+    (Pascanu, Mikolov & Bengio 2013, arXiv:1211.5063.) In a chain it clips the leaves of that chain's group; the
+    optimizer's own ``clip=gpuopt.clip_by_global_norm(...)`` clips all leaves of the optimizer.
+
+    Parameters
+    ----------
+    limit
+        At least 0.
+
+    """
+
+    limit: Hyper = bounded(1.0, 0)
+
+    def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.before`."""
+        norm = xp.total_norm(g)
+        return p, xp.where(norm > h.limit, h.limit / norm, 1) * g, {}
+
+
+@dataclass(frozen=True)
+class AdaptiveClip(Transform):
+    """Adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171): a leaf's norm bounds that of its gradient.
+
+    ``limit = clipping*max(norm(p), eps);  g *= min(1, limit / norm(g))``
+
+    Parameters
+    ----------
+    clipping
+        Fraction of the parameter's norm, at least 0.
+    eps
+        Norm that every parameter has at least, for those that start at 0.
+
+    Warnings
+    --------
+    Norms are of the whole leaf. The paper takes them of each row of a matrix and each filter of a convolution.
+
+    """
+
+    clipping: Hyper = bounded(0.01, 0)
+    eps: Hyper = bounded(1e-3, 0)
+
+    def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.before`."""
+        own, norm = xp.norm(p), xp.norm(g)
+        limit = h.clipping * xp.where(own > h.eps, own, h.eps)
+        return p, xp.where(norm > limit, limit / norm, 1) * g, {}
+
+
+@dataclass(frozen=True)
+class Centralize(Transform):
+    """Gradient centralization (Yong et al. 2020, arXiv:2004.01461): ``g -= mean(g)``.
+
+    Warnings
+    --------
+    The mean is that of the whole leaf. The paper takes one for each output, over all axes but one, and leaves vectors
+    alone.
+
+    """
+
+    def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.before`."""
+        return p, -xp.sum(g) / xp.sum(xp.ones_like(g)) + g, {}

@@ -1,0 +1,224 @@
+"""Rules and transforms on the array engine, against recurrences of their own; and what a chain, a slot and a number do."""
+
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from formulas import RULES, TRANSFORMS, Recurrence
+from spaces import Space, assert_same_bits
+
+import gpuopt
+from gpuopt.rules import Hyper, Rule
+from gpuopt.rules.slots import leaf, like, shared
+
+FORMULAS = {**RULES, **TRANSFORMS}
+MOST = {"f4": 1e-4, "f8": 1e-11}  # of the distance moved
+
+
+def problem(steps: int, size: int = 64) -> tuple[Any, list[Any]]:
+    """Parameters between 1 and 2, and the gradients of a quadratic with noise, all of them float32 numbers."""
+    random = np.random.RandomState(0)
+    sizes = 10.0 ** random.uniform(-2, 0, size)
+    p = (1 + random.random_sample(size)).astype("f4")
+    return p, [(sizes * (1 + random.standard_normal(size))).astype("f4") for _ in range(steps)]
+
+
+@pytest.mark.parametrize(("rule", "recurrence"), FORMULAS.values(), ids=FORMULAS)
+def test_agrees_with_the_recurrence(rule: gpuopt.Rule, recurrence: Recurrence, space: Space) -> None:
+    start, gradients = problem(60)
+    measures = isinstance(rule, gpuopt.BarzilaiBorwein | gpuopt.LBFGS)  # curvature, of which noise has none
+    for dtype, most in {"f8": MOST["f8"]}.items() if measures else MOST.items():
+        p, kept = start.astype("f8"), dict[str, Any]()
+        ours = space.put(start.astype(dtype))
+        state = gpuopt.init(rule, ours)
+        for i, noise in enumerate(gradients[:12] if measures else gradients):
+            g = np.linspace(0.5, 2, p.size) * p if measures else noise
+            p = recurrence(p, g.astype("f8"), kept, i + 1)
+            ours, state = gpuopt.update(rule, ours, space.put(g.astype(dtype)), state)
+        assert np.max(np.abs(space.get(ours) - p)) <= most * np.max(np.abs(p - start))
+
+
+def test_every_rule_and_transform_has_a_formula() -> None:
+    from conformance import ROWS
+
+    from gpuopt import rules, transforms
+
+    rows = {type(rule) for rule, _ in RULES.values()} | {row.rule for row in ROWS}
+    assert rows == set(rules.RULES.values())
+    members = {type(member) for rule, _ in TRANSFORMS.values() for member in rule.members}  # type: ignore[attr-defined]
+    assert members - {gpuopt.SGD} == set(transforms.TRANSFORMS.values()) - {gpuopt.EMA}
+
+
+@pytest.mark.parametrize("rule", [rule for rule, _ in FORMULAS.values()], ids=FORMULAS)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_an_optimizer_saved_in_the_middle_goes_on_to_the_same_bits(
+    rule: gpuopt.Rule, dtype: str, tmp_path: Any
+) -> None:
+    start, gradients = problem(7)
+
+    def optimizer() -> gpuopt.Optimizer:
+        return gpuopt.Optimizer({"a": start.astype(dtype)}, rule, engine="array")
+
+    def held(opt: gpuopt.Optimizer) -> dict[str, Any]:
+        return {"p": opt.params["a"], **{n: np.asarray(x) for n, x in opt.state_dict()["state"]["a"].items()}}
+
+    whole, first, second = optimizer(), optimizer(), optimizer()
+    p, state = {"a": start.astype(dtype)}, gpuopt.init(rule, {"a": start.astype(dtype)})
+    for i, g in enumerate(gradients):
+        whole.step({"a": g.astype(dtype)})
+        p, state = gpuopt.update(rule, p, {"a": g.astype(dtype)}, state)
+        (first if i < 4 else second).step({"a": g.astype(dtype)})
+        if i == 3:
+            gpuopt.save(tmp_path / "run.safetensors", first)
+            gpuopt.load(tmp_path / "run.safetensors", second)
+            third = pickle.loads(pickle.dumps(first))
+        elif i > 3:
+            third.step({"a": g.astype(dtype)})
+    assert_same_bits(held(second), held(whole))
+    assert_same_bits(held(third), held(whole))
+    pure = {"p": p["a"], **{name: np.asarray(own["a"]) for name, own in state.slots.items()}}
+    assert_same_bits(pure, held(whole))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e300, 1e-300])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_clipping_in_a_chain_has_the_bits_of_the_optimizers_own(dtype: str, size: float) -> None:
+    random = np.random.RandomState(0)
+    shapes = [(5000,), (3, 7), ()]
+    g = [np.asarray(random.standard_normal(shape) * size).astype(dtype) for shape in shapes]
+    for transform, clip in (
+        (gpuopt.ClipNorm(0.5), gpuopt.clip_by_norm(0.5)),
+        (gpuopt.ClipGlobalNorm(0.5), gpuopt.clip_by_global_norm(0.5)),
+        (gpuopt.ClipValue(0.5), gpuopt.clip_by_value(0.5)),
+    ):
+        p, q = ([np.ones(shape, dtype) for shape in shapes] for _ in range(2))
+        gpuopt.Optimizer(p, gpuopt.SGD(0.1), clip=clip).step(g)
+        gpuopt.Optimizer(q, gpuopt.chain(transform, gpuopt.SGD(0.1)), engine="array").step(g)
+        assert_same_bits(dict(enumerate(p)), dict(enumerate(q)))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Counting(Rule):
+    """Every kind of slot, and every kind of total."""
+
+    lr: Hyper = gpuopt.bounded(0.5, 0)
+
+    slots = {"start": like("p"), "rate": like("lr"), "own": leaf(1.0), "all": shared(2.0), "three": 3.0}  # noqa: RUF012
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        own = s.own + xp.sum(g) + xp.max(g) + xp.dot(g, g)
+        total = s.all + xp.total(g) + xp.total_max(g) + xp.total_norm(g) * xp.total_dot(g, p)
+        return p - h.lr * g, {"start": s.start, "rate": s.rate, "own": own, "all": total, "three": s.three}
+
+
+def test_slots_start_as_they_say_and_totals_are_over_leaves_with_gradients() -> None:
+    p = {"a": np.array([1.0, 2.0]), "b": np.array([3.0]), "c": np.array(4.0)}
+    state = gpuopt.init(Counting(), p)
+    assert {name: [float(np.ravel(x)[0]) for x in own.values()] for name, own in state.slots.items()} == {
+        "start": [1, 3, 4],
+        "rate": [0.5, 0.5, 0.5],
+        "own": [1, 1, 1],
+        "all": [2, 2, 2],
+        "three": [3, 3, 3],
+    }
+    _, state = gpuopt.update(Counting(), p, {"a": np.array([3.0, 0.0]), "b": None, "c": np.array(4.0)}, state)
+    assert state.slots["own"] == {"a": 1 + 3 + 3 + 9, "b": 1, "c": 1 + 4 + 4 + 16}
+    assert set(state.slots["all"].values()) == {2 + 7 + 4 + 5 * (3 + 16)}
+    opt = gpuopt.Optimizer(p, Counting(), engine="array")
+    opt.step({"a": np.array([3.0, 0.0]), "b": None, "c": np.array(4.0)})
+    assert {path: float(own["all"]) for path, own in opt.state_dict()["state"].items()} == state.slots["all"]
+
+
+def test_evaluation_gives_averages() -> None:
+    for rule, want in (
+        (gpuopt.chain(gpuopt.SGD(1.0), gpuopt.NonNegative(), gpuopt.EMA(0.5)), [2.5, 1.0]),
+        (gpuopt.chain(gpuopt.SGD(2.0), gpuopt.EMA(0.5), gpuopt.NonNegative()), [2.0, 0.0]),
+        (gpuopt.chain(gpuopt.SGD(2.0), gpuopt.NonNegative(), gpuopt.EMA(0.5)), [2.0, 1.0]),
+        (gpuopt.ScheduleFreeSGD(1.0), [2.0, 0.0]),
+        (gpuopt.ASGD(1.0, decay=0.0), [2.0, 0.0]),
+        (gpuopt.SGD(1.0), [2.0, 0.0]),
+    ):
+        opt = gpuopt.Optimizer(np.array([3.0, 2.0]), rule, engine="array")
+        np.testing.assert_allclose(opt.evaluation(), [3.0, 2.0], rtol=1e-15)
+        opt.step(np.array([1.0, 2.0]))
+        np.testing.assert_allclose(opt.evaluation(), want, rtol=1e-15, atol=1e-15)
+
+
+def test_members_of_a_chain_are_tuned_by_name() -> None:
+    rule = gpuopt.chain(gpuopt.L2(0.1), gpuopt.Adam(1e-2), gpuopt.EMA(0.9), gpuopt.EMA(0.99))
+    opt = gpuopt.Optimizer(np.ones(2), rule)
+    assert list(opt.state_dict()["state"][""]) == ["Adam.m", "Adam.v", "EMA.average", "EMA2.average"]
+    opt.tune(lr=1e-3, **{"EMA2.decay": 0.5})
+    assert (opt.lr, opt.rule.lr) == (1e-3, 1e-3)  # type: ignore[union-attr]
+    assert opt.rule == gpuopt.chain(gpuopt.L2(0.1), gpuopt.Adam(1e-3), gpuopt.EMA(0.9), gpuopt.EMA(0.5))
+    with pytest.raises(TypeError, match=r"unknown hyperparameter 'EMA.decya' \(did you mean 'EMA.decay'\?\)"):
+        opt.tune(**{"EMA.decya": 0.5})
+    with pytest.raises(ValueError, match=r"EMA: decay: got 1.5, expected a number in \[0, 1\)"):
+        opt.tune(**{"EMA.decay": 1.5})
+    other = gpuopt.Optimizer(np.ones(2), gpuopt.chain(gpuopt.Adam(), gpuopt.EMA()))
+    with pytest.raises(ValueError, match=r"rules: {'\*': 'chain\(L2, Adam, EMA, EMA\)'}, expected {'\*': 'chain\(Adam"):
+        other.load_state_dict(opt.state_dict())
+
+
+@dataclass(frozen=True)
+class Truth(Rule):
+    """Reduces a truth value."""
+
+    lr: Hyper = gpuopt.bounded(0.5, 0)
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - xp.sum(g > 0), {}
+
+
+@dataclass(frozen=True)
+class Silent(gpuopt.Transform):
+    """Returns no slots."""
+
+    def after(self, xp: Any, old: Any, new: Any, g: Any, s: Any, h: Any) -> Any:
+        return new, None
+
+
+def _any(x: Any) -> Any:
+    return x
+
+
+BAD: dict[str, tuple[Any, type[Exception], str]] = {
+    "no rule": (lambda: gpuopt.chain(gpuopt.L2()), ValueError, "chain: no rule among 1 members, expected one rule"),
+    "two rules": (lambda: gpuopt.chain(gpuopt.SGD(), gpuopt.Adam()), ValueError, "chain: SGD, Adam among 2 members"),
+    "a class": (
+        lambda: gpuopt.chain(_any(gpuopt.EMA), gpuopt.Adam()),
+        TypeError,
+        "chain: EMA, a class, expected rules and",
+    ),
+    "after": (
+        lambda: gpuopt.chain(gpuopt.SGD(), gpuopt.L2()),
+        ValueError,
+        "chain: L2 stands after SGD; it works before",
+    ),
+    "box": (lambda: gpuopt.Box(2, 1), ValueError, "Box: low 2.0, high 1.0, expected low <= high"),
+    "every": (lambda: gpuopt.Lookahead(every=0), ValueError, "Lookahead: every: got 0, expected a positive integer"),
+    "truth": (
+        lambda: gpuopt.Optimizer(np.ones(2), Truth(), engine="array"),
+        TypeError,
+        "an update reduces truth values, expected numbers",
+    ),
+    "silent": (
+        lambda: gpuopt.Optimizer(np.ones(2), gpuopt.chain(gpuopt.SGD(), Silent()), engine="array"),
+        TypeError,
+        "Silent returned None for its slots, expected a dict",
+    ),
+    "given": (
+        lambda: gpuopt.init(gpuopt.chain(gpuopt.SGD(), gpuopt.Scale(np.ones(3))), np.ones(2)),
+        ValueError,
+        r"Scale.factor of params: an array of shape \(3,\), expected \(2,\) like the leaf",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "error", "words"), BAD.values(), ids=BAD)
+def test_says_what_is_wrong(make: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()

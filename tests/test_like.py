@@ -1,0 +1,262 @@
+"""The conventions of other libraries, against these libraries: float64, five shapes, 200 steps (60 with reductions)."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+
+import gpuopt
+
+Leaves: TypeAlias = list[Any]
+Peer: TypeAlias = Callable[[str, dict[str, Any], Leaves, list[Leaves]], Leaves]
+
+SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 4), (2, 3, 5)]
+LR = 2.0**-7  # exact in float32, in which MLX keeps it
+REDUCE = {"lamb", "lars", "novograd", "fromage", "prodigy", "Lamb"}
+
+# Of each library: algorithm, arguments beside the learning rate, and the deviation allowed where the peer keeps float32.
+CASES: dict[str, list[tuple[str, dict[str, Any], float]]] = {
+    "torch": [
+        ("SGD", {}, 1e-11),
+        ("SGD", {"momentum": 0.9}, 1e-11),
+        ("SGD", {"momentum": 0.9, "dampening": 0.25, "weight_decay": 0.01}, 1e-11),
+        ("SGD", {"momentum": 0.9, "nesterov": True, "maximize": True}, 1e-11),
+        ("Adam", {}, 1e-11),
+        ("Adam", {"amsgrad": True, "weight_decay": 0.01}, 1e-11),
+        ("Adam", {"maximize": True, "weight_decay": 0.01, "decoupled_weight_decay": True}, 1e-11),
+        ("AdamW", {}, 1e-11),
+        ("AdamW", {"amsgrad": True}, 1e-11),
+        ("NAdam", {}, 1e-7),
+        ("NAdam", {"weight_decay": 0.01, "decoupled_weight_decay": True}, 1e-7),
+        ("RAdam", {"weight_decay": 0.01}, 1e-11),
+        ("Adamax", {"weight_decay": 0.01}, 1e-11),
+        ("Adadelta", {"weight_decay": 0.01}, 1e-11),
+        ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.1}, 1e-11),
+        ("RMSprop", {}, 1e-11),
+        ("RMSprop", {"momentum": 0.9, "centered": True}, 1e-11),
+        ("Rprop", {}, 1e-11),
+        ("ASGD", {}, 1e-7),
+        ("ASGD", {"t0": 20.0, "weight_decay": 0.01}, 1e-7),
+    ],
+    "optax": [
+        ("sgd", {}, 1e-11),
+        ("sgd", {"momentum": 0.9, "nesterov": True}, 1e-11),
+        ("adam", {"eps_root": 1e-6}, 1e-11),
+        ("adam", {"nesterov": True}, 1e-11),
+        ("adamw", {}, 1e-11),
+        ("nadam", {}, 1e-11),
+        ("nadamw", {}, 1e-11),
+        ("amsgrad", {}, 1e-11),
+        ("adamax", {}, 1e-11),
+        ("adamaxw", {}, 1e-11),
+        ("adadelta", {"weight_decay": 0.01}, 1e-11),
+        ("adagrad", {}, 1e-11),
+        ("rmsprop", {}, 1e-11),
+        ("rmsprop", {"centered": True, "momentum": 0.9, "nesterov": True}, 1e-11),
+        ("rmsprop", {"eps_in_sqrt": False, "bias_correction": True, "initial_scale": 0.1}, 1e-11),
+        ("radam", {}, 1e-11),
+        ("radam", {"nesterov": True, "eps_root": 1e-6}, 1e-11),
+        ("yogi", {}, 1e-11),
+        ("adabelief", {}, 1e-11),
+        ("adabelief", {"nesterov": True}, 1e-11),
+        ("adan", {"weight_decay": 0.01}, 1e-11),
+        ("lion", {}, 1e-11),
+        ("rprop", {}, 1e-11),
+        ("lamb", {"weight_decay": 0.01}, 1e-11),
+        ("lars", {"weight_decay": 0.01, "nesterov": True}, 1e-11),
+        ("novograd", {"weight_decay": 0.01}, 1e-11),
+        ("fromage", {}, 1e-11),
+        ("prodigy", {"weight_decay": 0.01, "estim_lr0": 0.01}, 1e-11),
+        ("prodigy", {"safeguard_warmup": True}, 1e-11),
+        ("schedule_free_sgd", {"weight_decay": 0.01}, 1e-11),
+        ("schedule_free_adamw", {"weight_decay": 0.01}, 1e-11),
+    ],
+    "keras": [
+        ("SGD", {}, 1e-11),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, 1e-11),
+        ("Adam", {}, 1e-11),
+        ("Adam", {"amsgrad": True, "weight_decay": 0.01}, 1e-11),
+        ("Adam", {"clipvalue": 0.125}, 1e-11),
+        ("Adam", {"clipnorm": 0.125}, 1e-7),  # it compares a float64 with a number in float32
+        ("Adam", {"global_clipnorm": 0.125}, 1e-7),
+        ("AdamW", {}, 1e-11),
+        ("Nadam", {}, 1e-11),
+        ("Adamax", {}, 1e-11),
+        ("Adadelta", {}, 1e-11),
+        ("Adagrad", {}, 1e-11),
+        ("RMSprop", {}, 1e-11),
+        ("RMSprop", {"momentum": 0.9, "centered": True}, 1e-11),
+        ("Lion", {}, 1e-11),
+        ("Lamb", {}, 1e-11),
+    ],
+    "mlx": [
+        ("SGD", {}, 1e-11),
+        ("SGD", {"momentum": 0.9, "dampening": 0.25, "weight_decay": 0.01}, 1e-11),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, 1e-11),
+        ("RMSprop", {}, 1e-11),
+        ("Adagrad", {}, 1e-11),
+        ("AdaDelta", {}, 1e-11),
+        ("Adam", {}, 1e-11),
+        ("Adam", {"bias_correction": True}, 1e-4),  # its powers of beta are float32
+        ("AdamW", {}, 1e-11),
+        ("Adamax", {}, 1e-11),
+        ("Lion", {"weight_decay": 0.01}, 1e-11),
+    ],
+}
+
+
+def problem(steps: int) -> tuple[Leaves, list[Leaves]]:
+    """Parameters between 1 and 2, and gradients of many sizes."""
+    random = np.random.RandomState(0)
+    p = [np.asarray(1 + random.random_sample(shape)) for shape in SHAPES]
+    sizes = 10 ** random.uniform(-3, 0, (steps, len(SHAPES)))
+    gradients = [
+        [np.asarray(random.standard_normal(shape) * size) for shape, size in zip(SHAPES, row, strict=True)]
+        for row in sizes
+    ]
+    return p, gradients
+
+
+def of_torch(name: str, h: dict[str, Any], p: Leaves, gradients: list[Leaves]) -> Leaves:
+    torch = pytest.importorskip("torch")
+    tensors = [torch.tensor(x, requires_grad=True) for x in p]
+    optimizer = getattr(torch.optim, name)(tensors, **h)
+    for own in gradients:
+        for tensor, g in zip(tensors, own, strict=True):
+            tensor.grad = torch.tensor(g)
+        optimizer.step()
+    return [tensor.detach().numpy() for tensor in tensors]
+
+
+def of_optax(name: str, h: dict[str, Any], p: Leaves, gradients: list[Leaves]) -> Leaves:
+    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    optimizer = getattr(optax, name, None) or getattr(optax.contrib, name)
+    made = optimizer(**h)
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        arrays = [jax.numpy.asarray(x) for x in p]
+        state = made.init(arrays)
+
+        @jax.jit  # type: ignore[untyped-decorator]
+        def step(arrays: Leaves, state: Any, own: Leaves) -> tuple[Leaves, Any]:
+            moves, state = made.update(own, state, arrays)
+            return optax.apply_updates(arrays, moves), state
+
+        for own in gradients:
+            arrays, state = step(arrays, state, [jax.numpy.asarray(g) for g in own])
+        return [np.asarray(x) for x in arrays]
+
+
+def of_keras(name: str, h: dict[str, Any], p: Leaves, gradients: list[Leaves]) -> Leaves:
+    keras = pytest.importorskip("keras")
+    before = keras.backend.floatx()
+    keras.backend.set_floatx("float64")
+    try:
+        variables = [keras.Variable(x, dtype="float64") for x in p]
+        optimizer = getattr(keras.optimizers, name)(**h)
+        optimizer.build(variables)
+        for own in gradients:
+            optimizer.apply([keras.ops.convert_to_tensor(g, dtype="float64") for g in own], variables)
+        return [keras.ops.convert_to_numpy(x) for x in variables]
+    finally:
+        keras.backend.set_floatx(before)
+
+
+def of_mlx(name: str, h: dict[str, Any], p: Leaves, gradients: list[Leaves]) -> Leaves:
+    mx = pytest.importorskip("mlx.core", exc_type=ImportError)
+    optimizers = pytest.importorskip("mlx.optimizers")
+    mx.set_default_device(mx.cpu)
+    arrays = {str(i): mx.array(x, dtype=mx.float64) for i, x in enumerate(p)}
+    optimizer = getattr(optimizers, name)(**h)
+    optimizer.init(arrays)
+    for own in gradients:
+        given = {str(i): mx.array(g, dtype=mx.float64) for i, g in enumerate(own)}
+        arrays = optimizer.apply_gradients(given, arrays)
+        mx.eval(arrays)
+    return [np.array(arrays[str(i)]) for i in range(len(p))]
+
+
+PEERS: dict[str, Peer] = {"torch": of_torch, "optax": of_optax, "keras": of_keras, "mlx": of_mlx}
+
+
+def made(library: str, name: str, h: dict[str, Any]) -> gpuopt.Rule:
+    rule: gpuopt.Rule = getattr(getattr(gpuopt.like, library), name)(**h)
+    return rule
+
+
+def steps_of(rule: gpuopt.Rule, p: Leaves, gradients: list[Leaves]) -> Leaves:
+    state = gpuopt.init(rule, p)
+    for own in gradients:
+        p, state = gpuopt.update(rule, p, own, state)
+    return p
+
+
+def deviation(ours: Leaves, theirs: Leaves, start: Leaves) -> float:
+    """The largest deviation, in units of the distance moved."""
+    moved = max(float(np.max(np.abs(x - y))) for x, y in zip(theirs, start, strict=True))
+    return max(float(np.max(np.abs(x - y))) for x, y in zip(ours, theirs, strict=True)) / moved
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")  # those of the other libraries
+@pytest.mark.parametrize(
+    ("library", "name", "h", "most"),
+    [
+        pytest.param(library, name, h, most, id=f"{library}.{name}({', '.join(f'{k}={v}' for k, v in h.items())})")
+        for library, cases in CASES.items()
+        for name, h, most in cases
+    ],
+)
+def test_goes_where_the_other_library_goes(library: str, name: str, h: dict[str, Any], most: float) -> None:
+    lr = "lr" if library == "torch" else "learning_rate"
+    h = {lr: 1.0 if name == "prodigy" else LR, **h}
+    p, gradients = problem(60 if name in REDUCE else 200)
+    theirs = PEERS[library](name, h, p, gradients)
+    assert deviation(steps_of(made(library, name, h), p, gradients), theirs, p) <= most
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("memory", [1, 3, 10])
+def test_lbfgs_goes_where_that_of_optax_goes(memory: int) -> None:
+    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    random = np.random.RandomState(0)
+    root = random.standard_normal((20, 20))
+    a, b = root @ root.T / 20 + np.eye(20), random.standard_normal(20)
+
+    def gradient(p: Leaves) -> Leaves:
+        g = a @ np.concatenate([np.ravel(x) for x in p]) - b
+        return [g[:5], g[5:11].reshape(2, 3), g[11:].reshape(3, 3)]
+
+    start = [np.ones(5), np.ones((2, 3)), np.ones((3, 3))]
+    rule, optimizer = gpuopt.LBFGS(lr=0.5, memory=memory), optax.lbfgs(0.5, memory_size=memory, linesearch=None)
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        p, state = start, gpuopt.init(rule, start)
+        q: Leaves = [jax.numpy.asarray(x) for x in start]
+        theirs = optimizer.init(q)
+        for _ in range(12):
+            p, state = gpuopt.update(rule, p, gradient(p), state)
+            moves, theirs = optimizer.update(
+                [jax.numpy.asarray(g) for g in gradient([np.asarray(x) for x in q])], theirs, q
+            )
+            q = optax.apply_updates(q, moves)
+            assert deviation(p, [np.asarray(x) for x in q], start) <= 1e-10
+
+
+@pytest.mark.parametrize("library", CASES)
+def test_every_name_has_its_case(library: str) -> None:
+    module = getattr(gpuopt.like, library)
+    assert set(module.__all__) == {name for name, _, _ in CASES[library]}
+    for name in module.__all__:
+        assert inspect.getdoc(getattr(module, name))
+
+
+def test_keras_takes_one_clip_and_an_average() -> None:
+    with pytest.raises(ValueError, match=r"^clipnorm and clipvalue: expected one of them$"):
+        gpuopt.like.keras.Adam(clipnorm=1.0, clipvalue=1.0)
+    with pytest.raises(TypeError, match=r"^unknown argument 'clip_norm', expected weight_decay, clipnorm"):
+        gpuopt.like.keras.Adam(clip_norm=1.0)  # type: ignore[call-arg]
+    rule = gpuopt.like.keras.SGD(1.0, use_ema=True, ema_momentum=0.5)
+    state = gpuopt.init(rule, np.zeros(2))
+    p, state = gpuopt.update(rule, np.zeros(2), np.array([1.0, 2.0]), state)
+    assert gpuopt.evaluation(rule, p, state).tolist() == [-0.5, -1.0]
