@@ -9,6 +9,7 @@ from pathlib import Path
 from conformance import ROWS
 
 from gpuopt.rules import RULES
+from gpuopt.rules.slots import is_number, starts
 from gpuopt.transforms import TRANSFORMS
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +30,8 @@ def table() -> str:
     for name, rule in RULES.items():
         made = rule()
         hyperparameters = ", ".join(f"`{h}={getattr(made, h)!r}`" for h in made.hyperparameters())
-        counts = sorted({len(row.slots) for row in ROWS if row.rule is rule})
+        arrays = [name for name, start in starts(made.slots).items() if not is_number(start)]
+        counts = sorted({len(arrays), *(len(row.slots) for row in ROWS if row.rule is rule)})
         doc = (rule.__doc__ or "").partition("\n")[0]
         lines.append(f"| `{name}` | {hyperparameters} | {' or '.join(map(str, counts))} | {doc} |")
     return "\n".join([*lines, ""])

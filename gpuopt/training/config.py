@@ -110,11 +110,12 @@ class Config:
 
     Examples
     --------
-    >>> Config(optimizer="sgd", lr=1, schedule="inverse_time:decay=1e-3", hyperparameters={"momentum": 0.9}).rule()
-    SGD(lr=inverse_time(initial=1.0, decay=0.001), momentum=0.9, nesterov=False)
+    >>> Config(optimizer="sgd", lr=1, schedule="inverse_time:decay=1e-3", hyperparameters={"momentum": 0.9}).rule().lr
+    inverse_time(initial=1.0, decay=0.001)
     >>> Config(optimizer="Adm")
     Traceback (most recent call last):
-    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: AdaGrad, Adam, RMSProp, SGD
+        ...
+    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: ...
     """
 
     data: str | None = None
