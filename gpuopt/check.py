@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import platform
 import time
 from dataclasses import dataclass
@@ -46,6 +45,8 @@ LAYOUTS: dict[str, Callable[[Any, str], Any]] = {
     "in F order": lambda xp, dtype: xp.empty((65, 33), dtype=dtype).T,
     "large": lambda xp, dtype: xp.empty(3 * 4096 + 5, dtype=dtype),
 }
+LEAVES = {f"{dtype} {layout}": (dtype, layout) for dtype in ("float32", "float64") for layout in LAYOUTS}
+"""Dtype and layout of each leaf."""
 GUARDS: dict[str, dict[str, Any]] = {
     "": {},
     "clipped by the global norm": {"clip": clip_by_global_norm(1.0)},
@@ -59,7 +60,7 @@ class Difference:
 
     Attributes
     ----------
-    rule, dtype, guard, layout
+    rule, dtype, layout, guard
         Where: the rule with its hyperparameters, and the leaf.
     array
         "p", or the name of a slot.
@@ -75,8 +76,8 @@ class Difference:
 
     rule: str
     dtype: str
-    guard: str
     layout: str
+    guard: str
     array: str
     step: int
     elements: int
@@ -189,8 +190,8 @@ def check(*, seconds: float = 30.0) -> Iterator[Finding]:
             yield Finding(name, device, error=f"{type(error).__name__}: {error}")
 
 
-def variants() -> Iterator[Rule]:
-    """Every rule of the package that is fused: as it comes, with what is off by default turned on, and with all flags set."""
+def variants(*, flags: bool = True) -> Iterator[Rule]:
+    """Every rule of the package that is fused; with ``flags`` also with what is off by default turned on, and all flags set."""
     for rule in RULES.values():
         plain = rule()
         if not is_elementwise(plain):
@@ -200,8 +201,8 @@ def variants() -> Iterator[Rule]:
             for name in rule.hyperparameters()
             if getattr(plain, name) is not False and not getattr(plain, name)
         }
-        flags = {name: True for name in rule.hyperparameters() if getattr(plain, name) is False}
-        for changed in ({}, numbers, numbers | flags):
+        on = {name: True for name in rule.hyperparameters() if getattr(plain, name) is False}
+        for changed in ({}, numbers, numbers | on)[: 3 if flags else 1]:
             with contextlib.suppress(TypeError, ValueError):  # not every hyperparameter may be 0.5
                 yield dataclasses.replace(plain, **changed)
 
@@ -227,29 +228,34 @@ def _check(target: Backend, end: float) -> Finding:
     differences: list[Difference] = []
     cost = {"host_seconds": _host_seconds(target), **_bandwidths(target)}
     counts = _counted(target)
-    cases = list(itertools.product(GUARDS.items(), dict.fromkeys(variants()), ("float32", "float64")))
+    cases = [("", rule) for rule in dict.fromkeys(variants())]
+    cases += [(guard, rule) for guard in GUARDS if guard for rule in dict.fromkeys(variants(flags=False))]
     done = 0
-    for (guard, options), rule, dtype in cases:
+    for guard, rule in cases:
         if done and time.monotonic() > end:
             break
         done += 1
-        differences += _compared(target, rule, dtype, guard, options)
+        differences += _compared(target, rule, guard)
     left_out = len(cases) - done
     return Finding(str(target), _about(target), done, left_out, tuple(differences), **counts, **cost)  # type: ignore[arg-type]
 
 
-def _compared(target: Backend, rule: Rule, dtype: str, guard: str, options: dict[str, Any]) -> list[Difference]:
-    """Compare some steps; only the first leaf and array that differ are told."""
+def _compared(target: Backend, rule: Rule, guard: str) -> list[Difference]:
+    """Compare some steps of leaves of both dtypes; only the first leaf and array that differ are told."""
     random = np.random.default_rng(0)
-    shapes = {name: layout(np, dtype).shape for name, layout in LAYOUTS.items()}
-    finite = guard != ""
-    values = {name: hard_values(random, shape, dtype, finite=finite) for name, shape in shapes.items()}
-    one = Optimizer(_laid_out(backend("numpy"), values, dtype), rule, engine="array", **options)
-    other = Optimizer(_laid_out(target, values, dtype), rule, engine="fused", **options)
+    shapes = {key: LAYOUTS[layout](np, dtype).shape for key, (dtype, layout) in LEAVES.items()}
+
+    def drawn() -> dict[str, NDArray[Any]]:
+        finite = guard != ""
+        return {key: hard_values(random, shapes[key], dtype, finite=finite) for key, (dtype, _) in LEAVES.items()}
+
+    values = drawn()
+    one = Optimizer(_laid_out(backend("numpy"), values), rule, engine="array", **GUARDS[guard])
+    other = Optimizer(_laid_out(target, values), rule, engine="fused", **GUARDS[guard])
     for step in range(1, STEPS + 1):
-        grads = {name: hard_values(random, shape, dtype, finite=finite) for name, shape in shapes.items()}
+        grads = drawn()
         if guard == "bad steps skipped" and step == 2:
-            grads["small"][0, 0] = np.nan
+            grads["float32 small"][0, 0] = np.nan
         before = {key: x.copy() for key, x in _arrays(one).items()}
         one.step(grads)
         with target.use():
@@ -265,20 +271,17 @@ def _compared(target: Backend, rule: Rule, dtype: str, guard: str, options: dict
                     "expected": _hex(expected[at]),
                     "found": _hex(found[leaf, array][at]),
                 }
-                count = int(wrong.sum())
-                return [Difference(repr(rule), dtype, guard, leaf, array, step, count, smallest)]
+                return [Difference(repr(rule), *LEAVES[leaf], guard, array, step, int(wrong.sum()), smallest)]
     return []
 
 
-def _laid_out(target: Backend, values: Mapping[str, NDArray[Any]], dtype: str) -> dict[str, Any]:
+def _laid_out(target: Backend, values: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     """Arrays of a device with these values, laid out in memory as `LAYOUTS` says."""
     params = {}
     with target.use():
-        for name, layout in LAYOUTS.items():
-            params[name] = layout(target.xp, getattr(target.xp, dtype))
-            params[name][None][...] = target.asarray(
-                values[name][None]
-            )  # CuPy's arrays without axes lose the sign of -0.0
+        for key, (dtype, layout) in LEAVES.items():
+            params[key] = LAYOUTS[layout](target.xp, getattr(target.xp, dtype))
+            params[key][None][...] = target.asarray(values[key][None])  # without axes, CuPy loses the sign of -0.0
     return params
 
 

@@ -287,7 +287,9 @@ def test_more_rules_than_a_step_has_room_for_are_refused() -> None:
 # Numbers of the host alone: in float64, and rounded once where they meet an array.
 ON_HOST: dict[str, Update] = {
     "where of hyperparameters": lambda xp, p, g, h: p * xp.where(h.a > h.b, h.a, 3 * h.b) + xp.where(h.a < h.b, p, g),
-    "logic of hyperparameters": lambda xp, p, g, h: xp.where((h.a > h.b) | xp.logical_not(h.a == h.b) & (h.b != 7.0), p, g),
+    "logic of hyperparameters": lambda xp, p, g, h: xp.where(
+        (h.a > h.b) | xp.logical_not(h.a == h.b) & (h.b != 7.0), p, g
+    ),
     "sqrt of hyperparameters": lambda xp, p, g, h: p * xp.sqrt(h.a) + xp.sqrt(h.b * h.b + 2) * g,
     "maximum of hyperparameters": lambda xp, p, g, h: p * xp.maximum(h.a, h.b) - xp.minimum(h.a, 2.0) * g,
 }
