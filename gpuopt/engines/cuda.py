@@ -1,13 +1,15 @@
 """The fused engine for CuPy: traced programs as one CUDA kernel, one launch a step.
 
-The kernel is compiled by NVRTC with exactly ``-fmad=false -ftz=false``, which no kernel class of CuPy allows (they
-append ``-ftz=true``), so that it computes as the CPU does, bit for bit.
+The kernel is compiled so that it computes as the CPU does, bit for bit: see `gpuopt.nvrtc`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 import weakref
+from contextlib import suppress
 from functools import cache, partial
 from itertools import repeat
 from operator import attrgetter, call, is_, is_not
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt import nvrtc
 from gpuopt.backends import fetch
 from gpuopt.engines import array, cuda_code
 from gpuopt.engines import table as tables
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from gpuopt.engines.memory import Layout
     from gpuopt.engines.table import Table
 
-OPTIONS = ("-fmad=false", "-ftz=false")
+DIGEST = hashlib.sha256().digest_size
 
 
 class CUDA(Place):
@@ -65,51 +68,54 @@ class CUDA(Place):
 
 @cache
 def _function(text: str, name: str, device: int) -> Any:
-    """A kernel, loaded on the current device, which is ``device``."""
+    """A kernel, loaded on a device."""
 
     def load() -> Any:
         import cupy
-        from cupy.cuda.function import Module
 
-        with cupy.cuda.Device(device):
-            module = Module()
-            module.load(_compile(text, device))
-            return module.get_function(name)
+        with cupy.cuda.Device(device):  # of this thread, which `shielded` may have made
+            return nvrtc.loaded(_compiled(text), name)
 
     return shielded(load)
 
 
-def _compile(text: str, device: int) -> bytes:
-    """Compile a kernel, or find it in CuPy's folder of kernels. A folder that cannot be used only costs the compilation."""
-    import hashlib
-    import tempfile
+def _compiled(text: str) -> bytes:
+    """Compile a kernel for the current device, or find it in CuPy's folder of kernels.
 
-    import cupy
-    from cupy.cuda import compiler, nvrtc
-
-    capability = cupy.cuda.Device(device).compute_capability
-    key = repr((text, OPTIONS, capability, nvrtc.getVersion(), cupy.__version__))
-    name = f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.cubin"
-    folder: Path | None = None
+    A folder that cannot be used costs the compilation only. A file begins with the digest of what follows: one that was
+    damaged is compiled and written again.
+    """
+    key = repr((text, nvrtc.OPTIONS, nvrtc.architecture(), nvrtc.version()))
     try:
         folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-        path = folder / name
+    except RuntimeError:  # nobody knows a home folder
+        return nvrtc.compiled(text)
+    path = folder / f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.kernel"
+    with suppress(OSError):
         kept = path.read_bytes()
-        if kept[:32] == hashlib.sha256(kept[32:]).digest():
-            return kept[32:]
-    except (OSError, RuntimeError):  # the latter where nobody knows a home folder
-        pass
-    image: bytes = compiler.compile_using_nvrtc(text, OPTIONS)[0]
-    if folder is None:
-        return image
-    try:
+        if kept[:DIGEST] == hashlib.sha256(kept[DIGEST:]).digest():
+            return kept[DIGEST:]
+    image = nvrtc.compiled(text)
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(hashlib.sha256(image).digest() + image)
-        Path(file.name).replace(path)
-    except OSError:
-        pass
+        _write(path, hashlib.sha256(image).digest() + image)
     return image
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file: all of it or, with an OSError, nothing. Other processes see the former file or the new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
+        new = Path(file.name)
+        try:
+            file.write(content)
+            file.close()
+            new.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                file.close()
+            with suppress(OSError):
+                new.unlink()
+            raise
 
 
 class CUDAKernel:
