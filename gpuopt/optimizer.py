@@ -95,7 +95,7 @@ class Optimizer:
         self._patterns, self._original, self._groups = match(rule, self._tree)
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
-        self._steps = self._skipped = self._reported = 0
+        self._steps = self._skipped = 0
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         forks.register(self)
@@ -297,9 +297,10 @@ class Optimizer:
                 changes += step.copying(self._arrays[i], given["params", path])
                 for slot, own in step.slots[i].items():
                     changes += step.copying(own, given["state", path, slot])
-            in_one_go([*changes, partial(setattr, self, "_steps", int(state["steps"]))])
+            changes.append(partial(setattr, self, "_steps", int(state["steps"])))
             if self._nonfinite == "raise":
-                step.pardon()
+                changes += step.pardoning()
+            in_one_go(changes, step.restoring())
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
@@ -398,8 +399,8 @@ class Optimizer:
             vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
         else:
             self._step(ready, scalars, partial(setattr, self, "_steps", self._steps + 1))
-        if self._nonfinite == "raise" and self._step.report():
-            self._reported = self._steps
+        if self._nonfinite == "raise":
+            self._step.report()
 
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
@@ -408,8 +409,10 @@ class Optimizer:
         overdue = self._step.overdue(wait=wait)
         if overdue is not None:
             skipped, bad = overdue
-            steps = (self._steps if wait else self._reported) - skipped
-            in_one_go([partial(setattr, self, "_steps", steps), self._step.pardon])
+            in_one_go(
+                [partial(setattr, self, "_steps", self._steps - skipped), *self._step.pardoning()],
+                self._step.restoring(),
+            )
             raise self._bad_gradients(bad)
 
     def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
