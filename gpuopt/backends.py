@@ -1,6 +1,6 @@
 """Choosing an array library, saying why, and moving arrays.
 
-With ``engines/cuda.py`` this is the only file that names CuPy. Importing it imports neither CuPy nor
+With ``nvrtc.py`` and ``engines/cuda.py`` this is the only file that names CuPy. Importing it imports neither CuPy nor
 ``array_api_compat`` and touches no device.
 """
 
@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+
+from gpuopt import nvrtc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -315,11 +317,9 @@ def _try_device(index: int) -> Backend | str:
     runtime = cupy.cuda.runtime
     try:
         with _quiet(), cupy.cuda.Device(index):
-            image, _ = cupy.cuda.compiler.compile_using_nvrtc(_KERNEL, ("-fmad=false", "-ftz=false"))
-            module = cupy.cuda.function.Module()
-            module.load(image)
+            kernel = nvrtc.loaded(nvrtc.compiled(_KERNEL), "answer")
             x = cupy.empty(1, dtype=np.int32)
-            module.get_function("answer")((1,), (1,), (x,))
+            kernel((1,), (1,), (x,))
             x += 1  # CuPy's kernels, unlike ours, include CUDA's headers
             answer = int(x.get()[0])
             name, capability = _properties(runtime.getDeviceProperties(index))
@@ -512,7 +512,8 @@ def gpu_failure(error: BaseException) -> str | None:
     first = None
     cause: BaseException | None = error
     while cause is not None:
-        if type(cause).__module__.partition(".")[0] in {"cupy", "cupy_backends"}:
+        of_cupy = type(cause).__module__.partition(".")[0] in {"cupy", "cupy_backends"}
+        if of_cupy or isinstance(cause, nvrtc.CompilationError):
             first = cause
         cause = cause.__cause__ or cause.__context__
     if first is None:

@@ -99,7 +99,7 @@ class Optimizer:
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._carried = [dict(rule.carried) for rule in self._rules]
-        self._steps = self._skipped = self._reported = 0
+        self._steps = self._skipped = 0
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         forks.register(self)
@@ -302,9 +302,10 @@ class Optimizer:
                 changes += step.copying(self._arrays[i], given["params", path])
                 for slot, own in step.slots[i].items():
                     changes += step.copying(own, given["state", path, slot])
-            in_one_go([*changes, partial(vars(self).update, _steps=int(state["steps"]), _carried=carried)])
+            changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
             if self._nonfinite == "raise":
-                step.pardon()
+                changes += step.pardoning()
+            in_one_go(changes, step.restoring())
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
@@ -429,8 +430,8 @@ class Optimizer:
         else:
             carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
             self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
-        if self._nonfinite == "raise" and self._step.report():
-            self._reported = self._steps
+        if self._nonfinite == "raise":
+            self._step.report()
 
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
@@ -439,8 +440,10 @@ class Optimizer:
         overdue = self._step.overdue(wait=wait)
         if overdue is not None:
             skipped, bad = overdue
-            steps = (self._steps if wait else self._reported) - skipped
-            in_one_go([partial(setattr, self, "_steps", steps), self._step.pardon])
+            in_one_go(
+                [partial(setattr, self, "_steps", self._steps - skipped), *self._step.pardoning()],
+                self._step.restoring(),
+            )
             raise self._bad_gradients(bad)
 
     def _bad_gradients(self, bad: list[int]) -> FloatingPointError:

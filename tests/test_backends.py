@@ -85,24 +85,21 @@ def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42, multiplyin
         calls.append("count")
         if looking: raise RuntimeError(looking)
         return devices
-    def compile(source, options):
+    def compile(source):
         calls.append("compile")
         if compiling: raise RuntimeError(compiling)
-        return b"", None
+        return b""
     class ndarray:
         def __iadd__(self, other): return self
         def get(self): return [answer]
         def __matmul__(self, other): raise ImportError(multiplying)
-    class Module:
-        def load(self, image): pass
-        def get_function(self, name): return lambda *launch: None
+    import gpuopt.nvrtc
+    gpuopt.nvrtc.compiled, gpuopt.nvrtc.loaded = compile, lambda image, name: lambda *launch: None
     fake = types.ModuleType("cupy")
     fake.__version__, fake.ndarray, fake.calls = "14.0.0", ndarray, calls
     fake.empty = fake.ones = lambda size, dtype: ndarray()
     fake.cuda = types.SimpleNamespace(
         Device=lambda index: contextlib.nullcontext(),
-        compiler=types.SimpleNamespace(compile_using_nvrtc=compile),
-        function=types.SimpleNamespace(Module=Module),
         runtime=types.SimpleNamespace(
             runtimeGetVersion=lambda: 1000 * cuda, getDeviceCount=count, getDevice=lambda: 0,
             getDeviceProperties=lambda index: {"name": b"Fake GPU", "major": 9, "minor": 0},

@@ -10,7 +10,7 @@ import pytest
 from running import gpuopt as command
 from spaces import Space
 
-from gpuopt import backends, check
+from gpuopt import backends, check, nvrtc
 from gpuopt.engines import cpu, cpu_code
 from gpuopt.engines.trace import is_elementwise
 from gpuopt.rules import RULES
@@ -85,7 +85,7 @@ def test_a_planted_error_is_found() -> None:
 def test_an_error_planted_on_a_gpu_is_found(cupy_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     from gpuopt.engines import cuda
 
-    monkeypatch.setattr(cuda, "OPTIONS", ("-fmad=true", "-ftz=false"))
+    monkeypatch.setattr(nvrtc, "OPTIONS", ("-fmad=true", "-ftz=false"))
     cuda._function.cache_clear()
     try:
         cpu_finding, *findings = check.check(seconds=300)

@@ -113,22 +113,6 @@ def test_a_second_optimizer_compiles_nothing(cupy_space: Space, count: Any) -> N
     assert counted.summary["compiles"] == 0
 
 
-def test_compiled_kernels_are_kept_on_disk(cupy_space: Space, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path))
-    text = 'extern "C" __global__ void nothing() {}'
-    device = cupy_space.device.id
-    with cupy_space.use():
-        image = cuda._compile(text, device)
-        (kept,) = tmp_path.iterdir()
-        assert cuda._compile(text, device) == image
-        for damaged in (b"", kept.read_bytes()[:-1]):
-            kept.write_bytes(damaged)
-            assert cuda._compile(text, device)
-            assert len(kept.read_bytes()) > 32
-        monkeypatch.setenv("CUPY_CACHE_DIR", str(kept / "no folder"))
-        assert cuda._compile(text, device)
-
-
 def test_a_step_runs_on_the_stream_of_the_caller(cupy_space: Space) -> None:
     import cupy
 

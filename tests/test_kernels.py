@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from conformance import ROWS, Row
 
-from gpuopt.engines import cuda, cuda_code
+from gpuopt import nvrtc
+from gpuopt.engines import cuda_code
 from gpuopt.engines.table import Variant
 from gpuopt.engines.trace import trace
 
@@ -92,14 +93,7 @@ def test_nvrtc_compiles_it_for_old_and_new_devices(kernel: str, architecture: st
     text = cuda_code.measure() if kernel == "measure" else cuda_code.source(variants)
     (folder,) = importlib.import_module("nvidia.cuda_nvrtc").__path__
     library = ctypes.CDLL(str(next(Path(folder).glob("lib/libnvrtc.so.*"))))
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    assert library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None) == 0
-    options = [f"--gpu-architecture={architecture}".encode(), *(option.encode() for option in cuda.OPTIONS)]
-    failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
-    assert not failed, log.value.decode()
+    assert nvrtc._compiled(library, text, architecture)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -67,13 +67,14 @@ class CPUKernel:
         arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values)
         self._context = np.array([_address(a) for a in arrays], np.int64)
         self._workers = threads.workers_for(table.traffic)
-        self.calls = (self._over_all_chunks(_step(table.variants), self._context, self._workers),)
+        self._calls = (self._over_all_chunks(_step(table.variants), self._context, self._workers),)
         self._measured: tuple[Any, ...] | None = None
 
-    def prepare(self) -> None:
+    def prepare(self) -> Sequence[Callable[[], object]]:
         """See :meth:`gpuopt.engines.place.Kernel.prepare`."""
         if self._workers > 1:
             threads.pool().start(self._workers)
+        return self._calls
 
     def sums(self) -> NDArray[np.float64]:
         """See :meth:`gpuopt.engines.place.Kernel.sums`."""

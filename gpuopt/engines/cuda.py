@@ -1,25 +1,28 @@
 """The fused engine for CuPy: traced programs as one CUDA kernel, one launch a step.
 
-The kernel is compiled by NVRTC with exactly ``-fmad=false -ftz=false``, which no kernel class of CuPy allows (they
-append ``-ftz=true``), so that it computes as the CPU does, bit for bit.
+The kernel is compiled so that it computes as the CPU does, bit for bit: see `gpuopt.nvrtc`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 import weakref
+from contextlib import suppress
 from functools import cache, partial
 from itertools import repeat
-from operator import attrgetter, call, is_, is_not
+from operator import attrgetter, call, is_, is_not, setitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt import nvrtc
 from gpuopt.backends import fetch
 from gpuopt.engines import array, cuda_code
 from gpuopt.engines import table as tables
-from gpuopt.engines.interrupts import shielded
+from gpuopt.engines.interrupts import in_one_go, shielded
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.norms import LANES
 from gpuopt.engines.place import Place
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from gpuopt.engines.memory import Layout
     from gpuopt.engines.table import Table
 
-OPTIONS = ("-fmad=false", "-ftz=false")
+DIGEST = hashlib.sha256().digest_size
 
 
 class CUDA(Place):
@@ -62,54 +65,63 @@ class CUDA(Place):
         """See :meth:`Place.copying`."""
         return [partial(array.assign, target, source)]  # makes the device the current one
 
+    def restoring(self) -> tuple[Callable[[], object]]:
+        """See :meth:`Place.restoring`: the device that is current now."""
+        from cupy.cuda import runtime
+
+        return (partial(runtime.setDevice, runtime.getDevice()),)
+
 
 @cache
 def _function(text: str, name: str, device: int) -> Any:
-    """A kernel, loaded on the current device, which is ``device``."""
+    """A kernel, loaded on a device."""
 
     def load() -> Any:
         import cupy
-        from cupy.cuda.function import Module
 
-        with cupy.cuda.Device(device):
-            module = Module()
-            module.load(_compile(text, device))
-            return module.get_function(name)
+        with cupy.cuda.Device(device):  # of this thread, which `shielded` may have made
+            return nvrtc.loaded(_compiled(text), name)
 
     return shielded(load)
 
 
-def _compile(text: str, device: int) -> bytes:
-    """Compile a kernel, or find it in CuPy's folder of kernels. A folder that cannot be used only costs the compilation."""
-    import hashlib
-    import tempfile
+def _compiled(text: str) -> bytes:
+    """Compile a kernel for the current device, or find it in CuPy's folder of kernels.
 
-    import cupy
-    from cupy.cuda import compiler, nvrtc
-
-    capability = cupy.cuda.Device(device).compute_capability
-    key = repr((text, OPTIONS, capability, nvrtc.getVersion(), cupy.__version__))
-    name = f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.cubin"
-    folder: Path | None = None
+    A folder that cannot be used costs the compilation only. A file begins with the digest of what follows: one that was
+    damaged is compiled and written again.
+    """
+    key = repr((text, nvrtc.OPTIONS, nvrtc.architecture(), nvrtc.version()))
     try:
         folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-        path = folder / name
+    except RuntimeError:  # nobody knows a home folder
+        return nvrtc.compiled(text)
+    path = folder / f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.kernel"
+    with suppress(OSError):
         kept = path.read_bytes()
-        if kept[:32] == hashlib.sha256(kept[32:]).digest():
-            return kept[32:]
-    except (OSError, RuntimeError):  # the latter where nobody knows a home folder
-        pass
-    image: bytes = compiler.compile_using_nvrtc(text, OPTIONS)[0]
-    if folder is None:
-        return image
-    try:
+        if kept[:DIGEST] == hashlib.sha256(kept[DIGEST:]).digest():
+            return kept[DIGEST:]
+    image = nvrtc.compiled(text)
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(hashlib.sha256(image).digest() + image)
-        Path(file.name).replace(path)
-    except OSError:
-        pass
+        _write(path, hashlib.sha256(image).digest() + image)
     return image
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file: all of it or, with an OSError, nothing. Other processes see the former file or the new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
+        new = Path(file.name)
+        try:
+            file.write(content)
+            file.close()
+            new.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                file.close()
+            with suppress(OSError):
+                new.unlink()
+            raise
 
 
 class CUDAKernel:
@@ -121,7 +133,7 @@ class CUDAKernel:
         self._table = table
         self._device = cupy.cuda.Device(device)
         with self._device:
-            self._step = _function(cuda_code.source(table.variants), "step", device)
+            step = _function(cuda_code.source(table.variants), "step", device)
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
@@ -130,14 +142,16 @@ class CUDAKernel:
             self._settle()
         self._report: tuple[Any, Any] | None = before._report if before and kept else None
         self._measured: tuple[Any, ...] | None = before._measured if before and kept else None
-        self._judgement: tuple[Any, ...] | None = None
-        self.calls: tuple[Callable[[], object], ...] = (self,)
+        self._has_report: bool = before is not None and kept and before._has_report
+        self._judging: Callable[[], object] | None = None
         self._sent = table.gradients.copy()
         # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
         self._values = (
             np.int32(table.gradients_at),
             table.values.view(np.dtype((np.void, tables.VALUE_BYTES))),
         )
+        self._choose = partial(cupy.cuda.runtime.setDevice, device)
+        self._update = self._launch(step, self._rows, self._gradients, self._chunks, self._verdict)
 
     @staticmethod
     def _settle() -> None:
@@ -146,15 +160,13 @@ class CUDAKernel:
 
         cupy.cuda.get_current_stream().synchronize()
 
-    def prepare(self) -> None:
-        """See :meth:`gpuopt.engines.place.Kernel.prepare`."""
-
-    def __call__(self) -> None:
-        """Judge the gradients if that was asked for, and update every segment that has one unless the verdict says not to."""
-        judgement, self._judgement = self._judgement, None
-        if judgement is not None:
-            self._launch(*judgement)
-        self._launch(self._step, self._rows, self._gradients, self._chunks, self._verdict)
+    def prepare(self) -> tuple[Callable[[], object], ...]:
+        """See :meth:`gpuopt.engines.place.Kernel.prepare`: judge the gradients if that was asked for, and update."""
+        judging, self._judging = self._judging, None
+        if not len(self._chunks):
+            return ()  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
+        self._send_addresses()
+        return (self._choose, self._update) if judging is None else (self._choose, judging, self._update)
 
     def judge(self, clip: str | None, limit: float, *, sticky: bool, skip: bool) -> None:
         """Have the device decide on the gradients when the next step comes; the host is not told.
@@ -167,10 +179,10 @@ class CUDAKernel:
             Whether to leave out a step with a gradient that is not finite, and with ``sticky`` all that follow, too.
 
         """
-        self._judgement = self._judging(clip, limit, cuda_code.STICKY if sticky else int(skip))
+        self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip))
 
-    def _judging(self, clip: str | None, limit: float, skip: int) -> tuple[Any, ...]:
-        """The function that measures the gradients and decides, and its arguments."""
+    def _measuring(self, clip: str | None, limit: float, skip: int) -> Callable[[], object]:
+        """Return what measures the gradients and decides."""
         import cupy
 
         if self._measured is None:
@@ -191,11 +203,15 @@ class CUDAKernel:
         segments_, columns = (np.int64(n) for n in self._table.rows.shape)
         arrays = (self._gradients, self._chunks, first_chunk, partials, sums, self._verdict, finished)
         decision = (np.int32(cuda_code.CLIPS.index(clip)), np.float64(limit), np.int32(skip))
-        return function, self._rows, columns, segments_, *arrays, *decision
+        return self._launch(function, self._rows, columns, segments_, *arrays, *decision)
 
     def sums(self) -> NDArray[np.float64]:
         """Return the sums of squares of every segment's gradient, of shape (segments, 3); waits for the device."""
-        self._launch(*self._judging(None, 0.0, 0))
+        if len(self._chunks):
+            measure = self._measuring(None, 0.0, 0)
+            with self._device:
+                self._send_addresses()
+                measure()
         return self.sums_found()
 
     def sums_found(self) -> NDArray[np.float64]:
@@ -213,53 +229,49 @@ class CUDAKernel:
 
         return found
 
-    def report(self) -> bool:
-        """Have the number of steps left out sent to the host without waiting, unless a report is still on its way.
-
-        Returns
-        -------
-        bool
-            Whether it was sent.
-
-        """
+    def report(self) -> None:
+        """Have the number of steps left out sent to the host without waiting, unless a report is still on its way."""
         import cupy
 
         with self._device:
             if self._report is None:
                 self._report = (cupy.cuda.alloc_pinned_memory(8), cupy.cuda.Event(disable_timing=True))
             elif not self._report[1].done:
-                return False
+                return  # the memory is the device's until then, a pardon or not
             memory, event = self._report
             (self._verdict.data + 8 * cuda_code.SKIPPED).copy_to_host_async(memory.ptr, 8)
             event.record()
-        return True
+            self._has_report = True
 
     def reported(self) -> int | None:
         """How many steps were left out by the time of the report; None if there is none, or it is still on its way."""
-        if self._report is None or not self._report[1].done:
+        if self._report is None or not self._has_report or not self._report[1].done:
             return None
         return int(np.frombuffer(self._report[0], np.float64, 1)[0])
 
-    def pardon(self) -> None:
-        """Forget that steps were left out."""
-        with self._device:
-            self._verdict[: cuda_code.NORM] = 0
-        self._report = None
+    def pardoning(self) -> tuple[Callable[[], object], ...]:
+        """Return what forgets that steps were left out: functions written in C, with `Place.restoring` after them."""
+        forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_code.NORM)
+        return self._choose, forget, partial(setattr, self, "_has_report", False)
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """See :meth:`gpuopt.engines.place.Kernel.scale`."""
         with self._device:
             self._verdict[cuda_code.SCALES :].set(factors)
 
-    def _launch(self, function: Any, *arguments: Any) -> None:
-        if not len(self._chunks):
-            return  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
+    def _launch(self, function: Any, *arguments: Any) -> Callable[[], object]:
+        """Return the launch of a function for all chunks; the device must be the current one then."""
+        return partial(function, (len(self._chunks),), (LANES,), (*arguments, *self._values))
+
+    def _send_addresses(self) -> None:
+        """Have the device know where the gradients are, if they are too many to be passed by value."""
+        table = self._table
+        if table.gradients_at >= 0 or np.array_equal(self._sent, table.gradients):
+            return
+        # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
+        send = partial(self._gradients.data.copy_from_host_async, table.gradients.ctypes.data, table.gradients.nbytes)
         with self._device:
-            if self._table.gradients_at < 0 and not np.array_equal(self._sent, self._table.gradients):
-                # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
-                np.copyto(self._sent, self._table.gradients)
-                self._gradients.data.copy_from_host_async(self._sent.ctypes.data, self._sent.nbytes)
-            function((len(self._chunks),), (LANES,), (*arguments, *self._values))
+            in_one_go([send, partial(setitem, self._sent, ..., table.gradients)])
 
 
 class Lookup:

@@ -92,12 +92,8 @@ class FusedStep:
         self._known: dict[bytes, list[int]] = {}
         self._reach = reach
         self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
-        self.calls: tuple[Callable[[], object], ...] = (
-            *(call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)),
-            *self.kernel.calls,
-            *(call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])),
-        )
-        """What updates the leaves, written in C; `prepare` comes first."""
+        self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
+        self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether the programs of these rules are the compiled ones."""
@@ -163,10 +159,11 @@ class FusedStep:
         """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
         self.kernel.scale(factors[self.members])
 
-    def prepare(self, scalars: Sequence[Mapping[str, float]]) -> None:
-        """Make ready for a step with these scalars: of each group, what `Rule.at` gave."""
+    def prepare(self, scalars: Sequence[Mapping[str, float]]) -> Sequence[Callable[[], object]]:
+        """Return what updates the leaves with these scalars (of each group, what `Rule.at` gave); see `Kernel.prepare`."""
         self._table.set_coefficients(scalars)
-        self.kernel.prepare()
+        calls = self.kernel.prepare()
+        return (*self._copies_in, *calls, *self._copies_out) if self._copies_in else calls
 
 
 def _dense_copy(place: Place, g: Any, p: Any) -> Any:

@@ -21,11 +21,12 @@ _exhaust = deque[object](maxlen=0).extend
 """A deque that keeps nothing goes through an iterator in C."""
 
 
-def in_one_go(calls: Iterable[Callable[[], object]]) -> None:
+def in_one_go(calls: Iterable[Callable[[], object]], at_last: Iterable[Callable[[], object]] = ()) -> None:
     """Call functions that are written in C, one after the other, with no chance for Python to raise in between.
 
     Signal handlers run, and exceptions from other threads arrive, only between two instructions of Python code; here
-    there is none. Only an error of one of the functions ends the series early.
+    there is none. Only an error of one of the functions ends the series early; those of ``at_last`` are called all the
+    same.
 
     Examples
     --------
@@ -36,7 +37,12 @@ def in_one_go(calls: Iterable[Callable[[], object]]) -> None:
     [1, 2]
 
     """
-    _exhaust(map(call, calls))
+    at_last = tuple(at_last)
+    try:
+        _exhaust(map(call, (*calls, *at_last)))
+    except BaseException:
+        _exhaust(map(call, at_last))
+        raise
 
 
 def shielded(function: Callable[[], T]) -> T:

@@ -38,12 +38,11 @@ class Lookup(Protocol):
 class Kernel(Protocol):
     """Compiled code that updates all leaves of a table."""
 
-    @property
-    def calls(self) -> Sequence[Callable[[], object]]:
-        """What updates the leaves: functions written in C (see `gpuopt.engines.interrupts.in_one_go`)."""
+    def prepare(self) -> Sequence[Callable[[], object]]:
+        """Return what updates the leaves, after the table was filled in for this step.
 
-    def prepare(self) -> None:
-        """Make ready for `calls`, after the table was filled in for this step."""
+        The functions are written in C: see `gpuopt.engines.interrupts.in_one_go`. `Place.restoring` belongs after them.
+        """
 
     def sums(self) -> NDArray[Any]:
         """Return the sums of squares of the gradients, of shape (rows, 3); see `gpuopt.engines.norms`."""
@@ -88,6 +87,10 @@ class Place(ABC):
     @abstractmethod
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
         """Return what copies one array of this place into another: functions written in C."""
+
+    def restoring(self) -> Sequence[Callable[[], object]]:
+        """Return what puts back what calls of this place change for the whole thread: functions written in C."""
+        return ()
 
 
 def place_of(array: Any) -> Place | None:

@@ -112,7 +112,6 @@ class Step:
                 if self._places[i] is place
             }
             self._fused.append(FusedStep(place, leaves, rules, self._reach[place], predecessors.get(place)))
-        self._calls = [call for step in self._fused for call in step.calls]
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
         # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
@@ -188,24 +187,28 @@ class Step:
             step.scale(verdict.scales)
         return np.flatnonzero(~verdict.finite).tolist() if skip else []
 
-    def report(self) -> bool:
-        """Where a GPU decides by itself: have it tell how many steps it left out; return whether it was asked to."""
-        return self._judge is not None and self._judge.report()
+    def report(self) -> None:
+        """Where a GPU decides by itself: have it tell whether it left steps out."""
+        if self._judge is not None:
+            self._judge.report()
 
     def overdue(self, *, wait: bool) -> tuple[int, list[int]] | None:
-        """If a GPU left steps out: how many by its report (with ``wait``, by now), and the leaves that are to blame."""
-        if self._judge is None:
+        """If a GPU left steps out (as far as it has reported or, with ``wait``, by now): how many, and for which leaves."""
+        if self._judge is None or not (wait or self._judge.reported()):
             return None
-        skipped = self.count_skipped()() if wait else self._judge.reported()
+        skipped = self.count_skipped()()
         if not skipped:
             return None
         finite = is_finite(self._judge.sums_found())
         return skipped, [i for i, is_good in zip(self._fused[0].members, finite, strict=True) if not is_good]
 
-    def pardon(self) -> None:
-        """Have a GPU forget that it left steps out."""
-        if self._judge is not None:
-            self._judge.pardon()
+    def pardoning(self) -> Sequence[Callable[[], object]]:
+        """Return what has a GPU forget that it left steps out: functions written in C, with `restoring` after them."""
+        return () if self._judge is None else self._judge.pardoning()
+
+    def restoring(self) -> Sequence[Callable[[], object]]:
+        """See `gpuopt.engines.place.Place.restoring`."""
+        return self._fused[0].place.restoring() if self._fused else ()  # GPUs come first, and have one for all of them
 
     def count_skipped(self) -> Callable[[], int]:
         """Count the steps that a GPU left out; what is returned waits for the GPU."""
@@ -234,18 +237,14 @@ class Step:
             Counts the step; written in C.
 
         """
+        calls: list[Callable[[], object]] = []
         for step in self._fused:
-            step.prepare(scalars)
+            calls += step.prepare(scalars)
         if self._alone:
-            writes = [
-                write
-                for group in range(len(self.rules))
-                if (members := [i for i in self._alone if self._groups[i] == group and gradients[i] is not None])
-                for write in self._writes(group, members, gradients, scalars[group])
-            ]
-            in_one_go((*self._calls, *writes, count))
-        else:
-            in_one_go((*self._calls, count))
+            for group in range(len(self.rules)):
+                members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
+                calls += self._writes(group, members, gradients, scalars[group]) if members else []
+        in_one_go((*calls, count), self.restoring())
 
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
