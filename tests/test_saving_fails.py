@@ -61,7 +61,6 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "rename: no permission": failing("replace", errno.EACCES),
     "rename: read-only file system": failing("replace", errno.EROFS),
     "rename of the checkpoint alone": failing("replace", errno.EIO, "checkpoint.safetensors"),
-    "open: no permission": failing("open", errno.EACCES),
     "no space": without_space,
 }
 
