@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
+import logging
 import os
 import secrets
 import stat
@@ -39,6 +41,7 @@ DTYPES = {
     "bool": "BOOL",
 }
 NAMES = {code: name for name, code in DTYPES.items()}
+LOG = logging.getLogger("gpuopt")
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 
 
@@ -281,10 +284,21 @@ def _bytes(x: NDArray[Any]) -> memoryview:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last. Windows cannot, and does not need to."""
-    if os.name == "posix":
+    """Make a rename last. Windows cannot, and does not need to; where a file system cannot, the file is there all the same."""
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        _warn_of_folder(str(folder), error.strerror)
+
+
+@functools.cache
+def _warn_of_folder(folder: str, why: str | None) -> None:
+    LOG.warning(
+        "%s: the folder cannot be synchronized (%s): a new file may be gone if the power fails soon after", folder, why
+    )

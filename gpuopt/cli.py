@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,10 +45,32 @@ class Command(TyperCommand):
 
 def main() -> None:
     """Run the command line."""
+    _open_standard_streams()
     try:
         app(prog_name="gpuopt")
     finally:
+        _flush()
         gc.freeze()  # what is left goes with the process: to look for cycles in it takes longer than all else at the end
+
+
+def _open_standard_streams() -> None:
+    """Have something behind the descriptors 0 to 2: one that is closed would become that of the next file, a run's for instance."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest that is free
+
+
+def _flush() -> None:
+    """Let go of what cannot be printed any more: the interpreter would try it again at its end, and fail by that."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _print_version(wanted: bool) -> None:
@@ -223,6 +247,7 @@ def train(
     with _told_plainly():
         from gpuopt import training
         from gpuopt.training.progress import progress
+        from gpuopt.training.secondary import warned
 
         callbacks = [] if quiet else [progress()]
         if live or live_host is not None:
@@ -237,7 +262,8 @@ def train(
             given.pop("out", None)
             result = training.train(_config(given), out=out, callbacks=callbacks, report=report)
         if not quiet:
-            _tell(result)
+            with warned("the result is not printed (%s)"):
+                _tell(result)
 
 
 @app.command(cls=Command)
@@ -497,7 +523,8 @@ def _told_plainly() -> Iterator[None]:
         code, message = 1, str(error)
     else:
         return
-    typer.echo(f"gpuopt: {message}", err=True)
+    with contextlib.suppress(OSError):  # the exit code tells it, too
+        typer.echo(f"gpuopt: {message}", err=True)
     raise typer.Exit(code)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from gpuopt import checkpoint
 from gpuopt.training import Callback, Config, SavingError, Training, UsageError, resume, train
+from gpuopt.training.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="files as POSIX has them")
 
@@ -60,7 +61,6 @@ FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "rename: no permission": failing("replace", errno.EACCES),
     "rename: read-only file system": failing("replace", errno.EROFS),
     "rename of the checkpoint alone": failing("replace", errno.EIO, "checkpoint.safetensors"),
-    "open: no permission": failing("open", errno.EACCES),
     "no space": without_space,
 }
 
@@ -178,6 +178,32 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
         "checkpoint.safetensors",
         "best.safetensors",
     }
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_a_clock_that_is_set_does_not_decide_what_is_kept(tmp_path: Path, hours: int) -> None:
+    from dataclasses import replace
+
+    folder = tmp_path / "run"
+
+    def shift() -> None:
+        for file in folder.glob("*.safetensors"):
+            os.utime(file, (file.stat().st_mtime + hours * 3600,) * 2)
+
+    changed = [At(step, shift) for step in (6, 11, 16)]
+    train(replace(CONFIG, checkpoint_every=5, keep=3, epochs=100), out=folder, callbacks=changed)
+    assert list(RunFolder(folder).kept()) == [90, 95]
+
+
+def test_what_a_rollback_left_goes_first(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for name in ("9", "10", "100", "70", "80", "x", "007", "-5"):
+        (tmp_path / f"checkpoint-{name}.safetensors").touch()
+    assert list(folder.kept()) == [9, 10, 70, 80, 100]  # numbers, not texts
+    for kept, left in ((4, [9, 10, 80, 100]), (3, [9, 10, 100]), (2, [9, 10]), (1, [10]), (0, [])):
+        folder.forget_all_but(kept, steps=20)
+        assert list(folder.kept()) == left
+    assert len(list(tmp_path.iterdir())) == 3  # what we did not write is nobody's to remove
 
 
 def test_an_earlier_checkpoint_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import secrets
 import socket
 import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING
 
 from gpuopt.training import Callback, UsageError
+from gpuopt.training.secondary import environment, interpreter, warned
 
 if TYPE_CHECKING:
     from gpuopt.training import Training
@@ -23,7 +22,8 @@ LOOPBACK = "127.0.0.1"
 
 
 class Page(Callback):
-    """Starts the page when the training starts. It ends with the training, which never waits for it.
+    """Starts the page when the training starts. It ends with the training, which never waits for it; a page that cannot be started is a
+    warning.
 
     Parameters
     ----------
@@ -40,12 +40,18 @@ class Page(Callback):
     Raises
     ------
     UsageError
-        If the extra is not installed, or it cannot listen there.
+        If the extra is not installed, it cannot listen there, or there is no interpreter to start, as in a frozen application.
     """
 
     def __init__(self, host: str | None = None) -> None:
         if importlib.util.find_spec("nicegui") is None:
             raise UsageError('--live: NiceGUI is not installed; the extra brings it: pip install "gpuopt[live]"')
+        python = interpreter()
+        if python is None:
+            raise UsageError(
+                "--live: this application is its own Python interpreter, expected one to start the page with"
+            )
+        self._python = python
         name, _, port = (host or LOOPBACK).partition(":")
         name = name or LOOPBACK
         try:
@@ -65,21 +71,21 @@ class Page(Callback):
         self._is_started = True
         assert training.folder is not None
         about = {"folder": str(training.folder), "token": self._token, "fd": self._socket.fileno(), "name": self._name}
-        with self._socket:
+        with self._socket, warned("no live page: %s"):
             # A session of its own: Ctrl-C is for the training. The token is nobody's who lists the processes.
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "gpuopt.live"],  # no files of the folder that it is started in
+                [self._python, "-P", "-m", "gpuopt.live"],  # no files of the folder that it is started in
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[self._socket.fileno()],
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env=environment(),
             )
-        assert process.stdin is not None
-        with process.stdin:
-            process.stdin.write(json.dumps(about).encode())
-        threading.Thread(target=process.wait, name="gpuopt live", daemon=True).start()
-        print(f"Live:    {self.url}", flush=True)  # noqa: T201
+            assert process.stdin is not None
+            with process.stdin:
+                process.stdin.write(json.dumps(about).encode())
+            threading.Thread(target=process.wait, name="gpuopt live", daemon=True).start()
+            print(f"Live:    {self.url}", flush=True)  # noqa: T201
 
 
 def _port(text: str) -> int:

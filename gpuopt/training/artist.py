@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gpuopt.training.errors import Interrupted
 from gpuopt.training.loop import Callback
+from gpuopt.training.secondary import Secondary, environment, interpreter, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,6 @@ PATIENCE = 60
 """Seconds that a report may take. The first one on a machine takes some, in which matplotlib looks for fonts."""
 REHEARSAL = 0.6
 """Seconds that it takes, about."""
-LOG = logging.getLogger("gpuopt")
 
 
 def is_wanted() -> bool:
@@ -50,24 +49,26 @@ def reported(folder: RunFolder, *, wanted: bool) -> Iterator[list[Callback]]:
     if not wanted:
         yield []
         return
-    command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()", str(folder.path)]
-    # The same packages, and nothing that decides what is computed or drawn elsewhere.
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "MPLBACKEND": "agg", "OPENBLAS_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
+    python = interpreter()
+    command = [python, "-P", "-c", f"from {__name__} import main; main()", str(folder.path)]
+    # Nothing that decides what is computed or drawn elsewhere.
+    env, pipe = environment(MPLBACKEND="agg", OPENBLAS_NUM_THREADS="1"), subprocess.PIPE
+    artist: subprocess.Popen[str] | None = None
     try:
-        artist = subprocess.Popen(
-            command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, env=env, text=True, start_new_session=True
-        )  # a session of its own: Ctrl-C is for the training
-    except OSError as error:
-        yield []
+        if python is not None:
+            artist = subprocess.Popen(
+                command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, env=env, text=True, start_new_session=True
+            )  # a session of its own: Ctrl-C is for the training
+    except (OSError, ValueError) as error:
         _warn(folder, str(error))
+        yield []
         return
     try:
-        yield [Prompter(artist)]
+        yield [] if artist is None else [Secondary(Prompter(artist), "getting ready for the report")]
     except BaseException as error:
         if isinstance(error, Exception | Interrupted):
             _draw(artist, folder)
-        else:
+        elif artist is not None:
             artist.kill()
             artist.communicate()
         raise
@@ -91,20 +92,30 @@ class Prompter(Callback):
                 os.write(self._artist.stdin.fileno(), b"rehearse\n")  # leaves nothing in a buffer, should it fail
 
 
-def _draw(artist: subprocess.Popen[str], folder: RunFolder) -> None:
-    with artist:
-        try:
-            _, errors = artist.communicate("draw\n", PATIENCE)
-        except subprocess.TimeoutExpired:
-            errors = f"not done after {PATIENCE} s"
-        finally:
-            artist.kill()  # unless it is done
+def _draw(artist: subprocess.Popen[str] | None, folder: RunFolder) -> None:
+    """Draw in the process for it, or in this one if there is none."""
+    try:
+        if artist is None:
+            from gpuopt.training import report
+
+            report.draw(folder.path)
+            return
+        with artist:
+            try:
+                _, errors = artist.communicate("draw\n", PATIENCE)
+            except subprocess.TimeoutExpired:
+                errors = f"not done after {PATIENCE} s"
+            finally:
+                artist.kill()  # unless it is done
+    except Exception as error:  # noqa: BLE001  (whatever it is, the training is done)
+        _warn(folder, f"{type(error).__name__}: {error}")
+        return
     if artist.returncode:
         _warn(folder, errors.strip().rpartition("\n")[2] or f"the process that draws ended with {artist.returncode}")
 
 
 def _warn(folder: RunFolder, why: str) -> None:
-    LOG.warning("no report: %s. To draw it: gpuopt plot %s", why, folder.path)
+    warn("no report: %s. To draw it: gpuopt plot %s", why, folder.path)
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ class Checkpoints(Callback):
                 self.folder.keep(self.steps)
             self.folder.save(state, extra)
             self.steps = now.steps
-            self.folder.forget_all_but(self._keep - 1)
+            self.folder.forget_all_but(self._keep - 1, now.steps)
 
         self._background.start(write)
 

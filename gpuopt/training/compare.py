@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,9 @@ from gpuopt.training.errors import ExplodedError, UsageError
 from gpuopt.training.folder import RunFolder, write_json
 from gpuopt.training.history import Run
 from gpuopt.training.loop import Callback
-from gpuopt.training.progress import describe
+from gpuopt.training.progress import describe, is_terminal
 from gpuopt.training.run import train
+from gpuopt.training.secondary import warned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,7 +162,8 @@ class Watcher(Callback):
         self.first = training.probe()()
 
     def reported(self, training: Training, row: Row) -> None:  # noqa: ARG002
-        self._tell(row)
+        with warned("not printed (%s)"):
+            self._tell(row)
 
 
 def compare(
@@ -226,7 +227,8 @@ def compare(
                 outcomes.append(result.stopped or "finished")
             except ExplodedError as error:
                 outcomes.append(str(error).partition(";")[0])
-                tell(number, outcomes[-1])
+                with warned("not printed (%s)"):
+                    tell(number, outcomes[-1])
             except (UsageError, BackendUnavailable):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -285,7 +287,7 @@ def _lines(labels: Sequence[str], epochs: int, *, quiet: bool) -> Iterator[Calla
     width = max(map(len, labels))
     if quiet:
         yield lambda *_: None
-    elif sys.stdout.isatty():
+    elif is_terminal():
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[metrics]}"))

@@ -19,6 +19,7 @@ import datetime as dt
 import itertools
 import json
 import os
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = ["RunFolder", "write_json"]
 
 FORMAT = 1
 LARGEST_CONFIG = 1 << 20  # bytes
+KEPT = re.compile(r"checkpoint-(0|[1-9][0-9]*)\.safetensors")
 
 
 class RunFolder:
@@ -167,13 +169,17 @@ class RunFolder:
 
         checkpoint.save_state(self.best, state, dict(extra))
 
-    def kept(self) -> list[Path]:
-        """Checkpoints before the last one, the oldest first."""
-        found = []
-        for file in self.path.glob("checkpoint-*.safetensors"):
-            with contextlib.suppress(FileNotFoundError):  # the thread that saves removes the oldest meanwhile
-                found.append((file.stat().st_mtime_ns, file.name))
-        return [self.path / name for _, name in sorted(found)]
+    def earlier(self, steps: int) -> Path:
+        """The checkpoint after so many steps, once it is not the last one any more."""
+        return self.path / f"checkpoint-{steps}.safetensors"
+
+    def kept(self) -> dict[int, Path]:
+        """The checkpoints before the last one by their steps, the fewest first; nothing of a folder that cannot be listed."""
+        names: list[str] = []
+        with contextlib.suppress(OSError):  # no descriptor left, for instance
+            names = [file.name for file in self.path.iterdir()]
+        found = {int(match[1]): self.path / match[0] for match in map(KEPT.fullmatch, names) if match}
+        return dict(sorted(found.items()))
 
     def load(self, optimizer: Optimizer) -> dict[str, Any] | None:
         """Read the checkpoint into an optimizer, and return what else stands in it; None if there is none yet.
@@ -185,7 +191,7 @@ class RunFolder:
         """
         from gpuopt import checkpoint
 
-        others = ", ".join(file.name for file in reversed(self.kept()))
+        others = ", ".join(file.name for file in reversed(self.kept().values()))
         hint = f"; there are earlier ones, to be renamed to {self.checkpoint.name}: {others}" if others else ""
         try:
             return checkpoint.load(self.checkpoint, optimizer)
@@ -200,7 +206,7 @@ class RunFolder:
 
     def keep(self, steps: int) -> None:
         """Give the last checkpoint a second name, of its steps, under which it stays when it is replaced."""
-        name = self.path / f"checkpoint-{steps}.safetensors"
+        name = self.earlier(steps)
         temporary = name.with_name(f"{name.name}.tmp")
         temporary.unlink(missing_ok=True)
         try:
@@ -210,10 +216,14 @@ class RunFolder:
         temporary.replace(name)
         temporary.unlink(missing_ok=True)  # POSIX leaves it if both are links to one file already
 
-    def forget_all_but(self, kept: int) -> None:
-        """Remove the oldest ones of `kept`."""
-        files = self.kept()
-        for file in files[: max(0, len(files) - kept)]:
+    def forget_all_but(self, kept: int, steps: int) -> None:
+        """Remove all of `kept` but some, where the last checkpoint is the one after `steps`.
+
+        Those beyond it go first: the training left them by a rollback. Then go those with the fewest steps. The clock does
+        not matter, which may be set back.
+        """
+        files = sorted(self.kept().items(), key=lambda item: (item[0] <= steps, item[0]))
+        for _, file in files[: max(0, len(files) - kept)]:
             file.unlink(missing_ok=True)
 
 

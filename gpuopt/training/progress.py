@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.training.loop import Callback
+from gpuopt.training.secondary import Secondary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,8 +23,15 @@ LINES = 10
 
 
 def progress() -> Callback:
-    """A `Live` line if the standard output is a terminal, `Plain` lines otherwise."""
-    return Live() if sys.stdout.isatty() else Plain()
+    """A `Live` line if the standard output is a terminal, `Plain` lines otherwise; neither ends a training that cannot print."""
+    return Secondary(Live() if is_terminal() else Plain(), "printing how it goes")
+
+
+def is_terminal() -> bool:
+    """Whether the standard output is one; there may be none."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return sys.stdout.isatty()
+    return False
 
 
 def describe(row: Row) -> str:

@@ -120,7 +120,7 @@ def train(
         If the GPU fails on the way, out of memory for instance, unless ``on_gpu_error="cpu"``: then the training goes
         on on the CPU from where it was; after an error that ends all use of the GPU, from its last checkpoint.
     Interrupted
-        On Ctrl-C or SIGTERM, which let the current step end and save.
+        On Ctrl-C, SIGTERM or SIGHUP (the terminal was closed), which let the current step end and save.
 
     Examples
     --------
@@ -383,7 +383,7 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
 
 @contextlib.contextmanager
 def _stopping(training: Training) -> Iterator[list[signal.Signals]]:
-    """Let Ctrl-C and SIGTERM stop the training after the current step; a second one leaves at once."""
+    """Let Ctrl-C, SIGTERM and a terminal that closes stop the training after the current step; a second one leaves at once."""
     caught: list[signal.Signals] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -397,7 +397,10 @@ def _stopping(training: Training) -> Iterator[list[signal.Signals]]:
 
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other one may set handlers
-        handlers = {known: signal.signal(known, handle) for known in (signal.SIGINT, signal.SIGTERM)}
+        known = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            known.append(signal.SIGHUP)
+        handlers = {one: signal.signal(one, handle) for one in known}
     try:
         yield caught
     finally:

@@ -241,15 +241,14 @@ class Steering(Callback):
             states["change"] = self._before.steps
         if folder.best.exists():
             states["best"] = None
-        saved = [file.stem.rpartition("-")[2] for file in reversed(folder.kept())]
-        return states | {name: int(name) for name in [str(steps), *saved] if name.isdecimal() and name != "0"}
+        return states | {str(saved): saved for saved in [steps, *reversed(folder.kept())] if saved}
 
     def _file(self, to: str) -> Path:
         """The checkpoint of that name."""
         folder = self._checkpoints.folder
         if to == "best":
             return folder.best
-        return folder.checkpoint if to == str(self._checkpoints.steps) else folder.path / f"checkpoint-{to}.safetensors"
+        return folder.checkpoint if to == str(self._checkpoints.steps) else folder.earlier(int(to))
 
 
 def _range(rule: Rule, name: str) -> list[float] | None:
