@@ -50,7 +50,7 @@ def reported(folder: RunFolder, *, wanted: bool) -> Iterator[list[Callback]]:
         yield []
         return
     python = interpreter()
-    command = [python, "-P", "-c", f"from {__name__} import main; main()", str(folder.path)]
+    command = [python or "", "-P", "-c", f"from {__name__} import main; main()", str(folder.path)]
     # Nothing that decides what is computed or drawn elsewhere.
     env, pipe = environment(MPLBACKEND="agg", OPENBLAS_NUM_THREADS="1"), subprocess.PIPE
     artist: subprocess.Popen[str] | None = None

@@ -114,8 +114,7 @@ def interpreter() -> str | None:
 
 def environment(**more: str) -> dict[str, str]:
     """The environment for such a process: it finds the packages that this one finds, and draws no report of its own."""
-    paths = [
-        os.fspath(path) for path in sys.path if isinstance(path, str | os.PathLike)
-    ]  # Python tolerates anything there
-    found = os.pathsep.join(os.path.abspath(path) for path in paths if isinstance(path, str))  # noqa: PTH100  ("" is here)
+    given: list[Any] = list(sys.path)  # Python tolerates anything there
+    paths = [os.fsdecode(path) for path in given if isinstance(path, str | os.PathLike)]
+    found = os.pathsep.join(map(os.path.abspath, paths))  # "" is here
     return os.environ | {"PYTHONPATH": found, "GPUOPT_REPORT": "0"} | more
