@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.backends import describe, to_numpy
+from gpuopt.states import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         x = own.get(place[0]) if place else None
         if place and place[1] and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
-        return x is not None and shape == tuple(x.shape) and dtype == str(x.dtype).rpartition(".")[2]
+        return x is not None and shape == tuple(x.shape) and dtype == dtype_of(x)
 
     tensors, about = verified(path, fits)
     params: dict[str, Any] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optree
+
+MOST_ORDERS = 8
+"""Kinds of containers whose order of leaves is remembered."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Tree:
     paths: tuple[str, ...]
     accessors: tuple[optree.PyTreeAccessor, ...]
     spec: optree.PyTreeSpec
+    _orders: dict[optree.PyTreeSpec, list[int]] = field(default_factory=dict, compare=False, repr=False)
+    """Of other containers that had the same paths: where each of these leaves is."""
 
     def name(self, i: int, root: str) -> str:
         """Leaf ``i`` in Python's spelling: ``grads['dense']['w']``."""
@@ -38,23 +43,30 @@ class Tree:
             If the tree has another shape; the message names what is missing and what is too much.
 
         """
+        if self._orders:  # other containers have been given: the refusal of `flatten_up_to` shows all of them, slowly
+            leaves, spec = _flattened(tree)
+            if (order := self._orders.get(spec)) is not None:
+                return [leaves[k] for k in order]
         try:
             return self.spec.flatten_up_to(tree)  # much faster than to flatten and to compare
         except (RecursionError, TypeError, ValueError):
             pass
         # Other containers (an OrderedDict, a tuple for a list) with the same paths are as good.
         given, leaves = flatten(tree, root)
-        found = dict(zip(given.paths, leaves, strict=True))
-        missing = [self.name(i, root) for i, path in enumerate(self.paths) if path not in found]
-        extra = [given.name(i, root) for i, path in enumerate(given.paths) if path not in self.paths]
+        there = {path: k for k, path in enumerate(given.paths)}
+        own = set(self.paths)
+        missing = [self.name(i, root) for i, path in enumerate(self.paths) if path not in there]
+        extra = [given.name(i, root) for i, path in enumerate(given.paths) if path not in own]
         if missing or extra:
-            said = [
-                f"{what} {_listed(names)}" for what, names in (("missing", missing), ("unexpected", extra)) if names
-            ]
-            raise ValueError(
-                f"{root}: another structure than params: {', '.join(said)}; for a leaf without gradient, give None"
-            )
-        return [found[path] for path in self.paths]
+            both = (("missing", missing), ("unexpected", extra))
+            said = ", ".join(f"{what} {_listed(names)}" for what, names in both if names)
+            if root == "params":
+                raise ValueError(f"params: another structure than when the optimizer was made: {said}; make a new one")
+            raise ValueError(f"{root}: another structure than params: {said}; for a leaf without gradient, give None")
+        if len(self._orders) == MOST_ORDERS:
+            self._orders.clear()
+        order = self._orders[given.spec] = [there[path] for path in self.paths]
+        return [leaves[k] for k in order]
 
     def build(self, leaves: list[Any]) -> Any:
         """Put a tree of this shape together."""
@@ -78,12 +90,8 @@ def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:
     (('dense.b', 'dense.w'), [2, 1], "params['dense']['b']")
 
     """
-    try:
-        accessors, leaves, spec = optree.tree_flatten_with_accessor(tree, none_is_leaf=True)
-    except RecursionError:
-        raise ValueError(
-            "a nesting that is too deep, or holds itself; expected arrays in a few dicts, lists and tuples"
-        ) from None
+    leaves, spec = _flattened(tree)
+    accessors = optree.treespec_accessors(spec)
     paths = tuple(".".join(map(str, accessor.path)) for accessor in accessors)
     shape = Tree(paths, tuple(accessors), spec)
     seen: dict[str, int] = {}
@@ -93,6 +101,15 @@ def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:
             raise ValueError(f"{names} have the same path '{path}'; rename a key")
         seen[path] = i
     return shape, leaves
+
+
+def _flattened(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
+    try:
+        return optree.tree_flatten(tree, none_is_leaf=True)
+    except RecursionError:
+        raise ValueError(
+            "a nesting that is too deep, or holds itself; expected arrays in a few dicts, lists and tuples"
+        ) from None
 
 
 def _listed(names: list[str], most: int = 5) -> str:

@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from collections import OrderedDict
+from collections import OrderedDict, deque, namedtuple
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from spaces import DENSE, LAYOUTS, Space, assert_same_bits
 from user_rules import HeavyBall
 
 import gpuopt
-from gpuopt import schedules
+from gpuopt import schedules, trees
 from gpuopt.engines import cpu
 
 
@@ -372,3 +373,48 @@ def test_torch_tensors_that_require_grad_by_now() -> None:
     with pytest.raises(ValueError, match="params/b: this optimizer's: requires grad by now"):
         opt.load_state_dict(saved)
     assert (opt.steps, params["a"].tolist(), params["b"].tolist()) == (0, [1] * 3, [1] * 3)
+
+
+FIVE = namedtuple("FIVE", "a b c d e")  # noqa: PYI024 - as people make them
+CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "deque": deque,
+    "namedtuple": lambda leaves: FIVE(*leaves),
+}
+
+
+@pytest.mark.parametrize("given", CONTAINERS.values(), ids=CONTAINERS)
+def test_gradients_in_another_container_are_looked_through_once(
+    given: Callable[[list[Any]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = [np.zeros(2) for _ in range(5)]
+    opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0))
+    grads = [np.full(2, i) for i in range(5)]
+    opt.step(given(grads))
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("paths are made anew")
+
+    monkeypatch.setattr(trees, "flatten", refused)
+    opt.step(given(grads))
+    assert [p.tolist() for p in params] == [[-2 * i, -2 * i] for i in range(5)]
+
+
+def test_dicts_of_another_kind_and_order() -> None:
+    params = {"b": np.zeros(1), "a": np.zeros(1)}
+    opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0))
+    for _ in range(2):
+        opt.step(OrderedDict(b=np.array([1.0]), a=np.array([2.0])))
+    opt.step({"a": np.array([2.0]), "b": np.array([1.0])})
+    assert (params["a"].tolist(), params["b"].tolist()) == ([-6.0], [-3.0])
+    with pytest.raises(ValueError, match=r"grads: another structure than params: missing grads\['b'\]"):
+        opt.step(OrderedDict(a=np.array([2.0])))
+
+
+def test_a_container_of_parameters_that_has_changed() -> None:
+    params = {"a": np.zeros(1)}
+    opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0))
+    params["b"] = np.zeros(1)
+    with pytest.raises(ValueError, match=r"params: another structure than when .* made: unexpected params\['b'\]"):
+        opt.step({"a": np.ones(1)})

@@ -47,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
         "trees",
     },
     "functional": {"backends", "engines", "groups", "leaves", "rules/base", "trees"},
-    "checkpoint": {"backends", "optimizer"},
+    "checkpoint": {"backends", "optimizer", "states"},
     "check": {"backends", "engines", "gradients", "optimizer", "rules"},
     "pictures": set(),
     "landscape": {"optimizer", "pictures", "rules", "rules/base"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def side_by_side(layouts: Sequence[Layout]) -> tuple[list[int], int]:
     offsets, end = [], 0
     for layout in layouts:
         offsets.append(end)
-        nbytes = layout.dtype.itemsize * int(np.prod(layout.shape, dtype=np.int64))
+        nbytes = layout.dtype.itemsize * math.prod(layout.shape)
         end += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return offsets, end
 
@@ -82,7 +83,12 @@ def shadow(array: Any) -> NDArray[Any]:
 
 def byte_bounds(array: Any) -> tuple[int, int]:
     """First and one past the last byte that ``array`` reaches."""
-    return np.lib.array_utils.byte_bounds(shadow(array))
+    first = array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr
+    if 0 in array.shape:
+        return first, first
+    steps = [stride * (size - 1) for stride, size in zip(array.strides, array.shape, strict=True)]
+    last = first + array.dtype.itemsize + sum(step for step in steps if step > 0)
+    return first + sum(step for step in steps if step < 0), last
 
 
 class Overlaps:
@@ -124,13 +130,12 @@ def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
     for i, a in enumerate(arrays):
         if 0 not in a.shape and not _is_spread(a):
             return i, i
-    shadows = [shadow(a) for a in arrays]
-    reach = sorted((*np.lib.array_utils.byte_bounds(s), i) for i, s in enumerate(shadows) if s.size)
+    reach = sorted((*byte_bounds(a), i) for i, a in enumerate(arrays) if 0 not in a.shape)
     open_ends: list[tuple[int, int]] = []
     for start, end, i in reach:
         open_ends = [(e, j) for e, j in open_ends if e > start]
         for _, j in open_ends:
-            if np.shares_memory(shadows[i], shadows[j]):
+            if np.shares_memory(shadow(arrays[i]), shadow(arrays[j])):
                 return min(i, j), max(i, j)
         open_ends.append((end, i))
     return None

@@ -91,12 +91,7 @@ class Step:
             array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
             place: memory.Overlaps(
-                [
-                    a
-                    for i, p in enumerate(self._places)
-                    if p is place
-                    for a in (arrays[i], *_arrays_of(rules[groups[i]], self.slots[i]))
-                ]
+                [a for i, p in enumerate(self._places) if p is place for a in (arrays[i], *_arrays_of(self.slots[i]))]
             )
             for place in dict.fromkeys(self._places)
             if place is not None
@@ -339,7 +334,8 @@ def _with_new_slots(
 
     A number is a NumPy array of float64 without axes.
     """
-    declared = [starts(rule.slots) for rule in rules]
+    of_rule = {id(rule): starts(rule.slots) for rule in rules}
+    declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
@@ -360,5 +356,6 @@ def _with_new_slots(
     return slots
 
 
-def _arrays_of(rule: Rule, slots: Mapping[str, Any]) -> list[Any]:
-    return [slots[name] for name, slot in starts(rule.slots).items() if not is_number(slot)]
+def _arrays_of(slots: Mapping[str, Any]) -> list[Any]:
+    """The arrays among the slots of a leaf, without the numbers."""
+    return [slot for slot in slots.values() if getattr(slot, "shape", None) or getattr(slot, "size", 0)]

@@ -76,9 +76,10 @@ class Table:
 
     def __init__(self, segments: Sequence[Segment], rules: Sequence[Rule]) -> None:
         self.programs = programs = {group: trace(rules[group]) for group in sorted({s.group for s in segments})}
-        self.variants = tuple(dict.fromkeys(Variant(programs[s.group], s.dtype) for s in segments))
-
         lanes = dict.fromkeys((s.group, s.dtype) for s in segments)
+        variant_of = {(group, dtype): Variant(programs[group], dtype) for group, dtype in lanes}
+        self.variants = tuple(dict.fromkeys(variant_of.values()))
+        number_of = {lane: self.variants.index(variant) for lane, variant in variant_of.items()}
         offsets, size = {}, 0
         for group, dtype in lanes:
             offsets[group, dtype] = size
@@ -102,15 +103,11 @@ class Table:
         ]
 
         self.rows = np.zeros((len(segments), SLOTS + max(len(v.program.slots) for v in self.variants)), np.int64)
-        for row, s in zip(self.rows, segments, strict=True):
-            row[:SLOTS] = (
-                s.length,
-                DTYPES[s.dtype].number,
-                self.variants.index(Variant(programs[s.group], s.dtype)),
-                offsets[s.group, s.dtype],
-                s.pointers[0],
-            )
-            row[SLOTS : SLOTS + len(s.pointers) - 1] = s.pointers[1:]
+        numbers = {name: dtype.number for name, dtype in DTYPES.items()}
+        for i, s in enumerate(segments):
+            lane = s.group, s.dtype
+            own = (s.length, numbers[s.dtype], number_of[lane], offsets[lane], *s.pointers)
+            self.rows[i, : len(own)] = own
 
         self.scales = np.ones(len(segments))
 
