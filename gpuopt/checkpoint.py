@@ -113,7 +113,10 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     OSError : the file cannot be read (FileNotFoundError: there is none).
     """
     _expect_optimizer(opt)
-    own = opt.state_dict()["params"]
+    opt._check_leaves()
+    own = dict(
+        zip(opt._tree.paths, opt._arrays, strict=True)
+    )  # `state_dict` raises the error of a step that is given up
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
         place = _place(name)

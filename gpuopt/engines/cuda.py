@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from contextlib import suppress
 from functools import cache, partial
-from itertools import repeat
+from itertools import compress, repeat
 from operator import attrgetter, call, is_, is_not, setitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +47,15 @@ class CUDA(Place):
 
     def pointer(self, array: Any) -> int:
         """See :meth:`Place.pointer`."""
-        return pointer(array)
+        return _address(array)  # type: ignore[no-any-return]
 
     def zeros(self, layouts: Sequence[Layout]) -> list[Any]:
         """See :meth:`Place.zeros`."""
         return zeros(layouts, self._device)
 
-    def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> Lookup:  # noqa: ARG002 - the check reads them
+    def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> Lookup:
         """See :meth:`Place.lookup`."""
-        return Lookup(leaves, addresses)
+        return Lookup(leaves, parameters, addresses)
 
     def kernel(self, table: Table, before: Any) -> CUDAKernel:
         """See :meth:`Place.kernel`."""
@@ -275,50 +275,67 @@ class CUDAKernel:
 
 
 class Lookup:
-    """See `gpuopt.engines.place.Lookup`; looks closely only at arrays that are new, for Python takes long over each."""
+    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, for a loop in Python takes long over each."""
 
-    def __init__(self, leaves: Sequence[Any], addresses: NDArray[np.int64]) -> None:
+    def __init__(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
+        import cupy
+
+        self._kind = cupy.ndarray
         self._addresses = addresses
         self._leaves = list(leaves)
         self._shapes = list(map(_shape, leaves))
-        self._known: list[Callable[[], Any]] = [_nothing] * len(leaves)
+        self._parameters = list(parameters)
+        self._layouts = list(map(_layout, parameters))
+        self._known: list[Callable[[], Any]]
+        self._absent: list[bool]
+        self._ids: list[int] = []
+        self._forget()
 
     def __call__(self, gradients: list[Any], leaves: list[Any]) -> list[int] | None:
         """See `gpuopt.engines.place.Lookup`."""
-        # Mostly nothing is new, which is found without a loop in Python. None is what a dead reference gives, too.
-        are_same = not any(map(is_not, leaves, self._leaves)) and list(map(_shape, leaves)) == self._shapes
-        if (
-            are_same
-            and not any(map(is_not, gradients, map(call, self._known)))
-            and not any(map(is_, gradients, repeat(None)))
-        ):
+        others = set()
+        if any(map(is_not, leaves, self._leaves)) or list(map(_shape, leaves)) != self._shapes:
+            others = {i for i, p in enumerate(leaves) if p is not self._leaves[i] or p.shape != self._shapes[i]}
+        absent = list(map(is_, gradients, repeat(None)))  # None is what a dead reference gives, too
+        if not others and absent == self._absent and not any(map(is_not, gradients, map(call, self._known))):
             return None
-        new = []
-        for row, (g, ref, p) in enumerate(zip(gradients, self._known, leaves, strict=True)):
-            if p is not self._leaves[row] or p.shape != self._shapes[row] or g is None or ref() is not g:
-                self._known[row], self._addresses[row] = _nothing, 0
-                if g is not None or p is not self._leaves[row] or p.shape != self._shapes[row]:
-                    new.append(row)
-        return new
+        self._forget()  # if an exception ends this, nothing half-done is believed
+        looked = gradients
+        if set(map(type, gradients)) != {self._kind}:  # in place of what has no layout, its parameter is looked at
+            others.update(i for i, g in enumerate(gradients) if g is not None and type(g) is not self._kind)
+            looked = [g if type(g) is self._kind else p for g, p in zip(gradients, self._parameters, strict=True)]
+        layouts = list(map(_layout, looked))
+        if layouts != self._layouts:
+            others.update(i for i, layout in enumerate(layouts) if layout != self._layouts[i])
+        # A reference takes its time, too: it is made for an array that comes twice, and so may come again.
+        before, self._ids = self._ids, list(map(id, looked))
+        known: list[Callable[[], Any]] = list(map(weakref.ref, looked)) if before == self._ids else list(self._known)
+        self._addresses[:] = list(map(_address, looked))
+        for row in (*others, *compress(range(len(absent)), absent)):
+            known[row], self._addresses[row] = _nothing, 0
+        self._known, self._absent = known, absent
+        return sorted(others)
 
     def record(self, row: int, gradient: Any, *, once: bool = False) -> None:
         """See `gpuopt.engines.place.Lookup`."""
         self._known[row] = _nothing  # if an exception ends this, nothing half-done is believed
-        self._addresses[row] = pointer(gradient)
+        self._addresses[row] = _address(gradient)
         if not once:
             self._known[row] = weakref.ref(gradient)
 
+    def _forget(self) -> None:
+        """Believe nothing of the gradients of the step before."""
+        self._known = [_nothing] * len(self._leaves)
+        self._absent = []
+
 
 _shape = attrgetter("shape")
+_address = attrgetter("data.ptr")
+_layout = attrgetter("data.device_id", "dtype", "shape", "strides")
 
 
 def _nothing() -> None:
     """Stand in for the reference to a gradient that there has not been."""
-
-
-def pointer(array: Any) -> int:
-    """Address of the first element."""
-    return array.data.ptr  # type: ignore[no-any-return]
 
 
 def zeros(shapes: Sequence[Layout], device: int) -> list[Any]:
