@@ -8,11 +8,13 @@ from pathlib import Path
 
 from conformance import ROWS
 
+import gpuopt
 from gpuopt.rules import RULES
 from gpuopt.rules.slots import is_number, starts
 from gpuopt.transforms import TRANSFORMS
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(gpuopt.__file__).parent  # an installed one has no sources beside the tests
 
 
 def exports() -> str:
@@ -44,9 +46,14 @@ DERIVED: dict[str, tuple[str, str, Callable[[], str]]] = {
 }
 
 
+def path(file: str) -> Path:
+    """Where a file lies, of the package that is imported."""
+    return PACKAGE.parent / file if file.startswith("gpuopt/") else ROOT / file
+
+
 def current(file: str) -> tuple[str, str]:
     """The text of a file, and what it should be."""
-    text = (ROOT / file).read_text(encoding="utf-8")
+    text = path(file).read_text(encoding="utf-8")
     first, last, derive = DERIVED[file]
     before, _, rest = text.partition(first)
     return text, f"{before}{first}{derive()}{last}{rest.partition(last)[2]}"
@@ -61,4 +68,4 @@ if __name__ == "__main__":
     for name in DERIVED:
         old, new = current(name)
         if old != new:
-            (ROOT / name).write_text(new, encoding="utf-8")
+            path(name).write_text(new, encoding="utf-8")
