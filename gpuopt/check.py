@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import backend, report, to_numpy
+from gpuopt.arrays import to_numpy
+from gpuopt.backends import backend, report
 from gpuopt.engines.threads import get_num_threads
 from gpuopt.engines.trace import is_elementwise
 from gpuopt.gradients import clip_by_global_norm
