@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 
 from gpuopt import diagnosis, nvrtc
-from gpuopt.arrays import describe, fetch, is_cupy, is_numpy, namespace, place, to_numpy
+from gpuopt.arrays import describe, fetch, is_cupy, is_numpy, namespace, place, to_cupy, to_numpy
 from gpuopt.diagnosis import gpu_failure
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Backend:
                 with x.device:  # from GPU to GPU CuPy does not wait for what is still being computed there
                     cupy.cuda.get_current_stream().synchronize()
                 x = x.copy()  # asarray would do it too, and warn
-            return cupy.asarray(x, dtype=dtype)
+            return to_cupy(x, dtype)
 
     def to_numpy(self, x: Any) -> NDArray[Any]:
         """`x`, an array of any library, as a NumPy array on the host; a NumPy array is returned as it is."""
@@ -260,14 +260,13 @@ def _count_devices() -> int | str:
             import cupy
 
             runtime = cupy.cuda.runtime
+            if runtime.is_hip:
+                return diagnosis.for_rocm()
             needed = runtime.runtimeGetVersion()
-        except ModuleNotFoundError as error:
-            if error.name == "cupy":
+        except BaseException as error:  # a broken installation raises anything, SystemExit too
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+            if is_missing or isinstance(error, KeyboardInterrupt):
                 raise
-            return diagnosis.broken(error)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001  (a broken installation raises anything, SystemExit too)
             return diagnosis.broken(error)
         # Without a driver, and with one that is too old, CUDA reports the same cudaErrorInsufficientDriver.
         driver = diagnosis.driver_version()

@@ -51,6 +51,8 @@ def broken(error: BaseException) -> str:
     """The import of CuPy raises this."""
     if "libcuda.so" in _words(error):
         return no_driver()
+    if driver_version() is None and any(name.startswith("cupy-rocm") for name in packages()):
+        return for_rocm()
     return with_note(f"import cupy fails ({_words(error)}); {_install(driver_version())}")
 
 
@@ -61,6 +63,15 @@ def not_installed() -> str:
         cause = f"CuPy is not installed, and no NVIDIA driver was found ({_DRIVER} does not load)"
         return f"{cause}; to use an NVIDIA GPU install its driver, then {_install(driver)}"
     return f"CuPy is not installed; for the NVIDIA driver found here (for CUDA {version(driver)}) {_install(driver)}"
+
+
+def for_rocm() -> str:
+    """The CuPy that is installed is the one for AMD's GPUs."""
+    cause = "the installed CuPy is for AMD GPUs (ROCm), and gpuopt has code for NVIDIA GPUs alone"
+    driver = driver_version()
+    if driver is None:
+        return f"{cause}; use NumPy arrays, which are updated on the CPU"
+    return f"{cause}; for the NVIDIA driver found here (for CUDA {version(driver)}) {_install(driver)}"
 
 
 def no_driver() -> str:
@@ -126,12 +137,15 @@ def version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+_BUILT_FOR: Final = ("cuda11x", "cuda12x", "cuda13x", "rocm-4-3", "rocm-5-0", "rocm-7-0")
+
+
 def packages() -> list[str]:
     """The installed distributions of CuPy; more than one is a mistake."""
     import importlib.metadata  # which takes a third of the time of importing this package
 
     installed = []
-    for name in ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x"):
+    for name in ("cupy", *(f"cupy-{built_for}" for built_for in _BUILT_FOR)):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             importlib.metadata.distribution(name)
             installed.append(name)

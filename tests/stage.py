@@ -69,8 +69,9 @@ def nvrtc(source):
     library.nvrtcGetProgramLog(program, log)
     return log.value.decode()
 
-def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42, multiplying="libcublas.so.12: not found"):
-    """A CuPy for this CUDA: the number of devices, what looking for them, compiling and multiplying raise, the kernel's
+def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42, multiplying="libcublas.so.12: not found",
+         hip=False):
+    """A CuPy for this CUDA, or for AMD's: the number of devices, what looking for them, compiling and multiplying raise, the kernel's
     result."""
     calls = []
     def count():
@@ -93,7 +94,7 @@ def cupy(cuda=12, devices=1, looking=None, compiling=None, answer=42, multiplyin
     fake.cuda = types.SimpleNamespace(
         Device=lambda index: contextlib.nullcontext(),
         runtime=types.SimpleNamespace(
-            runtimeGetVersion=lambda: 1000 * cuda, getDeviceCount=count, getDevice=lambda: 0,
+            is_hip=hip, runtimeGetVersion=lambda: 1000 * cuda, getDeviceCount=count, getDevice=lambda: 0,
             getDeviceProperties=lambda index: {"name": b"Fake GPU", "major": 9, "minor": 0},
             memGetInfo=lambda: (1, 2)))
     sys.modules["cupy"] = fake

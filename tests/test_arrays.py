@@ -41,6 +41,21 @@ def test_own_arrays_are_not_copied(found: Backend) -> None:
     assert found.to_numpy(host) is host
 
 
+@pytest.mark.parametrize("dtype", [None, "float32"])
+@pytest.mark.parametrize(
+    "x",
+    [-0.0, np.float32(-0.0), np.array(-0.0), np.array(-0.0, "f4"), np.array(5e-324), [-0.0], np.array([[-0.0, 0.0]])],
+    ids=repr,
+)
+def test_every_bit_arrives(found: Backend, x: Any, dtype: Any) -> None:
+    expected = np.asarray(x, dtype)
+    there = found.asarray(x, dtype)
+    assert found.to_numpy(there).tobytes() == expected.tobytes()
+    other = found.asarray(np.ones_like(expected))
+    arrays.assign(other, expected)  # as a state is loaded
+    assert found.to_numpy(other).tobytes() == expected.tobytes()
+
+
 def test_arrays_of_other_libraries(found: Backend) -> None:
     x = array_api_strict.asarray([1.0, 2.0])
     np.testing.assert_array_equal(found.to_numpy(found.asarray(x)), [1.0, 2.0])

@@ -2,12 +2,13 @@
 
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from stage import STAGE, on, run, skip_unless
 
-from gpuopt import backends
+from gpuopt import backends, nvrtc
 from gpuopt.backends import Backend, BackendUnavailable, backend
 
 
@@ -103,6 +104,14 @@ def test_only_what_is_asked_for_runs_on_the_device() -> None:
     code = "import cudasim, gpuopt.backends as b; b.backend()\nwith cudasim.count() as c:\n    b.backend('cupy')\n"
     code += "assert not any(c.summary.values()), c.summary"
     run(code)
+
+
+def test_nothing_is_compiled_for_the_gpus_of_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    rocm = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(is_hip=True)))
+    monkeypatch.setitem(sys.modules, "cupy", rocm)
+    monkeypatch.setattr(nvrtc, "_library", nvrtc._library.__wrapped__)
+    with pytest.raises(OSError, match=r"for AMD GPUs \(ROCm\), and code is compiled for NVIDIA GPUs alone"):
+        nvrtc.compiled("")
 
 
 def test_a_backend_is_a_value() -> None:

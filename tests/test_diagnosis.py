@@ -143,6 +143,27 @@ SITUATIONS = [
         files={"cupy/__init__.py": "raise ImportError('libcuda.so.1: cannot open shared object file')"},
         unsaid=("import cupy fails",),
     ),
+    # CuPy for AMD's GPUs
+    Situation(
+        "ROCm",
+        ("is for AMD GPUs (ROCm)", "NVIDIA GPUs alone", "use NumPy arrays"),
+        on(None, "cupy(hip=True)", "cupy-rocm-7-0"),
+        report={"cupy": "14.0.0", "cupy_packages": ["cupy-rocm-7-0"], "driver": None, "devices": []},
+        unsaid=("CUDA", "pip", "driver"),
+    ),
+    Situation(
+        "ROCm, an NVIDIA driver",
+        ("is for AMD GPUs (ROCm)", "CUDA 12.4", "pip uninstall -y cupy-rocm-7-0", CUDA12),
+        on(12040, "cupy(hip=True)", "cupy-rocm-7-0"),
+        report={"driver": "12.4", "extra": "cuda12"},
+    ),
+    Situation(
+        "ROCm, which is not installed itself",
+        ("is for AMD GPUs (ROCm)", "use NumPy arrays"),
+        on(None, "", "cupy-rocm-7-0"),
+        files={"cupy/__init__.py": "raise ImportError('libamdhip64.so.7: cannot open shared object file')\n"},
+        unsaid=("CUDA", "pip"),
+    ),
     # CuPy and the driver
     Situation(
         "no driver",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import current, describe, is_numpy, namespace, place, to_numpy, zeros_like
+from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place, zeros_like
 from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
@@ -68,17 +68,8 @@ def started(slot: Slot, p: Any, index: int, rule: Rule) -> Any:
                 own = arrays[index] if len(arrays) > 1 else arrays[0]
                 if tuple(own.shape) != tuple(p.shape):
                     raise ValueError(f"an array of shape {tuple(own.shape)}, expected {tuple(p.shape)} like the leaf")
-                return xp.astype(_brought(own, p), p.dtype) + new
+                return xp.astype(brought(own, p), p.dtype) + new
         return xp.full_like(p, slot.start)
-
-
-def _brought(source: Any, target: Any) -> Any:
-    """The array as one of the library and device of another."""
-    import array_api_compat
-
-    if place(source) == place(target):
-        return source
-    return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
 
 
 def update(
