@@ -112,10 +112,9 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     OSError : the file cannot be read (FileNotFoundError: there is none).
     """
     _expect_optimizer(opt)
-    opt._check_leaves()
-    own = dict(
-        zip(opt._tree.paths, opt._arrays, strict=True)
-    )  # `state_dict` raises the error of a step that is given up
+    opt._held.check_all()
+    # Not of `state_dict`, which raises the error of a step that was left out.
+    own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
         place = _place(name)
