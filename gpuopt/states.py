@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Key = tuple[str, ...]
 
 
+_MISSING = object()
+
+
 def rules_to_plain(
     patterns: Sequence[str], rules: Sequence[Rule], tuned: Sequence[Tuned], carried: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
@@ -125,16 +128,16 @@ def arrays_of(
     """
     given: dict[Key, Any] = {("params", path): a for path, a in state.get("params", {}).items()}
     given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
-    problems += [f"{'/'.join(key)}: missing" for key in expected.keys() - given.keys()]
-    problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
     fitting = {}
-    for key in expected.keys() & given.keys():
-        new, own = given[key], expected[key]
-        if not (hasattr(new, "shape") and hasattr(new, "dtype")):
+    for key, own in expected.items():
+        new = given.pop(key, _MISSING)
+        if new is _MISSING:
+            problems.append(f"{'/'.join(key)}: missing")
+        elif not (hasattr(new, "shape") and hasattr(new, "dtype")):
             problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
         elif tuple(new.shape) != tuple(own.shape):
             problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
-        elif dtype_of(new) != dtype_of(own):
+        elif new.dtype is not own.dtype and dtype_of(new) != dtype_of(own):
             problems.append(f"{'/'.join(key)}: dtype {dtype_of(new)}, expected {dtype_of(own)}")
         elif hindrance := hindrance_of(own):
             problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
@@ -143,6 +146,7 @@ def arrays_of(
                 fitting[key] = readable(detached(new), own)
             except Exception as error:  # noqa: BLE001 - each library has its own
                 problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
+    problems += [f"{'/'.join(key)}: unexpected" for key in given]
     return fitting
 
 

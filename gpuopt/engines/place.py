@@ -96,12 +96,17 @@ class Place(ABC):
 def place_of(array: Any) -> Place | None:
     """Return the place of an array, or None if no fused engine can be had for it."""
     if is_numpy(array):
-        from gpuopt.engines.cpu import CPU
-
-        return CPU.get()
+        return _cpu()
     if is_cupy(array):
         return _cuda(array.device.id)
     return None
+
+
+@cache
+def _cpu() -> Place | None:
+    from gpuopt.engines.cpu import CPU
+
+    return CPU.get()
 
 
 @cache

@@ -82,7 +82,9 @@ class Step:
         ]
         self._alone = sorted(set(range(len(arrays))) - set(together))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
-        for i in {(groups[i], libraries.place(arrays[i]), str(arrays[i].dtype)): i for i in self._alone}.values():
+        for i in {
+            (groups[i], libraries.place(arrays[i]), libraries.dtype_of(arrays[i])): i for i in self._alone
+        }.values():
             rule = rules[groups[i]]
             array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
@@ -253,9 +255,11 @@ class Step:
 
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
+        if x is own:
+            return x
         place = place_of(x)
         reach = self._reach.get(place) if place else None
-        if x is own or (libraries.place(x) == libraries.place(own) and reach and not reach(*memory.byte_bounds(x))):
+        if reach and place is place_of(own) and not reach.meets(x):
             return x
         copy = libraries.zeros_like(own)
         libraries.assign(copy, x)
