@@ -131,11 +131,16 @@ class Backend:
 
             cupy.cuda.Device(self.device).synchronize()
 
-    def operations(self, call: Callable[[], object]) -> list[str] | None:
+    def operations(self, call: Callable[[], object]) -> list[str]:
         """Return the operations that a call gives to the device, by the names of kernels or kinds of operations.
 
-        The call is captured as a CUDA graph and its work is not done. None if the call waits for the device, which ends a
-        capture. A host does its work at once: there are none.
+        The call is captured as a CUDA graph and its work is not done. A host does its work at once: there are none.
+
+        Raises
+        ------
+        Exception
+            Whatever the call raises, as CuPy does if it waits for the device: that ends a capture.
+
         """
         if self.device is None:
             return []
@@ -148,10 +153,10 @@ class Backend:
                     stream.begin_capture()
                     call()
                     graph = stream.end_capture()
-            except Exception:  # noqa: BLE001 - CuPy and CUDA refuse in several ways
-                with contextlib.suppress(Exception):
+            except BaseException:
+                with contextlib.suppress(Exception):  # it has been ended already if the call waits
                     stream.end_capture()
-                return None
+                raise
             return re.findall(r'label="([^"]*)"', graph.debug_dot_str())
 
 
