@@ -166,7 +166,7 @@ def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
     Parameters
     ----------
     name : {"auto", "numpy", "cupy", "cupy:N"}
-        "auto" takes CuPy where a first kernel compiles and runs, and NumPy elsewhere; the environment variable
+        "auto" chooses CuPy where a first kernel compiles and runs, and NumPy elsewhere; the environment variable
         GPUOPT_BACKEND overrides it (and only it). "cupy" is CuPy's current device, "cupy:N" device N.
         The spellings of devices, "cpu", "cuda" and "cuda:N", mean "numpy", "cupy" and "cupy:N".
     matmul : bool
@@ -372,12 +372,12 @@ class Report:
     devices : tuple of Device
         What CuPy sees.
     backend : str or None
-        What ``backend("auto")`` takes: "numpy" or, say, "cupy:0"; None where GPUOPT_BACKEND asks for what
+        What ``backend("auto")`` chooses: "numpy" or, say, "cupy:0"; None where GPUOPT_BACKEND asks for what
         cannot be had.
     reason : str
         Why, in one sentence.
     training : str
-        What `gpuopt train` takes where that is another one, and why; else "".
+        What `gpuopt train` chooses where that is another one, and why; else "".
     """
 
     gpuopt: str
@@ -395,7 +395,7 @@ class Report:
 
 
 def report() -> Report:
-    """Tell what there is: versions, driver, devices, and the backend that "auto" takes. It never raises.
+    """Tell what there is: versions, driver, devices, and the backend that "auto" chooses. It never raises.
 
     Examples
     --------
@@ -431,7 +431,7 @@ def report() -> Report:
 
 
 def _chosen(*, matmul: bool) -> tuple[str | None, str]:
-    """What "auto" takes, and why."""
+    """What "auto" chooses, and why."""
     try:
         chosen = backend("auto", matmul=matmul)
     except (BackendUnavailable, ValueError) as error:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
-    """Take a nesting of parameters apart and check every leaf.
+    """Find the leaves of a nesting of parameters and check each of them.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
 
     """
     if type(g) is type(p) is np.ndarray and g.dtype == p.dtype and g.shape == p.shape:
-        return g  # nearly all of them: the rest of this takes ten times as long
+        return g  # nearly all gradients: the full check is ten times as slow
     name = tree.name(i, "grads")
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)

@@ -160,7 +160,7 @@ def check_nesting(state: Any) -> None:
         ]
         if all(map(_is_dict, (*tuned, *slots.values()))):
             return
-    raise ValueError("the state does not fit: expected dicts nested as those of state_dict, with names as keys")
+    raise ValueError("the state does not fit: expected dicts nested as state_dict nests them, with names as keys")
 
 
 def _is_dict(x: object) -> bool:

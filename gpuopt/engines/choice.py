@@ -61,7 +61,7 @@ def _check_fusable(name: str, a: Any) -> None:
     if place_of(a) is None or not is_without_gaps(a):
         kind = describe(a)
         what = f"a {kind} of strides {a.strides}" if hasattr(a, "strides") else f"a {kind}"
-        raise ValueError(f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too")
+        raise ValueError(f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' updates others too")
 
 
 @cache

@@ -35,7 +35,8 @@ class Leaf:
     p
         The array as it is updated.
     slots
-        Of the rule; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+        The state of this leaf, in the order of its rule's slots: arrays without gaps, laid out like
+        `gpuopt.engines.memory.dense_layout` of ``p``.
 
     """
 

@@ -66,7 +66,7 @@ def same_strides(a: Any, b: Any) -> bool:
 
 
 def in_memory_order(array: Any, like: Any) -> NDArray[Any]:
-    """Elements of a NumPy array, one after the other as those of ``like`` lie in memory (in C order if it has gaps)."""
+    """The elements of a NumPy array as a flat one, in the order in which ``like`` has its own (C's if it has gaps)."""
     strides = dense_layout(like).strides if hasattr(like, "strides") else ()
     axes = sorted(range(len(strides)), key=lambda axis: -strides[axis])
     return np.asarray(array.transpose(axes) if axes else array).reshape(-1)
@@ -121,7 +121,7 @@ class Overlaps:
         self._listed: tuple[list[int], list[int]] | None = None
 
     def __call__(self, starts: Any, ends: Any) -> NDArray[np.bool_]:
-        """Whether the bytes from a start to its end meet those of any array, for many at once."""
+        """Whether the bytes from a start to its end belong to any of these arrays, for many starts and ends at once."""
         before = np.searchsorted(self._starts, ends)
         return np.asarray((before > 0) & (self._ends[before - 1] > starts) & (ends > starts))
 
@@ -136,7 +136,7 @@ class Overlaps:
 
 
 def _is_spread(a: Any) -> bool:
-    """Whether each axis steps over all that the axes with smaller strides reach, as those of all ordinary views do."""
+    """Whether each axis steps over all that the axes with smaller strides reach, as in every ordinary view."""
     reach = a.dtype.itemsize
     for stride, size in sorted(
         (abs(stride), size) for stride, size in zip(a.strides, a.shape, strict=True) if size > 1

@@ -67,7 +67,7 @@ class Place(ABC):
 
     @abstractmethod
     def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[Any]) -> Lookup:
-        """Make what finds the addresses of gradients.
+        """Return the object that finds the addresses of the gradients in each step.
 
         Parameters
         ----------
@@ -89,7 +89,7 @@ class Place(ABC):
         """Return what copies one array of this place into another: functions written in C."""
 
     def restoring(self) -> Sequence[Callable[[], object]]:
-        """Return what puts back what calls of this place change for the whole thread: functions written in C."""
+        """Return the functions, written in C, that undo what other calls of this place change for the whole thread."""
         return ()
 
 

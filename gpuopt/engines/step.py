@@ -39,7 +39,7 @@ class Step:
     rules
         One for each group.
     state
-        What the slots of each leaf are already; those that the rule names and are not there start at 0.
+        The slots of each leaf that exist already, by name; missing slots of its rule are made, and start where it says.
     engine
         "auto", "array" or "fused".
     guard
@@ -126,8 +126,8 @@ class Step:
         Parameters
         ----------
         gradients
-            Of each leaf, whatever was given. Then as they can be read during the step: copies of those that cannot where
-            they are.
+            Of each leaf, whatever was given. Afterwards arrays that the step can read: a copy replaces a gradient that it
+            could not read where it is.
         leaves
             The parameters that the user holds now.
         checked
@@ -204,7 +204,7 @@ class Step:
         return self._fused[0].place.restoring() if self._fused else ()  # GPUs come first, and have one for all of them
 
     def count_skipped(self) -> Callable[[], int]:
-        """Count the steps that a GPU left out; what is returned waits for the GPU."""
+        """Have a GPU count the steps that it left out; the function that is returned waits for the GPU, and gives the count."""
         if self._judge is None:
             return int
         verdict = self._judge.verdict()
