@@ -19,6 +19,7 @@ from gpuopt.arrays import (
     place,
 )
 from gpuopt.engines.memory import first_overlap
+from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -139,6 +140,11 @@ class Held:
         """Raise ValueError unless the user still holds the arrays that they were."""
         for i, p in enumerate(self.now()):
             self.check(i, p)
+
+    def not_finite(self, bad: list[int], step: int) -> FloatingPointError:
+        """Return the error that names the leaves whose gradients were not finite at a step."""
+        names = listed([self.tree.name(i, "grads") for i in bad])
+        return FloatingPointError(f"{names}: NaN or infinity at step {step}; that step changed nothing")
 
     def checked(self, i: int, g: Any, p: Any) -> Any:
         """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from gpuopt.rules.hyper import Hyper
 
-
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
@@ -288,6 +287,11 @@ class Optimizer:
     def evaluation(self) -> Any:
         """Return the tree to evaluate with: averages where a rule keeps them, the parameters themselves otherwise.
 
+        Raises
+        ------
+        ValueError
+            If a parameter is not the array that it was; see `step`.
+
         Examples
         --------
         >>> import numpy as np
@@ -300,6 +304,7 @@ class Optimizer:
 
         """
         with self._lock:
+            self._held.check_all()
             last = [
                 rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
             ]
@@ -361,7 +366,7 @@ class Optimizer:
         """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
-            raise self._bad_gradients(bad)
+            raise self._held.not_finite(bad, self._steps)
         if bad:
             vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
         else:
@@ -372,20 +377,14 @@ class Optimizer:
 
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
-        if self._nonfinite != "raise":
-            return
-        overdue = self._step.overdue(wait=wait)
+        overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
         if overdue is not None:
             skipped, bad = overdue
             in_one_go(
                 [partial(setattr, self, "_steps", self._steps - skipped), *self._step.pardoning()],
                 self._step.restoring(),
             )
-            raise self._bad_gradients(bad)
-
-    def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
-        names = ", ".join(self._tree.name(i, "grads") for i in bad)
-        return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
+            raise self._held.not_finite(bad, self._steps)
 
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
         """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""

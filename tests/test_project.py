@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "transforms": {"rules/base"},
     "like": {"", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
-    "leaves": {"arrays", "engines", "trees"},
+    "leaves": {"arrays", "engines", "suggest", "trees"},
     "gradients": {"engines", "rules/base"},
     "optimizer": {
         "arrays",

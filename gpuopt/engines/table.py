@@ -87,7 +87,8 @@ class Table:
             size += 8 * len(programs[group].coefficients)
         if size > VALUE_BYTES:
             raise ValueError(
-                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}"
+                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}; "
+                "make fewer groups, or update by engine='array'"
             )
         self.values = np.zeros(VALUE_BYTES, np.uint8)
         self.gradients_at = size if size + 8 * len(segments) <= VALUE_BYTES else -1
