@@ -17,7 +17,7 @@ from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.norms import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
 from gpuopt.gradients import Clip, Clipped
-from gpuopt.groups import Rules, match
+from gpuopt.groups import Frozen, Rules, match, shown
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Hyper, unknown
 from gpuopt.rules.slots import is_number, starts
@@ -42,7 +42,9 @@ class Optimizer:
         same array twice is noticed).
     rule
         One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
-        pattern that matches its dotted path, such as ``dense.b``.
+        pattern that matches its dotted path, such as ``dense.b``. None in place of a rule freezes the leaves of a
+        pattern, ``{"encoder.*": None, "*": Adam()}``: they stay as they are and have no state, and nobody looks at what
+        is given as their gradients, which may be None.
     engine
         "auto" fuses the update of NumPy and CuPy arrays that fill their memory without gaps, and runs everything else
         on the arrays themselves; "array" does that for all of them; "fused" refuses what cannot be fused.
@@ -120,8 +122,12 @@ class Optimizer:
         return self._rules[0] if self._single else self.rules
 
     @property
-    def rules(self) -> dict[str, Rule]:
+    def rules(self) -> dict[str, Rule | None]:
         """The rules by pattern, as `tune` left them; a single rule has the pattern ``"*"``."""
+        return {pattern: shown(rule) for pattern, rule in self._by_pattern.items()}
+
+    @property
+    def _by_pattern(self) -> dict[str, Rule]:
         return dict(zip(self._patterns, self._rules, strict=True))
 
     @property
@@ -141,7 +147,7 @@ class Optimizer:
         """
         rates = {
             pattern: rule.at(self._steps)["lr"]
-            for pattern, rule in self.rules.items()
+            for pattern, rule in self._by_pattern.items()
             if "lr" in rule.hyperparameters()
         }
         if not rates:
@@ -286,7 +292,7 @@ class Optimizer:
             for slot, start in starts(rules[group].slots).items()
         }
         given = states.arrays_of(state, expected, problems)
-        carried = states.carried_of(state, self.rules, problems)
+        carried = states.carried_of(state, self._by_pattern, problems)
         for key in expected.keys() & given.keys():
             try:
                 given[key] = self._step.readable(leaves.detached(given[key]), expected[key])
@@ -394,7 +400,8 @@ class Optimizer:
         guard = Guard(by, skip) if by or skip else None
         slots = before.slots if before else [{} for _ in self._arrays]
         clipped = self._clipped(rules)
-        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before)
+        idle = {i for i, group in enumerate(self._groups) if isinstance(rules[group], Frozen)}
+        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before, idle)
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
