@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 
 from gpuopt import leaves, notebook, states
+from gpuopt.accumulation import COUNT, SUM, Accumulation
 from gpuopt.backends import describe, is_numpy, place
 from gpuopt.engines.array import assign, evaluation
 from gpuopt.engines.interrupts import forks, in_one_go
@@ -19,7 +20,7 @@ from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_witho
 from gpuopt.gradients import Clip, Clipped
 from gpuopt.groups import Frozen, Rules, match, shown
 from gpuopt.rules.base import Rule
-from gpuopt.rules.hyper import Hyper, unknown
+from gpuopt.rules.hyper import Count, Hyper, unknown
 from gpuopt.rules.slots import is_number, starts
 from gpuopt.suggest import did_you_mean, listed
 
@@ -55,6 +56,11 @@ class Optimizer:
         nothing, but counts as a step, for schedules and for Adam's bias correction too. "raise": it changes nothing and
         raises FloatingPointError; a GPU is not waited for, there the error comes with one of the next steps, which
         change nothing either, and ``steps`` is set back.
+    every
+        How many calls of `step` make one update, by the mean of their gradients (Optax's ``MultiSteps``). Each call adds to
+        sums that are a part of the state, one array like the parameter; the last one updates. A gradient of None counts
+        as zeros, and a leaf that got none but None is left alone. ``clip`` and ``nonfinite`` look at the mean: with a bad
+        gradient the update is left out, or raises, and the gradients with it are dropped. ``steps`` counts updates.
 
     Raises
     ------
@@ -85,6 +91,7 @@ class Optimizer:
         engine: Engine = "auto",
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
+        every: int = 1,
     ) -> None:
         for name, value, known in (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE)):
             if value not in known:
@@ -95,6 +102,7 @@ class Optimizer:
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
+        self._every = Count().checked(every, "every")
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
@@ -104,6 +112,7 @@ class Optimizer:
         self._steps = self._skipped = 0
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
+        self._accumulation = self._accumulating()
         forks.register(self)
 
     @property
@@ -113,8 +122,13 @@ class Optimizer:
 
     @property
     def steps(self) -> int:
-        """Steps taken so far; the next one uses ``schedule(steps)``."""
+        """Updates so far; the next one uses ``schedule(steps)``. With ``every=k`` they are a k-th of the calls of `step`."""
         return self._steps
+
+    @property
+    def accumulated(self) -> int:
+        """Gradients that are waiting for their update: 0 before and after each one, so always without ``every``."""
+        return self._accumulation.waiting if self._accumulation else 0
 
     @property
     def rule(self) -> Rules:
@@ -200,6 +214,10 @@ class Optimizer:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
+            if self._accumulation is not None:
+                complete = self._accumulate(ready, self._accumulation)
+                if not complete:
+                    return
             self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
             self._update(ready, scalars, limit)
 
@@ -249,9 +267,9 @@ class Optimizer:
         Returns
         -------
         dict
-            ``steps``; ``rules``: by pattern, the rule's name and what `tune` changed; ``params``: by path, the
-            parameters; ``state``: by path and slot, the state. The arrays are the live ones: copy what must not change
-            with the next step.
+            ``steps``; ``accumulated``; ``rules``: by pattern, the rule's name and what `tune` changed; ``params``: by path,
+            the parameters; ``state``: by path and slot, the state. The arrays are the live ones: copy what must not
+            change with the next step.
 
         """
         with self._lock:
@@ -259,9 +277,13 @@ class Optimizer:
             self._check_leaves()
             return {
                 "steps": self._steps,
+                "accumulated": self.accumulated,
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
-                "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
+                "state": {
+                    path: {**own, **self._waiting(i)}
+                    for i, (path, own) in enumerate(zip(self._tree.paths, self._step.slots, strict=True))
+                },
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -291,7 +313,13 @@ class Optimizer:
             for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
             for slot, start in starts(rules[group].slots).items()
         }
+        accumulated = states.accumulated_of(state, self._every, problems)
+        waiting = [self._tree.paths[i] for i in self._rows] if accumulated else []
+        sums = self._accumulation.sums if self._accumulation else []
+        expected |= {("state", path, SUM): own for path, own in zip(waiting, sums, strict=False)}
+        expected |= {("state", path, COUNT): np.zeros(()) for path in waiting}
         given = states.arrays_of(state, expected, problems)
+        counts = states.counts_of(given, COUNT, waiting, accumulated, problems) or [0] * len(sums)
         carried = states.carried_of(state, self._by_pattern, problems)
         for key in expected.keys() & given.keys():
             try:
@@ -308,6 +336,10 @@ class Optimizer:
                 changes += step.copying(self._arrays[i], given["params", path])
                 for slot, own in step.slots[i].items():
                     changes += step.copying(own, given["state", path, slot])
+            for path, own in zip(waiting, sums, strict=False):
+                changes += step.copying(own, given["state", path, SUM])
+            if self._accumulation is not None:
+                changes.append(partial(vars(self._accumulation).update, taken=accumulated, counts=counts))
             changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
             if self._nonfinite == "raise":
                 changes += step.pardoning()
@@ -315,7 +347,8 @@ class Optimizer:
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
-        return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())})"
+        waiting = f", {self.accumulated} of {self._every} gradients" if self._accumulation else ""
+        return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())}{waiting})"
 
     def evaluation(self) -> Any:
         """Return the tree to evaluate with: averages where a rule keeps them, the parameters themselves otherwise.
@@ -355,16 +388,17 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_held", "_known", "_arrays", "_rules", "_step", "_lock")
+        own = ("_tree", "_held", "_known", "_arrays", "_rules", "_step", "_lock", "_accumulation")
         with self._lock:
             self._raise_overdue(wait=True)
             self._check_leaves()
             kept = {name: value for name, value in vars(self).items() if name not in own}
-            return kept | {"_skipped": self.skipped, "slots": self._step.slots}
+            waiting = self._accumulation and (self._accumulation.sums, self._accumulation.counts, self.accumulated)
+            return kept | {"_skipped": self.skipped, "slots": self._step.slots, "waiting": waiting}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
-        vars(self).update({name: value for name, value in state.items() if name != "slots"})
+        vars(self).update({name: value for name, value in state.items() if name not in ("slots", "waiting")})
         self._read_leaves()
         self._rules = self._rules_with(self._tuned)
         self._lock = threading.RLock()
@@ -372,6 +406,11 @@ class Optimizer:
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
                 assign(own[slot], value)
+        self._accumulation = self._accumulating()
+        if self._accumulation:
+            sums, self._accumulation.counts, self._accumulation.taken = state["waiting"]
+            for own, copied in zip(self._accumulation.sums, sums, strict=True):
+                assign(own, copied)
         forks.register(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -400,8 +439,41 @@ class Optimizer:
         guard = Guard(by, skip) if by or skip else None
         slots = before.slots if before else [{} for _ in self._arrays]
         clipped = self._clipped(rules)
-        idle = {i for i, group in enumerate(self._groups) if isinstance(rules[group], Frozen)}
+        idle = set(range(len(self._arrays))) - self._rows.keys()
         return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before, idle)
+
+    @cached_property
+    def _rows(self) -> dict[int, int]:
+        """Of each leaf that is not frozen, its number among these."""
+        updated = [i for i, group in enumerate(self._groups) if not isinstance(self._original[group], Frozen)]
+        return {i: row for row, i in enumerate(updated)}
+
+    def _accumulating(self) -> Accumulation | None:
+        """Make what gathers gradients."""
+        if self._every == 1:
+            return None
+        return Accumulation([self._arrays[i] for i in self._rows], self._every, self._engine)
+
+    def _waiting(self, i: int) -> dict[str, Any]:
+        """Slots of the gradients that are waiting."""
+        row = self._rows.get(i)
+        return {} if self._accumulation is None or row is None else self._accumulation.slots(row)
+
+    def _accumulate(self, ready: list[Any], accumulation: Accumulation) -> bool:
+        """Gather gradients; replace them by their means and return True if they are all there."""
+        members = list(self._rows)
+        is_last = accumulation.completes
+        if is_last:
+            self._check_leaves()
+
+        def checked(row: int, g: Any, _: Any) -> Any:
+            i = members[row]
+            return None if g is None else leaves.gradient(g, self._arrays[i], self._tree, i)
+
+        means = accumulation.add([ready[i] for i in members], checked)
+        for i, mean in zip(members, means, strict=True):
+            ready[i] = mean
+        return is_last
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
@@ -448,7 +520,11 @@ class Optimizer:
         if overdue is not None:
             skipped, bad = overdue
             in_one_go(
-                [partial(setattr, self, "_steps", self._steps - skipped), *self._step.pardoning()],
+                [
+                    partial(setattr, self, "_steps", self._steps - skipped),
+                    *([partial(setattr, self._accumulation, "taken", 0)] if self._accumulation else []),
+                    *self._step.pardoning(),
+                ],
                 self._step.restoring(),
             )
             raise self._bad_gradients(bad)

@@ -34,7 +34,9 @@ LAYERS: dict[str, set[str]] = {
     "engines": {"backends", "nvrtc", "rules/base", "trees"},
     "leaves": {"backends", "engines", "trees"},
     "gradients": {"engines", "rules/base"},
+    "accumulation": {"engines", "rules/base"},
     "optimizer": {
+        "accumulation",
         "backends",
         "engines",
         "gradients",
