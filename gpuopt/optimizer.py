@@ -21,7 +21,7 @@ from gpuopt.gradients import Clip, Clipped
 from gpuopt.groups import Frozen, Rules, match, shown
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Count, Hyper, unknown
-from gpuopt.rules.slots import is_number, starts
+from gpuopt.rules.slots import Given, Shared, is_number, starts
 from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -260,6 +260,84 @@ class Optimizer:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
         with self._lock:
             in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
+
+    def with_params(self, params: Any) -> Self:
+        """Return an optimizer for other leaves, which goes on with the state of those that there were before.
+
+        Parameters
+        ----------
+        params
+            As for `Optimizer`. A leaf with the path of one that is here keeps its state, wherever the array is now; the
+            others start anew. All get the rule of the pattern that matches.
+
+        Returns
+        -------
+        Optimizer
+            With its own copy of the state, the same options, tuned hyperparameters and number of steps. This one stays as it
+            is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Optimizer`; if a leaf has another shape or dtype than before; if a rule has a tree of arrays like the old
+            parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> params = {"a": np.zeros(2), "b": np.zeros(3)}
+        >>> opt = gpuopt.Optimizer(params, gpuopt.Adam(lr=0.1))
+        >>> opt.step({"a": np.ones(2), "b": np.ones(3)})
+        >>> del params["b"]
+        >>> params["c"] = np.zeros(1)
+        >>> opt = opt.with_params(params)
+        >>> opt.step({"a": np.ones(2), "c": np.ones(1)})
+        >>> opt.steps, params["a"].round(6)
+        (2, array([-0.2, -0.2]))
+
+        """
+        for rule in self._original:
+            for name, start in starts(rule.slots).items():
+                if isinstance(start, Given) and not hasattr(start.value, "shape"):
+                    raise ValueError(f"{rule.name}: {name} is a tree like the old parameters; make a new optimizer")
+        original = {pattern: shown(rule) for pattern, rule in zip(self._patterns, self._original, strict=True)}
+        options: dict[str, Any] = {"engine": self._engine, "clip": self._clip, "nonfinite": self._nonfinite}
+        new = type(self)(params, self._original[0] if self._single else original, every=self._every, **options)
+        with self._lock:  # not before: a fork waits for it, and making an optimizer waits for a fork
+            self._raise_overdue(wait=True)
+            new._take_over(self)
+        return new
+
+    def _take_over(self, old: Self) -> None:
+        """Go on with the state of the leaves of another optimizer that have the same paths."""
+        there = {path: i for i, path in enumerate(old._tree.paths)}
+        pairs = [(i, there[path]) for i, path in enumerate(self._tree.paths) if path in there]
+        for i, k in pairs:
+            now, before = (f"shape {tuple(a.shape)} of {states.dtype_of(a)}" for a in (self._arrays[i], old._arrays[k]))
+            if now != before:
+                cure = "give it another name, or leave it out once"
+                raise ValueError(f"{self._tree.name(i, 'params')}: {now}, expected {before} as before; {cure}")
+        self._steps, self._skipped, self._carried = old._steps, old.skipped, copy.deepcopy(old._carried)
+        in_one_go(self._with_rules(self._rules_with(old._tuned), old._tuned)[1])
+        shared = {
+            (old._groups[k], name): own[name]
+            for k, own in enumerate(old._step.slots)
+            for name, start in starts(old._rules[old._groups[k]].slots).items()
+            if isinstance(start, Shared)
+        }
+        for i, own in enumerate(self._step.slots):
+            for name, target in own.items():
+                if (self._groups[i], name) in shared:
+                    assign(target, shared[self._groups[i], name])
+        for i, k in pairs:
+            for name, target in self._step.slots[i].items():
+                assign(target, old._step.slots[k][name])
+        if self._accumulation and old._accumulation:
+            self._accumulation.taken = old.accumulated
+            for i, k in ((self._rows[i], old._rows[k]) for i, k in pairs if i in self._rows):
+                self._accumulation.counts[i] = old._accumulation.counts[k]
+                assign(self._accumulation.sums[i], old._accumulation.sums[k])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
