@@ -22,10 +22,12 @@ from gpuopt.groups import Frozen, Rules, match, shown
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Count, Hyper, unknown
 from gpuopt.rules.slots import Given, Shared, is_number, starts
+from gpuopt.schedules import Schedule
 from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import SupportsFloat
 
 
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
@@ -260,6 +262,47 @@ class Optimizer:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
         with self._lock:
             in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
+
+    def tell(self, metric: SupportsFloat) -> None:
+        """Tell a metric, such as the loss of an epoch, to the schedules that listen: `gpuopt.schedules.plateau`.
+
+        What they make of it is a change as by `tune`, and saved as such.
+
+        Parameters
+        ----------
+        metric
+            A number; NaN is worse than all others.
+
+        Raises
+        ------
+        TypeError
+            If it is no number.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> opt = gpuopt.Optimizer(np.zeros(3), gpuopt.SGD(lr=gpuopt.schedules.plateau(0.1, factor=0.5, patience=1)))
+        >>> for loss in (1.0, 0.5, 0.6, 0.5):
+        ...     opt.tell(loss)
+        >>> opt.lr
+        0.05
+
+        """
+        try:
+            number = float(metric)
+        except (TypeError, ValueError):
+            raise TypeError(f"tell: {metric!r:.80}, expected a number") from None
+        with self._lock:
+            heard = []
+            for rule in self._rules:
+                values = {name: getattr(rule, name) for name in rule.hyperparameters()}
+                listening = {name: value for name, value in values.items() if isinstance(value, Schedule)}
+                new = {name: value.told(number) for name, value in listening.items()}
+                heard.append({name: value for name, value in new.items() if value != listening[name]})
+            if any(heard):
+                tuned = [own | new for own, new in zip(self._tuned, heard, strict=True)]
+                in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
 
     def with_params(self, params: Any) -> Self:
         """Return an optimizer for other leaves, which goes on with the state of those that there were before.

@@ -163,6 +163,33 @@ def test_the_error_of_a_schedule_names_it_where_the_learning_rate_is_read() -> N
         _ = opt.lr
 
 
+# Metrics
+
+
+def test_metrics_are_told_to_all_groups_and_are_a_part_of_the_state(tmp_path: Any) -> None:
+    plateau = schedules.plateau(1.0, factor=0.5, patience=1)
+    params = {"a": np.ones(1), "b": np.ones(1), "c": np.ones(1)}
+    rules = {
+        "a": gpuopt.chain(gpuopt.SGD(plateau), gpuopt.SoftThreshold(schedules.scaled(plateau, 4.0))),
+        "b": gpuopt.SGD(schedules.constant(2.0), momentum=lambda _: 0.5),
+        "c": None,
+    }
+    opt, again = gpuopt.Optimizer(params, rules), gpuopt.Optimizer(params, rules)
+    for loss in (np.float32(1), 1, np.array(1.0)):
+        opt.tell(loss)
+    assert opt.lr == {"a": 0.5, "b": 2.0}
+    assert opt.rules["a"].at(0)["SoftThreshold.strength"] == 2.0  # type: ignore[union-attr]
+    gpuopt.save(tmp_path / "x.safetensors", opt)
+    gpuopt.load(tmp_path / "x.safetensors", again)
+    for each in (opt, again):
+        each.tell(2)
+        each.tell(2)
+        assert each.lr == {"a": 0.25, "b": 2.0}
+    for bad in ("low", None, [1, 2]):
+        with pytest.raises(TypeError, match=r"^tell: .*, expected a number$"):
+            opt.tell(bad)  # type: ignore[arg-type]
+
+
 # Frozen leaves
 
 FROZEN: dict[str, Any] = {"enc.*": None, "*": gpuopt.Adam(lr=0.1)}

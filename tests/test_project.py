@@ -44,6 +44,7 @@ LAYERS: dict[str, set[str]] = {
         "leaves",
         "notebook",
         "rules/base",
+        "schedules",
         "states",
         "suggest",
         "trees",
