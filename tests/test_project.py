@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "groups": {"rules", "suggest", "trees"},
     "states": {"backends", "leaves", "rules/base", "schedules"},
     "transforms": {"rules/base"},
-    "like": {"", "transforms", "rules", "rules/base", "schedules"},
+    "like": {"", "backends", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"backends", "nvrtc", "rules/base", "trees"},
     "leaves": {"backends", "engines", "trees"},
     "gradients": {"engines", "rules/base"},
@@ -95,7 +95,7 @@ CONFINED = {
     "matplotlib": {"pictures.py"},
     "PIL": {"pictures.py"},
     "nicegui": {"live/__main__.py", "live/view.py"},
-    "torch": set(),
+    "torch": {"like/_exchange.py"},
 }
 
 HEAVY = [
