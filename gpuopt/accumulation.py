@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines.array import zeros_like
+from gpuopt.arrays import zeros_like
 from gpuopt.engines.step import Engine, Step
 from gpuopt.rules.base import Rule
 

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import describe, to_numpy
-from gpuopt.states import dtype_of
+from gpuopt.arrays import describe, dtype_of, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,8 +87,8 @@ def save_state(
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
     more = _json(extra or {}, "extra: expected a dict of JSON's types")
-    steps = f'"steps": {content["steps"]}, "accumulated": {content.get("accumulated", 0)}'
-    about = f'{{"format": {FORMAT}, {steps}, "rules": {rules}, "extra": {more}}}'
+    waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
+    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}}}'
     tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
     write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})

@@ -12,8 +12,8 @@ import numpy as np
 
 from gpuopt import leaves, notebook, states
 from gpuopt.accumulation import COUNT, SUM, Accumulation
-from gpuopt.backends import describe, is_numpy, place
-from gpuopt.engines.array import assign, evaluation
+from gpuopt.arrays import assign, describe, detached, dtype_of, geometry, is_numpy, place
+from gpuopt.engines.array import evaluation
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.norms import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
@@ -357,7 +357,7 @@ class Optimizer:
         there = {path: i for i, path in enumerate(old._tree.paths)}
         pairs = [(i, there[path]) for i, path in enumerate(self._tree.paths) if path in there]
         for i, k in pairs:
-            now, before = (f"shape {tuple(a.shape)} of {states.dtype_of(a)}" for a in (self._arrays[i], old._arrays[k]))
+            now, before = (f"shape {tuple(a.shape)} of {dtype_of(a)}" for a in (self._arrays[i], old._arrays[k]))
             if now != before:
                 cure = "give it another name, or leave it out once"
                 raise ValueError(f"{self._tree.name(i, 'params')}: {now}, expected {before} as before; {cure}")
@@ -388,9 +388,9 @@ class Optimizer:
         Returns
         -------
         dict
-            ``steps``; ``accumulated``; ``rules``: by pattern, the rule's name and what `tune` changed; ``params``: by path,
-            the parameters; ``state``: by path and slot, the state. The arrays are the live ones: copy what must not
-            change with the next step.
+            ``steps``; ``accumulated``, if gradients are waiting; ``rules``: by pattern, the rule's name and what `tune`
+            changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
+            ones: copy what must not change with the next step.
 
         """
         with self._lock:
@@ -398,7 +398,7 @@ class Optimizer:
             self._check_leaves()
             return {
                 "steps": self._steps,
-                "accumulated": self.accumulated,
+                **({"accumulated": self.accumulated} if self.accumulated else {}),
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {
@@ -444,7 +444,7 @@ class Optimizer:
         carried = states.carried_of(state, self._by_pattern, problems)
         for key in expected.keys() & given.keys():
             try:
-                given[key] = self._step.readable(leaves.detached(given[key]), expected[key])
+                given[key] = self._step.readable(detached(given[key]), expected[key])
             except Exception as error:  # noqa: BLE001 - each library has its own
                 problems.append(f"{'/'.join(key)}: {describe(given[key])} that cannot be read ({error})")
         if problems:
@@ -502,10 +502,7 @@ class Optimizer:
 
     def _leaves(self) -> list[notebook.Leaf]:
         arrays = zip(self._tree.paths, self._arrays, self._groups, strict=True)
-        return [
-            notebook.Leaf(path, a.shape, states.dtype_of(a), place(a), self._patterns[group])
-            for path, a, group in arrays
-        ]
+        return [notebook.Leaf(path, a.shape, dtype_of(a), place(a), self._patterns[group]) for path, a, group in arrays]
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
@@ -546,7 +543,7 @@ class Optimizer:
         """Find and check the leaves of the parameters."""
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
         self._held = self._tree.leaves_of(self._params, "params")
-        self._known = list(map(leaves.geometry, self._held))
+        self._known = list(map(geometry, self._held))
         if self._engine == "fused":
             for i, a in enumerate(self._arrays):
                 check_fusable(self._tree.name(i, "params"), a)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.backends import to_numpy
+from gpuopt.arrays import to_numpy
 from gpuopt.functional import init
 from gpuopt.rules.slots import starts
 from gpuopt.transforms import Chain
