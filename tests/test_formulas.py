@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formulas import RULES, TRANSFORMS, Recurrence
+from formulas import RULES, TRANSFORMS, Recurrence, engines
 from spaces import Space, assert_same_bits
 
 import gpuopt
@@ -31,13 +31,20 @@ def test_agrees_with_the_recurrence(rule: gpuopt.Rule, recurrence: Recurrence, s
     measures = isinstance(rule, gpuopt.BarzilaiBorwein | gpuopt.LBFGS)  # curvature, of which noise has none
     for dtype, most in {"f8": MOST["f8"]}.items() if measures else MOST.items():
         p, kept = start.astype("f8"), dict[str, Any]()
-        ours = space.put(start.astype(dtype))
-        state = gpuopt.init(rule, ours)
+        pure = space.put(start.astype(dtype))
+        state = gpuopt.init(rule, pure)
+        opts = [
+            gpuopt.Optimizer(space.put(start.astype(dtype)), rule, engine=engine)
+            for engine in engines(rule, space.engines)
+        ]
         for i, noise in enumerate(gradients[:12] if measures else gradients):
             g = np.linspace(0.5, 2, p.size) * p if measures else noise
             p = recurrence(p, g.astype("f8"), kept, i + 1)
-            ours, state = gpuopt.update(rule, ours, space.put(g.astype(dtype)), state)
-        assert np.max(np.abs(space.get(ours) - p)) <= most * np.max(np.abs(p - start))
+            pure, state = gpuopt.update(rule, pure, space.put(g.astype(dtype)), state)
+            for opt in opts:
+                opt.step(space.put(g.astype(dtype)))
+        for ours in (pure, *(opt.params for opt in opts)):
+            assert np.max(np.abs(space.get(ours) - p)) <= most * np.max(np.abs(p - start))
 
 
 def test_every_rule_and_transform_has_a_formula() -> None:
@@ -51,15 +58,16 @@ def test_every_rule_and_transform_has_a_formula() -> None:
     assert members - {gpuopt.SGD} == set(transforms.TRANSFORMS.values()) - {gpuopt.EMA}
 
 
+@pytest.mark.parametrize("engine", ["array", "auto"])
 @pytest.mark.parametrize("rule", [rule for rule, _ in FORMULAS.values()], ids=FORMULAS)
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_an_optimizer_saved_in_the_middle_goes_on_to_the_same_bits(
-    rule: gpuopt.Rule, dtype: str, tmp_path: Any
+    rule: gpuopt.Rule, dtype: str, engine: Any, tmp_path: Any
 ) -> None:
     start, gradients = problem(7)
 
     def optimizer() -> gpuopt.Optimizer:
-        return gpuopt.Optimizer({"a": start.astype(dtype)}, rule, engine="array")
+        return gpuopt.Optimizer({"a": start.astype(dtype)}, rule, engine=engine)
 
     def held(opt: gpuopt.Optimizer) -> dict[str, Any]:
         return {"p": opt.params["a"], **{n: np.asarray(x) for n, x in opt.state_dict()["state"]["a"].items()}}
