@@ -263,6 +263,12 @@ class Optimizer:
         with self._lock:
             in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
 
+    @property
+    def listens(self) -> bool:
+        """Whether there is a schedule that is told a metric; see `tell`."""
+        values = (getattr(rule, name) for rule in self._rules for name in rule.hyperparameters())
+        return any(value.listens for value in values if isinstance(value, Schedule))
+
     def tell(self, metric: SupportsFloat) -> None:
         """Tell a metric, such as the loss of an epoch, to the schedules that listen: `gpuopt.schedules.plateau`.
 

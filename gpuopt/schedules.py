@@ -96,6 +96,12 @@ class Schedule:
             waiting += zip(inner, [begin, *own][-len(inner) :], strict=False)  # the last one where the last piece does
         return found
 
+    @property
+    def listens(self) -> bool:
+        """Whether `told` makes a difference."""
+        flat = [x for value in self.values for x in (value if isinstance(value, tuple) else (value,))]
+        return self.name in _LISTENERS or any(x.listens for x in flat if isinstance(x, Schedule))
+
     def told(self, metric: float) -> "Schedule":
         """The schedule that knows of one more value of a metric: another one where a `plateau` is in it, else itself.
 
