@@ -70,6 +70,7 @@ LAYERS: dict[str, set[str]] = {
         "rules/base",
         "schedules",
         "suggest",
+        "transforms",
     },
     "live": {"training"},
     "cli": {
