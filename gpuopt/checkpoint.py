@@ -87,7 +87,8 @@ def save_state(
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
     more = _json(extra or {}, "extra: expected a dict of JSON's types")
-    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, "rules": {rules}, "extra": {more}}}'
+    waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
+    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}}}'
     tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
     write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})
@@ -136,7 +137,10 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
             case None:
                 raise CheckpointError(f"{path}: unexpected array {name!r}")
     try:
-        opt.load_state_dict({"steps": about["steps"], "rules": about["rules"], "params": params, "state": state})
+        opt.load_state_dict(
+            {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
+            | {"params": params, "state": state}
+        )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     extra: dict[str, Any] = about["extra"]

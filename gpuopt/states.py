@@ -55,6 +55,29 @@ def carried_of(state: Mapping[str, Any], rules: Mapping[str, Rule], problems: li
     return found
 
 
+def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) -> int:
+    """Return how many gradients are waiting in a state; what does not fit is appended to ``problems``."""
+    given = state.get("accumulated", 0)
+    if type(given) is not int or not 0 <= given < every:
+        problems.append(f"accumulated: {given!r:.40} gradients, expected fewer than every={every}")
+        return 0
+    return given
+
+
+def counts_of(
+    given: Mapping[tuple[str, ...], Any], slot: str, paths: Sequence[str], most: int, problems: list[str]
+) -> list[int]:
+    """Return how many gradients of each leaf are waiting; what is no such number is appended to ``problems``."""
+    counts = []
+    for path in paths:
+        number = float(given.get(("state", path, slot), 0))
+        if number not in range(most + 1):
+            problems.append(f"state/{path}/{slot}: {number}, expected a number of gradients up to {most}")
+            number = 0
+        counts.append(int(number))
+    return counts
+
+
 def tuned_of(
     state: Mapping[str, Any], patterns: Sequence[str], original: Sequence[Rule], problems: list[str]
 ) -> list[Tuned]:

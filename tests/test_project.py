@@ -34,11 +34,13 @@ LAYERS: dict[str, set[str]] = {
     "groups": {"rules", "suggest", "trees"},
     "states": {"arrays", "rules/base", "schedules", "tuning"},
     "transforms": {"rules/base"},
-    "like": {"", "transforms", "rules", "rules/base", "schedules"},
+    "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
     "leaves": {"arrays", "engines", "suggest", "trees"},
     "gradients": {"engines", "rules/base"},
+    "accumulation": {"arrays", "engines", "rules/base"},
     "optimizer": {
+        "accumulation",
         "arrays",
         "engines",
         "gradients",
@@ -46,6 +48,7 @@ LAYERS: dict[str, set[str]] = {
         "leaves",
         "notebook",
         "rules/base",
+        "schedules",
         "states",
         "tuning",
     },
@@ -68,6 +71,7 @@ LAYERS: dict[str, set[str]] = {
         "rules/base",
         "schedules",
         "suggest",
+        "transforms",
     },
     "live": {"training"},
     "cli": {
@@ -97,7 +101,7 @@ CONFINED = {
     "matplotlib": {"pictures.py"},
     "PIL": {"pictures.py"},
     "nicegui": {"live/__main__.py", "live/view.py"},
-    "torch": set(),
+    "torch": {"like/_exchange.py"},
 }
 
 HEAVY = [

@@ -137,8 +137,9 @@ def _update(i: int, variant: Variant) -> str:
     program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
     suffix, width = DTYPES[variant.dtype].cuda_suffix, 16 // DTYPES[variant.dtype].itemsize
     arrays = {"p": f"row[{table.PARAMETER}]", "g": "gradient"}
-    arrays |= {slot: f"row[{table.SLOTS + k}]" for k, slot in enumerate(program.slots)}
-    written = ["p", *program.slots]
+    slots = {slot: f"slot{k}" for k, slot in enumerate(program.slots)}  # names of their own: a chain's have dots
+    arrays |= {name: f"row[{table.SLOTS + k}]" for k, name in enumerate(slots.values())}
+    written = ["p", *slots.values()]
     lanes = "xyzw"[:width]
     constants = {f"c{k}": f"c[{k}]" for k in range(len(program.coefficients))}
     if Node("scale", ()) in program.nodes:
@@ -148,7 +149,7 @@ def _update(i: int, variant: Variant) -> str:
     for k, node in enumerate(program.nodes):
         match node:
             case Node("load", (name,)):
-                terms.append(f"a_{name}")
+                terms.append(f"a_{slots.get(name, name)}")
             case Node("coefficient", (index,)):
                 terms.append(f"c{index}")
             case Node("scale", ()):

@@ -17,7 +17,7 @@ from gpuopt.engines.trace import SCALE, is_elementwise
 from gpuopt.rules.slots import Filled, Shared, is_number, starts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.norms import Guard
@@ -46,6 +46,8 @@ class Step:
         What to look for in the gradients before a step.
     before
         The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over.
+    idle
+        Leaves that are never updated, whatever is given as their gradients.
 
     Attributes
     ----------
@@ -66,6 +68,7 @@ class Step:
         engine: Engine,
         guard: Guard | None = None,
         before: Step | None = None,
+        idle: Collection[int] = (),
     ) -> None:
         self._guard = guard
         self._arrays, self._groups = arrays, groups
@@ -76,11 +79,12 @@ class Step:
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
-            if engine != "array"
+            if i not in idle
+            and engine != "array"
             and place is not None
             and (self._elementwise[group] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
-        self._alone = sorted(set(range(len(arrays))) - set(together))
+        self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {
             (groups[i], libraries.place(arrays[i]), libraries.dtype_of(arrays[i])): i for i in self._alone

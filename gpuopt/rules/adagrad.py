@@ -26,6 +26,10 @@ class AdaGrad(Rule):
     initial
         What the cache starts at, at least 0. Keras and Optax use 0.1.
 
+    Warnings
+    --------
+    Keras and Optax start at 0.1 with ``eps`` inside of the root: with small gradients another algorithm.
+
     Examples
     --------
     >>> import numpy as np
