@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.engines import array, cpu_code, machine, threads
+from gpuopt.engines import table as tables
 from gpuopt.engines.cpu_lookup import Lookup
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.place import Place
@@ -65,8 +66,8 @@ class CPUKernel:
         threads.get_num_threads()  # where the environment names no number, now is the time to say so
         self._table = table
         self._workers = threads.workers_for(table.traffic)
-        reducing = cpu_code.reduction_passes(table.variants)
-        width = 1 + max((sum(cpu_code.widths(k, table.variants)) for k in range(reducing)), default=0)
+        reducing = tables.reduction_passes(table.variants)
+        width = 1 + max((sum(tables.widths(k, table.variants)) for k in range(reducing)), default=0)
         self._scratch = (  # what passes find, until the next step
             np.zeros((len(table.rows), max(table.numbers, 1))),
             np.empty((len(table.chunks) if reducing else 1, width)),
@@ -127,7 +128,7 @@ _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_in
 @cache
 def _functions(variants: tuple[Variant, ...]) -> tuple[Callable[..., None], ...]:
     """The step, then each reduction pass with the work on numbers after it."""
-    names = [f"{name}{k}" for k in range(cpu_code.reduction_passes(variants)) for name in ("pass", "numbers")]
+    names = [f"{name}{k}" for k in range(tables.reduction_passes(variants)) for name in ("pass", "numbers")]
     return tuple(machine.compiled(cpu_code.source(variants), step=_SIGNATURE, **dict.fromkeys(names, _SIGNATURE)))
 
 

@@ -112,23 +112,11 @@ def source(variants: tuple[Variant, ...]) -> str:
     code = ["declare i64 @llvm.smin.i64(i64, i64)", *declarations]
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
     code += [_update(i, variant) for i, variant in enumerate(variants)]
-    if reduction_passes(variants):
+    if table.reduction_passes(variants):
         code += [_HALVE.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, both=_BOTH[name]) for name in _BOTH]
-    for k in range(reduction_passes(variants)):
+    for k in range(table.reduction_passes(variants)):
         code += _pass(k, variants)
     return "\n".join(code)
-
-
-def reduction_passes(variants: Iterable[Variant]) -> int:
-    """How many passes come before the update."""
-    return max(len(passes(v.program)) for v in variants)
-
-
-def widths(k: int, variants: Iterable[Variant]) -> tuple[int, int]:
-    """Columns of sums and of largest elements that the chunks of pass ``k`` have."""
-    own = [found[k] for v in variants if len(found := passes(v.program)) > k]
-    sums, largest = max(p.sums for p in own), max(p.largest for p in own)
-    return sums if sums + largest else 1, largest
 
 
 CONTEXT = ("table", "gradients", "scales", "chunks", "values", "numbers", "partials", "found", "totals", "first", "sizes")
@@ -349,7 +337,7 @@ _IDENTITY = {"sum": "0.0", "max": "0xFFF0000000000000"}
 
 def _pass(k: int, variants: tuple[Variant, ...]) -> list[str]:
     """A reduction pass, and the numbers that are worked out after it."""
-    sums, largest = widths(k, variants)
+    sums, largest = table.widths(k, variants)
     own = {i: found[k] for i, v in enumerate(variants) if len(found := passes(v.program)) > k}
     width = sums + largest
     before = [f"%out = getelementptr [{width} x double], ptr %partials, i64 %k"]

@@ -75,8 +75,6 @@ class Table:
         How many there are.
     numbers
         How many a segment has at most.
-    passes
-        Of each variant, its reduction passes.
     values
         Of this step, as one buffer of bytes: the coefficients, for each group and dtype in its own dtype; for each group the
         scalars of its numbers, in float64; and `gradients`.
@@ -124,7 +122,6 @@ class Table:
 
         self.groups = len(programs)
         self.numbers = max(len(program.numbers) for program in programs.values())
-        self.passes = [passes(variant.program) for variant in self.variants]
         self.rows = np.zeros((len(segments), columns(self.variants)), np.int64)
         group_of = {group: i for i, group in enumerate(programs)}
         numbers = {name: dtype.number for name, dtype in DTYPES.items()}
@@ -169,6 +166,18 @@ class Table:
 def columns(variants: Sequence[Variant]) -> int:
     """Columns of a table whose segments have these variants."""
     return SLOTS + max(len(v.program.slots) + len(v.program.number_slots) for v in variants)
+
+
+def reduction_passes(variants: Sequence[Variant]) -> int:
+    """How many passes come before the update."""
+    return max(len(passes(v.program)) for v in variants)
+
+
+def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
+    """Columns of sums and of largest elements that the chunks of pass ``k`` have; one at least."""
+    own = [found[k] for v in variants if len(found := passes(v.program)) > k]
+    sums, largest = max(p.sums for p in own), max(p.largest for p in own)
+    return sums if sums + largest else 1, largest
 
 
 def _arrays(program: Program) -> int:
