@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
+PAST = 4096
+"""Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
 
 
 class Optimizer:
@@ -100,6 +103,7 @@ class Optimizer:
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._carried = [dict(rule.carried) for rule in self._rules]
         self._steps = self._skipped = 0
+        self._past: deque[tuple[int, list[dict[str, float]]]] = deque(maxlen=PAST)
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         forks.register(self)
@@ -235,7 +239,10 @@ class Optimizer:
         for i in chosen:
             tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
         with self._lock:
-            in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
+            step, changes = self._with_rules(self._rules_with(tuned), tuned)
+            if step is not self._step and not step.inherits:
+                self._raise_overdue(wait=True)
+            in_one_go(changes)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
@@ -422,11 +429,14 @@ class Optimizer:
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
             raise self._bad_gradients(bad)
+        carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         if bad:
-            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
+            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
         else:
-            carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
-            self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
+            count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
+            if self._nonfinite == "raise" and any(carried):
+                self._past.append((self._steps, self._carried))
+            self._step(ready, scalars, count)
         if self._nonfinite == "raise":
             self._step.report()
 
@@ -437,8 +447,10 @@ class Optimizer:
         overdue = self._step.overdue(wait=wait)
         if overdue is not None:
             skipped, bad = overdue
+            then = self._steps - skipped
+            carried = dict(self._past).get(then, self._carried)
             in_one_go(
-                [partial(setattr, self, "_steps", self._steps - skipped), *self._step.pardoning()],
+                [partial(vars(self).update, _steps=then, _carried=carried), *self._step.pardoning()],
                 self._step.restoring(),
             )
             raise self._bad_gradients(bad)
@@ -450,11 +462,14 @@ class Optimizer:
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
         """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
         clipped, step = self._clipped(rules), self._step
+        skipped = self._skipped
         if not step.computes(clipped):
             step = self._prepared(rules, step)
+            if self._nonfinite == "skip" and not step.inherits:
+                skipped = self.skipped
         changes: list[Callable[[], object]] = [
             partial(setattr, step, "rules", clipped),
-            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned),
+            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned, _skipped=skipped),
         ]
         return step, changes
 

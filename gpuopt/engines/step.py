@@ -49,10 +49,13 @@ class Step:
     guard
         What to look for in the gradients before a step.
     before
-        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over.
+        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over, if the
+        same GPU is to decide.
 
     Attributes
     ----------
+    inherits
+        Whether what a GPU knew has gone over; if not, `overdue` and `count_skipped` of the former step have the last word.
     slots
         Of each leaf, by name.
     rules
@@ -75,9 +78,9 @@ class Step:
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
-        programs = [traced(rule) for rule in rules]
-        self._elementwise = [program is not None and program.is_elementwise for program in programs]
-        can_be_fused = _can_be_fused(programs, self._places, groups)
+        self._programs = [traced(rule) for rule in rules]
+        self._elementwise = [program is not None and program.is_elementwise for program in self._programs]
+        can_be_fused = _can_be_fused(self._programs, self._places, groups)
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
@@ -100,27 +103,28 @@ class Step:
             for place in dict.fromkeys(self._places)
             if place is not None
         }
-        predecessors = {step.place: step for step in before._fused} if before else {}
         self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
+        # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
+        decides = len(places) == 1 and not self._alone
+        heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
                 i: Leaf(groups[i], held[i], arrays[i], _arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
                 for i in together
                 if self._places[i] is place
             }
-            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], predecessors.get(place)))
+            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir and heir._fused[0]))
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
-        # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
-        only = self._fused[0].kernel if len(self._fused) == 1 and not self._alone else None
-        self._judge: Any = only if hasattr(only, "judge") else None
+        self._judge: Any = self._fused[0].kernel if decides and hasattr(self._fused[0].kernel, "judge") else None
+        self.inherits = heir is not None
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
         same = all(new.slots == old.slots for new, old in zip(rules, self.rules, strict=True))
-        return same and all(step.computes(rules) for step in self._fused)
+        return same and [traced(rule) for rule in rules] == self._programs
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
         """Return what `Rule.at` gives for each group, from its carried numbers."""
