@@ -14,7 +14,7 @@ from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from gpuopt.engines.passes import Pass
+    from gpuopt.engines.passes import Batch, Pass
     from gpuopt.engines.table import Variant
     from gpuopt.engines.trace import Program
 
@@ -268,9 +268,7 @@ def _update(i: int, variant: Variant) -> str:
         *(f"const {T} r_{name} = {code.terms[store.value]};" for name, store in written.items()),
         *(f"a_{name} = r_{name};" for name in written),
     ]
-    whens = {
-        name: "" if store.when is None else f"if ({code.terms[store.when]}) " for name, store in written.items()
-    }
+    whens = {name: "" if store.when is None else f"if ({code.terms[store.when]}) " for name, store in written.items()}
     names = list(code.arrays)
     constants = list(code.constants)
     vector = f"{T}{width}"
@@ -406,12 +404,18 @@ _REDUCE = """
 __device__ __forceinline__ void reduce{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* h, const double* own, double* lanes, double* out)
 {{
     {prologue}
-    for (int i = threadIdx.x; i < n; i += LANES) {{
-        {body}
-    }}
-    {add}
+{loops}
 }}
 """
+
+_REDUCING_LOOP = """\
+    {{
+        {prologue}
+        for (int i = threadIdx.x; i < n; i += LANES) {{
+            {body}
+        }}
+        {add}
+    }}"""
 
 _NUMBERS = """
 __device__ __noinline__ void numbers{i}(const long long* row, const double* found, const double* totals, const double* h, double* own)
@@ -470,40 +474,45 @@ def reduction(k: int, variants: tuple[Variant, ...]) -> str:
 
 
 def _reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
-    """What one variant adds up of a chunk."""
-    dtype = DTYPES[variant.dtype]
+    """What one variant adds up of a chunk, loop by loop."""
     numbers, lines = _arithmetic(variant.program, own.before, {})
-    code = _Loop(variant, own.elements, numbers)
+    return _REDUCE.format(
+        i=i,
+        T=_ctype(variant),
+        prologue="\n    ".join(lines),
+        loops="\n".join(_reducing_loop(variant, batch, numbers, sums) for batch in own.batches),
+    )
+
+
+def _reducing_loop(variant: Variant, batch: Batch, numbers: Mapping[int, str], sums: int) -> str:
+    dtype = DTYPES[variant.dtype]
+    code = _Loop(variant, batch.elements, numbers)
     body = [f"const {code.T} a_{name} = at_{name}[i];" for name in code.arrays] + code.body
     start, add = [], []
-    for r in own.reductions:
+    for r in batch.reductions:
         x = [f"(double){code.terms[a]}" for a in r.args]
-        name, out = f"r{r.number}", f"out + {r.column + (sums if r.kind == 'max' else 0)}"
+        name, at = f"r{r.number}", r.column + (sums if r.kind == "max" else 0)
         match r.kind:
             case "max":
                 start.append(f"double {name} = LEAST;")
                 body.append(f"{name} = larger({name}, {x[0]} + 0.0);")
-                add.append(f"largest_lane({name}, lanes, {out});")
+                add.append(f"largest_lane({name}, lanes, out + {at});")
             case "norm":
-                scales = norms.SCALES[:1] if dtype.squares_fit else norms.SCALES
-                for n, scale in enumerate(scales):
+                for n, scale in enumerate(norms.SCALES[:1] if dtype.squares_fit else norms.SCALES):
                     start.append(f"double {name}_{n} = 0;")
                     factor = _literal(scale.hex(), "float64")
                     body.append(f"{{ const double x = {x[0]} * {factor}; {name}_{n} += x * x; }}")
-                    add.append(f"add_lanes({name}_{n}, lanes, {out} + {n});")
+                    add.append(f"add_lanes({name}_{n}, lanes, out + {at + n});")
                 if dtype.squares_fit:  # the sum of scaled squares is not taken; it has infinities and NaN, too
-                    at = out.removeprefix("out + ")
-                    add.append(f"if (threadIdx.x == 0) out[{at} + 1] = FINITE(out[{at}]) ? 0 : out[{at}];")
+                    add.append(f"if (threadIdx.x == 0) out[{at + 1}] = FINITE(out[{at}]) ? 0 : out[{at}];")
             case _:
                 start.append(f"double {name} = 0;")
                 body.append(f"{name} += {' * '.join(x)};")
-                add.append(f"add_lanes({name}, lanes, {out});")
-    return _REDUCE.format(
-        i=i,
-        T=code.T,
-        prologue="\n    ".join([*lines, *code.prologue, *start]),
-        body="\n        ".join(body),
-        add="\n    ".join(add),
+                add.append(f"add_lanes({name}, lanes, out + {at});")
+    return _REDUCING_LOOP.format(
+        prologue="\n        ".join([*code.prologue, *start]),
+        body="\n            ".join(body),
+        add="\n        ".join(add),
     )
 
 

@@ -128,7 +128,13 @@ class Table:
         for i, s in enumerate(segments):
             lane = s.group, s.dtype
             own = (
-                s.length, numbers[s.dtype], number_of[lane], offsets[lane], scalars_at[s.group], group_of[s.group], *s.pointers
+                s.length,
+                numbers[s.dtype],
+                number_of[lane],
+                offsets[lane],
+                scalars_at[s.group],
+                group_of[s.group],
+                *s.pointers,
             )
             self.rows[i, : len(own)] = own
 
@@ -183,5 +189,5 @@ def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
 def _arrays(program: Program) -> int:
     """How many arrays a step of a program reads and writes, all its passes together."""
     last = update(program)
-    read = sum(sum(program.nodes[i].op == "load" for i in own.elements) for own in (*passes(program), last))
-    return read + len([store for store in last.stores if store.when is None])
+    read = [i for elements in (*(p.elements for p in passes(program)), last.elements) for i in elements]
+    return sum(program.nodes[i].op == "load" for i in read) + sum(store.when is None for store in last.stores)
