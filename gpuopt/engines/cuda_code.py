@@ -524,7 +524,7 @@ def _numbers(i: int, program: Program, this: Pass, sums: int) -> str:
         parts = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
         reduced[r.number] = f"root({', '.join(parts)})" if r.kind == "norm" else parts[0]
     terms, lines = _arithmetic(program, this.numbers, reduced)
-    lines += [f"own[{k}] = {terms[k]};" for k in this.numbers]
+    lines += [f"own[{k}] = {terms[k]};" for k in this.kept]
     return _NUMBERS.format(i=i, body="\n    ".join(lines))
 
 

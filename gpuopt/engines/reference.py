@@ -250,7 +250,7 @@ class Namespace:
         with np.errstate(all="ignore"):
             return ordered_sum(self._flat(u).astype(np.float64) * self._flat(v).astype(np.float64))
 
-    def _squares(self, u: Any) -> NDArray[np.float64]:
+    def _squares(self, u: Any) -> Any:
         return with_infinities(sums_of_squares(self._flat(u))[None])[0]
 
     def _max(self, u: Any) -> float:

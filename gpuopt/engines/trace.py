@@ -349,9 +349,10 @@ class Scalar(_Expression):
         self.is_mask = op in (*COMPARISONS, *LOGIC)
 
     def _apply(self, op: str, *args: Any) -> Any:
-        for kind, convert in ((Symbol, self.tape.element), (Number, self.tape.number)):
-            if any(isinstance(a, kind) for a in args):
-                return convert(self)._apply(op, *args)  # type: ignore[operator]
+        if any(isinstance(a, Symbol) for a in args):
+            return self.tape.element(self)._apply(op, *args)
+        if any(isinstance(a, Number) for a in args):
+            return self.tape.number(self)._apply(op, *args)
         scalars = [self.tape.scalar(a) for a in args]
         self.tape.check_kinds(op, scalars)
         return Scalar(self.tape, op, *[scalar.index for scalar in scalars])
