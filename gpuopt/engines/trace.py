@@ -295,7 +295,7 @@ class _Expression:
     __int__ = __index__ = __float__
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """What NumPy's functions do with it: arithmetic with one of NumPy's numbers comes here, too."""
+        """Refuse NumPy's own functions; arithmetic with one of NumPy's numbers comes here, too, and is recorded."""
         op = Namespace._OPERATIONS.get(ufunc.__name__)
         with_number = sum(isinstance(x, _Expression) for x in inputs) == 1 < len(inputs)
         if op is None or method != "__call__" or options or not with_number:
@@ -525,14 +525,14 @@ class Namespace:
         return Number(self._tape, "reduce", kind, over, *[value.index for value in values])
 
     def zeros_like(self, x: Symbol) -> Symbol:
-        """0 everywhere."""
+        """An array of zeros: the constant 0 for every element."""
         return x.tape.element(0)
 
     def ones_like(self, x: Symbol) -> Symbol:
-        """1 everywhere."""
+        """An array of ones: the constant 1 for every element."""
         return x.tape.element(1)
 
     def _pick(self, comparison: str, x: Any, y: Any) -> Symbol:
-        """One of two values by a comparison; the first one if it is NaN."""
+        """Choose the first value where the comparison with the second holds or the first is NaN, else the second."""
         compare = {"lt": self.less, "gt": self.greater}[comparison]
         return self.where(self.logical_or(compare(x, y), self.isnan(x)), x, y)
