@@ -92,7 +92,7 @@ class Problem:
                     grads[i] = None
                 elif kind[1] == "reused" and grads[i] is not None and grads[i].dtype == g.dtype:
                     with space.use():
-                        grads[i][...] = space.xp.asarray(g)
+                        grads[i].reshape(-1)[...] = space.xp.asarray(g.reshape(-1))
                 else:
                     grads[i] = space.put(g, "C" if kind[1] == "reused" else kind[1])
             opt.step(dict(zip(params, grads, strict=True)))

@@ -18,7 +18,7 @@ from spaces import Host, Space, assert_same_bits, opened
 import gpuopt
 from gpuopt.engines.norms import ordered_sum
 from gpuopt.engines.passes import passes
-from gpuopt.engines.trace import TraceError, trace
+from gpuopt.engines.trace import trace
 from gpuopt.rules import Array, Hyper, Rule
 from gpuopt.rules.slots import leaf, shared
 
@@ -186,36 +186,6 @@ def test_sums_are_right_and_in_order(size: int, engine: Any, fused_space: Space)
     assert found["/norm"] == math.sqrt(ordered_sum(g * g))
 
 
-def refused(update: Callable[..., Any]) -> Rule:
-    @dataclass(frozen=True)
-    class Wrong(Rule):
-        lr: Hyper = gpuopt.bounded(1.0, 0)
-        slots = {"all": shared(0.0)}  # noqa: RUF012
-
-        def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
-            return p, {"all": s.all, **update(xp, p, g, s, h)}
-
-    return Wrong()
-
-
-REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
-    "sum of truth values": (lambda xp, p, g, s, h: {"all": xp.total(g > 0)}, "reduces truth values"),
-    "sum of a number": (lambda xp, p, g, s, h: {"all": xp.total(3)}, "reduces 3"),
-    "branch on a number": (lambda xp, p, g, s, h: {"all": 1 if xp.total(g) > 0 else 0}, r"branches.*xp\.where"),
-    "float of a number": (lambda xp, p, g, s, h: {"all": math.sqrt(xp.total(g))}, "takes a value as a Python number"),
-    "array for a number": (lambda xp, p, g, s, h: {"all": g}, "makes a number of"),
-    "truth value for a number": (lambda xp, p, g, s, h: {"all": xp.total(g) > 0}, "returns a truth value"),
-    "one leaf's for all": (lambda xp, p, g, s, h: {"all": s.all + xp.sum(g)}, "makes the shared number all of sums"),
-    "power": (lambda xp, p, g, s, h: {"all": xp.total(g) ** 3}, "raises a number to a power other than 2"),
-}
-
-
-@pytest.mark.parametrize(("update", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_fused_is_refused(update: Any, words: str) -> None:
-    with pytest.raises(TraceError, match=f"Wrong.update {words}"):
-        gpuopt.Optimizer(np.ones(3), refused(update), engine="fused")
-
-
 # Launches
 
 
@@ -319,11 +289,14 @@ def test_totals_over_two_devices(cupy_space: Space) -> None:
             other.step({name: x + 1 for name, x in host.items()})
         (numpy,) = opened("numpy")
         assert_same_bits(cupy_space.got(opt), numpy.got(other))
+    gpuopt.Optimizer(params, gpuopt.LAMB(), engine="fused")
+    with pytest.raises(TypeError, match="totals over leaves of cupy:0 and cupy:1, expected one place; engine='auto'"):
+        gpuopt.Optimizer(params, gpuopt.Prodigy(), engine="fused")
 
 
 @pytest.mark.parametrize("engine", ["auto", "array", "fused"])
 def test_totals_over_several_libraries_are_refused(engine: Any, cupy_space: Space) -> None:
     params = {"a": np.ones(3), "b": cupy_space.put(np.ones(3))}
-    with pytest.raises(TypeError, match=r"Prodigy.update takes totals over leaves of cupy:\d and numpy, expected"):
+    with pytest.raises(TypeError, match=r"Prodigy.update asks for totals over leaves of cupy:\d and numpy, expected"):
         gpuopt.Optimizer(params, gpuopt.Prodigy(), engine=engine).step(params)
     gpuopt.Optimizer(params, gpuopt.LAMB(), engine=engine).step(params)

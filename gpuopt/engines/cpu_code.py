@@ -366,9 +366,7 @@ def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> lis
         loops = range(len(own[i].batches))
         call = "call void @reduce{k}.{i}.{n}(ptr %row, ptr %g.leaf, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n, ptr %out)"
         calls = "\n  ".join(call.format(k=k, i=i, n=n) for n in loops)
-        code += [
-            _reduce(f"{k}.{i}.{n}", variants[i], own[i], own[i].batches[n], sums, next(metadata)) for n in loops
-        ]
+        code += [_reduce(f"{k}.{i}.{n}", variants[i], own[i], own[i].batches[n], sums, next(metadata)) for n in loops]
         code.append(f"define internal void @reduce{k}.{i}({_ARGUMENTS}, ptr %out) {{\n  {calls}\n  ret void\n}}")
     code.append(_numbers(k, variants, own, sums, largest))
     return code
@@ -714,7 +712,7 @@ def _numbers(k: int, variants: tuple[Variant, ...], own: Mapping[int, Pass], sum
         columns = {r.number: (r.over, r.column + (sums if r.kind == "max" else 0)) for r in this.reductions}
         numbers = _Numbers(program, known=True, columns=columns)
         values, lines = numbers.emit(this.numbers)
-        lines += numbers.keep({n: values[n] for n in this.numbers})
+        lines += numbers.keep({n: values[n] for n in this.kept})
         if k == len(passes(program)) - 1:
             lines += _slots(program, numbers, values)
         code.append(_NUMBERS_OF.format(k=k, i=i, lines="\n  ".join(lines)))
@@ -735,8 +733,8 @@ def _slots(program: Program, numbers: _Numbers, values: dict[int, str]) -> list[
                 f"%slot{n}.old = load double, ptr %slot{n}.at",
                 f"%slot{n}.new = select i1 %present, double {term}, double %slot{n}.old",
             ]
-            term = f"%slot{n}.new"
-        lines.append(f"store double {term}, ptr %slot{n}.at")
+        new = term if name in program.shared else f"%slot{n}.new"
+        lines.append(f"store double {new}, ptr %slot{n}.at")
     return lines
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import assign
+from gpuopt.arrays import assign, dtype_of
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
 
@@ -80,7 +80,7 @@ class FusedStep:
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._table = Table(
             [
-                Segment(p.size, leaf.group, str(p.dtype), (place.pointer(p), *map(place.pointer, leaf.slots)))
+                Segment(p.size, leaf.group, dtype_of(p), (place.pointer(p), *map(place.pointer, leaf.slots)))
                 for p, leaf in zip(self._parameters, leaves.values(), strict=True)
             ],
             rules,

@@ -77,12 +77,15 @@ class Pass:
         What it reduces, loop by loop.
     numbers
         Those that are worked out after it, in order.
+    kept
+        Of these, the ones that are needed later.
 
     """
 
     before: tuple[int, ...]
     batches: tuple[Batch, ...]
     numbers: tuple[int, ...]
+    kept: tuple[int, ...]
 
     @property
     def elements(self) -> frozenset[int]:
@@ -155,22 +158,37 @@ def _cut(program: Program) -> tuple[tuple[Pass, ...], Update]:
     count = max((number_depth[k] for k in numbers), default=0)
     if program.number_slots:
         count = max(count, 1)  # an update writes slots, and so must not read them: numbers hold what they were
-    reducing = []
-    for k in range(count):
-        sums = largest = 0
-        found = []
-        for number in numbers:
-            match program.numbers[number]:
-                case Node("reduce", (kind, over, *args)) if number_depth[number] == k + 1:
-                    found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
-                    largest, sums = (largest + 1, sums) if kind == "max" else (largest, sums + WIDTHS[kind])
-        parts = [tuple(found[i : i + BATCH]) for i in range(0, len(found), BATCH)]
-        batches = tuple(Batch(_needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
-        used = [program.nodes[i].args[0] for batch in batches for i in batch.elements if program.nodes[i].op == "number"]
+    last = Update(_needed(program, wanted, ())[0], stores)
+    later = {*program.number_outputs, *_numbers_in(program, last.elements)}
+    reducing: list[Pass] = []
+    for k in reversed(range(count)):
+        batches = _batches(program, [n for n in numbers if number_depth[n] == k + 1])
+        used = _numbers_in(program, (i for batch in batches for i in batch.elements))
         before = _needed(program, (), used, through_numbers=True)[1] if k == 0 else ()
-        after = [n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0)]
-        reducing.append(Pass(before, batches, tuple(after)))
-    return tuple(reducing), Update(_needed(program, wanted, ())[0], stores)
+        after = tuple(n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0))
+        reducing.insert(0, Pass(before, batches, after, tuple(n for n in after if n in later)))
+        later |= used | {
+            a for n in after if program.numbers[n].op not in LEAVES_OF_NUMBERS for a in program.numbers[n].args
+        }
+    return tuple(reducing), last
+
+
+def _batches(program: Program, numbers: Iterable[int]) -> tuple[Batch, ...]:
+    """The loops that reduce what is to be reduced among these numbers."""
+    found: list[Reduction] = []
+    sums = largest = 0
+    for number in numbers:
+        match program.numbers[number]:
+            case Node("reduce", (kind, over, *args)):
+                found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
+                largest, sums = (largest + 1, sums) if kind == "max" else (largest, sums + WIDTHS[kind])
+    parts = [tuple(found[i : i + BATCH]) for i in range(0, len(found), BATCH)]
+    return tuple(Batch(_needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
+
+
+def _numbers_in(program: Program, elements: Iterable[int]) -> set[int]:
+    """The numbers that elements read."""
+    return {program.nodes[i].args[0] for i in elements if program.nodes[i].op == "number"}
 
 
 def _depths(program: Program) -> dict[int, int]:
@@ -227,8 +245,8 @@ def _needed(
                     open_numbers += [k] if through_numbers else []
                 case Node("load" | "coefficient" | "literal" | "scale", _):
                     pass
-                case Node(_, args):
-                    open_elements += args
+                case Node(_, of):
+                    open_elements += of
         else:
             k = open_numbers.pop()
             if k in found_numbers:
@@ -237,8 +255,8 @@ def _needed(
             match program.numbers[k]:
                 case Node("reduce", (_, _, *args)):
                     open_elements += args
-                case Node(op, args):
-                    open_numbers += () if op in LEAVES_OF_NUMBERS else args
+                case Node(op, of):
+                    open_numbers += () if op in LEAVES_OF_NUMBERS else of
     return tuple(sorted(found)), tuple(sorted(found_numbers))
 
 

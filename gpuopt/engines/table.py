@@ -27,7 +27,7 @@ CHUNK = 4096
 """Elements in a chunk."""
 
 VALUE_BYTES = 3584
-"""Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA takes 4,096 bytes."""
+"""Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA allows 4,096 bytes."""
 
 LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, PARAMETER, SLOTS = range(8)
 """Columns of the table; the addresses of the slots fill the rest, those that are arrays first."""
@@ -57,7 +57,7 @@ class Table:
     Attributes
     ----------
     programs
-        Of each group.
+        The traced program of each group's rule.
     variants
         The bodies that the kernel needs.
     rows
@@ -99,7 +99,8 @@ class Table:
             size += 8 * len(program.number_scalars)
         if size > VALUE_BYTES:
             raise ValueError(
-                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}"
+                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}; "
+                "make fewer groups, or update by engine='array'"
             )
         self.values = np.zeros(VALUE_BYTES, np.uint8)
         self.gradients_at = size if size + 8 * len(segments) <= VALUE_BYTES else -1

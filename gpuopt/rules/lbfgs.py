@@ -108,6 +108,12 @@ class LBFGS(Rule):
             parts[i] = alphas[i] - inverses[i] * product
         q = factor * g
         for k in places:
-            at = [(n - k) % self.memory for n in places]  # the age of the pair in this place, wherever the newest one is
-            q = q + chosen([parts[age] for age in at]) * moves[k] - factor * chosen([alphas[age] for age in at]) * changes[k]
+            at = [
+                (n - k) % self.memory for n in places
+            ]  # the age of the pair in this place, wherever the newest one is
+            q = (
+                q
+                + chosen([parts[age] for age in at]) * moves[k]
+                - factor * chosen([alphas[age] for age in at]) * changes[k]
+            )
         return p - h.lr * q, {"point": p, "gradient": g, **slots}
