@@ -315,16 +315,10 @@ def test_what_is_wrong_is_named_and_changes_nothing(
     assert pickle.dumps((opt.params, opt.state_dict(), repr(opt))) == before
 
 
-def test_totals_over_leaves_of_two_libraries_are_refused_and_change_nothing() -> None:
+def test_totals_over_leaves_of_two_libraries_are_refused() -> None:
     import array_api_strict
 
     for rule in (gpuopt.LBFGS(), gpuopt.Prodigy(), gpuopt.chain(gpuopt.ClipGlobalNorm(), gpuopt.SGD())):
         params = {"a": np.ones(2), "b": array_api_strict.asarray([1.0])}
-        opt = gpuopt.Optimizer(params, rule, engine="array")
-        with pytest.raises(
-            TypeError, match=r"takes totals over leaves of array_api_strict.* and numpy, expected one place"
-        ):
-            opt.step({"a": np.ones(2), "b": array_api_strict.asarray([1.0])})
-        assert (opt.steps, list(params["a"]), float(params["b"][0])) == (0, [1.0, 1.0], 1.0)
-        opt.step({"a": np.ones(2), "b": None})
-        assert opt.steps == 1
+        with pytest.raises(TypeError, match=r"totals over leaves of array_api_strict.* and numpy, expected one place"):
+            gpuopt.Optimizer(params, rule, engine="array")
