@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import zeros_like
-from gpuopt.engines.step import Engine, Step
+from gpuopt.engines.step import Step
 from gpuopt.rules.base import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from gpuopt.engines.choice import Engine
 
 SUM, COUNT = "every.sum", "every.count"
 """Names among the slots of a leaf: no rule has a slot with a dot, no chain a member of that name."""

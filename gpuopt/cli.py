@@ -495,13 +495,15 @@ def check(
     import dataclasses
     import json
 
+    from rich.console import Console
+
     from gpuopt.check import check as findings
 
     found = []
     for finding in findings(seconds=seconds):
         found.append(finding)
         if not as_json:
-            typer.echo(_aligned(finding.rows()))
+            Console().print(finding.table()) if sys.stdout.isatty() else typer.echo(_aligned(finding.rows()))
     if as_json:
         typer.echo(
             json.dumps([dataclasses.asdict(finding) | {"agrees": finding.agrees} for finding in found], indent=1)

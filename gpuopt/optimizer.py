@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from gpuopt import leaves, notebook, states
+from gpuopt import leaves, notebook, states, tuning
 from gpuopt.accumulation import COUNT, SUM, Accumulation
-from gpuopt.arrays import assign, describe, detached, dtype_of, geometry, is_numpy, place
-from gpuopt.engines.array import evaluation
+from gpuopt.arrays import assign, dtype_of, place
+from gpuopt.engines.choice import ENGINES, Engine, check_engine
 from gpuopt.engines.interrupts import forks, in_one_go
-from gpuopt.engines.norms import Guard
-from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
-from gpuopt.gradients import Clip, Clipped
+from gpuopt.engines.step import Step
+from gpuopt.gradients import Clip, clipped, guard_of
 from gpuopt.groups import Frozen, Rules, match, shown
 from gpuopt.rules.base import Rule
-from gpuopt.rules.hyper import Count, Hyper, unknown
-from gpuopt.rules.slots import Given, Shared, is_number, starts
+from gpuopt.rules.hyper import Count
+from gpuopt.rules.slots import Given, Shared, starts
 from gpuopt.schedules import Schedule
-from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import SupportsFloat
 
+    from gpuopt.rules.hyper import Hyper
 
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
@@ -216,11 +214,9 @@ class Optimizer:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
-            if self._accumulation is not None:
-                complete = self._accumulate(ready, self._accumulation)
-                if not complete:
-                    return
-            self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
+            if self._accumulation is not None and not self._accumulate(ready, self._accumulation):
+                return
+            self._step.bind(ready, self._held.now(), self._held.checked)
             self._update(ready, scalars, limit)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
@@ -250,18 +246,9 @@ class Optimizer:
         0.0001
 
         """
-        if pattern is not None and pattern not in self._patterns:
-            near, there = did_you_mean(pattern, self._patterns), listed(self._patterns, shown=repr)
-            raise ValueError(f"tune: no rule for {pattern!r}{near}, expected one of {there}")
-        chosen = [i for i, p in enumerate(self._patterns) if pattern in (None, p)]
-        known = dict.fromkeys(name for i in chosen for name in self._rules[i].hyperparameters())
-        for name in hyperparameters.keys() - known:
-            raise unknown("tune", name, known)
-        tuned = list(self._tuned)
-        for i in chosen:
-            tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
         with self._lock:
-            in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
+            tuned = tuning.tuned(self._tuned, self._by_pattern, pattern, hyperparameters)
+            in_one_go(self._with_rules(tuning.rules_with(tuned, self._original), tuned)[1])
 
     @property
     def listens(self) -> bool:
@@ -308,7 +295,7 @@ class Optimizer:
                 heard.append({name: value for name, value in new.items() if value != listening[name]})
             if any(heard):
                 tuned = [own | new for own, new in zip(self._tuned, heard, strict=True)]
-                in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
+                in_one_go(self._with_rules(tuning.rules_with(tuned, self._original), tuned)[1])
 
     def with_params(self, params: Any) -> Self:
         """Return an optimizer for other leaves, which goes on with the state of those that there were before.
@@ -368,7 +355,7 @@ class Optimizer:
                 cure = "give it another name, or leave it out once"
                 raise ValueError(f"{self._tree.name(i, 'params')}: {now}, expected {before} as before; {cure}")
         self._steps, self._skipped, self._carried = old._steps, old.skipped, copy.deepcopy(old._carried)
-        in_one_go(self._with_rules(self._rules_with(old._tuned), old._tuned)[1])
+        in_one_go(self._with_rules(tuning.rules_with(old._tuned, self._original), old._tuned)[1])
         shared = {
             (old._groups[k], name): own[name]
             for k, own in enumerate(old._step.slots)
@@ -401,7 +388,7 @@ class Optimizer:
         """
         with self._lock:
             self._raise_overdue(wait=True)
-            self._check_leaves()
+            self._held.check_all()
             return {
                 "steps": self._steps,
                 **({"accumulated": self.accumulated} if self.accumulated else {}),
@@ -431,33 +418,21 @@ class Optimizer:
         states.check_nesting(state)
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
-        rules = self._rules if problems else self._rules_with(tuned)
-        expected: dict[tuple[str, ...], Any] = {
-            ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
-        }
-        expected |= {
-            ("state", path, slot): np.zeros(()) if is_number(start) else a
-            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
-            for slot, start in starts(rules[group].slots).items()
-        }
+        rules = self._rules if problems else tuning.rules_with(tuned, self._original)
+        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules)
         accumulated = states.accumulated_of(state, self._every, problems)
         waiting = [self._tree.paths[i] for i in self._rows] if accumulated else []
         sums = self._accumulation.sums if self._accumulation else []
         expected |= {("state", path, SUM): own for path, own in zip(waiting, sums, strict=False)}
         expected |= {("state", path, COUNT): np.zeros(()) for path in waiting}
-        given = states.arrays_of(state, expected, problems)
+        given = states.arrays_of(state, expected, self._step.readable, problems)
         counts = states.counts_of(given, COUNT, waiting, accumulated, problems) or [0] * len(sums)
         carried = states.carried_of(state, self._by_pattern, problems)
-        for key in expected.keys() & given.keys():
-            try:
-                given[key] = self._step.readable(detached(given[key]), expected[key])
-            except Exception as error:  # noqa: BLE001 - each library has its own
-                problems.append(f"{'/'.join(key)}: {describe(given[key])} that cannot be read ({error})")
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
         with self._lock:
-            self._check_leaves()
+            self._held.check_all()
             step, changes = self._with_rules(rules, tuned)
             for i, path in enumerate(self._tree.paths):
                 changes += step.copying(self._arrays[i], given["params", path])
@@ -480,6 +455,11 @@ class Optimizer:
     def evaluation(self) -> Any:
         """Return the tree to evaluate with: averages where a rule keeps them, the parameters themselves otherwise.
 
+        Raises
+        ------
+        ValueError
+            If a parameter is not the array that it was; see `step`.
+
         Examples
         --------
         >>> import numpy as np
@@ -492,13 +472,11 @@ class Optimizer:
 
         """
         with self._lock:
+            self._held.check_all()
             last = [
                 rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
             ]
-            found = [
-                evaluation(self._rules[group], p, slots, last[group])
-                for p, group, slots in zip(self._arrays, self._groups, self._step.slots, strict=True)
-            ]
+            found = self._step.evaluation(last)
         same = all(new is p for new, p in zip(found, self._arrays, strict=True))
         return self._params if same else self._tree.build(found)
 
@@ -512,10 +490,10 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_held", "_known", "_arrays", "_rules", "_step", "_lock", "_accumulation")
+        own = ("_tree", "_held", "_arrays", "_rules", "_step", "_lock", "_accumulation", "_rows")
         with self._lock:
             self._raise_overdue(wait=True)
-            self._check_leaves()
+            self._held.check_all()
             kept = {name: value for name, value in vars(self).items() if name not in own}
             waiting = self._accumulation and (self._accumulation.sums, self._accumulation.counts, self.accumulated)
             return kept | {"_skipped": self.skipped, "slots": self._step.slots, "waiting": waiting}
@@ -524,7 +502,7 @@ class Optimizer:
         """Make them anew."""
         vars(self).update({name: value for name, value in state.items() if name not in ("slots", "waiting")})
         self._read_leaves()
-        self._rules = self._rules_with(self._tuned)
+        self._rules = tuning.rules_with(self._tuned, self._original)
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
@@ -547,24 +525,17 @@ class Optimizer:
 
     def _read_leaves(self) -> None:
         """Find and check the leaves of the parameters."""
-        self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
-        self._held = self._tree.leaves_of(self._params, "params")
-        self._known = list(map(geometry, self._held))
-        if self._engine == "fused":
-            for i, a in enumerate(self._arrays):
-                check_fusable(self._tree.name(i, "params"), a)
-        elif self._engine == "auto" and any(map(is_numpy, self._arrays)):
-            warn_without_machine_code()
+        self._held = leaves.Held(self._params)
+        self._tree, self._arrays = self._held.tree, self._held.arrays
+        check_engine(self._engine, self._arrays, partial(self._tree.name, root="params"))
 
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         """Make the step for these rules, with the slots of the step that it replaces."""
-        by = None if self._clip is None or self._clip.by == "value" else self._clip.by
-        skip = self._nonfinite != "ignore"
-        guard = Guard(by, skip) if by or skip else None
+        guard = guard_of(self._clip, skip=self._nonfinite != "ignore")
         slots = before.slots if before else [{} for _ in self._arrays]
-        clipped = self._clipped(rules)
+        seen = clipped(rules, self._clip)
         idle = set(range(len(self._arrays))) - self._rows.keys()
-        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before, idle)
+        return Step(self._arrays, self._held.originals, self._groups, seen, slots, self._engine, guard, before, idle)
 
     @cached_property
     def _rows(self) -> dict[int, int]:
@@ -588,7 +559,7 @@ class Optimizer:
         members = list(self._rows)
         is_last = accumulation.completes
         if is_last:
-            self._check_leaves()
+            self._held.check_all()
 
         def checked(row: int, g: Any, _: Any) -> Any:
             i = members[row]
@@ -599,35 +570,11 @@ class Optimizer:
             ready[i] = mean
         return is_last
 
-    def _clipped(self, rules: list[Rule]) -> list[Rule]:
-        return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
-
-    def _checked(self, i: int, g: Any, p: Any) -> Any:
-        """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""
-        self._check_leaf(i, p)
-        return None if g is None else leaves.gradient(g, self._arrays[i], self._tree, i)
-
-    def _check_leaf(self, i: int, p: Any) -> None:
-        """Raise ValueError unless the user still holds a parameter as it was when this optimizer was made."""
-        if p is self._held[i]:
-            change = leaves.change_of(p, self._known[i])
-        else:
-            change = (
-                "another array than the one that this optimizer updates; write into that one, as "
-                "np.maximum(w, 0, out=w) does, or make a new optimizer"
-            )
-        if change:
-            raise ValueError(f"{self._tree.name(i, 'params')}: {change}")
-
-    def _check_leaves(self) -> None:
-        for i, p in enumerate(self._tree.leaves_of(self._params, "params")):
-            self._check_leaf(i, p)
-
     def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
         """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
-            raise self._bad_gradients(bad)
+            raise self._held.not_finite(bad, self._steps)
         if bad:
             vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
         else:
@@ -638,9 +585,7 @@ class Optimizer:
 
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
-        if self._nonfinite != "raise":
-            return
-        overdue = self._step.overdue(wait=wait)
+        overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
         if overdue is not None:
             skipped, bad = overdue
             in_one_go(
@@ -651,22 +596,15 @@ class Optimizer:
                 ],
                 self._step.restoring(),
             )
-            raise self._bad_gradients(bad)
-
-    def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
-        names = ", ".join(self._tree.name(i, "grads") for i in bad)
-        return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
+            raise self._held.not_finite(bad, self._steps)
 
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
         """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
-        clipped, step = self._clipped(rules), self._step
-        if not step.computes(clipped):
+        seen, step = clipped(rules, self._clip), self._step
+        if not step.computes(seen):
             step = self._prepared(rules, step)
         changes: list[Callable[[], object]] = [
-            partial(setattr, step, "rules", clipped),
+            partial(setattr, step, "rules", seen),
             partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned),
         ]
         return step, changes
-
-    def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
-        return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import gpuopt
-from gpuopt.engines.step import Engine
+from gpuopt.engines.choice import Engine
 from gpuopt.engines.trace import is_elementwise
 
 Recurrence: TypeAlias = Callable[[Any, Any, dict[str, Any], int], Any]

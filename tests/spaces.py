@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuopt
-from gpuopt.engines.step import Engine
+from gpuopt.engines.choice import Engine
 
 Host: TypeAlias = NDArray[Any]
 

@@ -27,7 +27,7 @@ class Adam(Rule):
     beta1, beta2
         Fractions of the first and second moment that are kept, in [0, 1).
     eps
-        Keeps the division finite, at least 0; outside of the root. The paper and PyTorch take 1e-8.
+        Keeps the division finite, at least 0; outside of the root. The paper and PyTorch use 1e-8.
     eps_root
         Added inside of the root: ``sqrt(v_hat + eps_root)``, as Optax can.
     eps_hat
