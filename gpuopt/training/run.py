@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
-import signal
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends
-from gpuopt.errors import ExplodedError, Interrupted, SavingError, UsageError
+from gpuopt.errors import ExplodedError, Interrupted, UsageError
 from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
+from gpuopt.runs.control.signals import stopping
 from gpuopt.runs.control.steering import Steering
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.report.process import is_wanted, reported
-from gpuopt.runs.saving.checkpoints import Checkpoints
+from gpuopt.runs.saving.checkpoints import Checkpoints, saving
 from gpuopt.training.config import Config, OnGPUError
 from gpuopt.training.data import load, spiral
 from gpuopt.training.loop import Training, device
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Mapping, Sequence
 
     from gpuopt.backends import Backend
     from gpuopt.runs.loop import Callback
@@ -304,7 +301,7 @@ def _run(
 ) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
     folder = checkpoints.folder
-    with _saving(checkpoints):
+    with saving(checkpoints, _to_go_on(folder)):
         folder.write_config({**content, "resumed": checkpoints.noted()})
         folder.summary.unlink(missing_ok=True)
         try:
@@ -324,20 +321,6 @@ def _run(
     checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     return _run(training, content, checkpoints, callbacks)
-
-
-@contextlib.contextmanager
-def _saving(checkpoints: Checkpoints) -> Iterator[None]:
-    """Say what is whole, and how to go on, if a file of the run cannot be written."""
-    folder = checkpoints.folder
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # nobody reads what is printed
-    except OSError as error:
-        whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {_to_go_on(folder)}"
-        left = whole if folder.config.exists() else "nothing was begun"
-        raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
 
 
 def _to_go_on(folder: RunFolder) -> str:
@@ -362,7 +345,7 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
     config, path = training.config, checkpoints.folder.path
     training.folder = path
     go_on = _to_go_on(checkpoints.folder)
-    with _stopping(training) as signals:
+    with stopping(training) as signals:
         training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
@@ -389,29 +372,3 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
         cure = "with --lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
         raise ExplodedError(f"{checkpoints.explosions.message}; {saved}. {go_on} {cure}")
     return result
-
-
-@contextlib.contextmanager
-def _stopping(training: Training) -> Iterator[list[signal.Signals]]:
-    """Let Ctrl-C, SIGTERM and a terminal that closes stop the training after the current step; a second one leaves at once."""
-    caught: list[signal.Signals] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        caught.append(signal.Signals(signum))
-        training.stop(caught[0].name)
-        restore()
-
-    def restore() -> None:
-        for known, before in handlers.items():
-            signal.signal(known, before)
-
-    handlers: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
-        known = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
-            known.append(signal.SIGHUP)
-        handlers = {one: signal.signal(one, handle) for one in known}
-    try:
-        yield caught
-    finally:
-        restore()
