@@ -157,7 +157,7 @@ class Training(Loop):
     def now(self) -> Row:
         """As `row`, but of this moment, and of some training samples."""
         measured = self._measuring(self.epoch, {"": (self._scored(self._probed), len(self._probed[0]))})()
-        return measured | {"epochs": self.config.epochs}
+        return measured | {"epochs": self.config.epochs, "units": self.units}
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
@@ -201,6 +201,12 @@ class Training(Loop):
             self._record(self._row)
         for callback in self._callbacks:
             callback.epoch(self)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """What metrics are counted in."""
+        unit = "nats per sample, cross-entropy" if self.network.classifies else "mean squared error"
+        return {"loss": unit, "test_loss": unit}
 
     @property
     def total(self) -> int:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.runs.loop import Callback
-from gpuopt.runs.record.events import explain
+from gpuopt.runs.record.events import describe, explain
 from gpuopt.runs.secondary import Secondary
 
 if TYPE_CHECKING:
@@ -34,18 +34,6 @@ def is_terminal() -> bool:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return sys.stdout.isatty()
     return False
-
-
-def describe(row: Row) -> str:
-    """The metrics of an epoch, in words."""
-    parts = [f"loss {row['loss']:.4f}"]
-    if row["accuracy"] is not None:
-        parts.append(f"accuracy {row['accuracy']:.4f}")
-    if row.get("test_accuracy") is not None:
-        parts.append(f"test accuracy {row['test_accuracy']:.4f}")
-    elif "test_loss" in row:
-        parts.append(f"test loss {row['test_loss']:.4f}")
-    return "  ".join([*parts, f"lr {row['lr']:.4g}"])
 
 
 def introduce(training: Training, *, again: bool) -> None:

@@ -259,9 +259,7 @@ def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
     training = Training(config, backend, data, network, optimizer)
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
-    units = {"loss": "cross-entropy, nats" if network.classifies else "mean squared error"}
-    units["test_loss"] = units["loss"]
-    about = {"data_sha256": checksum, "steps": training.total, "units": units}
+    about = {"data_sha256": checksum, "steps": training.total, "units": training.units}
     return training, {**versions, **about, "config": config.to_json()}
 
 

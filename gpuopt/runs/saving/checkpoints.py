@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import dataclasses
 import math
 import re
@@ -15,6 +16,7 @@ from gpuopt.runs.saving.explosions import Explosions, Progress
 from gpuopt.runs.loop import Callback, is_number
 from gpuopt.runs.record.metrics import Metrics
 from gpuopt.runs.saving.snapshots import Snapshot
+from gpuopt.runs.secondary import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,12 +128,13 @@ class Checkpoints(Callback):
         self._plan(run)
 
     def step(self, run: Loop) -> None:
-        self._background.look()
+        self._look_at_writing()
         steps = run.optimizer.steps
         due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
             self._plan(run)
             if self.explosions.is_sound(self.explosions.look(run)):
+                self._look_at_writing()
                 self.save()
 
     def _look(self, run: Loop) -> Sight:
@@ -161,6 +164,15 @@ class Checkpoints(Callback):
             self.explosions.good = now
         self.save()
         self._background.wait()
+
+    def _look_at_writing(self) -> None:
+        """Raise what kept the last checkpoint from being written, unless it may pass: no file can be opened at the moment."""
+        try:
+            self._background.look()
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            warn("a checkpoint is not written (%s); the next one may be", error)
 
     def wait(self) -> None:
         """Wait for what is being written."""
