@@ -251,12 +251,12 @@ def train(
     report = None if given.pop("no_report", None) is None else False
     with _told_plainly():
         from gpuopt import training
+        from gpuopt.runs.secondary import warned
         from gpuopt.training.progress import progress
-        from gpuopt.training.secondary import warned
 
         callbacks = [] if quiet else [progress()]
         if live or live_host is not None:
-            from gpuopt.live import Page
+            from gpuopt.runs.control.live import Page
 
             callbacks.append(Page(live_host))
         if given.pop("resume", None) is not None:
@@ -283,14 +283,14 @@ def plot(
     with _told_plainly():
         from pathlib import Path
 
+        from gpuopt.runs.record.history import History
         from gpuopt.training import report
-        from gpuopt.training.history import Run
 
         if len(runs) == 1 and out is None:
             drawn = report.draw(runs[0])
         else:
             drawn = Path(out or "runs.html")
-            several = [Run.read(path) for path in runs]
+            several = [History.read(path) for path in runs]
             distinct = len({run.name for run in several}) == len(several)
             named = several if distinct else [run.called(path) for run, path in zip(several, runs, strict=True)]
             report.draw_over_each_other(named, drawn)
@@ -437,9 +437,9 @@ def tune(
     request: dict[str, Any] = {} if rollback is None else {"rollback": rollback}
     with _told_plainly():
         from gpuopt import training
-        from gpuopt.training.channel import Client
-        from gpuopt.training.folder import RunFolder
-        from gpuopt.training.progress import describe, explain
+        from gpuopt.runs.control.channel import Client
+        from gpuopt.runs.record.events import describe, explain
+        from gpuopt.runs.record.folder import RunFolder
 
         if settings:
             request["tune"] = _settings(settings, "")
@@ -452,9 +452,27 @@ def tune(
             raise training.UsageError(answer["refused"])
         if not request:
             now = answer["now"]
-            typer.echo(f"step {now['step']}, epoch {now['epoch']}/{now['epochs']}  {describe(now)}")
+            epoch = f", epoch {now['epoch']}/{now['epochs']}" if "epoch" in now else ""
+            typer.echo(f"step {now['step']:,} of {now['steps']:,}{epoch}  {describe(now)}")
             typer.echo("  ".join(f"{name}={value}" for name, value in now["hyperparameters"].items()))
             typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))
+
+
+@app.command(cls=Command)
+def live(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")],
+    live_host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="Address, or ADDRESS:PORT. Default: 127.0.0.1.")
+    ] = None,
+) -> None:
+    """Serve the page of a run that goes on in another terminal, until it ends: curves, pictures and controls.
+
+    Needs gpuopt[live].
+    """
+    with _told_plainly():
+        from gpuopt.runs.control.live import serve
+
+        serve(run, live_host)
 
 
 @app.command(cls=Command)

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from running import Running, gpuopt, opened, rows
 
-from gpuopt.live import Page, curves
-from gpuopt.live.follower import Follower
-from gpuopt.live.guard import Guard
+from gpuopt.runs.control.channel import Server
+from gpuopt.runs.control.live import Page, curves
+from gpuopt.runs.control.live.follower import Follower
+from gpuopt.runs.control.live.guard import Guard
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import UsageError
-from gpuopt.training.channel import Server
-from gpuopt.training.folder import RunFolder
 
 TOKEN, HOST = "secret", "127.0.0.1:80"
 SCREENSHOTS = "GPUOPT_SCREENSHOTS"
@@ -76,7 +76,7 @@ def test_only_who_has_the_address_gets_in(kind: str, path: str, headers: dict[st
         assert sent[0]["status"] == 403
     if "origin" in headers or "host" not in headers:  # on another interface any name may lead there, but not any origin
         sent.clear()
-        asyncio.run(Guard(app, TOKEN, None)(scope, receive, send))
+        asyncio.run(Guard(app, TOKEN, set(), addresses=True)(scope, receive, send))
         own_page = headers.get("origin") == f"http://{headers.get('host')}"
         assert (sent[0]["type"] == "welcome") == (welcome or own_page)
 
@@ -102,10 +102,10 @@ def test_every_address_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(re.fullmatch(r"http://(127\.0\.0\.1|localhost):\d+/[\w-]{22}/", page.url) for page in pages)
         assert len({page.url.split("/")[3] for page in pages}) == 3
         for page in pages:
-            assert page._socket.getsockname()[0] == "127.0.0.1"
+            assert page._place.socket.getsockname()[0] == "127.0.0.1"
     finally:
         for page in pages:
-            page._socket.close()
+            page._place.socket.close()
 
 
 def test_the_follower_knows_rows_events_and_more_points(running: Running) -> None:
@@ -175,7 +175,7 @@ def test_the_follower_goes_on_with_a_training_that_goes_on_and_tells_when_it_was
 
 
 def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpuopt.live.follower.MOST", 10)
+    monkeypatch.setattr("gpuopt.runs.control.live.follower.MOST", 10)
     points: list[dict[str, Any]] = []
     for step in range(100):
         Follower._add(points, {"step": step})

@@ -358,9 +358,9 @@ def test_callbacks_are_called_in_turn(blobs: str, tmp_path: Path) -> None:
     train(config, out=tmp_path / "run", callbacks=[Recorder()])
     assert calls == [
         ("start", 0, True),
-        *[("step", 1, True), ("step", 2, True), ("epoch", 1, False)],
-        *[("step", 3, False), ("step", 4, False), ("epoch", 2, True)],
-        *[("step", 5, True), ("step", 6, True), ("epoch", 3, False)],
+        *[("step", 1, True), ("epoch", 1, False), ("step", 2, False)],
+        *[("step", 3, False), ("epoch", 2, True), ("step", 4, True)],
+        *[("step", 5, True), ("epoch", 3, False), ("step", 6, False)],
         ("end", 6, False),
     ]
 
@@ -545,7 +545,7 @@ NOT_RESUMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "checkpoint in a loop": (loop("checkpoint.safetensors"), "checkpoint.safetensors: a symbolic link"),
     "checkpoint is a pipe": (pipe("checkpoint.safetensors"), "checkpoint.safetensors: not a regular file"),
     "checkpoint lost": (lost_checkpoint, "checkpoint.safetensors: is missing; there are .* checkpoint-8.safetensors"),
-    "foreign checkpoint": (foreign_checkpoint, "checkpoint.safetensors: is no checkpoint of a training"),
+    "foreign checkpoint": (foreign_checkpoint, "checkpoint.safetensors: is no checkpoint of a run"),
     "data changed": (change_data, "blobs.npz: is not the data that"),
     "data gone": (lambda folder: (folder.parent / "blobs.npz").unlink(), "blobs.npz: No such file"),
     "damaged checkpoint": (damage, "checkpoint.safetensors: "),

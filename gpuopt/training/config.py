@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gpuopt import schedules
+from gpuopt.errors import UsageError
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import RULES, Rule
 from gpuopt.rules.adam import Adam
+from gpuopt.runs.loop import spread
+from gpuopt.runs.saving.checkpoints import expect_interval
+from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.suggest import did_you_mean
 from gpuopt.training.data import Task
-from gpuopt.training.errors import UsageError
 from gpuopt.training.model import Initial
 from gpuopt.transforms import TRANSFORMS, Chain, chain
 from gpuopt.transforms.averages import EMA
@@ -26,10 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "settings"]
 
-INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
 Matmul: TypeAlias = Literal["float32", "float64"]
 OnGPUError: TypeAlias = Literal["stop", "cpu"]
-OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
 
 # What is chosen for those who do not: the book's network for the built-in spiral, something sensible for a file.
 SPIRAL = {
@@ -51,8 +51,6 @@ LARGEST_COUNT = 2**53
 COUNT = "a positive integer below 2**53"
 DEEPEST = 1000
 """Hidden layers."""
-LOOKED_AT = 1000
-"""Steps, evenly spread, at which schedules are checked beforehand."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -120,7 +118,7 @@ class Config:
     >>> Config(optimizer="Adm")
     Traceback (most recent call last):
         ...
-    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: ...
+    gpuopt.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: ...
     """
 
     data: str | None = None
@@ -192,7 +190,7 @@ class Config:
         expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", f"full or {COUNT}")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
         expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", COUNT)
-        expect(INTERVAL.fullmatch(str(self.checkpoint_every)), "checkpoint_every", "steps or seconds, as in 500 or 30s")
+        expect_interval(self.checkpoint_every, "--checkpoint-every ")
         expect(_is_count(self.keep), "keep", COUNT)
         expect(self.clip_norm is None or self.clip_value is None, "clip_norm", "this or --clip-value, not both")
         for option in ("clip_norm", "clip_value"):
@@ -207,12 +205,6 @@ class Config:
         expect(isinstance(self.hyperparameters, Mapping), "hyperparameters", "values by name")
         expect(isinstance(self.device, str), "device", "auto, cpu, cuda or cuda:N")
         self.rule()  # whether there is such a one, before anything else is done
-
-    @property
-    def checkpoint_interval(self) -> tuple[int | None, float]:
-        """Steps from one checkpoint to the next, or None and seconds."""
-        text = str(self.checkpoint_every)
-        return (None, float(text[:-1])) if text.endswith("s") else (int(text), math.inf)
 
     @property
     def clip(self) -> Clip | None:
@@ -381,18 +373,6 @@ def _is_count(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
-
-
-def spread(first: int, end: int, rule: Rule) -> list[int]:
-    """Steps from the first to the one before the end at which the schedules of a rule are checked.
-
-    They are evenly spread, both ends among them, and where a schedule turns.
-    """
-    values = [getattr(rule, name) for name in rule.hyperparameters()]
-    turns = [turn for value in values if isinstance(value, schedules.Schedule) for turn in value.turns]
-    even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
-    near = (turn + offset for turn in turns for offset in (-1, 0, 1))
-    return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
 
 
 def _known(name: str, known: Iterable[str], option: str) -> str:

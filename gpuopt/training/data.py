@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file, expect_room
 from gpuopt.suggest import did_you_mean
 from gpuopt.training.archive import Archive
-from gpuopt.training.errors import UsageError
-from gpuopt.training.limits import expect_file, expect_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

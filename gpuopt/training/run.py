@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
-import signal
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,29 +14,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends
+from gpuopt.errors import ExplodedError, Interrupted, UsageError
+from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
-from gpuopt.training.artist import is_wanted, reported
-from gpuopt.training.checkpoints import Checkpoints
-from gpuopt.training.config import Config, OnExplosion, OnGPUError
+from gpuopt.runs.control.signals import stopping
+from gpuopt.runs.control.steering import Steering
+from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.report.process import is_wanted, reported
+from gpuopt.runs.saving.checkpoints import Checkpoints, saving
+from gpuopt.training.config import Config, OnGPUError
 from gpuopt.training.data import load, spiral
-from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
-from gpuopt.training.folder import RunFolder, write_json
-from gpuopt.training.limits import available
-from gpuopt.training.loop import Callback, Training, device
+from gpuopt.training.loop import Training, device
 from gpuopt.training.model import Perceptron, initial_params
-from gpuopt.training.steering import Steering
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Mapping, Sequence
 
     from gpuopt.backends import Backend
+    from gpuopt.runs.loop import Callback
+    from gpuopt.runs.saving.explosions import OnExplosion
 
 __all__ = ["GPUFailure", "Interrupted", "Result", "resume", "train"]
 
 BYTES_A_PARAMETER = 24
 """Parameter, gradient and state, and a copy to be saved."""
 CURES = "To go on without the GPU"
+DRAWING = "gpuopt.training.report"
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def train(
     config = config or Config()
     training, content = _prepared(config)
     folder = RunFolder.create(out, training.data.name)
-    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report) as own:
-        return _run(training, content, Checkpoints(folder, training.config), [*callbacks, *own])
+    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report, drawing=DRAWING) as own:
+        return _run(training, content, _checkpoints(folder, training.config), [*callbacks, *own])
 
 
 def resume(
@@ -205,7 +205,7 @@ def _resumed(
     training, content = _prepared(config)
     if before.get("data_sha256") != content["data_sha256"]:
         raise UsageError(f"{config.data}: is not the data that the run {folder.path} was started with")
-    checkpoints = Checkpoints(folder, training.config)
+    checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     if folder.summary.exists() and training.epoch >= config.epochs:
         done = f"is finished, {training.epoch} epochs of {config.epochs}"
@@ -215,7 +215,7 @@ def _resumed(
             checkpoints.choose(training, lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
-    with reported(folder, wanted=report) as own:
+    with reported(folder, wanted=report, drawing=DRAWING) as own:
         return _run(training, content, checkpoints, [*callbacks, *own])
 
 
@@ -259,7 +259,12 @@ def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
     training = Training(config, backend, data, network, optimizer)
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
-    return training, {**versions, "data_sha256": checksum, "config": config.to_json()}
+    about = {"data_sha256": checksum, "steps": training.total, "units": training.units}
+    return training, {**versions, **about, "config": config.to_json()}
+
+
+def _checkpoints(folder: RunFolder, config: Config) -> Checkpoints:
+    return Checkpoints(folder, config.checkpoint_every, config.keep, config.on_explosion)
 
 
 def _parameters(widths: Sequence[int]) -> int:
@@ -294,7 +299,7 @@ def _run(
 ) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
     folder = checkpoints.folder
-    with _saving(checkpoints):
+    with saving(checkpoints, _to_go_on(folder)):
         folder.write_config({**content, "resumed": checkpoints.noted()})
         folder.summary.unlink(missing_ok=True)
         try:
@@ -311,23 +316,9 @@ def _run(
                 raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
     training, content = _on(backend, training.config)
-    checkpoints = Checkpoints(folder, training.config)
+    checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     return _run(training, content, checkpoints, callbacks)
-
-
-@contextlib.contextmanager
-def _saving(checkpoints: Checkpoints) -> Iterator[None]:
-    """Say what is whole, and how to go on, if a file of the run cannot be written."""
-    folder = checkpoints.folder
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # nobody reads what is printed
-    except OSError as error:
-        whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {_to_go_on(folder)}"
-        left = whole if folder.config.exists() else "nothing was begun"
-        raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
 
 
 def _to_go_on(folder: RunFolder) -> str:
@@ -352,7 +343,7 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
     config, path = training.config, checkpoints.folder.path
     training.folder = path
     go_on = _to_go_on(checkpoints.folder)
-    with _stopping(training) as signals:
+    with stopping(training) as signals:
         training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
@@ -379,29 +370,3 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
         cure = "with --lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
         raise ExplodedError(f"{checkpoints.explosions.message}; {saved}. {go_on} {cure}")
     return result
-
-
-@contextlib.contextmanager
-def _stopping(training: Training) -> Iterator[list[signal.Signals]]:
-    """Let Ctrl-C, SIGTERM and a terminal that closes stop the training after the current step; a second one leaves at once."""
-    caught: list[signal.Signals] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        caught.append(signal.Signals(signum))
-        training.stop(caught[0].name)
-        restore()
-
-    def restore() -> None:
-        for known, before in handlers.items():
-            signal.signal(known, before)
-
-    handlers: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
-        known = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
-            known.append(signal.SIGHUP)
-        handlers = {one: signal.signal(one, handle) for one in known}
-    try:
-        yield caught
-    finally:
-        restore()

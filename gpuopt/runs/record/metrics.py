@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import zlib
 from typing import IO, TYPE_CHECKING, Any
 
-from gpuopt.training.errors import UsageError
-from gpuopt.training.loop import Callback
+from gpuopt.errors import UsageError
+from gpuopt.runs.loop import Callback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.loop import Loop, Row
 
 __all__ = ["Metrics", "finite"]
 
@@ -40,6 +41,7 @@ class Metrics(Callback):
         self.lost: list[Row] = []
         self._path = path
         self._file: IO[bytes] | None = None
+        self._held: list[bytes] | None = None
 
     def restore(self, written: int, checksum: int) -> None:
         """Go on after the first bytes of the file, as a checkpoint has noted them.
@@ -64,19 +66,35 @@ class Metrics(Callback):
         self.written, self.checksum = written, checksum
         self.lost, self.lost_checksum = _rows(lost), zlib.crc32(lost)
 
-    def start(self, training: Training) -> None:  # noqa: ARG002
+    def start(self, run: Loop) -> None:  # noqa: ARG002
         self._file = self._path.open("ab", buffering=0)
         self._file.truncate(self.written)
 
-    def reported(self, training: Training, row: Row) -> None:  # noqa: ARG002
+    def reported(self, run: Loop, row: Row) -> None:  # noqa: ARG002
         self._add(row)
 
-    def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def event(self, run: Loop, event: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._add(event)
 
-    def end(self, training: Training) -> None:  # noqa: ARG002
+    def end(self, run: Loop) -> None:  # noqa: ARG002
         assert self._file is not None
         self._file.close()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is added inside is written in one go: a process that is killed has written all of it or nothing."""
+        self._held = self._held or []
+        try:
+            yield
+        finally:
+            self.flush()
+            self._held = None
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        if self._held:
+            lines, self._held = b"".join(self._held), []
+            self._write(lines)
 
     def sync(self) -> None:
         """Make the rows last, before a checkpoint vouches for them."""
@@ -88,8 +106,14 @@ class Metrics(Callback):
             raise
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        assert self._file is not None
         line = (json.dumps(finite(row)) + "\n").encode()
+        if self._held is not None:
+            self._held.append(line)
+        else:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        assert self._file is not None
         try:
             written = self._file.write(line)
             if written < len(line):  # a disk that becomes full tells only the next writer

@@ -8,14 +8,15 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuopt.training import UsageError
-from gpuopt.training.channel import Client
+from gpuopt.errors import UsageError
+from gpuopt.runs.control.channel import Client
+from gpuopt.runs.record.events import NO_METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuopt.training.channel import Message
-    from gpuopt.training.folder import RunFolder
+    from gpuopt.runs.control.channel import Message
+    from gpuopt.runs.record.folder import RunFolder
 
     Row: TypeAlias = dict[str, Any]
 
@@ -109,8 +110,8 @@ class Follower:
     def _note(self, answer: Message) -> None:
         now = answer["now"]
         self._read_metrics()  # it may have gone back before
-        if self.now is None or (now["step"], now["lr"]) != (self.now["step"], self.now["lr"]):
-            self._add(self.points, now)
+        if self.now is None or (now["step"], now.get("lr")) != (self.now["step"], self.now.get("lr")):
+            self._add(self.points, {name: value for name, value in now.items() if isinstance(value, int | float | None)})
         self.version += now != self.now
         self.now = now
 
@@ -136,6 +137,27 @@ class Follower:
                     back = {"step": row["back_to_step"], "lr": row.get("lr"), "seconds": self._seconds}
                     self._add(self.rows, back)
                     self._add(self.points, back)
+
+    def metrics(self) -> list[str]:
+        """What there are curves of: the loss first, the learning rate last; a test set's belong to the others'."""
+        found: dict[str, None] = {}
+        for row in [*self.points[-1:], *self.rows[-1:]]:
+            found |= {k: None for k, v in row.items() if k not in NO_METRICS and isinstance(v, int | float | None)}
+        names = [name for name in found if name.removeprefix("test_") == name or name.removeprefix("test_") not in found]
+        known = [name for name in names if self._is_known(name)]
+        has_lr = any(isinstance(row.get("lr"), float) for row in [*self.points[-1:], *self.rows[-1:]])
+        return sorted(known, key=lambda name: name != "loss") + ["lr"] * has_lr
+
+    def _is_known(self, name: str) -> bool:
+        return any(isinstance(row.get(name), int | float) for row in [*self.rows[-1:], *self.points[-1:]])
+
+    def images(self) -> dict[str, tuple[int, Callable[[], bytes]]]:
+        """What the loop shows, by name: a number that changes with it, and its file's content."""
+        found = {}
+        for file in sorted(self.folder.path.glob("image-*.png")):
+            with contextlib.suppress(OSError):
+                found[file.stem.removeprefix("image-")] = file.stat().st_mtime_ns, file.read_bytes
+        return found
 
     @property
     def _seconds(self) -> float:

@@ -9,7 +9,7 @@ import os
 import stat
 from pathlib import Path
 
-from gpuopt.training.errors import UsageError
+from gpuopt.errors import UsageError
 
 __all__ = ["available", "expect_file", "expect_room"]
 
