@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpuopt.runs.loop import Callback
 from own_loop import solve
 from running import gpuopt as command
 from running import rows
@@ -21,6 +20,7 @@ from running import rows
 import gpuopt
 from gpuopt import checkpoint
 from gpuopt.errors import ExplodedError, UsageError
+from gpuopt.runs.loop import Callback
 from gpuopt.runs.record import images
 from gpuopt.runs.record.history import History
 from gpuopt.runs.report import page

@@ -157,11 +157,16 @@ class Loop:
         """End it after the current step."""
         self.stopped = reason
 
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The rules by pattern, without patterns of frozen leaves."""
+        return {pattern: rule for pattern, rule in self.optimizer.rules.items() if rule is not None}
+
     def hyperparameters(self) -> dict[str, float]:
         """Of the next step; where several rules have one, the first rule's."""
         step = self.optimizer.steps
         found: dict[str, float] = {}
-        for rule in self.optimizer.rules.values():
+        for rule in self.rules.values():
             at = rule.at(step)
             found = {name: at[name] for name in rule.hyperparameters()} | found
         return found
@@ -209,7 +214,7 @@ class Loop:
                 given[name] = value
             else:
                 raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
-        for rule in self.optimizer.rules.values():
+        for rule in self.rules.values():
             known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
             changed: Rule = dataclasses.replace(rule, **known)
             changed.at(step)
@@ -261,7 +266,7 @@ class Loop:
             last = self._untold[-1]
             last.is_settled = True
             for callback in self._callbacks if last.judged else ():
-                last.sights.append(callback._look(self))  # noqa: SLF001
+                last.sights.append(callback._look(self))
         self._announce(1 if fresh and self.is_asynchronous else 0)
         if not self._moved:
             for callback in self._callbacks:
@@ -275,7 +280,7 @@ class Loop:
             for k, callback in enumerate(self._callbacks):
                 callback.reported(self, row)
                 if pending.sights:
-                    callback._judge(self, row, pending.sights[k])  # noqa: SLF001
+                    callback._judge(self, row, pending.sights[k])
 
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:

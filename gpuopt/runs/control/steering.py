@@ -24,22 +24,22 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
+from gpuopt.errors import UsageError
 from gpuopt.rules.hyper import Number
 from gpuopt.runs.control.channel import Server
-from gpuopt.runs.saving.checkpoints import HAND
-from gpuopt.errors import UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.metrics import finite
+from gpuopt.runs.saving.checkpoints import HAND
 from gpuopt.runs.saving.snapshots import Snapshot
 
 if TYPE_CHECKING:
-    from gpuopt.rules import Rule
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gpuopt.rules import Rule
     from gpuopt.runs.control.channel import Message
-    from gpuopt.runs.saving.checkpoints import Checkpoints
     from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.saving.checkpoints import Checkpoints
 
     Answers: TypeAlias = SimpleQueue[Message]
 
@@ -153,7 +153,7 @@ class Steering(Callback):
 
     def _now(self, run: Loop) -> Row:
         """Metrics of this moment, hyperparameters of the next step, schedules among them, and where one may go back to."""
-        rules = list(run.optimizer.rules.values())
+        rules = list(run.rules.values())
         given: dict[str, Any] = {}
         ranges: dict[str, Any] = {}
         for rule in rules:

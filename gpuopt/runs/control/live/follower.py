@@ -111,7 +111,9 @@ class Follower:
         now = answer["now"]
         self._read_metrics()  # it may have gone back before
         if self.now is None or (now["step"], now.get("lr")) != (self.now["step"], self.now.get("lr")):
-            self._add(self.points, {name: value for name, value in now.items() if isinstance(value, int | float | None)})
+            self._add(
+                self.points, {name: value for name, value in now.items() if isinstance(value, int | float | None)}
+            )
         self.version += now != self.now
         self.now = now
 
@@ -143,7 +145,9 @@ class Follower:
         found: dict[str, None] = {}
         for row in [*self.points[-1:], *self.rows[-1:]]:
             found |= {k: None for k, v in row.items() if k not in NO_METRICS and isinstance(v, int | float | None)}
-        names = [name for name in found if name.removeprefix("test_") == name or name.removeprefix("test_") not in found]
+        names = [
+            name for name in found if name.removeprefix("test_") == name or name.removeprefix("test_") not in found
+        ]
         known = [name for name in names if self._is_known(name)]
         has_lr = any(isinstance(row.get("lr"), float) for row in [*self.points[-1:], *self.rows[-1:]])
         return sorted(known, key=lambda name: name != "loss") + ["lr"] * has_lr
