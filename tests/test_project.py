@@ -67,6 +67,8 @@ LAYERS: dict[str, set[str]] = {
         "rules/base",
         "schedules",
         "suggest",
+        "transforms",
+        "transforms/base",
     },
     "live": {"training"},
     "cli": {

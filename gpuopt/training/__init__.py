@@ -1,5 +1,6 @@
 """Training: a network, data, a loop around an optimizer, and a run folder. ``gpuopt train`` on the command line."""
 
+from gpuopt.training.applied import Model, load_model
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, Samples, load, spiral
 from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
@@ -14,6 +15,7 @@ __all__ = [
     "ExplodedError",
     "GPUFailure",
     "Interrupted",
+    "Model",
     "Perceptron",
     "Result",
     "Samples",
@@ -22,6 +24,7 @@ __all__ = [
     "UsageError",
     "initial_params",
     "load",
+    "load_model",
     "resume",
     "spiral",
     "train",

@@ -15,9 +15,14 @@ from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import RULES, Rule
 from gpuopt.rules.adam import Adam
 from gpuopt.suggest import did_you_mean
-from gpuopt.training.data import Task
+from gpuopt.training import plain_rules
+from gpuopt.training.activations import Activation
+from gpuopt.training.data import Reading, Task
+from gpuopt.training.data.preparation import Missing
 from gpuopt.training.errors import UsageError
 from gpuopt.training.model import Initial
+from gpuopt.transforms.chain import chain
+from gpuopt.transforms.decay import WeightDecay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,9 +46,12 @@ FILE = {
     "hidden": (128,),
     "init": "he",
     "matmul": "float32",
-    "epochs": 10,
     "batch_size": 128,
 }
+FEWEST_EPOCHS, FEWEST_STEPS = 10, 2000
+"""On a file: as many epochs as it takes to have both."""
+ARRAYS = "<arrays>"
+"""What stands in place of the file's name when arrays are given from Python."""
 _BY_DATA: Any = None
 LARGEST_COUNT = 2**53
 COUNT = "a positive integer below 2**53"
@@ -51,6 +59,8 @@ DEEPEST = 1000
 """Hidden layers."""
 LOOKED_AT = 1000
 """Steps, evenly spread, at which schedules are checked beforehand."""
+LEGACY = "dtype"
+"""The task that version 0.1.0 chose by the targets' dtype, in the configurations that it wrote."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -62,8 +72,19 @@ class Config:
     ----------
     data : path, optional
         The file to train on, see `gpuopt.training.data.load`; None is the built-in spiral.
-    target, task, standardize
-        How the file is read.
+    target, task, standardize, one_hot, missing, validation, ignore, labels, encoding, scale_target
+        How the file is read, see `gpuopt.training.data.Reading`.
+    patience : int, optional
+        End when the loss of the test set (or the validation part) has not become lower for so many epochs; the best state
+        is the one that the model is made of.
+    class_weights : "balanced", optional
+        Let each class count alike in the loss, however many samples it has.
+    activation : {"relu", "leaky_relu", "elu", "tanh", "sigmoid", "silu"}
+        Between the layers.
+    dropout : float
+        The share of hidden units that each step leaves out, in [0, 1).
+    weight_decay : float, optional
+        Decoupled: weights and biases become smaller by this share times the learning rate in each step.
     hidden : tuple of int
         Units of the hidden layers. Default: 64 for the spiral, 128 for a file.
     init : {"small", "he"}
@@ -82,7 +103,7 @@ class Config:
     hyperparameters : mapping
         Others by name: numbers, flags, or schedules as text.
     epochs : int
-        Default: 10,000 for the spiral, 10 for a file.
+        Default: 10,000 for the spiral; for a file 10 or more, so many that there are 2,000 steps.
     batch_size : int or "full"
         Default: "full" for the spiral, 128 for a file.
     seed : int
@@ -122,6 +143,18 @@ class Config:
     target: str | None = None
     task: Task = "auto"
     standardize: bool = False
+    one_hot: bool = False
+    missing: Missing | None = None
+    validation: float | None = None
+    ignore: tuple[str, ...] = ()
+    labels: str | None = None
+    encoding: str | None = None
+    scale_target: bool = True
+    patience: int | None = None
+    class_weights: Literal["balanced"] | None = None
+    activation: Activation = "relu"
+    dropout: float = 0.0
+    weight_decay: float | None = None
     hidden: tuple[int, ...] = _BY_DATA
     init: Initial = _BY_DATA
     matmul: Matmul = _BY_DATA
@@ -140,6 +173,8 @@ class Config:
     on_explosion: OnExplosion = "stop"
     clip_norm: float | None = None
     clip_value: float | None = None
+    _filled: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """What was not chosen."""
 
     def __post_init__(self) -> None:
         if self.data is not None:
@@ -150,18 +185,41 @@ class Config:
         hidden: Any = self.hidden
         if isinstance(hidden, list):  # as JSON has it
             object.__setattr__(self, "hidden", tuple(hidden))
+        if isinstance(self.ignore, list):
+            object.__setattr__(self, "ignore", tuple(self.ignore))
         self._check()
-        self._fill({"report_every": -(-self.epochs // 100)})
+        if self.epochs is not None:
+            self._fill({"report_every": self._rows()})
 
     @property
     def _is_built_in(self) -> bool:
         return (self.data, self.optimizer, self.lr, self.schedule) == (None, None, None, None)
+
+    def _rows(self) -> int:
+        """Epochs from one row of the metrics to the next: about a hundred, more often where somebody is impatient."""
+        between = -(-self.epochs // 100)
+        return between if self.patience is None else max(1, min(between, self.patience // 10))
+
+    @property
+    def reading(self) -> Reading:
+        """How the data are read."""
+        return Reading(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Reading)})
+
+    def on_arrays(self) -> Config:
+        """The same for arrays in place of the spiral: with what suits them where nothing else was chosen."""
+        if self.data is not None:
+            raise UsageError(f"--data {self.data}: expected this, or data=(x, y), not both")
+        chosen = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name not in self._filled
+        }
+        return Config(**{**chosen, "data": ARRAYS})
 
     def _fill(self, values: Mapping[str, Any]) -> None:
         """Set what is not chosen."""
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+                self._filled.add(name)
 
     def _check(self) -> None:
         def expect(condition: object, option: str, expected: str) -> None:
@@ -171,7 +229,8 @@ class Config:
                 raise UsageError(f"--{option.replace('_', '-')} {shown}: expected {expected}")
 
         for option, choices in (
-            ("task", get_args(Task)),
+            ("task", (*get_args(Task), LEGACY) if self.task == LEGACY else get_args(Task)),
+            ("activation", get_args(Activation)),
             ("init", get_args(Initial)),
             ("matmul", get_args(Matmul)),
             ("on_gpu_error", get_args(OnGPUError)),
@@ -182,7 +241,8 @@ class Config:
         expect(is_tuple and all(map(_is_count, self.hidden)), "hidden", "positive integers, as in 256,128")
         if len(self.hidden) > DEEPEST:
             raise UsageError(f"--hidden: {len(self.hidden):,} layers, expected at most {DEEPEST:,}")
-        expect(_is_count(self.epochs), "epochs", COUNT)
+        expect(self.epochs is None or _is_count(self.epochs), "epochs", COUNT)
+        self._check_options(expect)
         expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", f"full or {COUNT}")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
         expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", COUNT)
@@ -192,7 +252,7 @@ class Config:
         for option in ("clip_norm", "clip_value"):
             limit = getattr(self, option)
             expect(limit is None or _is_positive(limit), option, "a positive number")
-        for option in ("target", "standardize"):
+        for option in ("target", "standardize", "one_hot", "missing", "ignore", "labels", "encoding"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
         expect(isinstance(self.optimizer, str | Rule | None), "optimizer", "a name or a rule such as Adam()")
         has_lr = not isinstance(self.optimizer, Rule) or "lr" in self.optimizer.hyperparameters()
@@ -201,6 +261,24 @@ class Config:
         expect(isinstance(self.hyperparameters, Mapping), "hyperparameters", "values by name")
         expect(isinstance(self.device, str), "device", "auto, cpu, cuda or cuda:N")
         self.rule()  # whether there is such a one, before anything else is done
+
+    def _check_options(self, expect: Callable[[object, str, str], None]) -> None:
+        expect(self.missing in {None, *get_args(Missing)}, "missing", " or ".join(get_args(Missing)))
+        share = self.validation
+        expect(
+            share is None or (_is_positive(share) and share < 1), "validation", "a number between 0 and 1, as in 0.2"
+        )
+        expect(self.patience is None or _is_count(self.patience), "patience", COUNT)
+        if self.patience is not None and self.data is None:
+            expect(share is not None, "patience", "--validation 0.2 or --data FILE with it")
+        expect(self.class_weights in {None, "balanced"}, "class_weights", "balanced")
+        expect(self.dropout == 0 or (_is_positive(self.dropout) and self.dropout < 1), "dropout", "a number in [0, 1)")
+        decay = self.weight_decay
+        expect(decay is None or decay == 0 or _is_positive(decay), "weight_decay", "a number that is 0 or more")
+        names = isinstance(self.ignore, tuple) and all(isinstance(name, str) for name in self.ignore)
+        expect(names, "ignore", "names of columns")
+        for option in ("target", "labels", "encoding"):
+            expect(isinstance(getattr(self, option), str | None), option, "text")
 
     @property
     def checkpoint_interval(self) -> tuple[int | None, float]:
@@ -221,10 +299,14 @@ class Config:
 
     def resolved(self, samples: int) -> Config:
         """Return the same config for so many samples, with its rule as a `Rule`: schedules then know their steps."""
-        steps = self.epochs * self.batches(samples)
+        batches = self.batches(samples)
+        if self.epochs is None:
+            epochs = max(FEWEST_EPOCHS, math.ceil(FEWEST_STEPS / batches))
+            return dataclasses.replace(self, epochs=epochs).resolved(samples)
+        steps = self.epochs * batches
         rule = self.rule(steps)
         self._check_schedules(rule, steps)
-        return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={})
+        return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={}, weight_decay=None)
 
     def rule(self, steps: int = 10**9) -> Rule:
         """Return the rule that a run of so many steps takes."""
@@ -234,7 +316,9 @@ class Config:
         elif self._is_built_in:
             rule = BUILT_IN_RULE
         else:
-            rule = RULES[_known("Adam" if self.optimizer is None else self.optimizer, RULES, "--optimizer")]()
+            rule = RULES[plain_rules.known("Adam" if self.optimizer is None else self.optimizer, "--optimizer")]()
+        if self.weight_decay and "weight_decay" not in rule.hyperparameters():
+            rule = chain(WeightDecay(self.weight_decay), rule)
         for option, name, value in self._choices(rule):
             try:
                 initial = rule.hyperparameter(name).at(0)
@@ -260,6 +344,8 @@ class Config:
         if self.schedule is not None:
             yield f"--schedule {self.schedule}", "lr", self.schedule
         names = rule.hyperparameters()
+        if self.weight_decay is not None and "weight_decay" in names:
+            yield f"--weight-decay {self.weight_decay}", "weight_decay", self.weight_decay
         for name, value in self.hyperparameters.items():
             if name not in names:
                 near = did_you_mean(name, names, shown=str)
@@ -275,19 +361,11 @@ class Config:
         Raises
         ------
         UsageError
-            If a hyperparameter is a function that is none of `gpuopt.schedules`.
+            If the rule cannot be written down: a function that is none of `gpuopt.schedules`, a class that cannot be imported.
         """
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         if isinstance(self.optimizer, Rule):
-            values = {name: getattr(self.optimizer, name) for name in self.optimizer.hyperparameters()}
-            for name, value in values.items():
-                if callable(value) and not isinstance(value, schedules.Schedule):
-                    raise UsageError(
-                        f"{type(self.optimizer).__name__}: {name}: expected a schedule of gpuopt.schedules"
-                    )
-            plain["optimizer"] = {"rule": type(self.optimizer).__name__} | {
-                name: value.to_dict() if callable(value) else value for name, value in values.items()
-            }
+            plain["optimizer"] = plain_rules.to_plain(self.optimizer)
         return plain
 
     @classmethod
@@ -296,15 +374,13 @@ class Config:
         if not isinstance(plain, Mapping):
             raise UsageError("expected a config")
         values = dict(plain)
+        if "scale_target" not in values:  # of version 0.1.0
+            values |= {"scale_target": False} | ({"task": LEGACY} if values.get("task") == "auto" else {})
         try:
             if isinstance(values.get("optimizer"), Mapping):
-                given = dict(values["optimizer"])
-                rule = RULES[_known(given.pop("rule"), RULES, "optimizer")]
-                values["optimizer"] = rule(
-                    **{n: schedules.from_dict(v) if isinstance(v, Mapping) else v for n, v in given.items()}
-                )
+                values["optimizer"] = plain_rules.from_plain(values["optimizer"])
             return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
 
 
@@ -368,12 +444,3 @@ def spread(first: int, end: int, rule: Rule) -> list[int]:
     even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
     near = (turn + offset for turn in turns for offset in (-1, 0, 1))
     return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
-
-
-def _known(name: str, known: Iterable[str], option: str) -> str:
-    """The known name that differs from `name` at most in capitals."""
-    by_lower = {k.lower(): k for k in known}
-    if name.lower() not in by_lower:
-        near = did_you_mean(name, by_lower.values(), shown=str)
-        raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(by_lower.values())}")
-    return by_lower[name.lower()]

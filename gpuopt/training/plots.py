@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ def dataset(run: Run) -> Dataset:
     config = run.config
     if config.data is None:
         return spiral(np.random.RandomState(config.seed))
-    return load(config.data, config.target, config.task, standardize=config.standardize)
+    return load(config.data, **dataclasses.asdict(config.reading))
 
 
 def get_ready() -> None:

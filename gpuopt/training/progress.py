@@ -37,10 +37,14 @@ def is_terminal() -> bool:
 def describe(row: Row) -> str:
     """The metrics of an epoch, in words."""
     parts = [f"loss {row['loss']:.4f}"]
+    if row.get("rmse") is not None:
+        parts.append(f"RMSE {row['rmse']:.4g}")
     if row["accuracy"] is not None:
         parts.append(f"accuracy {row['accuracy']:.4f}")
     if row.get("test_accuracy") is not None:
         parts.append(f"test accuracy {row['test_accuracy']:.4f}")
+    elif row.get("test_rmse") is not None:
+        parts.append(f"test RMSE {row['test_rmse']:.4g}")
     elif "test_loss" in row:
         parts.append(f"test loss {row['test_loss']:.4f}")
     return "  ".join([*parts, f"lr {row['lr']:.4g}"])
@@ -50,7 +54,8 @@ def introduce(training: Training, *, again: bool) -> None:
     """Say what is about to happen, the device and why it was chosen first; only that `again`, on another device."""
     data, network = training.data, training.config
     kind = "" if data.classes is None else f", {len(data.classes)} classes"
-    test = "" if data.test is None else f" and {len(data.test)} to test"
+    word = "test" if network.validation is None else "validate"
+    test = "" if data.test is None else f" and {len(data.test)} to {word}"
     widths = "-".join(map(str, [data.features, *network.hidden, data.outputs]))
     batch = "all at once" if training.batches == 1 else f"{network.batch_size} at once"
     lines = [
@@ -58,6 +63,7 @@ def introduce(training: Training, *, again: bool) -> None:
         f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
         f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
     ]
+    lines[2:2] = [f"         {note}" for note in data.notes]
     if again:
         del lines[1:]
     if training.optimizer.steps:
