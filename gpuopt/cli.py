@@ -246,12 +246,12 @@ def train(
     report = None if given.pop("no_report", None) is None else False
     with _told_plainly():
         from gpuopt import training
+        from gpuopt.runs.secondary import warned
         from gpuopt.training.progress import progress
-        from gpuopt.training.secondary import warned
 
         callbacks = [] if quiet else [progress()]
         if live or live_host is not None:
-            from gpuopt.live import Page
+            from gpuopt.runs.control.live import Page
 
             callbacks.append(Page(live_host))
         if given.pop("resume", None) is not None:
@@ -278,14 +278,14 @@ def plot(
     with _told_plainly():
         from pathlib import Path
 
+        from gpuopt.runs.record.history import History
         from gpuopt.training import report
-        from gpuopt.training.history import Run
 
         if len(runs) == 1 and out is None:
             drawn = report.draw(runs[0])
         else:
             drawn = Path(out or "runs.html")
-            several = [Run.read(path) for path in runs]
+            several = [History.read(path) for path in runs]
             distinct = len({run.name for run in several}) == len(several)
             named = several if distinct else [run.called(path) for run, path in zip(several, runs, strict=True)]
             report.draw_over_each_other(named, drawn)
@@ -432,9 +432,10 @@ def tune(
     request: dict[str, Any] = {} if rollback is None else {"rollback": rollback}
     with _told_plainly():
         from gpuopt import training
-        from gpuopt.training.channel import Client
-        from gpuopt.training.folder import RunFolder
-        from gpuopt.training.progress import describe, explain
+        from gpuopt.runs.control.channel import Client
+        from gpuopt.runs.record.events import explain
+        from gpuopt.runs.record.folder import RunFolder
+        from gpuopt.training.progress import describe
 
         if settings:
             request["tune"] = _settings(settings, "")

@@ -20,12 +20,12 @@ from typing import Any
 import pytest
 from running import Running, gpuopt, opened, rows
 
-from gpuopt.live import Page, curves
-from gpuopt.live.follower import Follower
-from gpuopt.live.guard import Guard
+from gpuopt.runs.control.channel import Server
+from gpuopt.runs.control.live import Page, curves
+from gpuopt.runs.control.live.follower import Follower
+from gpuopt.runs.control.live.guard import Guard
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import UsageError
-from gpuopt.training.channel import Server
-from gpuopt.training.folder import RunFolder
 
 TOKEN, HOST = "secret", "127.0.0.1:80"
 SCREENSHOTS = "GPUOPT_SCREENSHOTS"
@@ -175,7 +175,7 @@ def test_the_follower_goes_on_with_a_training_that_goes_on_and_tells_when_it_was
 
 
 def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpuopt.live.follower.MOST", 10)
+    monkeypatch.setattr("gpuopt.runs.control.live.follower.MOST", 10)
     points: list[dict[str, Any]] = []
     for step in range(100):
         Follower._add(points, {"step": step})

@@ -549,7 +549,7 @@ NOT_RESUMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "checkpoint in a loop": (loop("checkpoint.safetensors"), "checkpoint.safetensors: a symbolic link"),
     "checkpoint is a pipe": (pipe("checkpoint.safetensors"), "checkpoint.safetensors: not a regular file"),
     "checkpoint lost": (lost_checkpoint, "checkpoint.safetensors: is missing; there are .* checkpoint-8.safetensors"),
-    "foreign checkpoint": (foreign_checkpoint, "checkpoint.safetensors: is no checkpoint of a training"),
+    "foreign checkpoint": (foreign_checkpoint, "checkpoint.safetensors: is no checkpoint of a run"),
     "data changed": (change_data, "blobs.npz: is not the data that"),
     "data gone": (lambda folder: (folder.parent / "blobs.npz").unlink(), "blobs.npz: No such file"),
     "damaged checkpoint": (damage, "checkpoint.safetensors: "),

@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 import gpuopt
 from gpuopt.cli import app
+from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.training import Callback, Config, ExplodedError, GPUFailure, Training, resume, train
-from gpuopt.training.config import OnExplosion
 
 cudasim = pytest.importorskip("cudasim", reason="needs an emulated device")
 

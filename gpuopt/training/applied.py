@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
+from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.training.activations import Activation
 from gpuopt.training.config import Config
 from gpuopt.training.data.preparation import Features, Target
 from gpuopt.training.data.sources import as_part
 from gpuopt.training.data.targets import class_indices, values
-from gpuopt.training.errors import UsageError
-from gpuopt.training.folder import RunFolder, write_json
-from gpuopt.training.limits import expect_file
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:

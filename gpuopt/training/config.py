@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gpuopt import schedules
+from gpuopt.errors import UsageError
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import RULES, Rule
 from gpuopt.rules.adam import Adam
+from gpuopt.runs.loop import spread
+from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.suggest import did_you_mean
 from gpuopt.training import plain_rules
 from gpuopt.training.activations import Activation
 from gpuopt.training.data import Reading, Task
 from gpuopt.training.data.preparation import Missing
-from gpuopt.training.errors import UsageError
 from gpuopt.training.model import Initial
 from gpuopt.transforms.chain import chain
 from gpuopt.transforms.decay import WeightDecay
@@ -32,7 +34,6 @@ __all__ = ["Config", "settings"]
 INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
 Matmul: TypeAlias = Literal["float32", "float64"]
 OnGPUError: TypeAlias = Literal["stop", "cpu"]
-OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
 
 # What is chosen for those who do not: the book's network for the built-in spiral, something sensible for a file.
 SPIRAL = {
@@ -57,8 +58,6 @@ LARGEST_COUNT = 2**53
 COUNT = "a positive integer below 2**53"
 DEEPEST = 1000
 """Hidden layers."""
-LOOKED_AT = 1000
-"""Steps, evenly spread, at which schedules are checked beforehand."""
 LEGACY = "dtype"
 """The task that version 0.1.0 chose by the targets' dtype, in the configurations that it wrote."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
@@ -136,7 +135,7 @@ class Config:
     >>> Config(optimizer="Adm")
     Traceback (most recent call last):
         ...
-    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: ...
+    gpuopt.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: ...
     """
 
     data: str | None = None
@@ -279,12 +278,6 @@ class Config:
         expect(names, "ignore", "names of columns")
         for option in ("target", "labels", "encoding"):
             expect(isinstance(getattr(self, option), str | None), option, "text")
-
-    @property
-    def checkpoint_interval(self) -> tuple[int | None, float]:
-        """Steps from one checkpoint to the next, or None and seconds."""
-        text = str(self.checkpoint_every)
-        return (None, float(text[:-1])) if text.endswith("s") else (int(text), math.inf)
 
     @property
     def clip(self) -> Clip | None:
@@ -434,13 +427,3 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
-def spread(first: int, end: int, rule: Rule) -> list[int]:
-    """Steps from the first to the one before the end at which the schedules of a rule are checked.
-
-    They are evenly spread, both ends among them, and where a schedule turns.
-    """
-    values = [getattr(rule, name) for name in rule.hyperparameters()]
-    turns = [turn for value in values if isinstance(value, schedules.Schedule) for turn in value.turns]
-    even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
-    near = (turn + offset for turn in turns for offset in (-1, 0, 1))
-    return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuopt.arrays import Courier
-from gpuopt.training.errors import UsageError
-from gpuopt.training.limits import available
+from gpuopt.errors import UsageError
+from gpuopt.limits import available
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The training loop, and the protocol of what hangs on it."""
+"""The loop that trains a network: epochs, batches, what is measured of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuopt import schedules
 from gpuopt.backends import fetch, gpu_failure
 from gpuopt.rules import Rule
-from gpuopt.training.config import spread
+from gpuopt.runs.loop import Loop, is_number
 from gpuopt.training.feed import feed
 
 if TYPE_CHECKING:
@@ -26,55 +25,18 @@ if TYPE_CHECKING:
 
     from gpuopt.backends import Backend
     from gpuopt.optimizer import Optimizer
-    from gpuopt.rules.base import Hyper
+    from gpuopt.runs.loop import Callback, Row
     from gpuopt.training.config import Config
     from gpuopt.training.data import Dataset
     from gpuopt.training.feed import Feed
     from gpuopt.training.model import Params, Perceptron
 
     Array: TypeAlias = Any
-    Row: TypeAlias = dict[str, Any]
 
-__all__ = ["Callback", "Position", "Training"]
+__all__ = ["Training"]
 
 BLOCK = 8192  # samples that are evaluated at once
 PROBED = 1024  # samples at most that tell whether the training goes well
-
-
-class Callback:
-    """What hangs on the loop: progress, metrics, checkpoints, and your own. Every method may be left out.
-
-    Each one gets the `Training`: ``training.stop(reason)`` ends it after the current step, ``training.tune(lr=0.01)``
-    changes hyperparameters from the next one on.
-
-    Examples
-    --------
-    >>> class Patience(Callback):
-    ...     def epoch(self, training):
-    ...         if training.row and training.row["loss"] < 0.1:
-    ...             training.stop("good enough")
-    """
-
-    def start(self, training: Training) -> None:
-        """Before the first step, of a resumed training too."""
-
-    def step(self, training: Training) -> None:
-        """After each step."""
-
-    def epoch(self, training: Training) -> None:
-        """After each epoch; ``training.row`` has its metrics, or is None if it is not reported."""
-
-    def reported(self, training: Training, row: Row) -> None:
-        """When the metrics of an epoch are there: after `epoch`; on a GPU one step later, so that it has work meanwhile."""
-
-    def event(self, training: Training, event: Mapping[str, Any]) -> None:
-        """When something out of the ordinary happened; ``event["event"]`` says what."""
-
-    def end(self, training: Training) -> None:
-        """After the training: finished, stopped after a step, or broken off by ``training.error``.
-
-        Who was started is ended, whatever happened, and the last one started first.
-        """
 
 
 def device(backend: Backend) -> str:
@@ -99,8 +61,19 @@ class Position:
     lr: float = math.nan
     """The learning rate there, likewise."""
 
+    @classmethod
+    def checked(cls, given: Row) -> Position:
+        """Make one of what stands in a checkpoint; TypeError or ValueError if it cannot."""
+        position = cls(**given)
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (position.epoch, position.batch)):
+            raise ValueError(f"expected whole numbers, got {position}")
+        (loss, correct), (gradient_norm, update_norm) = position.score, position.norms
+        if not all(map(is_number, (loss, correct, position.seconds, gradient_norm, update_norm, position.lr))):
+            raise ValueError(f"expected numbers, got {position}")
+        return position
 
-class Training:
+
+class Training(Loop):
     """A network, its data on the device, its optimizer, and how far the training is.
 
     Attributes
@@ -138,11 +111,8 @@ class Training:
         self.backend = backend
         self.data = data
         self.network = network
-        self.optimizer = optimizer
-        self.folder: Path | None = None
+        super().__init__(optimizer)
         self.epoch = 0
-        self.stopped: str | None = None
-        self.error: BaseException | None = None
         classes = None if data.classes is None else data.outputs
         size = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
         self._train = feed(backend, data.train, classes, size, needed)
@@ -152,9 +122,6 @@ class Training:
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._lr = math.nan  # likewise
-        self._began = time.perf_counter()
-        self._halted: float | None = None  # the time, while it stands still
-        self._callbacks: Sequence[Callback] = ()
         self._moved = False
         self._row: Callable[[], Row] | None = None
         self._announced = True
@@ -169,86 +136,22 @@ class Training:
         return device(self.backend)
 
     @property
-    def seconds(self) -> float:
-        """Time that the training took, without its interruptions."""
-        return time.perf_counter() - self._began if self._halted is None else self._halted
-
-    @property
-    def position(self) -> Position:
-        """Where it stands; set it to go on from there."""
+    def position(self) -> Row:
         if self._batch == 0:  # a GPU need not be asked
-            return Position(self.epoch, seconds=self.seconds)
+            return dataclasses.asdict(Position(self.epoch, seconds=self.seconds))
         score, norms = (x.tolist() for x in fetch([self._score, self._norms])())
-        return Position(self.epoch, self._batch, score, self.seconds, norms, self._lr)
+        return dataclasses.asdict(Position(self.epoch, self._batch, score, self.seconds, norms, self._lr))
 
     @position.setter
-    def position(self, position: Position) -> None:
+    def position(self, given: Row) -> None:
+        position = Position.checked(given)
+        if position.epoch * self.batches + position.batch != self.optimizer.steps:  # a best one's, as it once was
+            position = Position(*divmod(self.optimizer.steps, self.batches), seconds=position.seconds)
         self.epoch, self._batch = position.epoch, position.batch
         self._score = self.backend.asarray(position.score)
         self._norms, self._lr = self.backend.asarray(position.norms), position.lr
         self._began = time.perf_counter() - position.seconds
         self._moved = True
-
-    def stop(self, reason: str) -> None:
-        """End the training after the current step."""
-        self.stopped = reason
-
-    def tell(self, event: Mapping[str, Any]) -> None:
-        """Let all callbacks know of an event, which has a name, ``event["event"]``, and anything else in JSON's types.
-
-        Its ``step`` is that of now, if it has none.
-        """
-        event = {"event": event["event"], "step": self.optimizer.steps, **event}
-        for callback in self._callbacks:
-            callback.event(self, event)
-
-    def tune(self, by: str = "callback", /, **hyperparameters: Hyper | str) -> None:
-        """Change hyperparameters from the next step on, and tell it: an event for each.
-
-        Parameters
-        ----------
-        by
-            Who changes it.
-        **hyperparameters
-            Numbers, schedules, or the text of one as `gpuopt.schedules.parse` reads it.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If there is no such hyperparameter, or its range is left. Nothing is changed then.
-
-        Examples
-        --------
-        >>> class Drop(Callback):
-        ...     def epoch(self, training):
-        ...         if training.epoch == 100:
-        ...             training.tune(lr=0.01)
-        """
-        rule, step = self.optimizer.rule, self.optimizer.steps
-        assert isinstance(rule, Rule)
-        before = rule.at(step)
-        steps = self.config.epochs * self.batches
-        given: dict[str, Hyper] = {}
-        for name, value in hyperparameters.items():
-            if isinstance(value, str):
-                try:
-                    given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps)
-                except ValueError as error:
-                    raise ValueError(f"{name}={value}: expected a number or a schedule: {error}") from None
-            elif not callable(value) or isinstance(value, schedules.Schedule):
-                given[name] = value
-            else:
-                raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
-        known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
-        changed = dataclasses.replace(rule, **known)
-        after = changed.at(step)
-        if any(callable(value) for value in known.values()):
-            for later in spread(step, steps, changed):  # what a schedule gives is in range, too
-                changed.at(later)
-        self.optimizer.tune(**given)
-        for name, value in given.items():
-            event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
-            self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
 
     @property
     def row(self) -> Row | None:
@@ -267,16 +170,8 @@ class Training:
 
     def now(self) -> Row:
         """As `row`, but of this moment, and of some training samples."""
-        return self._measuring(self.epoch, {"": (self._scored([self._probed]), len(self._probed[0]))})()
-
-    @contextlib.contextmanager
-    def interruption(self) -> Iterator[None]:
-        """What is done in it takes no time of the training's."""
-        self._halted = self.seconds
-        try:
-            yield
-        finally:
-            self._began, self._halted = time.perf_counter() - self._halted, None
+        measured = self._measuring(self.epoch, {"": (self._scored([self._probed]), len(self._probed[0]))})()
+        return measured | {"epochs": self.config.epochs}
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
@@ -377,6 +272,11 @@ class Training:
             for callback in self._callbacks:
                 callback.reported(self, row)
         return not self._moved
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self.config.epochs * self.batches
 
     @property
     def batches(self) -> int:

@@ -6,10 +6,11 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from gpuopt.training.loop import Callback
+from gpuopt.runs.loop import Callback
 
 if TYPE_CHECKING:
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.loop import Row
+    from gpuopt.training.loop import Training
 
 __all__ = ["Patience"]
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpuopt import schedules
+from gpuopt.errors import UsageError
 from gpuopt.rules import RULES, Rule
 from gpuopt.suggest import did_you_mean
-from gpuopt.training.errors import UsageError
-
 from gpuopt.transforms.base import Transform
 from gpuopt.transforms.chain import Chain, chain
 

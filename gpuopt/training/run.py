@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends, schedules
+from gpuopt.errors import ExplodedError, Interrupted, SavingError, UsageError
+from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
 from gpuopt.rules import Rule
-from gpuopt.training.artist import is_wanted, reported
-from gpuopt.training.checkpoints import Checkpoints
-from gpuopt.training.config import ARRAYS, Config, OnExplosion, OnGPUError
+from gpuopt.runs.control.steering import Steering
+from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.report.process import is_wanted, reported
+from gpuopt.runs.saving.checkpoints import Checkpoints
+from gpuopt.runs.secondary import warn
 from gpuopt.training.applied import write_model
+from gpuopt.training.config import ARRAYS, Config, OnGPUError
 from gpuopt.training.data import from_arrays, load, spiral
-from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
-from gpuopt.training.folder import RunFolder, write_json
-from gpuopt.training.limits import available
-from gpuopt.training.loop import Callback, Training, device
+from gpuopt.training.loop import Training, device
 from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.patience import Patience
-from gpuopt.training.secondary import warn
-from gpuopt.training.steering import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.backends import Backend
+    from gpuopt.runs.loop import Callback
+    from gpuopt.runs.saving.explosions import OnExplosion
     from gpuopt.training.data import Dataset
 
 __all__ = ["GPUFailure", "Interrupted", "Result", "resume", "train"]
@@ -49,6 +51,7 @@ BYTES_A_PARAMETER = 24
 LENGTHS = ("steps",)
 """What a schedule's length is called."""
 CURES = "To go on without the GPU"
+DRAWING = "gpuopt.training.report"
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,8 @@ def train(
         config = config.on_arrays()
     training, content = _prepared(config, data)
     folder = RunFolder.create(out, training.data.name)
-    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report) as own:
-        return _run(training, content, Checkpoints(folder, training.config), [*callbacks, *own])
+    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report, drawing=DRAWING) as own:
+        return _run(training, content, _checkpoints(folder, training.config), [*callbacks, *own])
 
 
 def resume(
@@ -247,7 +250,7 @@ def _resumed(
     training, content = _prepared(config, arrays)
     if before.get("data_sha256") != content["data_sha256"]:
         raise UsageError(f"{config.data}: is not the data that the run {folder.path} was started with")
-    checkpoints = Checkpoints(folder, training.config)
+    checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     if folder.summary.exists() and training.epoch >= config.epochs:
         done = f"is finished, {training.epoch} epochs of {config.epochs}"
@@ -257,7 +260,7 @@ def _resumed(
             checkpoints.choose(training, lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
-    with reported(folder, wanted=report) as own:
+    with reported(folder, wanted=report, drawing=DRAWING) as own:
         return _run(training, content, checkpoints, [*callbacks, *own])
 
 
@@ -315,7 +318,14 @@ def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
     training = Training(config, backend, data, network, optimizer, needed)
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
-    return training, {**versions, "data_sha256": checksum, "config": config.to_json()}
+    units = {"loss": "cross-entropy, nats" if network.classifies else "mean squared error"}
+    units["test_loss"] = units["loss"]
+    about = {"data_sha256": checksum, "steps": training.total, "units": units}
+    return training, {**versions, **about, "config": config.to_json()}
+
+
+def _checkpoints(folder: RunFolder, config: Config) -> Checkpoints:
+    return Checkpoints(folder, config.checkpoint_every, config.keep, config.on_explosion)
 
 
 def _parameters(widths: Sequence[int]) -> int:
@@ -426,7 +436,7 @@ def _run(
                 raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
     training, content = _on(backend, training.config)
-    checkpoints = Checkpoints(folder, training.config)
+    checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     return _run(training, content, checkpoints, callbacks)
 

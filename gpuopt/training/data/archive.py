@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from numpy.lib import format as npy
 
-from gpuopt.training.errors import UsageError
-from gpuopt.training.limits import expect_room
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_room
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Any
 
-from gpuopt.training.errors import UsageError
+from gpuopt.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from gpuopt.training.errors import UsageError
+from gpuopt.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
 from gpuopt.suggest import did_you_mean
 from gpuopt.training.data.archive import Archive
 from gpuopt.training.data.preparation import listed, printable
 from gpuopt.training.data.tables import TABLES, Table, read_table
-from gpuopt.training.errors import UsageError
-from gpuopt.training.limits import expect_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

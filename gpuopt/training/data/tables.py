@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_memory, expect_room
 from gpuopt.training.data.preparation import listed, printable
-from gpuopt.training.errors import UsageError
-from gpuopt.training.limits import expect_memory, expect_room
 
 if TYPE_CHECKING:
     from collections.abc import Collection

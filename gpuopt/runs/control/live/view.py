@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from nicegui import ui
 
-from gpuopt.live import curves
-from gpuopt.live.curves import EPOCH, GREY, INK, MOMENT, TEST
-from gpuopt.training.progress import explain
+from gpuopt.runs.control.live import curves
+from gpuopt.runs.control.live.curves import EPOCH, GREY, INK, MOMENT, TEST
+from gpuopt.runs.record.events import explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gpuopt.live.follower import Follower, Row
+    from gpuopt.runs.control.live.follower import Follower, Row
 
 __all__ = ["show"]
 

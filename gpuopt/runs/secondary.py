@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.backends import gpu_failure
-from gpuopt.training.loop import Callback
+from gpuopt.runs.loop import Callback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.loop import Loop, Row
 
 __all__ = ["Secondary", "environment", "interpreter", "warn", "warned"]
 
@@ -69,28 +69,28 @@ class Secondary(Callback):
         self._message = f"{name} failed (%s); the training goes on without"
         self._works = True
 
-    def start(self, training: Training) -> None:
+    def start(self, run: Loop) -> None:
         self._works = True  # on another device once more
-        self._call(self._callback.start, training)
+        self._call(self._callback.start, run)
 
-    def step(self, training: Training) -> None:
-        self._call(self._callback.step, training)
+    def step(self, run: Loop) -> None:
+        self._call(self._callback.step, run)
 
-    def epoch(self, training: Training) -> None:
-        self._call(self._callback.epoch, training)
+    def epoch(self, run: Loop) -> None:
+        self._call(self._callback.epoch, run)
 
-    def reported(self, training: Training, row: Row) -> None:
-        self._call(self._callback.reported, training, row)
+    def reported(self, run: Loop, row: Row) -> None:
+        self._call(self._callback.reported, run, row)
 
-    def event(self, training: Training, event: Mapping[str, Any]) -> None:
-        self._call(self._callback.event, training, event)
+    def event(self, run: Loop, event: Mapping[str, Any]) -> None:
+        self._call(self._callback.event, run, event)
 
-    def end(self, training: Training) -> None:
+    def end(self, run: Loop) -> None:
         if self._works:
-            self._call(self._callback.end, training)
+            self._call(self._callback.end, run)
             return
         with contextlib.suppress(Exception, SystemExit):  # it was told already
-            self._callback.end(training)
+            self._callback.end(run)
 
     def _call(self, method: Callable[..., None], *arguments: Any) -> None:
         if self._works:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from gpuopt.live.follower import Row
+    from gpuopt.runs.control.live.follower import Row
 
 __all__ = ["decades", "line", "marks", "parted"]
 

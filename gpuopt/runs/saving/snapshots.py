@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuopt.training.loop import Position, Training
+    from gpuopt.runs.loop import Loop, Row
 
     State: TypeAlias = dict[str, Any]
 
@@ -31,17 +30,17 @@ class Snapshot:
     ----------
     steps : int
         Steps taken until here.
-    position : Position
+    position : dict
     """
 
     steps: int
-    position: Position
+    position: Row
     _arriving: Callable[[], State]
 
     @classmethod
-    def of(cls, training: Training) -> Snapshot:
+    def of(cls, run: Loop) -> Snapshot:
         """Take one. In the middle of an epoch a GPU is waited for, at its end it is not: its copies come in time."""
-        state = training.optimizer.state_dict()
+        state = run.optimizer.state_dict()
         held: Any = {name: state[name] for name in ("params", "state")}
         arrays, structure = optree.tree_flatten(held)
         arrive = fetch(arrays)
@@ -50,7 +49,7 @@ class Snapshot:
             copies: Any = structure.unflatten(arrive())
             return {**state, **copies}
 
-        return cls(state["steps"], training.position, arriving)
+        return cls(state["steps"], run.position, arriving)
 
     @property
     def state(self) -> State:
@@ -62,10 +61,10 @@ class Snapshot:
         """Whether no parameter and no state is NaN or infinite."""
         return all(np.isfinite(x).all() for x in self._arrays())
 
-    def restore(self, training: Training) -> None:
+    def restore(self, run: Loop) -> None:
         """Put the training back to here; the time that it took stays."""
-        training.optimizer.load_state_dict(self.state)
-        training.position = dataclasses.replace(self.position, seconds=training.seconds)
+        run.optimizer.load_state_dict(self.state)
+        run.position = self.position | {"seconds": run.seconds}
 
     def _arrays(self) -> Iterator[NDArray[Any]]:
         yield from self.state["params"].values()

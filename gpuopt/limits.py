@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuopt.training.errors import UsageError
+from gpuopt.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING
 
-from gpuopt.training.errors import Interrupted
-from gpuopt.training.loop import Callback
-from gpuopt.training.secondary import Secondary, environment, interpreter, warn
+from gpuopt.errors import Interrupted
+from gpuopt.runs.loop import Callback
+from gpuopt.runs.secondary import Secondary, environment, interpreter, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuopt.training.folder import RunFolder
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.record.folder import RunFolder
+    from gpuopt.runs.loop import Loop, Row
 
 __all__ = ["is_wanted", "reported"]
 
@@ -33,6 +34,8 @@ PATIENCE = 60
 """Seconds that a report may take. The first one on a machine takes some, in which matplotlib looks for fonts."""
 REHEARSAL = 0.6
 """Seconds that it takes, about."""
+DRAWING = "gpuopt.runs.report.page"
+"""The module that draws a run's folder."""
 
 
 def is_wanted() -> bool:
@@ -41,7 +44,7 @@ def is_wanted() -> bool:
 
 
 @contextlib.contextmanager
-def reported(folder: RunFolder, *, wanted: bool) -> Iterator[list[Callback]]:
+def reported(folder: RunFolder, *, wanted: bool, drawing: str = DRAWING) -> Iterator[list[Callback]]:
     """Get ready to draw, and draw the report of the run that trains inside, with these callbacks; what fails is a warning.
 
     It is drawn of a run that failed, too, unless that is left at once.
@@ -50,7 +53,7 @@ def reported(folder: RunFolder, *, wanted: bool) -> Iterator[list[Callback]]:
         yield []
         return
     python = interpreter()
-    command = [python or "", "-P", "-c", f"from {__name__} import main; main()", str(folder.path)]
+    command = [python or "", "-P", "-c", f"from {__name__} import main; main()", str(folder.path), drawing]
     # Nothing that decides what is computed or drawn elsewhere.
     env, pipe = environment(MPLBACKEND="agg", OPENBLAS_NUM_THREADS="1"), subprocess.PIPE
     artist: subprocess.Popen[str] | None = None
@@ -67,12 +70,12 @@ def reported(folder: RunFolder, *, wanted: bool) -> Iterator[list[Callback]]:
         yield [] if artist is None else [Secondary(Prompter(artist), "getting ready for the report")]
     except BaseException as error:
         if isinstance(error, Exception | Interrupted):
-            _draw(artist, folder)
+            _draw(artist, folder, drawing)
         elif artist is not None:
             artist.kill()
             artist.communicate()
         raise
-    _draw(artist, folder)
+    _draw(artist, folder, drawing)
 
 
 class Prompter(Callback):
@@ -81,24 +84,24 @@ class Prompter(Callback):
     def __init__(self, artist: subprocess.Popen[str]) -> None:
         self._artist = artist
         self._is_done = False
+        self._before = 0  # the step of the row before
 
-    def reported(self, training: Training, row: Row) -> None:
-        config, epoch = training.config, row["epoch"]
-        after_next = (config.epochs - epoch - config.report_every) / epoch * row["seconds"]
-        if not self._is_done and epoch < config.epochs and after_next < REHEARSAL:
+    def reported(self, run: Loop, row: Row) -> None:
+        step, interval = row["step"], row["step"] - self._before
+        self._before = step
+        after_next = (run.total - step - interval) / step * row["seconds"]
+        if not self._is_done and step < run.total and after_next < REHEARSAL:
             self._is_done = True
             assert self._artist.stdin is not None
             with contextlib.suppress(OSError):  # if it is no more, that is told in the end
                 os.write(self._artist.stdin.fileno(), b"rehearse\n")  # leaves nothing in a buffer, should it fail
 
 
-def _draw(artist: subprocess.Popen[str] | None, folder: RunFolder) -> None:
+def _draw(artist: subprocess.Popen[str] | None, folder: RunFolder, drawing: str) -> None:
     """Draw in the process for it, or in this one if there is none."""
     try:
         if artist is None:
-            from gpuopt.training import report
-
-            report.draw(folder.path)
+            importlib.import_module(drawing).draw(folder.path)
             return
         with artist:
             try:
@@ -134,13 +137,11 @@ def main() -> None:
     gc.disable()  # in so short a life that only costs time
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing
         os.nice(5)  # not more, or it would hardly get on where others work, and be waited for
-    from gpuopt.training import plots, report
-    from gpuopt.training.history import Run
-
-    plots.get_ready()
+    report = importlib.import_module(sys.argv[2])
+    report.get_ready()
     prompted.wait()
     with contextlib.suppress(OSError, ValueError):  # whatever is wrong, it is told in the end
-        plots.rehearse(Run.read(sys.argv[1]), until=asked.is_set)
+        report.rehearse(sys.argv[1], asked.is_set)
     asked.wait()
     report.draw(sys.argv[1])
     os._exit(0)  # to take everything apart takes longer than to draw it

@@ -8,26 +8,25 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuopt.training.config import Config
-from gpuopt.training.errors import UsageError
-from gpuopt.training.folder import RunFolder
-from gpuopt.training.limits import expect_file, expect_room
+from gpuopt.errors import UsageError
+from gpuopt.runs.record.folder import RunFolder
+from gpuopt.limits import expect_file, expect_room
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gpuopt.training.loop import Row
+    from gpuopt.runs.loop import Row
 
     Points: TypeAlias = tuple[list[float], list[float]]
 
-__all__ = ["Run"]
+__all__ = ["History"]
 
 JSON_IN_MEMORY = 8
 """Bytes that a byte of it takes."""
 
 
 @dataclass(frozen=True)
-class Run:
+class History:
     """A run, as far as it has come.
 
     Attributes
@@ -35,7 +34,8 @@ class Run:
     name : str
         Of its folder; what a picture calls it.
     folder : RunFolder
-    config : Config
+    content : dict
+        Of ``config.json``.
     rows, events : list of dict
         Of ``metrics.jsonl``.
     summary : dict or None
@@ -44,13 +44,13 @@ class Run:
 
     name: str
     folder: RunFolder
-    config: Config
+    content: dict[str, Any]
     rows: list[Row]
     events: list[Row]
     summary: dict[str, Any] | None = None
 
     @classmethod
-    def read(cls, path: str | Path) -> Run:
+    def read(cls, path: str | Path) -> History:
         """Read a run folder.
 
         Raises
@@ -62,10 +62,6 @@ class Run:
         if not folder.config.exists():
             raise UsageError(f"{path}: is no run folder: it has no config.json")
         content = folder.read_config()
-        try:
-            config = Config.from_json(content.get("config"))
-        except UsageError as error:
-            raise UsageError(f"{folder.config}: {error}") from None
         lines = _content(folder.metrics).splitlines(keepends=True)
         if lines and not lines[-1].endswith(b"\n"):
             del lines[-1]  # it is being written, or was when the run was killed
@@ -80,9 +76,9 @@ class Run:
             summary = dict(json.loads(_content(folder.summary))) if folder.summary.exists() else None
         except (RecursionError, TypeError, ValueError):
             raise UsageError(f"{folder.summary}: is not readable") from None
-        return cls(folder.path.resolve().name, folder, config, [r for r in rows if "event" not in r], events, summary)
+        return cls(folder.path.resolve().name, folder, content, [r for r in rows if "event" not in r], events, summary)
 
-    def called(self, name: str) -> Run:
+    def called(self, name: str) -> History:
         """The same under another name."""
         return dataclasses.replace(self, name=name)
 
@@ -102,15 +98,17 @@ class Run:
     @property
     def steps(self) -> int:
         """As many as it took, or is going to take."""
-        last: Row = self.rows[-1]
-        epoch, steps = int(last["epoch"]), int(last["step"])
-        expected = round(steps / epoch * (epoch if self.summary is not None else max(self.config.epochs, epoch)))
-        return max([expected, *(int(event["step"]) for event in self.events)])
+        taken = [int(self.rows[-1]["step"]), *(int(event["step"]) for event in self.events)]
+        planned = self.content.get("steps")
+        if self.summary is None and type(planned) is int and planned < 2**53:
+            taken.append(planned)
+        return max(taken)
 
-    @property
-    def classifies(self) -> bool:
-        """Whether it predicts classes: these have an accuracy."""
-        return any(row["accuracy"] is not None for row in self.rows)
+    def unit(self, key: str) -> str | None:
+        """What a metric is counted in, as the run told it."""
+        units = self.content.get("units")
+        unit = units.get(key) if isinstance(units, dict) else None
+        return unit if isinstance(unit, str) else None
 
 
 def _row(line: bytes) -> Row:
@@ -120,8 +118,8 @@ def _row(line: bytes) -> Row:
         counts, least = [row["step"]], 0
         fits = type(row["event"]) is str
     else:
-        counts, least = [row["step"], row["epoch"]], 1
-        fits = all(x is None or math.isfinite(x) for x in (row["loss"], row["accuracy"], *row.values()))
+        counts, least = [row["step"], row.get("epoch", 1)], 1
+        fits = all(x is None or math.isfinite(x) for x in row.values())
     if not fits or not all(type(n) is int and least <= n < 2**53 for n in counts):
         raise ValueError(row)
     return row

@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from nicegui import app as pages
 from nicegui import ui
 
-from gpuopt.live.follower import Follower
-from gpuopt.live.guard import Guard
-from gpuopt.live.view import show
-from gpuopt.training.folder import RunFolder
+from gpuopt.runs.control.live.follower import Follower
+from gpuopt.runs.control.live.guard import Guard
+from gpuopt.runs.control.live.view import show
+from gpuopt.runs.record.folder import RunFolder
 
 FAREWELL = 2.0
 """Seconds that browsers have, when the training has ended, to fetch the last points."""

@@ -8,14 +8,14 @@ import os
 import zlib
 from typing import IO, TYPE_CHECKING, Any
 
-from gpuopt.training.errors import UsageError
-from gpuopt.training.loop import Callback
+from gpuopt.errors import UsageError
+from gpuopt.runs.loop import Callback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.loop import Loop, Row
 
 __all__ = ["Metrics", "finite"]
 
@@ -64,17 +64,17 @@ class Metrics(Callback):
         self.written, self.checksum = written, checksum
         self.lost, self.lost_checksum = _rows(lost), zlib.crc32(lost)
 
-    def start(self, training: Training) -> None:  # noqa: ARG002
+    def start(self, run: Loop) -> None:  # noqa: ARG002
         self._file = self._path.open("ab", buffering=0)
         self._file.truncate(self.written)
 
-    def reported(self, training: Training, row: Row) -> None:  # noqa: ARG002
+    def reported(self, run: Loop, row: Row) -> None:  # noqa: ARG002
         self._add(row)
 
-    def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def event(self, run: Loop, event: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._add(event)
 
-    def end(self, training: Training) -> None:  # noqa: ARG002
+    def end(self, run: Loop) -> None:  # noqa: ARG002
         assert self._file is not None
         self._file.close()
 

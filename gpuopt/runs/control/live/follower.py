@@ -8,14 +8,14 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuopt.training import UsageError
-from gpuopt.training.channel import Client
+from gpuopt.errors import UsageError
+from gpuopt.runs.control.channel import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuopt.training.channel import Message
-    from gpuopt.training.folder import RunFolder
+    from gpuopt.runs.control.channel import Message
+    from gpuopt.runs.record.folder import RunFolder
 
     Row: TypeAlias = dict[str, Any]
 

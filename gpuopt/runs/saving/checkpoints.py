@@ -8,22 +8,22 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules import Rule
-from gpuopt.training.background import Background
-from gpuopt.training.errors import UsageError
-from gpuopt.training.explosions import Explosions, Progress
-from gpuopt.training.loop import Callback, Position
-from gpuopt.training.metrics import Metrics
-from gpuopt.training.snapshots import Snapshot
+from gpuopt.runs.saving.background import Background
+from gpuopt.errors import UsageError
+from gpuopt.runs.saving.explosions import Explosions, Progress
+from gpuopt.runs.loop import Callback, is_number
+from gpuopt.runs.record.metrics import Metrics
+from gpuopt.runs.saving.snapshots import Snapshot
 
 if TYPE_CHECKING:
-    from gpuopt.training.config import Config
-    from gpuopt.training.folder import RunFolder
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.record.folder import RunFolder
+    from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.saving.explosions import OnExplosion
 
 __all__ = ["HAND", "Checkpoints"]
 
 HAND = "hand"
-"""Who changes something, in the events of `gpuopt.training.steering`."""
+"""Who changes something, in the events of `gpuopt.runs.control.steering`."""
 HURRY = 1.0
 """Seconds that somebody waits at most who wants to leave at once."""
 
@@ -45,19 +45,19 @@ class Checkpoints(Callback):
         Of the last checkpoint that is on the disk as a whole.
     """
 
-    def __init__(self, folder: RunFolder, config: Config) -> None:
+    def __init__(self, folder: RunFolder, every: int | str, keep: int, on_explosion: OnExplosion) -> None:
         self.folder = folder
         self.metrics = Metrics(folder.metrics)
-        self.explosions = Explosions(config.on_explosion)
+        self.explosions = Explosions(on_explosion)
         self.pending: list[Row] = []
         self.steps = 0
-        self._every_steps, self._every_seconds = config.checkpoint_interval
-        self._keep = config.keep
+        self._every_steps, self._every_seconds = interval(every)
+        self._keep = keep
         self._background = Background()
         self._lowest = math.inf
         self._best: Snapshot | None = None  # if it is not written yet
 
-    def restore(self, training: Training) -> None:
+    def restore(self, run: Loop) -> None:
         """Put a training and its metrics back to the last checkpoint; to the beginning if there is none yet.
 
         Raises
@@ -65,34 +65,32 @@ class Checkpoints(Callback):
         UsageError
             If checkpoint or metrics are damaged.
         """
-        extra = self.folder.load(training.optimizer)
+        extra = self.folder.load(run.optimizer)
         if extra is None:
             self._restore_metrics([0, 0], [])
             return
         try:
-            position = Position(**extra["position"])
+            position = extra["position"]
             explosions = Progress(**extra["explosions"])
             lowest = math.inf if extra["lowest"] is None else extra["lowest"]
             written, checksum = extra["metrics"]
             pending = list(extra["pending"])
-            loss, correct = position.score
-            counts = (position.epoch, position.batch, explosions.rollbacks, explosions.skipped, written, checksum)
+            counts = (explosions.rollbacks, explosions.skipped, written, checksum)
             if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
                 raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
-            gradient_norm, update_norm = position.norms
-            measured = (loss, correct, position.seconds, gradient_norm, update_norm, position.lr)
-            numbers = (*measured, explosions.first, explosions.last, lowest)
-            if not all(map(_is_number, numbers)) or not math.isfinite(position.seconds) or math.isnan(lowest):
+            numbers = (position["seconds"], explosions.first, explosions.last, lowest)
+            if not all(map(is_number, numbers)) or not math.isfinite(position["seconds"]) or math.isnan(lowest):
                 raise ValueError(f"expected numbers, got {numbers}")  # noqa: TRY301
             if explosions.jumped_at is not None and type(explosions.jumped_at) is not int:
                 raise ValueError(f"expected a step, got {explosions.jumped_at!r}")  # noqa: TRY301
+            run.position = position
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a training: {error!r}") from None
+            raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a run: {error!r}") from None
         self._restore_metrics([written, checksum], pending)
-        training.position, self.explosions.progress, self._lowest = position, explosions, lowest
-        self.steps = training.optimizer.steps
+        self.explosions.progress, self._lowest = explosions, lowest
+        self.steps = run.optimizer.steps
 
-    def choose(self, training: Training, lr: float) -> None:
+    def choose(self, run: Loop, lr: float) -> None:
         """Let the learning rate be another one from here on: as a change by hand, instead of those that are pending.
 
         Raises
@@ -100,9 +98,9 @@ class Checkpoints(Callback):
         TypeError, ValueError
             If it is none.
         """
-        assert isinstance(training.optimizer.rule, Rule)
-        rule: Any = training.optimizer.rule
-        step = training.optimizer.steps
+        assert isinstance(run.optimizer.rule, Rule)
+        rule: Any = run.optimizer.rule
+        step = run.optimizer.steps
         rates = {"old": rule.at(step)["lr"], "new": dataclasses.replace(rule, lr=lr).at(step)["lr"]}
         others = [row for row in self.pending if row.get("name") != "lr"]
         self.pending = [{"event": "tune", "step": step, "name": "lr", **rates, "by": HAND}, *others]
@@ -111,41 +109,41 @@ class Checkpoints(Callback):
         """What `restore` needs, besides the last checkpoint, once the rows that are lost are cut off."""
         return {**self._vouched(), "lost": self.metrics.lost_checksum}
 
-    def start(self, training: Training) -> None:
-        self.explosions.start(training)
-        self._plan(training)
+    def start(self, run: Loop) -> None:
+        self.explosions.start(run)
+        self._plan(run)
 
-    def step(self, training: Training) -> None:
+    def step(self, run: Loop) -> None:
         self._background.look()
-        steps = training.optimizer.steps
-        due = training.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
+        steps = run.optimizer.steps
+        due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
-            self._plan(training)
-            if self.explosions.is_sound(self.explosions.look(training)):
+            self._plan(run)
+            if self.explosions.is_sound(self.explosions.look(run)):
                 self.save()
 
-    def epoch(self, training: Training) -> None:
-        if training.is_reported:
-            self._sight = self.explosions.look(training)
+    def epoch(self, run: Loop) -> None:
+        if run.is_reported:
+            self._sight = self.explosions.look(run)
 
-    def reported(self, training: Training, row: Row) -> None:
-        if training.error is None and self.explosions.judge(training, self._sight):
+    def reported(self, run: Loop, row: Row) -> None:
+        if run.error is None and self.explosions.judge(run, self._sight):
             loss: float = row["test_loss"] if "test_loss" in row else row["loss"]
             if loss < self._lowest:
                 self._lowest, self._best = loss, self.explosions.good
 
-    def end(self, training: Training) -> None:
-        if training.error is None:  # a step may have been broken off in its middle
-            self.explosions.conclude(training)
+    def end(self, run: Loop) -> None:
+        if run.error is None:  # a step may have been broken off in its middle
+            self.explosions.conclude(run)
             self.save()
             self._background.wait()
         else:
             with contextlib.suppress(OSError):
-                self._background.wait(None if isinstance(training.error, Exception) else HURRY)
+                self._background.wait(None if isinstance(run.error, Exception) else HURRY)
 
-    def rescue(self, training: Training) -> None:
+    def rescue(self, run: Loop) -> None:
         """Save a training whose device fails, if it still gives what is on it."""
-        now = Snapshot.of(training)
+        now = Snapshot.of(run)
         if now.is_finite:
             self.explosions.good = now
         self.save()
@@ -161,7 +159,7 @@ class Checkpoints(Callback):
         now, best = self.explosions.good, self._best
         state, best_state = now.state, best.state if best is not None else None  # a GPU may fail while they are written
         extra = {
-            "position": dataclasses.asdict(now.position),
+            "position": now.position,
             **self._vouched(),
             "explosions": dataclasses.asdict(self.explosions.progress),
             "lowest": self._lowest if math.isfinite(self._lowest) else None,
@@ -194,13 +192,14 @@ class Checkpoints(Callback):
                     lost = []
         self.pending = lost + [row for row in pending if _is_by_hand(row) and row not in lost]
 
-    def _plan(self, training: Training) -> None:
-        self._next = training.seconds + self._every_seconds
+    def _plan(self, run: Loop) -> None:
+        self._next = run.seconds + self._every_seconds
 
 
-def _is_number(x: object) -> bool:
-    """Whether it is a number that a float can hold."""
-    return type(x) is float or (type(x) is int and abs(x) < 2**63)
+def interval(every: int | str) -> tuple[int | None, float]:
+    """Steps from one checkpoint to the next, or None and seconds; of ``500`` or ``"30s"``."""
+    text = str(every)
+    return (None, float(text[:-1])) if text.endswith("s") else (int(text), math.inf)
 
 
 def _is_by_hand(row: Any) -> bool:

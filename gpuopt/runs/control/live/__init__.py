@@ -10,11 +10,12 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING
 
-from gpuopt.training import Callback, UsageError
-from gpuopt.training.secondary import environment, interpreter, warned
+from gpuopt.errors import UsageError
+from gpuopt.runs.loop import Callback
+from gpuopt.runs.secondary import environment, interpreter, warned
 
 if TYPE_CHECKING:
-    from gpuopt.training import Training
+    from gpuopt.runs.loop import Loop
 
 __all__ = ["Page"]
 
@@ -65,16 +66,16 @@ class Page(Callback):
         self.url = f"http://{self._name}:{self._socket.getsockname()[1]}/{self._token}/"
         self._is_started = False
 
-    def start(self, training: Training) -> None:
+    def start(self, run: Loop) -> None:
         if self._is_started:  # it goes on on another device
             return
         self._is_started = True
-        assert training.folder is not None
-        about = {"folder": str(training.folder), "token": self._token, "fd": self._socket.fileno(), "name": self._name}
+        assert run.folder is not None
+        about = {"folder": str(run.folder), "token": self._token, "fd": self._socket.fileno(), "name": self._name}
         with self._socket, warned("no live page: %s"):
             # A session of its own: Ctrl-C is for the training. The token is nobody's who lists the processes.
             process = subprocess.Popen(
-                [self._python, "-P", "-m", "gpuopt.live"],  # no files of the folder that it is started in
+                [self._python, "-P", "-m", "gpuopt.runs.control.live"],  # no files of the folder that it is started in
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[self._socket.fileno()],

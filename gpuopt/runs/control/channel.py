@@ -15,15 +15,15 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from gpuopt.training.errors import UsageError
-from gpuopt.training.limits import expect_file
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from io import BufferedRWPair
     from pathlib import Path
 
-    from gpuopt.training.folder import RunFolder
+    from gpuopt.runs.record.folder import RunFolder
 
     Message: TypeAlias = dict[str, Any]
 

@@ -20,27 +20,26 @@ message, if a command could not be done; those after it are not done then.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.rules import Rule
 from gpuopt.rules.hyper import Number
-from gpuopt.training.channel import Server
-from gpuopt.training.checkpoints import HAND
-from gpuopt.training.errors import UsageError
-from gpuopt.training.loop import Callback, Position
-from gpuopt.training.metrics import finite
-from gpuopt.training.snapshots import Snapshot
+from gpuopt.runs.control.channel import Server
+from gpuopt.runs.saving.checkpoints import HAND
+from gpuopt.errors import UsageError
+from gpuopt.runs.loop import Callback
+from gpuopt.runs.record.metrics import finite
+from gpuopt.runs.saving.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gpuopt.training.channel import Message
-    from gpuopt.training.checkpoints import Checkpoints
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.control.channel import Message
+    from gpuopt.runs.saving.checkpoints import Checkpoints
+    from gpuopt.runs.loop import Loop, Row
 
     Answers: TypeAlias = SimpleQueue[Message]
 
@@ -65,23 +64,23 @@ class Steering(Callback):
         self._told: list[Mapping[str, Any]] = []
         self._before: Snapshot | None = None  # the last change by hand
 
-    def start(self, training: Training) -> None:
+    def start(self, run: Loop) -> None:
         if self._checkpoints.pending:
-            self._repeat(training)
-            self._checkpoints.explosions.good = Snapshot.of(training)
+            self._repeat(run)
+            self._checkpoints.explosions.good = Snapshot.of(run)
         with contextlib.suppress(OSError):  # it trains as well where nobody can reach it
             self._server = Server(self._checkpoints.folder.control, self._ask)
 
-    def step(self, training: Training) -> None:
+    def step(self, run: Loop) -> None:
         if self._checkpoints.pending:
-            self._repeat(training)
+            self._repeat(run)
         if self._paused or not self._requests.empty():
-            self._attend(training)
+            self._attend(run)
 
-    def event(self, training: Training, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def event(self, run: Loop, event: Mapping[str, Any]) -> None:  # noqa: ARG002
         self._told.append(event)
 
-    def end(self, training: Training) -> None:  # noqa: ARG002
+    def end(self, run: Loop) -> None:  # noqa: ARG002
         if self._server is not None:
             self._server.close()  # first, so that who is hung up on finds no file
         self._ended = True
@@ -99,65 +98,64 @@ class Steering(Callback):
                 if self._ended:
                     raise ConnectionError from None
 
-    def _attend(self, training: Training) -> None:
+    def _attend(self, run: Loop) -> None:
         """Do what is asked for; while it is paused, wait for more."""
         if self._waiting is not None:
-            self._tell(training, "step", loss=training.probe()())
-            self._waiting.put(self._answer(training))
+            self._tell(run, "step", loss=run.probe()())
+            self._waiting.put(self._answer(run))
             self._waiting = None
         self._single = False
-        with training.interruption():
-            while training.stopped is None and not self._single:
+        with run.interruption():
+            while run.stopped is None and not self._single:
                 try:
                     request, answers = self._requests.get(self._paused, GLANCE)
                 except Empty:
                     if self._paused:
                         continue
                     return
-                refused = self._do(training, request)
+                refused = self._do(run, request)
                 if "step" in request and refused is None:
                     self._waiting = answers
                 else:
-                    answers.put(self._answer(training, refused))
+                    answers.put(self._answer(run, refused))
 
-    def _do(self, training: Training, request: Message) -> str | None:
+    def _do(self, run: Loop, request: Message) -> str | None:
         """Follow a request; return why not, if it cannot be done."""
         self._told = []
         try:
             for command, argument in request.items():
                 match command:
                     case "tune":
-                        self._tune(training, argument)
+                        self._tune(run, argument)
                     case "rollback":
-                        self._roll_back(training, str(argument))
+                        self._roll_back(run, str(argument))
                     case "save":
-                        self._save(training)
+                        self._save(run)
                     case "pause" | "resume":
                         self._paused = command == "pause"
-                        self._tell(training, command)
+                        self._tell(run, command)
                     case "step":
                         self._paused = self._single = True
                     case "stop":
-                        self._tell(training, command)
-                        training.stop("stopped by hand")
+                        self._tell(run, command)
+                        run.stop("stopped by hand")
                     case _:
                         return f"{command}: unknown, expected tune, rollback, save, pause, resume, step or stop"
         except UsageError as error:
             return str(error)
         return None
 
-    def _answer(self, training: Training, refused: str | None = None) -> Message:
+    def _answer(self, run: Loop, refused: str | None = None) -> Message:
         told = [finite(event) for event in self._told]
-        return {"events": told, "now": self._now(training)} | ({"refused": refused} if refused else {})
+        return {"events": told, "now": self._now(run)} | ({"refused": refused} if refused else {})
 
-    def _now(self, training: Training) -> Row:
+    def _now(self, run: Loop) -> Row:
         """Metrics of this moment, hyperparameters of the next step, schedules among them, and where one may go back to."""
-        rule = training.optimizer.rule
+        rule = run.optimizer.rule
         assert isinstance(rule, Rule)
-        at = rule.at(training.optimizer.steps)
+        at = rule.at(run.optimizer.steps)
         given = {name: getattr(rule, name) for name in rule.hyperparameters()}
-        return finite(training.now()) | {
-            "epochs": training.config.epochs,
+        return finite(run.now()) | {
             "paused": self._paused,
             "rule": rule.name,
             "hyperparameters": {name: at[name] for name in given},
@@ -166,71 +164,68 @@ class Steering(Callback):
             "back": self._states(),
         }
 
-    def _tell(self, training: Training, event: str, **about: Any) -> None:
-        training.tell({"event": event, "step": training.optimizer.steps, **about, "by": HAND})
+    def _tell(self, run: Loop, event: str, **about: Any) -> None:
+        run.tell({"event": event, "step": run.optimizer.steps, **about, "by": HAND})
 
-    def _tune(self, training: Training, values: Any) -> None:
+    def _tune(self, run: Loop, values: Any) -> None:
         if not isinstance(values, dict):
             raise UsageError(f"tune: {values!r}, expected values by name")
-        before = Snapshot.of(training)
+        before = Snapshot.of(run)
         try:
-            training.tune(HAND, **values)
+            run.tune(HAND, **values)
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
         self._before = before
-        self._keep(training)
+        self._keep(run)
 
-    def _repeat(self, training: Training) -> None:
+    def _repeat(self, run: Loop) -> None:
         """Make changes again that the last checkpoint did not have yet."""
         pending = self._checkpoints.pending
-        while pending and training.optimizer.steps >= pending[0]["step"]:
+        while pending and run.optimizer.steps >= pending[0]["step"]:
             row = pending.pop(0)
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 value = schedules.from_dict(row["schedule"]) if "schedule" in row else row["new"]
-                training.tune(HAND, **{row["name"]: value})
-                self._keep(training)
+                run.tune(HAND, **{row["name"]: value})
+                self._keep(run)
 
-    def _keep(self, training: Training) -> None:
+    def _keep(self, run: Loop) -> None:
         """Let what is gone back to have a change that was made."""
         explosions = self._checkpoints.explosions
-        explosions.is_sound(explosions.look(training))
+        explosions.is_sound(explosions.look(run))
 
-    def _save(self, training: Training) -> None:
+    def _save(self, run: Loop) -> None:
         explosions = self._checkpoints.explosions
-        if not explosions.is_sound(explosions.look(training)):
+        if not explosions.is_sound(explosions.look(run)):
             kept = f"the last good one, after step {explosions.good.steps}, is what is saved"
             raise UsageError(f"save: the state is not sound: its loss has exploded; {kept}")
-        self._tell(training, "save")
+        self._tell(run, "save")
         try:
             self._checkpoints.save()
             self._checkpoints.wait()
         except OSError as error:
             raise UsageError(f"save: {error.filename or self._checkpoints.folder.path}: {error.strerror}") from None
 
-    def _roll_back(self, training: Training, to: str) -> None:
+    def _roll_back(self, run: Loop, to: str) -> None:
         from gpuopt import checkpoint
 
-        states, step = self._states(), training.optimizer.steps
+        states, step = self._states(), run.optimizer.steps
         if to not in states:
             raise UsageError(f"rollback {to}: no such state, expected one of {', '.join(states)}")
         kept = {"last": self._checkpoints.explosions.good, "change": self._before}.get(to)
         if kept is not None:
-            kept.restore(training)
+            kept.restore(run)
         else:
-            seconds = training.seconds
+            seconds = run.seconds
             try:
-                extra = checkpoint.load(self._file(to), training.optimizer)
+                extra = checkpoint.load(self._file(to), run.optimizer)
             except (checkpoint.CheckpointError, OSError) as error:
                 raise UsageError(f"rollback {to}: {error}") from None
-            if to == "best":  # always at the end of an epoch; what stands with it is the checkpoint's
-                training.position = Position(*divmod(training.optimizer.steps, training.batches), seconds=seconds)
-            else:
-                training.position = dataclasses.replace(Position(**extra["position"]), seconds=seconds)
+            run.position = extra["position"] | {"seconds": seconds}
         explosions = self._checkpoints.explosions
-        if not explosions.is_sound(explosions.look(training)):
-            explosions.good = Snapshot.of(training)
-        about = {"to": to, "back_to_step": training.optimizer.steps, "lr": training.optimizer.lr}
-        training.tell({"event": "rollback", "step": step, **about, "by": HAND})
+        if not explosions.is_sound(explosions.look(run)):
+            explosions.good = Snapshot.of(run)
+        about = {"to": to, "back_to_step": run.optimizer.steps, "lr": run.optimizer.lr}
+        run.tell({"event": "rollback", "step": step, **about, "by": HAND})
         self._checkpoints.save()  # a run that is killed now goes on from there
 
     def _states(self) -> dict[str, int | None]:

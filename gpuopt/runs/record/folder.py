@@ -25,9 +25,9 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.training.errors import UsageError
-from gpuopt.training.limits import expect_file
-from gpuopt.training.metrics import finite
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
+from gpuopt.runs.record.metrics import finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

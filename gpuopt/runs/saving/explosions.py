@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.rules import Rule
-from gpuopt.training.snapshots import Snapshot
+from gpuopt.runs.saving.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuopt.training.config import OnExplosion
-    from gpuopt.training.loop import Training
+    from gpuopt.runs.loop import Loop
 
-__all__ = ["Explosions", "Progress"]
+__all__ = ["Explosions", "OnExplosion", "Progress"]
+
+OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
 
 JUMP = 10.0
 """A loss so many times the last good one has exploded, if it is above the first one, too."""
@@ -84,18 +85,18 @@ class Explosions:
         self.progress = Progress()
         self.message: str | None = None
 
-    def start(self, training: Training) -> None:
+    def start(self, run: Loop) -> None:
         """Take the state that a training starts with, or goes on with, as a good one."""
-        self._seen = training.optimizer.skipped if self.policy == "skip" else 0
+        self._seen = run.optimizer.skipped if self.policy == "skip" else 0
         self._suspected_at: int | None = None
         if math.isnan(self.progress.first):
-            self.progress.first = self.progress.last = training.probe()()
-        self.good = Snapshot.of(training)
+            self.progress.first = self.progress.last = run.probe()()
+        self.good = Snapshot.of(run)
 
-    def look(self, training: Training) -> Sight:
+    def look(self, run: Loop) -> Sight:
         """Look at a training, for `is_sound` or `judge`, without waiting for a GPU."""
-        skipped = training.optimizer.count_skipped() if self.policy == "skip" else int
-        return Sight(Snapshot.of(training), training.probe(), skipped)
+        skipped = run.optimizer.count_skipped() if self.policy == "skip" else int
+        return Sight(Snapshot.of(run), run.probe(), skipped)
 
     def is_sound(self, sight: Sight) -> bool:
         """Whether it is, what was seen; its state is then the last good one."""
@@ -110,12 +111,12 @@ class Explosions:
                 self.progress.last = self._loss
         return sound
 
-    def judge(self, training: Training, sight: Sight) -> bool:
+    def judge(self, run: Loop, sight: Sight) -> bool:
         """As `is_sound`, at a reported epoch: do what the policy says if it is not, and does not become so."""
         sound, step = self.is_sound(sight), sight.state.steps
-        self._tell_skipped(training, step)
+        self._tell_skipped(run, step)
         if sound:
-            self._tell_jump(training, step)
+            self._tell_jump(run, step)
             return True
         if self._suspected_at is None:
             self._suspected_at = step
@@ -126,25 +127,25 @@ class Explosions:
             f"the loss is {self._loss:.4g}" if self._is_finite else "NaN or infinity in the parameters or their state"
         )
         reason = f"{what} after step {step} (it was {self.progress.last:.4g} after step {self.good.steps})"
-        self.good.restore(training)
-        self._act(training, reason, step)
+        self.good.restore(run)
+        self._act(run, reason, step)
         return False
 
-    def conclude(self, training: Training) -> None:
+    def conclude(self, run: Loop) -> None:
         """At the end, take the state as it is, unless it is not even finite."""
-        if self.message is None and not self.is_sound(now := self.look(training)):
+        if self.message is None and not self.is_sound(now := self.look(run)):
             if self._is_finite:
                 self.good = now.state
             else:
-                self.good.restore(training)
+                self.good.restore(run)
 
-    def _tell_skipped(self, training: Training, step: int) -> None:
+    def _tell_skipped(self, run: Loop, step: int) -> None:
         """Write down how many steps were left out."""
         if self.progress.skipped:
-            training.tell({"event": "skip", "step": step, "skipped": self.progress.skipped})
+            run.tell({"event": "skip", "step": step, "skipped": self.progress.skipped})
             self.progress.skipped = 0
 
-    def _tell_jump(self, training: Training, step: int) -> None:
+    def _tell_jump(self, run: Loop, step: int) -> None:
         """Say once that the loss jumped and does not come back, though no policy asks for more."""
         progress = self.progress
         if progress.jumped_at == -1:
@@ -156,21 +157,21 @@ class Explosions:
         elif step - progress.jumped_at >= PATIENCE:
             progress.jumped_at = -1
             reason = f"the loss is {self._loss:.4g} after step {step}, though all gradients are finite: none is skipped"
-            training.tell({"event": "explosion", "step": step, "reason": reason, "action": "none"})
+            run.tell({"event": "explosion", "step": step, "reason": reason, "action": "none"})
 
-    def _act(self, training: Training, reason: str, step: int) -> None:
+    def _act(self, run: Loop, reason: str, step: int) -> None:
         event = {"event": "explosion", "step": step, "reason": reason, "back_to_step": self.good.steps}
         if self.policy == "rollback" and self.progress.rollbacks < ROLLBACKS:
             self.progress.rollbacks += 1
-            lower_learning_rate(training, FACTOR)
-            self.good = Snapshot.of(training)
-            event |= {"action": "rollback", "rollbacks": self.progress.rollbacks, "lr": training.optimizer.lr}
+            lower_learning_rate(run, FACTOR)
+            self.good = Snapshot.of(run)
+            event |= {"action": "rollback", "rollbacks": self.progress.rollbacks, "lr": run.optimizer.lr}
         else:
             limit = f", and {ROLLBACKS} rollbacks did not help" if self.policy == "rollback" else ""
             self.message = f"the training exploded: {reason}{limit}"
             event |= {"action": "stop"}
-            training.stop(self.message)
-        training.tell(event)
+            run.stop(self.message)
+        run.tell(event)
 
     def _jumped(self, loss: float) -> bool:
         first, last = self.progress.first, self.progress.last
@@ -182,9 +183,9 @@ class Explosions:
         self._seen = skipped
 
 
-def lower_learning_rate(training: Training, factor: float) -> None:
+def lower_learning_rate(run: Loop, factor: float) -> None:
     """Multiply the learning rate, of a schedule at every step."""
-    rule: Any = training.optimizer.rule
+    rule: Any = run.optimizer.rule
     assert isinstance(rule, Rule)
     lr = getattr(rule, "lr")  # noqa: B009  (not every rule has one; those of this package do)
-    training.optimizer.tune(lr=schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr)
+    run.optimizer.tune(lr=schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr)
