@@ -641,7 +641,6 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"init": "zero"}, "--init zero: expected he or small"),
     ({"matmul": "float16"}, "--matmul float16: expected float32 or float64"),
     ({"target": "y"}, "--target y: expected --data FILE with it"),
-    ({"standardize": True}, "--standardize True: expected --data FILE with it"),
     ({"optimizer": "Adm"}, f"--optimizer Adm: unknown (did you mean Adam?); known: {KNOWN}"),
     ({"optimizer": ""}, f"--optimizer : unknown; known: {KNOWN}"),
     ({"optimizer": "xyz"}, f"--optimizer xyz: unknown; known: {KNOWN}"),
@@ -679,6 +678,7 @@ def test_bad_configs(options: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "--device gpu: .*expected"),
+        ({"standardize": True}, "--standardize True: expected --data FILE with it"),
         ({"hidden": (10**12,)}, "--hidden 1000000000000: .* parameters take about .* GiB to train"),
         ({"data": "nowhere.npz"}, "nowhere.npz: No such file or directory"),
         ({"schedule": "constant:value=-1"}, "--schedule constant:value=-1: Adam: lr at step 0, by its .* got -1.0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import zlib
@@ -256,7 +257,7 @@ def load_model(path: str | Path) -> Model:
         expected = {f"params/layers.{i}.{n}" for i in range(len(layers) - 1) for n in "wb"}
         shapes = {name: tuple(x.shape) for name, x in checkpoint.read(saved, lambda *_: False)[0].items()}
         given = {name: shape for name, shape in shapes.items() if name.startswith("params/")}
-        wanted = {f"params/layers.{i}.w": pair for i, pair in enumerate(zip(layers, layers[1:], strict=False))}
+        wanted = {f"params/layers.{i}.w": pair for i, pair in enumerate(itertools.pairwise(layers))}
         if given.keys() != expected or any(given[name] != shape for name, shape in wanted.items()):
             raise UsageError(f"{saved}: layers of other shapes than {file.name} says, {layers}")
         optimizer = Optimizer(initial_params(np.random.RandomState(0), layers), config.rule())

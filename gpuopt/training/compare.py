@@ -212,7 +212,8 @@ def compare(
     labels = list(optimizers) or list(SPIRAL)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
-    if config.epochs is None:
+    chosen: Any = config.epochs
+    if chosen is None:
         config = dataclasses.replace(config, epochs=FILE_EPOCHS)
     samples = functools.cache(lambda: _samples(config))
     configs = [with_optimizer(config, label, samples, SPIRAL if config.data is None else FILE) for label in labels]

@@ -172,8 +172,8 @@ class Config:
     on_explosion: OnExplosion = "stop"
     clip_norm: float | None = None
     clip_value: float | None = None
-    _filled: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    """What was not chosen."""
+    _filled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was not chosen, and what it became; `dataclasses.replace` hands it on."""
 
     def __post_init__(self) -> None:
         if self.data is not None:
@@ -184,8 +184,9 @@ class Config:
         hidden: Any = self.hidden
         if isinstance(hidden, list):  # as JSON has it
             object.__setattr__(self, "hidden", tuple(hidden))
-        if isinstance(self.ignore, list):
-            object.__setattr__(self, "ignore", tuple(self.ignore))
+        ignored: Any = self.ignore
+        if isinstance(ignored, list):
+            object.__setattr__(self, "ignore", tuple(ignored))
         self._check()
         if self.epochs is not None:
             self._fill({"report_every": self._rows()})
@@ -193,6 +194,13 @@ class Config:
     @property
     def _is_built_in(self) -> bool:
         return (self.data, self.optimizer, self.lr, self.schedule) == (None, None, None, None)
+
+    def expect_data(self) -> None:
+        """Refuse what the built-in spiral has no use for: it is trained on where neither a file nor arrays are given."""
+        for option in ("standardize", "one_hot", "missing", "ignore"):
+            if self.data is None and getattr(self, option):
+                shown = f"--{option.replace('_', '-')} {getattr(self, option)}"
+                raise UsageError(f"{shown}: expected --data FILE with it, or data=(x, y)")
 
     def _rows(self) -> int:
         """Epochs from one row of the metrics to the next: about a hundred, more often where somebody is impatient."""
@@ -218,7 +226,7 @@ class Config:
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-                self._filled.add(name)
+                self._filled[name] = value
 
     def _check(self) -> None:
         def expect(condition: object, option: str, expected: str) -> None:
@@ -240,7 +248,7 @@ class Config:
         expect(is_tuple and all(map(_is_count, self.hidden)), "hidden", "positive integers, as in 256,128")
         if len(self.hidden) > DEEPEST:
             raise UsageError(f"--hidden: {len(self.hidden):,} layers, expected at most {DEEPEST:,}")
-        expect(self.epochs is None or _is_count(self.epochs), "epochs", COUNT)
+        expect(self.epochs == _BY_DATA or _is_count(self.epochs), "epochs", COUNT)
         self._check_options(expect)
         expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", f"full or {COUNT}")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
@@ -251,7 +259,7 @@ class Config:
         for option in ("clip_norm", "clip_value"):
             limit = getattr(self, option)
             expect(limit is None or _is_positive(limit), option, "a positive number")
-        for option in ("target", "standardize", "one_hot", "missing", "ignore", "labels", "encoding"):
+        for option in ("target", "labels", "encoding"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
         expect(isinstance(self.optimizer, str | Rule | None), "optimizer", "a name or a rule such as Adam()")
         has_lr = not isinstance(self.optimizer, Rule) or "lr" in self.optimizer.hyperparameters()
@@ -268,13 +276,12 @@ class Config:
             share is None or (_is_positive(share) and share < 1), "validation", "a number between 0 and 1, as in 0.2"
         )
         expect(self.patience is None or _is_count(self.patience), "patience", COUNT)
-        if self.patience is not None and self.data is None:
-            expect(share is not None, "patience", "--validation 0.2 or --data FILE with it")
         expect(self.class_weights in {None, "balanced"}, "class_weights", "balanced")
         expect(self.dropout == 0 or (_is_positive(self.dropout) and self.dropout < 1), "dropout", "a number in [0, 1)")
         decay = self.weight_decay
         expect(decay is None or decay == 0 or _is_positive(decay), "weight_decay", "a number that is 0 or more")
-        names = isinstance(self.ignore, tuple) and all(isinstance(name, str) for name in self.ignore)
+        ignored: Any = self.ignore
+        names = isinstance(ignored, tuple) and all(isinstance(name, str) for name in ignored)
         expect(names, "ignore", "names of columns")
         for option in ("target", "labels", "encoding"):
             expect(isinstance(getattr(self, option), str | None), option, "text")
@@ -293,7 +300,7 @@ class Config:
     def resolved(self, samples: int) -> Config:
         """Return the same config for so many samples, with its rule as a `Rule`: schedules then know their steps."""
         batches = self.batches(samples)
-        if self.epochs is None:
+        if self.epochs == _BY_DATA:
             epochs = max(FEWEST_EPOCHS, math.ceil(FEWEST_STEPS / batches))
             return dataclasses.replace(self, epochs=epochs).resolved(samples)
         steps = self.epochs * batches
@@ -356,7 +363,7 @@ class Config:
         UsageError
             If the rule cannot be written down: a function that is none of `gpuopt.schedules`, a class that cannot be imported.
         """
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
         if isinstance(self.optimizer, Rule):
             plain["optimizer"] = plain_rules.to_plain(self.optimizer)
         return plain
@@ -366,7 +373,7 @@ class Config:
         """Return the config of which `to_json` made this; UsageError if there is none."""
         if not isinstance(plain, Mapping):
             raise UsageError("expected a config")
-        values = dict(plain)
+        values = {name: value for name, value in plain.items() if name != "_filled"}
         if "scale_target" not in values:  # of version 0.1.0
             values |= {"scale_target": False} | ({"task": LEGACY} if values.get("task") == "auto" else {})
         try:

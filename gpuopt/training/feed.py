@@ -52,7 +52,7 @@ class Feed:
         """As the network wants them, one-hot for classes."""
         y = self._samples.y[chosen]
         if self._classes is None:
-            return y
+            return np.asarray(y)
         marked = np.zeros((len(y), self._classes), np.float32)
         marked[np.arange(len(y)), y] = 1
         return marked
@@ -78,6 +78,9 @@ class Resident(Feed):
         for begin in range(0, len(self), size):
             block = slice(begin, min(begin + size, len(self)))
             yield self._x[block, :], self._y[block, :]
+
+    def every(self, step: int) -> Batch:
+        return self._x[::step, :], self._y[::step, :]
 
 
 class Streamed(Feed):

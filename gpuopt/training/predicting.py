@@ -67,7 +67,7 @@ def predict_file(
     with reading(path):
         expect_file(path)
         texts = [column.name for column in model.prepared.columns or () if column.categories is not None]
-        x, name, notes = unlabelled(path, encoding=encoding, text=texts)
+        x, _, notes = unlabelled(path, encoding=encoding, text=texts)
         said = [*notes, *_unused(model, x)]
         expect_memory("the predictions", 12 * len(x) * model.target.outputs)
         columns = _columns(model, x, proba=proba)
@@ -94,7 +94,8 @@ def evaluate_file(
         texts = [column.name for column in model.prepared.columns or () if column.categories is not None]
         if model.target.classes is not None and model.target.labels.dtype.kind == "U":
             texts += model.target.names
-        table, _, notes = unlabelled(path, encoding=encoding, text=texts)
+        raw, _, notes = unlabelled(path, encoding=encoding, text=texts)
+        table: Any = raw
         names = list(model.target.names)
         if missing := [name for name in names if name not in table.columns]:
             raise UsageError(f"has no column {listed(missing)} to compare with; it has {listed(list(table.columns))}")
@@ -136,7 +137,7 @@ def _write(columns: Mapping[str, NDArray[Any]], path: Path | None) -> None:
                 elif path.suffix.lower() == ".parquet":
                     _parquet(columns, file)
                 else:
-                    with open(file.fileno(), "w", encoding="utf-8", newline="", closefd=False) as text:  # noqa: PTH123
+                    with open(file.fileno(), "w", encoding="utf-8", newline="", closefd=False) as text:
                         _csv(columns, text)
                 file.flush()
                 os.fsync(file.fileno())

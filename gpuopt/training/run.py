@@ -285,6 +285,7 @@ def _prepared(config: Config, arrays: Sequence[Any] | None = None) -> tuple[Trai
 def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
     """The same on a certain backend."""
     random = np.random.RandomState(config.seed)
+    config.expect_data()
     how = dataclasses.asdict(config.reading)
     if config.data is None:
         data, checksum = spiral(random), None

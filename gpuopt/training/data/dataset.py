@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuopt.training.data.preparation import Features, Rows, Target
+    from gpuopt.training.data.preparation import Features, Target
 
 __all__ = ["Dataset", "Samples", "Task", "spiral"]
 
@@ -27,7 +27,7 @@ class Samples:
     y : int64 array of shape (samples,), indices of classes; or float32 array of shape (samples, outputs)
     """
 
-    x: NDArray[np.float32] | Rows
+    x: Any
     y: NDArray[Any]
 
     def __len__(self) -> int:

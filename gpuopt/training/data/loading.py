@@ -105,7 +105,7 @@ def load(path: str | Path, target: str | None = None, task: Task = "auto", **opt
     """
     path = Path(path)
     how = Reading(target=target, task=task, **options)
-    if task not in get_args(Task) and task != "dtype":
+    if task not in {*get_args(Task), "dtype"}:
         raise UsageError(f"--task {task}: expected one of {', '.join(get_args(Task))}")
     with reading(path):
         expect_file(path)
@@ -178,7 +178,7 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
         Samples(_inputs(x, prepared, label, rows), learned.scaled(y) if classes is None else y)
         for x, label, rows, y in zip(raw, names, index, found, strict=True)
     ]
-    notes += _said(parts[0], prepared, learned, how, samples[0])
+    notes += _said(prepared, learned, how, samples[0])
     train, test = (*samples, None)[:2]
     assert train is not None
     return Dataset(name, train, test, prepared, learned, tuple(notes))
@@ -205,9 +205,9 @@ def _expect_alike(train: Part, test: Part) -> None:
         if (train.x.dtype == np.uint8) != (test.x.dtype == np.uint8):
             kinds = f"{train.x_name} has dtype {train.x.dtype} and {test.x_name} {test.x.dtype}"
             raise UsageError(f"{kinds}: bytes are scaled to [0, 1], other numbers are not; expected both alike")
-    kinds = [_kind_of(part.y) for part in (train, test)]
-    if kinds[0] != kinds[1]:
-        raise UsageError(f"{train.y_name} holds {kinds[0]} and {test.y_name} {kinds[1]}: expected both alike")
+    known, found = (_kind_of(part.y) for part in (train, test))
+    if known != found:
+        raise UsageError(f"{train.y_name} holds {known} and {test.y_name} {found}: expected both alike")
 
 
 def _kind_of(y: Any) -> str:
@@ -226,7 +226,7 @@ def _without(part: Part, names: tuple[str, ...]) -> Any:
 
 def _without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
     """Leave out a column that has no name and counts the rows; say which others do."""
-    frame = parts[0].x
+    frame: Any = parts[0].x
     notes: list[str] = []
     if isinstance(frame, np.ndarray):
         return parts, notes
@@ -237,7 +237,7 @@ def _without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
         if not _counts(frame[name]):
             continue
         if unnamed and frame.shape[1] > 1:
-            parts = [dataclasses.replace(part, x=part.x.drop(columns=name)) for part in parts]
+            parts = [dataclasses.replace(part, x=_without(part, (name,))) for part in parts]
             notes.append("The column without a name counts the rows: an index, left out; with a name it is a feature")
         elif not unnamed:
             notes.append(
@@ -255,6 +255,7 @@ def _counts(values: pd.Series[Any]) -> bool:
 
 def _complete(part: Part, notes: list[str]) -> Part:
     """The rows that miss nothing."""
+    missing: Any
     if isinstance(part.x, np.ndarray):
         flat = part.x.reshape(len(part.x), -1)
         missing = np.isnan(flat).any(axis=1) if flat.dtype.kind == "f" else np.zeros(len(flat), bool)
@@ -363,7 +364,7 @@ def _inputs(x: NDArray[Any], prepared: Features, name: str, rows: NDArray[np.int
     return prepared(_flat(x, None) if rows is None else x.reshape(len(x), -1)[rows], name)
 
 
-def _said(part: Part, prepared: Features, target: Target, how: Reading, train: Samples) -> list[str]:
+def _said(prepared: Features, target: Target, how: Reading, train: Samples) -> list[str]:
     """What was done to the features, and a hint where that is likely to be too little."""
     notes = []
     if prepared.is_bytes and not how.standardize:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gpuopt.training.data.preparation import Raw
 
-__all__ = ["EXPECTED", "Part", "as_part", "mapped", "reading", "table_part", "training_parts", "unlabelled"]
+__all__ = ["EXPECTED", "Part", "as_part", "labelled", "mapped", "reading", "table_part", "training_parts", "unlabelled"]
 
 EXPECTED = "expected a file .npz, .csv, .parquet, or .npy with --labels"
 
@@ -111,7 +111,7 @@ def unlabelled(path: Path, *, encoding: str | None, text: Collection[str]) -> tu
         return arrays[name], name, notes
 
 
-def labelled(path: Path, *, labels: str | None) -> Part | None:
+def labelled(path: Path, *, labels: str | None) -> Part:
     """Arrays to evaluate with, of a file that is no table: the test set if there is one."""
     if path.suffix.lower() == ".npz":
         parts = _archived(path)
