@@ -50,6 +50,8 @@ FILE: dict[str, dict[str, Any]] = {
 """Hyperparameters with which each optimizer does well on the built-in spiral, and on most data of a file."""
 EPOCHS = 2000
 """On the spiral, unless told otherwise."""
+FILE_EPOCHS = 10
+"""On a file."""
 COLUMNS = {
     "optimizer": "optimizer",
     "loss": "final loss",
@@ -211,6 +213,9 @@ def compare(
     labels = list(optimizers) or list(SPIRAL)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
+    chosen: Any = config.epochs
+    if chosen is None:
+        config = dataclasses.replace(config, epochs=FILE_EPOCHS)
     samples = functools.cache(lambda: _samples(config))
     configs = [with_optimizer(config, label, samples, SPIRAL if config.data is None else FILE) for label in labels]
     if len(set(labels)) < len(labels):
@@ -247,7 +252,7 @@ def _samples(config: Config) -> int:
     """How many there are to train on."""
     if config.data is None:
         return len(spiral(np.random.RandomState(config.seed)).train)
-    return len(load(config.data, config.target, config.task, standardize=config.standardize).train)
+    return len(load(config.data, **dataclasses.asdict(config.reading)).train)
 
 
 def _entry(run: History, watcher: Watcher, outcome: str, threshold: float) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def dataset(config: Config) -> Dataset:
     """The data that a run was trained on."""
     if config.data is None:
         return spiral(np.random.RandomState(config.seed))
-    return load(config.data, config.target, config.task, standardize=config.standardize)
+    return load(config.data, **dataclasses.asdict(config.reading))
 
 
 def rehearsal() -> Figure:
