@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from gpuopt import backends as libraries
+from gpuopt import arrays as libraries
 from gpuopt.engines import array, machine, memory
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
@@ -247,8 +247,8 @@ class Step:
         reach = self._reach.get(place) if place else None
         if x is own or (libraries.place(x) == libraries.place(own) and reach and not reach(*memory.byte_bounds(x))):
             return x
-        copy = array.zeros_like(own)
-        array.assign(copy, x)
+        copy = libraries.zeros_like(own)
+        libraries.assign(copy, x)
         return copy
 
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
@@ -348,11 +348,11 @@ def _with_new_slots(
         if place is not None:
             new = place.zeros([memory.dense_layout(arrays[i]) for i in members])
         else:
-            new = [array.zeros_like(arrays[i]) for i in members]
+            new = [libraries.zeros_like(arrays[i]) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
             if declared[i][name] != Filled():
-                array.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
+                libraries.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
     return slots
 
 
