@@ -73,6 +73,12 @@ def place(x: Any) -> str:
     return f"{library}:{name}"
 
 
+def are_together(a: Any, b: Any) -> bool:
+    """Whether two arrays are of one library and device; of one that is traced the device is not known."""
+    here, there = place(a), place(b)
+    return here == there or (not (":" in here and ":" in there) and namespace(a) is namespace(b))
+
+
 def describe(x: object) -> str:
     """`x` in words, for messages: an array by its `place`, anything else by its type.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import (
+    are_together,
     describe,
     detached,
     geometry,
@@ -69,8 +70,10 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
 
 
-def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
+def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> Any:
     """Check the gradient of the parameter ``p``, leaf ``i`` of ``tree``; a NumPy scalar becomes an array.
+
+    It is detached from what it was computed from, unless ``attached``.
 
     Raises
     ------
@@ -87,7 +90,8 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
         g = np.asarray(g)
     if not is_array(g):
         raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter")
-    if (given := place(g)) != (expected := place(p)):
+    if not are_together(g, p):
+        given, expected = place(g), place(p)
         error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError
         raise error(f"{name}: {_a(describe(g))}, expected {_a(describe(p))} like its parameter")
     if g.shape != p.shape:
@@ -95,7 +99,9 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
     if not is_real(g):
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     _check_unmasked(g, name)
-    return np.asarray(g) if is_numpy(g) else detached(g)
+    if is_numpy(g):
+        return np.asarray(g)
+    return g if attached else detached(g)
 
 
 def change_of(x: Any, known: tuple[Any, ...]) -> str | None:
