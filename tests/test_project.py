@@ -50,6 +50,7 @@ LAYERS: dict[str, set[str]] = {
         "trees",
     },
     "functional": {"arrays", "engines", "groups", "leaves", "rules/base", "trees"},
+    "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
     "checkpoint": {"arrays", "optimizer"},
     "check": {"arrays", "backends", "engines", "gradients", "optimizer", "rules"},
     "pictures": set(),
