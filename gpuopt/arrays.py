@@ -175,6 +175,21 @@ def brought(source: Any, target: Any) -> Any:
         return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
 
 
+def shared(source: Any, target: Any) -> Any:
+    """A view of an array of another library as one of the library of NumPy's or CuPy's ``target``.
+
+    The array itself, if it is of that library, or if its memory cannot be shared: nothing is copied.
+    """
+    if is_numpy(source) or is_cupy(source) or not (is_numpy(target) or is_cupy(target)):
+        return source
+    library: Any = np if is_numpy(target) else sys.modules["cupy"]
+    try:
+        with current(target):
+            return library.from_dlpack(detached(source))
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return source
+
+
 def assign(target: Any, source: Any) -> None:
     """Write the values of an array of any library and device into ``target``, cast to its dtype."""
     new = brought(source, target)

@@ -18,8 +18,10 @@ from gpuopt.arrays import (
     is_real,
     namespace,
     place,
+    shared,
 )
 from gpuopt.engines.memory import first_overlap
+from gpuopt.lending import is_tensor, view_of
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -54,8 +56,13 @@ def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
 
 
 def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
-    if not is_array(leaf):
-        hint = "; numpy.array(x) makes one" if isinstance(leaf, float | int | list | tuple | np.generic) else ""
+    leaf = _lent(leaf, name) if in_place else leaf
+    if not is_array(leaf) or _is_lazy(leaf):
+        hint = (
+            "; numpy.array(x) makes one"
+            if isinstance(leaf, float | int | list | tuple | np.generic)
+            else hint_for(leaf)
+        )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of float32 or float64{hint}")
     xp = namespace(leaf)
     if leaf.dtype not in (xp.float32, xp.float64):
@@ -68,6 +75,38 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
         cure = "copy it" if is_numpy(leaf) else "use gpuopt.init and gpuopt.update, which return new arrays"
         raise ValueError(f"{name}: a read-only {describe(leaf)}, expected one that can be updated in place; {cure}")
     return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
+
+
+def _lent(x: Any, name: str) -> Any:
+    """The array over a tensor's memory."""
+    if not is_tensor(x):
+        return x
+    if x.device.type == "meta":
+        raise ValueError(
+            f"{name}: a tensor on the meta device, which has no values; x.to_empty(device=...) gives it memory"
+        )
+    if str(x.layout) != "torch.strided":
+        raise ValueError(f"{name}: a tensor of layout {x.layout}, expected a dense one; x.to_dense() is one")
+    if x.requires_grad and not x.is_leaf:
+        raise ValueError(f"{name}: a tensor that was computed from others, expected a leaf; x.detach() is one")
+    return view_of(x)
+
+
+def hint_for(x: Any) -> str:
+    """What to give instead of an object that is no array but has one."""
+    library, kind = type(x).__module__.partition(".")[0], type(x).__name__
+    if library == "dask":
+        return (
+            "; its blocks are computed when they are asked for, there is no memory to update: x.compute() is an array"
+        )
+    if kind == "PyCapsule":
+        return "; a capsule can be taken once, the array that made it as often as one likes: give that"
+    values = {"xarray": "values", "pandas": "to_numpy()", "pint": "magnitude", "unyt": "value", "astropy": "value"}
+    return f"; x.{values[library]} is its array" if library in values else ""
+
+
+def _is_lazy(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == "dask"
 
 
 def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> Any:
@@ -88,8 +127,9 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     name = tree.name(i, "grads")
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)
-    if not is_array(g):
-        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter")
+    if not is_array(g) or _is_lazy(g):
+        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint_for(g)}")
+    g = g if attached else shared(g, p)
     if not are_together(g, p):
         given, expected = place(g), place(p)
         error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError

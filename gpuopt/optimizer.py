@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
@@ -18,6 +19,7 @@ from gpuopt.engines.norms import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
 from gpuopt.gradients import Clip, Clipped
 from gpuopt.groups import Rules, match
+from gpuopt.lending import Lenders, is_tensor, view_of
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Hyper, unknown
 from gpuopt.rules.slots import is_number, starts
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 
+OWN: Any = object()
+"""Stands for the gradients that the parameters have themselves."""
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
@@ -39,7 +43,7 @@ class Optimizer:
     params
         Arrays of float32 or float64 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
         place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
-        same array twice is noticed).
+        same array twice is noticed). Tensors of torch lend their memory: ``model.parameters()`` will do.
     rule
         One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
         pattern that matches its dotted path, such as ``dense.b``.
@@ -89,7 +93,7 @@ class Optimizer:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: {clip!r}, expected one such as gpuopt.clip_by_global_norm(1.0)")
-        self._params = params
+        self._params = list(params) if isinstance(params, Iterator) else params
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
@@ -171,14 +175,16 @@ class Optimizer:
         count, before = self._step.count_skipped(), self._skipped
         return lambda: before + count()
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any = OWN) -> None:
         """Update all parameters in place.
 
         Parameters
         ----------
         grads
             A gradient for each parameter, in the same nesting: an array of the same library, device and shape. Another
-            real dtype is cast to the parameter's. None leaves a parameter and its state alone.
+            real dtype is cast to the parameter's. None leaves a parameter and its state alone. For NumPy and CuPy it may be of
+            any library that shares memory with them through DLPack: nothing is copied from device to device. Without
+            it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
 
         Raises
         ------
@@ -189,13 +195,31 @@ class Optimizer:
             With ``nonfinite="raise"``, if a gradient has a NaN or an infinity. Nothing is changed then.
 
         """
-        ready = self._tree.leaves_of(grads, "grads")
+        ready = self._own_gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
+        if self._lenders:
+            ready = list(map(view_of, ready))
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
-            self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
+            self._step.bind(ready, self._leaves_now(), self._checked)
             self._update(ready, scalars, limit)
+            if self._lenders:
+                self._lenders.tell()
+
+    def _own_gradients(self) -> list[Any]:
+        for i, p in enumerate(self._tree.leaves_of(self._params, "params")):
+            if not is_tensor(p):
+                raise TypeError(
+                    f"step: no gradients given, and {self._tree.name(i, 'params')}, a {describe(p)}, has none of its own; "
+                    "expected opt.step(grads)"
+                )
+        return self._lenders.gradients()
+
+    def _leaves_now(self) -> list[Any]:
+        """The leaves as the user holds them now; of a tensor that is still the same, the array that is updated."""
+        found = self._tree.leaves_of(self._params, "params")
+        return self._lenders.arrays_of(found) if self._lenders else found
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -306,6 +330,8 @@ class Optimizer:
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
+            if self._lenders:
+                self._lenders.tell()
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
@@ -334,7 +360,7 @@ class Optimizer:
                 for p, group, slots in zip(self._arrays, self._groups, self._step.slots, strict=True)
             ]
         same = all(new is p for new, p in zip(found, self._arrays, strict=True))
-        return self._params if same else self._tree.build(found)
+        return self._params if same else self._tree.build(self._lenders.like(found))
 
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""
@@ -346,7 +372,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_held", "_known", "_arrays", "_rules", "_step", "_lock")
+        own = ("_tree", "_lenders", "_held", "_known", "_arrays", "_rules", "_step", "_lock")
         with self._lock:
             self._raise_overdue(wait=True)
             self._check_leaves()
@@ -376,7 +402,9 @@ class Optimizer:
     def _read_leaves(self) -> None:
         """Find and check the leaves of the parameters."""
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
-        self._held = self._tree.leaves_of(self._params, "params")
+        given = self._tree.leaves_of(self._params, "params")
+        self._lenders = Lenders(given, self._arrays)
+        self._held = self._lenders.arrays_of(given) if self._lenders else given
         self._known = list(map(geometry, self._held))
         if self._engine == "fused":
             for i, a in enumerate(self._arrays):
@@ -414,7 +442,7 @@ class Optimizer:
             raise ValueError(f"{self._tree.name(i, 'params')}: {change}")
 
     def _check_leaves(self) -> None:
-        for i, p in enumerate(self._tree.leaves_of(self._params, "params")):
+        for i, p in enumerate(self._leaves_now()):
             self._check_leaf(i, p)
 
     def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:

@@ -281,7 +281,13 @@ GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] =
     "nested lists": (lambda s, g: with_w(g, [[1.0, 2.0]] * 3), TypeError, rf"{W}: list, expected a"),
     "string": (lambda s, g: with_w(g, "g"), TypeError, rf"{W}: str, expected a"),
     "of another library": (
-        lambda s, g: with_w(g, np.ones((3, 2)) if s.name != "numpy" else array_api_strict.ones((3, 2))),
+        # whose memory NumPy cannot share
+        lambda s, g: with_w(
+            g,
+            np.ones((3, 2))
+            if s.name != "numpy"
+            else array_api_strict.ones((3, 2), device=array_api_strict.Device("device1")),
+        ),
         TypeError,
         rf"{W}: an? \S+ array, expected an? \S+ array like its parameter",
     ),
