@@ -10,7 +10,7 @@ from gpuopt import leaves
 from gpuopt.arrays import are_together, describe, is_array
 from gpuopt.engines import array
 from gpuopt.engines.pure import pure_step
-from gpuopt.groups import match
+from gpuopt.groups import Frozen, match
 from gpuopt.rules.hyper import is_traced
 from gpuopt.rules.slots import Shared, Slot, is_number, starts
 from gpuopt.trees import flattened
@@ -134,7 +134,7 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     given: Any = state
     steps = _steps(given)
     gradients = [
-        None if g is None else leaves.gradient(g, p, tree, i, attached=True)
+        None if g is None or isinstance(rules[groups[i]], Frozen) else leaves.gradient(g, p, tree, i, attached=True)
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))
     ]
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
@@ -145,7 +145,8 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
                 slots[name][i] = _number(slots[name][i], rules[group], where)
             _check_slot(slots[name][i] if name in slots else None, slot, p, where)
     if (fused := pure_step(arrays, groups, rules)) is not None:
-        plan = _Plan(rule, tree, patterns, rules, fused)
+        frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
+        plan = _Plan(rule, tree, patterns, rules, frozen, fused)
         done = plan.step(arrays, slots, tree.build(gradients), State(steps, state.slots, state.carried), donate=donate)
         if done is not None:
             _keep(key, plan)
@@ -175,6 +176,7 @@ class _Plan:
     tree: Tree
     patterns: list[str]
     rules: list[Rule]
+    frozen: list[int]
     fused: PureStep
 
     def slots_of(self, state: State) -> dict[str, list[Any]] | None:
@@ -189,6 +191,8 @@ class _Plan:
         """Take a step; None if an array does not have the layout that it had."""
         scalars = _scalars(self.patterns, self.rules, state.steps, state.carried)
         gradients = self.tree.leaves_of(grads, "grads")
+        for i in self.frozen:
+            gradients[i] = None
         new = self.fused(
             [*found, *[slots[name][i] for name, i in self.fused.slots]],
             gradients,

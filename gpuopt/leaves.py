@@ -21,7 +21,8 @@ from gpuopt.arrays import (
     shared,
 )
 from gpuopt.engines.memory import first_overlap
-from gpuopt.lending import is_tensor, view_of
+from gpuopt.lending import Lenders, is_tensor, view_of
+from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
-    """Take a nesting of parameters apart and check every leaf.
+    """Find the leaves of a nesting of parameters and check each of them.
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
 
     """
     if type(g) is type(p) is np.ndarray and g.dtype == p.dtype and g.shape == p.shape:
-        return g  # nearly all of them: the rest of this takes ten times as long
+        return g  # nearly all gradients: the full check is ten times as slow
     name = tree.name(i, "grads")
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)
@@ -144,7 +145,82 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     return g if attached else detached(g)
 
 
-def change_of(x: Any, known: tuple[Any, ...]) -> str | None:
+class Held:
+    """The parameters as the user holds them, each to be the array that it was when it was first looked at.
+
+    Attributes
+    ----------
+    tree
+        Their nesting.
+    arrays
+        The leaves, ready to be updated: of a subclass of `numpy.ndarray`, the plain array.
+    originals
+        The leaves themselves; of one that lends its memory, the array over it.
+    lenders
+        Those that do.
+
+    """
+
+    def __init__(self, params: Any) -> None:
+        """Find and check them; see `parameters`."""
+        self._params = params
+        self.tree, self.arrays = parameters(params, in_place=True)
+        given = self.tree.leaves_of(params, "params")
+        self.lenders = Lenders(given, self.arrays)
+        self.originals = self.lenders.arrays_of(given)
+        self._known = list(map(geometry, self.originals))
+
+    def now(self) -> list[Any]:
+        """Return the leaves that the user holds now; of one that lends its memory, the array over it."""
+        found = self.tree.leaves_of(self._params, "params")
+        return self.lenders.arrays_of(found) if self.lenders else found
+
+    def gradients(self) -> list[Any]:
+        """Return the gradients that the leaves have themselves.
+
+        Raises
+        ------
+        TypeError
+            If one is not of a kind that has.
+
+        """
+        for i, p in enumerate(self.tree.leaves_of(self._params, "params")):
+            if not is_tensor(p):
+                raise TypeError(
+                    f"step: no gradients given, and {self.tree.name(i, 'params')}, {_a(describe(p))}, has none of its own; "
+                    "expected opt.step(grads)"
+                )
+        return self.lenders.gradients()
+
+    def check(self, i: int, p: Any) -> None:
+        """Raise ValueError unless ``p``, which the user now holds as leaf ``i``, is the array that it was."""
+        if p is self.originals[i]:
+            change = _change_of(p, self._known[i])
+        else:
+            change = (
+                "another array than the one that this optimizer updates; write into that one, as "
+                "np.maximum(w, 0, out=w) does, or make a new optimizer"
+            )
+        if change:
+            raise ValueError(f"{self.tree.name(i, 'params')}: {change}")
+
+    def check_all(self) -> None:
+        """Raise ValueError unless the user still holds the arrays that they were."""
+        for i, p in enumerate(self.now()):
+            self.check(i, p)
+
+    def not_finite(self, bad: list[int], step: int) -> FloatingPointError:
+        """Return the error that names the leaves whose gradients were not finite at a step."""
+        names = listed([self.tree.name(i, "grads") for i in bad])
+        return FloatingPointError(f"{names}: NaN or infinity at step {step}; that step changed nothing")
+
+    def checked(self, i: int, g: Any, p: Any) -> Any:
+        """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""
+        self.check(i, p)
+        return None if g is None else gradient(g, self.arrays[i], self.tree, i)
+
+
+def _change_of(x: Any, known: tuple[Any, ...]) -> str | None:
     """Return what has changed about a parameter since it had this `geometry`, and what to do; None if nothing has."""
     if (now := geometry(x)) != known:
         names = ("memory", "shape", "strides", "dtype")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import formulas
 import numpy as np
 import pytest
 from conformance import ROWS
@@ -17,12 +18,20 @@ from gpuopt.engines.trace import trace
 
 WAVE = schedules.cosine(0.5, steps=8, final=0.01)
 
+# All other rules and transforms that are fused, but for one that has an array of one shape.
+FUSED = [
+    rule
+    for rule, _ in (formulas.RULES | formulas.TRANSFORMS).values()
+    if formulas.engines(rule, ("fused",)) and "Scale" not in rule.name
+]
+
 # Several rules at once, some of them twice and with schedules. There are few sets, since each is a kernel to compile.
 RULES: list[list[gpuopt.Rule]] = [
     *([row.make(lr=WAVE) for row in ROWS[i : i + 3]] for i in range(0, len(ROWS), 3)),
     [gpuopt.Adam(), gpuopt.SGD(), gpuopt.Adam(lr=WAVE, beta1=lambda step: 0.9 / (step + 1), eps=0.0)],
     USER_RULES[:3],
     USER_RULES[3:],
+    *(FUSED[i : i + 4] for i in range(0, len(FUSED), 4)),
 ]
 
 # Around multiples of the widest vector, and of a chunk; without axes; without elements; with axes of length 1.
@@ -143,6 +152,54 @@ def test_a_hundred_steps_agree_to_the_bit(rules: list[gpuopt.Rule], fused_space:
     ]
     problem = Problem(rules, leaves, 100, 7)
     assert_same_bits(problem.run(fused_space, "fused"), problem.run_on_copies())
+
+
+def transforms() -> st.SearchStrategy[gpuopt.Transform]:
+    """Any transform of the package, but for `Scale`, which has an array of one shape."""
+    numbers = st.sampled_from([0.0, 0.25, 0.5, 0.999])
+    schedules_too = numbers | st.just(lambda step: 0.5 / (step + 1))
+    known = [
+        st.builds(kind, **{name: schedules_too for name in kind.hyperparameters() if name not in ("every", "rescale")})
+        for name, kind in gpuopt.transforms.TRANSFORMS.items()
+        if name not in ("Scale", "Box")
+    ]
+    return st.one_of(*known, st.builds(gpuopt.Box, st.just(-0.5), numbers))
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> gpuopt.Rule:
+    """Any chain of up to four members that can be made."""
+    rule = draw(st.sampled_from(formulas.RULES_ALONE))
+    before, after = (draw(st.lists(transforms(), max_size=2)) for _ in range(2))
+    try:
+        return gpuopt.chain(*before, rule, *after[: 3 - len(before)])
+    except ValueError:  # one that stands after and works before
+        return gpuopt.chain(*before, *after[: 3 - len(before)], rule)
+
+
+def of_chain(rule: gpuopt.Rule, seed: int) -> Problem:
+    shapes = [(2,), (), (4097,), (3, 0)]
+    kinds = ("f4", "f8")
+    leaves = [Leaf(0, dtype, shape, "C", ((dtype, "C"), None, (dtype, "C"))) for dtype in kinds for shape in shapes]
+    return Problem([rule], leaves, 5, seed)
+
+
+@settings(max_examples=40)
+@given(chains(), st.integers(0, 1000))
+def test_on_numpy_random_chains_agree_to_the_bit(rule: gpuopt.Rule, seed: int) -> None:
+    (numpy,) = opened("numpy")
+    problem = of_chain(rule, seed)
+    for engine in formulas.engines(rule, ("array", "auto", "fused")):
+        assert_same_bits(problem.run(numpy, engine), problem.run_on_copies())
+
+
+@settings(max_examples=10)
+@given(chains(), st.integers(0, 1000))
+def test_on_cupy_random_chains_agree_to_the_bit(rule: gpuopt.Rule, seed: int) -> None:
+    problem = of_chain(rule, seed)
+    for cupy in opened("cupy"):
+        for engine in formulas.engines(rule, ("fused",)):
+            assert_same_bits(problem.run(cupy, engine), problem.run_on_copies())
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

@@ -85,7 +85,7 @@ class CUDA(Place):
         return [partial(assign, target, source)]  # makes the device the current one
 
     def restoring(self) -> tuple[Callable[[], object]]:
-        """See :meth:`Place.restoring`: the device that is current now."""
+        """See :meth:`Place.restoring`; what is put back is CUDA's current device, the one that it is now."""
         from cupy.cuda import runtime
 
         return (partial(runtime.setDevice, runtime.getDevice()),)
@@ -93,7 +93,7 @@ class CUDA(Place):
 
 @cache
 def _function(text: str, name: str, device: int) -> Any:
-    """A kernel, loaded on a device."""
+    """Compile and load the kernel ``name`` of a program on a device; the same arguments give the same kernel."""
 
     def load() -> Any:
         import cupy
@@ -164,7 +164,7 @@ class CUDAKernel:
         self._has_report: bool = before is not None and kept and before._has_report
         self._judging: Callable[[], object] | None = None
         self._sent = table.gradients.copy()
-        # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
+        # Passed by value: CUDA copies it at the launch, so the host may write the next step's at once.
         self._values = (
             np.int32(table.gradients_at),
             table.values.view(np.dtype((np.void, tables.VALUE_BYTES))),
@@ -227,7 +227,7 @@ class CUDAKernel:
         self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip))
 
     def _measuring(self, clip: str | None, limit: float, skip: int) -> Callable[[], object]:
-        """Return what measures the gradients and decides."""
+        """Return the launch that measures the gradients and decides whether they are used, and by how much they are scaled."""
         import cupy
 
         if self._measured is None:
@@ -305,7 +305,7 @@ class CUDAKernel:
             self._verdict[cuda_code.SCALES :].set(factors)
 
     def _launch(self, function: Any, *arguments: Any) -> Callable[[], object]:
-        """Return the launch of a function for all chunks; the device must be the current one then."""
+        """Return what launches a CUDA function with one block for each chunk; the device must be the current one then."""
         return partial(function, (len(self._chunks),), (LANES,), (*arguments, *self._values))
 
     def _send_addresses(self) -> None:
@@ -320,7 +320,7 @@ class CUDAKernel:
 
 
 class Lookup:
-    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, for a loop in Python takes long over each."""
+    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, because a loop in Python would be slow."""
 
     def __init__(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         import cupy
@@ -352,7 +352,7 @@ class Lookup:
         layouts = list(map(_layout, looked))
         if layouts != self._layouts:
             others.update(i for i, layout in enumerate(layouts) if layout != self._layouts[i])
-        # A reference takes its time, too: it is made for an array that comes twice, and so may come again.
+        # A weak reference costs time, too: it is made for an array that comes twice, and so may come again.
         before, self._ids = self._ids, list(map(id, looked))
         known: list[Callable[[], Any]] = list(map(weakref.ref, looked)) if before == self._ids else list(self._known)
         self._addresses[:] = list(map(_address, looked))
@@ -369,7 +369,7 @@ class Lookup:
             self._known[row] = weakref.ref(gradient)
 
     def _forget(self) -> None:
-        """Believe nothing of the gradients of the step before."""
+        """Have the next call check every gradient, as if there had been no step before."""
         self._known = [_nothing] * len(self._leaves)
         self._absent = []
 
@@ -380,7 +380,7 @@ _layout = attrgetter("data.device_id", "dtype", "shape", "strides")
 
 
 def _nothing() -> None:
-    """Stand in for the reference to a gradient that there has not been."""
+    """Stand in for the weak reference to the gradient of a leaf that has had none."""
 
 
 def zeros(shapes: Sequence[Layout], device: int) -> list[Any]:

@@ -137,8 +137,9 @@ def _update(i: int, variant: Variant) -> str:
     program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
     suffix, width = DTYPES[variant.dtype].cuda_suffix, 16 // DTYPES[variant.dtype].itemsize
     arrays = {"p": f"row[{table.PARAMETER}]", "g": "gradient"}
-    arrays |= {slot: f"row[{table.SLOTS + k}]" for k, slot in enumerate(program.slots)}
-    written = ["p", *program.slots]
+    slots = {slot: f"slot{k}" for k, slot in enumerate(program.slots)}  # names of their own: a chain's have dots
+    arrays |= {name: f"row[{table.SLOTS + k}]" for k, name in enumerate(slots.values())}
+    written = ["p", *slots.values()]
     lanes = "xyzw"[:width]
     constants = {f"c{k}": f"c[{k}]" for k in range(len(program.coefficients))}
     if Node("scale", ()) in program.nodes:
@@ -148,7 +149,7 @@ def _update(i: int, variant: Variant) -> str:
     for k, node in enumerate(program.nodes):
         match node:
             case Node("load", (name,)):
-                terms.append(f"a_{name}")
+                terms.append(f"a_{slots.get(name, name)}")
             case Node("coefficient", (index,)):
                 terms.append(f"c{index}")
             case Node("scale", ()):
@@ -194,7 +195,7 @@ def _update(i: int, variant: Variant) -> str:
 
 
 def _literal(number: str, dtype: str) -> str:
-    """A constant, rounded to its dtype: its bits."""
+    """Spell a constant, rounded to a dtype, as a CUDA expression made of its bits."""
     value = DTYPES[dtype].rounded(number)
     if dtype == "float32":
         return f"__int_as_float(0x{value.view(np.uint32):08x})"
@@ -258,7 +259,7 @@ measure(const long long* table, long long columns, long long segments, const lon
     for (long long s = threadIdx.x; s < segments; s += LANES) {
         double a = 0, b = 0, c = 0;
         for (long long k = first_chunk[s]; k < first_chunk[s + 1]; ++k) { a += found[3 * k]; b += found[3 * k + 1]; c += found[3 * k + 2]; }
-        if (!FINITE(a) && b == 0) b = a;  // of float32, for which it is not taken
+        if (!FINITE(a) && b == 0) b = a;  // of float32, for which the scaled sum is not computed
         sums[3 * s] = a; sums[3 * s + 1] = b; sums[3 * s + 2] = c;
     }
     __syncthreads();
@@ -284,7 +285,7 @@ measure(const long long* table, long long columns, long long segments, const lon
 
 
 def _sums(name: str) -> str:
-    """The case of a dtype: the sum of its squares, and scaled ones where squares may not fit."""
+    """Return the ``case`` for gradients of a dtype: it adds up squares, and scaled squares where plain ones may not fit."""
     dtype = DTYPES[name]
     scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
     calls = [

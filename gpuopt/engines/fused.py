@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import assign
+from gpuopt.arrays import assign, dtype_of
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
 from gpuopt.engines.trace import trace
@@ -35,7 +35,8 @@ class Leaf:
     p
         The array as it is updated.
     slots
-        Of the rule; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+        The state of this leaf, in the order of its rule's slots: arrays without gaps, laid out like
+        `gpuopt.engines.memory.dense_layout` of ``p``.
 
     """
 
@@ -81,7 +82,7 @@ class FusedStep:
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._table = Table(
             [
-                Segment(p.size, leaf.group, str(p.dtype), (place.pointer(p), *map(place.pointer, leaf.slots)))
+                Segment(p.size, leaf.group, dtype_of(p), (place.pointer(p), *map(place.pointer, leaf.slots)))
                 for p, leaf in zip(self._parameters, leaves.values(), strict=True)
             ],
             rules,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt import arrays as libraries
-from gpuopt.engines import array, machine, memory
+from gpuopt.engines import array, memory
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import is_finite, judge, sums_of_squares
@@ -19,14 +17,12 @@ from gpuopt.engines.trace import SCALE, is_elementwise
 from gpuopt.rules.slots import Filled, Shared, is_number, starts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from gpuopt.engines.choice import Engine
     from gpuopt.engines.norms import Guard
     from gpuopt.engines.place import Place
     from gpuopt.rules.base import Rule
-
-Engine: TypeAlias = Literal["auto", "array", "fused"]
-ENGINES: tuple[Engine, ...] = ("auto", "array", "fused")
 
 
 class Step:
@@ -43,13 +39,15 @@ class Step:
     rules
         One for each group.
     state
-        What the slots of each leaf are already; those that the rule names and are not there start at 0.
+        The slots of each leaf that exist already, by name; missing slots of its rule are made, and start where it says.
     engine
         "auto", "array" or "fused".
     guard
         What to look for in the gradients before a step.
     before
         The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over.
+    idle
+        Leaves that are never updated, whatever is given as their gradients.
 
     Attributes
     ----------
@@ -70,6 +68,7 @@ class Step:
         engine: Engine,
         guard: Guard | None = None,
         before: Step | None = None,
+        idle: Collection[int] = (),
     ) -> None:
         self._guard = guard
         self._arrays, self._groups = arrays, groups
@@ -80,13 +79,16 @@ class Step:
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
-            if engine != "array"
+            if i not in idle
+            and engine != "array"
             and place is not None
             and (self._elementwise[group] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
-        self._alone = sorted(set(range(len(arrays))) - set(together))
+        self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
-        for i in {(groups[i], libraries.place(arrays[i]), str(arrays[i].dtype)): i for i in self._alone}.values():
+        for i in {
+            (groups[i], libraries.place(arrays[i]), libraries.dtype_of(arrays[i])): i for i in self._alone
+        }.values():
             rule = rules[groups[i]]
             array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
@@ -128,8 +130,8 @@ class Step:
         Parameters
         ----------
         gradients
-            Of each leaf, whatever was given. Then as they can be read during the step: copies of those that cannot where
-            they are.
+            Of each leaf, whatever was given. Afterwards arrays that the step can read: a copy replaces a gradient that it
+            could not read where it is.
         leaves
             The parameters that the user holds now.
         checked
@@ -206,7 +208,7 @@ class Step:
         return self._fused[0].place.restoring() if self._fused else ()  # GPUs come first, and have one for all of them
 
     def count_skipped(self) -> Callable[[], int]:
-        """Count the steps that a GPU left out; what is returned waits for the GPU."""
+        """Have a GPU count the steps that it left out; the function that is returned waits for the GPU, and gives the count."""
         if self._judge is None:
             return int
         verdict = self._judge.verdict()
@@ -241,11 +243,27 @@ class Step:
                 calls += self._writes(group, members, gradients, scalars[group]) if members else []
         in_one_go((*calls, count), self.restoring())
 
+    def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
+        """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
+
+        Parameters
+        ----------
+        scalars
+            Of each group, what `Rule.at` gave for the last step.
+
+        """
+        return [
+            array.evaluation(self.rules[group], p, slots, scalars[group])
+            for p, group, slots in zip(self._arrays, self._groups, self.slots, strict=True)
+        ]
+
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
+        if x is own:
+            return x
         place = place_of(x)
         reach = self._reach.get(place) if place else None
-        if x is own or (libraries.place(x) == libraries.place(own) and reach and not reach(*memory.byte_bounds(x))):
+        if reach and place is place_of(own) and not reach.meets(x):
             return x
         copy = libraries.zeros_like(own)
         libraries.assign(copy, x)
@@ -289,39 +307,6 @@ class Step:
             for target, new in results
             for call in ([array.assigning(target, new)] if isinstance(new, float) else self.copying(target, new))
         ]
-
-
-def check_fusable(name: str, a: Any) -> None:
-    """Raise an error if a parameter cannot be updated by a fused engine; messages call it ``name``.
-
-    Raises
-    ------
-    ValueError
-        If the array is of another library, or has gaps.
-    MachineCodeUnavailable
-        If no machine code can be made here.
-
-    """
-    if libraries.is_numpy(a) and (reason := machine.why_unavailable()):
-        raise machine.MachineCodeUnavailable(
-            f"engine='fused': no machine code can be made here ({reason}); engine='auto' runs the rules on the arrays"
-        )
-    if place_of(a) is None or not memory.is_without_gaps(a):
-        kind = libraries.describe(a)
-        what = f"a {kind} of strides {a.strides}" if hasattr(a, "strides") else f"a {kind}"
-        raise ValueError(f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too")
-
-
-@cache
-def warn_without_machine_code() -> None:
-    """Say, once, that NumPy arrays are updated by the array engine although the fused one was wanted."""
-    if reason := machine.why_unavailable():
-        warnings.warn(
-            f"no machine code can be made here ({reason}): NumPy arrays are updated by the array engine, which gives the "
-            "same bits and takes longer; engine='array' says nothing",
-            RuntimeWarning,
-            stacklevel=4,
-        )
 
 
 def _with_new_slots(

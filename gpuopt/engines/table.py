@@ -25,7 +25,7 @@ CHUNK = 4096
 """Elements in a chunk."""
 
 VALUE_BYTES = 3584
-"""Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA takes 4,096 bytes."""
+"""Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA allows 4,096 bytes."""
 
 LENGTH, DTYPE, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(6)
 """Columns of the table; the slots' addresses fill the rest."""
@@ -55,7 +55,7 @@ class Table:
     Attributes
     ----------
     programs
-        Of each group.
+        The traced program of each group's rule.
     variants
         The bodies that the kernel needs.
     rows
@@ -68,7 +68,8 @@ class Table:
     chunks
         int64 of shape (chunks, 2): segment, first element.
     values
-        Of this step, as one buffer of bytes: the coefficients, for each group and dtype in its own dtype, and `gradients`.
+        What changes from step to step, as one buffer of bytes: the coefficients, for each group and dtype in its own
+        dtype, and `gradients`.
     gradients_at
         Where in `values` the gradients begin; -1 if they are elsewhere.
 
@@ -86,7 +87,8 @@ class Table:
             size += 8 * len(programs[group].coefficients)
         if size > VALUE_BYTES:
             raise ValueError(
-                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}"
+                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}; "
+                "make fewer groups, or update by engine='array'"
             )
         self.values = np.zeros(VALUE_BYTES, np.uint8)
         self.gradients_at = size if size + 8 * len(segments) <= VALUE_BYTES else -1

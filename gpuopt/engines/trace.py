@@ -83,7 +83,7 @@ class Program:
 
     @cached_property
     def evaluate(self) -> Callable[[Mapping[str, float]], list[float]]:
-        """A function from the scalars of a step (`Rule.at`) to the coefficients, in float64."""
+        """The function that computes the coefficients of a step, in float64, from what `Rule.at` gives."""
         formulas: list[str] = []
         for node in self.scalars:
             match node:
@@ -94,7 +94,7 @@ class Program:
                     formulas.append(repr(value) if math.isfinite(value) else f"float('{value}')")
                 case Node(op, args):
                     formulas.append(f"({_ON_HOST[op].format(*[formulas[i] for i in args])})")
-        # Compiled, since it runs at every step: an interpreter of the nodes takes ten times as long.
+        # Compiled, since it runs at every step: an interpreter of the nodes is ten times as slow.
         code = f"lambda h: [{', '.join(formulas[i] for i in self.coefficients)}]"
         return eval(code, {**_FUNCTIONS_ON_HOST})  # type: ignore[no-any-return]
 
@@ -216,7 +216,7 @@ class _Expression:
     __int__ = __index__ = __float__
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """What NumPy's functions do with it: arithmetic with one of NumPy's numbers comes here, too."""
+        """Refuse NumPy's own functions; arithmetic with one of NumPy's numbers comes here, too, and is recorded."""
         op = Namespace._OPERATIONS.get(ufunc.__name__)
         with_number = sum(isinstance(x, _Expression) for x in inputs) == 1 < len(inputs)
         if op is None or method != "__call__" or options or not with_number:
@@ -379,14 +379,14 @@ class Namespace:
         return self.where(self.greater(x, 0), 1, self.where(self.less(x, 0), -1, zero_or_nan))
 
     def zeros_like(self, x: Symbol) -> Symbol:
-        """0 everywhere."""
+        """An array of zeros: the constant 0 for every element."""
         return x.tape.element(0)
 
     def ones_like(self, x: Symbol) -> Symbol:
-        """1 everywhere."""
+        """An array of ones: the constant 1 for every element."""
         return x.tape.element(1)
 
     def _pick(self, comparison: str, x: Any, y: Any) -> Symbol:
-        """One of two values by a comparison; the first one if it is NaN."""
+        """Choose the first value where the comparison with the second holds or the first is NaN, else the second."""
         compare = {"lt": self.less, "gt": self.greater}[comparison]
         return self.where(self.logical_or(compare(x, y), self.isnan(x)), x, y)
