@@ -62,7 +62,7 @@ class Lookahead(Transform):
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
         """Whether this step synchronizes."""
-        return {"synchronizes": float(h.t % self.every == 0)}
+        return {"synchronizes": 1.0 * (h.t % self.every == 0)}
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
