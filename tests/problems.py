@@ -59,8 +59,7 @@ class Problem:
         random = np.random.RandomState(self.seed + step + 1)
         kinds = [a.gradients[step % len(a.gradients)] for a in self.leaves]
         drawn = [
-            VALUES[self.values](random, a.shape, k[0] if k else "f4")
-            for a, k in zip(self.leaves, kinds, strict=True)
+            VALUES[self.values](random, a.shape, k[0] if k else "f4") for a, k in zip(self.leaves, kinds, strict=True)
         ]
         return [g if kind else None for g, kind in zip(drawn, kinds, strict=True)]
 

@@ -1,7 +1,5 @@
 """All engines give the same bits: any rule, dtype, shape, memory layout, gradient, on any device."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 from conformance import ROWS
@@ -24,6 +22,7 @@ RULES: list[list[gpuopt.Rule]] = [
     USER_RULES[:3],
     USER_RULES[3:],
 ]
+
 
 @st.composite
 def problems(draw: st.DrawFn, layouts: list[str]) -> Problem:

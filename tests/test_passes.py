@@ -42,8 +42,12 @@ class Everything(Rule):
         return new, {"m": m, "own": s.own + h.t * first, "all": everywhere, "largest": third}
 
 
-FORMULAS = {name: rule for name, (rule, _) in {**RULES, **TRANSFORMS}.items() if name != "Scale"}  # which has a shape
-REDUCING = {name: rule for name, rule in FORMULAS.items() if passes(trace(rule))} | {"everything": Everything()}
+FORMULAS: dict[str, Rule] = {
+    name: rule for name, (rule, _) in {**RULES, **TRANSFORMS}.items() if name != "Scale"
+}  # which has a shape
+REDUCING: dict[str, Rule] = {name: rule for name, rule in FORMULAS.items() if passes(trace(rule))} | {
+    "everything": Everything()
+}
 
 
 def reference(asked: Problem) -> dict[str, Host]:
@@ -66,7 +70,7 @@ def problem(rules: list[Rule], values: str, layouts: list[str], seed: int = 0, s
     return Problem(rules, leaves, steps, seed, values)
 
 
-@pytest.mark.parametrize("name", {**FORMULAS, **REDUCING})
+@pytest.mark.parametrize("name", sorted({*FORMULAS, *REDUCING}))
 def test_every_rule_and_transform_gives_the_same_bits(name: str, fused_space: Space) -> None:
     rule = REDUCING.get(name) or FORMULAS[name]
     for values in VALUES if name in REDUCING else ("hard", "plain"):
@@ -119,7 +123,9 @@ AFTER = some(
     gpuopt.EMA,
     lambda: gpuopt.Lookahead(every=2),
 )
-CENTRE = st.sampled_from([*(rule for name, rule in REDUCING.items() if name in RULES), gpuopt.Adam(), gpuopt.SGD(0.1, 0.9)])
+CENTRE = st.sampled_from(
+    [*(rule for name, rule in REDUCING.items() if name in RULES), gpuopt.Adam(), gpuopt.SGD(0.1, 0.9)]
+)
 
 
 @st.composite

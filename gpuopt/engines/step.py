@@ -116,7 +116,7 @@ class Step:
                 for i in together
                 if self._places[i] is place
             }
-            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir and heir._fused[0]))
+            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir._fused[0] if heir else None))
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
         self._judge: Any = self._fused[0].kernel if decides and hasattr(self._fused[0].kernel, "judge") else None
@@ -333,11 +333,14 @@ def _can_be_fused(
 
     """
     apart = [
-        program is not None and program.has_totals and len(own) > 1 for program, own in zip(programs, homes, strict=True)
+        program is not None and program.has_totals and len(own) > 1
+        for program, own in zip(programs, homes, strict=True)
     ]
     for rule, own, is_apart in zip(rules, homes, apart, strict=True):
         if is_apart and (engine == "fused" or len({home.partition(":")[0] for home in own}) > 1):
-            devices = "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"
+            devices = (
+                "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"
+            )
             raise TypeError(
                 f"{rule.name}.update asks for totals over leaves of {' and '.join(own)}, expected one place{devices}"
             )
