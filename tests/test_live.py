@@ -378,6 +378,44 @@ def test_the_page_steers(chromium: Any, live: tuple["subprocess.Popen[str]", str
     until(lambda: not reachable(url))  # the page's process has ended, too
 
 
+@browser
+def test_an_own_loop_shows_its_picture(chromium: Any, tmp_path: Path) -> None:
+    """Followed from another terminal, with `gpuopt live`."""
+    folder = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    program = [sys.executable, str(Path(__file__).parent / "own_loop.py"), str(folder), str(10**8)]
+    with subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL) as process:
+        until(lambda: (folder / "image-x.png").exists())
+        command = [sys.executable, "-m", "gpuopt", "live", str(folder)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as page:
+            try:
+                assert page.stdout is not None
+                url = page.stdout.readline().split()[1]
+                until(lambda: reachable(url))
+                chromium.get(url)
+
+                def source() -> str:
+                    pictures = chromium.find_elements("css selector", "img[alt=x]")
+                    return str(pictures[0].get_attribute("src")) if pictures else ""
+
+                first = until(source)
+                assert first.startswith("data:image/png;base64,")
+                until(lambda: chromium.find_elements("css selector", "[role=slider][aria-label=lr]"))
+                press(chromium, "Pause")
+                until(lambda: chromium.find_element("css selector", ".status").text == "paused")
+                field = chromium.find_element("css selector", "input[aria-label=lr]")
+                field.send_keys("\ue009a\ue000", "2\ue007")  # 2, which shakes it
+                until(lambda: rows(folder, "tune"))
+                take(chromium, "live-own")
+                press(chromium, "Resume")
+                until(lambda: source() != first)
+                press(chromium, "Stop")
+                assert (process.wait(60), page.wait(60)) == (0, 0)
+            finally:
+                page.kill()
+                process.kill()
+
+
 def reachable(url: str) -> bool:
     """Whether somebody listens there."""
     port = int(url.split("/")[2].rpartition(":")[2])

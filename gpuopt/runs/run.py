@@ -166,7 +166,9 @@ class Run(Loop):
         with contextlib.ExitStack() as lock:
             lock.enter_context(self._files.locked())
             if self._last_mark != self._mark():
-                raise UsageError(f"{self.folder}: another process went on with this run, expected a new Run to go on with it")
+                raise UsageError(
+                    f"{self.folder}: another process went on with this run, expected a new Run to go on with it"
+                )
             self._lock = lock.pop_all()
 
     def _mark(self) -> object:
@@ -225,7 +227,9 @@ class Run(Loop):
         missing = self._own.missing()
         if missing:
             self._lock.close()
-            raise UsageError(f"{self.folder}: remembers {', '.join(missing)}, expected run.remember for each before run.steps")
+            raise UsageError(
+                f"{self.folder}: remembers {', '.join(missing)}, expected run.remember for each before run.steps"
+            )
         self._reset(n)
         checkpoints, go_on = self._checkpoints, f"{GO_ON} ({self.folder})"
         try:
@@ -238,7 +242,15 @@ class Run(Loop):
                 self._files.write_config(self._content(checkpoints))
                 self._files.summary.unlink(missing_ok=True)
                 page = [] if self._page is None else [self._page]
-                hanging = [checkpoints.metrics, *self._given, *page, *drawing, self._images, checkpoints, Steering(checkpoints)]
+                hanging = [
+                    checkpoints.metrics,
+                    *self._given,
+                    *page,
+                    *drawing,
+                    self._images,
+                    checkpoints,
+                    Steering(checkpoints),
+                ]
                 with self._driven(hanging) as left:
                     try:
                         for step in left:
@@ -274,11 +286,18 @@ class Run(Loop):
         steps = self.optimizer.steps
         self.finished = steps >= self._n and self.stopped is None
         if not interrupted or self.finished:
-            about = {"folder": str(self.folder), "steps": steps, **_arriving(self._metrics)(), "lowest_loss": checkpoints.lowest}
+            about = {
+                "folder": str(self.folder),
+                "steps": steps,
+                **_arriving(self._metrics)(),
+                "lowest_loss": checkpoints.lowest,
+            }
             write_json(self._files.summary, {**about, "seconds": round(self.seconds, 3), "stopped": self.stopped})
         if checkpoints.explosions.message is not None:
             cure = "a lower learning rate, clipping, or on_explosion='rollback'"
-            raise ExplodedError(f"{checkpoints.explosions.message}; the state after step {steps} is saved. {GO_ON} with {cure}")
+            raise ExplodedError(
+                f"{checkpoints.explosions.message}; the state after step {steps} is saved. {GO_ON} with {cure}"
+            )
 
     def step(self, grads: Any, *, loss: Any = None, **metrics: Any) -> None:
         """Step the optimizer, and take metrics of this step.
@@ -458,10 +477,14 @@ def _described(optimizer: Optimizer) -> dict[str, str]:
     """What must be the same when a run is gone on with: rules with their hyperparameters, and leaves."""
     state = optimizer.state_dict()
     rules = {
-        f"rule {pattern}" if pattern != "*" else "rule": f"{rule.name}({', '.join(_hyper(rule, n) for n in rule.hyperparameters())})"
+        f"rule {pattern}"
+        if pattern != "*"
+        else "rule": f"{rule.name}({', '.join(_hyper(rule, n) for n in rule.hyperparameters())})"
         for pattern, rule in optimizer.rules.items()
     }
-    leaves = {f"leaf {path or '(the parameters)'}": f"{dtype_of(x)} {tuple(x.shape)}" for path, x in state["params"].items()}
+    leaves = {
+        f"leaf {path or '(the parameters)'}": f"{dtype_of(x)} {tuple(x.shape)}" for path, x in state["params"].items()
+    }
     return {**rules, **leaves}
 
 
@@ -471,7 +494,11 @@ def _is_count(n: object) -> bool:
 
 def _hyper(rule: Any, name: str) -> str:
     value = getattr(rule, name)
-    shown = getattr(value, "__qualname__", type(value).__name__) if callable(value) and not isinstance(value, Schedule) else repr(value)
+    shown = (
+        getattr(value, "__qualname__", type(value).__name__)
+        if callable(value) and not isinstance(value, Schedule)
+        else repr(value)
+    )
     return f"{name}={shown}"
 
 

@@ -24,22 +24,22 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
+from gpuopt.errors import UsageError
 from gpuopt.rules.hyper import Number
 from gpuopt.runs.control.channel import Server
-from gpuopt.runs.saving.checkpoints import HAND
-from gpuopt.errors import UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.metrics import finite
+from gpuopt.runs.saving.checkpoints import HAND
 from gpuopt.runs.saving.snapshots import Snapshot
 
 if TYPE_CHECKING:
-    from gpuopt.rules import Rule
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gpuopt.rules import Rule
     from gpuopt.runs.control.channel import Message
-    from gpuopt.runs.saving.checkpoints import Checkpoints
     from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.saving.checkpoints import Checkpoints
 
     Answers: TypeAlias = SimpleQueue[Message]
 

@@ -75,7 +75,9 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"{path}: cannot be made: {error.strerror}") from None
         if not fits:
-            raise UsageError(f"{path}: is no run folder: it has other files, and no {folder.config.name}; choose another one")
+            raise UsageError(
+                f"{path}: is no run folder: it has other files, and no {folder.config.name}; choose another one"
+            )
         return folder
 
     @classmethod

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import dataclasses
+import errno
 import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.runs.saving.background import Background
 from gpuopt.errors import SavingError, UsageError
-from gpuopt.runs.saving.explosions import Explosions, Progress
 from gpuopt.runs.loop import Callback, is_number
 from gpuopt.runs.record.metrics import Metrics
+from gpuopt.runs.saving.background import Background
+from gpuopt.runs.saving.explosions import Explosions, Progress
 from gpuopt.runs.saving.snapshots import Snapshot
 from gpuopt.runs.secondary import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuopt.runs.record.folder import RunFolder
     from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.record.folder import RunFolder
     from gpuopt.runs.saving.explosions import OnExplosion, Sight
 
 __all__ = ["HAND", "Checkpoints", "expect_interval", "saving"]
@@ -51,7 +51,9 @@ class Checkpoints(Callback):
         Of the last checkpoint that is on the disk as a whole.
     """
 
-    def __init__(self, folder: RunFolder, every: int | str, keep: int, on_explosion: OnExplosion, patience: int | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, every: int | str, keep: int, on_explosion: OnExplosion, patience: int | None = None
+    ) -> None:
         self.folder = folder
         self.metrics = Metrics(folder.metrics)
         self.explosions = Explosions(on_explosion)
@@ -220,7 +222,9 @@ class Checkpoints(Callback):
         # What followed a step back that was not saved belongs to a course that is lost.
         back = (k for k, row in enumerate(lost) if (row.get("event"), row.get("by")) == ("rollback", HAND))
         lost = lost[: next(back, len(lost))]
-        self.pending = [row for row in lost if _is_by_hand(row)] + [row for row in pending if _is_by_hand(row) and row not in lost]
+        self.pending = [row for row in lost if _is_by_hand(row)] + [
+            row for row in pending if _is_by_hand(row) and row not in lost
+        ]
 
     def _plan(self, run: Loop) -> None:
         self._next = run.seconds + self._every_seconds

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import describe, is_cupy, is_numpy
+from gpuopt.arrays import assign, describe, is_cupy, is_numpy
 from gpuopt.checkpoint import DTYPES
-from gpuopt.arrays import assign
 from gpuopt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +66,9 @@ class Own:
         is_plain = not _is_array(value) and not _is_generator(value)
         if inside:
             if not is_plain and self.values.get(name) is not value:
-                raise UsageError(f"run.remember: {name}: {describe(value)}, expected before run.steps, where it is restored")
+                raise UsageError(
+                    f"run.remember: {name}: {describe(value)}, expected before run.steps, where it is restored"
+                )
         elif _is_array(value) and name in self._saved_arrays:
             self._fill(name, value, self._saved_arrays.pop(name))
         elif _is_generator(value) and name in self._saved:
@@ -186,7 +187,9 @@ def _expect_savable(name: str, value: Any) -> None:
         if kind.name not in DTYPES:
             raise TypeError(f"run.remember: {name}: {describe(value)}, expected numbers of at most 64 bits")
         if is_numpy(value) and not value.flags.writeable:
-            raise TypeError(f"run.remember: {name}: {describe(value)} is read-only, expected one that can be written to")
+            raise TypeError(
+                f"run.remember: {name}: {describe(value)} is read-only, expected one that can be written to"
+            )
         return
     try:
         json.dumps(value)

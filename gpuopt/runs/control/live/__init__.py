@@ -111,7 +111,10 @@ class Place:
         except (OSError, ValueError) as error:
             raise UsageError(f"--live-host {host}: cannot listen there: {error}") from None
         if not self.socket.getsockname()[0].startswith("127."):
-            warn("--live-host %s: whoever is told the page's address may steer the run, and it goes over the network in the clear", name)
+            warn(
+                "--live-host %s: whoever is told the page's address may steer the run, and it goes over the network in the clear",
+                name,
+            )
         self._name = socket.gethostname() if name == "0.0.0.0" else name
         token = secrets.token_urlsafe(16)
         self.about = {"token": token, "name": self._name}
