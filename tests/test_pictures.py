@@ -116,7 +116,7 @@ def test_a_report_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture, monk
     first, second, third = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert first.startswith("no report: IsADirectoryError: ")
     assert first.endswith(f". To draw it: gpuopt plot {Path('a').absolute()}")
-    assert second == "no report: not done after 0 s. To draw it: gpuopt plot b"
+    assert second == f"no report: not done after 0 s. To draw it: gpuopt plot {Path('b').absolute()}"
     assert third.startswith("no report: [Errno 2] No such file or directory: ")
 
 
