@@ -93,7 +93,7 @@ def test_train_in_plain_lines() -> None:
     assert lines[0] == "Device:  cpu (GPUOPT_BACKEND='numpy')"
     assert [line for line in lines if line.startswith("epoch")][-1].startswith("epoch 200/200  loss ")
     assert len(lines) == 3 + 10 + 2
-    assert lines[-1].endswith("run folder: run")
+    assert lines[-1].endswith(f"run folder: {Path('run').absolute()}")
     assert lines[-2].startswith("Training set: loss ")
 
 
@@ -249,7 +249,7 @@ def test_a_disk_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert result.stderr == (
         "gpuopt: run/checkpoint.safetensors: No space left on device; the last checkpoint is the one after 0 steps. "
-        "To go on: gpuopt train --resume run\n"
+        f"To go on: gpuopt train --resume {Path('run').absolute()}\n"
     )
 
 
@@ -300,7 +300,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole: str, signum: signal.Signals
     assert (run.returncode, out) == (128 + signum, "")
     assert re.fullmatch(
         rf"gpuopt: stopped by {signum.name} after \d+ steps, in epoch \d+ of 600; saved. "
-        "To go on: gpuopt train --resume run\n",
+        f"To go on: gpuopt train --resume {Path('run').absolute()}\\n",
         err,
     )
     assert Path("run/checkpoint.safetensors").exists()

@@ -159,7 +159,7 @@ class Loop:
 
     @property
     def rules(self) -> dict[str, Rule]:
-        """The rules by pattern, without patterns of frozen leaves."""
+        """The optimizer's rules by pattern, but for leaves that are left alone."""
         return {pattern: rule for pattern, rule in self.optimizer.rules.items() if rule is not None}
 
     def hyperparameters(self) -> dict[str, float]:

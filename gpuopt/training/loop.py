@@ -246,7 +246,7 @@ class Training(Loop):
     @property
     def units(self) -> dict[str, str]:
         """What metrics are counted in."""
-        unit = "nats per sample, cross-entropy" if self.network.classifies else "mean squared error"
+        unit = "cross-entropy, nats" if self.network.classifies else "mean squared error"
         return {"loss": unit, "test_loss": unit}
 
     @property

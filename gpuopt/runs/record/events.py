@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NO_METRICS", "describe", "explain"]
+__all__ = ["NO_METRICS", "describe", "explain", "is_number"]
 
 NO_METRICS = {"step", "epoch", "epochs", "steps", "seconds", "lr", "gradient_norm", "update_norm"}
 """What stands in a row beside the metrics."""
@@ -15,14 +15,15 @@ NO_METRICS = {"step", "epoch", "epochs", "steps", "seconds", "lr", "gradient_nor
 
 def describe(row: Mapping[str, Any]) -> str:
     """The metrics of a row."""
-    names = [name for name, value in row.items() if name not in NO_METRICS and _is_number(value)]
+    names = [name for name, value in row.items() if name not in NO_METRICS and is_number(value)]
     if "test_accuracy" in names:
         names.remove("test_loss")
     parts = [f"{name.replace('_', ' ')} {_short(row[name])}" for name in names]
-    return "  ".join([*parts, *([f"lr {row['lr']:.4g}"] if _is_number(row.get("lr")) else [])])
+    return "  ".join([*parts, *([f"lr {row['lr']:.4g}"] if is_number(row.get("lr")) else [])])
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is one, not a flag."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

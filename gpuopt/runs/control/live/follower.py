@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt.errors import UsageError
 from gpuopt.runs.control.channel import Client
-from gpuopt.runs.record.events import NO_METRICS
+from gpuopt.runs.record.events import NO_METRICS, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,9 +111,7 @@ class Follower:
         now = answer["now"]
         self._read_metrics()  # it may have gone back before
         if self.now is None or (now["step"], now.get("lr")) != (self.now["step"], self.now.get("lr")):
-            self._add(
-                self.points, {name: value for name, value in now.items() if isinstance(value, int | float | None)}
-            )
+            self._add(self.points, {name: value for name, value in now.items() if value is None or is_number(value)})
         self.version += now != self.now
         self.now = now
 
@@ -142,18 +140,11 @@ class Follower:
 
     def metrics(self) -> list[str]:
         """What there are curves of: the loss first, the learning rate last; a test set's belong to the others'."""
-        found: dict[str, None] = {}
-        for row in [*self.points[-1:], *self.rows[-1:]]:
-            found |= {k: None for k, v in row.items() if k not in NO_METRICS and isinstance(v, int | float | None)}
-        names = [
-            name for name in found if name.removeprefix("test_") == name or name.removeprefix("test_") not in found
-        ]
-        known = [name for name in names if self._is_known(name)]
-        has_lr = any(isinstance(row.get("lr"), float) for row in [*self.points[-1:], *self.rows[-1:]])
-        return sorted(known, key=lambda name: name != "loss") + ["lr"] * has_lr
-
-    def _is_known(self, name: str) -> bool:
-        return any(isinstance(row.get(name), int | float) for row in [*self.rows[-1:], *self.points[-1:]])
+        last = [*self.rows[-1:], *self.points[-1:]]
+        found = dict.fromkeys(name for row in last for name in row if name not in NO_METRICS and is_number(row[name]))
+        names = [name for name in found if not (name.startswith("test_") and name.removeprefix("test_") in found)]
+        has_lr = any(is_number(row.get("lr")) for row in last)
+        return sorted(names, key=lambda name: name != "loss") + ["lr"] * has_lr
 
     def images(self) -> dict[str, tuple[int, Callable[[], bytes]]]:
         """What the loop shows, by name: a number that changes with it, and its file's content."""

@@ -52,8 +52,8 @@ def show(follower: Follower) -> None:
             ui.label("Events").style("font-weight: 600")
             events = ui.label().classes("events")
         with ui.column().style("flex: 1; min-width: 0; gap: 4px"):
-            curves_column = ui.column().style("width: 100%; gap: 4px")
             pictures = Pictures(follower)
+            curves_column = ui.column().style("width: 100%; gap: 4px")
     charts: dict[str, Chart] = {}
     controls: list[Controls] = []
     seen = -1
