@@ -7,7 +7,6 @@ import json
 import sys
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
@@ -23,6 +22,8 @@ from gpuopt.training.data.targets import class_indices, values
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from gpuopt.training.data import Dataset

@@ -176,6 +176,7 @@ class Config:
     """What was not chosen, and what it became; `dataclasses.replace` hands it on."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_filled", dict(self._filled))
         if self.data is not None:
             object.__setattr__(self, "data", str(self.data))
         if self._is_built_in:
@@ -216,9 +217,8 @@ class Config:
         """The same for arrays in place of the spiral: with what suits them where nothing else was chosen."""
         if self.data is not None:
             raise UsageError(f"--data {self.data}: expected this, or data=(x, y), not both")
-        chosen = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name not in self._filled
-        }
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
+        chosen = {name: x for name, x in values.items() if name not in self._filled or self._filled[name] != x}
         return Config(**{**chosen, "data": ARRAYS})
 
     def _fill(self, values: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ PANELS = (
 def figures(run: History) -> Iterator[tuple[str, Figure]]:
     """The pictures of one run and their names; what it has no metrics for is left out."""
     for panel in PANELS:
-        if any(run.points(key)[0] for key in panel.lines):
+        if any(run.points(key)[0] for key in panel.lines) and not _is_flat(run, panel):
             lines = [(label, run, key) for key, label in panel.lines.items()]
             figure, (axes,) = pictures.figure(labels=list(panel.lines.values()))
             _draw(axes, panel, lines)
@@ -50,6 +50,11 @@ def figures(run: History) -> Iterator[tuple[str, Figure]]:
             for step, numbers in _marks(run):
                 pictures.mark(axes, step, numbers)
             yield panel.name, figure
+
+
+def _is_flat(run: History, panel: Panel) -> bool:
+    """Whether it would show a learning rate that stays as it is: no picture says more of it than a number."""
+    return panel.name == "learning_rate" and len({round(y, 12) for y in run.points("lr")[1] if not math.isnan(y)}) == 1
 
 
 def overlay(runs: Sequence[History]) -> Figure:
