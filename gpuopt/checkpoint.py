@@ -40,6 +40,8 @@ DTYPES = {
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
     "bool": "BOOL",
 }
+ARRAYS = "arrays/"
+"""Of somebody's own, beside parameters and state."""
 NAMES = {code: name for name, code in DTYPES.items()}
 LOG = logging.getLogger("gpuopt")
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
@@ -82,7 +84,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
 def save_state(
     path: str | os.PathLike[str], content: Mapping[str, Any], extra: Mapping[str, Any] | None = None
 ) -> None:
-    """As :func:`save`, of what an optimizer's `state_dict` gave."""
+    """As :func:`save`, of what an optimizer's `state_dict` gave, and of more ``arrays`` by name."""
     if not isinstance(extra, dict | None):
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
@@ -90,6 +92,7 @@ def save_state(
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, "rules": {rules}, "extra": {more}}}'
     tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
+    tensors |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
     write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})
 
 
@@ -111,6 +114,11 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         every leaf that is missing or too many or has another shape or dtype, and every other rule.
     OSError : the file cannot be read (FileNotFoundError: there is none).
     """
+    return load_state(path, opt)[0]
+
+
+def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)
     opt._check_leaves()
     own = dict(
@@ -120,6 +128,8 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
         place = _place(name)
         x = own.get(place[0]) if place else None
+        if name.startswith(ARRAYS):
+            return True
         if place and place[1] and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
         return x is not None and shape == tuple(x.shape) and dtype == dtype_of(x)
@@ -127,6 +137,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     tensors, about = verified(path, fits)
     params: dict[str, Any] = {}
     state: dict[str, dict[str, Any]] = {}
+    arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
     for name, x in tensors.items():
         match _place(name):
             case leaf, "":
@@ -139,8 +150,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         opt.load_state_dict({"steps": about["steps"], "rules": about["rules"], "params": params, "state": state})
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    extra: dict[str, Any] = about["extra"]
-    return extra
+    return about["extra"], arrays
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:

@@ -558,9 +558,8 @@ def tune(
     with _told_plainly():
         from gpuopt import training
         from gpuopt.runs.control.channel import Client
-        from gpuopt.runs.record.events import explain
+        from gpuopt.runs.record.events import describe, explain
         from gpuopt.runs.record.folder import RunFolder
-        from gpuopt.training.progress import describe
 
         if settings:
             request["tune"] = _settings(settings, "")
@@ -573,9 +572,27 @@ def tune(
             raise training.UsageError(answer["refused"])
         if not request:
             now = answer["now"]
-            typer.echo(f"step {now['step']}, epoch {now['epoch']}/{now['epochs']}  {describe(now)}")
+            epoch = f", epoch {now['epoch']}/{now['epochs']}" if "epoch" in now else ""
+            typer.echo(f"step {now['step']:,} of {now['steps']:,}{epoch}  {describe(now)}")
             typer.echo("  ".join(f"{name}={value}" for name, value in now["hyperparameters"].items()))
             typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))
+
+
+@app.command(cls=Command)
+def live(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")],
+    live_host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="Address, or ADDRESS:PORT. Default: 127.0.0.1.")
+    ] = None,
+) -> None:
+    """Serve the page of a run that goes on in another terminal, until it ends: curves, pictures and controls.
+
+    Needs gpuopt[live].
+    """
+    with _told_plainly():
+        from gpuopt.runs.control.live import serve
+
+        serve(run, live_host)
 
 
 @app.command(cls=Command)

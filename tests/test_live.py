@@ -76,7 +76,7 @@ def test_only_who_has_the_address_gets_in(kind: str, path: str, headers: dict[st
         assert sent[0]["status"] == 403
     if "origin" in headers or "host" not in headers:  # on another interface any name may lead there, but not any origin
         sent.clear()
-        asyncio.run(Guard(app, TOKEN, None)(scope, receive, send))
+        asyncio.run(Guard(app, TOKEN, set(), addresses=True)(scope, receive, send))
         own_page = headers.get("origin") == f"http://{headers.get('host')}"
         assert (sent[0]["type"] == "welcome") == (welcome or own_page)
 
@@ -102,10 +102,10 @@ def test_every_address_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(re.fullmatch(r"http://(127\.0\.0\.1|localhost):\d+/[\w-]{22}/", page.url) for page in pages)
         assert len({page.url.split("/")[3] for page in pages}) == 3
         for page in pages:
-            assert page._socket.getsockname()[0] == "127.0.0.1"
+            assert page._place.socket.getsockname()[0] == "127.0.0.1"
     finally:
         for page in pages:
-            page._socket.close()
+            page._place.socket.close()
 
 
 def test_the_follower_knows_rows_events_and_more_points(running: Running) -> None:
@@ -376,6 +376,44 @@ def test_the_page_steers(chromium: Any, live: tuple["subprocess.Popen[str]", str
     assert json.loads((folder / "summary.json").read_text())["stopped"] == "stopped by hand"
     take(chromium, "live-ended")
     until(lambda: not reachable(url))  # the page's process has ended, too
+
+
+@browser
+def test_an_own_loop_shows_its_picture(chromium: Any, tmp_path: Path) -> None:
+    """Followed from another terminal, with `gpuopt live`."""
+    folder = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    program = [sys.executable, str(Path(__file__).parent / "own_loop.py"), str(folder), str(10**8)]
+    with subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL) as process:
+        until(lambda: (folder / "image-x.png").exists())
+        command = [sys.executable, "-m", "gpuopt", "live", str(folder)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as page:
+            try:
+                assert page.stdout is not None
+                url = page.stdout.readline().split()[1]
+                until(lambda: reachable(url))
+                chromium.get(url)
+
+                def source() -> str:
+                    pictures = chromium.find_elements("css selector", "img[alt=x]")
+                    return str(pictures[0].get_attribute("src")) if pictures else ""
+
+                first = until(source)
+                assert first.startswith("data:image/png;base64,")
+                until(lambda: chromium.find_elements("css selector", "[role=slider][aria-label=lr]"))
+                press(chromium, "Pause")
+                until(lambda: chromium.find_element("css selector", ".status").text == "paused")
+                field = chromium.find_element("css selector", "input[aria-label=lr]")
+                field.send_keys("\ue009a\ue000", "2\ue007")  # 2, which shakes it
+                until(lambda: rows(folder, "tune"))
+                take(chromium, "live-own")
+                press(chromium, "Resume")
+                until(lambda: source() != first)
+                press(chromium, "Stop")
+                assert (process.wait(60), page.wait(60)) == (0, 0)
+            finally:
+                page.kill()
+                process.kill()
 
 
 def reachable(url: str) -> bool:

@@ -359,9 +359,9 @@ def test_callbacks_are_called_in_turn(blobs: str, tmp_path: Path) -> None:
     train(config, out=tmp_path / "run", callbacks=[Recorder()])
     assert calls == [
         ("start", 0, True),
-        *[("step", 1, True), ("step", 2, True), ("epoch", 1, False)],
-        *[("step", 3, False), ("step", 4, False), ("epoch", 2, True)],
-        *[("step", 5, True), ("step", 6, True), ("epoch", 3, False)],
+        *[("step", 1, True), ("epoch", 1, False), ("step", 2, False)],
+        *[("step", 3, False), ("epoch", 2, True), ("step", 4, True)],
+        *[("step", 5, True), ("epoch", 3, False), ("step", 6, False)],
         ("end", 6, False),
     ]
 

@@ -261,7 +261,7 @@ class Loop:
             last = self._untold[-1]
             last.is_settled = True
             for callback in self._callbacks if last.judged else ():
-                last.sights.append(callback._look(self))  # noqa: SLF001
+                last.sights.append(callback._look(self))
         self._announce(1 if fresh and self.is_asynchronous else 0)
         if not self._moved:
             for callback in self._callbacks:
@@ -275,7 +275,7 @@ class Loop:
             for k, callback in enumerate(self._callbacks):
                 callback.reported(self, row)
                 if pending.sights:
-                    callback._judge(self, row, pending.sights[k])  # noqa: SLF001
+                    callback._judge(self, row, pending.sights[k])
 
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:

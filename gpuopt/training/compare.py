@@ -16,13 +16,14 @@ from gpuopt.backends import BackendUnavailable
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.rules import RULES
 from gpuopt.runs.loop import Callback
+from gpuopt.runs.record.events import describe
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.history import History
 from gpuopt.runs.secondary import warned
 from gpuopt.training import report
 from gpuopt.training.config import Config, settings
 from gpuopt.training.data import load, spiral
-from gpuopt.training.progress import describe, is_terminal
+from gpuopt.training.progress import is_terminal
 from gpuopt.training.run import train
 
 if TYPE_CHECKING:

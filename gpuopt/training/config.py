@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import RULES, Rule
 from gpuopt.rules.adam import Adam
 from gpuopt.runs.loop import spread
+from gpuopt.runs.saving.checkpoints import expect_interval
 from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.suggest import did_you_mean
 from gpuopt.training import plain_rules
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "settings"]
 
-INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
 Matmul: TypeAlias = Literal["float32", "float64"]
 OnGPUError: TypeAlias = Literal["stop", "cpu"]
 
@@ -253,7 +252,7 @@ class Config:
         expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", f"full or {COUNT}")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
         expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", COUNT)
-        expect(INTERVAL.fullmatch(str(self.checkpoint_every)), "checkpoint_every", "steps or seconds, as in 500 or 30s")
+        expect_interval(self.checkpoint_every, "--checkpoint-every ")
         expect(_is_count(self.keep), "keep", COUNT)
         expect(self.clip_norm is None or self.clip_value is None, "clip_norm", "this or --clip-value, not both")
         for option in ("clip_norm", "clip_value"):

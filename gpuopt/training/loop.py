@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuopt.backends import fetch, gpu_failure
+from gpuopt.backends import fetch
 from gpuopt.rules import Rule
 from gpuopt.runs.loop import Loop, is_number
 from gpuopt.training.feed import feed
@@ -122,9 +121,9 @@ class Training(Loop):
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._lr = math.nan  # likewise
-        self._moved = False
+        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = None  # epoch and batch that come next
         self._row: Callable[[], Row] | None = None
-        self._announced = True
+        self.is_asynchronous = backend.is_asynchronous
         every = math.ceil(len(data.train) / PROBED)
         self._probed = self._train.every(every)
         if backend.name == "numpy":
@@ -152,15 +151,13 @@ class Training(Loop):
         self._norms, self._lr = self.backend.asarray(position.norms), position.lr
         self._began = time.perf_counter() - position.seconds
         self._moved = True
+        self._untold.clear()
+        if self._batch == self.batches:  # saved by an older version between its last step and its row
+            self._end_epoch(reported=self._is_reported(self.epoch + 1))
 
     @property
     def row(self) -> Row | None:
         return None if self._row is None else self._row()
-
-    @property
-    def is_reported(self) -> bool:
-        """Whether the last epoch has a row."""
-        return self._row is not None
 
     def probe(self) -> Callable[[], float]:
         """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
@@ -171,28 +168,14 @@ class Training(Loop):
     def now(self) -> Row:
         """As `row`, but of this moment, and of some training samples."""
         measured = self._measuring(self.epoch, {"": (self._scored([self._probed]), len(self._probed[0]))})()
-        return measured | {"epochs": self.config.epochs}
+        return measured | {"epochs": self.config.epochs, "units": self.units}
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
-        self._callbacks = callbacks
         # Explosions show in the metrics.
-        with self.backend.use(), np.errstate(all="ignore"), contextlib.ExitStack() as ends:
-            try:
-                for callback in callbacks:
-                    callback.start(self)
-                    ends.callback(callback.end, self)
-                while self._goes_on or not self._announced:
-                    if self._goes_on:
-                        self.run_epoch()
-                    else:
-                        self._announce()  # which may bring it back to an earlier epoch
-            except BaseException as error:
-                self.error = error
-                if gpu_failure(error) is not None:
-                    with contextlib.suppress(Exception):  # what was measured before may still come
-                        self._announce()
-                raise
+        with self.backend.use(), np.errstate(all="ignore"), self._driven(callbacks) as steps:
+            for _ in steps:
+                self.take_step()
 
     def evaluate(self) -> Row:
         """Loss and accuracy with the parameters as they are, over the training set and the test set."""
@@ -230,48 +213,38 @@ class Training(Loop):
         with self.backend.use():
             checkpoint.load(file, self.optimizer)
 
-    @property
-    def _goes_on(self) -> bool:
-        return self.epoch < self.config.epochs and self.stopped is None
-
-    def run_epoch(self) -> None:
-        """Take the steps that are left of the current epoch, or until it is stopped."""
+    def take_step(self) -> None:
+        """Take a step; after the last one of an epoch that is reported, measure that."""
         network, optimizer = self.network, self.optimizer
-        params = optimizer.params
-        reported = self._is_reported(self.epoch + 1)
-        self._moved = False
-        for x, y in self._batches():
-            key = hash_of(self.config.seed, optimizer.steps) if network.dropout else 0
-            outputs, grads = network.gradients(params, x, y, *([key] if key else []))
-            score = self._score + network.score(outputs, y) if reported else self._score
-            measured = reported and self._batch + 1 == self.batches
-            before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if measured else []
-            lr = optimizer.lr if measured else math.nan
-            optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
-            self._batch, self._score, self._norms, self._lr = self._batch + 1, score, self._unmeasured, lr
-            if measured:
-                self._norms = self._measured(grads, before)
-            if self._announce():
-                for callback in self._callbacks:
-                    callback.step(self)
-            if self._moved or (self.stopped is not None and self._batch < self.batches):
-                return  # in the middle of the epoch
-        self._row, self._announced = (self._report() if reported else None), not reported
+        batch, params = self._batch, optimizer.params
+        reported, is_last = self._is_reported(self.epoch + 1), batch + 1 == self.batches
+        x, y = self._samples(batch)
+        key = hash_of(self.config.seed, optimizer.steps) if network.dropout else 0
+        outputs, grads = network.gradients(params, x, y, *([key] if key else []))
+        score = self._score + network.score(outputs, y) if reported else self._score
+        before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if reported and is_last else []
+        lr = optimizer.lr if before else math.nan
+        optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
+        self._batch, self._score = batch + 1, score
+        if is_last:
+            if before:
+                self._norms, self._lr = self._measured(grads, before), lr
+            self._end_epoch(reported=reported)
+
+    def _end_epoch(self, *, reported: bool) -> None:
+        self._row = self._report() if reported else None
         self.epoch, self._batch = self.epoch + 1, 0
         self._score, self._norms, self._lr = self._nothing, self._unmeasured, math.nan
+        if self._row is not None:
+            self._record(self._row)
         for callback in self._callbacks:
             callback.epoch(self)
-        if not self.backend.is_asynchronous:
-            self._announce()
 
-    def _announce(self) -> bool:
-        """Tell the last reported epoch's metrics, if nobody has been told yet; return whether it stands where it stood."""
-        if not self._announced:
-            self._announced, row = True, self.row
-            assert row is not None
-            for callback in self._callbacks:
-                callback.reported(self, row)
-        return not self._moved
+    @property
+    def units(self) -> dict[str, str]:
+        """What metrics are counted in."""
+        unit = "cross-entropy, nats" if self.network.classifies else "mean squared error"
+        return {"loss": unit, "test_loss": unit}
 
     @property
     def total(self) -> int:
@@ -286,15 +259,16 @@ class Training(Loop):
     def _is_reported(self, epoch: int) -> bool:
         return epoch % self.config.report_every == 0 or epoch in (1, self.config.epochs)
 
-    def _batches(self) -> Iterator[tuple[Array, Array]]:
-        """What is left of the epoch. Its order depends on the seed and the epoch alone, not on what was before."""
-        samples = len(self._train)
-        size = samples if self.config.batch_size == "full" else self.config.batch_size
-        if size >= samples:
-            yield from self._train.batches(None, samples, 0) if self._batch == 0 else ()
-            return
-        random = np.random.RandomState([self.config.seed, self.epoch])
-        yield from self._train.batches(random.permutation(samples), size, self._batch)
+    def _samples(self, batch: int) -> tuple[Array, Array]:
+        """A batch of the epoch. Their order depends on the seed and the epoch alone, not on what was before."""
+        if self._feeding is None or self._feeding[0] != (self.epoch, batch):
+            size = len(self._train) if self.config.batch_size == "full" else self.config.batch_size
+            random = np.random.RandomState([self.config.seed, self.epoch])
+            order = None if size >= len(self._train) else random.permutation(len(self._train))
+            self._feeding = (self.epoch, batch), self._train.batches(order, size, batch)
+        _, batches = self._feeding
+        self._feeding = (self.epoch, batch + 1), batches
+        return next(batches)
 
     def _report(self) -> Callable[[], Row]:
         """The metrics of the epoch whose last step was taken; what is returned waits for them."""

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.runs.loop import Callback
-from gpuopt.runs.record.events import explain
+from gpuopt.runs.record.events import describe, explain
 from gpuopt.runs.secondary import Secondary
 
 if TYPE_CHECKING:
@@ -34,22 +34,6 @@ def is_terminal() -> bool:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         return sys.stdout.isatty()
     return False
-
-
-def describe(row: Row) -> str:
-    """The metrics of an epoch, in words."""
-    parts = [f"loss {row['loss']:.4f}"]
-    if row.get("rmse") is not None:
-        parts.append(f"RMSE {row['rmse']:.4g}")
-    if row["accuracy"] is not None:
-        parts.append(f"accuracy {row['accuracy']:.4f}")
-    if row.get("test_accuracy") is not None:
-        parts.append(f"test accuracy {row['test_accuracy']:.4f}")
-    elif row.get("test_rmse") is not None:
-        parts.append(f"test RMSE {row['test_rmse']:.4g}")
-    elif "test_loss" in row:
-        parts.append(f"test loss {row['test_loss']:.4f}")
-    return "  ".join([*parts, f"lr {row['lr']:.4g}"])
 
 
 def introduce(training: Training, *, again: bool) -> None:

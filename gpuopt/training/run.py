@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
-import signal
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends, schedules
-from gpuopt.errors import ExplodedError, Interrupted, SavingError, UsageError
+from gpuopt.errors import ExplodedError, Interrupted, UsageError
 from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
 from gpuopt.rules import Rule
+from gpuopt.runs.control.signals import stopping
 from gpuopt.runs.control.steering import Steering
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.report.process import is_wanted, reported
-from gpuopt.runs.saving.checkpoints import Checkpoints
+from gpuopt.runs.saving.checkpoints import Checkpoints, saving
 from gpuopt.runs.secondary import warn
 from gpuopt.training.applied import write_model
 from gpuopt.training.config import ARRAYS, Config, OnGPUError
@@ -34,8 +32,7 @@ from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.patience import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -319,9 +316,7 @@ def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
     training = Training(config, backend, data, network, optimizer, needed)
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
-    units = {"loss": "cross-entropy, nats" if network.classifies else "mean squared error"}
-    units["test_loss"] = units["loss"]
-    about = {"data_sha256": checksum, "steps": training.total, "units": units}
+    about = {"data_sha256": checksum, "steps": training.total, "units": training.units}
     return training, {**versions, **about, "config": config.to_json()}
 
 
@@ -419,7 +414,7 @@ def _run(
 ) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
     folder = checkpoints.folder
-    with _saving(checkpoints):
+    with saving(checkpoints, _to_go_on(folder)):
         folder.write_config({**content, "resumed": checkpoints.noted()})
         write_model(folder, training.data, training.config)
         folder.summary.unlink(missing_ok=True)
@@ -440,20 +435,6 @@ def _run(
     checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     return _run(training, content, checkpoints, callbacks)
-
-
-@contextlib.contextmanager
-def _saving(checkpoints: Checkpoints) -> Iterator[None]:
-    """Say what is whole, and how to go on, if a file of the run cannot be written."""
-    folder = checkpoints.folder
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # nobody reads what is printed
-    except OSError as error:
-        whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {_to_go_on(folder)}"
-        left = whole if folder.config.exists() else "nothing was begun"
-        raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
 
 
 def _to_go_on(folder: RunFolder) -> str:
@@ -478,7 +459,7 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
     config, path = training.config, checkpoints.folder.path
     training.folder = path
     go_on = _to_go_on(checkpoints.folder)
-    with _stopping(training) as signals:
+    with stopping(training) as signals:
         patience = [] if config.patience is None else [Patience(config.patience)]
         training.run([checkpoints.metrics, *callbacks, *patience, checkpoints, Steering(checkpoints)])
     if signals and training.epoch < config.epochs:
@@ -512,29 +493,3 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
         cure = "with --lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
         raise ExplodedError(f"{checkpoints.explosions.message}; {saved}. {go_on} {cure}")
     return result
-
-
-@contextlib.contextmanager
-def _stopping(training: Training) -> Iterator[list[signal.Signals]]:
-    """Let Ctrl-C, SIGTERM and a terminal that closes stop the training after the current step; a second one leaves at once."""
-    caught: list[signal.Signals] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        caught.append(signal.Signals(signum))
-        training.stop(caught[0].name)
-        restore()
-
-    def restore() -> None:
-        for known, before in handlers.items():
-            signal.signal(known, before)
-
-    handlers: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
-        known = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
-            known.append(signal.SIGHUP)
-        handlers = {one: signal.signal(one, handle) for one in known}
-    try:
-        yield caught
-    finally:
-        restore()

@@ -11,8 +11,11 @@ import contextlib
 import hmac
 import json
 import os
+import selectors
 import socket
 import threading
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from gpuopt.errors import UsageError
@@ -34,6 +37,10 @@ GREETED = {"gpuopt": "training"}
 LONGEST = 1 << 16  # bytes of a request
 GREETING = 5.0
 """Seconds that either side has to say who it is."""
+STRANGERS, GUESTS = 16, 64
+"""Connections at once, of those who have not said it yet and of those who have."""
+GLANCE = 0.1
+"""Seconds between two looks at who takes too long."""
 
 
 class Server:
@@ -50,6 +57,8 @@ class Server:
     def __init__(self, file: Path, answer: Callable[[Message], Message]) -> None:
         self._file, self._answer = file, answer
         self._secret = os.urandom(16).hex()
+        self._is_closed = False
+        self._guests = 0
         self._socket = socket.create_server((LOOPBACK, 0))
         try:
             content = {"port": self._socket.getsockname()[1], "secret": self._secret, "pid": os.getpid()}
@@ -65,6 +74,7 @@ class Server:
 
     def close(self) -> None:
         """Take no more connections."""
+        self._is_closed = True
         with contextlib.suppress(OSError):
             self._file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -72,26 +82,89 @@ class Server:
         self._socket.close()
 
     def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
+        """Take connections, and hand on those who know the secret; who does not costs neither a thread nor much time."""
+        strangers: dict[socket.socket, Stranger] = {}
+        with contextlib.suppress(OSError, ValueError), selectors.DefaultSelector() as ready:
+            ready.register(self._socket, selectors.EVENT_READ)
+            while not self._is_closed:
+                found = {key.fileobj for key, _ in ready.select(GLANCE if strangers else None)}
+                for one, stranger in list(strangers.items()):
+                    known = self._heard(one, stranger) if one in found else None
+                    if known is not None or stranger.until < time.monotonic():
+                        ready.unregister(one)
+                        del strangers[one]
+                        if known:
+                            self._welcome(one)
+                        else:
+                            one.close()
+                if self._socket in found and (new := self._accepted(len(strangers))) is not None:
+                    strangers[new] = Stranger(time.monotonic() + GREETING)
+                    ready.register(new, selectors.EVENT_READ)
+        for one in strangers:
+            one.close()
+
+    def _accepted(self, strangers: int) -> socket.socket | None:
+        """The next connection, unless there are too many already."""
+        try:
+            connection, _ = self._socket.accept()
+        except OSError:
+            if self._is_closed:
+                raise
+            time.sleep(GLANCE)  # no descriptor is left: perhaps there is one later
+            return None
+        if strangers >= STRANGERS or self._guests >= GUESTS:
+            connection.close()
+            return None
+        connection.setblocking(False)
+        return connection
+
+    def _heard(self, connection: socket.socket, stranger: Stranger) -> bool | None:
+        """Whether somebody knows the secret; None as long as that is open."""
+        try:
+            stranger.said += (got := connection.recv(1024))
+        except BlockingIOError:
+            return None
+        except OSError:
+            return False
+        if not got or len(stranger.said) > 1024:
+            return False
+        greeting, end, rest = stranger.said.partition(b"\n")
+        return not rest and hmac.compare_digest(greeting.strip(), self._secret.encode()) if end else None
+
+    def _welcome(self, connection: socket.socket) -> None:
+        self._guests += 1
+        try:
+            connection.setblocking(True)
             threading.Thread(target=self._serve, args=[connection], name="gpuopt control", daemon=True).start()
+        except (OSError, RuntimeError):  # no thread can be started
+            self._guests -= 1
+            connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError, ValueError), connection, connection.makefile("rwb") as file:
-            connection.settimeout(GREETING)
-            if not hmac.compare_digest(file.readline(LONGEST).strip(), self._secret.encode()):
-                return
-            connection.settimeout(None)
-            _say(file, GREETED)
-            while line := file.readline(LONGEST):
-                _say(file, self._answer(json.loads(line)))
+        try:
+            with contextlib.suppress(OSError, ValueError), connection, connection.makefile("rwb") as file:
+                _say(file, GREETED)
+                while line := file.readline(LONGEST):
+                    _say(file, self._answer(json.loads(line)))
+        finally:
+            self._guests -= 1
+
+
+@dataclass
+class Stranger:
+    """Somebody who has not said the secret yet."""
+
+    until: float
+    said: bytes = b""
 
 
 class Client:
     """A connection to the training that runs in a folder; a context manager that closes it.
+
+    Attributes
+    ----------
+    process : int
+        The number of the one that trains.
 
     Raises
     ------
@@ -104,6 +177,7 @@ class Client:
             expect_file(folder.control)
             content = json.loads(folder.control.read_bytes())
             self._socket = socket.create_connection((LOOPBACK, int(content["port"])), timeout=GREETING)
+            self.process = int(content["pid"])
         except (OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError):
             raise _nobody(folder) from None
         self._file = self._socket.makefile("rwb")

@@ -24,22 +24,22 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
-from gpuopt.rules import Rule
+from gpuopt.errors import UsageError
 from gpuopt.rules.hyper import Number
 from gpuopt.runs.control.channel import Server
-from gpuopt.runs.saving.checkpoints import HAND
-from gpuopt.errors import UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.metrics import finite
+from gpuopt.runs.saving.checkpoints import HAND
 from gpuopt.runs.saving.snapshots import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gpuopt.rules import Rule
     from gpuopt.runs.control.channel import Message
-    from gpuopt.runs.saving.checkpoints import Checkpoints
     from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.saving.checkpoints import Checkpoints
 
     Answers: TypeAlias = SimpleQueue[Message]
 
@@ -59,7 +59,7 @@ class Steering(Callback):
         self._checkpoints = checkpoints
         self._requests: SimpleQueue[tuple[Message, Answers]] = SimpleQueue()
         self._server: Server | None = None
-        self._paused = self._single = self._ended = False
+        self._paused = self._single = self._ended = self._is_behind = False
         self._waiting: Answers | None = None  # for the single step that is taken
         self._told: list[Mapping[str, Any]] = []
         self._before: Snapshot | None = None  # the last change by hand
@@ -113,7 +113,9 @@ class Steering(Callback):
                     if self._paused:
                         continue
                     return
-                refused = self._do(run, request)
+                with self._checkpoints.metrics.together():
+                    refused = self._do(run, request)
+                self._write()
                 if "step" in request and refused is None:
                     self._waiting = answers
                 else:
@@ -151,15 +153,19 @@ class Steering(Callback):
 
     def _now(self, run: Loop) -> Row:
         """Metrics of this moment, hyperparameters of the next step, schedules among them, and where one may go back to."""
-        rule = run.optimizer.rule
-        assert isinstance(rule, Rule)
-        at = rule.at(run.optimizer.steps)
-        given = {name: getattr(rule, name) for name in rule.hyperparameters()}
+        rules = list(run.optimizer.rules.values())
+        given: dict[str, Any] = {}
+        ranges: dict[str, Any] = {}
+        for rule in rules:
+            for name in rule.hyperparameters():
+                if name not in given:
+                    given[name], ranges[name] = getattr(rule, name), _range(rule, name)
         return finite(run.now()) | {
+            "steps": run.total,
             "paused": self._paused,
-            "rule": rule.name,
-            "hyperparameters": {name: at[name] for name in given},
-            "ranges": {name: _range(rule, name) for name in given},
+            "rule": " and ".join(dict.fromkeys(rule.name for rule in rules)),
+            "hyperparameters": run.hyperparameters(),
+            "ranges": ranges,
             "schedules": {name: repr(value) for name, value in given.items() if callable(value)},
             "back": self._states(),
         }
@@ -181,11 +187,14 @@ class Steering(Callback):
     def _repeat(self, run: Loop) -> None:
         """Make changes again that the last checkpoint did not have yet."""
         pending = self._checkpoints.pending
-        while pending and run.optimizer.steps >= pending[0]["step"]:
-            row = pending.pop(0)
-            with contextlib.suppress(KeyError, TypeError, ValueError):
-                value = schedules.from_dict(row["schedule"]) if "schedule" in row else row["new"]
-                run.tune(HAND, **{row["name"]: value})
+        while pending and run.optimizer.steps >= (step := pending[0]["step"]):
+            values: dict[str, Any] = {}
+            while pending and pending[0]["step"] == step and pending[0].get("name") not in values:
+                row = pending.pop(0)  # those of one request together
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    values[row["name"]] = schedules.from_dict(row["schedule"]) if "schedule" in row else row["new"]
+            with contextlib.suppress(KeyError, TypeError, ValueError), self._checkpoints.metrics.together():
+                run.tune(HAND, **values)
                 self._keep(run)
 
     def _keep(self, run: Loop) -> None:
@@ -199,6 +208,7 @@ class Steering(Callback):
             kept = f"the last good one, after step {explosions.good.steps}, is what is saved"
             raise UsageError(f"save: the state is not sound: its loss has exploded; {kept}")
         self._tell(run, "save")
+        self._checkpoints.metrics.flush()
         try:
             self._checkpoints.save()
             self._checkpoints.wait()
@@ -217,16 +227,23 @@ class Steering(Callback):
         else:
             seconds = run.seconds
             try:
-                extra = checkpoint.load(self._file(to), run.optimizer)
+                extra, arrays = checkpoint.load_state(self._file(to), run.optimizer)
+                run.put_back(arrays)
             except (checkpoint.CheckpointError, OSError) as error:
                 raise UsageError(f"rollback {to}: {error}") from None
             run.position = extra["position"] | {"seconds": seconds}
         explosions = self._checkpoints.explosions
         if not explosions.is_sound(explosions.look(run)):
             explosions.good = Snapshot.of(run)
-        about = {"to": to, "back_to_step": run.optimizer.steps, "lr": run.optimizer.lr}
+        about = {"to": to, "back_to_step": run.optimizer.steps, "lr": run.hyperparameters().get("lr")}
         run.tell({"event": "rollback", "step": step, **about, "by": HAND})
-        self._checkpoints.save()  # a run that is killed now goes on from there
+        self._is_behind = True
+
+    def _write(self) -> None:
+        """After a request that went back, save: a run that is killed from now on goes on from there."""
+        if self._is_behind:
+            self._is_behind = False
+            self._checkpoints.save()
 
     def _states(self) -> dict[str, int | None]:
         """The steps of every state that one may go back to, by name; None if they are not known."""

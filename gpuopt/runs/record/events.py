@@ -1,4 +1,4 @@
-"""Events of a run, in words."""
+"""Rows of metrics and events of a run, in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["explain"]
+__all__ = ["NO_METRICS", "describe", "explain", "is_number"]
+
+NO_METRICS = {"step", "epoch", "epochs", "steps", "seconds", "lr", "gradient_norm", "update_norm"}
+"""What stands in a row beside the metrics."""
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """The metrics of a row."""
+    names = [name for name, value in row.items() if name not in NO_METRICS and is_number(value)]
+    if "test_accuracy" in names:
+        names.remove("test_loss")
+    parts = [f"{name.replace('_', ' ')} {_short(row[name])}" for name in names]
+    return "  ".join([*parts, *([f"lr {row['lr']:.4g}"] if is_number(row.get("lr")) else [])])
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one, not a flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
 
 
 def explain(event: Mapping[str, Any]) -> str:

@@ -51,13 +51,34 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # whoever goes elsewhere finds it
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best = self.path / "best.safetensors"
         self.summary = self.path / "summary.json"
         self.control = self.path / "control.json"
+
+    @classmethod
+    def opened(cls, path: str | Path) -> RunFolder:
+        """The folder of a loop of one's own: made, if it is new; with a run in it, if it is not.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be made, or holds something else.
+        """
+        folder = cls(path)
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            fits = folder.config.exists() or folder._is_free()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be made: {error.strerror}") from None
+        if not fits:
+            raise UsageError(
+                f"{path}: is no run folder: it has other files, and no {folder.config.name}; choose another one"
+            )
+        return folder
 
     @classmethod
     def create(cls, out: str | Path | None, name: str) -> RunFolder:
@@ -181,8 +202,8 @@ class RunFolder:
         found = {int(match[1]): self.path / match[0] for match in map(KEPT.fullmatch, names) if match}
         return dict(sorted(found.items()))
 
-    def load(self, optimizer: Optimizer) -> dict[str, Any] | None:
-        """Read the checkpoint into an optimizer, and return what else stands in it; None if there is none yet.
+    def load(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Read the checkpoint into an optimizer, and return what else stands in it, and arrays; None if there is none yet.
 
         Raises
         ------
@@ -194,7 +215,7 @@ class RunFolder:
         others = ", ".join(file.name for file in reversed(self.kept().values()))
         hint = f"; there are earlier ones, to be renamed to {self.checkpoint.name}: {others}" if others else ""
         try:
-            return checkpoint.load(self.checkpoint, optimizer)
+            return checkpoint.load_state(self.checkpoint, optimizer)
         except FileNotFoundError:
             if not hint:
                 return None

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt.errors import UsageError
-from gpuopt.runs.record.folder import RunFolder
 from gpuopt.limits import expect_file, expect_room
+from gpuopt.runs.record.folder import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from gpuopt.errors import UsageError
 from gpuopt.runs.loop import Callback
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from gpuopt.runs.loop import Loop, Row
@@ -40,6 +41,7 @@ class Metrics(Callback):
         self.lost: list[Row] = []
         self._path = path
         self._file: IO[bytes] | None = None
+        self._held: list[bytes] | None = None
 
     def restore(self, written: int, checksum: int) -> None:
         """Go on after the first bytes of the file, as a checkpoint has noted them.
@@ -78,6 +80,22 @@ class Metrics(Callback):
         assert self._file is not None
         self._file.close()
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is added inside is written in one go: a process that is killed has written all of it or nothing."""
+        self._held = self._held or []
+        try:
+            yield
+        finally:
+            self.flush()
+            self._held = None
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        if self._held:
+            lines, self._held = b"".join(self._held), []
+            self._write(lines)
+
     def sync(self) -> None:
         """Make the rows last, before a checkpoint vouches for them."""
         try:
@@ -88,8 +106,14 @@ class Metrics(Callback):
             raise
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        assert self._file is not None
         line = (json.dumps(finite(row)) + "\n").encode()
+        if self._held is not None:
+            self._held.append(line)
+        else:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        assert self._file is not None
         try:
             written = self._file.write(line)
             if written < len(line):  # a disk that becomes full tells only the next writer

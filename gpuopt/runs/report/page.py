@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import itertools
 import json
+import re
 from typing import TYPE_CHECKING
 
 from gpuopt import pictures
 from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
 from gpuopt.runs.record.history import History
 from gpuopt.runs.report import plots
 
@@ -26,6 +29,10 @@ CAPTIONS = {
     "learning_rate": "Learning rate of the step",
     "norms": "How long the gradient was, and how far its step went, over all parameters together",
 }
+FILES = re.compile(r"[^\w.-]")
+"""What a file's name had better not have."""
+MOST, LARGEST = 64, 16 << 20
+"""Pictures of a loop's own on the page, and bytes of one."""
 SHOWN = {
     "device": "Device",
     "reason": "Because",
@@ -86,12 +93,13 @@ def draw(
 
     drawn = pictures.pngs(figures())
     for name, content in drawn.items():
-        pictures.write(run.folder.path / f"{name}.png", content)
+        pictures.write(run.folder.path / f"{FILES.sub('_', name)}.png", content)
     if not run.rows:
         notes.append("No metrics yet.")
     parts = [f"<p>{html.escape(text)}</p>" for text in [about(run), *notes] if text]
     parts += ["<h2>How it ended</h2>" if run.summary else "<h2>How far it came</h2>", pictures.table([], _results(run))]
-    parts.append(_gallery((content, captions[name]) for name, content in drawn.items()))
+    captioned = [(content, captions.get(name, name)) for name, content in drawn.items()]
+    parts.append(_gallery([*captioned, *_images(run)]))
     if run.events:
         parts += ["<h2>Events</h2>", pictures.table(["number", "step", "what happened"], plots.explained(run))]
     settings = html.escape(json.dumps(run.content.get("config", run.content), indent=2))
@@ -152,6 +160,14 @@ def draw_over_each_other(runs: Sequence[History], out: Path, *parts: str, title:
         pictures.write(out, pictures.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}") from None
+
+
+def _images(run: History) -> Iterator[tuple[bytes, str]]:
+    """What the loop showed of what it made, as it was last."""
+    for file in sorted(run.folder.path.glob("image-*.png"))[:MOST]:
+        with contextlib.suppress(OSError):
+            if expect_file(file) <= LARGEST:
+                yield file.read_bytes(), file.stem.removeprefix("image-")
 
 
 def _results(run: History) -> list[tuple[str, object]]:

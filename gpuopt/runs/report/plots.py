@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpuopt import pictures
-from gpuopt.runs.record.events import explain
+from gpuopt.runs.record.events import NO_METRICS, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["explained", "figures", "overlay"]
 
 STEPS = "Step (updates of the parameters)"
+
+MOST = 32
+"""Pictures."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,25 @@ PANELS = (
 )
 
 
+def _panels(runs: Sequence[History]) -> list[Panel]:
+    """Those that are known, and one for each other metric."""
+    known = {key for panel in PANELS for key in panel.lines} | NO_METRICS
+    others = dict.fromkeys(key for run in runs for row in run.rows for key in row if key not in known)
+    return [*PANELS, *(Panel(key, key.replace("_", " ").capitalize(), {key: key}) for key in others)][:MOST]
+
+
+def _is_flat(run: History, panel: Panel) -> bool:
+    """Whether it would be the picture of one learning rate."""
+    return panel.name == "learning_rate" and len(set(run.points("lr")[1])) == 1
+
+
 def figures(run: History) -> Iterator[tuple[str, Figure]]:
     """The pictures of one run and their names; what it has no metrics for is left out."""
-    for panel in PANELS:
+    for panel in _panels([run]):
         if any(run.points(key)[0] for key in panel.lines) and not _is_flat(run, panel):
-            lines = [(label, run, key) for key, label in panel.lines.items()]
-            figure, (axes,) = pictures.figure(labels=list(panel.lines.values()))
+            labels = panel.lines if run.unit("loss") else {key: key.replace("_", " ") for key in panel.lines}
+            lines = [(label, run, key) for key, label in labels.items()]
+            figure, (axes,) = pictures.figure(labels=list(labels.values()))
             _draw(axes, panel, lines)
             pictures.legend(figure)
             margin = 0.02 * run.steps
@@ -52,14 +68,10 @@ def figures(run: History) -> Iterator[tuple[str, Figure]]:
             yield panel.name, figure
 
 
-def _is_flat(run: History, panel: Panel) -> bool:
-    """Whether it would show a learning rate that stays as it is: no picture says more of it than a number."""
-    return panel.name == "learning_rate" and len({round(y, 12) for y in run.points("lr")[1] if not math.isnan(y)}) == 1
-
-
 def overlay(runs: Sequence[History]) -> Figure:
     """Several runs over each other, in one picture with a part for each metric."""
-    parts = [(panel, key) for panel in PANELS for key in panel.lines if any(run.points(key)[0] for run in runs)]
+    panels = _panels(runs)
+    parts = [(panel, key) for panel in panels for key in panel.lines if any(run.points(key)[0] for run in runs)]
     rows = max(1, (len(parts) + 1) // 2)
     figure, every = pictures.figure(12.8, 3.9 * rows, rows, 2, [run.name for run in runs])
     for axes in every[len(parts) :]:

@@ -24,8 +24,8 @@ from gpuopt.runs.secondary import Secondary, environment, interpreter, warn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuopt.runs.record.folder import RunFolder
     from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.record.folder import RunFolder
 
 __all__ = ["is_wanted", "reported"]
 

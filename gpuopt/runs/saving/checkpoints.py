@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import math
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.rules import Rule
-from gpuopt.runs.saving.background import Background
-from gpuopt.errors import UsageError
-from gpuopt.runs.saving.explosions import Explosions, Progress
+from gpuopt.errors import SavingError, UsageError
 from gpuopt.runs.loop import Callback, is_number
 from gpuopt.runs.record.metrics import Metrics
+from gpuopt.runs.saving.background import Background
+from gpuopt.runs.saving.explosions import Explosions, Progress
 from gpuopt.runs.saving.snapshots import Snapshot
+from gpuopt.runs.secondary import warn
 
 if TYPE_CHECKING:
-    from gpuopt.runs.record.folder import RunFolder
-    from gpuopt.runs.loop import Loop, Row
-    from gpuopt.runs.saving.explosions import OnExplosion
+    from collections.abc import Iterator
 
-__all__ = ["HAND", "Checkpoints"]
+    from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.record.folder import RunFolder
+    from gpuopt.runs.saving.explosions import OnExplosion, Sight
+
+__all__ = ["HAND", "Checkpoints", "expect_interval", "saving"]
 
 HAND = "hand"
 """Who changes something, in the events of `gpuopt.runs.control.steering`."""
+INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
 HURRY = 1.0
 """Seconds that somebody waits at most who wants to leave at once."""
 
@@ -45,7 +51,9 @@ class Checkpoints(Callback):
         Of the last checkpoint that is on the disk as a whole.
     """
 
-    def __init__(self, folder: RunFolder, every: int | str, keep: int, on_explosion: OnExplosion) -> None:
+    def __init__(
+        self, folder: RunFolder, every: int | str, keep: int, on_explosion: OnExplosion, patience: int | None = None
+    ) -> None:
         self.folder = folder
         self.metrics = Metrics(folder.metrics)
         self.explosions = Explosions(on_explosion)
@@ -54,7 +62,8 @@ class Checkpoints(Callback):
         self._every_steps, self._every_seconds = interval(every)
         self._keep = keep
         self._background = Background()
-        self._lowest = math.inf
+        self._patience = patience  # steps without a lower loss
+        self._lowest, self._lowest_at = math.inf, 0
         self._best: Snapshot | None = None  # if it is not written yet
 
     def restore(self, run: Loop) -> None:
@@ -65,17 +74,20 @@ class Checkpoints(Callback):
         UsageError
             If checkpoint or metrics are damaged.
         """
-        extra = self.folder.load(run.optimizer)
-        if extra is None:
+        loaded = self.folder.load(run.optimizer)
+        if loaded is None:
             self._restore_metrics([0, 0], [])
             return
+        extra, arrays = loaded
         try:
+            run.put_back(arrays)
             position = extra["position"]
             explosions = Progress(**extra["explosions"])
             lowest = math.inf if extra["lowest"] is None else extra["lowest"]
+            lowest_at = extra.get("lowest_at", run.optimizer.steps)
             written, checksum = extra["metrics"]
             pending = list(extra["pending"])
-            counts = (explosions.rollbacks, explosions.skipped, written, checksum)
+            counts = (explosions.rollbacks, explosions.skipped, written, checksum, lowest_at)
             if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
                 raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
             numbers = (position["seconds"], explosions.first, explosions.last, lowest)
@@ -87,8 +99,13 @@ class Checkpoints(Callback):
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a run: {error!r}") from None
         self._restore_metrics([written, checksum], pending)
-        self.explosions.progress, self._lowest = explosions, lowest
+        self.explosions.progress, self._lowest, self._lowest_at = explosions, lowest, lowest_at
         self.steps = run.optimizer.steps
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest loss that a row told; None if there is none."""
+        return self._lowest if math.isfinite(self._lowest) else None
 
     def choose(self, run: Loop, lr: float) -> None:
         """Let the learning rate be another one from here on: as a change by hand, instead of those that are pending.
@@ -98,7 +115,6 @@ class Checkpoints(Callback):
         TypeError, ValueError
             If it is none.
         """
-        assert isinstance(run.optimizer.rule, Rule)
         rule: Any = run.optimizer.rule
         step = run.optimizer.steps
         rates = {"old": rule.at(step)["lr"], "new": dataclasses.replace(rule, lr=lr).at(step)["lr"]}
@@ -114,23 +130,25 @@ class Checkpoints(Callback):
         self._plan(run)
 
     def step(self, run: Loop) -> None:
-        self._background.look()
+        self._look_at_writing()
         steps = run.optimizer.steps
         due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
             self._plan(run)
             if self.explosions.is_sound(self.explosions.look(run)):
+                self._look_at_writing()
                 self.save()
 
-    def epoch(self, run: Loop) -> None:
-        if run.is_reported:
-            self._sight = self.explosions.look(run)
+    def _look(self, run: Loop) -> Sight:
+        return self.explosions.look(run)
 
-    def reported(self, run: Loop, row: Row) -> None:
-        if run.error is None and self.explosions.judge(run, self._sight):
-            loss: float = row["test_loss"] if "test_loss" in row else row["loss"]
-            if loss < self._lowest:
-                self._lowest, self._best = loss, self.explosions.good
+    def _judge(self, run: Loop, row: Row, sight: Sight) -> None:
+        if run.error is None and self.explosions.judge(run, sight):
+            loss: float | None = row.get("test_loss", row.get("loss"))
+            if loss is not None and loss < self._lowest:
+                self._lowest, self._lowest_at, self._best = loss, row["step"], self.explosions.good
+            elif self._patience is not None and row["step"] - self._lowest_at >= self._patience:
+                run.stop(f"no lower loss in {row['step'] - self._lowest_at:,} steps")
 
     def end(self, run: Loop) -> None:
         if run.error is None:  # a step may have been broken off in its middle
@@ -149,6 +167,15 @@ class Checkpoints(Callback):
         self.save()
         self._background.wait()
 
+    def _look_at_writing(self) -> None:
+        """Raise what kept the last checkpoint from being written, unless it may pass: no file can be opened at the moment."""
+        try:
+            self._background.look()
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            warn("a checkpoint is not written (%s); the next one may be", error)
+
     def wait(self) -> None:
         """Wait for what is being written."""
         self._background.wait()
@@ -162,14 +189,16 @@ class Checkpoints(Callback):
             "position": now.position,
             **self._vouched(),
             "explosions": dataclasses.asdict(self.explosions.progress),
-            "lowest": self._lowest if math.isfinite(self._lowest) else None,
+            "lowest": self.lowest,
+            "lowest_at": self._lowest_at,
         }
+        best_extra = extra | ({} if best is None else {"position": best.position})
         self._best = None
 
         def write() -> None:
             self.metrics.sync()
             if best_state is not None:
-                self.folder.save_best(best_state, extra)
+                self.folder.save_best(best_state, best_extra)
             if self._keep > 1 and self.steps not in (0, now.steps):
                 self.folder.keep(self.steps)
             self.folder.save(state, extra)
@@ -184,16 +213,43 @@ class Checkpoints(Callback):
     def _restore_metrics(self, vouched: list[int], pending: list[Any]) -> None:
         """Find the changes that are to be made again: those in the rows that are lost, and of the pending ones the others."""
         self.metrics.restore(*vouched)
-        lost = [row for row in self.metrics.lost if _is_by_hand(row)]
+        lost = list(self.metrics.lost)
         match self.folder.read_config():
             case {"resumed": {"metrics": since, "pending": list(noted), "lost": known}} if since == vouched:
                 pending = noted
                 if known == self.metrics.lost_checksum:  # killed before they were cut off
                     lost = []
-        self.pending = lost + [row for row in pending if _is_by_hand(row) and row not in lost]
+        # What followed a step back that was not saved belongs to a course that is lost.
+        back = (k for k, row in enumerate(lost) if (row.get("event"), row.get("by")) == ("rollback", HAND))
+        lost = lost[: next(back, len(lost))]
+        self.pending = [row for row in lost if _is_by_hand(row)] + [
+            row for row in pending if _is_by_hand(row) and row not in lost
+        ]
 
     def _plan(self, run: Loop) -> None:
         self._next = run.seconds + self._every_seconds
+
+
+def expect_interval(every: object, option: str) -> None:
+    """Refuse what is neither steps nor seconds."""
+    if not (type(every) is int or isinstance(every, str)) or not INTERVAL.fullmatch(str(every)):
+        raise UsageError(f"{option}{every}: expected steps or seconds, as in 500 or 30s")
+
+
+@contextlib.contextmanager
+def saving(checkpoints: Checkpoints, go_on: str) -> Iterator[None]:
+    """Say what is whole, and how to go on, if a file of the run cannot be written."""
+    folder = checkpoints.folder
+    try:
+        yield
+    except (BrokenPipeError, SavingError):
+        raise  # nobody reads what is printed
+    except OSError as error:
+        if error.filename is not None and Path(str(error.filename)).absolute().parent != folder.path:
+            raise  # somebody else's
+        whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {go_on}"
+        left = whole if folder.config.exists() else "nothing was begun"
+        raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
 
 
 def interval(every: int | str) -> tuple[int | None, float]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt import schedules
-from gpuopt.rules import Rule
 from gpuopt.runs.saving.snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -24,10 +23,6 @@ __all__ = ["Explosions", "OnExplosion", "Progress"]
 
 OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
 
-JUMP = 10.0
-"""A loss so many times the last good one has exploded, if it is above the first one, too."""
-WORSE = 1.5
-"""A loss so many times the first one has exploded: the network is worse than one that knows nothing."""
 PATIENCE = 100
 """Steps that a loss which jumped has to come back."""
 FACTOR = 0.5
@@ -89,6 +84,7 @@ class Explosions:
         """Take the state that a training starts with, or goes on with, as a good one."""
         self._seen = run.optimizer.skipped if self.policy == "skip" else 0
         self._suspected_at: int | None = None
+        self._worse, self._jump = run.worse, run.jump
         if math.isnan(self.progress.first):
             self.progress.first = self.progress.last = run.probe()()
         self.good = Snapshot.of(run)
@@ -102,6 +98,8 @@ class Explosions:
         """Whether it is, what was seen; its state is then the last good one."""
         self._count_skipped(sight)
         self._loss, now = sight.loss(), sight.state
+        if math.isnan(self.progress.first) or not self.progress.first:
+            self.progress.first = self.progress.last = self._loss
         self._is_finite = now.is_finite
         jumped = self._jumped(self._loss)
         sound = self._is_finite and (self.policy == "skip" or not jumped)
@@ -165,7 +163,7 @@ class Explosions:
             self.progress.rollbacks += 1
             lower_learning_rate(run, FACTOR)
             self.good = Snapshot.of(run)
-            event |= {"action": "rollback", "rollbacks": self.progress.rollbacks, "lr": run.optimizer.lr}
+            event |= {"action": "rollback", "rollbacks": self.progress.rollbacks, "lr": run.hyperparameters().get("lr")}
         else:
             limit = f", and {ROLLBACKS} rollbacks did not help" if self.policy == "rollback" else ""
             self.message = f"the training exploded: {reason}{limit}"
@@ -175,7 +173,9 @@ class Explosions:
 
     def _jumped(self, loss: float) -> bool:
         first, last = self.progress.first, self.progress.last
-        return not loss <= min(WORSE * first, max(first, JUMP * last))  # NaN, too
+        if not first:  # nothing to compare with
+            return math.isnan(loss)
+        return not loss <= min(_times(self._worse, first), max(first, _times(self._jump, last)))  # NaN, too
 
     def _count_skipped(self, sight: Sight) -> None:
         skipped = sight.skipped()
@@ -184,8 +184,14 @@ class Explosions:
 
 
 def lower_learning_rate(run: Loop, factor: float) -> None:
-    """Multiply the learning rate, of a schedule at every step."""
-    rule: Any = run.optimizer.rule
-    assert isinstance(rule, Rule)
-    lr = getattr(rule, "lr")  # noqa: B009  (not every rule has one; those of this package do)
-    run.optimizer.tune(lr=schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr)
+    """Multiply the learning rate of every rule that has one, of a schedule at every step."""
+    for pattern, rule in run.optimizer.rules.items():
+        if "lr" in rule.hyperparameters():
+            lr: Any = getattr(rule, "lr")  # noqa: B009  (not every rule has one)
+            lower = schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr
+            run.optimizer.tune(pattern, lr=lower)
+
+
+def _times(factor: float, loss: float) -> float:
+    """So many times as bad a loss, which may be negative."""
+    return loss + (factor - 1) * abs(loss)

@@ -41,7 +41,7 @@ class Snapshot:
     def of(cls, run: Loop) -> Snapshot:
         """Take one. In the middle of an epoch a GPU is waited for, at its end it is not: its copies come in time."""
         state = run.optimizer.state_dict()
-        held: Any = {name: state[name] for name in ("params", "state")}
+        held: Any = {name: state[name] for name in ("params", "state")} | {"arrays": run.arrays}
         arrays, structure = optree.tree_flatten(held)
         arrive = fetch(arrays)
 
@@ -53,7 +53,7 @@ class Snapshot:
 
     @property
     def state(self) -> State:
-        """As `Optimizer.state_dict` gives it, with arrays of its own, on the host."""
+        """As `Optimizer.state_dict` gives it, with the loop's ``arrays``; all of them copies, on the host."""
         return self._arriving()
 
     @property
@@ -63,7 +63,9 @@ class Snapshot:
 
     def restore(self, run: Loop) -> None:
         """Put the training back to here; the time that it took stays."""
-        run.optimizer.load_state_dict(self.state)
+        state = self.state
+        run.put_back(state["arrays"])
+        run.optimizer.load_state_dict(state)
         run.position = self.position | {"seconds": run.seconds}
 
     def _arrays(self) -> Iterator[NDArray[Any]]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from gpuopt.runs.control.live.follower import Row
 
-__all__ = ["decades", "line", "marks", "parted"]
+__all__ = ["decades", "line", "marks", "parted", "spans_decades"]
 
 INK, GREY = "#1a1a1a", "#6b6b6b"
 # Okabe and Ito's colours; lines differ in their dashes and marks, too.
@@ -38,7 +38,7 @@ def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
     """Steps and values; there is a gap where there is no value."""
     for row in rows:
         value = row.get(key)
-        yield [row["step"], value if key == "accuracy" or value is None or value > 0 else None]
+        yield [row["step"], value]
 
 
 def parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -56,9 +56,14 @@ def parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 def decades(values: Iterable[float]) -> dict[str, float]:
     """The ends of a logarithmic axis: powers of ten around the values, none of them at an end."""
-    known = [math.log10(value) for value in values]
+    known = [math.log10(value) for value in values if value > 0]
     low, high = min(known, default=0.0), max(known, default=0.0)
     return {"min": 10.0 ** max(-307, math.ceil(low - 1.02)), "max": 10.0 ** min(308, math.floor(high + 1.02))}
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether they are better seen on a logarithmic axis."""
+    return min(values, default=0.0) > 0 and max(values) / min(values) > 20
 
 
 def marks(events: Sequence[Row]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt.errors import UsageError
 from gpuopt.runs.control.channel import Client
+from gpuopt.runs.record.events import NO_METRICS, is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,8 +110,8 @@ class Follower:
     def _note(self, answer: Message) -> None:
         now = answer["now"]
         self._read_metrics()  # it may have gone back before
-        if self.now is None or (now["step"], now["lr"]) != (self.now["step"], self.now["lr"]):
-            self._add(self.points, now)
+        if self.now is None or (now["step"], now.get("lr")) != (self.now["step"], self.now.get("lr")):
+            self._add(self.points, {name: value for name, value in now.items() if value is None or is_number(value)})
         self.version += now != self.now
         self.now = now
 
@@ -136,6 +137,22 @@ class Follower:
                     back = {"step": row["back_to_step"], "lr": row.get("lr"), "seconds": self._seconds}
                     self._add(self.rows, back)
                     self._add(self.points, back)
+
+    def metrics(self) -> list[str]:
+        """What there are curves of: the loss first, the learning rate last; a test set's belong to the others'."""
+        last = [*self.rows[-1:], *self.points[-1:]]
+        found = dict.fromkeys(name for row in last for name in row if name not in NO_METRICS and is_number(row[name]))
+        names = [name for name in found if not (name.startswith("test_") and name.removeprefix("test_") in found)]
+        has_lr = any(is_number(row.get("lr")) for row in last)
+        return sorted(names, key=lambda name: name != "loss") + ["lr"] * has_lr
+
+    def images(self) -> dict[str, tuple[int, Callable[[], bytes]]]:
+        """What the loop shows, by name: a number that changes with it, and its file's content."""
+        found = {}
+        for file in sorted(self.folder.path.glob("image-*.png")):
+            with contextlib.suppress(OSError):
+                found[file.stem.removeprefix("image-")] = file.stat().st_mtime_ns, file.read_bytes
+        return found
 
     @property
     def _seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,10 @@ from nicegui import ui
 
 from gpuopt.runs.control.live import curves
 from gpuopt.runs.control.live.curves import EPOCH, GREY, INK, MOMENT, TEST
-from gpuopt.runs.record.events import explain
+from gpuopt.runs.record.events import describe, explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from gpuopt.runs.control.live.follower import Follower, Row
 
@@ -31,6 +32,7 @@ body:has(.status.ended) #popup { display: none !important; }
 .status.ended { background: #1a1a1a; color: #fff; }
 .name { font-family: ui-monospace, monospace; font-size: 14px; }
 .controls .q-btn { border-radius: 3px; white-space: nowrap; }
+.picture { max-width: 420px; image-rendering: pixelated; border: 1px solid #d8d8d8; }
 .events { font-size: 13px; line-height: 1.5; white-space: pre-line; max-height: 200px; overflow-y: auto; }
 """
 
@@ -50,7 +52,9 @@ def show(follower: Follower) -> None:
             ui.label("Events").style("font-weight: 600")
             events = ui.label().classes("events")
         with ui.column().style("flex: 1; min-width: 0; gap: 4px"):
-            charts = [Chart(follower, *about) for about in CHARTS]
+            pictures = Pictures(follower)
+            curves_column = ui.column().style("width: 100%; gap: 4px")
+    charts: dict[str, Chart] = {}
     controls: list[Controls] = []
     seen = -1
 
@@ -71,20 +75,22 @@ def show(follower: Follower) -> None:
                     controls.append(Controls(follower, now, refresh))
             controls[0].update(now, ended=follower.ended)
         events.set_text("\n".join(explain(event) for event in reversed(follower.events[-50:])) or "none yet")
-        for chart in charts:
+        with curves_column:
+            for name in follower.metrics():
+                if name not in charts:
+                    charts[name] = Chart(follower, name)
+        for chart in charts.values():
             chart.draw()
+        pictures.update()
 
     refresh()
     ui.timer(REFRESH, refresh)
 
 
 def _summary(now: Row) -> str:
-    parts = [f"{now['rule']}", f"epoch {now['epoch']:,} of {now['epochs']:,}", f"step {now['step']:,}"]
-    if now["loss"] is not None:
-        parts.append(f"loss {now['loss']:.4g}")
-    if now["accuracy"] is not None:
-        parts.append(f"accuracy {now['accuracy']:.3f}")
-    return " · ".join([*parts, f"learning rate {now['lr']:.4g}"])
+    epoch = [f"epoch {now['epoch']:,} of {now['epochs']:,}"] if "epoch" in now else []
+    where = f"step {now['step']:,} of {now['steps']:,}"
+    return " · ".join([now["rule"], *epoch, where, *filter(None, describe(now).split("  "))])
 
 
 class Controls:
@@ -248,18 +254,16 @@ class Fraction:
 
 Scale = Decades | Fraction
 
-CHARTS: Sequence[tuple[str, str, bool]] = (
-    ("loss", "loss (nats per sample)", True),
-    ("accuracy", "accuracy (fraction of samples)", False),
-    ("lr", "learning rate (per step)", True),
-)
+TITLES = {"accuracy": "accuracy (fraction of samples)", "lr": "learning rate (per step)"}
 
 
 class Chart:
     """One quantity over the steps."""
 
-    def __init__(self, follower: Follower, name: str, title: str, logarithmic: bool) -> None:
-        self._follower, self._name, self._logarithmic = follower, name, logarithmic
+    def __init__(self, follower: Follower, name: str) -> None:
+        self._follower, self._name = follower, name
+        unit = ((follower.now or {}).get("units") or {}).get(name)
+        title = TITLES.get(name) or name.replace("_", " ") + (f" ({unit})" if unit else "")
         self._chart = (
             ui.echart(
                 {
@@ -270,9 +274,9 @@ class Chart:
                     "xAxis": _axis("step (number)")
                     | {"type": "value", "min": 0, "nameLocation": "middle", "nameGap": 26},
                     "yAxis": _axis(title)
-                    | {"type": "log" if logarithmic else "value", "nameLocation": "end"}
+                    | {"type": "value", "nameLocation": "end"}
                     | {"nameTextStyle": {"align": "left", "color": INK, "padding": [0, 0, 0, -56]}}
-                    | ({} if logarithmic else {"min": 0, "max": 1}),
+                    | ({"min": 0, "max": 1} if name == "accuracy" else {}),
                     "series": [],
                 }
             )
@@ -285,20 +289,13 @@ class Chart:
         follower = self._follower
         points, left = curves.parted(follower.points)
         rows, _ = curves.parted(follower.rows)
-        points, rows = ([row for row in known if "loss" in row] for known in (points, rows))
-        if follower.now is not None and follower.now["accuracy"] is None:  # regression
-            self._chart.set_visibility(self._name != "accuracy")
-            if self._name == "loss":
-                self._chart.options["yAxis"]["name"] = "loss (mean squared error)"
+        points, rows = ([row for row in known if self._name in row] for known in (points, rows))
         if self._name == "lr":
             both, left = curves.parted(sorted([*follower.points, *follower.rows], key=lambda row: row["seconds"]))
             series = [curves.line("learning rate", both, "lr", MOMENT, step="end")]
         else:
-            title = "training (up to 1024 samples, at the moment)"
-            series = [curves.line(title, points, self._name, MOMENT)]
-            series.append(
-                curves.line("training (mean over the epoch)", rows, self._name, EPOCH, dash="dotted", symbol="circle")
-            )
+            series = [curves.line("at the moment", points, self._name, MOMENT)]
+            series.append(curves.line("as recorded", rows, self._name, EPOCH, dash="dotted", symbol="circle"))
             if any(f"test_{self._name}" in row for row in rows):
                 series.append(curves.line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
         if left:
@@ -308,13 +305,38 @@ class Chart:
         self._chart.options["legend"]["data"] = [
             {"name": line["name"], "itemStyle": {"opacity": 0 if line["symbol"] == "none" else 1}} for line in series
         ]
-        if self._logarithmic:
-            self._chart.options["yAxis"] |= curves.decades(
-                y for line in series for _, y in line["data"] if y is not None
-            )
+        if self._name != "accuracy":
+            known = [y for line in series for _, y in line["data"] if y is not None]
+            axis = self._chart.options["yAxis"]
+            if curves.spans_decades(known) or (self._name in {"loss", "lr"} and min(known, default=1) > 0):
+                axis |= {"type": "log", **curves.decades(known)}
+            else:
+                axis |= {"type": "value", "min": None, "max": None}
         self._chart.update()
 
 
 def _axis(name: str) -> dict[str, Any]:
     lines = {"axisLine": {"show": True, "lineStyle": {"color": INK}}, "splitLine": {"lineStyle": {"color": "#e6e6e6"}}}
     return {"name": name, "nameTextStyle": {"color": INK}, "axisLabel": {"color": INK}, **lines}
+
+
+class Pictures:
+    """What the loop shows of what it makes."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+        self._row = ui.row().style("gap: 16px; flex-wrap: wrap")
+        self._shown: dict[str, tuple[Any, int]] = {}
+
+    def update(self) -> None:
+        """Show those that are new, and those that changed."""
+        for name, (version, read) in self._follower.images().items():
+            image, known = self._shown.get(name, (None, -1))
+            if image is None:
+                with self._row, ui.column().style("gap: 2px"):
+                    image = ui.element("img").classes("picture").props(f'alt="{name}"').mark(name)
+                    ui.label(name).classes("muted")
+            if known != version:
+                content = base64.b64encode(read()).decode()
+                image.props(f'src="data:image/png;base64,{content}"')
+            self._shown[name] = image, version
