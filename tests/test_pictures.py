@@ -220,7 +220,7 @@ def test_other_data(kind: str) -> None:
     train(Config(data="data.npz", hidden=(8,), epochs=5), out="run")
     report.draw("run")
     there = (
-        ["boundary", "loss", "norms", "predicted", "residuals"]
+        ["boundary", "loss", "norms", "predicted", "residuals", "rmse"]
         if kind == "numbers"
         else ["accuracy", "confusion", "loss", "norms"]
     )
@@ -228,9 +228,9 @@ def test_other_data(kind: str) -> None:
     assert "Loss, test set" in told(Path("run/report.html"))
     Path("data.npz").unlink()
     report.draw("run")
-    assert "Without pictures of what the network predicts: data.npz: No such file" in told(Path("run/report.html")).replace(
-        f"{Path.cwd()}/", ""
-    )
+    assert "Without pictures of what the network predicts: data.npz: No such file" in told(
+        Path("run/report.html")
+    ).replace(f"{Path.cwd()}/", "")
 
 
 @pytest.mark.parametrize(

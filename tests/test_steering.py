@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpuopt.runs.record.events import explain
 from running import Running, gpuopt, opened, rows
 from safetensors.numpy import load_file
 
 from gpuopt import schedules
 from gpuopt.runs.control.channel import Client
+from gpuopt.runs.record.events import explain
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import Callback, Config, Training, UsageError, resume, train
 

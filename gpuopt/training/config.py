@@ -59,6 +59,11 @@ DEEPEST = 1000
 """Hidden layers."""
 LEGACY = "dtype"
 """The task that version 0.1.0 chose by the targets' dtype, in the configurations that it wrote."""
+SPIKES = (
+    "Spikes in the loss: this learning rate hardly falls, and Adam now and then leaps out of a narrow valley, to which it returns; "
+    "--lr 0.05 --schedule cosine ends smoothly"
+)
+"""What is said of the built-in run, which is that of a book."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 

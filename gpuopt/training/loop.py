@@ -121,7 +121,9 @@ class Training(Loop):
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._lr = math.nan  # likewise
-        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = None  # epoch and batch that come next
+        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = (
+            None  # epoch and batch that come next
+        )
         self._row: Callable[[], Row] | None = None
         self.is_asynchronous = backend.is_asynchronous
         every = math.ceil(len(data.train) / PROBED)
