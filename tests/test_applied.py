@@ -254,7 +254,7 @@ def test_numbers_in_their_own_units(files: Path) -> None:
 # Exports
 
 
-def applied(arrays: dict[str, NDArray[Any]], x: NDArray[np.float64]) -> NDArray[Any]:
+def applied(arrays: dict[str, NDArray[Any]], x: NDArray[np.float64]) -> Any:
     """What an exported .npz predicts."""
     a = ((np.where(np.isnan(x), arrays["fill"], x) if "fill" in arrays else x) - arrays["shift"]) / arrays["scale"]
     count = sum(name.startswith("w") for name in arrays)
@@ -427,10 +427,6 @@ def test_patience_keeps_the_best_state(tmp_path: Path) -> None:
     assert result.test_loss == pytest.approx(best["test_loss"], rel=1e-6)
     model = load_model(tmp_path / "run")
     assert model.state == "best.safetensors"
-    data = from_arrays((X, y), validation=0.3, standardize=True)
-    assert data.test is not None
-    likely = np.exp(model.outputs(X))
-    assert likely.shape == (N, 2)
 
 
 def test_patience_needs_something_to_judge_by(tmp_path: Path) -> None:
@@ -501,8 +497,7 @@ def test_column_names_reach_the_terminal_without_control_characters(tmp_path: Pa
     file = csv(tmp_path / "a.csv", "a\x1b[31m,b\x07,y\n1,2,u\n")
     with pytest.raises(UsageError) as caught:
         load(file, "z")
-    assert "\x1b" not in str(caught.value)
-    assert "\x07" not in str(caught.value)
+    assert not {"\x1b", "\x07"} & set(str(caught.value))
     assert r"a\x1b[31m, b\x07, y" in str(caught.value)
 
 

@@ -60,6 +60,11 @@ DEEPEST = 1000
 """Hidden layers."""
 LEGACY = "dtype"
 """The task that version 0.1.0 chose by the targets' dtype, in the configurations that it wrote."""
+SPIKES = (
+    "Spikes in the loss: this learning rate hardly falls, and Adam now and then leaps out of a narrow valley, to which it returns; "
+    "--lr 0.05 --schedule cosine ends smoothly"
+)
+"""What is said of the built-in run, which is that of a book."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -180,6 +185,7 @@ class Config:
     """What was not chosen, and what it became; `dataclasses.replace` hands it on."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_filled", dict(self._filled))
         if self.data is not None:
             object.__setattr__(self, "data", str(self.data))
         if self._is_built_in:
@@ -220,9 +226,8 @@ class Config:
         """The same for arrays in place of the spiral: with what suits them where nothing else was chosen."""
         if self.data is not None:
             raise UsageError(f"--data {self.data}: expected this, or data=(x, y), not both")
-        chosen = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init and f.name not in self._filled
-        }
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
+        chosen = {name: x for name, x in values.items() if name not in self._filled or self._filled[name] != x}
         return Config(**{**chosen, "data": ARRAYS})
 
     def _fill(self, values: Mapping[str, Any]) -> None:

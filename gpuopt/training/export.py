@@ -75,7 +75,7 @@ def export(model: Model, kind: str, out: str | Path) -> Path:
     return path
 
 
-def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915 - a graph, node after node
+def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915  (one story, a node after the other)
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError:
@@ -152,7 +152,7 @@ def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915 - a graph, node afte
     try:
         checker.check_model(made)
         content: bytes = made.SerializeToString()
-    except Exception as error:  # noqa: BLE001 - of the checker's own kinds
+    except Exception as error:  # noqa: BLE001  (the checker's, protobuf's)
         raise UsageError(f"--format onnx: has no word for this model ({' '.join(str(error).split()):.160})") from None
     return content
 

@@ -121,7 +121,9 @@ class Training(Loop):
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._lr = math.nan  # likewise
-        self._ahead: tuple[int, int, Iterator[tuple[Array, Array]]] | None = None  # epoch, batch, and what is left
+        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = (
+            None  # epoch and batch that come next
+        )
         self._row: Callable[[], Row] | None = None
         self.is_asynchronous = backend.is_asynchronous
         every = math.ceil(len(data.train) / PROBED)
@@ -264,21 +266,14 @@ class Training(Loop):
 
     def _samples(self, batch: int) -> tuple[Array, Array]:
         """A batch of the epoch. Their order depends on the seed and the epoch alone, not on what was before."""
-        if self._ahead is None or self._ahead[:2] != (self.epoch, batch):
-            self._ahead = self.epoch, batch, self._batches(batch)
-        found = next(self._ahead[2])
-        self._ahead = self.epoch, batch + 1, self._ahead[2]
-        return found
-
-    def _batches(self, first: int) -> Iterator[tuple[Array, Array]]:
-        """What is left of the epoch from a batch on."""
-        samples = len(self._train)
-        size = samples if self.config.batch_size == "full" else self.config.batch_size
-        if size >= samples:
-            yield from self._train.batches(None, samples, 0)
-            return
-        random = np.random.RandomState([self.config.seed, self.epoch])
-        yield from self._train.batches(random.permutation(samples), size, first)
+        if self._feeding is None or self._feeding[0] != (self.epoch, batch):
+            size = len(self._train) if self.config.batch_size == "full" else self.config.batch_size
+            random = np.random.RandomState([self.config.seed, self.epoch])
+            order = None if size >= len(self._train) else random.permutation(len(self._train))
+            self._feeding = (self.epoch, batch), self._train.batches(order, size, batch)
+        _, batches = self._feeding
+        self._feeding = (self.epoch, batch + 1), batches
+        return next(batches)
 
     def _report(self) -> Callable[[], Row]:
         """The metrics of the epoch whose last step was taken; what is returned waits for them."""

@@ -30,15 +30,15 @@ class Patience(Callback):
             lines = (training.folder / "metrics.jsonl").read_text().splitlines()
             for row in map(json.loads, lines):
                 if "event" not in row and row["step"] <= training.optimizer.steps:
-                    self._compare(row)
+                    self._see(row)
 
     def reported(self, training: Training, row: Row) -> None:
-        self._compare(row)
+        self._see(row)
         if row["epoch"] - self._since >= self._epochs:
             best = f"the lowest test loss, {self._lowest:.6g}, is that of epoch {self._since}"
             training.stop(f"{best}; patience of {self._epochs} epochs")
 
-    def _compare(self, row: Row) -> None:
+    def _see(self, row: Row) -> None:
         loss = row.get("test_loss")
         if loss is not None and loss < self._lowest:
             self._lowest, self._since = loss, row["epoch"]

@@ -26,6 +26,7 @@ __all__ = ["draw", "draw_over_each_other", "rehearse"]
 CAPTIONS = {
     "loss": "Loss: the mean over each reported epoch",
     "accuracy": "Accuracy: the mean over each reported epoch",
+    "rmse": "Root mean squared error, in the target's own units, over each reported epoch",
     "learning_rate": "Learning rate of the step",
     "norms": "How long the gradient was, and how far its step went, over all parameters together",
 }
@@ -42,6 +43,10 @@ SHOWN = {
     "train_accuracy": "Accuracy, training set",
     "test_loss": "Loss, test set",
     "test_accuracy": "Accuracy, test set",
+    "train_rmse": "RMSE, training set (the target's units)",
+    "train_r2": "R2, training set",
+    "test_rmse": "RMSE, test set (the target's units)",
+    "test_r2": "R2, test set",
     "seconds": "Time (s)",
     "stopped": "Stopped, because",
 }
@@ -85,7 +90,7 @@ def draw(
                 captions[name] = caption
                 yield name, figure
         except (KeyError, OSError, ValueError) as error:  # UsageError and CheckpointError are ValueErrors
-            notes.append(f"Without what the network predicts in the plane: {error}")
+            notes.append(f"Without pictures of what the network predicts: {error}")
 
     drawn = pictures.pngs(figures())
     for name, content in drawn.items():
@@ -149,6 +154,7 @@ def draw_over_each_other(runs: Sequence[History], out: Path, *parts: str, title:
             return
         names = ", ".join(run.name for run in runs)
         events = [(run.name, step, text) for run in runs for _, step, text in plots.explained(run)]
+        parts = parts or ("<h2>Results</h2>", _compared(runs))
         told = ["<h2>Events</h2>", pictures.table(["run", "step", "what happened"], events)] if events else []
         caption = f"{names}. Vertical lines: events, in the style of their run, with its marker on them"
         picture = pictures.image(content, caption if events else names)
@@ -171,6 +177,15 @@ def _results(run: History) -> list[tuple[str, object]]:
     last = run.rows[-1] if run.rows else {}
     known = [(name.replace("_", " ").capitalize(), value) for name, value in last.items() if value is not None]
     return [("State", "still going on, stopped or killed"), *known]
+
+
+def _compared(runs: Sequence[History]) -> str:
+    """A row for each run, a column for each result that one has."""
+    results = [dict(_results(run)) for run in runs]
+    names = list(dict.fromkeys(name for own in results for name in own if name != SHOWN["reason"]))
+    return pictures.table(
+        ["run", *names], [[run.name, *(own.get(n, "") for n in names)] for run, own in zip(runs, results, strict=True)]
+    )
 
 
 def _gallery(shown: Iterable[tuple[bytes, str]]) -> str:

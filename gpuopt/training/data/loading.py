@@ -284,7 +284,12 @@ def _features(part: Part, how: Reading) -> Features:
         if part.x.dtype.kind not in "biuf":
             raise UsageError(f"{part.x_name}: dtype {part.x.dtype}, expected integers or floats")
         width = math.prod(part.x.shape[1:])
-        return Features(width, missing=how.missing, is_bytes=part.x.dtype == np.uint8)
+        return Features(
+            width,
+            missing=how.missing,
+            is_bytes=part.x.dtype == np.uint8,
+            shape=part.x.shape[1:] if part.x.ndim > 2 else (),
+        )
     import pandas as pd
 
     columns = []

@@ -65,6 +65,8 @@ class Features:
     missing : {"mean", "drop"} or None
     is_bytes : bool
         Whether it was learned on bytes (uint8).
+    shape : tuple of int
+        Of a sample, if that has more than one dimension, as images have.
 
     Examples
     --------
@@ -84,6 +86,7 @@ class Features:
     fill: NDArray[np.float64] | None = None
     missing: Missing | None = None
     is_bytes: bool = False
+    shape: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -259,6 +262,7 @@ class Features:
             "fill": None if self.fill is None else self.fill.tolist(),
             "missing": self.missing,
             "is_bytes": self.is_bytes,
+            "shape": list(self.shape),
         }
 
     @classmethod
@@ -273,9 +277,16 @@ class Features:
             )
         shift, scale = (np.asarray(plain[name], np.float64) for name in ("shift", "scale"))
         fill = None if plain["fill"] is None else np.asarray(plain["fill"], np.float64)
-        made = cls(width, columns, shift, scale, fill, plain["missing"], bool(plain["is_bytes"]))
+        shape = tuple(int(n) for n in plain["shape"])
+        made = cls(width, columns, shift, scale, fill, plain["missing"], bool(plain["is_bytes"]), shape)
         fits = all(a is None or a.shape in {(), (width,)} for a in (shift, scale, fill))
-        if width < 1 or not fits or (columns is not None and len(made.inputs) != width) or not np.all(scale):
+        if (
+            width < 1
+            or (shape and math.prod(shape) != width)
+            or not fits
+            or (columns is not None and len(made.inputs) != width)
+            or not np.all(scale)
+        ):
             raise ValueError("features: widths, shifts and scales that do not fit")
         return made
 
