@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent
 
 project = "gpuopt"
 author = "The gpuopt developers"
-copyright = "The gpuopt developers"  # noqa: A001 - Sphinx calls it so
+copyright = "The gpuopt developers"
 version = release = gpuopt.__version__
 
 extensions = [
@@ -50,6 +50,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
 }
 
+templates_path = ["_templates"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"gpuopt {release}"
 html_static_path = ["_static"]

@@ -24,7 +24,10 @@ first = np.concatenate([-waves * np.sin(phase), waves * np.cos(phase)], 1)
 second = np.concatenate([-(waves**2) * np.cos(phase), -(waves**2) * np.sin(phase)], 1)
 
 params = {"c": np.zeros(48), "damping": np.array(0.1), "stiffness": np.array(3.0)}
-rules = {"c": gpuopt.Adam(lr=gpuopt.schedules.cosine(0.03, steps=6000)), "*": gpuopt.chain(gpuopt.Adam(lr=5e-3), gpuopt.NonNegative())}
+rules = {
+    "c": gpuopt.Adam(lr=gpuopt.schedules.cosine(0.03, steps=6000)),
+    "*": gpuopt.chain(gpuopt.Adam(lr=5e-3), gpuopt.NonNegative()),
+}
 opt = gpuopt.Optimizer(params, rules)
 for _ in range(6000):
     c, d, k = params["c"], params["damping"], params["stiffness"]
@@ -44,5 +47,7 @@ figure, axis = plt.subplots(figsize=(8, 3.6), layout="constrained")
 axis.plot(t, truth, color="0.7", linewidth=4, label="truth")
 axis.plot(t, basis @ params["c"], label="fit")
 axis.plot(t[seen], data, "k.", label="samples")
-axis.set_title(f"damping {params['damping']:.2f} (0.30), frequency {np.sqrt(params['stiffness'] - params['damping']**2):.2f} (2.00)")
+axis.set_title(
+    f"damping {params['damping']:.2f} (0.30), frequency {np.sqrt(params['stiffness'] - params['damping'] ** 2):.2f} (2.00)"
+)
 axis.legend()

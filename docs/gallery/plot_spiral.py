@@ -33,7 +33,11 @@ def forward(x):
 
 losses = {}
 start = {name: value.copy() for name, value in params.items()}
-for name, rule in {"SGD": gpuopt.SGD(lr=0.5, momentum=0.9), "RMSProp": gpuopt.RMSProp(lr=0.01), "Adam": gpuopt.Adam(lr=0.02)}.items():
+for name, rule in {
+    "SGD": gpuopt.SGD(lr=0.5, momentum=0.9),
+    "RMSProp": gpuopt.RMSProp(lr=0.01),
+    "Adam": gpuopt.Adam(lr=0.02),
+}.items():
     for key, value in start.items():
         params[key][...] = value
     opt = gpuopt.Optimizer(params, rule)
