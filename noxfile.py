@@ -146,6 +146,39 @@ def build(session: nox.Session) -> None:
             session.run("pytest", *session.posargs)
 
 
+@nox.session(python=OLDEST_PYTHON)
+def docs(session: nox.Session) -> None:
+    """Build the pages into docs/_build/html; a warning is an error, and nothing is fetched. ``-- -D plot_gallery=0`` is quick."""
+    session.install("-e.[train]", *dependencies("docs"))
+    options = ["-W", "--keep-going", "-b", "html", *session.posargs]
+    session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", env={"MPLBACKEND": "agg"})
+
+
+@nox.session(python=OLDEST_PYTHON)
+def release(session: nox.Session) -> None:
+    """Build, check, try outside the tree, and tag a release; all but the upload, whose command is shown."""
+    session.install(*dependencies("release"))
+    git = ("git", "-c", "advice.detachedHead=false")
+    if session.run(*git, "status", "--porcelain", external=True, silent=True):
+        session.error("the tree has changes, expected a clean one: what is released must be what is tagged")
+    session.run("validate-pyproject", "pyproject.toml")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder)
+        files = sorted(map(str, Path(folder).iterdir()))
+        (wheel,) = Path(folder).glob("*.whl")
+        session.run("twine", "check", "--strict", *files)
+        session.run("check-wheel-contents", str(wheel))
+        session.install(str(wheel))
+        with session.chdir(folder):
+            session.run("python", "-c", CORE)
+        version = wheel.name.split("-")[1]
+        session.run(*git, "tag", f"v{version}", external=True)
+        Path("dist").mkdir(exist_ok=True)
+        for file in files:
+            shutil.copy(file, "dist")
+    session.log(f"tagged v{version}; to upload: twine upload dist/gpuopt-{version}*")
+
+
 @nox.session(python=OLDEST_PYTHON, venv_backend="uv")
 def minimums(session: nox.Session) -> None:
     """Run the tests with the oldest versions that pyproject.toml allows."""

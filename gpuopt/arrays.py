@@ -76,7 +76,9 @@ def place(x: Any) -> str:
 def are_together(a: Any, b: Any) -> bool:
     """Whether two arrays are of one library and device; of one that is traced the device is not known."""
     here, there = place(a), place(b)
-    return here == there or (not (":" in here and ":" in there) and namespace(a) is namespace(b))
+    if here == there or is_numpy(a) or is_numpy(b) or (":" in here and ":" in there):
+        return here == there
+    return namespace(a) is namespace(b)
 
 
 def describe(x: object) -> str:

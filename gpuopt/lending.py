@@ -49,7 +49,7 @@ class Lenders:
     def __init__(self, given: Sequence[Any], arrays: Sequence[Any]) -> None:
         self._given, self._arrays = list(given), list(arrays)
         self.tensors = [x for x in given if is_tensor(x)]
-        self._pointers = [x.data_ptr() if is_tensor(x) else 0 for x in given]
+        self._pointers = [x.data_ptr() if is_tensor(x) else None for x in given]
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -58,7 +58,7 @@ class Lenders:
     def arrays_of(self, leaves: Iterable[Any]) -> list[Any]:
         """Return the array of each leaf that is the tensor that it was; others are returned as they are."""
         return [
-            array if x is own and (not pointer or x.data_ptr() == pointer) and x.shape == own.shape else x
+            array if pointer is not None and x is own and x.data_ptr() == pointer and x.shape == array.shape else x
             for x, own, array, pointer in zip(leaves, self._given, self._arrays, self._pointers, strict=True)
         ]
 

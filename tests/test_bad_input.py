@@ -296,7 +296,7 @@ GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] =
 class Unshared:
     """An array of a library whose memory NumPy cannot share."""
 
-    shape, dtype, device = (3, 2), np.dtype("f8"), "far"
+    shape, dtype, device = (3, 2), np.dtype("f8"), "far:1"
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return np

@@ -55,6 +55,7 @@ LAYERS: dict[str, set[str]] = {
         "tuning",
     },
     "functional": {"arrays", "engines", "groups", "leaves", "rules/base", "trees"},
+    "__main__": {"cli"},
     "lending": set(),
     "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
     "checkpoint": {"arrays", "optimizer"},

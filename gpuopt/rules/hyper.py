@@ -224,6 +224,18 @@ def bounded(default: float, low: float = -math.inf, high: float = math.inf) -> A
     TypeError, ValueError
         If the range is empty, or the default outside of it.
 
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import gpuopt
+    >>> @dataclass(frozen=True)
+    ... class Halving(gpuopt.Rule):
+    ...     lr: gpuopt.Hyper = gpuopt.bounded(0.5, 0, 1)
+    ...     def update(self, xp, p, g, s, h):
+    ...         return p - h.lr * g, {}
+    >>> Halving().lr
+    0.5
+
     """
     kind = Number(low, high)
     return field(default=Hyperparameter("bounded: default", default, kind).value, metadata={"kind": kind})
