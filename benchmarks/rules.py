@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def adam(shape: Shape) -> dict[str, Step]:
 def torch(name: str, *versions_: str, **arguments: Any) -> Callable[[Shape], dict[str, Step]]:
     """The versions of an optimizer of torch."""
     case = peers.Case(name, gpuopt.SGD(), (name, {"lr": LR, **arguments}), ("", {}), peers.sgd_by_hand)
-    kinds = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
+    kinds: dict[str, Any] = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
     return lambda shape: {f"torch {kind}": peers.torch_step(case, shape, **kinds[kind]) for kind in versions_}
 
 
@@ -90,16 +91,15 @@ def other_lbfgs(shape: Shape) -> dict[str, Step]:
         rule = optax.chain(optax.scale_by_lbfgs(MEMORY), optax.scale(-LR))
         q, k = jax.numpy.array(peers.leaves(shape, 0)[0]), jax.numpy.array(curvatures(shape[1]))
 
-        @jax.jit
         def update(x: Any, state: Any) -> Any:
             moves, state = rule.update(k * x, state, x)
             return x + moves, state
 
-        now = q, rule.init(q)
+        now, compiled = (q, rule.init(q)), jax.jit(update)
 
         def jitted() -> None:
             nonlocal now
-            now = jax.block_until_ready(update(*now))
+            now = jax.block_until_ready(compiled(*now))
 
         steps["Optax jit"] = jitted
     return steps
@@ -121,10 +121,10 @@ ROWS: Mapping[str, tuple[Shape, Callable[[Shape], Step], Callable[[Shape], dict[
     **{
         name: (
             (1, 5_000_000),
-            lambda shape, name=name: ours(getattr(gpuopt, name)(LR), shape),
+            partial(ours, getattr(gpuopt, name)(LR)),
             torch(other, "foreach", "loop"),
             0.3,
-        )  # type: ignore[misc]
+        )
         for name, other in {"RAdam": "RAdam", "NAdam": "NAdam", "AdaMax": "Adamax", "AdaDelta": "Adadelta"}.items()
     },
 }
