@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conformance import ROWS, Row
 
+import gpuopt
 from gpuopt import nvrtc
 from gpuopt.engines import cuda_code
 from gpuopt.engines.table import Variant
@@ -19,6 +20,8 @@ from gpuopt.engines.trace import trace
 
 ARCHITECTURES = ["sm_70", "sm_80", "sm_90", "sm_100"]
 KERNELS = {f"{row.id}_{dtype}": (row, dtype) for row in ROWS for dtype in ("float32", "float64")}
+REDUCING = {"lamb": gpuopt.LAMB(), "prodigy": gpuopt.Prodigy(), "lbfgs": gpuopt.LBFGS(memory=5)}
+PASSES = {f"{name}_{dtype}": (rule, dtype) for name, rule in REDUCING.items() for dtype in ("float32", "float64")}
 
 
 def run(*command: str, folder: Path) -> str:
@@ -39,6 +42,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (row, dtype) in KERNELS.items():
         source = cuda_code.source((Variant(trace(row.make()), dtype),))
         sources.append(f"namespace {name} {{\n{source.replace('step(', f'{name}(')}\n}}\n")
+    for name, (rule, dtype) in PASSES.items():
+        variants = (Variant(trace(rule), dtype),)
+        for last, source in ((True, cuda_code.source(variants)), (False, cuda_code.reduction(0, variants))):
+            own = re.sub(r"\b(step|reduce)\(", f"{name}_last(" if last else f"{name}(", source)
+            undefined = "".join(f"#undef {macro}\n" for macro in re.findall(r"#define (\w+)", own))
+            sources.append(f"namespace {name}_{last} {{\n{own}\n}}\n{undefined}")
     (folder / "kernels.cu").write_text("".join(sources))
     return folder
 
@@ -52,7 +61,8 @@ def resources(folder: Path) -> dict[tuple[str, str], str]:
     said = run("nvcc", "-fatbin", "-fmad=false", "-Xptxas=-v", "--threads=0", *codes, "kernels.cu", folder=folder)
     blocks = re.split(r"Compiling entry function '(\w+)' for '(\w+)'", said)[1:]
     found = {(name, target): text for name, target, text in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True)}
-    assert found.keys() == {(name, target) for name in KERNELS for target in targets}
+    names = [*KERNELS, *PASSES, *(f"{name}_last" for name in PASSES)]
+    assert found.keys() == {(name, target) for name in names for target in targets}
     return found
 
 
@@ -96,6 +106,6 @@ def test_nvrtc_compiles_it_for_old_and_new_devices(kernel: str, architecture: st
     assert nvrtc._compiled(library, text, architecture)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [*KERNELS, *PASSES, *(f"{name}_last" for name in PASSES)])
 def test_nothing_is_contracted_or_flushed(name: str, ptx: dict[str, str]) -> None:
     assert not re.findall(r"\bfma\.|\.ftz|\.approx", ptx[name])

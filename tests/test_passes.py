@@ -270,6 +270,19 @@ def test_a_step_left_out_leaves_numbers_as_they_are(rule: Rule, nonfinite: Any, 
     assert_same_bits(fused_space.got(opt), before)
 
 
+def test_lbfgs_begins_with_the_first_step_that_counts(fused_space: Space) -> None:
+    """One that is left out is no pair, and does not take the place of one."""
+    found = []
+    for bad in ((), (0, 3)):
+        w, k = fused_space.put(np.ones(5)), 0
+        opt = gpuopt.Optimizer(w, gpuopt.LBFGS(0.1, memory=2), nonfinite="skip")
+        while opt.steps - opt.skipped < 6:
+            opt.step(fused_space.put(np.arange(1, 6) * (math.nan if k in bad else fused_space.get(w))))
+            k += 1
+        found.append(fused_space.got(opt))
+    assert_same_bits(found[1], found[0])
+
+
 # Several places
 
 

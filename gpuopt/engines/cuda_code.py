@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuopt.engines import norms, table
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.passes import passes, uniform, update
+from gpuopt.engines.passes import operands, passes, uniform, update
 from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ __device__ __forceinline__ void largest_lane(double value, double* lanes, double
     __syncthreads();
 }}
 {functions}
-extern "C" __global__ void __launch_bounds__(LANES)
+extern "C" __global__ void __launch_bounds__(LANES, 1)  // rather fewer blocks at once than spilled registers
 reduce(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
        long long segments, double* numbers, double* totals, long long groups, const long long* first_chunk, double* partials,
        double* found, unsigned int* finished, int gradients_at, const GRID_CONSTANT Values values)
@@ -401,28 +401,53 @@ reduce(const long long* table, const long long* gradients, const long long* chun
 """
 
 _REDUCE = """
-__device__ __forceinline__ void reduce{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* h, const double* own, double* lanes, double* out)
+__device__ {inlined} void reduce{i}_{part}({arguments})
 {{
     {prologue}
-{loops}
+    for (int i = threadIdx.x; i < n; i += LANES) {{
+        {body}
+    }}
+    {add}
 }}
 """
 
-_REDUCING_LOOP = """\
-    {{
-        {prologue}
-        for (int i = threadIdx.x; i < n; i += LANES) {{
-            {body}
-        }}
-        {add}
-    }}"""
+_REDUCE_ALL = """
+__device__ __forceinline__ void reduce{i}({arguments})
+{{
+    {calls}
+}}
+"""
+
+_REDUCE_ARGUMENTS = {
+    "row": "const long long*",
+    "gradient": "long long",
+    "leaf_scale": "double",
+    "start": "long long",
+    "n": "int",
+    "c": "const {T}*",
+    "h": "const double*",
+    "own": "const double*",
+    "lanes": "double*",
+    "out": "double*",
+}
 
 _NUMBERS = """
-__device__ __noinline__ void numbers{i}(const long long* row, const double* found, const double* totals, const double* h, double* own)
+__device__ __noinline__ void numbers{i}_{part}({arguments})
 {{
     {body}
 }}
 """
+
+_NUMBERS_ALL = """
+__device__ __forceinline__ void numbers{i}({arguments})
+{{
+    {calls}
+}}
+"""
+
+_NUMBERS_ARGUMENTS = "const long long* row, const double* found, const double* totals, const double* h, double* own"
+NUMBERS_AT_ONCE = 32
+"""In one function: of hundreds, the compiler would keep so many at once that all of the kernel had no registers."""
 
 
 def reduction(k: int, variants: tuple[Variant, ...]) -> str:
@@ -474,18 +499,23 @@ def reduction(k: int, variants: tuple[Variant, ...]) -> str:
 
 
 def _reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
-    """What one variant adds up of a chunk, loop by loop."""
-    numbers, lines = _arithmetic(variant.program, own.before, {})
-    return _REDUCE.format(
-        i=i,
-        T=_ctype(variant),
-        prologue="\n    ".join(lines),
-        loops="\n".join(_reducing_loop(variant, batch, numbers, sums) for batch in own.batches),
-    )
+    """What one variant adds up of a chunk: a function for each loop, since the compiler would keep what several need."""
+    arguments = ", ".join(f"{kind.format(T=_ctype(variant))} {name}" for name, kind in _REDUCE_ARGUMENTS.items())
+    inlined = "__forceinline__" if len(own.batches) == 1 else "__noinline__"
+    loops = [
+        _REDUCE.format(
+            i=i, part=part, arguments=arguments, inlined=inlined, **_reducing_loop(variant, own, batch, sums)
+        )
+        for part, batch in enumerate(own.batches)
+    ]
+    calls = [f"reduce{i}_{part}({', '.join(_REDUCE_ARGUMENTS)});" for part in range(len(own.batches))]
+    return "".join(loops) + _REDUCE_ALL.format(i=i, arguments=arguments, calls="\n    ".join(calls))
 
 
-def _reducing_loop(variant: Variant, batch: Batch, numbers: Mapping[int, str], sums: int) -> str:
+def _reducing_loop(variant: Variant, own: Pass, batch: Batch, sums: int) -> dict[str, str]:
+    """Statements of a loop: before, in it, and after."""
     dtype = DTYPES[variant.dtype]
+    numbers, lines = _arithmetic(variant.program, own.before, {})
     code = _Loop(variant, batch.elements, numbers)
     body = [f"const {code.T} a_{name} = at_{name}[i];" for name in code.arrays] + code.body
     start, add = [], []
@@ -509,11 +539,11 @@ def _reducing_loop(variant: Variant, batch: Batch, numbers: Mapping[int, str], s
                 start.append(f"double {name} = 0;")
                 body.append(f"{name} += {' * '.join(x)};")
                 add.append(f"add_lanes({name}, lanes, out + {at});")
-    return _REDUCING_LOOP.format(
-        prologue="\n        ".join([*code.prologue, *start]),
-        body="\n            ".join(body),
-        add="\n        ".join(add),
-    )
+    return {
+        "prologue": "\n    ".join([*lines, *code.prologue, *start]),
+        "body": "\n        ".join(body),
+        "add": "\n    ".join(add),
+    }
 
 
 def _numbers(i: int, program: Program, this: Pass, sums: int) -> str:
@@ -521,11 +551,17 @@ def _numbers(i: int, program: Program, this: Pass, sums: int) -> str:
     reduced = {}
     for r in this.reductions:
         source, column = ("found" if r.over == "leaf" else "totals"), r.column + (sums if r.kind == "max" else 0)
-        parts = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
-        reduced[r.number] = f"root({', '.join(parts)})" if r.kind == "norm" else parts[0]
-    terms, lines = _arithmetic(program, this.numbers, reduced)
-    lines += [f"own[{k}] = {terms[k]};" for k in this.kept]
-    return _NUMBERS.format(i=i, body="\n    ".join(lines))
+        columns = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
+        reduced[r.number] = f"root({', '.join(columns)})" if r.kind == "norm" else columns[0]
+    parts = [this.numbers[n : n + NUMBERS_AT_ONCE] for n in range(0, len(this.numbers), NUMBERS_AT_ONCE)]
+    needed, functions = set(this.kept), list[str]()
+    for part in range(len(parts) - 1, -1, -1):
+        terms, lines = _arithmetic(program, parts[part], reduced)
+        lines += [f"own[{k}] = {terms[k]};" for k in parts[part] if k in needed]
+        needed |= {a for k in parts[part] for a in operands(program, k)}
+        functions.append(_NUMBERS.format(i=i, part=part, arguments=_NUMBERS_ARGUMENTS, body="\n    ".join(lines)))
+    calls = "\n    ".join(f"numbers{i}_{part}(row, found, totals, h, own);" for part in range(len(parts)))
+    return "".join(functions) + _NUMBERS_ALL.format(i=i, arguments=_NUMBERS_ARGUMENTS, calls=calls)
 
 
 def _arithmetic(

@@ -135,6 +135,12 @@ def update(program: Program) -> Update:
     return _cut(program)[1]
 
 
+def operands(program: Program, number: int) -> tuple[int, ...]:
+    """The numbers that a number is made of."""
+    node = program.numbers[number]
+    return () if node.op in LEAVES_OF_NUMBERS else node.args
+
+
 def uniform(program: Program) -> frozenset[int]:
     """Elements that are the same for the whole leaf."""
     found: set[int] = set()
@@ -167,9 +173,7 @@ def _cut(program: Program) -> tuple[tuple[Pass, ...], Update]:
         before = _needed(program, (), used, through_numbers=True)[1] if k == 0 else ()
         after = tuple(n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0))
         reducing.insert(0, Pass(before, batches, after, tuple(n for n in after if n in later)))
-        later |= used | {
-            a for n in after if program.numbers[n].op not in LEAVES_OF_NUMBERS for a in program.numbers[n].args
-        }
+        later |= used | {a for n in after for a in operands(program, n)}
     return tuple(reducing), last
 
 
