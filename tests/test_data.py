@@ -164,7 +164,7 @@ def test_columns_of_several_dtypes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.train.x, [[3, 0.5, 1], [1, 1.5, 0], [2, 2.5, 1]])
         assert (data.classes, data.train.y.tolist()) == ((False, True), [1, 0, 1])
     table.convert_dtypes().mask(table.a == 2).to_parquet(tmp_path / "b.parquet")
-    with pytest.raises(UsageError, match="column '[ay]': row 2 is missing"):
+    with pytest.raises(UsageError, match=r"column '[ay]': row 2 is missing"):
         load(tmp_path / "b.parquet", "y")
 
 

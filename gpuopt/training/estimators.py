@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from gpuopt.errors import UsageError
 from gpuopt.training.applied import Model, load_model
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["PerceptronClassifier", "PerceptronRegressor"]
-
-Self = TypeVar("Self", bound="Estimator")
 
 
 class Estimator:
@@ -39,12 +37,12 @@ class Estimator:
         """The options by name."""
         return dict(self.options)
 
-    def set_params(self: Self, **options: Any) -> Self:
+    def set_params(self, **options: Any) -> Self:
         """Change options."""
         self.options |= options
         return self
 
-    def fit(self: Self, x: Any, y: Any) -> Self:
+    def fit(self, x: Any, y: Any) -> Self:
         """Train on arrays or data frames; nothing of the run is kept but the model.
 
         Raises
