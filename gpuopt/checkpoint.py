@@ -56,15 +56,22 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
 
     Parameters
     ----------
-    path : file to write or replace. Until the new one is complete and on the disk, an old one stays as it is.
-    opt : on any backend, before or after any number of steps.
-    extra : anything else to keep, in JSON's types (epoch, seed, ...).
+    path
+        File to write or replace. Until the new one is complete and on the disk, an old one stays as it is.
+    opt
+        On any backend, before or after any number of steps.
+    extra
+        Anything else to keep, in JSON's types (epoch, seed, ...).
 
     Raises
     ------
-    TypeError : `extra` is no dict or not made of JSON's types.
-    OSError : the file cannot be written.
+    TypeError
+        If ``extra`` is no dict or not made of JSON's types.
+    OSError
+        If the file cannot be written.
 
+    Examples
+    --------
     >>> import os, tempfile, numpy as np, gpuopt
     >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
     >>> opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.Adam())
@@ -89,7 +96,8 @@ def save_state(
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
     more = _json(extra or {}, "extra: expected a dict of JSON's types")
-    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, "rules": {rules}, "extra": {more}}}'
+    waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
+    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}}}'
     tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
     tensors |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
@@ -101,18 +109,33 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
 
     Parameters
     ----------
-    path : the file, saved on any backend.
-    opt : its arrays are written in place, where they are; on an error it stays as it was.
+    path
+        The file, saved on any backend.
+    opt
+        Its arrays are written in place, where they are; on an error it stays as it was.
 
     Returns
     -------
-    dict : what was given as `extra`.
+    dict
+        What was given as ``extra``.
 
     Raises
     ------
-    CheckpointError : the file is no checkpoint, damaged, or of another version; or it does not fit, and the message lists
-        every leaf that is missing or too many or has another shape or dtype, and every other rule.
-    OSError : the file cannot be read (FileNotFoundError: there is none).
+    CheckpointError
+        If the file is no checkpoint, damaged, or of another version; or if it does not fit: the message lists every leaf that is
+        missing or too many or has another shape or dtype, and every other rule.
+    OSError
+        If the file cannot be read (FileNotFoundError: there is none).
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np, gpuopt
+    >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+    >>> gpuopt.save(path, gpuopt.Optimizer(np.ones(3), gpuopt.SGD()), {"seed": 7})
+    >>> w = np.zeros(3)
+    >>> gpuopt.load(path, gpuopt.Optimizer(w, gpuopt.SGD())), w
+    ({'seed': 7}, array([1., 1., 1.]))
+
     """
     return load_state(path, opt)[0]
 
@@ -120,13 +143,13 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
 def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)
-    opt._check_leaves()
-    own = dict(
-        zip(opt._tree.paths, opt._arrays, strict=True)
-    )  # `state_dict` raises the error of a step that is given up
+    opt._held.check_all()
+    # Not of `state_dict`, which raises the error of a step that was left out.
+    own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
+    place_of = functools.cache(_place)
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
-        place = _place(name)
+        place = place_of(name)
         x = own.get(place[0]) if place else None
         if name.startswith(ARRAYS):
             return True
@@ -139,7 +162,7 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
     state: dict[str, dict[str, Any]] = {}
     arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
     for name, x in tensors.items():
-        match _place(name):
+        match place_of(name):
             case leaf, "":
                 params[leaf] = x
             case leaf, slot:
@@ -147,7 +170,10 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
             case None:
                 raise CheckpointError(f"{path}: unexpected array {name!r}")
     try:
-        opt.load_state_dict({"steps": about["steps"], "rules": about["rules"], "params": params, "state": state})
+        opt.load_state_dict(
+            {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
+            | {"params": params, "state": state}
+        )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return about["extra"], arrays
@@ -167,10 +193,10 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     header: dict[str, Any] = {"__metadata__": {**metadata, "crc32": json.dumps(_checksums(arrays, metadata))}}
     end = 0
     for name, x in arrays.items():
-        if x.dtype.name not in DTYPES:
+        if (dtype := dtype_of(x)) not in DTYPES:
             raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
         begin, end = end, end + x.nbytes
-        header[name] = {"dtype": DTYPES[x.dtype.name], "shape": x.shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPES[dtype], "shape": x.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:

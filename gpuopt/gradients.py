@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from gpuopt.engines.norms import Guard
 from gpuopt.engines.trace import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
@@ -19,7 +20,18 @@ By: TypeAlias = Literal["value", "norm", "global_norm"]
 
 @dataclass(frozen=True)
 class Clip:
-    """How gradients are clipped; made by `clip_by_value`, `clip_by_norm` and `clip_by_global_norm`."""
+    """How gradients are clipped; made by `clip_by_value`, `clip_by_norm` and `clip_by_global_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.zeros(2)
+    >>> gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), clip=gpuopt.clip_by_value(0.5)).step(np.array([0.25, 3.0]))
+    >>> w
+    array([-0.25, -0.5 ])
+
+    """
 
     by: By
     limit: Hyperparameter
@@ -65,6 +77,16 @@ def clip_by_norm(limit: Hyper) -> Clip:
 
     Parameters, errors: as `clip_by_value`. The norm neither overflows nor underflows, unless it is beyond the largest
     float64: then, as where the factor is below the smallest number of the leaf's dtype, the gradient becomes 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.zeros(2)
+    >>> gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), clip=gpuopt.clip_by_norm(1.0)).step(np.array([3.0, 4.0]))
+    >>> w
+    array([-0.6, -0.8])
+
     """
     return Clip.to("norm", limit)
 
@@ -133,3 +155,14 @@ class Clipped(Rule):
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
         """See :meth:`Rule.evaluation`."""
         return self.rule.evaluation(xp, p, s, h)
+
+
+def clipped(rules: list[Rule], clip: Clip | None) -> list[Rule]:
+    """Return the rules as they are with clipped gradients."""
+    return rules if clip is None else [Clipped(rule, clip) for rule in rules]
+
+
+def guard_of(clip: Clip | None, *, skip: bool) -> Guard | None:
+    """Return what a step has to look for in the gradients: norms to clip to, and with ``skip`` what is not finite."""
+    by = None if clip is None or clip.by == "value" else clip.by
+    return Guard(by, skip) if by or skip else None

@@ -93,7 +93,7 @@ def test_train_in_plain_lines() -> None:
     assert lines[0] == "Device:  cpu (GPUOPT_BACKEND='numpy')"
     assert [line for line in lines if line.startswith("epoch")][-1].startswith("epoch 200/200  loss ")
     assert len(lines) == 3 + 10 + 2
-    assert lines[-1].endswith("run folder: run")
+    assert lines[-1].endswith(f"run folder: {Path('run').absolute()}")
     assert lines[-2].startswith("Training set: loss ")
 
 
@@ -136,7 +136,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "--data data.npz --hidden 7,5 --optimizer sgd --lr 0.5 --schedule step:factor=0.5,every=9 --set momentum=0.8 "
         "--set nesterov=true --epochs 3 --batch-size 16 --seed 4 --device cpu --out run --task classification "
         "--standardize --init small --matmul float64 --report-every 2 --checkpoint-every 5s --keep 3 "
-        "--on-gpu-error cpu --on-explosion rollback --clip-norm 5 --quiet"
+        "--on-gpu-error cpu --on-explosion rollback --clip-norm 5 --average 0.9 --quiet"
     )
     others = {"dampening": 0.0, "dampen_first": False, "lr_in_velocity": True}
     assert gpuopt_("train", *arguments.split()).exit_code == 0
@@ -162,7 +162,13 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "hidden": [7, 5],
         "init": "small",
         "matmul": "float64",
-        "optimizer": {"rule": "SGD", "lr": schedule, "momentum": 0.8, "nesterov": True, **others},
+        "optimizer": {
+            "rule": "chain",
+            "members": [
+                {"rule": "SGD", "lr": schedule, "momentum": 0.8, "nesterov": True, **others},
+                {"rule": "EMA", "decay": 0.9},
+            ],
+        },
         "lr": None,
         "schedule": None,
         "hyperparameters": {},
@@ -177,6 +183,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "on_explosion": "rollback",
         "clip_norm": 5.0,
         "clip_value": None,
+        "average": None,
     }
 
 
@@ -242,7 +249,7 @@ def test_a_disk_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 1
     assert result.stderr == (
         "gpuopt: run/checkpoint.safetensors: No space left on device; the last checkpoint is the one after 0 steps. "
-        "To go on: gpuopt train --resume run\n"
+        f"To go on: gpuopt train --resume {Path('run').absolute()}\n"
     )
 
 
@@ -293,7 +300,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole: str, signum: signal.Signals
     assert (run.returncode, out) == (128 + signum, "")
     assert re.fullmatch(
         rf"gpuopt: stopped by {signum.name} after \d+ steps, in epoch \d+ of 600; saved. "
-        "To go on: gpuopt train --resume run\n",
+        f"To go on: gpuopt train --resume {Path('run').absolute()}\\n",
         err,
     )
     assert Path("run/checkpoint.safetensors").exists()

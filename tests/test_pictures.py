@@ -115,8 +115,8 @@ def test_a_report_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture, monk
     assert train(SHORT, out="c", report=True).epochs == 40
     first, second, third = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert first.startswith("no report: IsADirectoryError: ")
-    assert first.endswith(". To draw it: gpuopt plot a")
-    assert second == "no report: not done after 0 s. To draw it: gpuopt plot b"
+    assert first.endswith(f". To draw it: gpuopt plot {Path('a').absolute()}")
+    assert second == f"no report: not done after 0 s. To draw it: gpuopt plot {Path('b').absolute()}"
     assert third.startswith("no report: [Errno 2] No such file or directory: ")
 
 
@@ -135,7 +135,8 @@ def test_an_artist_that_dies_early_is_a_warning(
 
     assert train(SHORT, out="run", callbacks=[Wait()], report=True).epochs == 40
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
-    assert record.getMessage() == "no report: the process that draws ended with 3. To draw it: gpuopt plot run"
+    drawn = f"To draw it: gpuopt plot {Path('run').absolute()}"
+    assert record.getMessage() == f"no report: the process that draws ended with 3. {drawn}"
 
 
 def test_who_leaves_at_once_gets_none() -> None:
@@ -346,7 +347,7 @@ def test_compare_on_the_command_line() -> None:
     assert [line.split()[0] for line in lines[:4]] == ["SGD", "AdaGrad", "RMSProp", "Adam"]
     assert re.split("  +", lines[5])[:5] == ["optimizer", "final loss", "accuracy", "steps to loss 0.549", "time (s)"]
     assert [line.split()[0] for line in lines[6:10]] == ["SGD", "AdaGrad", "RMSProp", "Adam"]
-    assert lines[-1] == "Report: all/report.html"
+    assert lines[-1] == f"Report: {Path('all/report.html').absolute()}"
     parameters = 2 * 8 + 8 + 8 * 3 + 3
     assert [entry["state_bytes"] for entry in entries("all")] == [4 * parameters * n for n in (1, 1, 1, 2)]
     starts = [History.read(f"all/{entry['optimizer']}").rows[0] for entry in entries("all")]

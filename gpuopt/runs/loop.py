@@ -157,11 +157,16 @@ class Loop:
         """End it after the current step."""
         self.stopped = reason
 
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The optimizer's rules by pattern, but for leaves that are left alone."""
+        return {pattern: rule for pattern, rule in self.optimizer.rules.items() if rule is not None}
+
     def hyperparameters(self) -> dict[str, float]:
         """Of the next step; where several rules have one, the first rule's."""
         step = self.optimizer.steps
         found: dict[str, float] = {}
-        for rule in self.optimizer.rules.values():
+        for rule in self.rules.values():
             at = rule.at(step)
             found = {name: at[name] for name in rule.hyperparameters()} | found
         return found
@@ -209,7 +214,7 @@ class Loop:
                 given[name] = value
             else:
                 raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
-        for rule in self.optimizer.rules.values():
+        for rule in self.rules.values():
             known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
             changed: Rule = dataclasses.replace(rule, **known)
             changed.at(step)

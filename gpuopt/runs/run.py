@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import sys
 import time
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
@@ -28,6 +28,7 @@ from gpuopt.schedules import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -181,7 +182,9 @@ class Run(Loop):
     def _expect_the_same(self, content: Mapping[str, Any]) -> None:
         there, here = content.get("optimizer"), self._about
         if not isinstance(there, dict):
-            raise UsageError(f"{self.folder}: a run of gpuopt train; to go on: gpuopt train --resume {self.folder}")
+            raise UsageError(
+                f"{self.folder}: a run of gpuopt train; to go on: gpuopt train --resume {shlex.quote(str(self.folder))}"
+            )
         keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
         if keys:
             shown = [f"{key}: there {there.get(key, 'none')}, here {here.get(key, 'none')}" for key in keys[:20]]
@@ -481,6 +484,7 @@ def _described(optimizer: Optimizer) -> dict[str, str]:
         if pattern != "*"
         else "rule": f"{rule.name}({', '.join(_hyper(rule, n) for n in rule.hyperparameters())})"
         for pattern, rule in optimizer.rules.items()
+        if rule is not None
     }
     leaves = {
         f"leaf {path or '(the parameters)'}": f"{dtype_of(x)} {tuple(x.shape)}" for path, x in state["params"].items()

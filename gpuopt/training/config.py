@@ -23,6 +23,7 @@ from gpuopt.training.activations import Activation
 from gpuopt.training.data import Reading, Task
 from gpuopt.training.data.preparation import Missing
 from gpuopt.training.model import Initial
+from gpuopt.transforms.averages import EMA
 from gpuopt.transforms.chain import chain
 from gpuopt.transforms.decay import WeightDecay
 
@@ -126,6 +127,9 @@ class Config:
         half the learning rate; or leave out steps whose gradients are not finite.
     clip_norm, clip_value : float, optional
         Scale the gradients down to this global norm, or cut their elements to this size.
+    average : float, optional
+        Keep an exponential moving average of the parameters with this decay, and evaluate with it: the rule becomes a chain
+        with `gpuopt.EMA`.
 
     Raises
     ------
@@ -176,6 +180,7 @@ class Config:
     on_explosion: OnExplosion = "stop"
     clip_norm: float | None = None
     clip_value: float | None = None
+    average: float | None = None
     _filled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What was not chosen, and what it became; `dataclasses.replace` hands it on."""
 
@@ -310,7 +315,14 @@ class Config:
         steps = self.epochs * batches
         rule = self.rule(steps)
         self._check_schedules(rule, steps)
-        return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={}, weight_decay=None)
+        chosen: dict[str, Any] = {
+            "lr": None,
+            "schedule": None,
+            "hyperparameters": {},
+            "average": None,
+            "weight_decay": None,
+        }
+        return dataclasses.replace(self, optimizer=rule, **chosen)
 
     def rule(self, steps: int = 10**9) -> Rule:
         """Return the rule that a run of so many steps takes."""
@@ -323,6 +335,11 @@ class Config:
             rule = RULES[plain_rules.known("Adam" if self.optimizer is None else self.optimizer, "--optimizer")]()
         if self.weight_decay and "weight_decay" not in rule.hyperparameters():
             rule = chain(WeightDecay(self.weight_decay), rule)
+        if self.average is not None:
+            try:
+                rule = chain(rule, EMA(self.average))
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"--average {self.average}: {error}") from None
         for option, name, value in self._choices(rule):
             try:
                 initial = rule.hyperparameter(name).at(0)
@@ -353,7 +370,7 @@ class Config:
         for name, value in self.hyperparameters.items():
             if name not in names:
                 near = did_you_mean(name, names, shown=str)
-                known = f"{type(rule).__name__} has {', '.join(names)}"
+                known = f"{rule.name} has {', '.join(names)}"
                 raise UsageError(f"--set {name}={value}: unknown hyperparameter{near}; {known}")
             if name == "lr" and (self.lr is not None or self.schedule is not None):
                 raise UsageError(f"--set lr={value}: expected this, or --lr and --schedule, not both")

@@ -164,7 +164,7 @@ class Training(Loop):
     def probe(self) -> Callable[[], float]:
         """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
         samples = len(self._probed[0])
-        arrive = fetch([self._scored([self._probed])])
+        arrive = fetch([self._scored([self._probed], self.optimizer.params)])
         return lambda: self._mean(arrive()[0], samples)[0]
 
     def now(self) -> Row:
@@ -238,6 +238,9 @@ class Training(Loop):
         self.epoch, self._batch = self.epoch + 1, 0
         self._score, self._norms, self._lr = self._nothing, self._unmeasured, math.nan
         if self._row is not None:
+            if self.optimizer.listens:  # before anybody saves
+                row = self._row()
+                self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
             self._record(self._row)
         for callback in self._callbacks:
             callback.epoch(self)
@@ -307,9 +310,9 @@ class Training(Loop):
         ]
         return xp.sqrt(xp.stack(squares))
 
-    def _scored(self, blocks: Iterable[tuple[Array, Array]]) -> Array:
-        """The score of all samples, a block at a time, with the average where the optimizer keeps one."""
-        score, params = self._nothing, self.optimizer.evaluation()
+    def _scored(self, blocks: Iterable[tuple[Array, Array]], params: Params | None = None) -> Array:
+        """The score of all samples, a block at a time; without parameters, by those to evaluate with."""
+        score, params = self._nothing, self.optimizer.evaluation() if params is None else params
         for x, y in blocks:
             score = score + self.network.score(self.network.outputs(params, x), y)
         return score

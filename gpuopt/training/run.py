@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +203,7 @@ def resume(
     """
     folder = RunFolder(path)
     folder.read_config()  # or there is nothing to lock
+    folder = RunFolder(folder.path.absolute())  # whoever goes elsewhere finds it
     changes = {
         "epochs": epochs,
         "device": device,
@@ -251,7 +253,7 @@ def _resumed(
     checkpoints.restore(training)
     if folder.summary.exists() and training.epoch >= config.epochs:
         done = f"is finished, {training.epoch} epochs of {config.epochs}"
-        raise UsageError(f"--resume {folder.path}: {done}; --epochs with a larger number extends it")
+        raise UsageError(f"--resume {shlex.quote(str(folder.path))}: {done}; --epochs with a larger number extends it")
     if lr is not None:
         try:
             checkpoints.choose(training, lr)
@@ -428,7 +430,7 @@ def _run(
             saved = _rescued(training, checkpoints)
             if training.config.on_gpu_error == "stop" or training.stopped is not None:
                 last = "saved" if saved else f"the last checkpoint is the one after {checkpoints.steps} steps"
-                go_on = f"{CURES}: gpuopt train --resume {folder.path} --device cpu"
+                go_on = f"{CURES}: gpuopt train --resume {shlex.quote(str(folder.path))} --device cpu"
                 raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
     training, content = _on(backend, training.config)
@@ -438,7 +440,7 @@ def _run(
 
 
 def _to_go_on(folder: RunFolder) -> str:
-    return f"To go on: gpuopt train --resume {folder.path}"
+    return f"To go on: gpuopt train --resume {shlex.quote(str(folder.path))}"
 
 
 def _rescued(training: Training, checkpoints: Checkpoints) -> bool:

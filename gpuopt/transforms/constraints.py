@@ -12,7 +12,18 @@ from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 @dataclass(frozen=True)
 class NonNegative(Transform):
-    """Projection onto the numbers from 0 on: ``p = max(p, 0)``; a NaN stays."""
+    """Projection onto the numbers from 0 on: ``p = max(p, 0)``; a NaN stays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.NonNegative())).step(np.array([3.0, 1.0]))
+    >>> w
+    array([0., 1.])
+
+    """
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
@@ -34,6 +45,15 @@ class Box(Transform):
     ValueError
         If ``low`` is above ``high``.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.Box(0.0, 1.5))).step(np.array([3.0, 0.0]))
+    >>> w
+    array([0. , 1.5])
+
     """
 
     low: Any = field(default=0.0, metadata={"kind": Arrays(or_number=True)})
@@ -41,8 +61,8 @@ class Box(Transform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
-            raise ValueError(f"Box: low {self.low}, high {self.high}, expected low <= high")
+        if not _is_ordered(self.low, self.high):
+            raise ValueError(f"Box: low {self.low!r:.40}, high {self.high!r:.40}, expected low <= high")
 
     @property
     def slots(self) -> dict[str, Slot]:
@@ -57,6 +77,15 @@ class Box(Transform):
         return xp.minimum(xp.maximum(new, low), high), kept
 
 
+def _is_ordered(low: Any, high: Any) -> bool:
+    """Whether one bound is nowhere above the other; of schedules, and where that is not known, True."""
+    shapes = {tuple(x.shape) for x in (low, high) if hasattr(x, "shape")}
+    if len(shapes) > 1 or not all(isinstance(x, float) or hasattr(x, "shape") for x in (low, high)):
+        return True
+    crossed = low > high
+    return not (crossed.any() if hasattr(crossed, "any") else crossed is True)
+
+
 @dataclass(frozen=True)
 class SoftThreshold(Transform):
     """The proximal step of an L1 penalty: ``p = sign(p) * max(|p| - lr*strength, 0)``.
@@ -67,6 +96,15 @@ class SoftThreshold(Transform):
     ----------
     strength
         Of the penalty ``strength * sum(|p|)``, at least 0; the rule's learning rate is a factor of the threshold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.SoftThreshold(0.3))).step(np.array([0.9, 0.0]))
+    >>> w
+    array([0. , 1.7])
 
     """
 

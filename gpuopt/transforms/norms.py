@@ -17,6 +17,15 @@ class ClipNorm(Transform):
     limit
         At least 0.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([0.0, 0.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.ClipNorm(1.0), gpuopt.SGD(lr=1.0))).step(np.array([3.0, -4.0]))
+    >>> w
+    array([-0.6,  0.8])
+
     """
 
     limit: Hyper = bounded(1.0, 0)
@@ -39,6 +48,15 @@ class ClipGlobalNorm(Transform):
     limit
         At least 0.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([0.0, 0.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.ClipGlobalNorm(1.0), gpuopt.SGD(lr=1.0))).step(np.array([3.0, -4.0]))
+    >>> w
+    array([-0.6,  0.8])
+
     """
 
     limit: Hyper = bounded(1.0, 0)
@@ -60,11 +78,20 @@ class AdaptiveClip(Transform):
     clipping
         Fraction of the parameter's norm, at least 0.
     eps
-        Norm that every parameter has at least, for those that start at 0.
+        Norm that every parameter has at least, for parameters that start at 0.
 
     Warnings
     --------
-    Norms are of the whole leaf. The paper takes them of each row of a matrix and each filter of a convolution.
+    Norms are of the whole leaf. The paper uses the norms of each row of a matrix and each filter of a convolution.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([3.0, 4.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.AdaptiveClip(0.5), gpuopt.SGD(lr=1.0))).step(np.array([30.0, 40.0]))
+    >>> w
+    array([1.5, 2. ])
 
     """
 
@@ -84,8 +111,17 @@ class Centralize(Transform):
 
     Warnings
     --------
-    The mean is that of the whole leaf. The paper takes one for each output, over all axes but one, and leaves vectors
+    The mean is that of the whole leaf. The paper uses one for each output, over all axes but one, and leaves vectors
     alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([[0.0, 0.0]])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.Centralize(), gpuopt.SGD(lr=1.0))).step(np.array([[1.0, 2.0]]))
+    >>> w
+    array([[ 0.5, -0.5]])
 
     """
 

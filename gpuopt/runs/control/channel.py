@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 import selectors
+import shlex
 import socket
 import threading
 import time
@@ -231,4 +232,6 @@ def _say(file: BufferedRWPair, message: Message) -> None:
 def _nobody(folder: RunFolder) -> UsageError:
     if not folder.config.exists():
         return UsageError(f"{folder.path}: is no run folder: it has no config.json")
-    return UsageError(f"{folder.path}: no training is running in this folder; gpuopt train --resume {folder.path}")
+    return UsageError(
+        f"{folder.path}: no training is running in this folder; gpuopt train --resume {shlex.quote(str(folder.path))}"
+    )

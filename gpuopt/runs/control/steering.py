@@ -153,7 +153,7 @@ class Steering(Callback):
 
     def _now(self, run: Loop) -> Row:
         """Metrics of this moment, hyperparameters of the next step, schedules among them, and where one may go back to."""
-        rules = list(run.optimizer.rules.values())
+        rules = list(run.rules.values())
         given: dict[str, Any] = {}
         ranges: dict[str, Any] = {}
         for rule in rules:

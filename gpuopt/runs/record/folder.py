@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import zlib
 from pathlib import Path
@@ -51,7 +52,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()  # whoever goes elsewhere finds it
+        self.path = Path(path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
@@ -68,7 +69,7 @@ class RunFolder:
         UsageError
             If it cannot be made, or holds something else.
         """
-        folder = cls(path)
+        folder = cls(Path(path).absolute())
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             fits = folder.config.exists() or folder._is_free()
@@ -97,7 +98,7 @@ class RunFolder:
             path = next(path for path in (Path("runs", name) for name in names) if not path.exists())
         else:
             path = Path(out)
-        folder = cls(path)
+        folder = cls(path.absolute())  # whoever goes elsewhere finds it
         try:
             path.mkdir(parents=True, exist_ok=True)
             is_free = folder._is_free()
@@ -108,7 +109,7 @@ class RunFolder:
         if not is_free:
             cure = "choose another one"
             if folder.config.exists():
-                cure += f", or continue the run in it with gpuopt train --resume {path}"
+                cure += f", or continue the run in it with gpuopt train --resume {shlex.quote(str(path))}"
             raise UsageError(f"--out {path}: exists already; {cure}")
         return folder
 

@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -118,7 +119,7 @@ def _draw(artist: subprocess.Popen[str] | None, folder: RunFolder, drawing: str)
 
 
 def _warn(folder: RunFolder, why: str) -> None:
-    warn("no report: %s. To draw it: gpuopt plot %s", why, folder.path)
+    warn("no report: %s. To draw it: gpuopt plot %s", why, shlex.quote(str(folder.path)))
 
 
 def main() -> None:

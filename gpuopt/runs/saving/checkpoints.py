@@ -245,7 +245,7 @@ def saving(checkpoints: Checkpoints, go_on: str) -> Iterator[None]:
     except (BrokenPipeError, SavingError):
         raise  # nobody reads what is printed
     except OSError as error:
-        if error.filename is not None and Path(str(error.filename)).absolute().parent != folder.path:
+        if error.filename is not None and Path(str(error.filename)).absolute().parent != folder.path.absolute():
             raise  # somebody else's
         whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {go_on}"
         left = whole if folder.config.exists() else "nothing was begun"

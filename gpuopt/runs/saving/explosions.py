@@ -185,7 +185,7 @@ class Explosions:
 
 def lower_learning_rate(run: Loop, factor: float) -> None:
     """Multiply the learning rate of every rule that has one, of a schedule at every step."""
-    for pattern, rule in run.optimizer.rules.items():
+    for pattern, rule in run.rules.items():
         if "lr" in rule.hyperparameters():
             lr: Any = getattr(rule, "lr")  # noqa: B009  (not every rule has one)
             lower = schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr

@@ -36,7 +36,7 @@ class Guard:
         self._app, self._token, self._hosts, self._addresses = app, token, hosts, addresses
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["method"] not in METHODS:
+        if scope["type"] == "http" and scope.get("method", "GET") not in METHODS:
             await _answer(send, 405, f"405: expected {', '.join(METHODS)}")
         elif scope["type"] == "lifespan" or self._is_welcome(scope):
             await self._app(scope, receive, send)
