@@ -189,7 +189,7 @@ def test_models_that_cannot_be_used(tmp_path: Path, harm: Callable[[Path], objec
 
 
 def test_what_is_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"is no run folder: it has no config.json"):
+    with pytest.raises(UsageError, match=r"is no run folder: it has no config\.json"):
         load_model(tmp_path)
 
 
@@ -262,8 +262,8 @@ def applied(arrays: dict[str, NDArray[Any]], x: NDArray[np.float64]) -> Any:
         a = a @ arrays[f"w{i}"] + arrays[f"b{i}"]
         a = np.maximum(a, 0) if i + 1 < count else a
     if "classes" in arrays:
-        return np.asarray(arrays["classes"][a.argmax(axis=1)])
-    return np.asarray(a[:, 0] * arrays["target_scale"] + arrays["target_shift"])
+        return arrays["classes"][a.argmax(axis=1)]
+    return a[:, 0] * arrays["target_scale"] + arrays["target_shift"]
 
 
 @pytest.mark.parametrize("y", [CLASSES, PRICES], ids=["classes", "numbers"])
@@ -431,10 +431,10 @@ def test_patience_keeps_the_best_state(tmp_path: Path) -> None:
 
 def test_patience_needs_something_to_judge_by(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"--patience 5: there is no test set to judge by; --validation 0.2 sets one apart"
+        UsageError, match=r"--patience 5: there is no test set to judge by; --validation 0\.2 sets one apart"
     ):
         train(Config(patience=5), data=(X, CLASSES), out=tmp_path / "run")
-    with pytest.raises(UsageError, match="--patience 5: there is no test set to judge by"):
+    with pytest.raises(UsageError, match=r"--patience 5: there is no test set to judge by"):
         train(Config(patience=5), out=tmp_path / "run")
 
 
@@ -509,3 +509,26 @@ def test_small_tables_get_as_many_epochs_as_it_takes() -> None:
 def test_a_hint_where_features_differ_in_size() -> None:
     assert any("--standardize is likely to help" in note for note in from_arrays((X, CLASSES)).notes)
     assert not from_arrays((X, CLASSES), standardize=True).notes
+
+
+def test_labels_of_bytes_and_of_large_numbers_and_frames_of_one_column(tmp_path: Path) -> None:
+    for y, expected in (
+        (CLASSES.astype("S"), CLASSES),
+        (np.where(CLASSES == "ja", 2**64 - 1, 5).astype("u8"), None),
+        (pd.DataFrame({"answer": CLASSES}), CLASSES),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        model = trained(folder, X, y)
+        np.testing.assert_array_equal(model.predict(X) == (y if expected is None else expected), True)
+
+
+def test_estimators() -> None:
+    from gpuopt.training import PerceptronClassifier, PerceptronRegressor
+
+    classifier = PerceptronClassifier(hidden=(8,), epochs=40, lr=0.02)
+    with pytest.raises(UsageError, match="PerceptronClassifier: is not fitted yet"):
+        classifier.predict(X)
+    assert type(classifier)(**classifier.get_params()).get_params() == classifier.get_params()
+    assert classifier.fit(X, CLASSES).score(X, CLASSES) == (classifier.predict(X) == CLASSES).mean() > 0.9
+    assert classifier.classes_.tolist() == ["ja", "nein"]
+    assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5
