@@ -18,6 +18,7 @@ from gpuopt.transforms import TRANSFORMS, Transform, chain
 if TYPE_CHECKING:
     from gpuopt import like
     from gpuopt.checkpoint import CheckpointError, load, save
+    from gpuopt.runs.run import Run
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Hyper",
     "Optimizer",
     "Rule",
+    "Run",
     "State",
     "Transform",
     "backend",
@@ -136,6 +138,10 @@ def __getattr__(name: str) -> Any:
         from gpuopt import checkpoint
 
         return getattr(checkpoint, name)
+    if name == "Run":
+        from gpuopt.runs.run import Run
+
+        return Run
     if name == "like":
         import importlib
 

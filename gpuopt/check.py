@@ -19,7 +19,7 @@ import numpy as np
 from gpuopt.arrays import to_numpy
 from gpuopt.backends import backend, report
 from gpuopt.engines.threads import get_num_threads
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
 from gpuopt.gradients import clip_by_global_norm
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules import RULES
@@ -206,7 +206,7 @@ def variants(*, flags: bool = True) -> Iterator[Rule]:
     """Every rule of the package that is fused; with ``flags`` also with what is off by default turned on, and all flags set."""
     for rule in RULES.values():
         plain = rule()
-        if not is_elementwise(plain):
+        if traced(plain) is None:
             continue
         numbers = {
             name: 0.5
@@ -288,12 +288,11 @@ def _compared(target: Backend, rule: Rule, guard: str) -> list[Difference]:
             wrong = _differing(expected, found[leaf, array])
             if wrong.any():
                 at = tuple(int(k) for k in np.argwhere(wrong)[0])
-                smallest = {name: _hex(before[path, name][at]) for path, name in before if path == leaf}
-                smallest |= {
-                    "g": _hex(grads[leaf][at]),
-                    "expected": _hex(expected[at]),
-                    "found": _hex(found[leaf, array][at]),
-                }
+                own = {name: x for (path, name), x in before.items() if path == leaf} | {"g": grads[leaf]}
+                own |= {"expected": expected, "found": found[leaf, array]}
+                # With an element, the numbers of its leaf; a number of the leaf has no element.
+                shown = {name: x[at if x.shape else ()] for name, x in own.items() if x.shape in {expected.shape, ()}}
+                smallest = {name: _hex(x) for name, x in shown.items()}
                 return [Difference(repr(rule), *LEAVES[leaf], guard, array, step, int(wrong.sum()), smallest)]
     return []
 

@@ -40,6 +40,8 @@ DTYPES = {
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
     "bool": "BOOL",
 }
+ARRAYS = "arrays/"
+"""Of somebody's own, beside parameters and state."""
 NAMES = {code: name for name, code in DTYPES.items()}
 LOG = logging.getLogger("gpuopt")
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
@@ -89,7 +91,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
 def save_state(
     path: str | os.PathLike[str], content: Mapping[str, Any], extra: Mapping[str, Any] | None = None
 ) -> None:
-    """As :func:`save`, of what an optimizer's `state_dict` gave."""
+    """As :func:`save`, of what an optimizer's `state_dict` gave, and of more ``arrays`` by name."""
     if not isinstance(extra, dict | None):
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
@@ -98,6 +100,7 @@ def save_state(
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}}}'
     tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
+    tensors |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
     write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})
 
 
@@ -134,6 +137,11 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     ({'seed': 7}, array([1., 1., 1.]))
 
     """
+    return load_state(path, opt)[0]
+
+
+def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)
     opt._held.check_all()
     # Not of `state_dict`, which raises the error of a step that was left out.
@@ -143,6 +151,8 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
         place = place_of(name)
         x = own.get(place[0]) if place else None
+        if name.startswith(ARRAYS):
+            return True
         if place and place[1] and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
         return x is not None and shape == tuple(x.shape) and dtype == dtype_of(x)
@@ -150,6 +160,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     tensors, about = verified(path, fits)
     params: dict[str, Any] = {}
     state: dict[str, dict[str, Any]] = {}
+    arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
     for name, x in tensors.items():
         match place_of(name):
             case leaf, "":
@@ -165,8 +176,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    extra: dict[str, Any] = about["extra"]
-    return extra
+    return about["extra"], arrays
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:

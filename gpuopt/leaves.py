@@ -167,7 +167,7 @@ class Held:
         self.tree, self.arrays = parameters(params, in_place=True)
         given = self.tree.leaves_of(params, "params")
         self.lenders = Lenders(given, self.arrays)
-        self.originals = self.lenders.arrays_of(given)
+        self.originals = self.lenders.arrays_of(given) if self.lenders else given
         self._known = list(map(geometry, self.originals))
 
     def now(self) -> list[Any]:

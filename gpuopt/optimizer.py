@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import deque
 from collections.abc import Iterator
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
@@ -34,6 +35,8 @@ OWN: Any = object()
 """Stands for the gradients that the parameters have themselves."""
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
+PAST = 4096
+"""Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
 
 
 class Optimizer:
@@ -114,6 +117,7 @@ class Optimizer:
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._carried = [dict(rule.carried) for rule in self._rules]
         self._steps = self._skipped = 0
+        self._past: deque[tuple[int, list[dict[str, float]]]] = deque(maxlen=PAST)
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         self._accumulation = self._accumulating()
@@ -257,8 +261,14 @@ class Optimizer:
 
         """
         with self._lock:
-            tuned = tuning.tuned(self._tuned, self._by_pattern, pattern, hyperparameters)
-            in_one_go(self._with_rules(tuning.rules_with(tuned, self._original), tuned)[1])
+            self._retune(tuning.tuned(self._tuned, self._by_pattern, pattern, hyperparameters))
+
+    def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
+        """Go on with other hyperparameters."""
+        step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
+        if step is not self._step and not step.inherits:
+            self._raise_overdue(wait=True)
+        in_one_go(changes)
 
     @property
     def listens(self) -> bool:
@@ -305,7 +315,7 @@ class Optimizer:
                 heard.append({name: value for name, value in new.items() if value != listening[name]})
             if any(heard):
                 tuned = [own | new for own, new in zip(self._tuned, heard, strict=True)]
-                in_one_go(self._with_rules(tuning.rules_with(tuned, self._original), tuned)[1])
+                self._retune(tuned)
 
     def with_params(self, params: Any) -> Self:
         """Return an optimizer for other leaves, which goes on with the state of those that there were before.
@@ -365,7 +375,7 @@ class Optimizer:
                 cure = "give it another name, or leave it out once"
                 raise ValueError(f"{self._tree.name(i, 'params')}: {now}, expected {before} as before; {cure}")
         self._steps, self._skipped, self._carried = old._steps, old.skipped, copy.deepcopy(old._carried)
-        in_one_go(self._with_rules(tuning.rules_with(old._tuned, self._original), old._tuned)[1])
+        self._retune(old._tuned)
         shared = {
             (old._groups[k], name): own[name]
             for k, own in enumerate(old._step.slots)
@@ -587,11 +597,14 @@ class Optimizer:
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
             raise self._held.not_finite(bad, self._steps)
+        carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         if bad:
-            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
+            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
         else:
-            carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
-            self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
+            count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
+            if self._nonfinite == "raise" and any(carried):
+                self._past.append((self._steps, self._carried))
+            self._step(ready, scalars, count)
         if self._nonfinite == "raise":
             self._step.report()
 
@@ -600,9 +613,11 @@ class Optimizer:
         overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
         if overdue is not None:
             skipped, bad = overdue
+            then = self._steps - skipped
+            carried = dict(self._past).get(then, self._carried)
             in_one_go(
                 [
-                    partial(setattr, self, "_steps", self._steps - skipped),
+                    partial(vars(self).update, _steps=then, _carried=carried),
                     *([partial(setattr, self._accumulation, "taken", 0)] if self._accumulation else []),
                     *self._step.pardoning(),
                 ],
@@ -613,10 +628,13 @@ class Optimizer:
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
         """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
         seen, step = clipped(rules, self._clip), self._step
+        skipped = self._skipped
         if not step.computes(seen):
             step = self._prepared(rules, step)
+            if self._nonfinite == "skip" and not step.inherits:
+                skipped = self.skipped
         changes: list[Callable[[], object]] = [
             partial(setattr, step, "rules", seen),
-            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned),
+            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned, _skipped=skipped),
         ]
         return step, changes

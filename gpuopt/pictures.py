@@ -35,6 +35,7 @@ __all__ = [
     "legend",
     "mark",
     "page",
+    "plain",
     "png",
     "pngs",
     "scale",
@@ -213,6 +214,11 @@ def mark(axes: Axes, x: float, label: str = "", of: Style = EVENT, height: float
         [x], [height], marker=of.marker, color=of.color, markersize=5, transform=top, clip_on=False, linestyle="none"
     )
     axes.text(x, 1.025, label, transform=top, ha="center", va="bottom", fontsize=7)
+
+
+def plain(text: str) -> str:
+    """A name as it is: a dollar sign in it begins no mathematics."""
+    return text.replace("$", r"\$")
 
 
 def png(drawn: Figure, *, small: bool = False) -> bytes:

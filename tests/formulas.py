@@ -11,7 +11,7 @@ import numpy as np
 
 import gpuopt
 from gpuopt.engines.choice import Engine
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
 
 Recurrence: TypeAlias = Callable[[Any, Any, dict[str, Any], int], Any]
 
@@ -229,7 +229,7 @@ SGD = gpuopt.SGD(0.1)
 
 def engines(rule: gpuopt.Rule, known: Sequence[Engine]) -> list[Engine]:
     """Those of a library's engines that run a rule."""
-    return [engine for engine in known if engine != "fused" or is_elementwise(rule)]
+    return [engine for engine in known if engine != "fused" or traced(rule)]
 
 
 RULES: dict[str, tuple[gpuopt.Rule, Recurrence]] = {

@@ -31,10 +31,11 @@ class Space:
         x = np.asarray(x)
         if self.name == "array_api_strict":
             return self.xp.asarray(x.copy(), device=self.device)
+        values = np.atleast_1d(x)  # of an array without axes CuPy drops the sign of a zero
         with self.use():
-            view = LAYOUTS[layout](self.xp, x.shape, x.dtype)
-            view[...] = self.xp.asarray(x)
-        return view
+            view = LAYOUTS[layout](self.xp, values.shape, x.dtype)
+            view[...] = self.xp.asarray(values)
+        return view if x.shape else view.reshape(())
 
     def get(self, x: Any) -> Host:
         """A copy of an array on the host."""

@@ -15,7 +15,7 @@ from spaces import Space
 
 from gpuopt import backends, check, nvrtc
 from gpuopt.engines import cpu, cpu_code
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
 
 CASES = len(set(check.variants())) + (len(check.GUARDS) - 1) * len(set(check.variants(flags=False)))
@@ -31,7 +31,7 @@ def test_all_bits_agree_on_the_cpu() -> None:
 
 
 def test_every_rule_is_among_the_variants() -> None:
-    assert {type(rule) for rule in check.variants()} == {rule for rule in RULES.values() if is_elementwise(rule())}
+    assert {type(rule) for rule in check.variants()} == {rule for rule in RULES.values() if traced(rule())}
     assert any(getattr(rule, "nesterov", False) and getattr(rule, "momentum", 0) for rule in check.variants())
 
 
@@ -59,9 +59,9 @@ def contraction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for op in ("add", "sub", "mul"):
         code = cpu_code._OPERATIONS[op]
         monkeypatch.setitem(cpu_code._OPERATIONS, op, code.replace(f"f{op} ", f"f{op} contract "))
-    cpu._step.cache_clear()
+    cpu._functions.cache_clear()
     yield
-    cpu._step.cache_clear()
+    cpu._functions.cache_clear()
 
 
 def shows_contraction(finding: check.Finding) -> None:

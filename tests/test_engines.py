@@ -1,15 +1,13 @@
 """All engines give the same bits: any rule, dtype, shape, memory layout, gradient, on any device."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import formulas
 import numpy as np
 import pytest
 from conformance import ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spaces import DENSE, LAYOUTS, Host, Space, assert_same_bits, hard_values, opened
+from problems import SHAPES, Leaf, Problem
+from spaces import DENSE, LAYOUTS, Space, assert_same_bits, opened
 from user_rules import USER_RULES
 
 import gpuopt
@@ -33,76 +31,6 @@ RULES: list[list[gpuopt.Rule]] = [
     USER_RULES[3:],
     *(FUSED[i : i + 4] for i in range(0, len(FUSED), 4)),
 ]
-
-# Around multiples of the widest vector, and of a chunk; without axes; without elements; with axes of length 1.
-SHAPES = [(), (0,), (1,), (3,), (4,), (5,), (17,), (3, 0), (2, 3), (1, 7, 1), (3, 2, 4), (4095,), (4097,), (3, 4096)]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A parameter and how its gradient comes: a layout of its own, None, or as the same array as before."""
-
-    group: int
-    dtype: str
-    shape: tuple[int, ...]
-    layout: str
-    gradients: tuple[tuple[str, str] | None, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Leaves, their rules, the number of steps, and the seed of all values."""
-
-    rules: list[gpuopt.Rule]
-    leaves: list[Leaf]
-    steps: int
-    seed: int
-
-    def params(self) -> dict[str, Host]:
-        """Values of the parameters."""
-        random = np.random.RandomState(self.seed)
-        return {f"{i}.g{a.group}": hard_values(random, a.shape, a.dtype) for i, a in enumerate(self.leaves)}
-
-    def gradients(self, step: int) -> list[Host | None]:
-        """Values of the gradients of a step."""
-        random = np.random.RandomState(self.seed + step + 1)
-        kinds = [a.gradients[step % len(a.gradients)] for a in self.leaves]
-        drawn = [hard_values(random, a.shape, k[0] if k else "f4") for a, k in zip(self.leaves, kinds, strict=True)]
-        return [g if kind else None for g, kind in zip(drawn, kinds, strict=True)]
-
-    def by_pattern(self) -> dict[str, gpuopt.Rule]:
-        """The rules that have leaves."""
-        return {f"*.g{group}": self.rules[group] for group in sorted({a.group for a in self.leaves})}
-
-    def run_on_copies(self) -> dict[str, Host]:
-        """What the pure functions make of it on NumPy arrays."""
-        params: Any = self.params()
-        state = gpuopt.init(self.by_pattern(), params)
-        for step in range(self.steps):
-            grads = dict(zip(params, self.gradients(step), strict=True))
-            params, state = gpuopt.update(self.by_pattern(), params, grads, state)
-        slots = {f"{p}/{slot}": x for slot, own in state.slots.items() for p, x in own.items() if x is not None}
-        return {name: np.asarray(x) for name, x in (params | slots).items()}
-
-    def run(self, space: Space, engine: Any) -> dict[str, Host]:
-        """What an optimizer makes of it."""
-        params = {
-            path: space.put(p, leaf.layout) for (path, p), leaf in zip(self.params().items(), self.leaves, strict=True)
-        }
-        opt = gpuopt.Optimizer(params, self.by_pattern(), engine=engine)
-        grads: list[Any] = [None] * len(self.leaves)
-        for step in range(self.steps):
-            for i, (g, leaf) in enumerate(zip(self.gradients(step), self.leaves, strict=True)):
-                kind = leaf.gradients[step % len(leaf.gradients)]
-                if g is None or kind is None:
-                    grads[i] = None
-                elif kind[1] == "reused" and grads[i] is not None and grads[i].dtype == g.dtype:
-                    with space.use():
-                        grads[i][...] = space.xp.asarray(g)
-                else:
-                    grads[i] = space.put(g, "C" if kind[1] == "reused" else kind[1])
-            opt.step(dict(zip(params, grads, strict=True)))
-        return space.got(opt)
 
 
 @st.composite

@@ -115,7 +115,7 @@ def update_group(
     ------
     TypeError
         If the rule does not return its slots, changes a dtype, or returns other shared numbers for one leaf than for
-        another; if it asks for totals over leaves of several libraries or devices.
+        another; if it asks for totals over leaves of several libraries.
     ValueError
         If the rule changes a shape.
 
@@ -126,10 +126,10 @@ def update_group(
         for i, (p, g, slots) in enumerate(leaves):
             with suppress(Unknown):
                 new.append(_update(rule, p, g, slots, {**h, SCALE: scales[i]} if scales else h, group))
-        places = sorted({place(p) for p, _, _ in leaves})
         if not group.settle():
             break
-        if len(places) > 1:
+        places = sorted({place(p) for p, _, _ in leaves})
+        if len({own.partition(":")[0] for own in places}) > 1:
             raise TypeError(
                 f"{rule.name}.update asks for totals over leaves of {' and '.join(places)}, expected one place"
             )

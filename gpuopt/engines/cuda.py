@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from gpuopt.engines.table import Table
 
 DIGEST = hashlib.sha256().digest_size
+NOWHERE = 1
+"""Address of a gradient without elements: CuPy has 0, which is that of a gradient that is missing."""
 
 
 class CUDA(Place):
@@ -153,11 +155,28 @@ class CUDAKernel:
         self._device = cupy.cuda.Device(device)
         with self._device:
             step = _function(cuda_code.source(table.variants), "step", device)
+            reducing = [
+                _function(cuda_code.reduction(k, table.variants), "reduce", device)
+                for k in range(tables.reduction_passes(table.variants))
+            ]
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
             self._verdict: Any = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
+            width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
+            # What passes find, until the next step.
+            numbers, totals = (
+                cupy.zeros((len(table.rows), max(table.numbers, 1))),
+                cupy.zeros((table.groups, 1 + width)),
+            )
+            found = (
+                np.int64(table.groups),
+                cupy.asarray(table.first_chunks),
+                cupy.zeros((len(table.chunks), width)),
+                cupy.zeros((len(table.rows), width)),
+                cupy.zeros(1, np.uint32),
+            )
             self._settle()
         self._report: tuple[Any, Any] | None = before._report if before and kept else None
         self._measured: tuple[Any, ...] | None = before._measured if before and kept else None
@@ -170,7 +189,8 @@ class CUDAKernel:
             table.values.view(np.dtype((np.void, tables.VALUE_BYTES))),
         )
         self._choose = partial(cupy.cuda.runtime.setDevice, device)
-        self._update = self._launch(step, self._rows, self._gradients, self._chunks, self._verdict)
+        shared = (self._rows, self._gradients, self._chunks, self._verdict, np.int64(len(table.rows)), numbers, totals)
+        self._launches = (*(self._launch(one, *shared, *found) for one in reducing), self._launch(step, *shared))
 
     @staticmethod
     def _settle() -> None:
@@ -185,7 +205,7 @@ class CUDAKernel:
         if not len(self._chunks):
             return ()  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         self._send_addresses()
-        return (self._choose, self._update) if judging is None else (self._choose, judging, self._update)
+        return (self._choose, *([] if judging is None else [judging]), *self._launches)
 
     def advancing(self, moves: NDArray[np.int64]) -> Callable[[], Sequence[Callable[[], object]]]:
         """See :meth:`gpuopt.engines.place.Kernel.advancing`: copies on the device, and the update where they are."""
@@ -331,6 +351,7 @@ class Lookup:
         self._shapes = list(map(_shape, leaves))
         self._parameters = list(parameters)
         self._layouts = list(map(_layout, parameters))
+        self._empty = [row for row, p in enumerate(parameters) if not p.size]
         self._known: list[Callable[[], Any]]
         self._absent: list[bool]
         self._ids: list[int] = []
@@ -356,6 +377,7 @@ class Lookup:
         before, self._ids = self._ids, list(map(id, looked))
         known: list[Callable[[], Any]] = list(map(weakref.ref, looked)) if before == self._ids else list(self._known)
         self._addresses[:] = list(map(_address, looked))
+        self._addresses[self._empty] = NOWHERE
         for row in (*others, *compress(range(len(absent)), absent)):
             known[row], self._addresses[row] = _nothing, 0
         self._known, self._absent = known, absent
@@ -364,7 +386,7 @@ class Lookup:
     def record(self, row: int, gradient: Any, *, once: bool = False) -> None:
         """See `gpuopt.engines.place.Lookup`."""
         self._known[row] = _nothing  # if an exception ends this, nothing half-done is believed
-        self._addresses[row] = _address(gradient)
+        self._addresses[row] = _address(gradient) or NOWHERE
         if not once:
             self._known[row] = weakref.ref(gradient)
 

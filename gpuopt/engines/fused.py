@@ -10,7 +10,6 @@ import numpy as np
 from gpuopt.arrays import assign, dtype_of
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
-from gpuopt.engines.trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,8 +34,7 @@ class Leaf:
     p
         The array as it is updated.
     slots
-        The state of this leaf, in the order of its rule's slots: arrays without gaps, laid out like
-        `gpuopt.engines.memory.dense_layout` of ``p``.
+        Of the rule: first the arrays; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
 
     """
 
@@ -95,10 +93,6 @@ class FusedStep:
         self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
         self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
         self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
-
-    def computes(self, rules: Sequence[Rule]) -> bool:
-        """Whether the programs of these rules are the compiled ones."""
-        return all(trace(rules[group]) == program for group, program in self._table.programs.items())
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.

@@ -14,7 +14,7 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides, side_by_side
 from gpuopt.engines.place import place_of
 from gpuopt.engines.table import PARAMETER, Segment, Table
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,14 @@ if TYPE_CHECKING:
 def pure_step(arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule]) -> PureStep | None:
     """Return the fused step for parameters like these; None if they cannot be fused, or not together."""
     place, *others = {place_of(a) for a in arrays}
-    if place is None or others or not (all(map(is_without_gaps, arrays)) and all(map(is_elementwise, rules))):
+    if place is None or others or not (all(map(is_without_gaps, arrays)) and all(map(_is_elementwise, rules))):
         return None
     return PureStep(place, arrays, groups, rules)
+
+
+def _is_elementwise(rule: Rule) -> bool:
+    program = traced(rule)
+    return program is not None and program.is_elementwise
 
 
 class PureStep:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
-from gpuopt.engines.norms import ordered_sum, root, sums_of_squares
+from gpuopt.engines.norms import ordered_sum, root, sums_of_squares, with_infinities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def _install_operators() -> None:
         "sub": lambda a, b: a - b,
         "mul": lambda a, b: a * b,
         "truediv": lambda a, b: a / b,
-        "pow": lambda a, b: a**b,
+        "pow": lambda a, b: a * a if is_number(b) and b == 2 else a**b,  # NumPy's own may differ in the last bit
     }
     for name, function in operators.items():
         setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
@@ -250,8 +250,8 @@ class Namespace:
         with np.errstate(all="ignore"):
             return ordered_sum(self._flat(u).astype(np.float64) * self._flat(v).astype(np.float64))
 
-    def _squares(self, u: Any) -> NDArray[np.float64]:
-        return sums_of_squares(self._flat(u))
+    def _squares(self, u: Any) -> Any:
+        return with_infinities(sums_of_squares(self._flat(u))[None])[0]
 
     def _max(self, u: Any) -> float:
         flat = self._flat(u)

@@ -13,8 +13,8 @@ from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
-from gpuopt.engines.trace import SCALE, is_elementwise
-from gpuopt.rules.slots import Filled, Shared, is_number, starts
+from gpuopt.engines.trace import SCALE, Program, traced
+from gpuopt.rules.slots import Filled, Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,12 +45,15 @@ class Step:
     guard
         What to look for in the gradients before a step.
     before
-        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over.
+        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over, if the
+        same GPU is to decide.
     idle
         Leaves that are never updated, whatever is given as their gradients.
 
     Attributes
     ----------
+    inherits
+        Whether what a GPU knew has gone over; if not, `overdue` and `count_skipped` of the former step have the last word.
     slots
         Of each leaf, by name.
     rules
@@ -74,16 +77,23 @@ class Step:
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
-        self.slots = _with_new_slots(arrays, self._places, [rules[g] for g in groups], state)
-        self._elementwise = [is_elementwise(rule) for rule in rules]
+        self._programs = [traced(rule) for rule in rules]
+        self._elementwise = [program is not None and program.is_elementwise for program in self._programs]
+        homes: list[set[str]] = [set() for _ in rules]
+        for a, group in zip(arrays, groups, strict=True):
+            homes[group].add(libraries.place(a))
+        can_be_fused = _can_be_fused(rules, self._programs, list(map(sorted, homes)), engine)
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
             if i not in idle
             and engine != "array"
             and place is not None
-            and (self._elementwise[group] or (engine == "fused" and memory.is_without_gaps(a)))
+            and (can_be_fused[group] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
+        fused = set(together)
+        kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
+        self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state)
         self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {
@@ -98,27 +108,28 @@ class Step:
             for place in dict.fromkeys(self._places)
             if place is not None
         }
-        predecessors = {step.place: step for step in before._fused} if before else {}
         self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
+        # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
+        decides = len(places) == 1 and not self._alone
+        heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
-                i: Leaf(groups[i], held[i], arrays[i], tuple(self.slots[i].values()))
+                i: Leaf(groups[i], held[i], arrays[i], _arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
                 for i in together
                 if self._places[i] is place
             }
-            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], predecessors.get(place)))
+            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir._fused[0] if heir else None))
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
-        # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
-        only = self._fused[0].kernel if len(self._fused) == 1 and not self._alone else None
-        self._judge: Any = only if hasattr(only, "judge") else None
+        self._judge: Any = self._fused[0].kernel if decides and hasattr(self._fused[0].kernel, "judge") else None
+        self.inherits = heir is not None
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
         same = all(new.slots == old.slots for new, old in zip(rules, self.rules, strict=True))
-        return same and all(step.computes(rules) for step in self._fused)
+        return same and [traced(rule) for rule in rules] == self._programs
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
         """Return what `Rule.at` gives for each group, from its carried numbers."""
@@ -309,15 +320,53 @@ class Step:
         ]
 
 
+def _can_be_fused(
+    rules: Sequence[Rule], programs: Sequence[Program | None], homes: Sequence[Sequence[str]], engine: Engine
+) -> list[bool]:
+    """Whether each group can: it can be traced, and what it adds up over all its leaves lies in one place.
+
+    Parameters
+    ----------
+    homes
+        Of each group, where its leaves are.
+
+    Raises
+    ------
+    TypeError
+        If totals would be of leaves of several libraries; with "fused", of several devices.
+
+    """
+    apart = [
+        program is not None and program.has_totals and len(own) > 1
+        for program, own in zip(programs, homes, strict=True)
+    ]
+    for rule, own, is_apart in zip(rules, homes, apart, strict=True):
+        if is_apart and (engine == "fused" or len({home.partition(":")[0] for home in own}) > 1):
+            devices = (
+                "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"
+            )
+            raise TypeError(
+                f"{rule.name}.update asks for totals over leaves of {' and '.join(own)}, expected one place{devices}"
+            )
+    return [program is not None and not is_apart for program, is_apart in zip(programs, apart, strict=True)]
+
+
+def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
+    """The slots as a table has them."""
+    numbers = [name for name in slots if is_number(declared[name])]
+    return tuple(slots[name] for name in (*(name for name in slots if name not in numbers), *numbers))
+
+
 def _with_new_slots(
     arrays: Sequence[Any],
     places: Sequence[Place | None],
+    homes: Sequence[Place | None],
     rules: Sequence[Rule],
     state: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
 
-    A number is a NumPy array of float64 without axes.
+    A number is an array of float64 without axes: where a fused engine keeps it up to date, in the leaf's home, else of NumPy.
     """
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
@@ -325,8 +374,8 @@ def _with_new_slots(
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
-            if value is None and is_number(start := declared[i][name]):
-                own[name] = np.array(start.start, np.float64)
+            if is_number(start := declared[i][name]):
+                own[name] = _number(start.start if value is None else value, homes[i])
             elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
@@ -339,6 +388,17 @@ def _with_new_slots(
             if declared[i][name] != Filled():
                 libraries.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
     return slots
+
+
+def _number(value: Any, home: Place | None) -> Any:
+    """An array of float64 without axes, the same one if it is where it belongs."""
+    if home is None:
+        return value if libraries.is_numpy(value) and value.ndim == 0 else np.array(float(value), np.float64)
+    if place_of(value) is home:
+        return value
+    (number,) = home.zeros([memory.Layout((), np.dtype(np.float64), ())])
+    libraries.assign(number, np.array(float(value), np.float64))
+    return number
 
 
 def _arrays_of(slots: Mapping[str, Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from gpuopt.rules.hyper import Count
 from gpuopt.rules.slots import Filled, Slot, shared
 
 if TYPE_CHECKING:
-    from types import SimpleNamespace
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -49,42 +49,49 @@ class LBFGS(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Point and gradient before, and for each pair ``s``, ``y`` and ``1/<s,y>``."""
-        places = range(self.memory)
-        arrays = ["point", "gradient", *(f"{name}{k}" for name in "sy" for k in places)]
-        return {**dict.fromkeys(arrays, Filled(0.0)), **{f"weight{k}": shared(0.0) for k in places}}
-
-    def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """For each place, 1 if the newest pair goes there."""
-        return {f"newest{k}": float(h.t > 1 and (h.t - 2) % self.memory == k) for k in range(self.memory)}
+        """Point and gradient before, the pairs, and where the newest one is: -1 before there is one, -2 before any step."""
+        pairs = [f"{name}{k}" for name in "sy" for k in range(self.memory)]
+        return {**dict.fromkeys(["point", "gradient", *pairs], Filled(0.0)), "newest": shared(-2.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
+        places = range(self.memory)
+        newest = xp.where(s.newest < self.memory - 1, s.newest + 1, 0)
         moved, change = p - s.point, g - s.gradient
+        # The newest pair takes the place of the oldest one, the others stay where they are.
+        moves = [xp.where(newest == k, moved, getattr(s, f"s{k}")) for k in places]
+        changes = [xp.where(newest == k, change, getattr(s, f"y{k}")) for k in places]
+        # All vectors of the two loops are sums of g, moves and changes: numbers alone say how much of each.
+        products = [[xp.total_dot(a, b) for b in changes] for a in moves]
+        lower = [[xp.total_dot(changes[i], changes[j]) for j in range(i + 1)] for i in places]
+        along_moves, along_changes = [xp.total_dot(a, g) for a in moves], [xp.total_dot(b, g) for b in changes]
         product, square, norm = xp.total_dot(moved, change), xp.total_dot(change, change), xp.total_norm(g)
-        inverse = xp.where(product != 0, 1 / product, 0)
-        slots: dict[str, Array] = {"point": p, "gradient": g}
-        for k in range(self.memory):  # arrays stay where they are: the newest pair replaces the oldest
-            is_new = getattr(h, f"newest{k}") > 0
-            for name, new in (("s", moved), ("y", change), ("weight", inverse)):
-                slots[f"{name}{k}"] = xp.where(is_new, new, getattr(s, f"{name}{k}"))
-        ordered = [self.of_age(xp, age, slots, h) for age in range(self.memory)]  # from the newest on
-        q, alphas = g, []
-        for pair_s, pair_y, weight in ordered:
-            alphas.append(weight * xp.total_dot(pair_s, q))
-            q = q - alphas[-1] * pair_y
+        inverses = [xp.where(products[k][k] != 0, 1 / products[k][k], 0) for k in places]
         curvature = xp.where(square > 0, product / square, 1)
-        q = xp.where(h.t > 1, curvature, xp.where(norm > 1, 1 / norm, 1)) * q
-        for (pair_s, pair_y, weight), alpha in zip(reversed(ordered), reversed(alphas), strict=True):
-            q = q + (alpha - weight * xp.total_dot(pair_y, q)) * pair_s
-        return p - h.lr * q, slots
+        factor = xp.where(newest >= 0, curvature, xp.where(norm > 1, 1 / norm, 1))
 
-    def of_age(self, xp: Any, age: int, slots: dict[str, Array], h: Any) -> list[Array]:
-        """Return the pair that was the newest ``age`` steps ago, and its weight."""
-        found = [slots[f"{name}0"] for name in ("s", "y", "weight")]
-        for k in range(1, self.memory):
-            here = getattr(h, f"newest{(k + age) % self.memory}") > 0
-            found = [
-                xp.where(here, slots[f"{name}{k}"], x) for name, x in zip(("s", "y", "weight"), found, strict=True)
-            ]
-        return found
+        def one_by_one(entry: Callable[[int, dict[int, Any]], Any], *, backwards: bool) -> dict[int, Any]:
+            """Numbers of the pairs, each made of those before it: from the newest pair to the oldest, or from there on."""
+            found: dict[int, Any] = {}
+            for is_first in (True, False):
+                for k in reversed(places) if backwards else places:
+                    is_now = newest >= k if is_first == backwards else newest < k
+                    others = {j: x for j, x in found.items() if j != k}
+                    found[k] = xp.where(is_now, entry(k, others), found.get(k, 0))
+            return found
+
+        def first(k: int, others: dict[int, Any]) -> Any:
+            return inverses[k] * (along_moves[k] - sum(x * products[k][j] for j, x in others.items()))
+
+        alphas = one_by_one(first, backwards=True)
+        along = [along_changes[k] - sum(alphas[j] * lower[max(j, k)][min(j, k)] for j in places) for k in places]
+
+        def second(k: int, others: dict[int, Any]) -> Any:
+            return alphas[k] - inverses[k] * (factor * along[k] + sum(x * products[j][k] for j, x in others.items()))
+
+        parts = one_by_one(second, backwards=False)
+        q = factor * g
+        for k in places:
+            q = q + parts[k] * moves[k] - factor * alphas[k] * changes[k]
+        slots = {f"s{k}": moves[k] for k in places} | {f"y{k}": changes[k] for k in places}
+        return p - h.lr * q, {"point": p, "gradient": g, **slots, "newest": newest}
