@@ -1,3 +1,7 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# dependencies = ["nox"]
+# ///
 """Every check of this project, each in an environment of its own: ``nox --list`` names them, ``nox -s NAME`` runs one.
 
 What follows ``--`` goes to the tool that a session runs: ``nox -s tests-3.12 -- -k adam -x``. ``nox -j auto`` runs several
@@ -28,7 +32,6 @@ nox.needs_version = ">=2026.8.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.allow_parallel = True
-nox.options.sessions = ["lint", "typecheck", "tests", "doctest"]
 
 
 def dependencies(*groups: str) -> tuple[str, ...]:
@@ -58,7 +61,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
 
 
-@nox.session
+@nox.session(default=False)
 def derive(session: nox.Session) -> None:
     """Write what is derived from the rules: the names for type checkers, the table in README.md."""
     session.install("-e.[train]")
@@ -90,7 +93,7 @@ def doctest(session: nox.Session) -> None:
     session.run("pytest", "--doctest-modules", "gpuopt", "tests/test_documents.py", *session.posargs)
 
 
-@nox.session(python=PYTHON_VERSIONS)
+@nox.session(python=PYTHON_VERSIONS, default=False)
 def tests_emulated(session: nox.Session) -> None:
     """Run the tests on CuPy without a GPU, under the CUDA emulator that lies at GPUOPT_CUDA_EMULATOR."""
     emulator = os.environ.get(EMULATOR)
@@ -103,14 +106,14 @@ def tests_emulated(session: nox.Session) -> None:
     pytest_with_coverage(session, launcher=("bash", f"{emulator}/run.sh"))
 
 
-@nox.session(python=OLDEST_PYTHON, allow_parallel=False)
+@nox.session(python=OLDEST_PYTHON, allow_parallel=False, default=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests on a real NVIDIA GPU."""
     session.install("-e.[train,cuda12]", *dependencies("test"))
     pytest_with_coverage(session)
 
 
-@nox.session
+@nox.session(default=False)
 def coverage(session: nox.Session) -> None:
     """Show what the test sessions that have run so far executed, all together."""
     data = sorted(Path(session.cache_dir).glob(".coverage.*"))
@@ -123,7 +126,7 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report", *session.posargs, env=combined)
 
 
-@nox.session(python=OLDEST_PYTHON)
+@nox.session(python=OLDEST_PYTHON, default=False)
 def build(session: nox.Session) -> None:
     """Build the sdist and from it the wheel, install the wheel, and try it outside the tree."""
     session.install("build")
@@ -146,7 +149,7 @@ def build(session: nox.Session) -> None:
             session.run("pytest", *session.posargs)
 
 
-@nox.session(python=OLDEST_PYTHON)
+@nox.session(python=OLDEST_PYTHON, default=False)
 def docs(session: nox.Session) -> None:
     """Build the pages into docs/_build/html; a warning is an error, and nothing is fetched. ``-- -D plot_gallery=0`` is quick."""
     session.install("-e.[train]", *dependencies("docs"))
@@ -154,7 +157,7 @@ def docs(session: nox.Session) -> None:
     session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", env={"MPLBACKEND": "agg"})
 
 
-@nox.session(python=OLDEST_PYTHON)
+@nox.session(python=OLDEST_PYTHON, default=False)
 def release(session: nox.Session) -> None:
     """Build, check, try outside the tree, and tag a release; all but the upload, whose command is shown."""
     session.install(*dependencies("release"))
@@ -179,7 +182,7 @@ def release(session: nox.Session) -> None:
     session.log(f"tagged v{version}; to upload: twine upload dist/gpuopt-{version}*")
 
 
-@nox.session(python=OLDEST_PYTHON, venv_backend="uv")
+@nox.session(python=OLDEST_PYTHON, venv_backend="uv", default=False)
 def minimums(session: nox.Session) -> None:
     """Run the tests with the oldest versions that pyproject.toml allows."""
     session.install("--resolution=lowest-direct", "-e.[data,train]")
@@ -187,14 +190,14 @@ def minimums(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
+@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", default=False)
 def peers(session: nox.Session) -> None:
     """Run the tests that compare with torch, JAX and Optax, which are not among the dependencies of the tests."""
     session.install("-e.[train]", *dependencies("test", "peers"))
     session.run("pytest", "-m", "peers", *session.posargs)
 
 
-@nox.session(python=OLDEST_PYTHON, allow_parallel=False)
+@nox.session(python=OLDEST_PYTHON, allow_parallel=False, default=False)
 def soak(session: nox.Session) -> None:
     """Kill a hundred runs, damage ten thousand files, interrupt thousands of steps; show how many of each kind."""
     session.install("-e.[train]", *dependencies("test"))
@@ -202,15 +205,19 @@ def soak(session: nox.Session) -> None:
     session.run("pytest", "--soak", "-s", *(session.posargs or files))
 
 
-@nox.session(python=OLDEST_PYTHON)
+@nox.session(python=OLDEST_PYTHON, default=False)
 def browser(session: nox.Session) -> None:
     """Run the tests of the live page in a headless Chromium; they are skipped where there is none."""
     session.install("-e.[live]", *dependencies("test", "browser"))
     pytest_with_coverage(session, "-m", "browser")
 
 
-@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", allow_parallel=False)
+@nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", allow_parallel=False, default=False)
 def bench(session: nox.Session) -> None:
     """Measure a step of every rule beside torch, Optax and hand-written NumPy; benchmarks/README.md says how."""
     session.install("-e.[train]", *dependencies("bench"))
     session.run("python", "-m", "benchmarks.optimizers", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()
