@@ -70,7 +70,7 @@ _GLOBAL = """\
 
 _STEP = """\
 {functions}
-extern "C" __global__ void __launch_bounds__({threads})
+extern "C" __global__ void __launch_bounds__({bounds})
 step(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
      long long segments, const double* numbers, const double* totals, int gradients_at, const GRID_CONSTANT Values values)
 {{
@@ -153,6 +153,8 @@ def source(variants: tuple[Variant, ...]) -> str:
         + _GLOBAL
         + _STEP.format(
             **sizes,
+            # Large rules: rather fewer blocks at once than spilled registers.
+            bounds=f"{norms.LANES}, 1" if _numbers_of(variants) else norms.LANES,
             functions="".join(_update(i, variant) for i, variant in enumerate(variants)),
             keep=keep if with_slots else "",
             LENGTH=table.LENGTH,
