@@ -92,7 +92,7 @@ def test_train_in_plain_lines() -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == "Device:  cpu (GPUOPT_BACKEND='numpy')"
     assert [line for line in lines if line.startswith("epoch")][-1].startswith("epoch 200/200  loss ")
-    assert len(lines) == 3 + 10 + 2
+    assert len(lines) == 4 + 10 + 2  # device, data, what the spikes are, network
     assert lines[-1].endswith(f"run folder: {Path('run').absolute()}")
     assert lines[-2].startswith("Training set: loss ")
 

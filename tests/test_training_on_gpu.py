@@ -290,7 +290,7 @@ def test_on_the_command_line(tmp_path: Path, quiet: list[str]) -> None:
         (again,) = (i for i, line in enumerate(lines) if line.startswith("Device:  cpu"))
         assert re.fullmatch(rf"Device:  cpu \({words}\)", lines[again])
         assert lines[again + 1].startswith("Resumed after ")
-        assert [line.split(":")[0] for line in lines[:3]] == ["Device", "Data", "Network"]
+        assert [line.split(":")[0] for line in lines if line[0] != " "][:3] == ["Device", "Data", "Network"]
         assert sum(line.startswith(("Data:", "Network:")) for line in lines) == 2
 
 

@@ -11,6 +11,7 @@ from gpuopt import schedules
 from gpuopt.errors import UsageError
 from gpuopt.rules import RULES, Rule
 from gpuopt.suggest import did_you_mean
+from gpuopt.transforms import TRANSFORMS
 from gpuopt.transforms.base import Transform
 from gpuopt.transforms.chain import Chain, chain
 
@@ -28,13 +29,13 @@ def to_plain(rule: Any) -> dict[str, Any]:
     Examples
     --------
     >>> import gpuopt
-    >>> to_plain(gpuopt.chain(gpuopt.SGD(lr=0.1), gpuopt.EMA(0.9)))["chain"][1]
-    {'rule': 'gpuopt.transforms.averages:EMA', 'decay': 0.9}
+    >>> to_plain(gpuopt.chain(gpuopt.SGD(lr=0.1), gpuopt.EMA(0.9)))["members"][1]
+    {'rule': 'EMA', 'decay': 0.9}
     """
     if isinstance(rule, Chain):
-        return {"chain": [to_plain(member) for member in rule.members]}
+        return {"rule": "chain", "members": [to_plain(member) for member in rule.members]}
     of = type(rule)
-    name = of.__name__ if RULES.get(of.__name__) is of else f"{of.__module__}:{of.__qualname__}"
+    name = of.__name__ if (RULES | TRANSFORMS).get(of.__name__) is of else f"{of.__module__}:{of.__qualname__}"
     if ":" in name and _found(name) is not of:
         raise UsageError(
             f"--optimizer {of.__name__}: could not be resumed: expected a class at the top level of its module"
@@ -50,11 +51,11 @@ def to_plain(rule: Any) -> dict[str, Any]:
 
 def from_plain(plain: Mapping[str, Any]) -> Any:
     """The rule of which `to_plain` made this; UsageError, TypeError, ValueError or KeyError if there is none."""
-    if "chain" in plain:
-        return chain(*(from_plain(member) for member in plain["chain"]))
+    if plain["rule"] == "chain":
+        return chain(*(from_plain(member) for member in plain["members"]))
     given = dict(plain)
     name = given.pop("rule")
-    of = _found(name) if ":" in name else RULES[known(name, "optimizer")]
+    of = _found(name) if ":" in name else TRANSFORMS.get(name) or RULES[known(name, "optimizer")]
     if of is None:
         raise UsageError(
             f"optimizer {name}: cannot be imported here; resume from the program that the run was started in"
