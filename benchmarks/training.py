@@ -22,6 +22,7 @@ import numpy as np
 import gpuopt
 from benchmarks.timing import duration, in_turn, machine, table, versions
 from gpuopt.training import Config, Dataset, Perceptron, Samples, Training, initial_params, load
+from gpuopt.training.data.preparation import Features, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +57,7 @@ def noise() -> Dataset:
     """As many numbers as MNIST has."""
     random = np.random.RandomState(0)
     x = random.rand(60_000, 784).astype(np.float32)
-    return Dataset("noise", Samples(x, random.randint(10, size=len(x))), classes=tuple(range(10)))
+    return Dataset("noise", Samples(x, random.randint(10, size=len(x))), None, Features(784), Target(("y",), tuple(range(10))))
 
 
 def ours(data: Dataset) -> Step:

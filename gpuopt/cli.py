@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from gpuopt.rules import RULES
+from gpuopt.schedules import SCHEDULES
 from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-RESUMABLE = {"epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
+RESUMABLE = {"data", "epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
 """Options that a resumed run may have anew."""
 NAMES = f"{', '.join([*RULES][:-1])} or {[*RULES][-1]}"
+SCHEDULED = ", ".join(name for name in SCHEDULES if name not in {"join", "scaled"})
 
 
 class Command(TyperCommand):
@@ -110,37 +112,122 @@ def gpuopt(
     """
 
 
+# Options that several commands share.
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Data to train on: .npz with x_train and y_train (and x_test and y_test), or x and y; .csv or "
+        ".parquet with --target; .npy with --labels, which may be larger than memory. With --resume, where the run's "
+        "file is by now. Default: a built-in spiral of three arms.",
+    ),
+]
+Target = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to predict.")]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK",
+        help="classification, regression, or auto: text and few different whole numbers are classes, other numbers "
+        "are predicted. What was taken for what is said.",
+    ),
+]
+Standardize = Annotated[
+    bool, typer.Option("--standardize", help="Bring each feature to mean 0 and standard deviation 1.")
+]
+OneHot = Annotated[bool, typer.Option("--one-hot", help="Make categories of columns of text: an input for each text.")]
+Missing = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mean|drop",
+        help="Missing values become the column's mean over the training part, or their rows are left out. Default: "
+        "they are refused.",
+    ),
+]
+Validation = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Set this share of the samples apart, as in 0.2; of each class alike."),
+]
+Hidden = Annotated[
+    str | None, typer.Option(metavar="N,N,...", help="Units of the hidden layers. Default: 64; with --data 128.")
+]
+BatchSize = Annotated[
+    str | None, typer.Option(metavar="N|full", help="Samples in a step. Default: full; with --data 128.")
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="Of the weights and of the order of the samples. Default: 0.")
+]
+Init = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How weights start: small (0.01) or he. Default: small; with --data he."),
+]
+Matmul = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="Precision in which matrices are multiplied, float32 or float64 (slower; a run then hardly depends on "
+        "the machine). Default: float32; for the spiral float64 if any of --optimizer, --lr and --schedule is given.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")]
+ReportEvery = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
 @app.command(cls=Command)
 def train(
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Data to train on: .npz with x_train and y_train (and x_test and y_test), or x and y; .csv or "
-            ".parquet with --target. Default: a built-in spiral of three arms.",
-        ),
+    data: Data = None,
+    target: Target = None,
+    task: Task = None,
+    standardize: Standardize = False,
+    one_hot: OneHot = False,
+    missing: Missing = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out. May be repeated.")
     ] = None,
-    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to predict.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK",
-            help="classification, regression, or auto: integers and text are classes, other numbers are predicted.",
-        ),
+    labels: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of --data x.npy.")
     ] = None,
-    standardize: Annotated[
-        bool, typer.Option("--standardize", help="Bring each feature to mean 0 and standard deviation 1.")
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a .csv file, as in cp1252. Default: UTF-8.")
+    ] = None,
+    unscaled_target: Annotated[
+        bool,
+        typer.Option("--unscaled-target", help="Train a regression on the target as it is; by default it is scaled."),
     ] = False,
-    hidden: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Units of the hidden layers. Default: 64; with --data 128.")
+    validation: Validation = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="End when the loss of the test set or validation part has not become lower for N epochs; the best state "
+            "is the model.",
+        ),
     ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(metavar="balanced", help="Let each class count alike, however many samples it has.")
+    ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="relu, leaky_relu, elu, tanh, sigmoid or silu. Default: relu."),
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Leave out this share of the hidden units in each step.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Shrink parameters by this times the learning rate in each step."),
+    ] = None,
+    hidden: Hidden = None,
     optimizer: Annotated[str | None, typer.Option(metavar="NAME", help=f"{NAMES}. Default: Adam.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", help="Learning rate. Default: the optimizer's.")] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[:ARG=VALUE,...]",
-            help="How the learning rate goes on, as in cosine or step:factor=0.5,every=1000; plateau is told "
+            help=f"How the learning rate goes on, as in cosine or step:factor=0.5,every=1000: {SCHEDULED}; plateau is told "
             "the loss of each reported epoch, of the test set if there is one. Default: it stays; for the "
             "spiral inverse_time:decay=5e-7 from 0.05, if none of --optimizer, --lr and --schedule is given.",
         ),
@@ -150,29 +237,17 @@ def train(
         typer.Option("--set", metavar="NAME=VALUE", help="Any hyperparameter, as in beta1=0.95. May be repeated."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Passes over the data. Default: 10000; with --data 10.")
-    ] = None,
-    batch_size: Annotated[
-        str | None, typer.Option(metavar="N|full", help="Samples in a step. Default: full; with --data 128.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the weights and of the order of the samples. Default: 0.")
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="How weights start: small (0.01) or he. Default: small; with --data he."),
-    ] = None,
-    matmul: Annotated[
-        str | None,
+        int | None,
         typer.Option(
-            metavar="DTYPE",
-            help="Precision in which matrices are multiplied, float32 or float64 (slower; a run then hardly depends on "
-            "the machine). Default: float32; for the spiral float64 if any of --optimizer, --lr and --schedule is given.",
+            metavar="N",
+            help="Passes over the data. Default: 10000; with --data 10, or as many as it takes for 2000 steps.",
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")
-    ] = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    init: Init = None,
+    matmul: Matmul = None,
+    device: Device = None,
     on_gpu_error: Annotated[
         str | None,
         typer.Option(
@@ -189,14 +264,11 @@ def train(
         typer.Option(
             metavar="DIR",
             help="Go on with the run in this folder, as if it had not been interrupted. Of the other options only "
-            "--epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
+            "--data (moved), --epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
             "go with it.",
         ),
     ] = None,
-    report_every: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
-    ] = None,
+    report_every: ReportEvery = None,
     checkpoint_every: Annotated[
         str | None,
         typer.Option(metavar="N|Ts", help="Steps, or seconds as in 30s, between two checkpoints. Default: 30s."),
@@ -236,12 +308,13 @@ def train(
         str | None,
         typer.Option(metavar="HOST", help="Address on which --live listens. Default: 127.0.0.1, this machine alone."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a multilayer perceptron.
 
-    Targets that are integers or text are classes (softmax and cross-entropy), other numbers are predicted (mean squared
-    error). Images of bytes are flattened and scaled to [0, 1]; everything else is taken as it is.
+    Targets that are text or few different whole numbers are classes (softmax and cross-entropy), other numbers are predicted
+    (mean squared error of the scaled target). Images of bytes are flattened and scaled to [0, 1]. One line says what was taken
+    for what, and which option says otherwise. `gpuopt predict`, `evaluate` and `export` take the run folder.
 
     Ctrl-C lets the current step end, saves, and says how to resume. `gpuopt tune` changes a training while it runs.
     """
@@ -268,7 +341,72 @@ def train(
             result = training.train(_config(given), out=out, callbacks=callbacks, report=report)
         if not quiet:
             with warned("the result is not printed (%s)"):
-                _tell(result)
+                _tell(result, "Test set" if validation is None else "Validation part")
+
+
+@app.command(cls=Command)
+def predict(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file .csv, .parquet, .npz (with x) or .npy.")],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A file .csv, .npz or .parquet. Default: .csv to the standard output."),
+    ] = None,
+    proba: Annotated[bool, typer.Option("--proba", help="The probability of each class, too.")] = False,
+    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+) -> None:
+    """Predict with the model of a run, for each row of a file.
+
+    Columns are found by name; what is missing is refused, what is more is said. Predictions are class names, or numbers in the
+    target's own units, in a column called like the target.
+    """
+    with _told_plainly():
+        from gpuopt.training import load_model
+        from gpuopt.training.predicting import predict_file
+
+        for note in predict_file(load_model(run), data, out, proba=proba, encoding=encoding):
+            typer.echo(note, err=True)
+
+
+@app.command(cls=Command)
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="As for predict, with the targets in it.")],
+    labels: Annotated[str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of x.npy.")] = None,
+    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+) -> None:
+    """Say how good the model of a run is on a file that has the targets: accuracy, or RMSE and R2."""
+    with _told_plainly():
+        from gpuopt.training import load_model
+        from gpuopt.training.predicting import evaluate_file, told
+
+        model = load_model(run)
+        found, notes = evaluate_file(model, data, labels=labels, encoding=encoding)
+        for note in notes:
+            typer.echo(note, err=True)
+        typer.echo("\n".join(told(found, model.target.names)))
+
+
+@app.command(cls=Command)
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    kind: Annotated[str, typer.Option("--format", metavar="onnx|npz", help="onnx needs gpuopt[onnx].")] = "onnx",
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Default: model.onnx or model.npz in the run folder.")
+    ] = None,
+) -> None:
+    """Write the model of a run for other programs.
+
+    It takes raw features as one float64 matrix and gives what `gpuopt predict` gives: in ONNX the outputs are called label and
+    probabilities, or like the target of a regression.
+    """
+    with _told_plainly():
+        from pathlib import Path
+
+        from gpuopt.training import load_model
+        from gpuopt.training.export import export as exported
+
+        typer.echo(str(exported(load_model(run), kind, out or Path(run) / f"model.{kind}")))
 
 
 @app.command(cls=Command)
@@ -307,20 +445,23 @@ def compare(
             "most data. Default: SGD, AdaGrad, RMSProp and Adam.",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="FILE", help="As for train. Default: the spiral.")] = None,
-    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="As for train.")] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="As for train.")] = None,
-    standardize: Annotated[bool, typer.Option("--standardize", help="As for train.")] = False,
-    hidden: Annotated[str | None, typer.Option(metavar="N,N,...", help="As for train.")] = None,
+    data: Data = None,
+    target: Target = None,
+    task: Task = None,
+    standardize: Standardize = False,
+    one_hot: OneHot = False,
+    missing: Missing = None,
+    validation: Validation = None,
+    hidden: Hidden = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Passes over the data, of each. Default: 2000; with --data 10.")
     ] = None,
-    batch_size: Annotated[str | None, typer.Option(metavar="N|full", help="As for train.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="NAME", help="As for train.")] = None,
-    matmul: Annotated[str | None, typer.Option(metavar="DTYPE", help="As for train.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="As for train.")] = None,
-    report_every: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    init: Init = None,
+    matmul: Matmul = None,
+    device: Device = None,
+    report_every: ReportEvery = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -330,7 +471,7 @@ def compare(
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="A new folder. Default: runs/compare-NAME-DATE-TIME.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the same network from the same start with several optimizers, and compare them.
 
@@ -341,7 +482,7 @@ def compare(
     for name in ("optimizers", "threshold", "out", "quiet"):
         given.pop(name, None)
     with _told_plainly():
-        from gpuopt import pictures
+        from gpuopt import markup
         from gpuopt.training.compare import EPOCHS
         from gpuopt.training.compare import compare as compared
 
@@ -350,7 +491,7 @@ def compare(
         found = compared(optimizers or (), _config(given), threshold=threshold, out=out, quiet=quiet)
         if not quiet:
             head, rows = found.table()
-            typer.echo("\n" + _aligned([head, *[[pictures.shown(value) for value in row] for row in rows]]))
+            typer.echo("\n" + _aligned([head, *[[markup.shown(value) for value in row] for row in rows]]))
             typer.echo(f"\nReport: {found.folder / 'report.html'}")
 
 
@@ -610,6 +751,10 @@ def _config(given: dict[str, Any]) -> Config:
             chosen["hidden"] = tuple(int(units) for units in given["hidden"].split(","))
     except ValueError:
         raise UsageError(f"--hidden {given['hidden']}: expected positive integers, as in 256,128") from None
+    if chosen.pop("unscaled_target", None):
+        chosen["scale_target"] = False
+    if "ignore" in chosen:
+        chosen["ignore"] = tuple(chosen["ignore"])
     with contextlib.suppress(KeyError, ValueError):
         chosen["batch_size"] = int(given["batch_size"])
     chosen["hyperparameters"] = _settings(chosen.pop("settings", []), "--set ")
@@ -623,14 +768,18 @@ def _settings(texts: list[str], option: str) -> dict[str, float | str]:
     return settings(texts, lambda text: f"{option}{text}", "NAME=VALUE, as in beta1=0.95")
 
 
-def _tell(result: Result) -> None:
+def _tell(result: Result, tested: str) -> None:
     """The last lines: how it ended."""
-    for what, loss, accuracy in (
-        ("Training set", result.train_loss, result.train_accuracy),
-        ("Test set", result.test_loss, result.test_accuracy),
+    if result.stopped is not None:
+        typer.echo(f"Stopped: {result.stopped}")
+    for what, loss, accuracy, rmse, r2 in (
+        ("Training set", result.train_loss, result.train_accuracy, result.train_rmse, result.train_r2),
+        (tested, result.test_loss, result.test_accuracy, result.test_rmse, result.test_r2),
     ):
         if loss is not None:
-            typer.echo(f"{what}: loss {loss:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.4f}"))
+            numbers = {"loss": loss, "accuracy": accuracy, "R2": r2}
+            parts = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
+            typer.echo(f"{what}: {', '.join(parts)}" + ("" if rmse is None else f", RMSE {rmse:.6g}"))
     typer.echo(f"{result.epochs} epochs in {result.seconds:.1f} s; run folder: {result.folder}")
 
 

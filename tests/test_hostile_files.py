@@ -221,7 +221,7 @@ GREEDY: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "text as features": (
         "a.parquet",
         lambda: parquet(x=["z" * 9] * 9, y=[0] * 9),
-        "column 'x': holds cat.* be numbers",
+        "column 'x': holds text such as 'zzzzzzzzz', a feature must be numbers",
     ),
     "commas": ("a.csv", lambda: b"," * 10_000_000, "a table of 4,194,305 columns, expected at most 30,000"),
     "commas in the second line": ("a.csv", lambda: b"a,y\n" + b"1," * 3_000_000, "a table of .* columns, expected"),

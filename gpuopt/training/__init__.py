@@ -2,6 +2,7 @@
 
 from gpuopt.errors import ExplodedError, Interrupted, SavingError, UsageError
 from gpuopt.runs.loop import Callback
+from gpuopt.training.applied import Model, load_model
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, Samples, load, spiral
 from gpuopt.training.loop import Training
@@ -15,6 +16,7 @@ __all__ = [
     "ExplodedError",
     "GPUFailure",
     "Interrupted",
+    "Model",
     "Perceptron",
     "Result",
     "Samples",
@@ -23,6 +25,7 @@ __all__ = [
     "UsageError",
     "initial_params",
     "load",
+    "load_model",
     "resume",
     "spiral",
     "train",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt import pictures
+from gpuopt import markup
 from gpuopt.backends import BackendUnavailable
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.rules import RULES
@@ -50,6 +50,8 @@ FILE: dict[str, dict[str, Any]] = {
 """Hyperparameters with which each optimizer does well on the built-in spiral, and on most data of a file."""
 EPOCHS = 2000
 """On the spiral, unless told otherwise."""
+FILE_EPOCHS = 10
+"""On a file."""
 COLUMNS = {
     "optimizer": "optimizer",
     "loss": "final loss",
@@ -211,6 +213,9 @@ def compare(
     labels = list(optimizers) or list(SPIRAL)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
+    chosen: Any = config.epochs
+    if chosen is None:
+        config = dataclasses.replace(config, epochs=FILE_EPOCHS)
     samples = functools.cache(lambda: _samples(config))
     configs = [with_optimizer(config, label, samples, SPIRAL if config.data is None else FILE) for label in labels]
     if len(set(labels)) < len(labels):
@@ -247,7 +252,7 @@ def _samples(config: Config) -> int:
     """How many there are to train on."""
     if config.data is None:
         return len(spiral(np.random.RandomState(config.seed)).train)
-    return len(load(config.data, config.target, config.task, standardize=config.standardize).train)
+    return len(load(config.data, **dataclasses.asdict(config.reading)).train)
 
 
 def _entry(run: History, watcher: Watcher, outcome: str, threshold: float) -> Entry:
@@ -274,8 +279,8 @@ def _write(comparison: Comparison, runs: Sequence[History]) -> None:
         f"The same network from the same start over the same batches, for {runs[0].content['config']['epochs']:,} epochs; trained one "
         f"after the other. Final loss and accuracy: {tested}. Steps: to the first reported training loss that low."
     )
-    rules = pictures.table([], [(entry.optimizer, entry.rule) for entry in comparison.entries])
-    parts = [f"<p>{about}</p>", pictures.table(*comparison.table()), "<h2>The optimizers</h2>", rules]
+    rules = markup.table([], [(entry.optimizer, entry.rule) for entry in comparison.entries])
+    parts = [f"<p>{about}</p>", markup.table(*comparison.table()), "<h2>The optimizers</h2>", rules]
     report.draw_over_each_other(runs, comparison.folder / "report.html", *parts, title="Optimizers compared")
     report.draw_over_each_other(runs, comparison.folder / "comparison.png")
 

@@ -14,9 +14,11 @@ import numpy as np
 from gpuopt.backends import fetch
 from gpuopt.rules import Rule
 from gpuopt.runs.loop import Loop, is_number
+from gpuopt.training.feed import feed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from gpuopt.optimizer import Optimizer
     from gpuopt.runs.loop import Callback, Row
     from gpuopt.training.config import Config
-    from gpuopt.training.data import Dataset, Samples
+    from gpuopt.training.data import Dataset
+    from gpuopt.training.feed import Feed
     from gpuopt.training.model import Params, Perceptron
 
     Array: TypeAlias = Any
@@ -95,7 +98,13 @@ class Training(Loop):
     """
 
     def __init__(
-        self, config: Config, backend: Backend, data: Dataset, network: Perceptron, optimizer: Optimizer
+        self,
+        config: Config,
+        backend: Backend,
+        data: Dataset,
+        network: Perceptron,
+        optimizer: Optimizer,
+        needed: int = 0,
     ) -> None:
         self.config = config
         self.backend = backend
@@ -103,18 +112,22 @@ class Training(Loop):
         self.network = network
         super().__init__(optimizer)
         self.epoch = 0
-        self._train = self._on_device(data.train)
-        self._test = None if data.test is None else self._on_device(data.test)
+        classes = None if data.classes is None else data.outputs
+        size = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
+        self._train = feed(backend, data.train, classes, size, needed)
+        self._test = None if data.test is None else feed(backend, data.test, classes, BLOCK, needed)
         self._batch = 0
         self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._lr = math.nan  # likewise
-        self._order: tuple[int, Array] | None = None  # of an epoch's samples
+        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = (
+            None  # epoch and batch that come next
+        )
         self._row: Callable[[], Row] | None = None
         self.is_asynchronous = backend.is_asynchronous
         every = math.ceil(len(data.train) / PROBED)
-        self._probed = tuple(part[::every, :] for part in self._train)
+        self._probed = self._train.every(every)
         if backend.name == "numpy":
             _touch_workspace()
 
@@ -151,12 +164,12 @@ class Training(Loop):
     def probe(self) -> Callable[[], float]:
         """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
         samples = len(self._probed[0])
-        arrive = fetch([self._scored(self._probed, self.optimizer.params)])
+        arrive = fetch([self._scored([self._probed], self.optimizer.params)])
         return lambda: self._mean(arrive()[0], samples)[0]
 
     def now(self) -> Row:
         """As `row`, but of this moment, and of some training samples."""
-        measured = self._measuring(self.epoch, {"": (self._scored(self._probed), len(self._probed[0]))})()
+        measured = self._measuring(self.epoch, {"": (self._scored([self._probed]), len(self._probed[0]))})()
         return measured | {"epochs": self.config.epochs, "units": self.units}
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
@@ -172,9 +185,35 @@ class Training(Loop):
             found: Row = {}
             for prefix, samples in (("", self._train), ("test_", self._test)):
                 if samples is not None:
-                    (score,) = fetch([self._scored(samples)])()
-                    found |= self._named(prefix, score, len(samples[0]))
+                    (score,) = fetch([self._scored(samples.blocks(BLOCK))])()
+                    found |= self._named(prefix, score, len(samples))
+                    if not self.network.classifies:
+                        found |= {f"{prefix}{name}": value for name, value in self._errors(samples).items()}
             return found
+
+    def _errors(self, samples: Feed) -> dict[str, float]:
+        """Of a regression, in the target's own units: root mean squared error, and coefficient of determination."""
+        xp, target, params = self.network.xp, self.data.target, self.optimizer.evaluation()
+        sums = 0.0
+        first = None
+        for x, y in samples.blocks(BLOCK):
+            wide, outputs = xp.astype(y, xp.float64), xp.astype(self.network.outputs(params, x), xp.float64)
+            first = wide[:1, :] if first is None else first  # sums of differences: nothing is lost far from 0
+            of = wide - first
+            sums = sums + xp.stack([xp.sum((outputs - wide) ** 2, axis=0), xp.sum(of, axis=0), xp.sum(of**2, axis=0)])
+        (found,) = fetch([sums])()
+        squares, total, spread = found
+        spread = spread - total**2 / len(samples)
+        with np.errstate(all="ignore"):
+            r2 = float((1 - squares / spread).mean())
+        return {"rmse": float(np.sqrt((squares * target.scale**2 / len(samples)).mean())), "r2": r2}
+
+    def become(self, file: Path) -> None:
+        """Take the parameters and the optimizer's state of a checkpoint."""
+        from gpuopt import checkpoint
+
+        with self.backend.use():
+            checkpoint.load(file, self.optimizer)
 
     def take_step(self) -> None:
         """Take a step; after the last one of an epoch that is reported, measure that."""
@@ -182,7 +221,8 @@ class Training(Loop):
         batch, params = self._batch, optimizer.params
         reported, is_last = self._is_reported(self.epoch + 1), batch + 1 == self.batches
         x, y = self._samples(batch)
-        outputs, grads = network.gradients(params, x, y)
+        key = hash_of(self.config.seed, optimizer.steps) if network.dropout else 0
+        outputs, grads = network.gradients(params, x, y, *([key] if key else []))
         score = self._score + network.score(outputs, y) if reported else self._score
         before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if reported and is_last else []
         lr = optimizer.lr if before else math.nan
@@ -226,21 +266,20 @@ class Training(Loop):
 
     def _samples(self, batch: int) -> tuple[Array, Array]:
         """A batch of the epoch. Their order depends on the seed and the epoch alone, not on what was before."""
-        x, y = self._train
-        size = len(x) if self.config.batch_size == "full" else self.config.batch_size
-        if size >= len(x):
-            return x, y
-        if self._order is None or self._order[0] != self.epoch:
+        if self._feeding is None or self._feeding[0] != (self.epoch, batch):
+            size = len(self._train) if self.config.batch_size == "full" else self.config.batch_size
             random = np.random.RandomState([self.config.seed, self.epoch])
-            self._order = self.epoch, self.backend.asarray(random.permutation(len(x)))
-        chosen = self._order[1][batch * size : min((batch + 1) * size, len(x))]
-        return self.network.xp.take(x, chosen, axis=0), self.network.xp.take(y, chosen, axis=0)
+            order = None if size >= len(self._train) else random.permutation(len(self._train))
+            self._feeding = (self.epoch, batch), self._train.batches(order, size, batch)
+        _, batches = self._feeding
+        self._feeding = (self.epoch, batch + 1), batches
+        return next(batches)
 
     def _report(self) -> Callable[[], Row]:
         """The metrics of the epoch whose last step was taken; what is returned waits for them."""
         scores = {"": (self._score, len(self.data.train))}
         if self._test is not None:
-            scores["test_"] = self._scored(self._test), len(self._test[0])
+            scores["test_"] = self._scored(self._test.blocks(BLOCK)), len(self._test)
         return self._measuring(self.epoch + 1, scores)
 
     def _measuring(self, epoch: int, scores: Mapping[str, tuple[Array, int]]) -> Callable[[], Row]:
@@ -271,28 +310,30 @@ class Training(Loop):
         ]
         return xp.sqrt(xp.stack(squares))
 
-    def _scored(self, samples: tuple[Array, Array], params: Params | None = None) -> Array:
+    def _scored(self, blocks: Iterable[tuple[Array, Array]], params: Params | None = None) -> Array:
         """The score of all samples, a block at a time; without parameters, by those to evaluate with."""
         params = self.optimizer.evaluation() if params is None else params
-        x, y = samples
         score = self._nothing
-        for first in range(0, len(x), BLOCK):
-            block = slice(first, min(first + BLOCK, len(x)))
-            score = score + self.network.score(self.network.outputs(params, x[block, :]), y[block, :])
+        for x, y in blocks:
+            score = score + self.network.score(self.network.outputs(params, x), y)
         return score
 
     def _named(self, prefix: str, score: NDArray[Any], samples: int) -> Row:
         loss, accuracy = self._mean(score, samples)
-        return {f"{prefix}loss": loss, f"{prefix}accuracy": accuracy}
+        named = {f"{prefix}loss": loss, f"{prefix}accuracy": accuracy}
+        target = self.data.target
+        if target.is_scaled and target.outputs == 1:
+            named[f"{prefix}rmse"] = math.sqrt(loss) * float(target.scale[0]) if loss >= 0 else math.nan
+        return named
 
     def _mean(self, score: NDArray[Any], samples: int) -> tuple[float, float | None]:
         loss, correct = (score / samples).tolist()
         return loss, correct if self.network.classifies else None
 
-    def _on_device(self, samples: Samples) -> tuple[Array, Array]:
-        """Features, and targets as the network wants them, one-hot for classes."""
-        y = samples.y if self.data.classes is None else np.eye(self.data.outputs, dtype=np.float32)[samples.y]
-        return self.backend.asarray(samples.x), self.backend.asarray(y)
+
+def hash_of(seed: int, step: int) -> int:
+    """A number of 32 bits, other than 0, for each step of each seed."""
+    return int(np.random.RandomState([seed, step & 0xFFFFFFFF, step >> 32]).randint(1, 2**31))
 
 
 def _arrays(params: Params) -> Iterator[Array]:

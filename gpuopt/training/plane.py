@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from gpuopt import pictures
 from gpuopt.errors import UsageError
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, load, spiral
+from gpuopt.training.data.preparation import printable
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from gpuopt.pictures import Axes, Figure
     from gpuopt.runs.record.history import History
+    from gpuopt.training.activations import Activation
     from gpuopt.training.model import Params
 
 __all__ = ["plane", "rehearsal"]
@@ -33,7 +36,7 @@ LIGHT = "summer"
 """Colours that grow lighter with the number; black can be seen on all of them."""
 
 
-def plane(run: History) -> Figure | None:
+def plane(run: History, data: Dataset | None = None) -> Figure | None:
     """What the network of a run makes of two-dimensional data, from its checkpoint; None if they are not.
 
     Classes: the regions, with their boundaries. Numbers: the first one predicted.
@@ -50,30 +53,28 @@ def plane(run: History) -> Figure | None:
         return None
     saved, _ = checkpoint.read(file, lambda name, *_: name.startswith("params/"))
     config = Config.from_json(run.content.get("config"))
-    data = dataset(config)
+    data = data or dataset(config)
     if data.features != 2:
         raise UsageError(f"{config.data}: {data.features} features, expected 2 as in the run's checkpoint")
     layers = [{name: saved[f"params/layers.{i}.{name}"] for name in "wb"} for i in range(len(config.hidden) + 1)]
-    return _plane(data, {"layers": layers})
+    return _plane(data, {"layers": layers}, config.activation)
 
 
-def _plane(data: Dataset, params: Params) -> Figure:
+def _plane(data: Dataset, params: Params, activation: Activation = "relu") -> Figure:
     labels = [f"class {label}" for label in data.classes or ()]
     figure, (axes,) = pictures.figure(6.0, 5.2, labels=labels[:NAMED])
     (left, bottom), (right, top) = _frame(data)
     x, y = np.meshgrid(np.linspace(left, right, GRID), np.linspace(bottom, top, GRID))
     grid = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
     with np.errstate(all="ignore"):
-        outputs = Perceptron(np, data.classes is not None).outputs(params, grid)
+        outputs = Perceptron(np, data.classes is not None, activation=activation).outputs(params, grid)
     axes.grid(visible=False)
     if data.classes is None:
         _surface(figure, axes, data, (x, y, outputs[:, 0].reshape(x.shape)))
     else:
         _regions(axes, data, (x, y, outputs.reshape(*x.shape, -1)), labels[:NAMED])
         pictures.legend(figure)
-    axes.set(
-        xlim=(left, right), ylim=(bottom, top), xlabel="Feature 0 (as in the data)", ylabel="Feature 1 (as in the data)"
-    )
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel=_axis(data, 0), ylabel=_axis(data, 1))
     return figure
 
 
@@ -81,7 +82,7 @@ def dataset(config: Config) -> Dataset:
     """The data that a run was trained on."""
     if config.data is None:
         return spiral(np.random.RandomState(config.seed))
-    return load(config.data, config.target, config.task, standardize=config.standardize)
+    return load(config.data, **dataclasses.asdict(config.reading))
 
 
 def rehearsal() -> Figure:
@@ -133,7 +134,18 @@ def _surface(figure: Figure, axes: Axes, data: Dataset, predicted: Any) -> None:
     axes.clabel(lines, fontsize=7)
     axes.scatter(*samples.T, c=targets, cmap=LIGHT, vmin=levels[0], vmax=levels[-1], s=16, edgecolors="black", lw=0.5)
     figure.subplots_adjust(right=0.98)  # of which the colour bar takes its share
-    figure.colorbar(drawn, ax=axes, fraction=0.2).set_label("Prediction; in the points: target (units of the target)")
+    figure.colorbar(drawn, ax=axes, fraction=0.2).set_label(
+        "Prediction; in the points: target (as the network sees it)"
+    )
+
+
+def _axis(data: Dataset, number: int) -> str:
+    """A feature's name and units."""
+    name = pictures.plain(printable(data.prepared.inputs[number], 30))
+    scaled = (
+        "as the network sees it" if data.prepared.shift.any() or np.any(data.prepared.scale != 1) else "as in the data"
+    )
+    return f"{name} ({scaled})"
 
 
 def _rgb(color: str) -> list[float]:

@@ -40,7 +40,8 @@ def introduce(training: Training, *, again: bool) -> None:
     """Say what is about to happen, the device and why it was chosen first; only that `again`, on another device."""
     data, network = training.data, training.config
     kind = "" if data.classes is None else f", {len(data.classes)} classes"
-    test = "" if data.test is None else f" and {len(data.test)} to test"
+    word = "test" if network.validation is None else "validate"
+    test = "" if data.test is None else f" and {len(data.test)} to {word}"
     widths = "-".join(map(str, [data.features, *network.hidden, data.outputs]))
     batch = "all at once" if training.batches == 1 else f"{network.batch_size} at once"
     lines = [
@@ -48,6 +49,7 @@ def introduce(training: Training, *, again: bool) -> None:
         f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
         f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
     ]
+    lines[2:2] = [f"         {note}" for note in data.notes]
     if again:
         del lines[1:]
     if training.optimizer.steps:

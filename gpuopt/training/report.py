@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from gpuopt.errors import UsageError
 from gpuopt.runs.report import page
 from gpuopt.runs.report.page import draw_over_each_other, get_ready
-from gpuopt.training.config import Config
-from gpuopt.training.plane import plane, rehearsal
+from gpuopt.training.applied import load_model
+from gpuopt.training.config import ARRAYS, Config
+from gpuopt.training.outcome import outcomes
+from gpuopt.training.plane import dataset, plane, rehearsal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,11 +47,19 @@ def _about(run: History) -> str:
         config = Config.from_json(run.content["config"])
     except UsageError as error:
         raise UsageError(f"{run.folder.config}: {error}") from None
-    data = "the built-in spiral" if config.data is None else Path(config.data).name
+    data = {None: "the built-in spiral", ARRAYS: "arrays"}.get(config.data) or Path(str(config.data)).name
     hidden = "-".join(map(str, config.hidden)) or "no"
     return f"Trained on {data} with {hidden} hidden units by {config.rule()}."
 
 
 def _more(run: History) -> Iterator[tuple[str, str, Figure]]:
-    if "config" in run.content and (drawn := plane(run)) is not None:
+    if "config" not in run.content or not run.folder.checkpoint.exists():
+        return
+    config = Config.from_json(run.content["config"])
+    if config.data == ARRAYS:
+        raise UsageError("it was trained on arrays, which the run folder does not keep")
+    data = dataset(config)
+    if (drawn := plane(run, data)) is not None:
         yield "boundary", "What the network predicts in the plane, and the training samples", drawn
+    if (run.folder.path / "model.json").exists():  # version 0.1.0 wrote none
+        yield from outcomes(load_model(run.folder.path), data, is_validation=config.validation is not None)

@@ -14,31 +14,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt import backends
+from gpuopt import backends, schedules
 from gpuopt.errors import ExplodedError, Interrupted, UsageError
 from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
+from gpuopt.rules import Rule
 from gpuopt.runs.control.signals import stopping
 from gpuopt.runs.control.steering import Steering
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.report.process import is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, saving
-from gpuopt.training.config import Config, OnGPUError
-from gpuopt.training.data import load, spiral
+from gpuopt.runs.secondary import warn
+from gpuopt.training.applied import write_model
+from gpuopt.training.config import ARRAYS, Config, OnGPUError
+from gpuopt.training.data import from_arrays, load, spiral
 from gpuopt.training.loop import Training, device
 from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from gpuopt.backends import Backend
     from gpuopt.runs.loop import Callback
     from gpuopt.runs.saving.explosions import OnExplosion
+    from gpuopt.training.data import Dataset
 
 __all__ = ["GPUFailure", "Interrupted", "Result", "resume", "train"]
 
 BYTES_A_PARAMETER = 24
 """Parameter, gradient and state, and a copy to be saved."""
+LENGTHS = ("steps",)
+"""What a schedule's length is called."""
 CURES = "To go on without the GPU"
 DRAWING = "gpuopt.training.report"
 
@@ -55,7 +64,10 @@ class Result:
     epochs, steps : int
         Done in all.
     train_loss, train_accuracy, test_loss, test_accuracy : float or None
-        With the final parameters, over the whole set. None without a test set, and for the accuracy of a regression.
+        With the final parameters, over the whole set; with ``--patience`` the best ones. The test set is what
+        ``--validation`` set apart, if it did. None without a test set, and for the accuracy of a regression.
+    train_rmse, train_r2, test_rmse, test_r2 : float or None
+        Of a regression: root mean squared error in the target's own units, and coefficient of determination.
     seconds : float
         Time of the training, without its interruptions.
     stopped : str or None
@@ -74,6 +86,10 @@ class Result:
     test_accuracy: float | None
     seconds: float
     stopped: str | None
+    train_rmse: float | None = None
+    train_r2: float | None = None
+    test_rmse: float | None = None
+    test_r2: float | None = None
 
     def _repr_html_(self) -> str:
         """For notebooks: the summary, the optimizer, its leaves, and small curves of the metrics."""
@@ -89,6 +105,7 @@ class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like Ba
 def train(
     config: Config | None = None,
     *,
+    data: Sequence[Any] | None = None,
     out: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     report: bool | None = None,
@@ -99,6 +116,8 @@ def train(
     ----------
     config : Config, optional
         Default: the built-in spiral.
+    data : sequence, optional
+        ``(x, y)`` or ``(x, y, x_test, y_test)`` in place of a file: arrays or data frames. To resume, they are given again.
     out : path, optional
         The run folder, which must not exist; default: ``runs/<name>-<date>-<time>``.
     callbacks : sequence of Callback
@@ -132,7 +151,9 @@ def train(
     (20, True)
     """
     config = config or Config()
-    training, content = _prepared(config)
+    if data is not None:
+        config = config.on_arrays()
+    training, content = _prepared(config, data)
     folder = RunFolder.create(out, training.data.name)
     with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report, drawing=DRAWING) as own:
         return _run(training, content, _checkpoints(folder, training.config), [*callbacks, *own])
@@ -141,6 +162,7 @@ def train(
 def resume(
     path: str | Path,
     *,
+    data: Sequence[Any] | str | Path | None = None,
     epochs: int | None = None,
     device: str | None = None,
     on_gpu_error: OnGPUError | None = None,
@@ -160,8 +182,11 @@ def resume(
     ----------
     path : str or Path
         The run folder.
+    data : sequence or path, optional
+        The arrays that it was started with; or the file, if that was moved: it is known by its checksum.
     epochs : int, optional
-        How many it shall have in all; default: as before. A run that is finished can be extended.
+        How many it shall have in all; default: as before. A run that is finished can be extended; schedules that were made
+        for its epochs are stretched over the new ones, which is said.
     device, on_gpu_error, on_explosion : str, optional
         Default: as before.
     lr, clip_norm, clip_value : float, optional
@@ -189,11 +214,17 @@ def resume(
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     with folder.locked():
-        return _resumed(folder, changes, lr, callbacks, report=is_wanted() if report is None else report)
+        return _resumed(folder, changes, lr, callbacks, data, report=is_wanted() if report is None else report)
 
 
 def _resumed(
-    folder: RunFolder, changes: dict[str, Any], lr: float | None, callbacks: Sequence[Callback], *, report: bool
+    folder: RunFolder,
+    changes: dict[str, Any],
+    lr: float | None,
+    callbacks: Sequence[Callback],
+    data: Sequence[Any] | str | Path | None,
+    *,
+    report: bool,
 ) -> Result:
     before = folder.read_config()
     try:
@@ -203,8 +234,19 @@ def _resumed(
         raise UsageError(f"{folder.config}: {error}") from None
     if changes.keys() & {"clip_norm", "clip_value"}:
         config = dataclasses.replace(config, clip_norm=None, clip_value=None)
+    if data is not None and (config.data == ARRAYS) is isinstance(data, str | Path):
+        expected = "the arrays that the run was started with" if config.data == ARRAYS else "the run's data file"
+        raise UsageError(f"data: {type(data).__name__}, expected {expected}")
+    arrays = None if isinstance(data, str | Path) else data
+    if config.data == ARRAYS and arrays is None:
+        raise UsageError(
+            f"--resume {folder.path}: was trained on arrays; resume(path, data=(x, y)) goes on from Python"
+        )
+    if isinstance(data, str | Path):
+        config = dataclasses.replace(config, data=str(data))
+    config = _extended(config, changes.get("epochs"))
     config = dataclasses.replace(config, **changes)
-    training, content = _prepared(config)
+    training, content = _prepared(config, arrays)
     if before.get("data_sha256") != content["data_sha256"]:
         raise UsageError(f"{config.data}: is not the data that the run {folder.path} was started with")
     checkpoints = _checkpoints(folder, training.config)
@@ -221,14 +263,14 @@ def _resumed(
         return _run(training, content, checkpoints, [*callbacks, *own])
 
 
-def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
+def _prepared(config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
     """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
     try:
         backend = backends.backend(config.device, matmul=True)
     except ValueError as error:
         raise UsageError(f"--device {config.device}: {error}") from None
     try:
-        return _on(backend, config)
+        return _on(backend, config, arrays)
     except Exception as error:
         words = backends.gpu_failure(error)
         if words is None:
@@ -236,30 +278,45 @@ def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
         failure = f"{device(backend)} failed before the first step ({words})"
         if config.on_gpu_error == "stop":
             raise GPUFailure(f"{failure}; nothing was written. {CURES}: gpuopt train --device cpu") from error
-    return _on(dataclasses.replace(backends.backend("cpu"), reason=failure), config)
+    return _on(dataclasses.replace(backends.backend("cpu"), reason=failure), config, arrays)
 
 
-def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
+def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
     """The same on a certain backend."""
     random = np.random.RandomState(config.seed)
+    config.expect_data()
+    how = dataclasses.asdict(config.reading)
     if config.data is None:
         data, checksum = spiral(random), None
+        if config.validation is not None:
+            y = np.asarray(data.classes)[data.train.y]
+            data = from_arrays((data.train.x, y), data.name, **how)
+    elif arrays is not None:
+        data, checksum = from_arrays(arrays, **how), _digest(arrays)
     else:
         path = Path(config.data).absolute()  # a run may be resumed from another folder
-        data = load(path, config.target, config.task, standardize=config.standardize)
+        labels = None if config.labels is None else str(Path(config.labels).absolute())
+        data = load(path, **{**how, "labels": labels})
         with path.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        config = dataclasses.replace(config, data=str(path))
+        config = dataclasses.replace(config, data=str(path), labels=labels)
+    if config.patience is not None and data.test is None:
+        raise UsageError(
+            f"--patience {config.patience}: there is no test set to judge by; --validation 0.2 sets one apart"
+        )
+    if config.data is not None and config.task == "auto":  # what was decided stays
+        config = dataclasses.replace(config, task="regression" if data.classes is None else "classification")
     config = config.resolved(len(data.train))
-    _expect_room([data.features, *config.hidden, data.outputs], config)
+    needed = _expect_room([data.features, *config.hidden, data.outputs], config, data)
     params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
     xp = backends.namespace(params["layers"][0]["w"])
     matmul = xp.float64 if config.matmul == "float64" else None
-    network = Perceptron(xp, data.classes is not None, matmul)
+    weights = None if config.class_weights is None else backend.asarray(_weights(data))
+    network = Perceptron(xp, data.classes is not None, matmul, config.activation, config.dropout, weights)
     nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
-    training = Training(config, backend, data, network, optimizer)
+    training = Training(config, backend, data, network, optimizer, needed)
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
     about = {"data_sha256": checksum, "steps": training.total, "units": training.units}
     return training, {**versions, **about, "config": config.to_json()}
@@ -287,13 +344,71 @@ def _expect_saved(config: Config, folder: RunFolder) -> None:
         raise UsageError(f"--hidden {hidden:.60}: more parameters than the {count:,} in {folder.checkpoint.name}")
 
 
-def _expect_room(widths: Sequence[int], config: Config) -> None:
-    """Refuse a network for which there is no memory, before all of it is taken."""
+def _expect_room(widths: Sequence[int], config: Config, data: Dataset) -> int:
+    """Refuse a network and batches for which there is no memory, before all of it is taken; bytes that both take."""
     count = _parameters(widths)
     need, room = BYTES_A_PARAMETER * count, available()
     if need > room:
         gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
+    samples = len(data.train) + (0 if data.test is None else len(data.test))
+    targets = 4 * samples * data.outputs if data.classes is not None else 0
+    batch = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
+    # Inputs of each layer, slopes and gradients, and the order of the samples.
+    units = 4 * batch * (2 * widths[0] + 3 * sum(widths[1:-1]) + 5 * widths[-1]) + 8 * len(data.train)
+    if need + targets + units > room:
+        parts = f"targets of {data.outputs:,} classes {targets / 2**30:,.1f} GiB, " if targets else ""
+        parts += f"a batch of {batch:,} samples {units / 2**30:,.1f} GiB"
+        raise UsageError(f"--batch-size {config.batch_size}: {parts}, and {room / 2**30:,.1f} GiB are free")
+    return need + units
+
+
+def _weights(data: Dataset) -> NDArray[np.float32]:
+    """What a sample of each class counts, so that all classes count alike and the mean over the samples is 1."""
+    if data.classes is None:
+        raise UsageError("--class-weights balanced: is for classes, the data have numbers to predict")
+    counts = np.bincount(data.train.y, minlength=data.outputs)
+    return (len(data.train) / (data.outputs * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _digest(arrays: Sequence[Any]) -> str:
+    """A checksum of what was given as arrays."""
+    found = hashlib.sha256()
+    for given in arrays:
+        array = given.to_csv().encode() if hasattr(given, "to_csv") else np.ascontiguousarray(given)
+        found.update(f"{getattr(array, 'dtype', '')}{getattr(array, 'shape', '')}".encode())
+        found.update(array if isinstance(array, bytes) else array.tobytes())
+    return found.hexdigest()
+
+
+def _extended(config: Config, epochs: int | None) -> Config:
+    """The same with schedules that were made for its epochs stretched to another number of them."""
+    if epochs is None or not isinstance(config.optimizer, Rule) or config.epochs in {None, epochs}:
+        return config
+    changed = {}
+    for name in config.optimizer.hyperparameters():
+        value = getattr(config.optimizer, name)
+        if isinstance(value, schedules.Schedule) and (longer := _stretched(value, epochs / config.epochs)) != value:
+            changed[name] = longer
+            warn("%s: its schedule was made for %s epochs and is stretched to %s", name, config.epochs, epochs)
+    return (
+        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changed)) if changed else config
+    )
+
+
+def _stretched(schedule: Any, factor: float) -> Any:
+    """A schedule that ends, ending later."""
+    plain = schedule.to_dict()
+
+    def longer(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [longer(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        found = {name: longer(one) for name, one in value.items()}
+        return found | {name: round(value[name] * factor) for name in LENGTHS if type(value.get(name)) is int}
+
+    return schedules.from_dict(longer(plain))
 
 
 def _run(
@@ -303,6 +418,7 @@ def _run(
     folder = checkpoints.folder
     with saving(checkpoints, _to_go_on(folder)):
         folder.write_config({**content, "resumed": checkpoints.noted()})
+        write_model(folder, training.data, training.config)
         folder.summary.unlink(missing_ok=True)
         try:
             return _finished(training, checkpoints, callbacks)
@@ -346,11 +462,14 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
     training.folder = path
     go_on = _to_go_on(checkpoints.folder)
     with stopping(training) as signals:
-        training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
+        patience = [] if config.patience is None else [Patience(config.patience)]
+        training.run([checkpoints.metrics, *callbacks, *patience, checkpoints, Steering(checkpoints)])
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
         raise Interrupted(f"stopped by {where}; saved. {go_on}", signals[0])
     seconds = training.seconds
+    if config.patience is not None and checkpoints.folder.best.exists():
+        training.become(checkpoints.folder.best)
     final = training.evaluate()
     result = Result(
         folder=str(path),
@@ -365,6 +484,10 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
         test_accuracy=final.get("test_accuracy"),
         seconds=round(seconds, 3),
         stopped=training.stopped,
+        train_rmse=final.get("rmse"),
+        train_r2=final.get("r2"),
+        test_rmse=final.get("test_rmse"),
+        test_r2=final.get("test_r2"),
     )
     write_json(checkpoints.folder.summary, dataclasses.asdict(result))
     if checkpoints.explosions.message is not None:
