@@ -57,7 +57,9 @@ def noise() -> Dataset:
     """As many numbers as MNIST has."""
     random = np.random.RandomState(0)
     x = random.rand(60_000, 784).astype(np.float32)
-    return Dataset("noise", Samples(x, random.randint(10, size=len(x))), None, Features(784), Target(("y",), tuple(range(10))))
+    return Dataset(
+        "noise", Samples(x, random.randint(10, size=len(x))), None, Features(784), Target(("y",), tuple(range(10)))
+    )
 
 
 def ours(data: Dataset) -> Step:

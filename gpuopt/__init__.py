@@ -9,6 +9,7 @@ from gpuopt.backends import Backend, BackendUnavailable, backend
 from gpuopt.engines.threads import get_num_threads, set_num_threads
 from gpuopt.functional import State, evaluation, init, update
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
+from gpuopt.minimization import minimize, minimizer
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules import RULES, Hyper, Rule, bounded
 from gpuopt.suggest import did_you_mean
@@ -43,6 +44,8 @@ __all__ = [
     "init",
     "like",
     "load",
+    "minimize",
+    "minimizer",
     "save",
     "schedules",
     "set_num_threads",

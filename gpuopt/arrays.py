@@ -73,6 +73,14 @@ def place(x: Any) -> str:
     return f"{library}:{name}"
 
 
+def are_together(a: Any, b: Any) -> bool:
+    """Whether two arrays are of one library and device; of one that is traced the device is not known."""
+    here, there = place(a), place(b)
+    if here == there or is_numpy(a) or is_numpy(b) or (":" in here and ":" in there):
+        return here == there
+    return namespace(a) is namespace(b)
+
+
 def describe(x: object) -> str:
     """`x` in words, for messages: an array by its `place`, anything else by its type.
 
@@ -167,6 +175,21 @@ def brought(source: Any, target: Any) -> Any:
         import array_api_compat
 
         return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
+
+
+def shared(source: Any, target: Any) -> Any:
+    """A view of an array of another library as one of the library of NumPy's or CuPy's ``target``.
+
+    The array itself, if it is of that library, or if its memory cannot be shared: nothing is copied.
+    """
+    if is_numpy(source) or is_cupy(source) or not (is_numpy(target) or is_cupy(target)):
+        return source
+    library: Any = np if is_numpy(target) else sys.modules["cupy"]
+    try:
+        with current(target):
+            return library.from_dlpack(detached(source))
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return source
 
 
 def assign(target: Any, source: Any) -> None:

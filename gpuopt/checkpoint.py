@@ -56,15 +56,22 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
 
     Parameters
     ----------
-    path : file to write or replace. Until the new one is complete and on the disk, an old one stays as it is.
-    opt : on any backend, before or after any number of steps.
-    extra : anything else to keep, in JSON's types (epoch, seed, ...).
+    path
+        File to write or replace. Until the new one is complete and on the disk, an old one stays as it is.
+    opt
+        On any backend, before or after any number of steps.
+    extra
+        Anything else to keep, in JSON's types (epoch, seed, ...).
 
     Raises
     ------
-    TypeError : `extra` is no dict or not made of JSON's types.
-    OSError : the file cannot be written.
+    TypeError
+        If ``extra`` is no dict or not made of JSON's types.
+    OSError
+        If the file cannot be written.
 
+    Examples
+    --------
     >>> import os, tempfile, numpy as np, gpuopt
     >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
     >>> opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.Adam())
@@ -102,18 +109,33 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
 
     Parameters
     ----------
-    path : the file, saved on any backend.
-    opt : its arrays are written in place, where they are; on an error it stays as it was.
+    path
+        The file, saved on any backend.
+    opt
+        Its arrays are written in place, where they are; on an error it stays as it was.
 
     Returns
     -------
-    dict : what was given as `extra`.
+    dict
+        What was given as ``extra``.
 
     Raises
     ------
-    CheckpointError : the file is no checkpoint, damaged, or of another version; or it does not fit, and the message lists
-        every leaf that is missing or too many or has another shape or dtype, and every other rule.
-    OSError : the file cannot be read (FileNotFoundError: there is none).
+    CheckpointError
+        If the file is no checkpoint, damaged, or of another version; or if it does not fit: the message lists every leaf that is
+        missing or too many or has another shape or dtype, and every other rule.
+    OSError
+        If the file cannot be read (FileNotFoundError: there is none).
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np, gpuopt
+    >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+    >>> gpuopt.save(path, gpuopt.Optimizer(np.ones(3), gpuopt.SGD()), {"seed": 7})
+    >>> w = np.zeros(3)
+    >>> gpuopt.load(path, gpuopt.Optimizer(w, gpuopt.SGD())), w
+    ({'seed': 7}, array([1., 1., 1.]))
+
     """
     return load_state(path, opt)[0]
 

@@ -434,7 +434,7 @@ def test_patience_needs_something_to_judge_by(tmp_path: Path) -> None:
         UsageError, match=r"--patience 5: there is no test set to judge by; --validation 0\.2 sets one apart"
     ):
         train(Config(patience=5), data=(X, CLASSES), out=tmp_path / "run")
-    with pytest.raises(UsageError, match="--patience 5: there is no test set to judge by"):
+    with pytest.raises(UsageError, match=r"--patience 5: there is no test set to judge by"):
         train(Config(patience=5), out=tmp_path / "run")
 
 
@@ -509,3 +509,26 @@ def test_small_tables_get_as_many_epochs_as_it_takes() -> None:
 def test_a_hint_where_features_differ_in_size() -> None:
     assert any("--standardize is likely to help" in note for note in from_arrays((X, CLASSES)).notes)
     assert not from_arrays((X, CLASSES), standardize=True).notes
+
+
+def test_labels_of_bytes_and_of_large_numbers_and_frames_of_one_column(tmp_path: Path) -> None:
+    for y, expected in (
+        (CLASSES.astype("S"), CLASSES),
+        (np.where(CLASSES == "ja", 2**64 - 1, 5).astype("u8"), None),
+        (pd.DataFrame({"answer": CLASSES}), CLASSES),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        model = trained(folder, X, y)
+        np.testing.assert_array_equal(model.predict(X) == (y if expected is None else expected), True)
+
+
+def test_estimators() -> None:
+    from gpuopt.training import PerceptronClassifier, PerceptronRegressor
+
+    classifier = PerceptronClassifier(hidden=(8,), epochs=40, lr=0.02)
+    with pytest.raises(UsageError, match="PerceptronClassifier: is not fitted yet"):
+        classifier.predict(X)
+    assert type(classifier)(**classifier.get_params()).get_params() == classifier.get_params()
+    assert classifier.fit(X, CLASSES).score(X, CLASSES) == (classifier.predict(X) == CLASSES).mean() > 0.9
+    assert classifier.classes_.tolist() == ["ja", "nein"]
+    assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5

@@ -221,7 +221,7 @@ def test_other_data(kind: str) -> None:
     train(Config(data="data.npz", hidden=(8,), epochs=5), out="run")
     report.draw("run")
     there = (
-        ["boundary", "loss", "norms", "predicted", "residuals"]
+        ["boundary", "loss", "norms", "predicted", "residuals", "rmse"]
         if kind == "numbers"
         else ["accuracy", "confusion", "loss", "norms"]
     )

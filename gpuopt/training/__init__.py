@@ -5,6 +5,7 @@ from gpuopt.runs.loop import Callback
 from gpuopt.training.applied import Model, load_model
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, Samples, load, spiral
+from gpuopt.training.estimators import PerceptronClassifier, PerceptronRegressor
 from gpuopt.training.loop import Training
 from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.run import GPUFailure, Result, resume, train
@@ -18,6 +19,8 @@ __all__ = [
     "Interrupted",
     "Model",
     "Perceptron",
+    "PerceptronClassifier",
+    "PerceptronRegressor",
     "Result",
     "Samples",
     "SavingError",

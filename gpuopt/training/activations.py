@@ -73,7 +73,7 @@ def kept(xp: Any, like: Array, share: float, key: int) -> Array:
 
     >>> import numpy as np
     >>> kept(np, np.ones(6, np.float32), 0.5, 3)
-    array([2., 2., 2., 0., 0., 2.], dtype=float32)
+    array([2., 2., 0., 0., 2., 2.], dtype=float32)
     """
     numbers = xp.reshape(xp.arange(math.prod(like.shape), dtype=xp.uint32), like.shape)
     mixed = numbers * GOLDEN ^ (key & 0xFFFFFFFF)

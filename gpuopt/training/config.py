@@ -60,6 +60,11 @@ DEEPEST = 1000
 """Hidden layers."""
 LEGACY = "dtype"
 """The task that version 0.1.0 chose by the targets' dtype, in the configurations that it wrote."""
+SPIKES = (
+    "Spikes in the loss: this learning rate hardly falls, and Adam now and then leaps out of a narrow valley, to which it returns; "
+    "--lr 0.05 --schedule cosine ends smoothly"
+)
+"""What is said of the built-in run, which is that of a book."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -310,9 +315,14 @@ class Config:
         steps = self.epochs * batches
         rule = self.rule(steps)
         self._check_schedules(rule, steps)
-        return dataclasses.replace(
-            self, optimizer=rule, lr=None, schedule=None, hyperparameters={}, weight_decay=None, average=None
-        )
+        chosen: dict[str, Any] = {
+            "lr": None,
+            "schedule": None,
+            "hyperparameters": {},
+            "average": None,
+            "weight_decay": None,
+        }
+        return dataclasses.replace(self, optimizer=rule, **chosen)
 
     def rule(self, steps: int = 10**9) -> Rule:
         """Return the rule that a run of so many steps takes."""
@@ -323,13 +333,13 @@ class Config:
             rule = BUILT_IN_RULE
         else:
             rule = RULES[plain_rules.known("Adam" if self.optimizer is None else self.optimizer, "--optimizer")]()
+        if self.weight_decay and "weight_decay" not in rule.hyperparameters():
+            rule = chain(WeightDecay(self.weight_decay), rule)
         if self.average is not None:
             try:
                 rule = chain(rule, EMA(self.average))
             except (TypeError, ValueError) as error:
                 raise UsageError(f"--average {self.average}: {error}") from None
-        if self.weight_decay and "weight_decay" not in rule.hyperparameters():
-            rule = chain(WeightDecay(self.weight_decay), rule)
         for option, name, value in self._choices(rule):
             try:
                 initial = rule.hyperparameter(name).at(0)

@@ -237,10 +237,10 @@ class Training(Loop):
         self._row = self._report() if reported else None
         self.epoch, self._batch = self.epoch + 1, 0
         self._score, self._norms, self._lr = self._nothing, self._unmeasured, math.nan
-        if self._row is not None and self.optimizer.listens:  # before anybody saves
-            row = self._row()
-            self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
         if self._row is not None:
+            if self.optimizer.listens:  # before anybody saves
+                row = self._row()
+                self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
             self._record(self._row)
         for callback in self._callbacks:
             callback.epoch(self)

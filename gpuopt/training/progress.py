@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.events import describe, explain
 from gpuopt.runs.secondary import Secondary
+from gpuopt.training.config import BUILT_IN_RULE, SPIKES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,9 @@ def introduce(training: Training, *, again: bool) -> None:
         f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
         f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
     ]
-    lines[2:2] = [f"         {note}" for note in data.notes]
+    lines[2:2] = [
+        f"         {note}" for note in (*data.notes, *([SPIKES] if network.optimizer == BUILT_IN_RULE else []))
+    ]
     if again:
         del lines[1:]
     if training.optimizer.steps:

@@ -9,7 +9,7 @@ from gpuopt.errors import UsageError
 from gpuopt.runs.report import page
 from gpuopt.runs.report.page import draw_over_each_other, get_ready
 from gpuopt.training.applied import load_model
-from gpuopt.training.config import ARRAYS, Config
+from gpuopt.training.config import ARRAYS, BUILT_IN_RULE, SPIKES, Config
 from gpuopt.training.outcome import outcomes
 from gpuopt.training.plane import dataset, plane, rehearsal
 
@@ -49,7 +49,8 @@ def _about(run: History) -> str:
         raise UsageError(f"{run.folder.config}: {error}") from None
     data = {None: "the built-in spiral", ARRAYS: "arrays"}.get(config.data) or Path(str(config.data)).name
     hidden = "-".join(map(str, config.hidden)) or "no"
-    return f"Trained on {data} with {hidden} hidden units by {config.rule()}."
+    about = f"Trained on {data} with {hidden} hidden units by {config.rule()}."
+    return f"{about} {SPIKES}." if config.optimizer == BUILT_IN_RULE else about
 
 
 def _more(run: History) -> Iterator[tuple[str, str, Figure]]:

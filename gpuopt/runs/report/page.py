@@ -26,6 +26,7 @@ __all__ = ["draw", "draw_over_each_other", "rehearse"]
 CAPTIONS = {
     "loss": "Loss: the mean over each reported epoch",
     "accuracy": "Accuracy: the mean over each reported epoch",
+    "rmse": "Root mean squared error, in the target's own units, over each reported epoch",
     "learning_rate": "Learning rate of the step",
     "norms": "How long the gradient was, and how far its step went, over all parameters together",
 }

@@ -35,6 +35,7 @@ class Panel:
 PANELS = (
     Panel("loss", "", {"loss": "training set", "test_loss": "test set"}),
     Panel("accuracy", "Accuracy (share of samples)", {"accuracy": "training set", "test_accuracy": "test set"}),
+    Panel("rmse", "RMSE (units of the target)", {"rmse": "training set", "test_rmse": "test set"}),
     Panel("learning_rate", "Learning rate (per step)", {"lr": "learning rate"}),
     Panel("norms", "Euclidean norm (no unit)", {"gradient_norm": "gradient, before clipping", "update_norm": "update"}),
 )

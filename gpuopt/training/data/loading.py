@@ -365,7 +365,8 @@ def _inputs(x: NDArray[Any], prepared: Features, name: str, rows: NDArray[np.int
         lazy = Rows(x, prepared, name, rows)
         lazy.check()
         return lazy
-    expect_memory(name, size, "in an .npy file, with --labels, they may stay on the disk")
+    raw = 0 if rows is None else x.dtype.itemsize * count * prepared.width
+    expect_memory(name, size + raw, "in an .npy file, with --labels, they may stay on the disk")
     return prepared(_flat(x, None) if rows is None else x.reshape(len(x), -1)[rows], name)
 
 

@@ -322,9 +322,10 @@ class Target:
 
     @property
     def labels(self) -> NDArray[Any]:
-        """The classes as an array: bool, int64 or str."""
+        """The classes as an array: bool, int64 (uint64 where it must be) or str."""
         assert self.classes is not None
-        return np.array(self.classes)
+        is_large = type(self.classes[-1]) is int and self.classes[-1] > np.iinfo(np.int64).max  # they are sorted
+        return np.array(self.classes, np.uint64 if is_large else None)
 
     def scaled(self, y: NDArray[np.float64]) -> NDArray[np.float32]:
         """What the network is trained on, of numbers of shape (samples, outputs)."""
@@ -340,7 +341,9 @@ class Target:
         return {
             "names": list(self.names),
             "classes": classes,
-            "type": None if classes is None else {"b": "bool", "i": "int"}.get(self.labels.dtype.kind, "str"),
+            "type": None
+            if classes is None
+            else {"b": "bool", "i": "int", "u": "int"}.get(self.labels.dtype.kind, "str"),
             "shift": self.shift.tolist(),
             "scale": self.scale.tolist(),
         }

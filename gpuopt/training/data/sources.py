@@ -167,6 +167,8 @@ def _given(value: Any, name: str) -> Any:
     if hasattr(value, "iloc"):  # of pandas
         if not hasattr(value, "columns"):
             return value
+        if name.startswith("y") and value.shape[1] == 1:
+            return value.iloc[:, 0]
         named = value.copy(deep=False)
         named.columns = [str(column) for column in value.columns]
         if not named.columns.is_unique:

@@ -34,7 +34,7 @@ def values(part: Part) -> NDArray[Any]:
     """
     y = part.y
     if isinstance(y, np.ndarray):
-        return y
+        return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y
     import pandas as pd
 
     missing = y.isna().to_numpy()
