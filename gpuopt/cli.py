@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from gpuopt.rules import RULES
+from gpuopt.schedules import SCHEDULES
 from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 RESUMABLE = {"data", "epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
 """Options that a resumed run may have anew."""
 NAMES = f"{', '.join([*RULES][:-1])} or {[*RULES][-1]}"
+SCHEDULED = ", ".join(name for name in SCHEDULES if name not in {"join", "scaled"})
 
 
 class Command(TyperCommand):
@@ -110,40 +112,78 @@ def gpuopt(
     """
 
 
+# Options that several commands share.
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Data to train on: .npz with x_train and y_train (and x_test and y_test), or x and y; .csv or "
+        ".parquet with --target; .npy with --labels, which may be larger than memory. With --resume, where the run's "
+        "file is by now. Default: a built-in spiral of three arms.",
+    ),
+]
+Target = Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to predict.")]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TASK",
+        help="classification, regression, or auto: text and few different whole numbers are classes, other numbers "
+        "are predicted. What was taken for what is said.",
+    ),
+]
+Standardize = Annotated[
+    bool, typer.Option("--standardize", help="Bring each feature to mean 0 and standard deviation 1.")
+]
+OneHot = Annotated[bool, typer.Option("--one-hot", help="Make categories of columns of text: an input for each text.")]
+Missing = Annotated[
+    str | None,
+    typer.Option(
+        metavar="mean|drop",
+        help="Missing values become the column's mean over the training part, or their rows are left out. Default: "
+        "they are refused.",
+    ),
+]
+Validation = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Set this share of the samples apart, as in 0.2; of each class alike."),
+]
+Hidden = Annotated[
+    str | None, typer.Option(metavar="N,N,...", help="Units of the hidden layers. Default: 64; with --data 128.")
+]
+BatchSize = Annotated[
+    str | None, typer.Option(metavar="N|full", help="Samples in a step. Default: full; with --data 128.")
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="Of the weights and of the order of the samples. Default: 0.")
+]
+Init = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How weights start: small (0.01) or he. Default: small; with --data he."),
+]
+Matmul = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="Precision in which matrices are multiplied, float32 or float64 (slower; a run then hardly depends on "
+        "the machine). Default: float32; for the spiral float64 if any of --optimizer, --lr and --schedule is given.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")]
+ReportEvery = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+
+
 @app.command(cls=Command)
 def train(
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Data to train on: .npz with x_train and y_train (and x_test and y_test), or x and y; .csv or "
-            ".parquet with --target; .npy with --labels, which may be larger than memory. With --resume, where the run's "
-            "file is by now. Default: a built-in spiral of three arms.",
-        ),
-    ] = None,
-    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to predict.")] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TASK",
-            help="classification, regression, or auto: text and few different whole numbers are classes, other numbers "
-            "are predicted. What was taken for what is said.",
-        ),
-    ] = None,
-    standardize: Annotated[
-        bool, typer.Option("--standardize", help="Bring each feature to mean 0 and standard deviation 1.")
-    ] = False,
-    one_hot: Annotated[
-        bool, typer.Option("--one-hot", help="Make categories of columns of text: an input for each text.")
-    ] = False,
-    missing: Annotated[
-        str | None,
-        typer.Option(
-            metavar="mean|drop",
-            help="Missing values become the column's mean over the training part, or their rows are left out. Default: "
-            "they are refused.",
-        ),
-    ] = None,
+    data: Data = None,
+    target: Target = None,
+    task: Task = None,
+    standardize: Standardize = False,
+    one_hot: OneHot = False,
+    missing: Missing = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out. May be repeated.")
     ] = None,
@@ -157,10 +197,7 @@ def train(
         bool,
         typer.Option("--unscaled-target", help="Train a regression on the target as it is; by default it is scaled."),
     ] = False,
-    validation: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="Set this share of the samples apart, as in 0.2; of each class alike."),
-    ] = None,
+    validation: Validation = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -183,16 +220,14 @@ def train(
         float | None,
         typer.Option(metavar="RATE", help="Shrink parameters by this times the learning rate in each step."),
     ] = None,
-    hidden: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Units of the hidden layers. Default: 64; with --data 128.")
-    ] = None,
+    hidden: Hidden = None,
     optimizer: Annotated[str | None, typer.Option(metavar="NAME", help=f"{NAMES}. Default: Adam.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", help="Learning rate. Default: the optimizer's.")] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[:ARG=VALUE,...]",
-            help="How the learning rate goes on, as in cosine or step:factor=0.5,every=1000; plateau is told "
+            help=f"How the learning rate goes on, as in cosine or step:factor=0.5,every=1000: {SCHEDULED}; plateau is told "
             "the loss of each reported epoch, of the test set if there is one. Default: it stays; for the "
             "spiral inverse_time:decay=5e-7 from 0.05, if none of --optimizer, --lr and --schedule is given.",
         ),
@@ -208,27 +243,11 @@ def train(
             help="Passes over the data. Default: 10000; with --data 10, or as many as it takes for 2000 steps.",
         ),
     ] = None,
-    batch_size: Annotated[
-        str | None, typer.Option(metavar="N|full", help="Samples in a step. Default: full; with --data 128.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of the weights and of the order of the samples. Default: 0.")
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="How weights start: small (0.01) or he. Default: small; with --data he."),
-    ] = None,
-    matmul: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DTYPE",
-            help="Precision in which matrices are multiplied, float32 or float64 (slower; a run then hardly depends on "
-            "the machine). Default: float32; for the spiral float64 if any of --optimizer, --lr and --schedule is given.",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. Default: auto.")
-    ] = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    init: Init = None,
+    matmul: Matmul = None,
+    device: Device = None,
     on_gpu_error: Annotated[
         str | None,
         typer.Option(
@@ -249,10 +268,7 @@ def train(
             "go with it.",
         ),
     ] = None,
-    report_every: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
-    ] = None,
+    report_every: ReportEvery = None,
     checkpoint_every: Annotated[
         str | None,
         typer.Option(metavar="N|Ts", help="Steps, or seconds as in 30s, between two checkpoints. Default: 30s."),
@@ -292,7 +308,7 @@ def train(
         str | None,
         typer.Option(metavar="HOST", help="Address on which --live listens. Default: 127.0.0.1, this machine alone."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a multilayer perceptron.
 
@@ -429,23 +445,23 @@ def compare(
             "most data. Default: SGD, AdaGrad, RMSProp and Adam.",
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="FILE", help="As for train. Default: the spiral.")] = None,
-    target: Annotated[str | None, typer.Option(metavar="COLUMN", help="As for train.")] = None,
-    task: Annotated[str | None, typer.Option(metavar="TASK", help="As for train.")] = None,
-    standardize: Annotated[bool, typer.Option("--standardize", help="As for train.")] = False,
-    one_hot: Annotated[bool, typer.Option("--one-hot", help="As for train.")] = False,
-    missing: Annotated[str | None, typer.Option(metavar="mean|drop", help="As for train.")] = None,
-    validation: Annotated[float | None, typer.Option(metavar="SHARE", help="As for train.")] = None,
-    hidden: Annotated[str | None, typer.Option(metavar="N,N,...", help="As for train.")] = None,
+    data: Data = None,
+    target: Target = None,
+    task: Task = None,
+    standardize: Standardize = False,
+    one_hot: OneHot = False,
+    missing: Missing = None,
+    validation: Validation = None,
+    hidden: Hidden = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Passes over the data, of each. Default: 2000; with --data 10.")
     ] = None,
-    batch_size: Annotated[str | None, typer.Option(metavar="N|full", help="As for train.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
-    init: Annotated[str | None, typer.Option(metavar="NAME", help="As for train.")] = None,
-    matmul: Annotated[str | None, typer.Option(metavar="DTYPE", help="As for train.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="As for train.")] = None,
-    report_every: Annotated[int | None, typer.Option(metavar="N", help="As for train.")] = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    init: Init = None,
+    matmul: Matmul = None,
+    device: Device = None,
+    report_every: ReportEvery = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -455,7 +471,7 @@ def compare(
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="A new folder. Default: runs/compare-NAME-DATE-TIME.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the same network from the same start with several optimizers, and compare them.
 
@@ -466,7 +482,7 @@ def compare(
     for name in ("optimizers", "threshold", "out", "quiet"):
         given.pop(name, None)
     with _told_plainly():
-        from gpuopt import pictures
+        from gpuopt import markup
         from gpuopt.training.compare import EPOCHS
         from gpuopt.training.compare import compare as compared
 
@@ -475,7 +491,7 @@ def compare(
         found = compared(optimizers or (), _config(given), threshold=threshold, out=out, quiet=quiet)
         if not quiet:
             head, rows = found.table()
-            typer.echo("\n" + _aligned([head, *[[pictures.shown(value) for value in row] for row in rows]]))
+            typer.echo("\n" + _aligned([head, *[[markup.shown(value) for value in row] for row in rows]]))
             typer.echo(f"\nReport: {found.folder / 'report.html'}")
 
 

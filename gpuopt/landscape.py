@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuopt import pictures
+from gpuopt import markup, pictures
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules.adagrad import AdaGrad
 from gpuopt.rules.adam import Adam
@@ -284,20 +284,20 @@ def draw(name: str, preset: Preset, out: Path) -> list[Path]:
     animated = pictures.gif(figure, [line for line, _, _ in moving], show, frames)
     head = ["optimizer", "rule", "x at the end", "y at the end", "f at the end", "step at a minimum"]
     rows = [[who, str(preset.rules[who]), *_ended(preset, path)] for who, path in walks.items()]
-    page = pictures.page(
+    page = markup.page(
         f"Landscape: {name}",
         f"<p>{preset.says}</p>",
         f"<p>f(x, y) = {preset.place.formula}, {preset.steps} steps.</p>",
-        pictures.table(head, rows),
+        markup.table(head, rows),
         "<h2>The paths</h2>",
-        pictures.image(still, "Left: the paths from above. Right: how high they are, step by step."),
+        markup.image(still, "Left: the paths from above. Right: how high they are, step by step."),
         "<h2>The same in motion</h2>",
-        pictures.image(animated, f"{preset.steps} steps", "gif"),
+        markup.image(animated, f"{preset.steps} steps", "gif"),
     )
     out.mkdir(parents=True, exist_ok=True)
     files = {out / f"{name}.png": still, out / f"{name}.gif": animated, out / f"{name}.html": page.encode()}
     for path, content in files.items():
-        pictures.write(path, content)
+        markup.write(path, content)
     return list(files)
 
 

@@ -6,6 +6,7 @@ import html
 import math
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from gpuopt.markup import COLOURS, heading, table
 from gpuopt.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -16,29 +17,14 @@ if TYPE_CHECKING:
 
     Point: TypeAlias = tuple[float, float | None]
 
-__all__ = ["Leaf", "curves", "heading", "optimizer", "summary", "table"]
+__all__ = ["MOST_ROWS", "Leaf", "curves", "optimizer", "summary"]
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 WIDTH, HEIGHT = 300, 150
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 22, 30
-STYLES = ("#0072b2", "none"), ("#d55e00", "5 3")
+STYLES = (COLOURS[0], "none"), (COLOURS[1], "5 3")
 """Colour and dashes of each line: they differ without colours, too."""
 MOST_ROWS = 40
-
-
-def heading(text: str) -> str:
-    """A line above the rest."""
-    return f"<p><strong>{html.escape(text)}</strong></p>"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; of a long one the beginning, and how much more there is."""
-    body = [list(map(str, row)) for row in rows]
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in body[:MOST_ROWS]]
-    if len(body) > MOST_ROWS:
-        lines.append(f'<td colspan="{len(header)}">and {len(body) - MOST_ROWS:,} more</td>')
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    return f"<table><thead><tr>{top}</tr></thead><tbody><tr>{'</tr><tr>'.join(lines)}</tr></tbody></table>"
 
 
 class Leaf(NamedTuple):
@@ -93,8 +79,12 @@ def optimizer(steps: int, rules: Mapping[str, Rule | None], leaves: Sequence[Lea
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     parts = [
         heading(f"Optimizer: {steps:,} steps taken, {len(leaves):,} leaves, {count:,} parameters"),
-        table(("group", "rule", "hyperparameter", "next step", "schedule"), groups),
-        table(("leaf", "shape", "dtype", "group"), ((x.path, tuple(x.shape), x.dtype, x.pattern) for x in leaves)),
+        table(("group", "rule", "hyperparameter", "next step", "schedule"), groups, MOST_ROWS),
+        table(
+            ("leaf", "shape", "dtype", "group"),
+            ((x.path, tuple(x.shape), x.dtype, x.pattern) for x in leaves),
+            MOST_ROWS,
+        ),
     ]
     return "".join([*parts, *drawn])
 

@@ -1,4 +1,4 @@
-"""How pictures look, and the page that holds them. This file alone names the library that draws, matplotlib.
+"""How pictures look. This file alone names the library that draws, matplotlib.
 
 Lines differ in colour, dashes and markers, so that they can be told apart in black and white and by everybody; the colours
 are those of Okabe & Ito (https://jfly.uni-koeln.de/color/). Figures are made without pyplot: there is no global state.
@@ -6,8 +6,6 @@ are those of Okabe & Ito (https://jfly.uni-koeln.de/color/). Figures are made wi
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import itertools
 import math
@@ -17,9 +15,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from gpuopt.markup import COLOURS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     Axes: TypeAlias = Any
     Values: TypeAlias = Any
@@ -31,18 +30,13 @@ __all__ = [
     "draw_line",
     "figure",
     "gif",
-    "image",
     "legend",
     "mark",
-    "page",
     "plain",
     "png",
     "pngs",
     "scale",
-    "shown",
     "style",
-    "table",
-    "write",
 ]
 
 DPI = 120
@@ -61,15 +55,15 @@ class Style:
 
 
 STYLES = (
-    Style("#0072B2", "-", "o"),
-    Style("#D55E00", (0, (6, 2)), "s"),
-    Style("#009E73", (0, (1, 1.2)), "^"),
-    Style("#CC79A7", (0, (6, 2, 1, 2)), "D"),
-    Style("#E69F00", (0, (3, 1.5)), "v"),
-    Style("#56B4E9", (0, (6, 1, 1, 1, 1, 1)), "P"),
-    Style("#000000", (0, (10, 3)), "X"),
+    Style(COLOURS[0], "-", "o"),
+    Style(COLOURS[1], (0, (6, 2)), "s"),
+    Style(COLOURS[2], (0, (1, 1.2)), "^"),
+    Style(COLOURS[3], (0, (6, 2, 1, 2)), "D"),
+    Style(COLOURS[4], (0, (3, 1.5)), "v"),
+    Style(COLOURS[5], (0, (6, 1, 1, 1, 1, 1)), "P"),
+    Style(COLOURS[6], (0, (10, 3)), "X"),
 )
-EVENT = Style("#000000", (0, (2, 2)), "v")
+EVENT = Style(COLOURS[-1], (0, (2, 2)), "v")
 
 
 def style(number: int) -> Style:
@@ -313,65 +307,3 @@ def _pixels(drawn: Figure) -> Any:
     from PIL import Image
 
     return Image.fromarray(np.asarray(drawn.canvas.buffer_rgba())).convert("RGB")
-
-
-CSS = """\
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .3rem 0; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem; }
-figure { margin: 0; } figcaption { font-size: .9rem; opacity: .8; }
-img { max-width: 100%; height: auto; background: white; border-radius: 6px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.number, th.number { text-align: right; }
-pre { overflow-x: auto; font-size: .85rem; }
-.scroll { overflow-x: auto; }
-"""
-
-
-def page(title: str, *parts: str) -> str:
-    """A page of these parts, which are HTML. Nothing is fetched from anywhere."""
-    shown = html.escape(title)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{shown}</title>'
-    body = "\n".join([f"<h1>{shown}</h1>", *parts])
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>\n{CSS}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
-
-
-def image(content: bytes, caption: str, kind: str = "png") -> str:
-    """A picture, inside the page."""
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    words = html.escape(caption)
-    return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; without a head, of names and values. Numbers stand to the right where there is a head."""
-
-    rows = [list(row) for row in rows]
-    numbers = [
-        bool(head) and any(isinstance(value, int | float) for value in column) for column in zip(*rows, strict=True)
-    ]
-
-    def line(tag: str, values: Sequence[object]) -> str:
-        cells = zip(values, numbers, strict=True)
-        return "".join(f"<{tag}{' class=number' * right}>{html.escape(shown(v))}</{tag}>" for v, right in cells)
-
-    lines = [line("th", head) for _ in head[:1]] + [line("td", row) for row in rows]
-    return '<div class="scroll"><table>' + "".join(f"<tr>{one}</tr>" for one in lines) + "</table></div>"
-
-
-def shown(value: object) -> str:
-    """A value in a table, as short as it can be told."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Write a file as a whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

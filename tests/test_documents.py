@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [f"docs/{name}.md" for name in ("index", "start", "schedules", "constraints", "own")]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/model.md", *PAGES])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/model.md", "docs/own-loop.md", *PAGES])
 def test_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (ROOT / document).read_text()

@@ -434,15 +434,36 @@ def test_pictures_of_odd_numbers(array: Any) -> None:
     assert images.png(images._grey(array)).startswith(b"\x89PNG")
 
 
-def test_devices_are_not_waited_for(tmp_path: Path, cupy_space: Any) -> None:
-    """Nothing is synchronized in a step that is not reported."""
-    import cupy
+def test_the_lock_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made of a library there; here it is only seen to be used."""
+    pytest.importorskip("filelock")
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    with pytest.raises(UsageError, match="another process is training in this folder"):
+        gpuopt.Run(tmp_path / "run", optimizer())
+    run.close()
+    simple(tmp_path / "run")
 
-    w = cupy.ones(1000)
-    opt = gpuopt.Optimizer(w, gpuopt.Adam())
-    run = gpuopt.Run(tmp_path / "run", opt, checkpoint_every=10**6)
-    for step in run.steps(20):
-        loss = (w**2).sum()
-        run.step(2 * w, loss=loss)
-        assert step < 20
-    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
+
+def test_cuda_is_not_waited_for(tmp_path: Path, cupy_space: Any) -> None:
+    """Steps cost no synchronization. A row costs one: of its numbers' arrival, when the next step is on its way."""
+    cudasim = pytest.importorskip("cudasim", reason="counts what the emulator of CUDA does")
+    with cupy_space.use():
+        w = cupy_space.xp.ones(1000)
+        opt = gpuopt.Optimizer(w, gpuopt.Adam())
+        run = gpuopt.Run(tmp_path / "run", opt, checkpoint_every=10**6)
+        waited: dict[int, int] = {}
+        for step in run.steps(10**6):
+            if step in {960, 990}:  # everything was compiled and allocated; the row is that of step 1,000
+                counting = cudasim.count()
+                counted = counting.__enter__()
+            run.step(2 * w, loss=(w**2).sum())
+            if step in {980, 1010}:
+                counting.__exit__(None, None, None)
+                assert counted.summary["blocking_memcpy"] == 0
+                waited[step] = counted.summary["syncs"]
+            if step == 1010:
+                break
+        run.close()
+    assert waited == {980: 0, 1010: 1}
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 1000]

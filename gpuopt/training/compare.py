@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt import pictures
+from gpuopt import markup
 from gpuopt.backends import BackendUnavailable
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.rules import RULES
@@ -279,8 +279,8 @@ def _write(comparison: Comparison, runs: Sequence[History]) -> None:
         f"The same network from the same start over the same batches, for {runs[0].content['config']['epochs']:,} epochs; trained one "
         f"after the other. Final loss and accuracy: {tested}. Steps: to the first reported training loss that low."
     )
-    rules = pictures.table([], [(entry.optimizer, entry.rule) for entry in comparison.entries])
-    parts = [f"<p>{about}</p>", pictures.table(*comparison.table()), "<h2>The optimizers</h2>", rules]
+    rules = markup.table([], [(entry.optimizer, entry.rule) for entry in comparison.entries])
+    parts = [f"<p>{about}</p>", markup.table(*comparison.table()), "<h2>The optimizers</h2>", rules]
     report.draw_over_each_other(runs, comparison.folder / "report.html", *parts, title="Optimizers compared")
     report.draw_over_each_other(runs, comparison.folder / "comparison.png")
 

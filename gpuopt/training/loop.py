@@ -312,7 +312,8 @@ class Training(Loop):
 
     def _scored(self, blocks: Iterable[tuple[Array, Array]], params: Params | None = None) -> Array:
         """The score of all samples, a block at a time; without parameters, by those to evaluate with."""
-        score, params = self._nothing, self.optimizer.evaluation() if params is None else params
+        params = self.optimizer.evaluation() if params is None else params
+        score = self._nothing
         for x, y in blocks:
             score = score + self.network.score(self.network.outputs(params, x), y)
         return score

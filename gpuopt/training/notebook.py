@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import notebook
 from gpuopt.errors import UsageError
+from gpuopt.markup import heading, table
 from gpuopt.runs.record.folder import RunFolder
+from gpuopt.runs.record.history import History
 from gpuopt.training.config import Config
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ def to_html(result: Result) -> str:
     """The run, as far as its folder is still there."""
     folder = RunFolder(result.folder)
     summary = {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
-    parts = [notebook.heading(f"Run {Path(result.folder).name}"), notebook.table(("", ""), summary.items())]
+    parts = [heading(f"Run {Path(result.folder).name}"), table((), summary.items())]
     return "".join([*parts, *_optimizer(folder), *_curves(folder)])
 
 
@@ -47,26 +49,24 @@ def _optimizer(folder: RunFolder) -> list[str]:
             tuned = own["tuned"].get(name)
             groups.append((pattern, own["name"], name, getattr(rule, name), "" if tuned is None else tuned))
     return [
-        notebook.table(("group", "rule", "hyperparameter", "at first", "changed to"), groups),
-        notebook.table(("leaf", "shape", "dtype"), leaves),
+        table(("group", "rule", "hyperparameter", "at first", "changed to"), groups, notebook.MOST_ROWS),
+        table(("leaf", "shape", "dtype"), leaves, notebook.MOST_ROWS),
     ]
 
 
 def _curves(folder: RunFolder) -> list[str]:
     try:
-        rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    except (OSError, ValueError):
+        run = History.read(folder.path)
+    except UsageError:
         return []
-    marks = [row["step"] for row in rows if row.get("event") in {"tune", "rollback", "explosion"}]
-    reported = [row for row in rows if "event" not in row]
-    classifies = any(row["accuracy"] is not None for row in reported)
-    loss = "loss (nats per sample)" if classifies else "loss (mean squared error)"
+    marks = [row["step"] for row in run.events if row["event"] in {"tune", "rollback", "explosion"}]
+    unit = run.unit("loss")
     drawn = []
     for title, keys in (
-        (loss, {"training": "loss", "test": "test_loss"}),
+        (f"loss ({unit})" if unit else "loss", {"training": "loss", "test": "test_loss"}),
         ("accuracy (fraction of samples)", {"training": "accuracy", "test": "test_accuracy"}),
         ("learning rate (per step)", {"lr": "lr"}),
     ):
-        lines = {name: [(row["step"], row[key]) for row in reported if key in row] for name, key in keys.items()}
+        lines = {name: list(zip(*run.points(key), strict=True)) for name, key in keys.items()}
         drawn.append(notebook.curves(title, {name: line for name, line in lines.items() if line}, marks=marks))
     return drawn

@@ -39,6 +39,7 @@ __all__ = ["RunFolder", "write_json"]
 
 FORMAT = 1
 LARGEST_CONFIG = 1 << 20  # bytes
+LOCK = "run.lock"
 KEPT = re.compile(r"checkpoint-(0|[1-9][0-9]*)\.safetensors")
 
 
@@ -131,8 +132,8 @@ class RunFolder:
             file = self.metrics.open("ab")
         except OSError as error:
             raise UsageError(f"{self.metrics}: cannot be written: {error.strerror}") from None
-        with file:
-            if not _lock(file.fileno()):
+        with file, _alone(self.path, file.fileno()) as is_ours:
+            if not is_ours:
                 raise UsageError(f"{self.path}: another process is training in this folder")
             for temporary in self.path.glob("*.tmp"):
                 try:
@@ -176,7 +177,9 @@ class RunFolder:
 
     def _is_free(self) -> bool:
         """Whether nothing stands in it but what a run leaves that is killed before it begins."""
-        begun = [file for file in self.path.iterdir() if file.suffix != ".tmp" and file != self.metrics]
+        begun = [
+            file for file in self.path.iterdir() if file.suffix != ".tmp" and file.name not in {self.metrics.name, LOCK}
+        ]
         return not begun and not (self.metrics.exists() and self.metrics.stat().st_size)
 
     def save(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
@@ -269,16 +272,30 @@ def _checksum(content: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def _lock(descriptor: int) -> bool:
-    """Take the lock of a file, until it is closed or the process ends; False if somebody else has it."""
+@contextlib.contextmanager
+def _alone(folder: Path, descriptor: int) -> Iterator[bool]:
+    """Whether nobody else has the lock, which is of an open file; of one of its own on Windows, where a lock keeps readers out."""
     try:
         import fcntl
-    except ImportError:  # Windows
-        return True
+    except ImportError:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        yield False
+        return
     except OSError:  # a file system without locks
-        return True
-    return True
+        pass
+    yield True

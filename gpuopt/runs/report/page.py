@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from gpuopt import pictures
+from gpuopt import markup, pictures
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.history import History
@@ -94,19 +94,19 @@ def draw(
 
     drawn = pictures.pngs(figures())
     for name, content in drawn.items():
-        pictures.write(run.folder.path / f"{FILES.sub('_', name)}.png", content)
+        markup.write(run.folder.path / f"{FILES.sub('_', name)}.png", content)
     if not run.rows:
         notes.append("No metrics yet.")
     parts = [f"<p>{html.escape(text)}</p>" for text in [about(run), *notes] if text]
-    parts += ["<h2>How it ended</h2>" if run.summary else "<h2>How far it came</h2>", pictures.table([], _results(run))]
+    parts += ["<h2>How it ended</h2>" if run.summary else "<h2>How far it came</h2>", markup.table([], _results(run))]
     captioned = [(content, captions.get(name, name)) for name, content in drawn.items()]
     parts.append(_gallery([*captioned, *_images(run)]))
     if run.events:
-        parts += ["<h2>Events</h2>", pictures.table(["number", "step", "what happened"], plots.explained(run))]
+        parts += ["<h2>Events</h2>", markup.table(["number", "step", "what happened"], plots.explained(run))]
     settings = html.escape(json.dumps(run.content.get("config", run.content), indent=2))
     parts.append(f"<h2>Configuration</h2><details><summary>all of it</summary><pre>{settings}</pre></details>")
     page = run.folder.path / "report.html"
-    pictures.write(page, pictures.page(run.name, *parts))
+    markup.write(page, markup.page(run.name, *parts))
     return page
 
 
@@ -150,15 +150,15 @@ def draw_over_each_other(runs: Sequence[History], out: Path, *parts: str, title:
     content = pictures.png(plots.overlay(runs))
     try:
         if out.suffix == ".png":
-            pictures.write(out, content)
+            markup.write(out, content)
             return
         names = ", ".join(run.name for run in runs)
         events = [(run.name, step, text) for run in runs for _, step, text in plots.explained(run)]
         parts = parts or ("<h2>Results</h2>", _compared(runs))
-        told = ["<h2>Events</h2>", pictures.table(["run", "step", "what happened"], events)] if events else []
+        told = ["<h2>Events</h2>", markup.table(["run", "step", "what happened"], events)] if events else []
         caption = f"{names}. Vertical lines: events, in the style of their run, with its marker on them"
-        picture = pictures.image(content, caption if events else names)
-        pictures.write(out, pictures.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
+        picture = markup.image(content, caption if events else names)
+        markup.write(out, markup.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}") from None
 
@@ -183,10 +183,10 @@ def _compared(runs: Sequence[History]) -> str:
     """A row for each run, a column for each result that one has."""
     results = [dict(_results(run)) for run in runs]
     names = list(dict.fromkeys(name for own in results for name in own if name != SHOWN["reason"]))
-    return pictures.table(
+    return markup.table(
         ["run", *names], [[run.name, *(own.get(n, "") for n in names)] for run, own in zip(runs, results, strict=True)]
     )
 
 
 def _gallery(shown: Iterable[tuple[bytes, str]]) -> str:
-    return '<h2>Step by step</h2><div class="pictures">' + "".join(pictures.image(*one) for one in shown) + "</div>"
+    return '<h2>Step by step</h2><div class="pictures">' + "".join(markup.image(*one) for one in shown) + "</div>"

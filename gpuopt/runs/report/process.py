@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -40,8 +41,8 @@ DRAWING = "gpuopt.runs.report.page"
 
 
 def is_wanted() -> bool:
-    """Whether runs get a report: not if the environment variable GPUOPT_REPORT is 0."""
-    return os.environ.get(VARIABLE) != "0"
+    """Whether runs get a report: not if the environment variable GPUOPT_REPORT is 0, nor without what draws."""
+    return os.environ.get(VARIABLE) != "0" and importlib.util.find_spec("matplotlib") is not None
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ import operator
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.markup import COLOURS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["decades", "line", "marks", "parted", "spans_decades"]
 
 INK, GREY = "#1a1a1a", "#6b6b6b"
-# Okabe and Ito's colours; lines differ in their dashes and marks, too.
-MOMENT, EPOCH, TEST = "#0072b2", "#1a1a1a", "#d55e00"
+# Lines differ in their dashes and marks, too.
+MOMENT, EPOCH, TEST = COLOURS[0], INK, COLOURS[1]
 
 
 def line(title: str, rows: Sequence[Row], key: str, colour: str, dash: Any = "solid", **more: Any) -> dict[str, Any]:
