@@ -75,8 +75,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
     (1, True)
     """
     _expect_optimizer(opt)
-    with opt._lock:  # other threads step when it is written
-        save_state(path, opt.state_dict(), extra)
+    opt._save(functools.partial(save_state, path, extra=extra))
 
 
 def save_state(
@@ -112,7 +111,6 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     OSError : the file cannot be read (FileNotFoundError: there is none).
     """
     _expect_optimizer(opt)
-    opt._check_leaves()
     own = dict(
         zip(opt._tree.paths, opt._arrays, strict=True)
     )  # `state_dict` raises the error of a step that is given up
@@ -124,23 +122,24 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
             return True  # a number of a leaf or of a group
         return x is not None and shape == tuple(x.shape) and dtype == dtype_of(x)
 
-    tensors, about = verified(path, fits)
-    params: dict[str, Any] = {}
-    state: dict[str, dict[str, Any]] = {}
-    for name, x in tensors.items():
-        match _place(name):
-            case leaf, "":
-                params[leaf] = x
-            case leaf, slot:
-                state.setdefault(leaf, {})[slot] = x
-            case None:
-                raise CheckpointError(f"{path}: unexpected array {name!r}")
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+        tensors, about = verified(path, fits)
+        params: dict[str, Any] = {}
+        state: dict[str, dict[str, Any]] = {}
+        for name, x in tensors.items():
+            match _place(name):
+                case leaf, "":
+                    params[leaf] = x
+                case leaf, slot:
+                    state.setdefault(leaf, {})[slot] = x
+                case None:
+                    raise CheckpointError(f"{path}: unexpected array {name!r}")
+        return {"steps": about["steps"], "rules": about["rules"], "params": params, "state": state}, about["extra"]
+
     try:
-        opt.load_state_dict({"steps": about["steps"], "rules": about["rules"], "params": params, "state": state})
+        return opt._load(read)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    extra: dict[str, Any] = about["extra"]
-    return extra
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}") from error
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:

@@ -273,27 +273,15 @@ class Optimizer:
             If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
 
         """
-        states.check_nesting(state)
-        problems: list[str] = []
-        tuned = states.tuned_of(state, self._patterns, self._original, problems)
-        rules = self._rules if problems else self._rules_with(tuned)
-        expected: dict[tuple[str, ...], Any] = {
-            ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
-        }
-        expected |= {
-            ("state", path, slot): np.zeros(()) if is_number(start) else a
-            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
-            for slot, start in starts(rules[group].slots).items()
-        }
-        given = states.arrays_of(state, expected, problems)
-        carried = states.carried_of(state, self.rules, problems)
-        for key in expected.keys() & given.keys():
+        tuned, rules, given, carried = self._fitting(state)
+        problems = []
+        for key, own in self._arrays_by_key(rules).items():
             try:
-                given[key] = self._step.readable(detached(given[key]), expected[key])
+                given[key] = self._step.readable(detached(given[key]), own)
             except Exception as error:  # noqa: BLE001 - each library has its own
                 problems.append(f"{'/'.join(key)}: {describe(given[key])} that cannot be read ({error})")
         if problems:
-            raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+            raise states.misfit(problems)
 
         with self._lock:
             self._check_leaves()
@@ -306,6 +294,48 @@ class Optimizer:
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
+
+    def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], Any]:
+        """Return of a state dict what was tuned, the rules with it, the arrays by key, and the carried numbers.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit; see `load_state_dict`.
+
+        """
+        states.check_nesting(state)
+        problems: list[str] = []
+        tuned = states.tuned_of(state, self._patterns, self._original, problems)
+        rules = self._rules if problems else self._rules_with(tuned)
+        given = states.arrays_of(state, self._arrays_by_key(rules), problems)
+        carried = states.carried_of(state, self.rules, problems)
+        if problems:
+            raise states.misfit(problems)
+        return tuned, rules, given, carried
+
+    def _arrays_by_key(self, rules: list[Rule]) -> dict[tuple[str, ...], Any]:
+        """Of each array of a state dict, an array of its shape and dtype: the parameter, or a number."""
+        keyed: dict[tuple[str, ...], Any] = {
+            ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
+        }
+        return keyed | {
+            ("state", path, slot): np.zeros(()) if is_number(start) else a
+            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
+            for slot, start in starts(rules[group].slots).items()
+        }
+
+    def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have the state written; `gpuopt.checkpoint` knows how."""
+        with self._lock:  # other threads step when it is written
+            write(self.state_dict())
+
+    def _load(self, read: Callable[[], tuple[Mapping[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+        """Go on from what is read, and return the caller's `extra`."""
+        self._check_leaves()
+        state, extra = read()
+        self.load_state_dict(state)
+        return extra
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
