@@ -125,8 +125,8 @@ class Optimizer(Alone):
         self._shard, self._average = bool(shard), bool(average)
         self._parts = size if parts is None else parts
         self._takes_gradients = parts is None
+        self._met = False
         error: Exception | None = None
-        view: dict[str, Any] = {}
         try:
             if not isinstance(self._parts, numbers.Integral) or self._parts < size:
                 raise ValueError(  # noqa: TRY301 - all processes are told
@@ -136,11 +136,13 @@ class Optimizer(Alone):
             self._forget()
             self._stores: list[Store] = []
             super().__init__(params, rule, clip=clip, nonfinite=nonfinite)
-            view = self._setting()
+        except RankError:
+            raise
         except Exception as caught:  # noqa: BLE001 - all processes are told
             error = caught
-        self._agree(error, view)
-        self._spread(dict(enumerate(self._flat)), from_first=True)
+            if not self._met:
+                self._agree(error, {})  # the others are about to see that they want the same
+        self._agree(error, {})
 
     def add(self, grads: Any) -> None:
         """Add the gradients of the next one of this process's parts, which are copied.
@@ -283,15 +285,16 @@ class Optimizer(Alone):
 
     # ---- what is made once
 
-    def _setting(self) -> dict[str, Any]:
+    def _setting(self, rules: list[Rule]) -> dict[str, Any]:
         """What must be the same on all processes."""
+        by_pattern = dict(zip(self._patterns, rules, strict=True))
         return {
             "gpuopt": gpuopt.__version__,
             "leaves": {
                 path: (a.shape, str(a.dtype), _axes(a)) for path, a in zip(self._tree.paths, self._arrays, strict=True)
             },
-            "rules": {pattern: rule.name for pattern, rule in self.rules.items()},
-            "hyperparameters": {pattern: rule.at(0) for pattern, rule in self.rules.items()},
+            "rules": {pattern: rule.name for pattern, rule in by_pattern.items()},
+            "hyperparameters": {pattern: rule.at(0) for pattern, rule in by_pattern.items()},
             "clip": self._clip_by if self._clip is None else (self._clip.by, self._clip.limit.at(0)),
             "nonfinite": self._nonfinite,
             "shard": self._shard,
@@ -337,6 +340,10 @@ class Optimizer(Alone):
                     f"rule {pattern!r}: {rule.name} is not elementwise: it sums over a leaf or looks at whole ones, which "
                     "several processes cannot do yet; expected a rule such as Adam(), and clip=... for norms of gradients"
                 )
+        if not self._met:
+            self._agree(None, self._setting(rules))
+            self._met = True
+            self._spread(dict(enumerate(self._flat)), from_first=True)  # before slots are made that begin as copies
         groups = [self._groups[piece.leaf] for _, piece in self._segments]
         slots: Sequence[Mapping[str, Any]] = before.slots if before else self._given_slots(rules)
         return Step(self._own, self._own, groups, self._clipped(rules), slots, self._engine, None, before)
