@@ -16,8 +16,9 @@ import numpy as np
 
 import gpuopt
 import gpuopt.distributed
-from gpuopt.distributed import RankError, cuts, reduction, transport
+from gpuopt.distributed import RankError, cuts, sums, transport
 from gpuopt.engines.trace import is_elementwise
+from gpuopt.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,14 +53,16 @@ def mean(step: int) -> dict[str, Any]:
 
 def elementwise() -> dict[str, Any]:
     """Every rule of the library that several processes can take, by name."""
-    return {name: rule for name, cls in gpuopt.RULES.items() if is_elementwise(rule := cls(lr=0.1))}
+    return {name: rule for name, cls in RULES.items() if is_elementwise(rule := cls(lr=0.1))}
 
 
 def options() -> dict[str, tuple[Any, dict[str, Any], bool]]:
     """Rule, options and whether something is tuned on the way, by name."""
     adam = gpuopt.Adam(lr=0.1)
     falling = gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, decay=0.5))
-    table: dict[str, tuple[Any, dict[str, Any], bool]] = {name: (rule, {}, False) for name, rule in elementwise().items()}
+    table: dict[str, tuple[Any, dict[str, Any], bool]] = {
+        name: (rule, {}, False) for name, rule in elementwise().items()
+    }
     for name, clip in {
         "value": gpuopt.clip_by_value(0.5),
         "norm": gpuopt.clip_by_norm(2.0),
@@ -184,12 +187,12 @@ def failing(comm: Any, folder: Path) -> Iterator[tuple[str, dict[str, Any], Call
 
     def out_of_memory(opt: Any) -> None:
         def fails(self: Any, sources: Any) -> None:
-            reduction.Into.__call__ = original  # type: ignore[method-assign]
+            sums.Into.__call__ = original  # type: ignore[method-assign]
             raise MemoryError("no room")
 
         opt.add(good)
-        original = reduction.Into.__call__
-        reduction.Into.__call__ = fails  # type: ignore[method-assign]
+        original = sums.Into.__call__
+        sums.Into.__call__ = fails  # type: ignore[method-assign]
 
     def twice(opt: Any) -> None:
         opt.add(good)
@@ -206,7 +209,12 @@ def failing(comm: Any, folder: Path) -> Iterator[tuple[str, dict[str, Any], Call
     yield "a wrong shape", {}, bad(a=np.zeros(3)), r"rank 1: ValueError: grads['a']: shape (3,), expected (70, 70)"
     yield "a None", {}, bad(a=None), "rank 1: without gradient is"
     yield "no array", {}, bad(a="x"), "rank 1: TypeError: grads['a']"
-    yield "a NaN", {"nonfinite": "raise"}, bad(e=nan), "rank 1: grads['e']: NaN or infinity at step 1; that step changed"
+    yield (
+        "a NaN",
+        {"nonfinite": "raise"},
+        bad(e=nan),
+        "rank 1: grads['e']: NaN or infinity at step 1; that step changed",
+    )
     yield "another tune", {}, tunes(0.5), "rank 1: hyperparameters is"
     yield "another schedule", {}, tunes(gpuopt.schedules.inverse_time(0.1, decay=1.0)), "rank 1: hyperparameters is"
     yield "no memory in the exchange", {}, out_of_memory, "rank 1: MemoryError: no room"
@@ -255,13 +263,12 @@ def settings(comm: Any) -> None:
     """Processes that were started otherwise."""
     one = comm.rank == 1
     w = np.zeros(3)
+    names: Any = "Adam" if one else gpuopt.Adam()
     makes: dict[str, Callable[[], Any]] = {
         "rank 1: leaves is": lambda: gpuopt.distributed.Optimizer(np.zeros(3 + one), gpuopt.Adam(), comm),
         "rank 1: rules is": lambda: gpuopt.distributed.Optimizer(w, gpuopt.SGD() if one else gpuopt.Adam(), comm),
         "rank 1: parts is": lambda: gpuopt.distributed.Optimizer(w, gpuopt.SGD(), comm, parts=6 + one),
-        "rank 1: TypeError: rule: 'Adam'": lambda: gpuopt.distributed.Optimizer(
-            w, "Adam" if one else gpuopt.Adam(), comm  # type: ignore[arg-type]
-        ),
+        "rank 1: TypeError: rule: 'Adam'": lambda: gpuopt.distributed.Optimizer(w, names, comm),
         "every rank: ValueError: parts: 1, expected a whole number of at least 3": lambda: gpuopt.distributed.Optimizer(
             w, gpuopt.SGD(), comm, parts=1
         ),

@@ -24,7 +24,7 @@ from gpuopt.distributed.cuts import buckets_of, order_of_chunks
 from gpuopt.distributed.sums import middle, plan, whole_within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
 COUNTS = [1, 2, 3, 4, 8]
 AS_ROOT = {
@@ -45,13 +45,15 @@ def launcher() -> str:
     return found
 
 
-def launch(n: int, scenario: str, folder: Path, seconds: float = 240, **env: str) -> tuple[int, str, float]:
+def launch(
+    n: int, scenario: str, folder: Path, seconds: float = 240, env: Mapping[str, str] | None = None
+) -> tuple[int, str, float]:
     """Run a scenario on n processes; return the exit status, what was printed, and how long it took."""
     command = [launcher(), "-n", str(n), sys.executable, str(Path(ranks.__file__)), scenario, str(folder)]
     start = time.monotonic()
     done = subprocess.run(
         command,
-        env={**AS_ROOT, **os.environ, "GPUOPT_NUM_THREADS": "1", **env},
+        env={**AS_ROOT, **os.environ, "GPUOPT_NUM_THREADS": "1", **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -62,12 +64,12 @@ def launch(n: int, scenario: str, folder: Path, seconds: float = 240, **env: str
 
 
 def succeeds(n: int, scenario: str, folder: Path, **env: str) -> None:
-    status, output, _ = launch(n, scenario, folder, **env)
+    status, output, _ = launch(n, scenario, folder, env=env)
     assert status == 0, output[-6000:]
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     folder = tmp_path_factory.mktemp("ranks")
     found = ranks.alone()
     opt = gpuopt.Optimizer(ranks.params(), gpuopt.Adam(lr=0.1), clip=gpuopt.clip_by_global_norm(1.0))
@@ -77,7 +79,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     opt = gpuopt.Optimizer(ranks.params(7), gpuopt.Adam(lr=0.1), clip=gpuopt.clip_by_global_norm(1.0))
     gpuopt.load(folder / "alone.safetensors", opt)
     found["loaded"] = ranks.digest(opt)
-    yield folder, found
+    return folder, found
 
 
 @pytest.mark.parametrize("n", COUNTS)
@@ -212,8 +214,10 @@ def test_without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.lists(st.integers(0, 20_000), min_size=1, max_size=6), st.integers(1, 9))
 def test_shares_are_all_elements_once_cut_between_chunks(sizes: list[int], processes: int) -> None:
-    buckets = buckets_of(sizes, ["float32", "float64"] * 3, processes) if len(sizes) == 6 else buckets_of(
-        sizes, ["float32"] * len(sizes), processes
+    buckets = (
+        buckets_of(sizes, ["float32", "float64"] * 3, processes)
+        if len(sizes) == 6
+        else buckets_of(sizes, ["float32"] * len(sizes), processes)
     )
     owned = [piece for bucket in buckets for rank in range(processes) for piece in bucket.pieces_of(rank)]
     found = {i: sorted((p.start, p.stop) for p in owned if p.leaf == i) for i in range(len(sizes))}

