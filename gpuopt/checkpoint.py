@@ -86,7 +86,8 @@ def save_state(
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
     more = _json(extra or {}, "extra: expected a dict of JSON's types")
-    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, "rules": {rules}, "extra": {more}}}'
+    waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
+    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}}}'
     tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
     write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})
@@ -111,12 +112,12 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     OSError : the file cannot be read (FileNotFoundError: there is none).
     """
     _expect_optimizer(opt)
-    own = dict(
-        zip(opt._tree.paths, opt._arrays, strict=True)
-    )  # `state_dict` raises the error of a step that is given up
+    # Not of `state_dict`, which raises the error of a step that was left out.
+    own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
+    place_of = functools.cache(_place)
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
-        place = _place(name)
+        place = place_of(name)
         x = own.get(place[0]) if place else None
         if place and place[1] and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
@@ -127,19 +128,22 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         params: dict[str, Any] = {}
         state: dict[str, dict[str, Any]] = {}
         for name, x in tensors.items():
-            match _place(name):
+            match place_of(name):
                 case leaf, "":
                     params[leaf] = x
                 case leaf, slot:
                     state.setdefault(leaf, {})[slot] = x
                 case None:
                     raise CheckpointError(f"{path}: unexpected array {name!r}")
-        return {"steps": about["steps"], "rules": about["rules"], "params": params, "state": state}, about["extra"]
+        numbers = {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
+        return numbers | {"params": params, "state": state}, about["extra"]
 
     try:
         return opt._load(read)
+    except CheckpointError:
+        raise
     except ValueError as error:
-        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -156,10 +160,10 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     header: dict[str, Any] = {"__metadata__": {**metadata, "crc32": json.dumps(_checksums(arrays, metadata))}}
     end = 0
     for name, x in arrays.items():
-        if x.dtype.name not in DTYPES:
+        if (dtype := dtype_of(x)) not in DTYPES:
             raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
         begin, end = end, end + x.nbytes
-        header[name] = {"dtype": DTYPES[x.dtype.name], "shape": x.shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPES[dtype], "shape": x.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:

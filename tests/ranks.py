@@ -17,8 +17,9 @@ import numpy as np
 import gpuopt
 import gpuopt.distributed
 from gpuopt.distributed import RankError, cuts, sums, transport
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
+from gpuopt.rules.slots import is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +54,12 @@ def mean(step: int) -> dict[str, Any]:
 
 def elementwise() -> dict[str, Any]:
     """Every rule of the library that several processes can take, by name."""
-    return {name: rule for name, cls in RULES.items() if is_elementwise(rule := cls(lr=0.1))}
+    return {name: rule for name, cls in RULES.items() if _is_elementwise(rule := cls(lr=0.1))}
+
+
+def _is_elementwise(rule: gpuopt.Rule) -> bool:
+    program = traced(rule)
+    return program is not None and program.is_elementwise and not any(map(is_number, starts(rule.slots).values()))
 
 
 def options() -> dict[str, tuple[Any, dict[str, Any], bool]]:

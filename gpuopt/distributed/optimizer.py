@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 import gpuopt
-from gpuopt import leaves, states
+from gpuopt import leaves, states, tuning
 from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, place, to_numpy, zeros_like
 from gpuopt.distributed.agreement import RankError, agree, listed
 from gpuopt.distributed.cuts import buckets_of, order_of_chunks
@@ -22,9 +22,10 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import judge
 from gpuopt.engines.step import Step
 from gpuopt.engines.table import CHUNK
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
+from gpuopt.gradients import Clip, clipped
 from gpuopt.optimizer import Optimizer as Alone
-from gpuopt.rules.slots import Given, starts
+from gpuopt.rules.slots import Given, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from gpuopt.distributed.cuts import Piece
     from gpuopt.distributed.sums import Node
     from gpuopt.distributed.transport import Way
-    from gpuopt.gradients import Clip
     from gpuopt.groups import Rules
     from gpuopt.optimizer import Nonfinite
     from gpuopt.rules.base import Rule
@@ -194,7 +194,7 @@ class Optimizer(Alone):
                 nodes = self._given(grads)
                 scalars = self._step.scalars(self._steps, self._carried)
                 limit = self._clip.limit.at(self._steps) if self._clip else 0.0
-                self._check_leaves()
+                self._held.check_all()
                 self._reduction.reserve()
                 missing = [self._tree.name(i, "grads") for i, there in enumerate(self._present or ()) if not there]
                 view = {
@@ -252,10 +252,7 @@ class Optimizer(Alone):
             last = [
                 rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
             ]
-            found = [
-                array.evaluation(self._rules[self._groups[piece.leaf]], p, slots, last[self._groups[piece.leaf]])
-                for (_, piece), p, slots in zip(self._segments, self._own, self._step.slots, strict=True)
-            ]
+            found = self._step.evaluation(last)
             differ = np.zeros(len(self._arrays), np.int64)
             for (_, piece), new, p in zip(self._segments, found, self._own, strict=True):
                 differ[piece.leaf] |= new is not p
@@ -272,12 +269,16 @@ class Optimizer(Alone):
         The state is put together on every process: `gpuopt.save` needs the memory for it on rank 0 only.
         """
         with self._lock:
-            self._check_leaves()
+            self._held.check_all()
             return self._content(self._whole)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, the same on every process; see `gpuopt.Optimizer.load_state_dict`; collective."""
         self._restore(state, None, lambda x: x)
+
+    def with_params(self, params: Any) -> NoReturn:  # noqa: ARG002
+        """Not for several processes: save, make another one, load."""
+        raise TypeError("an optimizer of several processes keeps its leaves; gpuopt.save and another optimizer go on")
 
     def __getstate__(self) -> NoReturn:
         """Neither pickled nor copied: the others would not know."""
@@ -339,7 +340,9 @@ class Optimizer(Alone):
 
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         for pattern, rule in zip(self._patterns, rules, strict=True):
-            if not is_elementwise(rule):
+            program = traced(rule)
+            numbers = any(map(is_number, starts(rule.slots).values()))
+            if program is None or not program.is_elementwise or numbers:
                 raise TypeError(
                     f"rule {pattern!r}: {rule.name} is not elementwise: it sums over a leaf or looks at whole ones, which "
                     "several processes cannot do yet; expected a rule such as Adam(), and clip=... for norms of gradients"
@@ -350,7 +353,9 @@ class Optimizer(Alone):
             self._spread(dict(enumerate(self._flat)), from_first=True)  # before slots are made that begin as copies
         groups = [self._groups[piece.leaf] for _, piece in self._segments]
         slots: Sequence[Mapping[str, Any]] = before.slots if before else self._given_slots(rules)
-        return Step(self._own, self._own, groups, self._clipped(rules), slots, self._engine, None, before)
+        idle = [s for s, (_, piece) in enumerate(self._segments) if piece.leaf not in self._rows]
+        seen = clipped(rules, self._clip)
+        return Step(self._own, self._own, groups, seen, slots, self._engine, None, before, idle)
 
     def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
         """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
@@ -383,7 +388,7 @@ class Optimizer(Alone):
         """Of each leaf the gradient as a flat array in the order of the parameter's memory, or None."""
         found = []
         for i, (g, p) in enumerate(zip(self._tree.leaves_of(grads, "grads"), self._arrays, strict=True)):
-            checked = None if g is None else leaves.gradient(g, p, self._tree, i)
+            checked = None if g is None or i not in self._rows else leaves.gradient(g, p, self._tree, i)
             found.append(None if checked is None else _flat(checked, p))
         present = [g is not None for g in found]
         for i, (now, before) in enumerate(zip(present, self._present or present, strict=True)):
@@ -597,13 +602,27 @@ class Optimizer(Alone):
         self._restore(skeleton, content, arrived)
         return extra
 
+    def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], Any]:
+        """What was tuned, the rules with it, the arrays by key, and the carried numbers of a state; or raise ValueError."""
+        states.check_nesting(state)
+        problems: list[str] = []
+        tuned = states.tuned_of(state, self._patterns, self._original, problems)
+        rules = self._rules if problems else tuning.rules_with(tuned, self._original)
+        states.accumulated_of(state, 1, problems)
+        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules)
+        given = states.arrays_of(state, expected, lambda x, _: x, problems)
+        carried = states.carried_of(state, self._by_pattern, problems)
+        if problems:
+            raise states.misfit(problems)
+        return tuned, rules, given, carried
+
     def _restore(self, state: Mapping[str, Any], content: Any, arrived: Callable[[Any], Any]) -> None:
         """Go on from a state; ``arrived`` makes whole arrays of those in ``content``, or else in ``state``, one at a time."""
         error: Exception | None = None
         fitting: Any = None
         try:
             with self._lock:
-                self._check_leaves()
+                self._held.check_all()
             fitting = self._fitting(state)
         except Exception as caught:  # noqa: BLE001 - all processes are told
             error = caught

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from gpuopt.engines.table import Table
 
 DIGEST = hashlib.sha256().digest_size
+NOWHERE = 1
+"""Address of a gradient without elements: CuPy has 0, which is that of a gradient that is missing."""
 
 
 class CUDA(Place):
@@ -66,7 +68,7 @@ class CUDA(Place):
         return [partial(assign, target, source)]  # makes the device the current one
 
     def restoring(self) -> tuple[Callable[[], object]]:
-        """See :meth:`Place.restoring`: the device that is current now."""
+        """See :meth:`Place.restoring`; what is put back is CUDA's current device, the one that it is now."""
         from cupy.cuda import runtime
 
         return (partial(runtime.setDevice, runtime.getDevice()),)
@@ -74,7 +76,7 @@ class CUDA(Place):
 
 @cache
 def _function(text: str, name: str, device: int) -> Any:
-    """A kernel, loaded on a device."""
+    """Compile and load the kernel ``name`` of a program on a device; the same arguments give the same kernel."""
 
     def load() -> Any:
         import cupy
@@ -134,24 +136,42 @@ class CUDAKernel:
         self._device = cupy.cuda.Device(device)
         with self._device:
             step = _function(cuda_code.source(table.variants), "step", device)
+            reducing = [
+                _function(cuda_code.reduction(k, table.variants), "reduce", device)
+                for k in range(tables.reduction_passes(table.variants))
+            ]
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
             self._verdict: Any = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
+            width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
+            # What passes find, until the next step.
+            numbers, totals = (
+                cupy.zeros((len(table.rows), max(table.numbers, 1))),
+                cupy.zeros((table.groups, 1 + width)),
+            )
+            found = (
+                np.int64(table.groups),
+                cupy.asarray(table.first_chunks),
+                cupy.zeros((len(table.chunks), width)),
+                cupy.zeros((len(table.rows), width)),
+                cupy.zeros(1, np.uint32),
+            )
             self._settle()
         self._report: tuple[Any, Any] | None = before._report if before and kept else None
         self._measured: tuple[Any, ...] | None = before._measured if before and kept else None
         self._has_report: bool = before is not None and kept and before._has_report
         self._judging: Callable[[], object] | None = None
         self._sent = table.gradients.copy()
-        # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
+        # Passed by value: CUDA copies it at the launch, so the host may write the next step's at once.
         self._values = (
             np.int32(table.gradients_at),
             table.values.view(np.dtype((np.void, tables.VALUE_BYTES))),
         )
         self._choose = partial(cupy.cuda.runtime.setDevice, device)
-        self._update = self._launch(step, self._rows, self._gradients, self._chunks, self._verdict)
+        shared = (self._rows, self._gradients, self._chunks, self._verdict, np.int64(len(table.rows)), numbers, totals)
+        self._launches = (*(self._launch(one, *shared, *found) for one in reducing), self._launch(step, *shared))
 
     @staticmethod
     def _settle() -> None:
@@ -166,7 +186,7 @@ class CUDAKernel:
         if not len(self._chunks):
             return ()  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         self._send_addresses()
-        return (self._choose, self._update) if judging is None else (self._choose, judging, self._update)
+        return (self._choose, *([] if judging is None else [judging]), *self._launches)
 
     def judge(self, clip: str | None, limit: float, *, sticky: bool, skip: bool) -> None:
         """Have the device decide on the gradients when the next step comes; the host is not told.
@@ -182,7 +202,7 @@ class CUDAKernel:
         self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip))
 
     def _measuring(self, clip: str | None, limit: float, skip: int) -> Callable[[], object]:
-        """Return what measures the gradients and decides."""
+        """Return the launch that measures the gradients and decides whether they are used, and by how much they are scaled."""
         import cupy
 
         if self._measured is None:
@@ -268,7 +288,7 @@ class CUDAKernel:
             self._verdict[cuda_code.SCALES :].set(factors)
 
     def _launch(self, function: Any, *arguments: Any) -> Callable[[], object]:
-        """Return the launch of a function for all chunks; the device must be the current one then."""
+        """Return what launches a CUDA function with one block for each chunk; the device must be the current one then."""
         return partial(function, (len(self._chunks),), (LANES,), (*arguments, *self._values))
 
     def _send_addresses(self) -> None:
@@ -283,7 +303,7 @@ class CUDAKernel:
 
 
 class Lookup:
-    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, for a loop in Python takes long over each."""
+    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, because a loop in Python would be slow."""
 
     def __init__(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         import cupy
@@ -294,6 +314,7 @@ class Lookup:
         self._shapes = list(map(_shape, leaves))
         self._parameters = list(parameters)
         self._layouts = list(map(_layout, parameters))
+        self._empty = [row for row, p in enumerate(parameters) if not p.size]
         self._known: list[Callable[[], Any]]
         self._absent: list[bool]
         self._ids: list[int] = []
@@ -315,10 +336,11 @@ class Lookup:
         layouts = list(map(_layout, looked))
         if layouts != self._layouts:
             others.update(i for i, layout in enumerate(layouts) if layout != self._layouts[i])
-        # A reference takes its time, too: it is made for an array that comes twice, and so may come again.
+        # A weak reference costs time, too: it is made for an array that comes twice, and so may come again.
         before, self._ids = self._ids, list(map(id, looked))
         known: list[Callable[[], Any]] = list(map(weakref.ref, looked)) if before == self._ids else list(self._known)
         self._addresses[:] = list(map(_address, looked))
+        self._addresses[self._empty] = NOWHERE
         for row in (*others, *compress(range(len(absent)), absent)):
             known[row], self._addresses[row] = _nothing, 0
         self._known, self._absent = known, absent
@@ -327,12 +349,12 @@ class Lookup:
     def record(self, row: int, gradient: Any, *, once: bool = False) -> None:
         """See `gpuopt.engines.place.Lookup`."""
         self._known[row] = _nothing  # if an exception ends this, nothing half-done is believed
-        self._addresses[row] = _address(gradient)
+        self._addresses[row] = _address(gradient) or NOWHERE
         if not once:
             self._known[row] = weakref.ref(gradient)
 
     def _forget(self) -> None:
-        """Believe nothing of the gradients of the step before."""
+        """Have the next call check every gradient, as if there had been no step before."""
         self._known = [_nothing] * len(self._leaves)
         self._absent = []
 
@@ -343,7 +365,7 @@ _layout = attrgetter("data.device_id", "dtype", "shape", "strides")
 
 
 def _nothing() -> None:
-    """Stand in for the reference to a gradient that there has not been."""
+    """Stand in for the weak reference to the gradient of a leaf that has had none."""
 
 
 def zeros(shapes: Sequence[Layout], device: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Traced programs as CUDA C++: one kernel that updates, one that looks at the gradients before."""
+"""Traced programs as CUDA C++: a kernel that updates, one for each reduction pass before, one that looks at the gradients."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import numpy as np
 
 from gpuopt.engines import norms, table
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
+from gpuopt.engines.passes import passes, uniform, update
+from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuopt.engines.passes import Batch, Pass
     from gpuopt.engines.table import Variant
+    from gpuopt.engines.trace import Program
 
 SKIP, SKIPPED, NORM, SCALES = range(4)
 """Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, the scales."""
@@ -55,18 +60,22 @@ __device__ __forceinline__ long long address(const Values& values, int gradients
 }}
 """
 
-_STEP = """\
+_GLOBAL = """\
 #ifdef __CUDACC__
 #define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // addresses come from memory: say what they are
 #else
 #define ASSUME_GLOBAL(pointer)
 #endif
-{updates}
+"""
+
+_STEP = """\
+{functions}
 extern "C" __global__ void __launch_bounds__({threads})
 step(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
-     int gradients_at, const GRID_CONSTANT Values values)
+     long long segments, const double* numbers, const double* totals, int gradients_at, const GRID_CONSTANT Values values)
 {{
     if (verdict[{SKIP}] != 0) return;
+    {keep}
     const long long segment = chunks[2 * blockIdx.x];
     const long long gradient = address(values, gradients_at, gradients, segment);
     if (gradient == 0) return;  // left alone in this step
@@ -76,21 +85,36 @@ step(const long long* table, const long long* gradients, const long long* chunks
     const long long rest = row[{LENGTH}] - start;
     const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
     const unsigned char* c = values.bytes + row[{COEFFICIENTS}];
+    const double* own = numbers + segment * {numbers};
     switch (row[{VARIANT}]) {{
 {cases}
     }}
 }}
 """
 
+# The first block writes the slots that are numbers: nothing reads them in this pass.
+_KEEP = """\
+if (blockIdx.x == 0) {{
+        for (long long s = threadIdx.x; s < segments; s += {threads}) {{
+            const long long* of = table + s * {columns};
+            const double* found = numbers + s * {numbers};
+            const bool present = address(values, gradients_at, gradients, s) != 0;
+            if (totals[(of[{GROUP}] + 1) * {width} - 1] == 0) continue;  // no leaf of the group has a gradient
+            switch (of[{VARIANT}]) {{
+{cases}
+            }}
+        }}
+    }}"""
+
 # The main loop moves 16 bytes of each array at a time; the rest of a chunk, or all of it where an array does not start
 # at a multiple of 16 bytes, goes element by element.
 _UPDATE = """
-__device__ __forceinline__ void element{i}({arguments}, {coefficients})
+__device__ __forceinline__ void element{i}({arguments})
 {{
     {body}
 }}
 
-__device__ __forceinline__ void update{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c)
+__device__ __forceinline__ void update{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* own)
 {{
     {prologue}
     const bool aligned = (({alignment}) & 15) == 0;
@@ -101,8 +125,8 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
         {stores}
     }}
     for (int i = whole + threadIdx.x; i < n; i += {threads}) {{
-        {T} {scalars};
-        element{i}({names}, {values});
+        {reads}
+        element{i}({names});
         {writes}
     }}
 }}
@@ -110,91 +134,431 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
 
 
 def source(variants: tuple[Variant, ...]) -> str:
-    """CUDA C++ of the kernel that knows these variants."""
-    return _VALUES.format(bytes=table.VALUE_BYTES) + _STEP.format(
-        threads=norms.LANES,
-        updates="".join(_update(i, variant) for i, variant in enumerate(variants)),
-        columns=table.SLOTS + max(len(v.program.slots) for v in variants),
-        LENGTH=table.LENGTH,
-        CHUNK=table.CHUNK,
-        SKIP=SKIP,
-        SCALES=SCALES,
-        COEFFICIENTS=table.COEFFICIENTS,
-        VARIANT=table.VARIANT,
-        cases="\n".join(
-            f"    case {i}: update{i}(row, gradient, scale, start, n, (const {_ctype(v)}*)c); break;"
-            for i, v in enumerate(variants)
-        ),
+    """CUDA C++ of the kernel that updates, and knows these variants."""
+    sizes = {
+        "threads": norms.LANES,
+        "columns": table.columns(variants),
+        "numbers": _numbers_of(variants),
+        "VARIANT": table.VARIANT,
+    }
+    with_slots = [i for i, v in enumerate(variants) if v.program.number_slots]
+    keep = _KEEP.format(
+        **sizes,
+        GROUP=table.GROUP,
+        width=1 + sum(table.widths(table.reduction_passes(variants) - 1, variants)) if with_slots else 0,
+        cases="\n".join(f"            case {i}: {_slots(variants[i].program)} break;" for i in with_slots),
     )
+    return (
+        _VALUES.format(bytes=table.VALUE_BYTES)
+        + _GLOBAL
+        + _STEP.format(
+            **sizes,
+            functions="".join(_update(i, variant) for i, variant in enumerate(variants)),
+            keep=keep if with_slots else "",
+            LENGTH=table.LENGTH,
+            CHUNK=table.CHUNK,
+            SKIP=SKIP,
+            SCALES=SCALES,
+            COEFFICIENTS=table.COEFFICIENTS,
+            cases="\n".join(
+                f"    case {i}: update{i}(row, gradient, scale, start, n, (const {_ctype(v)}*)c, own); break;"
+                for i, v in enumerate(variants)
+            ),
+        )
+    )
+
+
+def _numbers_of(variants: Iterable[Variant]) -> int:
+    return max(len(v.program.numbers) for v in variants)
 
 
 def _ctype(variant: Variant) -> str:
     return DTYPES[variant.dtype].cuda
 
 
+def _slots(program: Program) -> str:
+    """Statements that write the slots of a leaf that are numbers; without a gradient, those that all leaves share."""
+    return " ".join(
+        f"{'' if name in program.shared else 'if (present) '}"
+        f"*(double*)of[{table.SLOTS + len(program.slots) + n}] = found[{output}];"
+        for n, (name, output) in enumerate(zip(program.number_slots, program.number_outputs, strict=True))
+    )
+
+
+class _Loop:
+    """C++ of some elements of a variant: what is worked out before a loop, and in it.
+
+    Parameters
+    ----------
+    variant
+        A program at a dtype.
+    elements
+        Nodes, in order.
+    numbers
+        Terms of the numbers that are known; others are read where they are kept.
+
+    """
+
+    def __init__(self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str]) -> None:
+        self.variant, self.T = variant, _ctype(variant)
+        program, suffix = variant.program, DTYPES[variant.dtype].cuda_suffix
+        self.arrays: dict[str, str] = {}
+        self.constants: dict[str, str] = {}
+        self.body: list[str] = []
+        self.terms: dict[int, str] = {}
+        self._prologue: list[str] = []
+        same = uniform(program)
+        for k in elements:
+            term = f"v{k}"
+            match program.nodes[k]:
+                case Node("load", (name,)):
+                    term = f"a_{self.array(name)}"
+                case Node("coefficient", (index,)):
+                    self._constant(term, self.T, f"c[{index}]")
+                case Node("scale", ()):
+                    self._constant(term, self.T, f"({self.T})leaf_scale")
+                case Node("number", (index,)):
+                    self._constant(term, self.T, f"({self.T}){numbers.get(index, f'own[{index}]')}")
+                case Node("literal", (number,)):
+                    term = _literal(number, variant.dtype)
+                case Node(op, args):
+                    kind = "bool" if op in (*COMPARISONS, *LOGIC) else self.T
+                    formula = _OPERATIONS[op].format(*[self.terms[a] for a in args], s=suffix)
+                    if k in same:
+                        self._constant(term, kind, formula)
+                    else:
+                        self.body.append(f"const {kind} {term} = {formula};")
+            self.terms[k] = term
+
+    def array(self, name: str) -> str:
+        """What an array is called: names of their own, for those of a chain have dots."""
+        slots = self.variant.program.slots
+        if name == "g":
+            label, address = "g", "gradient"
+        else:
+            column = table.PARAMETER if name == "p" else table.SLOTS + slots.index(name)
+            label, address = name if name == "p" else f"slot{slots.index(name)}", f"row[{column}]"
+        self.arrays[label] = address
+        return label
+
+    @property
+    def prologue(self) -> list[str]:
+        """Statements before the loop."""
+        addresses = [f"{self.T}* at_{name} = ({self.T}*){address} + start;" for name, address in self.arrays.items()]
+        return [*addresses, *(f"ASSUME_GLOBAL(at_{name});" for name in self.arrays), *self._prologue]
+
+    def _constant(self, name: str, kind: str, formula: str) -> None:
+        self.constants[name] = kind
+        self._prologue.append(f"const {kind} {name} = {formula};")
+
+
 def _update(i: int, variant: Variant) -> str:
     """The code of one variant: the element, and the loop over a chunk."""
-    program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
-    suffix, width = DTYPES[variant.dtype].cuda_suffix, 16 // DTYPES[variant.dtype].itemsize
-    arrays = {"p": f"row[{table.PARAMETER}]", "g": "gradient"}
-    arrays |= {slot: f"row[{table.SLOTS + k}]" for k, slot in enumerate(program.slots)}
-    written = ["p", *program.slots]
-    lanes = "xyzw"[:width]
-    constants = {f"c{k}": f"c[{k}]" for k in range(len(program.coefficients))}
-    if Node("scale", ()) in program.nodes:
-        constants["scale"] = f"({T})leaf_scale"
-
-    body, terms = [], []
-    for k, node in enumerate(program.nodes):
-        match node:
-            case Node("load", (name,)):
-                terms.append(f"a_{name}")
-            case Node("coefficient", (index,)):
-                terms.append(f"c{index}")
-            case Node("scale", ()):
-                terms.append("scale")
-            case Node("literal", (number,)):
-                terms.append(_literal(number, variant.dtype))
-            case Node(op, args):
-                kind = "bool" if op in (*COMPARISONS, "and", "or", "not") else T
-                body.append(f"const {kind} v{k} = " + _OPERATIONS[op].format(*[terms[a] for a in args], s=suffix) + ";")
-                terms.append(f"v{k}")
-    results = [terms[output] for output in program.outputs]
+    last = update(variant.program)
+    code = _Loop(variant, last.elements, {})
+    T, width = code.T, 16 // DTYPES[variant.dtype].itemsize  # noqa: N806 - a type
+    read = list(code.arrays)
+    written = {code.array(store.name): store for store in last.stores}
+    if not written:
+        arguments = "const long long*, long long, double, long long, int, const void*, const double*"
+        return f"__device__ __forceinline__ void update{i}({arguments}) {{}}\n"
     # Through locals of their own: one output may be another one's input.
-    body += [f"const {T} r{k} = {result};" for k, result in enumerate(results)]
-    body += [f"a_{name} = r{k};" for k, name in enumerate(written)]
-
-    values = ", ".join(constants) or "0"
+    body = [
+        *code.body,
+        *(f"const {T} r_{name} = {code.terms[store.value]};" for name, store in written.items()),
+        *(f"a_{name} = r_{name};" for name in written),
+    ]
+    whens = {name: "" if store.when is None else f"if ({code.terms[store.when]}) " for name, store in written.items()}
+    names = list(code.arrays)
+    constants = list(code.constants)
     vector = f"{T}{width}"
     newline = "\n    "
+    deeper = newline + "    "
     return _UPDATE.format(
         i=i,
         T=T,
         width=width,
         threads=norms.LANES,
-        arguments=", ".join(f"{T}{'&' if name in written else ''} a_{name}" for name in arrays),
-        coefficients=", ".join(f"{T} {name}" for name in constants) or "int",
+        arguments=", ".join(
+            [f"{T}{'&' if name in written else ''} a_{name}" for name in names]
+            + [f"{kind} {name}" for name, kind in code.constants.items()]
+        ),
         body=newline.join(body),
-        prologue=newline.join(
-            [f"{T}* at_{name} = ({T}*){address} + start;" for name, address in arrays.items()]
-            + [f"ASSUME_GLOBAL(at_{name});" for name in arrays]
-            + [f"const {T} {name} = {value};" for name, value in constants.items()]
+        prologue=newline.join(code.prologue),
+        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in names),
+        loads=deeper.join(
+            f"{vector} v_{name}{f' = *({vector}*)(at_{name} + i)' if name in read else ''};" for name in names
         ),
-        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in arrays),
-        loads=(newline + "    ").join(f"{vector} v_{name} = *({vector}*)(at_{name} + i);" for name in arrays),
-        elements=(newline + "    ").join(
-            f"element{i}({', '.join(f'v_{name}.{lane}' for name in arrays)}, {values});" for lane in lanes
+        elements=deeper.join(
+            f"element{i}({', '.join([f'v_{name}.{lane}' for name in names] + constants)});" for lane in "xyzw"[:width]
         ),
-        stores=(newline + "    ").join(f"*({vector}*)(at_{name} + i) = v_{name};" for name in written),
-        scalars=", ".join(f"s_{name} = at_{name}[i]" for name in arrays),
-        names=", ".join(f"s_{name}" for name in arrays),
-        values=values,
-        writes=" ".join(f"at_{name}[i] = s_{name};" for name in written),
+        stores=deeper.join(f"{when}*({vector}*)(at_{name} + i) = v_{name};" for name, when in whens.items()),
+        reads=" ".join(f"{T} s_{name}{f' = at_{name}[i]' if name in read else ''};" for name in names),
+        names=", ".join([f"s_{name}" for name in names] + constants),
+        writes=" ".join(f"{when}at_{name}[i] = s_{name};" for name, when in whens.items()),
     )
 
 
+# The last block to end adds up what all have found, for each leaf and then for each group, in order; then it works out the
+# numbers.
+_PASS = """\
+__device__ __forceinline__ double larger(double a, double b)
+{{
+    return a > b || a != a ? a : b;
+}}
+
+__device__ __forceinline__ double root(double plain, double large, double small)
+{{
+    if (plain < {TINY}) return sqrt(small) * {SMALL};
+    return FINITE(plain) ? sqrt(plain) : sqrt(large) * {LARGE};
+}}
+
+__device__ __forceinline__ void add_lanes(double value, double* lanes, double* out)
+{{
+    lanes[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = LANES / 2; half > 0; half /= 2) {{
+        if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
+        __syncthreads();
+    }}
+    if (threadIdx.x == 0) *out = lanes[0];
+    __syncthreads();
+}}
+
+__device__ __forceinline__ void largest_lane(double value, double* lanes, double* out)
+{{
+    lanes[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = LANES / 2; half > 0; half /= 2) {{
+        if (threadIdx.x < half) lanes[threadIdx.x] = larger(lanes[threadIdx.x], lanes[threadIdx.x + half]);
+        __syncthreads();
+    }}
+    if (threadIdx.x == 0) *out = lanes[0];
+    __syncthreads();
+}}
+{functions}
+extern "C" __global__ void __launch_bounds__(LANES)
+reduce(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
+       long long segments, double* numbers, double* totals, long long groups, const long long* first_chunk, double* partials,
+       double* found, unsigned int* finished, int gradients_at, const GRID_CONSTANT Values values)
+{{
+    __shared__ double lanes[LANES];
+    __shared__ bool last;
+    if (verdict[{SKIP}] != 0) return;
+    const long long segment = chunks[2 * blockIdx.x], start = chunks[2 * blockIdx.x + 1];
+    const long long* row = table + segment * {columns};
+    const long long rest = row[{LENGTH}] - start;
+    const long long gradient = address(values, gradients_at, gradients, segment);
+    const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
+    const double scale = verdict[{SCALES} + segment];
+    const double* own = numbers + segment * {numbers};
+    const unsigned char* c = values.bytes + row[{COEFFICIENTS}];
+    const double* h = (const double*)(values.bytes + row[{SCALARS}]);
+    double* out = partials + WIDTH * blockIdx.x;
+    for (int w = threadIdx.x; w < WIDTH; w += LANES) out[w] = w < SUMS ? 0 : LEAST;
+    __syncthreads();
+    if (gradient != 0) {{
+        switch (row[{VARIANT}]) {{
+{reduce_cases}
+        }}
+    }}
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(finished, 1u) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    const volatile double* parts = partials;
+    for (long long k = threadIdx.x; k < segments * WIDTH; k += LANES) {{
+        const long long s = k / WIDTH, w = k % WIDTH;
+        double all = w < SUMS ? 0 : LEAST;
+        for (long long j = first_chunk[s]; j < first_chunk[s + 1]; ++j) {{
+            const double part = parts[j * WIDTH + w];
+            all = w < SUMS ? all + part : larger(all, part);
+        }}
+        found[k] = all;
+    }}
+    __syncthreads();
+    for (long long k = threadIdx.x; k < groups * (WIDTH + 1); k += LANES) {{
+        const long long group = k / (WIDTH + 1), w = k % (WIDTH + 1);
+        double all = w < SUMS || w == WIDTH ? 0 : LEAST;
+        for (long long s = 0; s < segments; ++s) {{
+            if (table[s * {columns} + {GROUP}] != group) continue;
+            if (w == WIDTH) all += address(values, gradients_at, gradients, s) != 0;
+            else all = w < SUMS ? all + found[s * WIDTH + w] : larger(all, found[s * WIDTH + w]);
+        }}
+        totals[k] = all;
+    }}
+    __syncthreads();
+    for (long long s = threadIdx.x; s < segments; s += LANES) {{
+        const long long* of = table + s * {columns};
+        switch (of[{VARIANT}]) {{
+{number_cases}
+        }}
+    }}
+    if (threadIdx.x == 0) *finished = 0;
+}}
+"""
+
+_REDUCE = """
+__device__ __forceinline__ void reduce{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* h, const double* own, double* lanes, double* out)
+{{
+    {prologue}
+{loops}
+}}
+"""
+
+_REDUCING_LOOP = """\
+    {{
+        {prologue}
+        for (int i = threadIdx.x; i < n; i += LANES) {{
+            {body}
+        }}
+        {add}
+    }}"""
+
+_NUMBERS = """
+__device__ __noinline__ void numbers{i}(const long long* row, const double* found, const double* totals, const double* h, double* own)
+{{
+    {body}
+}}
+"""
+
+
+def reduction(k: int, variants: tuple[Variant, ...]) -> str:
+    """CUDA C++ of the kernel of reduction pass ``k``."""
+    sums, largest = table.widths(k, variants)
+    own = {i: found[k] for i, v in enumerate(variants) if len(found := passes(v.program)) > k}
+    reducing = [i for i, p in own.items() if p.reductions]
+    constants = {
+        "LANES": norms.LANES,
+        "SUMS": sums,
+        "WIDTH": sums + largest,
+        "LEAST": _literal("-inf", "float64"),
+        "FINITE(x)": "((x) - (x) == 0)",
+    }
+    defined = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+    functions = [_reduce(i, variants[i], own[i], sums) for i in reducing]
+    functions += [_numbers(i, variants[i].program, this, sums) for i, this in own.items()]
+    return (
+        _VALUES.format(bytes=table.VALUE_BYTES)
+        + _GLOBAL
+        + defined
+        + _PASS.format(
+            functions="".join(functions),
+            columns=table.columns(variants),
+            numbers=_numbers_of(variants),
+            LENGTH=table.LENGTH,
+            CHUNK=table.CHUNK,
+            SKIP=SKIP,
+            SCALES=SCALES,
+            COEFFICIENTS=table.COEFFICIENTS,
+            SCALARS=table.SCALARS,
+            GROUP=table.GROUP,
+            VARIANT=table.VARIANT,
+            SMALL=_literal(norms.SCALES[1].hex(), "float64"),
+            LARGE=_literal(norms.SCALES[2].hex(), "float64"),
+            TINY=_literal(norms.TINY.hex(), "float64"),
+            reduce_cases="\n".join(
+                f"            case {i}: reduce{i}(row, gradient, scale, start, n, (const {_ctype(variants[i])}*)c, h, own, lanes, out);"
+                " break;"
+                for i in reducing
+            ),
+            number_cases="\n".join(
+                f"            case {i}: numbers{i}(of, found + s * WIDTH, totals + of[{table.GROUP}] * (WIDTH + 1),"
+                f" (const double*)(values.bytes + of[{table.SCALARS}]), numbers + s * {_numbers_of(variants)}); break;"
+                for i in own
+            ),
+        )
+    )
+
+
+def _reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
+    """What one variant adds up of a chunk, loop by loop."""
+    numbers, lines = _arithmetic(variant.program, own.before, {})
+    return _REDUCE.format(
+        i=i,
+        T=_ctype(variant),
+        prologue="\n    ".join(lines),
+        loops="\n".join(_reducing_loop(variant, batch, numbers, sums) for batch in own.batches),
+    )
+
+
+def _reducing_loop(variant: Variant, batch: Batch, numbers: Mapping[int, str], sums: int) -> str:
+    dtype = DTYPES[variant.dtype]
+    code = _Loop(variant, batch.elements, numbers)
+    body = [f"const {code.T} a_{name} = at_{name}[i];" for name in code.arrays] + code.body
+    start, add = [], []
+    for r in batch.reductions:
+        x = [f"(double){code.terms[a]}" for a in r.args]
+        name, at = f"r{r.number}", r.column + (sums if r.kind == "max" else 0)
+        match r.kind:
+            case "max":
+                start.append(f"double {name} = LEAST;")
+                body.append(f"{name} = larger({name}, {x[0]} + 0.0);")
+                add.append(f"largest_lane({name}, lanes, out + {at});")
+            case "norm":
+                for n, scale in enumerate(norms.SCALES[:1] if dtype.squares_fit else norms.SCALES):
+                    start.append(f"double {name}_{n} = 0;")
+                    factor = _literal(scale.hex(), "float64")
+                    body.append(f"{{ const double x = {x[0]} * {factor}; {name}_{n} += x * x; }}")
+                    add.append(f"add_lanes({name}_{n}, lanes, out + {at + n});")
+                if dtype.squares_fit:  # the sum of scaled squares is not taken; it has infinities and NaN, too
+                    add.append(f"if (threadIdx.x == 0) out[{at + 1}] = FINITE(out[{at}]) ? 0 : out[{at}];")
+            case _:
+                start.append(f"double {name} = 0;")
+                body.append(f"{name} += {' * '.join(x)};")
+                add.append(f"add_lanes({name}, lanes, out + {at});")
+    return _REDUCING_LOOP.format(
+        prologue="\n        ".join([*code.prologue, *start]),
+        body="\n            ".join(body),
+        add="\n        ".join(add),
+    )
+
+
+def _numbers(i: int, program: Program, this: Pass, sums: int) -> str:
+    """What is worked out for each leaf after a pass."""
+    reduced = {}
+    for r in this.reductions:
+        source, column = ("found" if r.over == "leaf" else "totals"), r.column + (sums if r.kind == "max" else 0)
+        parts = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
+        reduced[r.number] = f"root({', '.join(parts)})" if r.kind == "norm" else parts[0]
+    terms, lines = _arithmetic(program, this.numbers, reduced)
+    lines += [f"own[{k}] = {terms[k]};" for k in this.kept]
+    return _NUMBERS.format(i=i, body="\n    ".join(lines))
+
+
+def _arithmetic(
+    program: Program, wanted: Iterable[int], reduced: Mapping[int, str]
+) -> tuple[dict[int, str], list[str]]:
+    """A term for each of these numbers, and the statements that work it out; earlier ones are read where they are kept."""
+    terms: dict[int, str] = {}
+    lines: list[str] = []
+    for k in wanted:
+        match program.numbers[k]:
+            case Node("slot", (name,)):
+                column = table.SLOTS + len(program.slots) + program.number_slots.index(name)
+                formula = f"*(const double*)row[{column}]"
+            case Node("scalar", (index,)):
+                formula = f"h[{index}]"
+            case Node("literal", (number,)):
+                formula = _literal(number, "float64")
+            case Node("reduce", _):
+                formula = reduced[k]
+            case Node(op, args):
+                found = [terms.get(a) or (f"(own[{a}] != 0)" if _is_mask(program, a) else f"own[{a}]") for a in args]
+                formula = _OPERATIONS[op].format(*found, s="")
+        lines.append(f"const {'bool' if _is_mask(program, k) else 'double'} m{k} = {formula};")
+        terms[k] = f"m{k}"
+    return terms, lines
+
+
+def _is_mask(program: Program, number: int) -> bool:
+    return program.numbers[number].op in (*COMPARISONS, *LOGIC)
+
+
 def _literal(number: str, dtype: str) -> str:
-    """A constant, rounded to its dtype: its bits."""
+    """Spell a constant, rounded to a dtype, as a CUDA expression made of its bits."""
     value = DTYPES[dtype].rounded(number)
     if dtype == "float32":
         return f"__int_as_float(0x{value.view(np.uint32):08x})"
@@ -258,7 +622,7 @@ measure(const long long* table, long long columns, long long segments, const lon
     for (long long s = threadIdx.x; s < segments; s += LANES) {
         double a = 0, b = 0, c = 0;
         for (long long k = first_chunk[s]; k < first_chunk[s + 1]; ++k) { a += found[3 * k]; b += found[3 * k + 1]; c += found[3 * k + 2]; }
-        if (!FINITE(a) && b == 0) b = a;  // of float32, for which it is not taken
+        if (!FINITE(a) && b == 0) b = a;  // of float32, for which the scaled sum is not computed
         sums[3 * s] = a; sums[3 * s + 1] = b; sums[3 * s + 2] = c;
     }
     __syncthreads();
@@ -284,7 +648,7 @@ measure(const long long* table, long long columns, long long segments, const lon
 
 
 def _sums(name: str) -> str:
-    """The case of a dtype: the sum of its squares, and scaled ones where squares may not fit."""
+    """Return the ``case`` for gradients of a dtype: it adds up squares, and scaled squares where plain ones may not fit."""
     dtype = DTYPES[name]
     scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
     calls = [

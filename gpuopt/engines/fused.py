@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import assign
+from gpuopt.arrays import assign, dtype_of
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
-from gpuopt.engines.trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ class Leaf:
     p
         The array as it is updated.
     slots
-        Of the rule; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+        Of the rule: first the arrays; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
 
     """
 
@@ -81,7 +80,7 @@ class FusedStep:
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._table = Table(
             [
-                Segment(p.size, leaf.group, str(p.dtype), (place.pointer(p), *map(place.pointer, leaf.slots)))
+                Segment(p.size, leaf.group, dtype_of(p), (place.pointer(p), *map(place.pointer, leaf.slots)))
                 for p, leaf in zip(self._parameters, leaves.values(), strict=True)
             ],
             rules,
@@ -94,10 +93,6 @@ class FusedStep:
         self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
         self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
         self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
-
-    def computes(self, rules: Sequence[Rule]) -> bool:
-        """Whether the programs of these rules are the compiled ones."""
-        return all(trace(rules[group]) == program for group, program in self._table.programs.items())
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
-from gpuopt.engines.norms import ordered_sum, root, sums_of_squares
+from gpuopt.engines.norms import ordered_sum, root, sums_of_squares, with_infinities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def _install_operators() -> None:
         "sub": lambda a, b: a - b,
         "mul": lambda a, b: a * b,
         "truediv": lambda a, b: a / b,
-        "pow": lambda a, b: a**b,
+        "pow": lambda a, b: a * a if is_number(b) and b == 2 else a**b,  # NumPy's own may differ in the last bit
     }
     for name, function in operators.items():
         setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
@@ -144,7 +144,7 @@ class Group:
         counts = {len(own) for own in self.partials}
         kinds = {tuple(kind for kind, _ in own) for own in self.partials}
         if len(counts) != 1 or len(kinds) != 1:
-            raise TypeError("an update takes other totals over leaves (xp.total...) for one leaf than for another")
+            raise TypeError("an update asks for other totals over leaves (xp.total...) for one leaf than for another")
         for k in range(len(self.known), counts.pop()):
             self.known.append(COMBINE[self.partials[0][k][0]]([own[k][1] for own in self.partials]))
         self.partials = []
@@ -167,7 +167,7 @@ COMBINE: dict[str, Callable[[Sequence[Partial]], float]] = {
 class Namespace:
     """The array API namespace of a leaf, and sums over that leaf and over all leaves of its group.
 
-    Functions of numbers alone are those of float64.
+    Functions of numbers alone compute in float64.
 
     Parameters
     ----------
@@ -250,15 +250,15 @@ class Namespace:
         with np.errstate(all="ignore"):
             return ordered_sum(self._flat(u).astype(np.float64) * self._flat(v).astype(np.float64))
 
-    def _squares(self, u: Any) -> NDArray[np.float64]:
-        return sums_of_squares(self._flat(u))
+    def _squares(self, u: Any) -> Any:
+        return with_infinities(sums_of_squares(self._flat(u))[None])[0]
 
     def _max(self, u: Any) -> float:
         flat = self._flat(u)
         return float(np.max(flat)) + 0.0 if flat.size else -math.inf
 
     def _flat(self, u: Any) -> NDArray[Any]:
-        """The elements on the host, as those of the parameter lie in memory."""
+        """The elements as a flat array on the host, in the order in which the parameter's elements lie in memory."""
         self._group.reduces = True
         if is_number(u):
             raise TypeError(f"an update reduces {u!r}, expected an array like the parameter")

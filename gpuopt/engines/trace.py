@@ -1,8 +1,10 @@
 """Tracing: a rule's ``update``, run once on symbols, becomes a straight-line program.
 
-Two kinds of symbols meet in an update. A `Scalar` is arithmetic on hyperparameters alone: it is evaluated on the host,
+Three kinds of symbols meet in an update. A `Scalar` is arithmetic on hyperparameters alone: it is evaluated on the host,
 in float64, once a step. A `Symbol` is a value of every element (or, from a comparison, a truth value): it becomes an
-operation of the fused loop. Where a scalar meets a symbol, it enters the loop as a coefficient.
+operation of the fused loop. A `Number` is a float64 of a leaf or of its group, made of sums over elements and of slots that
+are numbers: it is worked out where the arrays are, between two passes over them (`gpuopt.engines.passes`). Where a scalar
+meets a symbol, it enters the loop as a coefficient, a number as a number; both are rounded there, once.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from gpuopt.rules.slots import is_number, starts
+from gpuopt.rules.slots import Shared, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 ARITHMETIC = ("add", "sub", "mul", "truediv")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 LOGIC = ("and", "or", "not")
+LEAVES_OF_NUMBERS = ("slot", "scalar", "literal", "reduce")
+"""Numbers that are not made of others."""
 SCALE = "_scale"
 """The scalar that differs from leaf to leaf: by it a gradient is multiplied whose norm is clipped."""
 INEXACT = ("exp", "log", "tanh")
@@ -69,21 +73,50 @@ class Program:
     """What a rule does to one element: inputs, operations in source order, outputs; and its scalars on the host."""
 
     slots: tuple[str, ...]
+    """Those that are arrays."""
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
     """Nodes of the new parameter and the new slots."""
     scalars: tuple[Node, ...]
     coefficients: tuple[int, ...]
     """Scalars that enter the loop: the node ``coefficient k`` is ``scalars[coefficients[k]]``."""
+    number_slots: tuple[str, ...] = ()
+    """Slots that are numbers."""
+    shared: frozenset[str] = frozenset()
+    """Of these, the ones of all leaves of the group together."""
+    numbers: tuple[Node, ...] = ()
+    """Operations on numbers, in float64."""
+    number_outputs: tuple[int, ...] = ()
+    """Of `numbers`, those that the number slots become."""
+    number_scalars: tuple[int, ...] = ()
+    """Scalars that numbers are made of: the number ``scalar k`` is ``scalars[number_scalars[k]]``."""
 
     @property
     def exact(self) -> bool:
         """Whether every engine gives the same bits."""
         return not any(node.op in INEXACT for node in self.nodes)
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether no element has a say in what becomes of another one."""
+        return not self.numbers
+
+    @property
+    def has_totals(self) -> bool:
+        """Whether something is added up over all leaves of a group."""
+        return any(node.op == "reduce" and node.args[1] == "group" for node in self.numbers)
+
     @cached_property
     def evaluate(self) -> Callable[[Mapping[str, float]], list[float]]:
         """A function from the scalars of a step (`Rule.at`) to the coefficients, in float64."""
+        return self._evaluating(self.coefficients)
+
+    @cached_property
+    def evaluate_for_numbers(self) -> Callable[[Mapping[str, float]], list[float]]:
+        """The same for the scalars that numbers are made of."""
+        return self._evaluating(self.number_scalars)
+
+    def _evaluating(self, wanted: tuple[int, ...]) -> Callable[[Mapping[str, float]], list[float]]:
         formulas: list[str] = []
         for node in self.scalars:
             match node:
@@ -95,7 +128,7 @@ class Program:
                 case Node(op, args):
                     formulas.append(f"({_ON_HOST[op].format(*[formulas[i] for i in args])})")
         # Compiled, since it runs at every step: an interpreter of the nodes takes ten times as long.
-        code = f"lambda h: [{', '.join(formulas[i] for i in self.coefficients)}]"
+        code = f"lambda h: [{', '.join(formulas[i] for i in wanted)}]"
         return eval(code, {**_FUNCTIONS_ON_HOST})  # type: ignore[no-any-return]
 
 
@@ -109,9 +142,12 @@ def trace(rule: Rule) -> Program:
 
     """
     tape = _Tape(rule.name)
-    if {"p", "g"} & set(rule.slots):
-        raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
-    slots = {name: tape.load(name) for name in rule.slots}
+    declared = starts(rule.slots)
+    if {"p", "g"} & set(declared):
+        raise tape.error(f"has the slots {tuple(declared)}", "slots of other names than p and g")
+    of_numbers = [name for name, start in declared.items() if is_number(start)]
+    of_arrays = [name for name in declared if name not in of_numbers]
+    slots = {name: Number(tape, "slot", name) if name in of_numbers else tape.load(name) for name in declared}
     # sorted: alike, whichever are schedules
     h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in sorted(rule.at(0))}
     if SCALE in h:
@@ -121,22 +157,48 @@ def trace(rule: Rule) -> Program:
     )
     if set(new_slots) != set(slots):
         raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
-    outputs = [tape.element(value) for value in (new_p, *(new_slots[name] for name in slots))]
-    if any(output.is_mask for output in outputs):
+    outputs: list[Symbol] = [tape.element(value) for value in (new_p, *(new_slots[name] for name in of_arrays))]
+    numbers: list[Number] = [tape.number(new_slots[name]) for name in of_numbers]
+    if any(output.is_mask for output in (*outputs, *numbers)):
         raise tape.error("returns a truth value", "a number, as xp.where(condition, 1, 0) gives")
-    indices = tuple(output.index for output in outputs)
-    return Program(tuple(slots), tuple(tape.nodes), indices, tuple(tape.scalars), tuple(tape.coefficients))
+    program = Program(
+        tuple(of_arrays),
+        tuple(tape.nodes),
+        tuple(output.index for output in outputs),
+        tuple(tape.scalars),
+        tuple(tape.coefficients),
+        tuple(of_numbers),
+        frozenset(name for name in of_numbers if isinstance(declared[name], Shared)),
+        tuple(tape.numbers),
+        tuple(number.index for number in numbers),
+        tuple(tape.number_scalars),
+    )
+    _check_shared(tape, program)
+    return program
 
 
-def is_elementwise(rule: Rule) -> bool:
-    """Whether a rule can be traced, and so is known to treat every element alike."""
-    if any(map(is_number, starts(rule.slots).values())):
-        return False
+def traced(rule: Rule) -> Program | None:
+    """The program of a rule, or None if it cannot be traced."""
     try:
-        trace(rule)
+        return trace(rule)
     except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
-        return False
-    return True
+        return None
+
+
+def _check_shared(tape: _Tape, program: Program) -> None:
+    """Raise TraceError where a number of all leaves is made of what one leaf has for itself."""
+    own: list[bool] = []
+    for node in program.numbers:
+        match node:
+            case Node("slot", (name,)):
+                own.append(name not in program.shared)
+            case Node("reduce", (_, over, *_)):
+                own.append(over == "leaf")
+            case Node(op, args):
+                own.append(op not in LEAVES_OF_NUMBERS and any(own[a] for a in args))
+    for name, index in zip(program.number_slots, program.number_outputs, strict=True):
+        if name in program.shared and own[index]:
+            raise tape.error(f"makes the shared number {name} of sums over one leaf", "totals over all leaves")
 
 
 class _Recorder(dict[Node, int]):
@@ -154,6 +216,8 @@ class _Tape:
     nodes: _Recorder = field(default_factory=_Recorder)
     scalars: _Recorder = field(default_factory=_Recorder)
     coefficients: dict[int, int] = field(default_factory=dict)
+    numbers: _Recorder = field(default_factory=_Recorder)
+    number_scalars: dict[int, int] = field(default_factory=dict)
 
     def load(self, name: str) -> Symbol:
         return Symbol(self, "load", name)
@@ -170,12 +234,31 @@ class _Tape:
                 index = self.coefficients.setdefault(value.index, len(self.coefficients))
                 number = Symbol(self, "coefficient", index)  # of a truth value, 0 or 1
                 return number._apply("ne", number, 0.0) if value.is_mask else number
+            case Number():
+                number = Symbol(self, "number", value.index)
+                return number._apply("ne", number, 0.0) if value.is_mask else number
             case Real():
                 return Symbol(self, "literal", float(value).hex())
             case _:
                 raise self.error(f"uses {value!r} ({type(value).__name__})", "a number, a hyperparameter or an array")
 
-    def check_kinds(self, op: str, args: Sequence[Scalar | Symbol]) -> None:
+    def number(self, value: Any) -> Number:
+        """A number for anything that may stand among numbers."""
+        match value:
+            case Number():
+                return value
+            case Scalar():
+                index = self.number_scalars.setdefault(value.index, len(self.number_scalars))
+                number = Number(self, "scalar", index)  # of a truth value, 0 or 1
+                return number._apply("ne", number, 0.0) if value.is_mask else number
+            case Real():
+                return Number(self, "literal", float(value).hex())
+            case _:
+                raise self.error(
+                    f"makes a number of {value!r} ({type(value).__name__})", "sums, slots or hyperparameters"
+                )
+
+    def check_kinds(self, op: str, args: Sequence[_Expression]) -> None:
         """Raise TraceError where an operation gets numbers for truth values, or the reverse."""
         wants_masks = {"where": (True, False, False)}.get(op, (op in LOGIC,) * len(args))
         for arg, wanted in zip(args, wants_masks, strict=True):
@@ -194,6 +277,7 @@ class _Expression:
 
     __hash__ = object.__hash__
     tape: _Tape
+    is_mask: bool
 
     def _apply(self, op: str, *args: Any) -> Any:
         raise NotImplementedError
@@ -216,7 +300,7 @@ class _Expression:
     __int__ = __index__ = __float__
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """What NumPy's functions do with it: arithmetic with one of NumPy's numbers comes here, too."""
+        """Refuse NumPy's own functions; arithmetic with one of NumPy's numbers comes here, too, and is recorded."""
         op = Namespace._OPERATIONS.get(ufunc.__name__)
         with_number = sum(isinstance(x, _Expression) for x in inputs) == 1 < len(inputs)
         if op is None or method != "__call__" or options or not with_number:
@@ -272,11 +356,37 @@ class Scalar(_Expression):
     def _apply(self, op: str, *args: Any) -> Any:
         if any(isinstance(a, Symbol) for a in args):
             return self.tape.element(self)._apply(op, *args)
+        if any(isinstance(a, Number) for a in args):
+            return self.tape.number(self)._apply(op, *args)
         scalars = [self.tape.scalar(a) for a in args]
         self.tape.check_kinds(op, scalars)
         return Scalar(self.tape, op, *[scalar.index for scalar in scalars])
 
     def __invert__(self) -> Scalar:
+        return self._apply("not", self)  # type: ignore[no-any-return]
+
+
+class Number(_Expression):
+    """A float64 of the leaf or of its group; ``is_mask`` if it is a truth value."""
+
+    def __init__(self, tape: _Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index = tape.numbers.index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    def _apply(self, op: str, *args: Any) -> Any:
+        if any(isinstance(a, Symbol) for a in args):
+            return self.tape.element(self)._apply(op, *args)
+        if op == "pow":
+            base, exponent = args
+            if isinstance(exponent, Real) and exponent == 2:
+                return self._apply("mul", base, base)
+            raise self.tape.error("raises a number to a power other than 2", "products or xp.sqrt")
+        numbers = [self.tape.number(a) for a in args]
+        self.tape.check_kinds(op, numbers)
+        return Number(self.tape, op, *[number.index for number in numbers])
+
+    def __invert__(self) -> Number:
         return self._apply("not", self)  # type: ignore[no-any-return]
 
 
@@ -338,6 +448,8 @@ class Namespace:
         def function(*args: Any) -> Any:
             if any(isinstance(a, Symbol) for a in args):
                 return self._tape.element(args[0])._apply(op, *args)
+            if any(isinstance(a, Number) for a in args):
+                return self._tape.number(args[0])._apply(op, *args)
             if op not in _ON_HOST:
                 raise self._tape.error(f"calls xp.{name} on numbers alone", "Rule.coefficients")
             return self._tape.scalar(args[0])._apply(op, *args)
@@ -378,15 +490,54 @@ class Namespace:
         zero_or_nan = self.where(self.equal(x, 0), 0, x)
         return self.where(self.greater(x, 0), 1, self.where(self.less(x, 0), -1, zero_or_nan))
 
+    def sum(self, u: Any) -> Number:
+        """Sum of the leaf's elements."""
+        return self._reduced("sum", "leaf", u)
+
+    def dot(self, u: Any, v: Any) -> Number:
+        """Sum of the products of the leaf's elements."""
+        return self._reduced("dot", "leaf", u, v)
+
+    def norm(self, u: Any) -> Number:
+        """Euclidean norm of the leaf."""
+        return self._reduced("norm", "leaf", u)
+
+    def max(self, u: Any) -> Number:
+        """The largest element of the leaf."""
+        return self._reduced("max", "leaf", u)
+
+    def total(self, u: Any) -> Number:
+        """Sum of the elements of all leaves of the group."""
+        return self._reduced("sum", "group", u)
+
+    def total_dot(self, u: Any, v: Any) -> Number:
+        """Sum of the products of the elements of all leaves of the group."""
+        return self._reduced("dot", "group", u, v)
+
+    def total_norm(self, u: Any) -> Number:
+        """Euclidean norm of all leaves of the group together."""
+        return self._reduced("norm", "group", u)
+
+    def total_max(self, u: Any) -> Number:
+        """The largest element of all leaves of the group."""
+        return self._reduced("max", "group", u)
+
+    def _reduced(self, kind: str, over: str, *values: Any) -> Number:
+        for value in values:
+            if not isinstance(value, Symbol) or value.is_mask:
+                what = "truth values" if getattr(value, "is_mask", False) else f"{value!r:.40}"
+                raise self._tape.error(f"reduces {what}", "numbers of every element")
+        return Number(self._tape, "reduce", kind, over, *[value.index for value in values])
+
     def zeros_like(self, x: Symbol) -> Symbol:
-        """0 everywhere."""
+        """An array of zeros: the constant 0 for every element."""
         return x.tape.element(0)
 
     def ones_like(self, x: Symbol) -> Symbol:
-        """1 everywhere."""
+        """An array of ones: the constant 1 for every element."""
         return x.tape.element(1)
 
     def _pick(self, comparison: str, x: Any, y: Any) -> Symbol:
-        """One of two values by a comparison; the first one if it is NaN."""
+        """Choose the first value where the comparison with the second holds or the first is NaN, else the second."""
         compare = {"lt": self.less, "gt": self.greater}[comparison]
         return self.where(self.logical_or(compare(x, y), self.isnan(x)), x, y)

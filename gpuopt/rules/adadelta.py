@@ -28,6 +28,10 @@ class AdaDelta(Rule):
     eps
         Added inside of both roots, at least 0; it decides how large the first steps are.
 
+    Warnings
+    --------
+    Keras multiplies by 0.001 unless told otherwise, and Optax goes uphill unless a learning rate is given.
+
     Examples
     --------
     >>> import numpy as np

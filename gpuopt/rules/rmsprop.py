@@ -38,6 +38,11 @@ class RMSProp(Rule):
     bias_correction
         Divide both averages by ``1 - rho**t``, as `Adam` does.
 
+    Warnings
+    --------
+    Keras and Optax have ``eps`` inside of the root, PyTorch and MLX outside. With momentum and a learning rate that falls,
+    ``lr_in_velocity`` matters: see ``docs/conventions.md``.
+
     Examples
     --------
     >>> import numpy as np

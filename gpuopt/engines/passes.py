@@ -1,0 +1,276 @@
+"""Passes: a program that reduces is cut where it needs its sums.
+
+A reduction pass reads elements, adds up and writes nothing; after it, numbers are worked out. The last pass updates. What a
+pass needs follows from the data: a sum whose terms need no number belongs to the first pass, one whose terms need a number of
+the first pass to the second one. A program without numbers has no reduction pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from gpuopt.engines.trace import LEAVES_OF_NUMBERS, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gpuopt.engines.trace import Program
+
+WIDTHS = {"sum": 1, "dot": 1, "norm": 3, "max": 1}
+"""Columns of a reduction: a norm adds up three sums, see `gpuopt.engines.norms`."""
+BATCH = 8
+"""Reductions of one loop: LLVM takes minutes over loops of fifty, and GPUs run out of registers."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A sum, or a largest element, over a leaf or over its group.
+
+    Attributes
+    ----------
+    number
+        What it is among the program's numbers.
+    kind, over
+        "sum", "dot", "norm" or "max"; "leaf" or "group".
+    args
+        The elements that it is made of.
+    column
+        Its first one, among those of the sums or among those of the largest elements.
+
+    """
+
+    number: int
+    kind: str
+    over: str
+    args: tuple[int, ...]
+    column: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one loop over a chunk reduces: as many sums as there are registers for.
+
+    Attributes
+    ----------
+    elements
+        Nodes that are worked out for every element, in order.
+    reductions
+        What is reduced.
+
+    """
+
+    elements: tuple[int, ...]
+    reductions: tuple[Reduction, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a reduction pass does.
+
+    Attributes
+    ----------
+    before
+        Numbers that the elements need before any number is there: made of slots and scalars alone.
+    batches
+        What it reduces, loop by loop.
+    numbers
+        Those that are worked out after it, in order.
+    kept
+        Of these, the ones that are needed later.
+
+    """
+
+    before: tuple[int, ...]
+    batches: tuple[Batch, ...]
+    numbers: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Nodes of all loops."""
+        return frozenset(i for batch in self.batches for i in batch.elements)
+
+    @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """Of all loops."""
+        return tuple(r for batch in self.batches for r in batch.reductions)
+
+    @property
+    def sums(self) -> int:
+        """Columns of sums."""
+        return sum(WIDTHS[r.kind] for r in self.reductions if r.kind != "max")
+
+    @property
+    def largest(self) -> int:
+        """Columns of largest elements."""
+        return sum(r.kind == "max" for r in self.reductions)
+
+
+@dataclass(frozen=True)
+class Store:
+    """What the update writes: an element's value into an array; ``when`` is a truth value of the whole leaf, or None."""
+
+    name: str
+    value: int
+    when: int | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the last pass does."""
+
+    elements: tuple[int, ...]
+    stores: tuple[Store, ...]
+
+
+def passes(program: Program) -> tuple[Pass, ...]:
+    """The reduction passes of a program."""
+    return _cut(program)[0]
+
+
+def update(program: Program) -> Update:
+    """The last pass of a program."""
+    return _cut(program)[1]
+
+
+def uniform(program: Program) -> frozenset[int]:
+    """Elements that are the same for the whole leaf."""
+    found: set[int] = set()
+    for i, node in enumerate(program.nodes):
+        match node:
+            case Node("coefficient" | "number" | "literal" | "scale", _):
+                found.add(i)
+            case Node("load", _):
+                pass
+            case Node(_, args) if all(a in found for a in args):
+                found.add(i)
+    return frozenset(found)
+
+
+@cache
+def _cut(program: Program) -> tuple[tuple[Pass, ...], Update]:
+    number_depth = _depths(program)
+    stores = _stores(program)
+    wanted = [i for store in stores for i in (store.value, store.when) if i is not None]
+    _, numbers = _needed(program, wanted, program.number_outputs, through_numbers=True)
+    count = max((number_depth[k] for k in numbers), default=0)
+    if program.number_slots:
+        count = max(count, 1)  # an update writes slots, and so must not read them: numbers hold what they were
+    last = Update(_needed(program, wanted, ())[0], stores)
+    later = {*program.number_outputs, *_numbers_in(program, last.elements)}
+    reducing: list[Pass] = []
+    for k in reversed(range(count)):
+        batches = _batches(program, [n for n in numbers if number_depth[n] == k + 1])
+        used = _numbers_in(program, (i for batch in batches for i in batch.elements))
+        before = _needed(program, (), used, through_numbers=True)[1] if k == 0 else ()
+        after = tuple(n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0))
+        reducing.insert(0, Pass(before, batches, after, tuple(n for n in after if n in later)))
+        later |= used | {
+            a for n in after if program.numbers[n].op not in LEAVES_OF_NUMBERS for a in program.numbers[n].args
+        }
+    return tuple(reducing), last
+
+
+def _batches(program: Program, numbers: Iterable[int]) -> tuple[Batch, ...]:
+    """The loops that reduce what is to be reduced among these numbers."""
+    found: list[Reduction] = []
+    sums = largest = 0
+    for number in numbers:
+        match program.numbers[number]:
+            case Node("reduce", (kind, over, *args)):
+                found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
+                largest, sums = (largest + 1, sums) if kind == "max" else (largest, sums + WIDTHS[kind])
+    parts = [tuple(found[i : i + BATCH]) for i in range(0, len(found), BATCH)]
+    return tuple(Batch(_needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
+
+
+def _numbers_in(program: Program, elements: Iterable[int]) -> set[int]:
+    """The numbers that elements read."""
+    return {program.nodes[i].args[0] for i in elements if program.nodes[i].op == "number"}
+
+
+def _depths(program: Program) -> dict[int, int]:
+    """For each number, how many passes come before it."""
+    elements: dict[int, int] = {}
+    numbers: dict[int, int] = {}
+
+    def of_element(i: int) -> int:
+        if i not in elements:
+            match program.nodes[i]:
+                case Node("number", (k,)):
+                    elements[i] = of_number(k)
+                case Node("load" | "coefficient" | "literal" | "scale", _):
+                    elements[i] = 0
+                case Node(_, args):
+                    elements[i] = max(map(of_element, args))
+        return elements[i]
+
+    def of_number(k: int) -> int:
+        if k not in numbers:
+            match program.numbers[k]:
+                case Node("reduce", (_, _, *args)):
+                    numbers[k] = 1 + max(map(of_element, args))
+                case Node(op, args):
+                    numbers[k] = 0 if op in LEAVES_OF_NUMBERS else max(map(of_number, args))
+        return numbers[k]
+
+    # In order of recording, whatever an operation needs has been looked at before: no recursion goes deep.
+    for i, node in enumerate(program.nodes):
+        if node.op == "number":
+            for k in range(len(numbers), node.args[0] + 1):
+                of_number(k)
+        of_element(i)
+    for k in range(len(program.numbers)):
+        of_number(k)
+    return numbers
+
+
+def _needed(
+    program: Program, elements: Iterable[int], numbers: Iterable[int], *, through_numbers: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The elements and numbers that these are made of, with themselves, in order; not what is beyond numbers, unless told so."""
+    found: set[int] = set()
+    found_numbers: set[int] = set()
+    open_elements, open_numbers = list(elements), list(numbers)
+    while open_elements or open_numbers:
+        if open_elements:
+            i = open_elements.pop()
+            if i in found:
+                continue
+            found.add(i)
+            match program.nodes[i]:
+                case Node("number", (k,)):
+                    open_numbers += [k] if through_numbers else []
+                case Node("load" | "coefficient" | "literal" | "scale", _):
+                    pass
+                case Node(_, of):
+                    open_elements += of
+        else:
+            k = open_numbers.pop()
+            if k in found_numbers:
+                continue
+            found_numbers.add(k)
+            match program.numbers[k]:
+                case Node("reduce", (_, _, *args)):
+                    open_elements += args
+                case Node(op, of):
+                    open_numbers += () if op in LEAVES_OF_NUMBERS else of
+    return tuple(sorted(found)), tuple(sorted(found_numbers))
+
+
+def _stores(program: Program) -> tuple[Store, ...]:
+    """What is written: not what stays as it is, and only then what a truth value of the leaf decides over."""
+    same = uniform(program)
+    stores = []
+    for name, output in zip(("p", *program.slots), program.outputs, strict=True):
+        old = Node("load", (name,))
+        match program.nodes[output]:
+            case node if node == old:
+                pass
+            case Node("where", (when, value, other)) if when in same and program.nodes[other] == old:
+                stores.append(Store(name, value, when))
+            case _:
+                stores.append(Store(name, output))
+    return tuple(stores)
