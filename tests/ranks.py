@@ -147,7 +147,7 @@ def together(comm: Any, space: Callable[[Any], Any] = lambda x: x, **more: Any) 
 
 def small_buckets() -> None:
     """Several buckets out of little data, some of them of a leaf that is large by now."""
-    cuts.LARGE, cuts.LARGEST = 8192, 12_288
+    cuts.LARGE, cuts.LARGEST, cuts.MESSAGE = 8192, 12_288, 0
 
 
 def bits(comm: Any, folder: Path) -> None:

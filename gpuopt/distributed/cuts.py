@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LARGEST = 1 << 22
 """Elements of a bucket: enough for the latency of a message not to count, few enough for the memory not to."""
+MESSAGE = 1 << 16
+"""Elements of the share of one process in a bucket, from which on latency does not count: many processes have larger buckets."""
 LARGE = 1 << 18
 """Elements from which on a leaf is exchanged where it lies; smaller ones are copied side by side."""
 
@@ -98,20 +100,58 @@ def buckets_of(sizes: Sequence[int], dtypes: Sequence[str], processes: int) -> l
     buckets: list[Bucket] = []
     for dtype in dict.fromkeys(dtypes):
         members = [i for i, own in enumerate(dtypes) if own == dtype and sizes[i]]
-        buckets += [Bucket(dtype, pieces, _cuts(pieces, processes)) for pieces in _filled(members, sizes)]
+        most = max(LARGEST, MESSAGE * processes)
+        buckets += [Bucket(dtype, pieces, _cuts(pieces, processes)) for pieces in _filled(members, sizes, most)]
     return buckets
 
 
-def _filled(members: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[Piece, ...]]:
+@dataclass(frozen=True)
+class Traffic:
+    """What the process that sends most sends in a step: for the sums of the gradients, and as much again for the parameters.
+
+    Attributes
+    ----------
+    messages, nbytes
+        To all others together, where each process has one part, or a power of two of them.
+    memory
+        Bytes of the sums that it receives at once, beside the gradients of its own share.
+
+    """
+
+    messages: int
+    nbytes: int
+    memory: int
+
+
+def traffic(buckets: Sequence[Bucket], processes: int) -> Traffic:
+    """Count messages and bytes of a step.
+
+    Examples
+    --------
+    >>> traffic(buckets_of([10_000_000], ["float32"], 2), 2)
+    Traffic(messages=3, nbytes=20004864, memory=8388608)
+
+    """
+    shares = np.array([np.diff(bucket.cuts) for bucket in buckets]).reshape(len(buckets), processes)
+    sizes = np.array([np.dtype(bucket.dtype).itemsize for bucket in buckets])[:, None] * shares
+    messages = (shares > 0).sum() - (shares > 0).sum(axis=0)
+    return Traffic(
+        int(messages.max()),
+        int((sizes.sum() - sizes.sum(axis=0)).max()),
+        int(sizes.max(axis=0).max()) * (processes - 1),
+    )
+
+
+def _filled(members: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[tuple[Piece, ...]]:
     """Large leaves by themselves, in several buckets where they are larger than one; the others together."""
     small: list[Piece] = []
     offset = 0
     for i in members:
         if sizes[i] >= LARGE:
-            for start in range(0, sizes[i], LARGEST):
-                yield (Piece(i, start, min(start + LARGEST, sizes[i]), 0),)
+            for start in range(0, sizes[i], most):
+                yield (Piece(i, start, min(start + most, sizes[i]), 0),)
             continue
-        if offset + sizes[i] > LARGEST:
+        if offset + sizes[i] > most:
             yield tuple(small)
             small, offset = [], 0
         small.append(Piece(i, 0, sizes[i], offset))
