@@ -72,7 +72,7 @@ def torchs(comm: MPI.Intracomm, leaves: int, size: int, *, zero: bool) -> tuple[
         opt = ZeroRedundancyOptimizer(params, optimizer_class=torch.optim.Adam, lr=1e-3, fused=True)
     else:
         opt = torch.optim.Adam(params, lr=1e-3, fused=True)
-    buckets = [part for p in params for part in p.grad.split(BUCKET // 4)]  # type: ignore[union-attr]
+    buckets = [part for p in params for part in p.grad.split(BUCKET // 4)]
 
     def step() -> None:
         waits = [dist.all_reduce(bucket, async_op=True) for bucket in buckets]
@@ -109,7 +109,7 @@ def main() -> None:
         print("torch is not installed: left out")
     else:
         torch.set_num_threads(threads)
-        file = comm.bcast(tempfile.mktemp())  # noqa: S306 - torch makes it
+        file = comm.bcast(tempfile.mktemp())
         dist.init_process_group("gloo", init_method=f"file://{file}", rank=comm.rank, world_size=comm.size)
         steps["torch Adam fused, all_reduce as DDP"] = torchs(comm, *size, zero=False)
         steps["torch ZeroRedundancyOptimizer"] = torchs(comm, *size, zero=True)
