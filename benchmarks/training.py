@@ -22,6 +22,7 @@ import numpy as np
 import gpuopt
 from benchmarks.timing import duration, in_turn, machine, table, versions
 from gpuopt.training import Config, Dataset, Perceptron, Samples, Training, initial_params, load
+from gpuopt.training.data.preparation import Features, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +57,9 @@ def noise() -> Dataset:
     """As many numbers as MNIST has."""
     random = np.random.RandomState(0)
     x = random.rand(60_000, 784).astype(np.float32)
-    return Dataset("noise", Samples(x, random.randint(10, size=len(x))), classes=tuple(range(10)))
+    return Dataset(
+        "noise", Samples(x, random.randint(10, size=len(x))), None, Features(784), Target(("y",), tuple(range(10)))
+    )
 
 
 def ours(data: Dataset) -> Step:
@@ -64,7 +67,14 @@ def ours(data: Dataset) -> Step:
     config = Config(data=data.name, hidden=HIDDEN, batch_size=BATCH, epochs=100)
     cpu = gpuopt.backend("cpu")
     params = initial_params(np.random.RandomState(0), [data.features, *HIDDEN, data.outputs])
-    return Training(config, cpu, data, Perceptron(cpu.xp), gpuopt.Optimizer(params, gpuopt.Adam())).run_epoch
+    training = Training(config, cpu, data, Perceptron(cpu.xp), gpuopt.Optimizer(params, gpuopt.Adam()))
+
+    def epoch() -> None:
+        for _ in range(training.batches):
+            training.take_step()
+        assert training.epoch > 1 or training.row is not None
+
+    return epoch
 
 
 def torch_epoch(data: Dataset, *, fused: bool) -> Step:

@@ -9,6 +9,7 @@ from gpuopt.backends import Backend, BackendUnavailable, backend
 from gpuopt.engines.threads import get_num_threads, set_num_threads
 from gpuopt.functional import State, evaluation, init, update
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
+from gpuopt.minimization import minimize, minimizer
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules import RULES, Hyper, Rule, bounded
 from gpuopt.suggest import did_you_mean
@@ -17,6 +18,7 @@ from gpuopt.transforms import TRANSFORMS, Transform, chain
 if TYPE_CHECKING:
     from gpuopt import like
     from gpuopt.checkpoint import CheckpointError, load, save
+    from gpuopt.runs.run import Run
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,7 @@ __all__ = [
     "Hyper",
     "Optimizer",
     "Rule",
+    "Run",
     "State",
     "Transform",
     "backend",
@@ -41,6 +44,8 @@ __all__ = [
     "init",
     "like",
     "load",
+    "minimize",
+    "minimizer",
     "save",
     "schedules",
     "set_num_threads",
@@ -133,6 +138,10 @@ def __getattr__(name: str) -> Any:
         from gpuopt import checkpoint
 
         return getattr(checkpoint, name)
+    if name == "Run":
+        from gpuopt.runs.run import Run
+
+        return Run
     if name == "like":
         import importlib
 

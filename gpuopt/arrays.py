@@ -73,6 +73,14 @@ def place(x: Any) -> str:
     return f"{library}:{name}"
 
 
+def are_together(a: Any, b: Any) -> bool:
+    """Whether two arrays are of one library and device; of one that is traced the device is not known."""
+    here, there = place(a), place(b)
+    if here == there or is_numpy(a) or is_numpy(b) or (":" in here and ":" in there):
+        return here == there
+    return namespace(a) is namespace(b)
+
+
 def describe(x: object) -> str:
     """`x` in words, for messages: an array by its `place`, anything else by its type.
 
@@ -169,6 +177,21 @@ def brought(source: Any, target: Any) -> Any:
         return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
 
 
+def shared(source: Any, target: Any) -> Any:
+    """A view of an array of another library as one of the library of NumPy's or CuPy's ``target``.
+
+    The array itself, if it is of that library, or if its memory cannot be shared: nothing is copied.
+    """
+    if is_numpy(source) or is_cupy(source) or not (is_numpy(target) or is_cupy(target)):
+        return source
+    library: Any = np if is_numpy(target) else sys.modules["cupy"]
+    try:
+        with current(target):
+            return library.from_dlpack(detached(source))
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return source
+
+
 def assign(target: Any, source: Any) -> None:
     """Write the values of an array of any library and device into ``target``, cast to its dtype."""
     new = brought(source, target)
@@ -181,6 +204,8 @@ def assign(target: Any, source: Any) -> None:
 
 # Memory that a device still writes to must not be given to anybody else, even if nobody asks for what arrives there.
 _on_their_way: deque[tuple[Any, list[NDArray[Any]]]] = deque()
+MOST_ON_THEIR_WAY = 64
+"""Copies between host and device."""
 _fetching = threading.Lock()  # CuPy loads cupyx when it is first used, which is not safe in several threads
 
 
@@ -243,3 +268,66 @@ def _arrival(device: int, copies: list[NDArray[Any]]) -> Any:
         _on_their_way.popleft()
     _on_their_way.append((arrival, copies))
     return arrival
+
+
+class Courier:
+    """Brings arrays from the host to a device while that computes: in pinned memory, on a stream of its own.
+
+    Parameters
+    ----------
+    device : int or None
+        A CUDA device, or None: on the host there is nothing to bring.
+
+    Examples
+    --------
+    >>> arrive = Courier(None).send([np.zeros(2)])
+    >>> arrive()
+    [array([0., 0.])]
+    """
+
+    def __init__(self, device: int | None) -> None:
+        self._device = device
+        self._stream: Any = None
+
+    def send(self, arrays: Sequence[NDArray[Any]]) -> Callable[[], list[Any]]:
+        """Begin to copy; neither host nor device is waited for.
+
+        Returns
+        -------
+        callable
+            Gives the arrays on the device: what is launched on its current stream from then on finds them whole.
+        """
+        if self._device is None:
+            return lambda: list(arrays)
+        import cupy
+        import cupyx
+
+        with cupy.cuda.Device(self._device):
+            if self._stream is None:
+                self._stream = cupy.cuda.Stream(non_blocking=True)
+            own = cupy.cuda.get_current_stream()
+            pinned = [cupyx.empty_pinned(x.shape, x.dtype) for x in arrays]
+            for copy, x in zip(pinned, arrays, strict=True):
+                copy[...] = x
+            # What is given out may be memory that the device still reads for an earlier batch.
+            there = [cupy.empty(x.shape, x.dtype) for x in arrays]
+            before = cupy.cuda.Event(disable_timing=True)
+            before.record(own)
+            self._stream.wait_event(before)
+            for new, copy in zip(there, pinned, strict=True):
+                if new.size:
+                    new.set(copy, stream=self._stream)
+            arrival = cupy.cuda.Event(disable_timing=True)
+            arrival.record(self._stream)
+        while _on_their_way and _on_their_way[0][0].done:
+            _on_their_way.popleft()
+        if len(_on_their_way) > MOST_ON_THEIR_WAY:  # the host is far ahead: no more pinned memory for that
+            _on_their_way[0][0].synchronize()
+        _on_their_way.append((arrival, pinned))
+
+        def arrive() -> list[Any]:
+            with cupy.cuda.Device(self._device):
+                cupy.cuda.get_current_stream().wait_event(arrival)
+            return there
+
+        return arrive

@@ -120,6 +120,16 @@ class Backend:
         return device
 
     @property
+    def free(self) -> int | None:
+        """Bytes that are free on the device, those that CuPy keeps for later among them; None for NumPy."""
+        if self.device is None:
+            return None
+        import cupy
+
+        with self.use():
+            return int(cupy.cuda.runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
+    @property
     def is_asynchronous(self) -> bool:
         """Whether the device goes on working when a call has returned, until something waits for it."""
         return self.device is not None

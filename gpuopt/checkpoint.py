@@ -40,6 +40,8 @@ DTYPES = {
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
     "bool": "BOOL",
 }
+ARRAYS = "arrays/"
+"""Of somebody's own, beside parameters and state."""
 NAMES = {code: name for name, code in DTYPES.items()}
 LOG = logging.getLogger("gpuopt")
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
@@ -54,15 +56,22 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
 
     Parameters
     ----------
-    path : file to write or replace. Until the new one is complete and on the disk, an old one stays as it is.
-    opt : on any backend, before or after any number of steps.
-    extra : anything else to keep, in JSON's types (epoch, seed, ...).
+    path
+        File to write or replace. Until the new one is complete and on the disk, an old one stays as it is.
+    opt
+        On any backend, before or after any number of steps.
+    extra
+        Anything else to keep, in JSON's types (epoch, seed, ...).
 
     Raises
     ------
-    TypeError : `extra` is no dict or not made of JSON's types.
-    OSError : the file cannot be written.
+    TypeError
+        If ``extra`` is no dict or not made of JSON's types.
+    OSError
+        If the file cannot be written.
 
+    Examples
+    --------
     >>> import os, tempfile, numpy as np, gpuopt
     >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
     >>> opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.Adam())
@@ -81,7 +90,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
 def save_state(
     path: str | os.PathLike[str], content: Mapping[str, Any], extra: Mapping[str, Any] | None = None
 ) -> None:
-    """As :func:`save`, of what an optimizer's `state_dict` gave."""
+    """As :func:`save`, of what an optimizer's `state_dict` gave, and of more ``arrays`` by name."""
     if not isinstance(extra, dict | None):
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
@@ -90,6 +99,7 @@ def save_state(
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}}}'
     tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
+    tensors |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
     write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})
 
 
@@ -98,19 +108,39 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
 
     Parameters
     ----------
-    path : the file, saved on any backend.
-    opt : its arrays are written in place, where they are; on an error it stays as it was.
+    path
+        The file, saved on any backend.
+    opt
+        Its arrays are written in place, where they are; on an error it stays as it was.
 
     Returns
     -------
-    dict : what was given as `extra`.
+    dict
+        What was given as ``extra``.
 
     Raises
     ------
-    CheckpointError : the file is no checkpoint, damaged, or of another version; or it does not fit, and the message lists
-        every leaf that is missing or too many or has another shape or dtype, and every other rule.
-    OSError : the file cannot be read (FileNotFoundError: there is none).
+    CheckpointError
+        If the file is no checkpoint, damaged, or of another version; or if it does not fit: the message lists every leaf that is
+        missing or too many or has another shape or dtype, and every other rule.
+    OSError
+        If the file cannot be read (FileNotFoundError: there is none).
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np, gpuopt
+    >>> path = os.path.join(tempfile.mkdtemp(), "run.safetensors")
+    >>> gpuopt.save(path, gpuopt.Optimizer(np.ones(3), gpuopt.SGD()), {"seed": 7})
+    >>> w = np.zeros(3)
+    >>> gpuopt.load(path, gpuopt.Optimizer(w, gpuopt.SGD())), w
+    ({'seed': 7}, array([1., 1., 1.]))
+
     """
+    return load_state(path, opt)[0]
+
+
+def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)
     # Not of `state_dict`, which raises the error of a step that was left out.
     own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
@@ -119,14 +149,17 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
         place = place_of(name)
         x = own.get(place[0]) if place else None
+        if name.startswith(ARRAYS):
+            return True
         if place and place[1] and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
         return x is not None and shape == tuple(x.shape) and dtype == dtype_of(x)
 
-    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+    def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
         tensors, about = verified(path, fits)
         params: dict[str, Any] = {}
         state: dict[str, dict[str, Any]] = {}
+        arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
         for name, x in tensors.items():
             match place_of(name):
                 case leaf, "":
@@ -136,7 +169,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
                 case None:
                     raise CheckpointError(f"{path}: unexpected array {name!r}")
         numbers = {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
-        return numbers | {"params": params, "state": state}, about["extra"]
+        return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:
         return opt._load(read)

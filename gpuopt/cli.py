@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-RESUMABLE = {"epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
+RESUMABLE = {"data", "epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
 """Options that a resumed run may have anew."""
 NAMES = f"{', '.join([*RULES][:-1])} or {[*RULES][-1]}"
 
@@ -117,7 +117,8 @@ def train(
         typer.Option(
             metavar="FILE",
             help="Data to train on: .npz with x_train and y_train (and x_test and y_test), or x and y; .csv or "
-            ".parquet with --target. Default: a built-in spiral of three arms.",
+            ".parquet with --target; .npy with --labels, which may be larger than memory. With --resume, where the run's "
+            "file is by now. Default: a built-in spiral of three arms.",
         ),
     ] = None,
     target: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of a table to predict.")] = None,
@@ -125,12 +126,63 @@ def train(
         str | None,
         typer.Option(
             metavar="TASK",
-            help="classification, regression, or auto: integers and text are classes, other numbers are predicted.",
+            help="classification, regression, or auto: text and few different whole numbers are classes, other numbers "
+            "are predicted. What was taken for what is said.",
         ),
     ] = None,
     standardize: Annotated[
         bool, typer.Option("--standardize", help="Bring each feature to mean 0 and standard deviation 1.")
     ] = False,
+    one_hot: Annotated[
+        bool, typer.Option("--one-hot", help="Make categories of columns of text: an input for each text.")
+    ] = False,
+    missing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mean|drop",
+            help="Missing values become the column's mean over the training part, or their rows are left out. Default: "
+            "they are refused.",
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out. May be repeated.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of --data x.npy.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a .csv file, as in cp1252. Default: UTF-8.")
+    ] = None,
+    unscaled_target: Annotated[
+        bool,
+        typer.Option("--unscaled-target", help="Train a regression on the target as it is; by default it is scaled."),
+    ] = False,
+    validation: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Set this share of the samples apart, as in 0.2; of each class alike."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="End when the loss of the test set or validation part has not become lower for N epochs; the best state "
+            "is the model.",
+        ),
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(metavar="balanced", help="Let each class count alike, however many samples it has.")
+    ] = None,
+    activation: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="relu, leaky_relu, elu, tanh, sigmoid or silu. Default: relu."),
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Leave out this share of the hidden units in each step.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(metavar="RATE", help="Shrink parameters by this times the learning rate in each step."),
+    ] = None,
     hidden: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Units of the hidden layers. Default: 64; with --data 128.")
     ] = None,
@@ -150,7 +202,11 @@ def train(
         typer.Option("--set", metavar="NAME=VALUE", help="Any hyperparameter, as in beta1=0.95. May be repeated."),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Passes over the data. Default: 10000; with --data 10.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Passes over the data. Default: 10000; with --data 10, or as many as it takes for 2000 steps.",
+        ),
     ] = None,
     batch_size: Annotated[
         str | None, typer.Option(metavar="N|full", help="Samples in a step. Default: full; with --data 128.")
@@ -189,7 +245,7 @@ def train(
         typer.Option(
             metavar="DIR",
             help="Go on with the run in this folder, as if it had not been interrupted. Of the other options only "
-            "--epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
+            "--data (moved), --epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
             "go with it.",
         ),
     ] = None,
@@ -240,8 +296,9 @@ def train(
 ) -> None:
     """Train a multilayer perceptron.
 
-    Targets that are integers or text are classes (softmax and cross-entropy), other numbers are predicted (mean squared
-    error). Images of bytes are flattened and scaled to [0, 1]; everything else is taken as it is.
+    Targets that are text or few different whole numbers are classes (softmax and cross-entropy), other numbers are predicted
+    (mean squared error of the scaled target). Images of bytes are flattened and scaled to [0, 1]. One line says what was taken
+    for what, and which option says otherwise. `gpuopt predict`, `evaluate` and `export` take the run folder.
 
     Ctrl-C lets the current step end, saves, and says how to resume. `gpuopt tune` changes a training while it runs.
     """
@@ -251,12 +308,12 @@ def train(
     report = None if given.pop("no_report", None) is None else False
     with _told_plainly():
         from gpuopt import training
+        from gpuopt.runs.secondary import warned
         from gpuopt.training.progress import progress
-        from gpuopt.training.secondary import warned
 
         callbacks = [] if quiet else [progress()]
         if live or live_host is not None:
-            from gpuopt.live import Page
+            from gpuopt.runs.control.live import Page
 
             callbacks.append(Page(live_host))
         if given.pop("resume", None) is not None:
@@ -268,7 +325,72 @@ def train(
             result = training.train(_config(given), out=out, callbacks=callbacks, report=report)
         if not quiet:
             with warned("the result is not printed (%s)"):
-                _tell(result)
+                _tell(result, "Test set" if validation is None else "Validation part")
+
+
+@app.command(cls=Command)
+def predict(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file .csv, .parquet, .npz (with x) or .npy.")],
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A file .csv, .npz or .parquet. Default: .csv to the standard output."),
+    ] = None,
+    proba: Annotated[bool, typer.Option("--proba", help="The probability of each class, too.")] = False,
+    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+) -> None:
+    """Predict with the model of a run, for each row of a file.
+
+    Columns are found by name; what is missing is refused, what is more is said. Predictions are class names, or numbers in the
+    target's own units, in a column called like the target.
+    """
+    with _told_plainly():
+        from gpuopt.training import load_model
+        from gpuopt.training.predicting import predict_file
+
+        for note in predict_file(load_model(run), data, out, proba=proba, encoding=encoding):
+            typer.echo(note, err=True)
+
+
+@app.command(cls=Command)
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="As for predict, with the targets in it.")],
+    labels: Annotated[str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of x.npy.")] = None,
+    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+) -> None:
+    """Say how good the model of a run is on a file that has the targets: accuracy, or RMSE and R2."""
+    with _told_plainly():
+        from gpuopt.training import load_model
+        from gpuopt.training.predicting import evaluate_file, told
+
+        model = load_model(run)
+        found, notes = evaluate_file(model, data, labels=labels, encoding=encoding)
+        for note in notes:
+            typer.echo(note, err=True)
+        typer.echo("\n".join(told(found, model.target.names)))
+
+
+@app.command(cls=Command)
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    kind: Annotated[str, typer.Option("--format", metavar="onnx|npz", help="onnx needs gpuopt[onnx].")] = "onnx",
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Default: model.onnx or model.npz in the run folder.")
+    ] = None,
+) -> None:
+    """Write the model of a run for other programs.
+
+    It takes raw features as one float64 matrix and gives what `gpuopt predict` gives: in ONNX the outputs are called label and
+    probabilities, or like the target of a regression.
+    """
+    with _told_plainly():
+        from pathlib import Path
+
+        from gpuopt.training import load_model
+        from gpuopt.training.export import export as exported
+
+        typer.echo(str(exported(load_model(run), kind, out or Path(run) / f"model.{kind}")))
 
 
 @app.command(cls=Command)
@@ -283,14 +405,14 @@ def plot(
     with _told_plainly():
         from pathlib import Path
 
+        from gpuopt.runs.record.history import History
         from gpuopt.training import report
-        from gpuopt.training.history import Run
 
         if len(runs) == 1 and out is None:
             drawn = report.draw(runs[0])
         else:
             drawn = Path(out or "runs.html")
-            several = [Run.read(path) for path in runs]
+            several = [History.read(path) for path in runs]
             distinct = len({run.name for run in several}) == len(several)
             named = several if distinct else [run.called(path) for run, path in zip(several, runs, strict=True)]
             report.draw_over_each_other(named, drawn)
@@ -311,6 +433,9 @@ def compare(
     target: Annotated[str | None, typer.Option(metavar="COLUMN", help="As for train.")] = None,
     task: Annotated[str | None, typer.Option(metavar="TASK", help="As for train.")] = None,
     standardize: Annotated[bool, typer.Option("--standardize", help="As for train.")] = False,
+    one_hot: Annotated[bool, typer.Option("--one-hot", help="As for train.")] = False,
+    missing: Annotated[str | None, typer.Option(metavar="mean|drop", help="As for train.")] = None,
+    validation: Annotated[float | None, typer.Option(metavar="SHARE", help="As for train.")] = None,
     hidden: Annotated[str | None, typer.Option(metavar="N,N,...", help="As for train.")] = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Passes over the data, of each. Default: 2000; with --data 10.")
@@ -437,9 +562,9 @@ def tune(
     request: dict[str, Any] = {} if rollback is None else {"rollback": rollback}
     with _told_plainly():
         from gpuopt import training
-        from gpuopt.training.channel import Client
-        from gpuopt.training.folder import RunFolder
-        from gpuopt.training.progress import describe, explain
+        from gpuopt.runs.control.channel import Client
+        from gpuopt.runs.record.events import describe, explain
+        from gpuopt.runs.record.folder import RunFolder
 
         if settings:
             request["tune"] = _settings(settings, "")
@@ -452,9 +577,27 @@ def tune(
             raise training.UsageError(answer["refused"])
         if not request:
             now = answer["now"]
-            typer.echo(f"step {now['step']}, epoch {now['epoch']}/{now['epochs']}  {describe(now)}")
+            epoch = f", epoch {now['epoch']}/{now['epochs']}" if "epoch" in now else ""
+            typer.echo(f"step {now['step']:,} of {now['steps']:,}{epoch}  {describe(now)}")
             typer.echo("  ".join(f"{name}={value}" for name, value in now["hyperparameters"].items()))
             typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))
+
+
+@app.command(cls=Command)
+def live(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")],
+    live_host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="Address, or ADDRESS:PORT. Default: 127.0.0.1.")
+    ] = None,
+) -> None:
+    """Serve the page of a run that goes on in another terminal, until it ends: curves, pictures and controls.
+
+    Needs gpuopt[live].
+    """
+    with _told_plainly():
+        from gpuopt.runs.control.live import serve
+
+        serve(run, live_host)
 
 
 @app.command(cls=Command)
@@ -592,6 +735,10 @@ def _config(given: dict[str, Any]) -> Config:
             chosen["hidden"] = tuple(int(units) for units in given["hidden"].split(","))
     except ValueError:
         raise UsageError(f"--hidden {given['hidden']}: expected positive integers, as in 256,128") from None
+    if chosen.pop("unscaled_target", None):
+        chosen["scale_target"] = False
+    if "ignore" in chosen:
+        chosen["ignore"] = tuple(chosen["ignore"])
     with contextlib.suppress(KeyError, ValueError):
         chosen["batch_size"] = int(given["batch_size"])
     chosen["hyperparameters"] = _settings(chosen.pop("settings", []), "--set ")
@@ -605,14 +752,18 @@ def _settings(texts: list[str], option: str) -> dict[str, float | str]:
     return settings(texts, lambda text: f"{option}{text}", "NAME=VALUE, as in beta1=0.95")
 
 
-def _tell(result: Result) -> None:
+def _tell(result: Result, tested: str) -> None:
     """The last lines: how it ended."""
-    for what, loss, accuracy in (
-        ("Training set", result.train_loss, result.train_accuracy),
-        ("Test set", result.test_loss, result.test_accuracy),
+    if result.stopped is not None:
+        typer.echo(f"Stopped: {result.stopped}")
+    for what, loss, accuracy, rmse, r2 in (
+        ("Training set", result.train_loss, result.train_accuracy, result.train_rmse, result.train_r2),
+        (tested, result.test_loss, result.test_accuracy, result.test_rmse, result.test_r2),
     ):
         if loss is not None:
-            typer.echo(f"{what}: loss {loss:.4f}" + ("" if accuracy is None else f", accuracy {accuracy:.4f}"))
+            numbers = {"loss": loss, "accuracy": accuracy, "R2": r2}
+            parts = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
+            typer.echo(f"{what}: {', '.join(parts)}" + ("" if rmse is None else f", RMSE {rmse:.6g}"))
     typer.echo(f"{result.epochs} epochs in {result.seconds:.1f} s; run folder: {result.folder}")
 
 

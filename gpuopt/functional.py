@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
+import operator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt import leaves
-from gpuopt.arrays import describe, is_array, place
+from gpuopt.arrays import are_together, describe, is_array
 from gpuopt.engines import array
+from gpuopt.engines.pure import pure_step
 from gpuopt.groups import Frozen, match
+from gpuopt.rules.hyper import is_traced
 from gpuopt.rules.slots import Shared, Slot, is_number, starts
+from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gpuopt.engines.pure import PureStep
     from gpuopt.groups import Rules
     from gpuopt.rules.base import Rule
+    from gpuopt.trees import Tree
 
 
 class State(NamedTuple):
@@ -34,7 +40,7 @@ class State(NamedTuple):
 
     steps: int
     slots: dict[str, Any]
-    carried: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    carried: Mapping[str, Mapping[str, float]] = {}  # not a proxy of one: no other library takes that for a tree
 
     def __repr__(self) -> str:
         carried = f", carried={self.carried!r}" if self.carried else ""
@@ -76,8 +82,12 @@ def init(rule: Rules, params: Any) -> State:
     return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
 
 
-def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, State]:
+def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool = False) -> tuple[Any, State]:
     """Return the parameters and the state after a step; the arguments are left as they are.
+
+    Leaves of NumPy or CuPy that fill their memory are updated together, in one pass over memory, as by `Optimizer`; all
+    others by the operations of their library, which may be traced, compiled and differentiated: ``jax.jit(lambda p, g, s:
+    gpuopt.update(rule, p, g, s))``.
 
     Parameters
     ----------
@@ -86,12 +96,15 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     grads
         A gradient for each parameter, in the same nesting; None leaves a parameter and its state alone.
     state
-        Of `init`, or of the step before.
+        Of `init`, or of the step before. Its count of steps may be an integer of the library that is not known yet.
+    donate
+        Whether what is returned may be the arrays of ``params`` and ``state``, written to, if they are fused, writable and
+        share no memory: no memory is taken then. What was given is not to be used any more.
 
     Raises
     ------
     TypeError, ValueError
-        As `Optimizer.step`.
+        As `Optimizer.step`; or if a schedule or coefficients cannot be computed from a step that is not known yet.
 
     Examples
     --------
@@ -102,24 +115,43 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     (array([0.9, 1.9]), State(steps=1, slots={}))
 
     """
+    found, spec = flattened(params)
+    key = _key(rule, spec)
+    plan = _plans.pop(key, None)  # while it is not there, no other thread is in it
+    given: Any = state
+    if plan is not None and isinstance(given, State) and type(given.steps) is int and given.steps >= 0:
+        slots = plan.slots_of(state)
+        if slots is not None and (done := plan.step(found, slots, grads, state, donate=donate)):
+            _keep(key, plan)
+            return done
+    return _update(rule, params, grads, state, key, donate=donate)
+
+
+def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, donate: bool) -> tuple[Any, State]:
+    """Check everything, then update, fused where that can be."""
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
     given: Any = state
-    if not (isinstance(given, State) and type(given.steps) is int and given.steps >= 0):
-        raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
+    steps = _steps(given)
     gradients = [
-        None if g is None or isinstance(rules[groups[i]], Frozen) else leaves.gradient(g, p, tree, i)
+        None if g is None or isinstance(rules[groups[i]], Frozen) else leaves.gradient(g, p, tree, i, attached=True)
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))
     ]
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name, slot in starts(rules[group].slots).items():
-            _check_slot(slots[name][i] if name in slots else None, slot, p, tree.name(i, f"state.slots[{name!r}]"))
-    carried = {**_carried(patterns, rules), **state.carried}
-    scalars = [
-        own.at(state.steps, carried[pattern]) if pattern in carried else own.at(state.steps)
-        for own, pattern in zip(rules, patterns, strict=True)
-    ]
+            where = tree.name(i, f"state.slots[{name!r}]")
+            if is_number(slot) and name in slots:
+                slots[name][i] = _number(slots[name][i], rules[group], where)
+            _check_slot(slots[name][i] if name in slots else None, slot, p, where)
+    if (fused := pure_step(arrays, groups, rules)) is not None:
+        frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
+        plan = _Plan(rule, tree, patterns, rules, frozen, fused)
+        done = plan.step(arrays, slots, tree.build(gradients), State(steps, state.slots, state.carried), donate=donate)
+        if done is not None:
+            _keep(key, plan)
+            return done
+    scalars = _scalars(patterns, rules, steps, state.carried)
     for group, own in enumerate(rules):
         members = [i for i, g in enumerate(gradients) if g is not None and groups[i] == group]
         before = [(arrays[i], gradients[i], {name: slots[name][i] for name in own.slots}) for i in members]
@@ -132,14 +164,104 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
             for i in (i for i, there in enumerate(groups) if there == group):
                 slots[name][i] = slots[name][members[0]]
     return tree.build(arrays), State(
-        state.steps + 1,
-        {name: tree.build(own) for name, own in slots.items()},
-        {
-            pattern: {name: scalars[group][name] for name in rules[group].carried}
-            for group, pattern in enumerate(patterns)
-            if rules[group].carried
-        },
+        steps + 1, {name: tree.build(own) for name, own in slots.items()}, _carried_after(patterns, rules, scalars)
     )
+
+
+@dataclass
+class _Plan:
+    """A fused step, and what is known of its arguments."""
+
+    rule: Rules
+    tree: Tree
+    patterns: list[str]
+    rules: list[Rule]
+    frozen: list[int]
+    fused: PureStep
+
+    def slots_of(self, state: State) -> dict[str, list[Any]] | None:
+        """Return the slots by leaf; None if they are others than those of the rules."""
+        if state.slots.keys() != dict(self.fused.slots).keys():
+            return None
+        return {name: self.tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
+
+    def step(
+        self, found: list[Any], slots: dict[str, list[Any]], grads: Any, state: State, *, donate: bool
+    ) -> tuple[Any, State] | None:
+        """Take a step; None if an array does not have the layout that it had."""
+        scalars = _scalars(self.patterns, self.rules, state.steps, state.carried)
+        gradients = self.tree.leaves_of(grads, "grads")
+        for i in self.frozen:
+            gradients[i] = None
+        new = self.fused(
+            [*found, *[slots[name][i] for name, i in self.fused.slots]],
+            gradients,
+            scalars,
+            lambda i, g: leaves.gradient(g, found[i], self.tree, i),
+            donate=donate,
+        )
+        if new is None:
+            return None
+        for (name, i), own in zip(self.fused.slots, new[len(found) :], strict=True):
+            slots[name][i] = own
+        build = self.tree.build
+        return build(new[: len(found)]), State(
+            state.steps + 1,
+            {name: build(own) for name, own in slots.items()},
+            _carried_after(self.patterns, self.rules, scalars),
+        )
+
+
+_plans: dict[Any, _Plan] = {}
+"""By rule and containers, the fused steps of the last calls; one that is in use is not in here."""
+MOST_PLANS = 32
+
+
+def _key(rule: Any, spec: Any) -> Any:
+    """What a plan is kept under; the plan keeps the rules alive, so that their numbers stay theirs."""
+    rules = tuple((pattern, id(own)) for pattern, own in rule.items()) if isinstance(rule, dict) else id(rule)
+    return rules, spec
+
+
+def _keep(key: Any, plan: _Plan) -> None:
+    """Keep a plan, as the newest; the oldest ones go."""
+    while len(_plans) >= MOST_PLANS:
+        _plans.pop(next(iter(_plans), None), None)
+    _plans[key] = plan
+
+
+def _steps(state: Any) -> Any:
+    """The steps that a state has taken: an integer, of Python unless it is not known yet."""
+    steps: Any
+    number = steps = state.steps if isinstance(state, State) else None
+    if is_traced(steps):
+        try:
+            number = operator.index(steps)
+        except TypeError:
+            return steps
+    if type(number) is not int or number < 0:
+        raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
+    return number
+
+
+def _scalars(
+    patterns: Sequence[str], rules: Sequence[Rule], steps: Any, carried: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, float]]:
+    """Return what `Rule.at` gives for each rule, from its carried numbers."""
+    return [
+        rule.at(steps, {**rule.carried, **carried.get(pattern, {})}) if rule.carried else rule.at(steps)
+        for pattern, rule in zip(patterns, rules, strict=True)
+    ]
+
+
+def _carried_after(
+    patterns: Sequence[str], rules: Sequence[Rule], scalars: Sequence[Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    return {
+        pattern: {name: h[name] for name in rule.carried}
+        for pattern, rule, h in zip(patterns, rules, scalars, strict=True)
+        if rule.carried
+    }
 
 
 def evaluation(rule: Rules, params: Any, state: State) -> Any:
@@ -179,13 +301,26 @@ def _carried(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str, dict[s
     return {pattern: dict(rule.carried) for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
 
 
+def _number(own: Any, rule: Rule, name: str) -> Any:
+    """A slot that is a number, as one of Python's: compiled code of some libraries gives it back as an array."""
+    if not is_traced(own):
+        return own
+    try:
+        return float(own)
+    except TypeError:
+        raise TypeError(
+            f"{name}: a number of the host that is not known yet; {rule.name} cannot be traced, expected an update outside "
+            "of jit"
+        ) from None
+
+
 def _check_slot(own: Any, slot: Slot, p: Any, name: str) -> None:
     if is_number(slot):
         if isinstance(own, float):
             return
         expected = "a number"
     else:
-        if is_array(own) and (place(own), own.shape, own.dtype) == (place(p), p.shape, p.dtype):
+        if is_array(own) and are_together(own, p) and (own.shape, own.dtype) == (p.shape, p.dtype):
             return
         expected = f"a {describe(p)} of {p.shape}, {p.dtype} like its parameter"
     given = f"{describe(own)} of {own.shape}, {own.dtype}" if is_array(own) else describe(own)

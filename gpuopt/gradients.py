@@ -20,7 +20,18 @@ By: TypeAlias = Literal["value", "norm", "global_norm"]
 
 @dataclass(frozen=True)
 class Clip:
-    """How gradients are clipped; made by `clip_by_value`, `clip_by_norm` and `clip_by_global_norm`."""
+    """How gradients are clipped; made by `clip_by_value`, `clip_by_norm` and `clip_by_global_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.zeros(2)
+    >>> gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), clip=gpuopt.clip_by_value(0.5)).step(np.array([0.25, 3.0]))
+    >>> w
+    array([-0.25, -0.5 ])
+
+    """
 
     by: By
     limit: Hyperparameter
@@ -66,6 +77,16 @@ def clip_by_norm(limit: Hyper) -> Clip:
 
     Parameters, errors: as `clip_by_value`. The norm neither overflows nor underflows, unless it is beyond the largest
     float64: then, as where the factor is below the smallest number of the leaf's dtype, the gradient becomes 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.zeros(2)
+    >>> gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), clip=gpuopt.clip_by_norm(1.0)).step(np.array([3.0, 4.0]))
+    >>> w
+    array([-0.6, -0.8])
+
     """
     return Clip.to("norm", limit)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import (
+    are_together,
     describe,
     detached,
     geometry,
@@ -17,8 +18,10 @@ from gpuopt.arrays import (
     is_real,
     namespace,
     place,
+    shared,
 )
 from gpuopt.engines.memory import first_overlap
+from gpuopt.lending import Lenders, is_tensor, view_of
 from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
@@ -54,8 +57,13 @@ def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
 
 
 def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
-    if not is_array(leaf):
-        hint = "; numpy.array(x) makes one" if isinstance(leaf, float | int | list | tuple | np.generic) else ""
+    leaf = _lent(leaf, name) if in_place else leaf
+    if not is_array(leaf) or _is_lazy(leaf):
+        hint = (
+            "; numpy.array(x) makes one"
+            if isinstance(leaf, float | int | list | tuple | np.generic)
+            else hint_for(leaf)
+        )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of float32 or float64{hint}")
     xp = namespace(leaf)
     if leaf.dtype not in (xp.float32, xp.float64):
@@ -70,8 +78,42 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
 
 
-def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
+def _lent(x: Any, name: str) -> Any:
+    """The array over a tensor's memory."""
+    if not is_tensor(x):
+        return x
+    if x.device.type == "meta":
+        raise ValueError(
+            f"{name}: a tensor on the meta device, which has no values; x.to_empty(device=...) gives it memory"
+        )
+    if str(x.layout) != "torch.strided":
+        raise ValueError(f"{name}: a tensor of layout {x.layout}, expected a dense one; x.to_dense() is one")
+    if x.requires_grad and not x.is_leaf:
+        raise ValueError(f"{name}: a tensor that was computed from others, expected a leaf; x.detach() is one")
+    return view_of(x)
+
+
+def hint_for(x: Any) -> str:
+    """What to give instead of an object that is no array but has one."""
+    library, kind = type(x).__module__.partition(".")[0], type(x).__name__
+    if library == "dask":
+        return (
+            "; its blocks are computed when they are asked for, there is no memory to update: x.compute() is an array"
+        )
+    if kind == "PyCapsule":
+        return "; a capsule can be taken once, the array that made it as often as one likes: give that"
+    values = {"xarray": "values", "pandas": "to_numpy()", "pint": "magnitude", "unyt": "value", "astropy": "value"}
+    return f"; x.{values[library]} is its array" if library in values else ""
+
+
+def _is_lazy(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == "dask"
+
+
+def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> Any:
     """Check the gradient of the parameter ``p``, leaf ``i`` of ``tree``; a NumPy scalar becomes an array.
+
+    It is detached from what it was computed from, unless ``attached``.
 
     Raises
     ------
@@ -86,9 +128,11 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
     name = tree.name(i, "grads")
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)
-    if not is_array(g):
-        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter")
-    if (given := place(g)) != (expected := place(p)):
+    if not is_array(g) or _is_lazy(g):
+        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint_for(g)}")
+    g = g if attached else shared(g, p)
+    if not are_together(g, p):
+        given, expected = place(g), place(p)
         error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError
         raise error(f"{name}: {_a(describe(g))}, expected {_a(describe(p))} like its parameter")
     if g.shape != p.shape:
@@ -96,7 +140,9 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
     if not is_real(g):
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     _check_unmasked(g, name)
-    return np.asarray(g) if is_numpy(g) else detached(g)
+    if is_numpy(g):
+        return np.asarray(g)
+    return g if attached else detached(g)
 
 
 class Held:
@@ -109,7 +155,9 @@ class Held:
     arrays
         The leaves, ready to be updated: of a subclass of `numpy.ndarray`, the plain array.
     originals
-        The leaves themselves.
+        The leaves themselves; of one that lends its memory, the array over it.
+    lenders
+        Those that do.
 
     """
 
@@ -117,12 +165,32 @@ class Held:
         """Find and check them; see `parameters`."""
         self._params = params
         self.tree, self.arrays = parameters(params, in_place=True)
-        self.originals = self.now()
+        given = self.tree.leaves_of(params, "params")
+        self.lenders = Lenders(given, self.arrays)
+        self.originals = self.lenders.arrays_of(given) if self.lenders else given
         self._known = list(map(geometry, self.originals))
 
     def now(self) -> list[Any]:
-        """Return the leaves that the user holds now."""
-        return self.tree.leaves_of(self._params, "params")
+        """Return the leaves that the user holds now; of one that lends its memory, the array over it."""
+        found = self.tree.leaves_of(self._params, "params")
+        return self.lenders.arrays_of(found) if self.lenders else found
+
+    def gradients(self) -> list[Any]:
+        """Return the gradients that the leaves have themselves.
+
+        Raises
+        ------
+        TypeError
+            If one is not of a kind that has.
+
+        """
+        for i, p in enumerate(self.tree.leaves_of(self._params, "params")):
+            if not is_tensor(p):
+                raise TypeError(
+                    f"step: no gradients given, and {self.tree.name(i, 'params')}, {_a(describe(p))}, has none of its own; "
+                    "expected opt.step(grads)"
+                )
+        return self.lenders.gradients()
 
     def check(self, i: int, p: Any) -> None:
         """Raise ValueError unless ``p``, which the user now holds as leaf ``i``, is the array that it was."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
+from collections.abc import Iterator
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.step import Step
 from gpuopt.gradients import Clip, clipped, guard_of
 from gpuopt.groups import Frozen, Rules, match, shown
+from gpuopt.lending import view_of
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import Count
 from gpuopt.rules.slots import Given, Shared, starts
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
     from gpuopt.rules.hyper import Hyper
 
+OWN: Any = object()
+"""Stands for the gradients that the parameters have themselves."""
+T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 PAST = 4096
@@ -43,7 +48,7 @@ class Optimizer:
     params
         Arrays of float32 or float64 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
         place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
-        same array twice is noticed).
+        same array twice is noticed). Tensors of torch lend their memory: ``model.parameters()`` will do.
     rule
         One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
         pattern that matches its dotted path, such as ``dense.b``. None in place of a rule freezes the leaves of a
@@ -101,7 +106,7 @@ class Optimizer:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: {clip!r}, expected one such as gpuopt.clip_by_global_norm(1.0)")
-        self._params = params
+        self._params = list(params) if isinstance(params, Iterator) else params
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
@@ -195,14 +200,16 @@ class Optimizer:
         count, before = self._step.count_skipped(), self._skipped
         return lambda: before + count()
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any = OWN) -> None:
         """Update all parameters in place.
 
         Parameters
         ----------
         grads
             A gradient for each parameter, in the same nesting: an array of the same library, device and shape. Another
-            real dtype is cast to the parameter's. None leaves a parameter and its state alone.
+            real dtype is cast to the parameter's. None leaves a parameter and its state alone. For NumPy and CuPy it may be of
+            any library that shares memory with them through DLPack: nothing is copied from device to device. Without
+            it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
 
         Raises
         ------
@@ -213,7 +220,9 @@ class Optimizer:
             With ``nonfinite="raise"``, if a gradient has a NaN or an infinity. Nothing is changed then.
 
         """
-        ready = self._tree.leaves_of(grads, "grads")
+        ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
+        if self._held.lenders:
+            ready = list(map(view_of, ready))
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
@@ -222,6 +231,8 @@ class Optimizer:
                 return
             self._step.bind(ready, self._held.now(), self._held.checked)
             self._update(ready, scalars, limit)
+            if self._held.lenders:
+                self._held.lenders.tell()
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -456,18 +467,20 @@ class Optimizer:
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
+            if self._held.lenders:
+                self._held.lenders.tell()
 
     def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
         """Have the state written; `gpuopt.checkpoint` knows how."""
         with self._lock:  # other threads step when it is written
             write(self.state_dict())
 
-    def _load(self, read: Callable[[], tuple[Mapping[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-        """Go on from what is read, and return the caller's `extra`."""
+    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
+        """Go on from the state that is read, and return what came with it."""
         self._held.check_all()
-        state, extra = read()
+        state, more = read()
         self.load_state_dict(state)
-        return extra
+        return more
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
@@ -500,7 +513,7 @@ class Optimizer:
             ]
             found = self._step.evaluation(last)
         same = all(new is p for new, p in zip(found, self._arrays, strict=True))
-        return self._params if same else self._tree.build(found)
+        return self._params if same else self._tree.build(self._held.lenders.like(found))
 
     def _repr_html_(self) -> str:
         """For notebooks: groups with their hyperparameters, leaves, and small curves of the schedules."""

@@ -35,6 +35,7 @@ __all__ = [
     "legend",
     "mark",
     "page",
+    "plain",
     "png",
     "pngs",
     "scale",
@@ -91,7 +92,13 @@ def figure(
     width: float = 6.4, height: float = 3.6, rows: int = 1, columns: int = 1, labels: Sequence[str] = ()
 ) -> tuple[Figure, list[Axes]]:
     """A figure and its axes, row by row: so many inches wide and high, and below that a `legend` of these labels."""
-    from matplotlib.ticker import MaxNLocator
+    try:
+        from matplotlib.ticker import MaxNLocator
+    except ModuleNotFoundError as error:
+        cure = 'run `pip install "gpuopt[train]"`'
+        raise ModuleNotFoundError(
+            f"pictures need {error.name}, which is not installed; {cure}", name=error.name
+        ) from None
 
     room = 0.1 + 0.2 * math.ceil(len(labels) / _columns(labels, width)) if labels else 0
     kind = (width, height + room, rows, columns)
@@ -207,6 +214,11 @@ def mark(axes: Axes, x: float, label: str = "", of: Style = EVENT, height: float
         [x], [height], marker=of.marker, color=of.color, markersize=5, transform=top, clip_on=False, linestyle="none"
     )
     axes.text(x, 1.025, label, transform=top, ha="center", va="bottom", fontsize=7)
+
+
+def plain(text: str) -> str:
+    """A name as it is: a dollar sign in it begins no mathematics."""
+    return text.replace("$", r"\$")
 
 
 def png(drawn: Figure, *, small: bool = False) -> bytes:

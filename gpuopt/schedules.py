@@ -66,7 +66,7 @@ class Schedule:
     function: Callable[..., float] = field(compare=False)
 
     def __call__(self, step: int) -> float:
-        if step < 0:
+        if type(step) is int and step < 0:  # one that is traced is not known yet
             raise ValueError(f"{self.name}: steps count from 0, got step {step}")
         try:
             return self.function(step, *self.values)

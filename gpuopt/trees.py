@@ -44,7 +44,7 @@ class Tree:
 
         """
         if self._orders:  # other containers have been given: the refusal of `flatten_up_to` shows all of them, slowly
-            leaves, spec = _flattened(tree)
+            leaves, spec = flattened(tree)
             if (order := self._orders.get(spec)) is not None:
                 return [leaves[k] for k in order]
         try:
@@ -90,7 +90,7 @@ def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:
     (('dense.b', 'dense.w'), [2, 1], "params['dense']['b']")
 
     """
-    leaves, spec = _flattened(tree)
+    leaves, spec = flattened(tree)
     accessors = optree.treespec_accessors(spec)
     paths = tuple(".".join(map(str, accessor.path)) for accessor in accessors)
     shape = Tree(paths, tuple(accessors), spec)
@@ -103,7 +103,8 @@ def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:
     return shape, leaves
 
 
-def _flattened(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
+def flattened(tree: Any) -> tuple[list[Any], optree.PyTreeSpec]:
+    """Return the leaves of a nesting and its containers; None counts as a leaf."""
     try:
         return optree.tree_flatten(tree, none_is_leaf=True)
     except RecursionError:

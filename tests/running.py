@@ -10,9 +10,9 @@ from typing import Any
 from typer.testing import CliRunner
 
 from gpuopt.cli import app
+from gpuopt.runs.control.channel import Client
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import Config, Result, UsageError, train
-from gpuopt.training.channel import Client
-from gpuopt.training.folder import RunFolder
 
 
 def rows(folder: str | Path, event: str | None = None) -> list[dict[str, Any]]:

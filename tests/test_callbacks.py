@@ -42,7 +42,7 @@ def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         exec(compile("\n" * text[: block.start(1)].count("\n") + block[1], DOCUMENT, "exec"), names)  # noqa: S102
 
-    assert tensorboard[0] == ("SummaryWriter", (str(Path("runs/tensorboard")),))
+    assert tensorboard[0] == ("SummaryWriter", (str(Path("runs/tensorboard").absolute()),))
     scalars = [arguments for name, arguments in tensorboard if name == "add_scalar"]
     assert [step for name, _, step in scalars if name == "loss"] == list(range(1, 51))
     norms = {"gradient_norm", "update_norm"}

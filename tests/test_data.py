@@ -126,8 +126,12 @@ def test_numbers_are_to_be_predicted(path: Path, targets: Any, task: Any, output
     data = load(npz(path, x=X, y=targets), task=task)
     assert data.classes is None
     assert data.train.y.dtype == np.float32
-    np.testing.assert_array_equal(data.train.y, np.reshape(targets, (3, -1)))
+    expected = np.reshape(targets, (3, -1))
+    np.testing.assert_allclose(data.train.y, (expected - expected.mean(axis=0)) / expected.std(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(data.target.numbers(data.train.y), expected, rtol=1e-6)
     assert data.outputs == outputs
+    raw = load(path, task=task, scale_target=False)
+    np.testing.assert_array_equal(raw.train.y, expected)
 
 
 TABLE = pd.DataFrame({"a": [1, 2, 3], "kind": ["cat", "ant", "cat"], "b": [0.5, 1.5, 2.5]})
@@ -160,7 +164,7 @@ def test_columns_of_several_dtypes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(data.train.x, [[3, 0.5, 1], [1, 1.5, 0], [2, 2.5, 1]])
         assert (data.classes, data.train.y.tolist()) == ((False, True), [1, 0, 1])
     table.convert_dtypes().mask(table.a == 2).to_parquet(tmp_path / "b.parquet")
-    with pytest.raises(UsageError, match="column 'a': row 2 is missing"):
+    with pytest.raises(UsageError, match=r"column '[ay]': row 2 is missing"):
         load(tmp_path / "b.parquet", "y")
 
 
@@ -222,17 +226,22 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "damaged": ("a.npz", flipped, {}, "not a readable .npz"),
     "no arrays inside": ("a.npz", no_arrays, {}, "x: is no array"),
     "pickled": ("a.npz", arrays(x=np.array([{}, {}], dtype=object), y=[0, 1]), {}, "Python objects"),
-    "another kind": ("a.txt", text("1 2"), {}, "expected a file .npz, .csv or .parquet"),
+    "another kind": ("a.txt", text("1 2"), {}, "expected a file .npz, .csv, .parquet, or .npy"),
     "no arrays": ("a.npz", arrays(), {}, "has no array 'x': expected x_train and y_train"),
     "other names": ("a.npz", arrays(X=X, Y=Y), {}, "has no array 'x'.*it has X, Y"),
     "no y": ("a.npz", arrays(x=X), {}, "has no array 'y'"),
     "no y_train": ("a.npz", arrays(x_train=X, y=Y), {}, "has no array 'y_train'"),
     "no y_test": ("a.npz", arrays(x_train=X, y_train=Y, x_test=X), {}, "has no array 'y_test'"),
     "no x_test": ("a.npz", arrays(x_train=X, y_train=Y, y_test=Y), {}, "has no array 'x_test'"),
-    "NaN": ("a.npz", arrays(x=NAN, y=Y), {}, r"x: row 1 holds nan, expected finite"),
+    "NaN": ("a.npz", arrays(x=NAN, y=Y), {}, r"x: row 1 is missing or holds nan, expected finite .*--missing mean"),
     "infinite": ("a.npz", arrays(x=INF, y=Y), {}, r"x: row 2 holds inf, expected finite"),
     "too large": ("a.npz", arrays(x=X * 1e300, y=Y), {}, r"x: row 0 holds 1e\+300, expected finite"),
-    "NaN to test": ("a.npz", arrays(x_train=X, y_train=Y, x_test=NAN, y_test=Y), {}, "x_test: row 1 holds nan"),
+    "NaN to test": (
+        "a.npz",
+        arrays(x_train=X, y_train=Y, x_test=NAN, y_test=Y),
+        {},
+        "x_test: row 1 is missing or holds nan",
+    ),
     "NaN targets": ("a.npz", arrays(x=X, y=[0.5, 1.5, np.nan]), {}, "y: row 2 holds nan"),
     "lengths": ("a.npz", arrays(x=X, y=Y[:2]), {}, "x has 3 rows and y has 2"),
     "a single target": ("a.npz", arrays(x=X, y=1), {}, "x has 3 rows and y has a single value"),
@@ -245,11 +254,21 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "one-hot": ("a.npz", arrays(x=X, y=np.eye(3, dtype=int)), {}, r"y: shape \(3, 3\), expected one label"),
     "new label": ("a.npz", arrays(x_train=X, y_train=Y, x_test=X, y_test=[0, 7, 1]), {}, "y_test: row 1 is 7"),
     "new text": ("a.npz", arrays(x_train=X, y_train=["a"] * 3, x_test=X, y_test=["a", "a", "b"]), {}, "row 2 is 'b'"),
-    "float labels": ("a.npz", arrays(x=X, y=Y * 1.0), {}, "y: dtype float64, but only whole numbers: class labels"),
+    "float labels": (
+        "a.npz",
+        arrays(x=X, y=Y * 1.0),
+        {},
+        "y: dtype float64, but only whole numbers, few of them: --task cla",
+    ),
     "float classes": ("a.npz", arrays(x=X, y=Y + 0.5), {"task": "classification"}, "must be integers or text"),
     "text to predict": ("a.npz", arrays(x=X, y=["a"] * 3), {"task": "regression"}, "y: holds text"),
     "complex targets": ("a.npz", arrays(x=X, y=Y + 1j), {}, "y: dtype complex128"),
-    "many labels": ("a.npz", arrays(x=np.ones((1500, 1)), y=np.arange(1500)), {}, "1500 different labels in 1500"),
+    "many labels": (
+        "a.npz",
+        arrays(x=np.ones((1500, 1)), y=np.arange(1500)),
+        {"task": "classification"},
+        "1,500 different labels in 1,500",
+    ),
     "shapes": (
         "a.npz",
         arrays(x_train=X, y_train=X, x_test=X, y_test=X[:, :1]),
@@ -263,7 +282,7 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "header alone": ("a.csv", text("a,b\n"), {"target": "b"}, "expected at least one sample"),
     "target alone": ("a.csv", text("b\n1\n2\n"), {"target": "b"}, "expected at least one sample and one feature"),
     "text in a column": ("a.csv", text("a,b\n1,2\nx,3\n"), {"target": "b"}, "column 'a': holds .*must be numbers"),
-    "a hole": ("a.csv", text("a,b\n1,2\n,3\n"), {"target": "b"}, "column 'a': row 1 is missing or NaN"),
+    "a hole": ("a.csv", text("a,b\n1,2\n,3\n"), {"target": "b"}, "column 'a': row 1 is missing or holds nan"),
     "a hole in the target": ("a.csv", text("a,b\n1,2\n3,\n"), {"target": "b"}, "column 'b': row 1 is missing or NaN"),
     "infinite in a table": ("a.csv", text("a,b\n1,2\ninf,3\n"), {"target": "b"}, "row 1 holds inf"),
     "ragged": ("a.csv", text("a,b\n1,2\n1,2,3,4\n"), {"target": "b"}, "row 1 has 4 fields, the header 2: expected"),
@@ -271,7 +290,12 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "wider than the header": ("a.csv", text("a,b,y\n10,1,0,7\n20,2,1,8\n"), {"target": "y"}, "row 0 has 4 fields"),
     "two targets": ("a.csv", text("a,y,y\n1,0,5\n"), {"target": "y"}, "has 2 columns 'y', expected one to predict"),
     "two targets in Parquet": ("a.parquet", twice, {"target": "y"}, "has 2 columns 'y', expected one to predict"),
-    "no text": ("a.csv", lambda path: path.write_bytes(b"\xff\xfe\x00\x01"), {"target": "b"}, "not a readable .csv"),
+    "no text": (
+        "a.csv",
+        lambda path: path.write_bytes(b"a,b\n\x8f\xfe,1\n"),
+        {"target": "b"},
+        "the byte 8f is no text in utf-8",
+    ),
     "no parquet": ("a.parquet", text("a,b\n1,2\n"), {"target": "b"}, "not a readable .parquet"),
 }
 

@@ -122,3 +122,113 @@ def test_slots_are_none_where_the_rule_has_none() -> None:
 def test_refuse_the_state_of_others(slots: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         gpuopt.update(gpuopt.Adam(), {"w": np.ones(3)}, {"w": np.ones(3)}, gpuopt.State(0, slots))
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@each_row
+def test_are_fused_with_the_same_bits(row: Row, donate: bool, fused_space: Space) -> None:
+    """Over steps whose leaves, layouts and gradients change: a plan that was kept is used only where it fits."""
+    random = np.random.RandomState(0)
+    rules = {"b": row.make(lr=0.1), "*": gpuopt.Adam()}
+    for shape in ((3, 4), (5000,), (3, 4)):
+        values: dict[str, Any] = {"a": random.standard_normal(shape).astype("f4"), "b": random.standard_normal(2)}
+        held = {name: fused_space.put(x) for name, x in values.items()}
+        own: dict[str, Any] = {name: fused_space.put(x) for name, x in values.items()}
+        opt = gpuopt.Optimizer(own, rules)
+        params, state = held, gpuopt.init(rules, held)
+        gradients = [values, {"a": values["a"].astype("f8"), "b": None}, {"a": None, "b": values["b"]}, values]
+        for given in gradients:
+            grads = {name: None if g is None else fused_space.put(g) for name, g in given.items()}
+            opt.step(grads)
+            params, state = gpuopt.update(rules, params, grads, state, donate=donate)
+        for name, x in own.items():
+            assert_same_bits({name: fused_space.get(params[name])}, {name: fused_space.get(x)})
+            assert donate or np.array_equal(fused_space.get(held[name]), values[name])
+
+
+def test_donated_arrays_are_written_to_where_that_can_be_done() -> None:
+    rule = gpuopt.SGD(lr=1.0)
+    w, fixed = np.zeros(3), np.zeros(3)
+    fixed.flags.writeable = False
+    (new,), _ = gpuopt.update(rule, [w], [np.ones(3)], gpuopt.init(rule, [w]), donate=True)
+    assert new is w
+    (new,), _ = gpuopt.update(rule, [fixed], [np.ones(3)], gpuopt.init(rule, [fixed]), donate=True)
+    assert (new.tolist(), fixed.tolist()) == ([-1.0] * 3, [0.0] * 3)
+    (one, two), _ = gpuopt.update(rule, [fixed, fixed], [np.ones(3)] * 2, gpuopt.init(rule, [w, w]), donate=True)
+    assert one is not two
+    # A gradient that lies where another leaf is written to is read before.
+    a = np.arange(6.0)
+    new, _ = gpuopt.update(rule, [a[:3], a[3:]], [a[3:], a[:3]], gpuopt.init(rule, [a[:3], a[3:]]), donate=True)
+    assert [x.tolist() for x in new] == [[-3.0] * 3, [3.0] * 3]
+
+
+def jitted() -> Any:
+    jax = pytest.importorskip("jax")
+
+    def run(rule: Any, steps: int = 3, **options: Any) -> tuple[Any, Any]:
+        params = {"w": jax.numpy.ones((2, 3)), "b": jax.numpy.ones(2)}
+        grads = {"w": jax.numpy.full((2, 3), 0.3), "b": jax.numpy.full(2, -0.1)}
+        update = jax.jit(lambda p, g, s: gpuopt.update(rule, p, g, s), **options)
+        state, plain, other = gpuopt.init(rule, params), params, gpuopt.init(rule, params)
+        params = jax.tree.map(jax.numpy.array, params)
+        for _ in range(steps):
+            plain, other = gpuopt.update(rule, plain, grads, other)
+            params, state = update(params, grads, state)
+        assert int(state.steps) == other.steps == steps
+        return params, plain
+
+    return run
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("options", [{}, {"donate_argnums": (0, 2)}], ids=["kept", "donated"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        gpuopt.SGD(lr=0.1, momentum=0.9, dampening=0.5),
+        gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, decay=0.1)),
+        gpuopt.NAdam(),
+        gpuopt.chain(gpuopt.ClipValue(0.2), gpuopt.AdamW(lr=lambda step: 0.1 / (1 + step)), gpuopt.Lookahead(every=2)),
+    ],
+    ids=["SGD", "schedule", "carried", "chain"],
+)
+def test_are_compiled_by_jax(rule: Any, options: Any) -> None:
+    params, plain = jitted()(rule, **options)
+    for name in params:
+        np.testing.assert_allclose(np.asarray(params[name]), np.asarray(plain[name]), rtol=1e-5)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (gpuopt.Adam(lr=gpuopt.schedules.cosine(0.1, steps=5)), r"Adam: lr: cannot be traced, .* outside of jit"),
+        (gpuopt.ScheduleFreeSGD(), r"ScheduleFreeSGD: coefficients: cannot be traced"),
+        (gpuopt.Prodigy(), r"a number of the host that is not known yet; Prodigy cannot be traced"),
+        (gpuopt.LAMB(), r"a norm or a sum of an array whose values are not known yet"),
+    ],
+    ids=["schedule", "coefficients", "numbers", "norms"],
+)
+def test_what_cannot_be_compiled_by_jax_is_named(rule: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        jitted()(rule)
+
+
+@pytest.mark.peers
+def test_are_differentiated_and_mapped() -> None:
+    jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
+    rule = gpuopt.SGD(lr=0.1)
+
+    def after(x: Any) -> Any:
+        return (gpuopt.update(rule, x, 2 * x, gpuopt.init(rule, x))[0] ** 2).sum()
+
+    np.testing.assert_allclose(jax.grad(after)(jax.numpy.ones(3)), 1.28, rtol=1e-6)
+    x = torch.ones(3, requires_grad=True)
+    after(x).backward()
+    np.testing.assert_allclose(x.grad.numpy(), 1.28, rtol=1e-6)
+
+    def of_one(x: Any) -> Any:
+        return gpuopt.update(gpuopt.Adam(lr=0.1), x, x, gpuopt.init(gpuopt.Adam(), x))[0]
+
+    np.testing.assert_allclose(jax.vmap(of_one)(jax.numpy.ones((4, 3))), 0.9, rtol=1e-5)
+    np.testing.assert_allclose(torch.vmap(of_one)(torch.ones(4, 3)), 0.9, rtol=1e-5)

@@ -27,11 +27,10 @@ from mutations import MUTATIONS
 
 import gpuopt
 from gpuopt import checkpoint
+from gpuopt.runs.record.folder import RunFolder
+from gpuopt.runs.record.history import History
 from gpuopt.training import Callback, Config, Training, UsageError, load, report, resume, train
-from gpuopt.training.checkpoints import Checkpoints
-from gpuopt.training.folder import RunFolder
-from gpuopt.training.history import Run
-from gpuopt.training.run import _prepared
+from gpuopt.training.run import _checkpoints, _prepared
 
 HANGS = 30  # seconds, of which a file takes a thousandth
 MEMORY = 512 << 20  # bytes that may be taken beyond what there was at the beginning
@@ -70,7 +69,7 @@ Read = Callable[[Path], object]
 def restored(run: RunFolder, name: str) -> tuple[bytes, Read]:
     """A file of a run, and reading it where the other files are whole."""
     training, _ = _prepared(Config.from_json(run.read_config()["config"]))
-    original = Checkpoints(run, training.config)
+    original = _checkpoints(run, training.config)
     original.restore(training)
     expected = {path: x.copy() for path, x in training.optimizer.state_dict()["params"].items()}
 
@@ -82,7 +81,7 @@ def restored(run: RunFolder, name: str) -> tuple[bytes, Read]:
         config = Config.from_json(folder.read_config()["config"])
         assert config == training.config
         with folder.locked():
-            Checkpoints(folder, replace(config)).restore(training)
+            _checkpoints(folder, replace(config)).restore(training)
         found = training.optimizer.state_dict()["params"]
         assert all(found[leaf].tobytes() == x.tobytes() for leaf, x in expected.items()), "other parameters"
 
@@ -222,7 +221,7 @@ GREEDY: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "text as features": (
         "a.parquet",
         lambda: parquet(x=["z" * 9] * 9, y=[0] * 9),
-        "column 'x': holds cat.* be numbers",
+        "column 'x': holds text such as 'zzzzzzzzz', a feature must be numbers",
     ),
     "commas": ("a.csv", lambda: b"," * 10_000_000, "a table of 4,194,305 columns, expected at most 30,000"),
     "commas in the second line": ("a.csv", lambda: b"a,y\n" + b"1," * 3_000_000, "a table of .* columns, expected"),
@@ -390,7 +389,7 @@ def test_positions_that_nobody_wrote(run: RunFolder, tmp_path: Path, name: str) 
     for case in cases:
         checkpoint.save(folder / run.checkpoint.name, training.optimizer, case)
         before = (folder / "metrics.jsonl").read_bytes()
-        with pytest.raises(UsageError, match=r"checkpoint\.safetensors: is no checkpoint of a training"):
+        with pytest.raises(UsageError, match=r"checkpoint\.safetensors: is no checkpoint of a run"):
             resume(folder)
         assert (folder / "metrics.jsonl").read_bytes() == before
 
@@ -450,7 +449,7 @@ def test_what_pictures_read(run: RunFolder, tmp_path: Path, name: str, what: Any
     else:
         make_no_file(folder / name, what)
     with pytest.raises(UsageError, match=re.escape(name)):
-        Run.read(folder)
+        History.read(folder)
 
 
 WRONG_ROWS: list[dict[str, Any]] = [
@@ -467,7 +466,7 @@ def test_metrics_that_cannot_be_drawn(run: RunFolder, tmp_path: Path, wrong: dic
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(row | wrong) + "\n")
     with pytest.raises(UsageError, match=r"metrics\.jsonl: line 5 is not readable"):
-        Run.read(folder)
+        History.read(folder)
 
 
 ODD_EVENTS: list[dict[str, Any]] = [
@@ -495,7 +494,7 @@ def test_a_configuration_that_cannot_be_drawn(run: RunFolder, tmp_path: Path) ->
     content = run.read_config()
     folder.write_config({**content, "config": {**content["config"], "keep": 0}})
     with pytest.raises(UsageError, match=r"config\.json: --keep 0: expected"):
-        Run.read(folder.path)
+        report.draw(folder.path)
 
 
 @pytest.mark.parametrize("state", [None, [], {"params": []}, {"rules": {1: {}}}, {"state": {"": []}}])

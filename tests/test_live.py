@@ -15,17 +15,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from running import Running, gpuopt, opened, rows
 
-from gpuopt.live import Page, curves
-from gpuopt.live.follower import Follower
-from gpuopt.live.guard import Guard
+from gpuopt.runs.control.channel import Server
+from gpuopt.runs.control.live import Page, curves
+from gpuopt.runs.control.live.follower import Follower
+from gpuopt.runs.control.live.guard import Guard
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import UsageError
-from gpuopt.training.channel import Server
-from gpuopt.training.folder import RunFolder
 
 TOKEN, HOST = "secret", "127.0.0.1:80"
 SCREENSHOTS = "GPUOPT_SCREENSHOTS"
@@ -74,11 +74,28 @@ def test_only_who_has_the_address_gets_in(kind: str, path: str, headers: dict[st
     assert sent[0]["type"] == ("welcome" if welcome else refusal)
     if kind == "http" and not welcome:
         assert sent[0]["status"] == 403
-    if "origin" in headers or "host" not in headers:  # on another interface any name may lead there, but not any origin
-        sent.clear()
-        asyncio.run(Guard(app, TOKEN, None)(scope, receive, send))
-        own_page = headers.get("origin") == f"http://{headers.get('host')}"
-        assert (sent[0]["type"] == "welcome") == (welcome or own_page)
+    sent.clear()  # on another interface every address leads there, and no name
+    asyncio.run(Guard(app, TOKEN, set(), addresses=True)(scope, receive, send))
+    assert (sent[0]["type"] == "welcome") == welcome
+
+
+@pytest.mark.parametrize("method", ["BREW", "PUT", "get", ""])
+def test_odd_methods_get_an_answer(method: str) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": f"/{TOKEN}/", "headers": [(b"host", HOST.encode())]}
+    asyncio.run(Guard(cast("Any", None), TOKEN, {HOST})(scope, cast("Any", None), send))
+    assert sent[0]["status"] == 405
+
+
+def test_listening_for_everybody_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    page = Page("0.0.0.0")
+    page._place.socket.close()
+    assert "whoever is told the page's address may steer the run" in caplog.text
 
 
 def test_without_the_extra_it_says_which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,10 +119,10 @@ def test_every_address_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(re.fullmatch(r"http://(127\.0\.0\.1|localhost):\d+/[\w-]{22}/", page.url) for page in pages)
         assert len({page.url.split("/")[3] for page in pages}) == 3
         for page in pages:
-            assert page._socket.getsockname()[0] == "127.0.0.1"
+            assert page._place.socket.getsockname()[0] == "127.0.0.1"
     finally:
         for page in pages:
-            page._socket.close()
+            page._place.socket.close()
 
 
 def test_the_follower_knows_rows_events_and_more_points(running: Running) -> None:
@@ -175,7 +192,7 @@ def test_the_follower_goes_on_with_a_training_that_goes_on_and_tells_when_it_was
 
 
 def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpuopt.live.follower.MOST", 10)
+    monkeypatch.setattr("gpuopt.runs.control.live.follower.MOST", 10)
     points: list[dict[str, Any]] = []
     for step in range(100):
         Follower._add(points, {"step": step})
@@ -376,6 +393,44 @@ def test_the_page_steers(chromium: Any, live: tuple["subprocess.Popen[str]", str
     assert json.loads((folder / "summary.json").read_text())["stopped"] == "stopped by hand"
     take(chromium, "live-ended")
     until(lambda: not reachable(url))  # the page's process has ended, too
+
+
+@browser
+def test_an_own_loop_shows_its_picture(chromium: Any, tmp_path: Path) -> None:
+    """Followed from another terminal, with `gpuopt live`."""
+    folder = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    program = [sys.executable, str(Path(__file__).parent / "own_loop.py"), str(folder), str(10**8)]
+    with subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL) as process:
+        until((folder / "image-x.png").exists)
+        command = [sys.executable, "-m", "gpuopt", "live", str(folder)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as page:
+            try:
+                assert page.stdout is not None
+                url = page.stdout.readline().split()[1]
+                until(lambda: reachable(url))
+                chromium.get(url)
+
+                def source() -> str:
+                    pictures = chromium.find_elements("css selector", "img[alt=x]")
+                    return str(pictures[0].get_attribute("src")) if pictures else ""
+
+                first = until(source)
+                assert first.startswith("data:image/png;base64,")
+                until(lambda: chromium.find_elements("css selector", "[role=slider][aria-label=lr]"))
+                press(chromium, "Pause")
+                until(lambda: chromium.find_element("css selector", ".status").text == "paused")
+                field = chromium.find_element("css selector", "input[aria-label=lr]")
+                field.send_keys("\ue009a\ue000", "2\ue007")  # 2, which shakes it
+                until(lambda: rows(folder, "tune"))
+                take(chromium, "live-own")
+                press(chromium, "Resume")
+                until(lambda: source() != first)
+                press(chromium, "Stop")
+                assert (process.wait(60), page.wait(60)) == (0, 0)
+            finally:
+                page.kill()
+                process.kill()
 
 
 def reachable(url: str) -> bool:

@@ -346,35 +346,6 @@ def test_a_state_that_cannot_be_read_changes_nothing(space: Space) -> None:
     assert space.get(params["a"]).tolist() == [0] * 3
 
 
-@pytest.mark.peers
-def test_torch_tensors_that_require_grad() -> None:
-    torch = pytest.importorskip("torch")
-    w = torch.ones(3, requires_grad=True)
-    with pytest.raises(ValueError, match=r"params\['w'\]: a torch:cpu array that requires grad, .*x\.detach\(\)"):
-        gpuopt.Optimizer({"w": w}, gpuopt.SGD())
-    opt = gpuopt.Optimizer({"w": w.detach()}, gpuopt.SGD(lr=1.0, momentum=0.5))
-    opt.step({"w": torch.ones(3, requires_grad=True) * 2})
-    assert w.tolist() == [-1] * 3
-    state = opt.state_dict()
-    assert not state["state"]["w"]["v"].requires_grad
-    opt.load_state_dict({**state, "params": {"w": torch.full((3,), 5.0, requires_grad=True)}})
-    assert (w.tolist(), opt.params["w"].requires_grad) == ([5] * 3, False)
-
-
-@pytest.mark.peers
-def test_torch_tensors_that_require_grad_by_now() -> None:
-    torch = pytest.importorskip("torch")
-    params = {name: torch.ones(3) for name in "ab"}
-    opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0))
-    saved = {**opt.state_dict(), "params": {name: torch.zeros(3) for name in "ab"}}
-    params["b"].requires_grad_(True)
-    with pytest.raises(ValueError, match=r"params\['b'\]: requires grad by now"):
-        opt.step({name: torch.ones(3) for name in "ab"})
-    with pytest.raises(ValueError, match="params/b: this optimizer's: requires grad by now"):
-        opt.load_state_dict(saved)
-    assert (opt.steps, params["a"].tolist(), params["b"].tolist()) == (0, [1] * 3, [1] * 3)
-
-
 FIVE = namedtuple("FIVE", "a b c d e")  # noqa: PYI024 - as people make them
 CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
     "list": list,

@@ -42,8 +42,12 @@ class Everything(Rule):
         return new, {"m": m, "own": s.own + h.t * first, "all": everywhere, "largest": third}
 
 
-FORMULAS = {name: rule for name, (rule, _) in {**RULES, **TRANSFORMS}.items() if name != "Scale"}  # which has a shape
-REDUCING = {name: rule for name, rule in FORMULAS.items() if passes(trace(rule))} | {"everything": Everything()}
+FORMULAS: dict[str, Rule] = {
+    name: rule for name, (rule, _) in {**RULES, **TRANSFORMS}.items() if name != "Scale"
+}  # which has a shape
+REDUCING: dict[str, Rule] = {name: rule for name, rule in FORMULAS.items() if passes(trace(rule))} | {
+    "everything": Everything()
+}
 
 
 def reference(asked: Problem) -> dict[str, Host]:

@@ -20,12 +20,14 @@ from PIL import Image
 from test_cli import gpuopt_
 
 from gpuopt import pictures
-from gpuopt.training import Callback, Config, ExplodedError, Training, UsageError, plots, report, train
-from gpuopt.training.artist import Prompter
+from gpuopt.runs.record.history import History
+from gpuopt.runs.report import plots
+from gpuopt.runs.report.process import Prompter
+from gpuopt.training import Callback, Config, ExplodedError, Training, UsageError, report, train
 from gpuopt.training.compare import compare
-from gpuopt.training.history import Run
+from gpuopt.training.plane import plane
 
-PICTURES = ["accuracy", "boundary", "learning_rate", "loss", "norms"]
+PICTURES = ["accuracy", "boundary", "confusion", "learning_rate", "loss", "norms"]
 SHORT = Config(epochs=40, hidden=(8,))
 EXPLODING = Config(epochs=300, hidden=(8,), optimizer="SGD", lr=1e20, on_explosion="rollback")
 
@@ -107,14 +109,14 @@ def test_a_report_that_fails_is_a_warning(caplog: pytest.LogCaptureFixture, monk
             Path("a/report.html").mkdir()
 
     assert train(SHORT, out="a", callbacks=[Obstacle()], report=True).epochs == 40
-    monkeypatch.setattr("gpuopt.training.artist.PATIENCE", 0)
+    monkeypatch.setattr("gpuopt.runs.report.process.PATIENCE", 0)
     assert train(SHORT, out="b", report=True).epochs == 40
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert train(SHORT, out="c", report=True).epochs == 40
     first, second, third = (record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
     assert first.startswith("no report: IsADirectoryError: ")
-    assert first.endswith(". To draw it: gpuopt plot a")
-    assert second == "no report: not done after 0 s. To draw it: gpuopt plot b"
+    assert first.endswith(f". To draw it: gpuopt plot {Path('a').absolute()}")
+    assert second == f"no report: not done after 0 s. To draw it: gpuopt plot {Path('b').absolute()}"
     assert third.startswith("no report: [Errno 2] No such file or directory: ")
 
 
@@ -133,7 +135,8 @@ def test_an_artist_that_dies_early_is_a_warning(
 
     assert train(SHORT, out="run", callbacks=[Wait()], report=True).epochs == 40
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
-    assert record.getMessage() == "no report: the process that draws ended with 3. To draw it: gpuopt plot run"
+    drawn = f"To draw it: gpuopt plot {Path('run').absolute()}"
+    assert record.getMessage() == f"no report: the process that draws ended with 3. {drawn}"
 
 
 def test_who_leaves_at_once_gets_none() -> None:
@@ -148,7 +151,13 @@ def test_who_leaves_at_once_gets_none() -> None:
 
 def test_the_artist_ends_with_the_training(run: Path) -> None:
     """When the training is killed its end of the pipe closes."""
-    command = [sys.executable, "-c", "from gpuopt.training.artist import main; main()", str(run)]
+    command = [
+        sys.executable,
+        "-c",
+        "from gpuopt.runs.report.process import main; main()",
+        str(run),
+        "gpuopt.training.report",
+    ]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, stdin=subprocess.DEVNULL, env=env, check=False, capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -162,19 +171,19 @@ def test_the_artist_ends_with_the_training(run: Path) -> None:
 )
 def test_the_artist_is_prompted_late(seconds: float, epoch: int) -> None:
     """With what it needs left of a training that takes so many seconds."""
-    training = SimpleNamespace(config=Config(epochs=100, report_every=10))
+    training = SimpleNamespace(total=100)
     words = {}
     with Path("words").open("w") as stdin:
         prompter = Prompter(cast("Any", SimpleNamespace(stdin=stdin)))
         for k in (1, *range(10, 101, 10)):
-            prompter.reported(cast("Any", training), {"epoch": k, "seconds": seconds * k / 100})
+            prompter.reported(cast("Any", training), {"step": k, "seconds": seconds * k / 100})
             words[k] = Path("words").read_text()
     assert words == {k: "rehearse\n" * (k >= epoch) for k in words}
 
 
 def test_a_rehearsal_ends_when_it_is_enough(run: Path) -> None:
     enough = iter([False, True])
-    plots.rehearse(Run.read(run), until=lambda: next(enough))
+    report.rehearse(run, until=lambda: next(enough))
     assert list(enough) == []
     assert pngs(run) == []
 
@@ -190,7 +199,7 @@ def test_a_run_that_goes_on_or_was_killed(run: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{run / 'report.html'}\n")
     text = told(run / "report.html")
     assert "still going on, stopped or killed" in text
-    assert len(Run.read(run).rows) == rows.count(b"\n") - 1
+    assert len(History.read(run).rows) == rows.count(b"\n") - 1
     assert pngs(run) == PICTURES
 
 
@@ -212,15 +221,17 @@ def test_other_data(kind: str) -> None:
     train(Config(data="data.npz", hidden=(8,), epochs=5), out="run")
     report.draw("run")
     there = (
-        ["boundary", "learning_rate", "loss", "norms"]
+        ["boundary", "loss", "norms", "predicted", "residuals", "rmse"]
         if kind == "numbers"
-        else ["accuracy", "learning_rate", "loss", "norms"]
+        else ["accuracy", "confusion", "loss", "norms"]
     )
     assert pngs(Path("run")) == there
     assert "Loss, test set" in told(Path("run/report.html"))
     Path("data.npz").unlink()
     report.draw("run")
-    assert ("No such file" in told(Path("run/report.html"))) == (kind == "numbers")
+    assert "Without pictures of what the network predicts: data.npz: No such file" in told(
+        Path("run/report.html")
+    ).replace(f"{Path.cwd()}/", "")
 
 
 @pytest.mark.parametrize(
@@ -336,13 +347,15 @@ def test_compare_on_the_command_line() -> None:
     assert [line.split()[0] for line in lines[:4]] == ["SGD", "AdaGrad", "RMSProp", "Adam"]
     assert re.split("  +", lines[5])[:5] == ["optimizer", "final loss", "accuracy", "steps to loss 0.549", "time (s)"]
     assert [line.split()[0] for line in lines[6:10]] == ["SGD", "AdaGrad", "RMSProp", "Adam"]
-    assert lines[-1] == "Report: all/report.html"
+    assert lines[-1] == f"Report: {Path('all/report.html').absolute()}"
     parameters = 2 * 8 + 8 + 8 * 3 + 3
     assert [entry["state_bytes"] for entry in entries("all")] == [4 * parameters * n for n in (1, 1, 1, 2)]
-    starts = [Run.read(f"all/{entry['optimizer']}").rows[0] for entry in entries("all")]
+    starts = [History.read(f"all/{entry['optimizer']}").rows[0] for entry in entries("all")]
     assert len({(row["loss"], row["gradient_norm"]) for row in starts}) == 1
     for entry in entries("all"):
-        reached = [row["step"] for row in Run.read(f"all/{entry['optimizer']}").rows if row["loss"] <= math.log(3) / 2]
+        reached = [
+            row["step"] for row in History.read(f"all/{entry['optimizer']}").rows if row["loss"] <= math.log(3) / 2
+        ]
         assert entry["steps_to_threshold"] == (min(reached) if reached else None)
     assert "SGD(lr=0.5, momentum=0.9" in told(Path("all/report.html"))
     assert pngs(Path("all")) == ["comparison"]
@@ -402,7 +415,7 @@ def test_a_terminal_sees_a_line_for_each(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_of_one_it_is_a_name() -> None:
     with pytest.raises(UsageError, match="is no run folder"):
-        Run.read("nowhere")
+        History.read("nowhere")
 
 
 def test_a_run_has_one_style_in_all_parts_and_in_its_events(tmp_path: Path) -> None:
@@ -416,7 +429,7 @@ def test_a_run_has_one_style_in_all_parts_and_in_its_events(tmp_path: Path) -> N
 
     for name, config in {"without": Config(epochs=5), "with": Config(data="both.npz", epochs=5)}.items():
         train(replace(config, hidden=(3,), device="cpu"), out=name, callbacks=[Drop()] * (name == "with"), report=False)
-    figure = plots.overlay([Run.read("without"), Run.read("with")])
+    figure = plots.overlay([History.read("without"), History.read("with")])
     seen: dict[str, set[Any]] = {"without": set(), "with": set()}
     titles = {}
     for axes in figure.axes:
@@ -452,9 +465,9 @@ def test_legends_hide_nothing(classes: int) -> None:
     x = np.random.RandomState(0).standard_normal((60, 2))
     np.savez("some.npz", x_train=x, y_train=np.arange(60) % classes, x_test=x, y_test=np.arange(60) % classes)
     train(Config(data="some.npz", epochs=5, hidden=(3,), device="cpu"), out="run", report=False)
-    run = Run.read("run")
+    run = History.read("run")
     several = plots.overlay([run.called(f"SGD_lr=0.{k}_nesterov=true_momentum=0.9") for k in range(classes)])
-    regions = plots.plane(run)
+    regions = plane(run)
     for figure in [*dict(plots.figures(run)).values(), several, regions]:
         assert_all_is_seen(figure)
     assert regions is not None
@@ -466,7 +479,7 @@ def test_events_long_after_the_last_row_are_on_the_picture(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"event": "pause", "step": 60000}\n')
     report.draw(run)
-    for _, figure in plots.figures(Run.read(run)):
+    for _, figure in plots.figures(History.read(run)):
         assert figure.axes[0].get_xlim()[1] > 60000
 
 
@@ -477,7 +490,7 @@ def test_events_at_one_step_do_not_hide_each_other() -> None:
 
     for name in ("a", "b"):
         train(Config(epochs=1, hidden=(3,), device="cpu"), out=name, callbacks=[Drop()], report=False)
-    for axes in plots.overlay([Run.read("a"), Run.read("b")]).axes:
+    for axes in plots.overlay([History.read("a"), History.read("b")]).axes:
         tops = [line.get_ydata()[0] for line in axes.lines if line.get_transform() != axes.transData]
         assert len(tops) == len(set(tops)) + 1  # both vertical lines begin at the bottom
 
@@ -486,7 +499,7 @@ def test_black_is_seen_on_all_colours_of_numbers() -> None:
     x = np.random.RandomState(0).standard_normal((60, 2))
     np.savez("numbers.npz", x_train=x, y_train=x.sum(axis=1))
     train(Config(data="numbers.npz", epochs=5, hidden=(3,), device="cpu"), out="run", report=False)
-    figure = plots.plane(Run.read("run"))
+    figure = plane(History.read("run"))
     assert figure is not None
     (filled, *_) = figure.axes[0].collections
     shades = filled.cmap(np.linspace(0, 1, 20))[:, :3] @ (0.299, 0.587, 0.114)
@@ -495,7 +508,7 @@ def test_black_is_seen_on_all_colours_of_numbers() -> None:
 
 
 def test_regions_can_be_told_apart_without_colour(ran: Path) -> None:
-    figure = plots.plane(Run.read(ran))
+    figure = plane(History.read(ran))
     assert figure is not None
     shades = np.asarray(figure.axes[0].images[0].get_array()) @ (0.299, 0.587, 0.114)
     found = np.unique(shades.round(6))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -36,10 +37,11 @@ LAYERS: dict[str, set[str]] = {
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
-    "leaves": {"arrays", "engines", "suggest", "trees"},
+    "leaves": {"arrays", "engines", "lending", "suggest", "trees"},
     "gradients": {"engines", "rules/base"},
     "accumulation": {"arrays", "engines", "rules/base"},
     "optimizer": {
+        "lending",
         "accumulation",
         "arrays",
         "engines",
@@ -53,6 +55,9 @@ LAYERS: dict[str, set[str]] = {
         "tuning",
     },
     "functional": {"arrays", "engines", "groups", "leaves", "rules/base", "trees"},
+    "__main__": {"cli"},
+    "lending": set(),
+    "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
     "checkpoint": {"arrays", "optimizer"},
     "distributed": {
         "",
@@ -70,34 +75,52 @@ LAYERS: dict[str, set[str]] = {
     "check": {"arrays", "backends", "engines", "gradients", "optimizer", "rules"},
     "pictures": set(),
     "landscape": {"optimizer", "pictures", "rules", "rules/base"},
-    "training": {
-        "",
+    "errors": set(),
+    "limits": {"errors"},
+    "runs": {
         "arrays",
         "backends",
         "checkpoint",
-        "diagnosis",
-        "gradients",
+        "errors",
+        "limits",
         "notebook",
         "optimizer",
         "pictures",
         "rules",
         "rules/base",
         "schedules",
+    },
+    "training": {
+        "",
+        "arrays",
+        "backends",
+        "checkpoint",
+        "diagnosis",
+        "errors",
+        "gradients",
+        "limits",
+        "notebook",
+        "optimizer",
+        "pictures",
+        "rules",
+        "rules/base",
+        "runs",
+        "schedules",
         "suggest",
         "transforms",
     },
-    "live": {"training"},
     "cli": {
         "",
         "check",
         "backends",
         "checkpoint",
+        "errors",
         "landscape",
-        "live",
         "optimizer",
         "pictures",
         "rules",
         "rules/base",
+        "runs",
         "schedules",
         "suggest",
         "training",
@@ -114,7 +137,7 @@ CONFINED = {
     "matplotlib": {"pictures.py"},
     "mpi4py": {"distributed/transport.py"},
     "PIL": {"pictures.py"},
-    "nicegui": {"live/__main__.py", "live/view.py"},
+    "nicegui": {"runs/control/live/__main__.py", "runs/control/live/view.py"},
     "torch": {"like/_exchange.py"},
 }
 
@@ -203,6 +226,49 @@ def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
 def test_what_is_derived_from_the_rules_is_up_to_date(file: str) -> None:
     text, derived = current(file)
     assert text == derived, "`nox -s derive` writes it"
+
+
+CORE = """
+import sys
+for name in ("matplotlib", "PIL", "rich", "typer", "pandas", "pyarrow", "nicegui", "cupy"):
+    sys.modules[name] = None
+import numpy as np
+import gpuopt, gpuopt.like, gpuopt.training
+gpuopt.Optimizer(np.ones(3), gpuopt.Adam()).step(np.ones(3))
+opt = gpuopt.Optimizer(np.ones(3), gpuopt.Adam())
+gpuopt.save("core.safetensors", opt)
+gpuopt.load("core.safetensors", opt)
+try:
+    gpuopt.training.train(gpuopt.training.Config(epochs=2), out="run")
+finally:
+    from gpuopt.__main__ import main
+    main()
+"""
+
+
+def test_the_core_needs_no_extra(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", CORE],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | {"GPUOPT_REPORT": "0"},
+    )
+    assert run.stderr.splitlines() == [
+        'gpuopt: the command needs the extra `train`, which is not installed; run `pip install "gpuopt[train]"`'
+    ]
+    assert run.returncode == 2
+
+
+def test_pictures_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuopt import pictures
+
+    monkeypatch.setattr(pictures, "_spare", {})
+    for name in ("matplotlib", "matplotlib.ticker"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match=r'pictures need matplotlib.*`pip install "gpuopt\[train\]"`'):
+        pictures.figure()
 
 
 def test_import_gpuopt_loads_nothing_heavy() -> None:

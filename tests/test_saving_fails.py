@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from gpuopt import checkpoint
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import Callback, Config, SavingError, Training, UsageError, resume, train
-from gpuopt.training.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="files as POSIX has them")
 

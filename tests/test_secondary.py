@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt.live import Page
+from gpuopt.runs.control.live import Page
+from gpuopt.runs.record.history import History
+from gpuopt.runs.secondary import Secondary, environment, interpreter
 from gpuopt.training import Callback, Config, Training, UsageError, train
-from gpuopt.training.history import Run
-from gpuopt.training.secondary import Secondary, environment, interpreter
 
 SHORT = Config(epochs=20, hidden=(4,), device="cpu", report_every=1)
 COMMAND = [sys.executable, "-m", "gpuopt.cli", "train", "--no-report"]
@@ -121,7 +121,7 @@ def test_what_cannot_be_printed_does_not_end_a_training(tmp_path: Path, how: str
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     if code == 0:
-        run = Run.read(tmp_path / "run")
+        run = History.read(tmp_path / "run")
         assert run.summary is not None
         assert (run.summary["epochs"], len(run.rows)) == (100, 100)
 

@@ -12,10 +12,10 @@ from running import Running, gpuopt, opened, rows
 from safetensors.numpy import load_file
 
 from gpuopt import schedules
+from gpuopt.runs.control.channel import Client
+from gpuopt.runs.record.events import explain
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import Callback, Config, Training, UsageError, resume, train
-from gpuopt.training.channel import Client
-from gpuopt.training.folder import RunFolder
-from gpuopt.training.progress import explain
 
 SMALL = Config(hidden=(4,), epochs=60, report_every=1, device="cpu", optimizer="Adam", lr=0.05)
 

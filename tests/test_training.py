@@ -107,6 +107,7 @@ def test_a_run_folder(blobs: str, tmp_path: Path, library: str) -> None:
         "metrics.jsonl",
         "checkpoint.safetensors",
         "best.safetensors",
+        "model.json",
         "summary.json",
     }
     summary = read(out, "summary")
@@ -358,9 +359,9 @@ def test_callbacks_are_called_in_turn(blobs: str, tmp_path: Path) -> None:
     train(config, out=tmp_path / "run", callbacks=[Recorder()])
     assert calls == [
         ("start", 0, True),
-        *[("step", 1, True), ("step", 2, True), ("epoch", 1, False)],
-        *[("step", 3, False), ("step", 4, False), ("epoch", 2, True)],
-        *[("step", 5, True), ("step", 6, True), ("epoch", 3, False)],
+        *[("step", 1, True), ("epoch", 1, False), ("step", 2, False)],
+        *[("step", 3, False), ("epoch", 2, True), ("step", 4, True)],
+        *[("step", 5, True), ("epoch", 3, False), ("step", 6, False)],
         ("end", 6, False),
     ]
 
@@ -432,12 +433,15 @@ def test_a_killed_full_batch_run_resumes(tmp_path: Path) -> None:
         assert_equal_runs(tmp_path / "whole", tmp_path / str(step))
 
 
-def test_a_finished_run_can_be_extended_along_its_own_schedule(config: Config, tmp_path: Path) -> None:
+def test_a_finished_run_is_extended_along_its_own_schedule_which_is_stretched(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(config, out=tmp_path / "run")
     result = resume(tmp_path / "run", epochs=9)
+    assert "lr: its schedule was made for 7 epochs and is stretched to 9" in caplog.text
     assert (result.epochs, result.steps) == (9, 45)
     assert [row["epoch"] for row in rows(tmp_path / "run")] == [1, 2, 4, 6, 7, 8, 9]
-    assert rows(tmp_path / "run")[-1]["lr"] == 0
+    assert rows(tmp_path / "run")[-1]["lr"] == pytest.approx(schedules.cosine(0.001, steps=45)(44))
     assert read(tmp_path / "run", "config")["config"]["epochs"] == 9
 
 
@@ -545,7 +549,7 @@ NOT_RESUMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "checkpoint in a loop": (loop("checkpoint.safetensors"), "checkpoint.safetensors: a symbolic link"),
     "checkpoint is a pipe": (pipe("checkpoint.safetensors"), "checkpoint.safetensors: not a regular file"),
     "checkpoint lost": (lost_checkpoint, "checkpoint.safetensors: is missing; there are .* checkpoint-8.safetensors"),
-    "foreign checkpoint": (foreign_checkpoint, "checkpoint.safetensors: is no checkpoint of a training"),
+    "foreign checkpoint": (foreign_checkpoint, "checkpoint.safetensors: is no checkpoint of a run"),
     "data changed": (change_data, "blobs.npz: is not the data that"),
     "data gone": (lambda folder: (folder.parent / "blobs.npz").unlink(), "blobs.npz: No such file"),
     "damaged checkpoint": (damage, "checkpoint.safetensors: "),
@@ -637,7 +641,6 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"init": "zero"}, "--init zero: expected he or small"),
     ({"matmul": "float16"}, "--matmul float16: expected float32 or float64"),
     ({"target": "y"}, "--target y: expected --data FILE with it"),
-    ({"standardize": True}, "--standardize True: expected --data FILE with it"),
     ({"optimizer": "Adm"}, f"--optimizer Adm: unknown (did you mean Adam?); known: {KNOWN}"),
     ({"optimizer": ""}, f"--optimizer : unknown; known: {KNOWN}"),
     ({"optimizer": "xyz"}, f"--optimizer xyz: unknown; known: {KNOWN}"),
@@ -675,6 +678,7 @@ def test_bad_configs(options: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "--device gpu: .*expected"),
+        ({"standardize": True}, "--standardize True: expected --data FILE with it"),
         ({"hidden": (10**12,)}, "--hidden 1000000000000: .* parameters take about .* GiB to train"),
         ({"data": "nowhere.npz"}, "nowhere.npz: No such file or directory"),
         ({"schedule": "constant:value=-1"}, "--schedule constant:value=-1: Adam: lr at step 0, by its .* got -1.0"),

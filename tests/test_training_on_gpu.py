@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 import gpuopt
 from gpuopt.cli import app
+from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.training import Callback, Config, ExplodedError, GPUFailure, Training, resume, train
-from gpuopt.training.config import OnExplosion
 
 cudasim = pytest.importorskip("cudasim", reason="needs an emulated device")
 
@@ -369,3 +369,54 @@ def test_a_run_resumed_may_fall_back_too(config: Config, tmp_path: Path) -> None
     result = resume(tmp_path / "run", on_gpu_error="cpu", callbacks=[fail])
     assert (result.device, result.steps) == ("cpu", 24)
     assert_resumed_on_cpu(config, tmp_path / "run", 10)
+
+
+# Data that stay on the host
+
+
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all samples on the host, as if they did not fit."""
+    from gpuopt.training import loop
+    from gpuopt.training.feed import Streamed
+
+    monkeypatch.setattr(loop, "feed", lambda backend, samples, classes, *_: Streamed(backend, samples, classes))
+
+
+@pytest.mark.parametrize("batch_size", [50, "full"])
+@pytest.mark.parametrize("lags", [False, True])
+def test_samples_that_stay_on_the_host_give_the_same_bits(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: Any, lags: bool
+) -> None:
+    config = replace(config, batch_size=batch_size, device="cuda:1")
+    train(config, out=tmp_path / "resident")
+    streamed(monkeypatch)
+    cudasim.set_async(lags)
+    try:
+        train(config, out=tmp_path / "streamed")
+    finally:
+        cudasim.set_async(False)
+    assert_same_bits(arrays(tmp_path / "resident"), arrays(tmp_path / "streamed"))
+    assert rows(tmp_path / "resident") == rows(tmp_path / "streamed")
+
+
+def test_batches_travel_ahead_and_nobody_waits(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed(monkeypatch)
+    counter = counted(config, tmp_path / "run", 17, 18)  # in an epoch that is not reported
+    # Features and targets of the batch after it; nothing is taken on the device, nothing waited for.
+    assert counter.summary["h2d"] == 2
+    assert counter.summary["d2h"] == counter.summary["syncs"] == counter.summary["blocking_memcpy"] == 0
+    assert counter.stats["memcpy"]["H2D"]["bytes"] == 4 * (5 + 3) * 50
+
+
+def test_what_fits_is_decided_by_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuopt.training import Samples, UsageError
+    from gpuopt.training.feed import Resident, Streamed, feed
+
+    backend = gpuopt.backend("cuda", matmul=True)
+    samples = Samples(np.zeros((1000, 10), "f4"), np.zeros(1000, int))
+    for free, expected in ((48_000 + 100, Resident), (48_000 + 99, Streamed), (12 * 12 * 50 + 100, Streamed)):
+        monkeypatch.setattr(gpuopt.backends.Backend, "free", free)
+        assert type(feed(backend, samples, 2, 50, 100)) is expected
+    monkeypatch.setattr(gpuopt.backends.Backend, "free", 12 * 12 * 50 + 99)
+    with pytest.raises(UsageError, match=r"--batch-size 50: three batches and the network take .* GiB are too few"):
+        feed(backend, samples, 2, 50, 100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 NOT_GIVEN: Any = object()
+T = TypeVar("T")
 
 
 class Optimizer(Alone):
@@ -575,13 +576,13 @@ class Optimizer(Alone):
                     error = caught
             self._agree(error, {})
 
-    def _load(self, read: Callable[[], tuple[Mapping[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
         content: Any = None
-        extra: dict[str, Any] = {}
+        more: Any = None
         error: Exception | None = None
         if self._transport.rank == 0:
             try:
-                content, extra = read()
+                content, more = read()
             except Exception as caught:  # noqa: BLE001 - all processes are told
                 error = caught
         self._agree(error, {})
@@ -590,7 +591,7 @@ class Optimizer(Alone):
             "params": {path: _outline(x) for path, x in content["params"].items()},
             "state": {path: {name: _outline(x) for name, x in own.items()} for path, own in content["state"].items()},
         }
-        skeleton, extra = self._transport.told((skeleton, extra))[0]
+        skeleton, told = self._transport.told((skeleton, more))[0]
 
         def arrived(x: Any) -> Any:
             """What rank 0 has read."""
@@ -600,7 +601,7 @@ class Optimizer(Alone):
             return host
 
         self._restore(skeleton, content, arrived)
-        return extra
+        return told  # type: ignore[no-any-return]
 
     def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], Any]:
         """What was tuned, the rules with it, the arrays by key, and the carried numbers of a state; or raise ValueError."""

@@ -172,7 +172,8 @@ def _update(
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
         if new.shape != p.shape:
             raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {p.shape}")
-        new = xp.asarray(new, copy=True if any(new is old for old in (p, g, *own.values())) else None)
+        if any(new is old for old in (p, g, *own.values())):
+            new = xp.asarray(new, copy=True)
         return new if shape else xp.reshape(new, ())
 
     with current(p):

@@ -46,6 +46,18 @@ class CPU(Place):
             np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
         ]
 
+    def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[NDArray[Any]], int]:
+        """See :meth:`Place.room`."""
+        buffer = np.empty(nbytes, np.uint8)
+        new = [
+            np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
+        ]
+        return new, _address(buffer)
+
+    def stand_in(self, layout: Layout) -> NDArray[Any]:
+        """See :meth:`Place.stand_in`."""
+        return np.lib.stride_tricks.as_strided(np.empty(1, layout.dtype), layout.shape, layout.strides)
+
     def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> Lookup:
         """See :meth:`Place.lookup`."""
         return Lookup(leaves, parameters, addresses)
@@ -89,6 +101,19 @@ class CPUKernel:
         if self._workers > 1:
             threads.pool().start(self._workers)
         return self._calls
+
+    def advancing(self, moves: NDArray[np.int64]) -> Callable[[], Sequence[Callable[[], object]]]:
+        """See :meth:`gpuopt.engines.place.Kernel.advancing`."""
+        table = self._table
+        arrays = (self._context, table.rows, table.gradients, table.chunks, moves)
+        self._moving = np.array([_address(a) for a in arrays], np.int64)
+        calls = (self._over_all_chunks(_advance(table.variants), self._moving, self._workers),)
+
+        def prepare() -> Sequence[Callable[[], object]]:
+            self.prepare()
+            return calls
+
+        return prepare
 
     def sums(self) -> NDArray[np.float64]:
         """See :meth:`gpuopt.engines.place.Kernel.sums`."""
@@ -135,6 +160,12 @@ def _functions(variants: tuple[Variant, ...]) -> tuple[Callable[..., None], ...]
     names = ["step", *(f"{name}{k}" for k in range(tables.reduction_passes(variants)) for name in ("pass", "numbers"))]
     signatures: dict[str, Any] = dict.fromkeys(names, _SIGNATURE)
     return machine.compiled(cpu_code.source(variants), **signatures)
+
+
+@cache
+def _advance(variants: tuple[Variant, ...]) -> Callable[..., None]:
+    (advance,) = machine.compiled(cpu_code.advance(variants), advance=_SIGNATURE)
+    return advance
 
 
 @cache

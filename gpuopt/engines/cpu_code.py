@@ -81,6 +81,61 @@ exit:
 }}
 """
 
+_ADVANCE = """
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+
+define void @advance(ptr %context, i64 %begin, i64 %end) {{
+entry:
+{context}
+  %any = icmp slt i64 %begin, %end
+  br i1 %any, label %chunk, label %exit
+chunk:
+  %k = phi i64 [ %begin, %entry ], [ %k.next, %next ]
+  %segment.at = getelementptr [2 x i64], ptr %chunks, i64 %k
+  %segment = load i64, ptr %segment.at
+  %start.at = getelementptr i64, ptr %segment.at, i64 1
+  %start = load i64, ptr %start.at
+  %row = getelementptr [{columns} x i64], ptr %table, i64 %segment
+  %own = getelementptr [{arrays} x [2 x i64]], ptr %moves, i64 %segment
+  %gradient.at = getelementptr ptr, ptr %gradients, i64 %segment
+  %gradient = load ptr, ptr %gradient.at
+  %left.alone = icmp eq ptr %gradient, null
+  br i1 %left.alone, label %next, label %present
+present:
+  %length = load i64, ptr %row
+  %rest = sub i64 %length, %start
+  %n = call i64 @llvm.smin.i64(i64 %rest, i64 {CHUNK})
+  br label %move
+move:
+  %a = phi i64 [ 0, %present ], [ %a.next, %move ]
+  %from.at = getelementptr [2 x i64], ptr %own, i64 %a
+  %from = load ptr, ptr %from.at
+  %size.at = getelementptr i64, ptr %from.at, i64 1
+  %size = load i64, ptr %size.at
+  %column = add i64 %a, {PARAMETER}
+  %to.at = getelementptr ptr, ptr %row, i64 %column
+  %to = load ptr, ptr %to.at
+  %offset = mul i64 %start, %size
+  %bytes = mul i64 %n, %size
+  %source = getelementptr i8, ptr %from, i64 %offset
+  %target = getelementptr i8, ptr %to, i64 %offset
+  call void @llvm.memcpy.p0.p0.i64(ptr %target, ptr %source, i64 %bytes, i1 false)
+  %a.next = add nuw nsw i64 %a, 1
+  %others = icmp slt i64 %a.next, {arrays}
+  br i1 %others, label %move, label %update
+update:
+  %k.after = add nsw i64 %k, 1
+  call void @step(ptr %step, i64 %k, i64 %k.after)
+  br label %next
+next:
+  %k.next = add nsw i64 %k, 1
+  %more = icmp slt i64 %k.next, %end
+  br i1 %more, label %chunk, label %exit
+exit:
+  ret void
+}}
+"""
+
 _CALL = """variant{i}:
   call void @{function}{i}(ptr %row, ptr %gradient, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n{more})
   br label %next"""
@@ -256,6 +311,18 @@ class _Loop:
         if name == "g":
             return 0
         return table.PARAMETER if name == "p" else table.SLOTS + self.variant.program.slots.index(name)
+
+
+def advance(variants: tuple[Variant, ...]) -> str:
+    """LLVM IR of the kernel that brings every chunk to another place before it is updated there."""
+    columns = table.SLOTS + max(len(v.program.slots) for v in variants)
+    return source(variants) + _ADVANCE.format(
+        context=_context("step", "table", "gradients", "chunks", "moves"),
+        columns=columns,
+        arrays=columns - table.PARAMETER,
+        PARAMETER=table.PARAMETER,
+        CHUNK=table.CHUNK,
+    )
 
 
 def _update(i: int, variant: Variant) -> str:

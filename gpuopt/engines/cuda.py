@@ -55,6 +55,25 @@ class CUDA(Place):
         """See :meth:`Place.zeros`."""
         return zeros(layouts, self._device)
 
+    def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[Any], int]:
+        """See :meth:`Place.room`."""
+        import cupy
+
+        with cupy.cuda.Device(self._device):
+            first = cupy.cuda.alloc(nbytes)
+            new = [
+                cupy.ndarray(a.shape, a.dtype, first + offset, a.strides)
+                for a, offset in zip(layouts, offsets, strict=True)
+            ]
+        return new, first.ptr
+
+    def stand_in(self, layout: Layout) -> Any:
+        """See :meth:`Place.stand_in`."""
+        import cupy
+
+        with cupy.cuda.Device(self._device):
+            return cupy.ndarray(layout.shape, layout.dtype, cupy.cuda.alloc(1), layout.strides)
+
     def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> Lookup:
         """See :meth:`Place.lookup`."""
         return Lookup(leaves, parameters, addresses)
@@ -187,6 +206,32 @@ class CUDAKernel:
             return ()  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         self._send_addresses()
         return (self._choose, *([] if judging is None else [judging]), *self._launches)
+
+    def advancing(self, moves: NDArray[np.int64]) -> Callable[[], Sequence[Callable[[], object]]]:
+        """See :meth:`gpuopt.engines.place.Kernel.advancing`: copies on the device, and the update where they are."""
+        from cupy.cuda import get_current_stream, runtime
+
+        table = self._table
+        lengths = table.rows[:, tables.LENGTH].tolist()
+        # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
+        send = partial(self._rows.data.copy_from_host_async, table.rows.ctypes.data, table.rows.nbytes)
+
+        def prepare() -> Sequence[Callable[[], object]]:
+            if not len(self._chunks):
+                return ()
+            with self._device:
+                stream = get_current_stream().ptr
+            copies = [
+                partial(runtime.memcpyAsync, target, source, length * size, runtime.memcpyDeviceToDevice, stream)
+                for row, own, length, gradient in zip(
+                    table.rows[:, tables.PARAMETER :].tolist(), moves.tolist(), lengths, table.gradients, strict=True
+                )
+                for target, (source, size) in zip(row, own, strict=True)
+                if gradient and length * size
+            ]
+            return (self._choose, *copies, send, *self.prepare())
+
+        return prepare
 
     def judge(self, clip: str | None, limit: float, *, sticky: bool, skip: bool) -> None:
         """Have the device decide on the gradients when the next step comes; the host is not told.

@@ -44,6 +44,17 @@ class Kernel(Protocol):
         The functions are written in C: see `gpuopt.engines.interrupts.in_one_go`. `Place.restoring` belongs after them.
         """
 
+    def advancing(self, moves: NDArray[Any]) -> Callable[[], Sequence[Callable[[], object]]]:
+        """Return what does as `prepare`, but brings the arrays from elsewhere to where the table has them by then.
+
+        Parameters
+        ----------
+        moves
+            int64 of shape (rows, 1 + slots, 2), filled in before each step: of the parameter and each slot the address
+            where it is, and the bytes of an element, or 0 for what stays.
+
+        """
+
     def sums(self) -> NDArray[Any]:
         """Return the sums of squares of the gradients, of shape (rows, 3); see `gpuopt.engines.norms`."""
 
@@ -67,6 +78,14 @@ class Place(ABC):
     @abstractmethod
     def zeros(self, layouts: Sequence[Layout]) -> list[Any]:
         """Return zeroed arrays, side by side in one buffer."""
+
+    @abstractmethod
+    def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[Any], int]:
+        """Return new arrays of any content, at these offsets in one buffer, and the address of that buffer."""
+
+    @abstractmethod
+    def stand_in(self, layout: Layout) -> Any:
+        """Return an array of this layout, for `lookup` alone: it has no memory."""
 
     @abstractmethod
     def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[Any]) -> Lookup:

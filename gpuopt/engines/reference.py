@@ -265,7 +265,13 @@ class Namespace:
         try:
             values = to_numpy(u)
         except (RuntimeError, TypeError):  # of a library that leaves the way to the host to the caller
-            values = np.from_dlpack(u, device="cpu")
+            try:
+                values = np.from_dlpack(u, device="cpu")
+            except TypeError as error:
+                raise TypeError(
+                    "an update takes a norm or a sum of an array whose values are not known yet; expected an elementwise "
+                    "rule inside of jit, or an update outside of it"
+                ) from error
         if values.dtype.kind != "f":
             given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
             raise TypeError(f"an update reduces {given}, expected numbers, as xp.where(condition, 1, 0) gives")

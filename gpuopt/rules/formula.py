@@ -14,7 +14,7 @@ from numbers import Real as RealNumber
 from types import SimpleNamespace
 from typing import Any, Self
 
-from gpuopt.rules.hyper import LONGEST, Hyperparameter, kind_of, unknown
+from gpuopt.rules.hyper import LONGEST, Hyperparameter, is_traced, kind_of, unknown, untraceable
 from gpuopt.rules.slots import Slot, Slots
 
 GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
@@ -158,6 +158,8 @@ class Formula:
         try:
             number = operator.index(step)
         except TypeError:
+            if is_traced(step):
+                return step  # type: ignore[no-any-return]
             raise TypeError(f"{self.name}: step {step!r:.40}, expected an integer") from None
         if not 0 <= number < LONGEST:
             shown = number if number.bit_length() < 100 else f"of {number.bit_length():,} bits"
@@ -170,6 +172,12 @@ class Formula:
             found: Mapping[str, Any] = self.coefficients(SimpleNamespace(**h))
         except ArithmeticError as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}; expected numbers") from error
+        except Exception as error:
+            if not is_traced(step):
+                raise
+            raise untraceable(f"{self.name}: coefficients", error) from error
+        if is_traced(step):
+            return found
         for name, value in found.items():
             if name in GIVEN or name.startswith("_"):
                 meaning = GIVEN.get(name, "a name of gpuopt's own")

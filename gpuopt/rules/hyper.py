@@ -183,10 +183,26 @@ class Hyperparameter:
         try:
             value = self.value(step)
         except Exception as error:
+            if is_traced(step):
+                raise untraceable(self.where, error) from error
             failed = TypeError if isinstance(error, TypeError) else ValueError
             said = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise failed(f"{self.where}{_when(step)}: {said}; expected {self.kind}") from error
-        return self.kind.checked(value, self.where, step)
+        return value if is_traced(step) else self.kind.checked(value, self.where, step)
+
+
+def is_traced(step: Any) -> bool:
+    """Whether a step is an integer that is not known yet, as inside of ``jax.jit``."""
+    return type(step) is not int and hasattr(step, "dtype") and getattr(step, "shape", None) == ()
+
+
+def untraceable(where: str, error: Exception) -> TypeError:
+    """Return the error for what cannot be computed from a step that is not known yet."""
+    said = str(error).partition("\n")[0]
+    return TypeError(
+        f"{where}: cannot be traced, the step is not known yet ({type(error).__name__}: {said:.80}); expected arithmetic on "
+        "the step, such as lambda step: 0.1 / (1 + 0.01 * step), or an update outside of jit"
+    )
 
 
 def _when(step: int | None) -> str:
@@ -207,6 +223,18 @@ def bounded(default: float, low: float = -math.inf, high: float = math.inf) -> A
     ------
     TypeError, ValueError
         If the range is empty, or the default outside of it.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> import gpuopt
+    >>> @dataclass(frozen=True)
+    ... class Halving(gpuopt.Rule):
+    ...     lr: gpuopt.Hyper = gpuopt.bounded(0.5, 0, 1)
+    ...     def update(self, xp, p, g, s, h):
+    ...         return p - h.lr * g, {}
+    >>> Halving().lr
+    0.5
 
     """
     kind = Number(low, high)

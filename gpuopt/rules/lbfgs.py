@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
 from gpuopt.rules.hyper import Count
-from gpuopt.rules.slots import Filled, Slot
+from gpuopt.rules.slots import Filled, Slot, shared
 
 if TYPE_CHECKING:
-    from types import SimpleNamespace
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -49,71 +49,49 @@ class LBFGS(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Point and gradient before, and the pairs."""
+        """Point and gradient before, the pairs, and where the newest one is: -1 before there is one, -2 before any step."""
         pairs = [f"{name}{k}" for name in "sy" for k in range(self.memory)]
-        return dict.fromkeys(["point", "gradient", *pairs], Filled(0.0))
-
-    def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """For each place, 1 if the newest pair goes there: the others stay where they are."""
-        return {f"newest{k}": float((h.t - 2) % self.memory == k) for k in range(self.memory)}
+        return {**dict.fromkeys(["point", "gradient", *pairs], Filled(0.0)), "newest": shared(-2.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        places, has_pair = range(self.memory), h.t > 1
-        newest = [getattr(h, f"newest{k}") > 0 for k in places]
+        places = range(self.memory)
+        newest = xp.where(s.newest < self.memory - 1, s.newest + 1, 0)
         moved, change = p - s.point, g - s.gradient
-        moves = [xp.where(newest[k] & has_pair, moved, getattr(s, f"s{k}")) for k in places]
-        changes = [xp.where(newest[k] & has_pair, change, getattr(s, f"y{k}")) for k in places]
-        slots = {f"s{k}": moves[k] for k in places} | {f"y{k}": changes[k] for k in places}
+        # The newest pair takes the place of the oldest one, the others stay where they are.
+        moves = [xp.where(newest == k, moved, getattr(s, f"s{k}")) for k in places]
+        changes = [xp.where(newest == k, change, getattr(s, f"y{k}")) for k in places]
         # All vectors of the two loops are sums of g, moves and changes: numbers alone say how much of each.
         products = [[xp.total_dot(a, b) for b in changes] for a in moves]
         lower = [[xp.total_dot(changes[i], changes[j]) for j in range(i + 1)] for i in places]
-        squares = [[lower[max(i, j)][min(i, j)] for j in places] for i in places]
         along_moves, along_changes = [xp.total_dot(a, g) for a in moves], [xp.total_dot(b, g) for b in changes]
+        product, square, norm = xp.total_dot(moved, change), xp.total_dot(change, change), xp.total_norm(g)
+        inverses = [xp.where(products[k][k] != 0, 1 / products[k][k], 0) for k in places]
+        curvature = xp.where(square > 0, product / square, 1)
+        factor = xp.where(newest >= 0, curvature, xp.where(norm > 1, 1 / norm, 1))
 
-        def chosen(values: list[Any]) -> Any:
-            """The value that stands where the newest pair is."""
-            found = values[0]
-            for k in places[1:]:
-                found = xp.where(newest[k], values[k], found)
+        def one_by_one(entry: Callable[[int, dict[int, Any]], Any], *, backwards: bool) -> dict[int, Any]:
+            """Numbers of the pairs, each made of those before it: from the newest pair to the oldest, or from there on."""
+            found: dict[int, Any] = {}
+            for is_first in (True, False):
+                for k in reversed(places) if backwards else places:
+                    is_now = newest >= k if is_first == backwards else newest < k
+                    others = {j: x for j, x in found.items() if j != k}
+                    found[k] = xp.where(is_now, entry(k, others), found.get(k, 0))
             return found
 
-        def of(vector: list[Any], age: int) -> Any:
-            """The entry of the pair that was the newest ``age`` steps ago."""
-            return chosen([vector[(k - age) % self.memory] for k in places])
+        def first(k: int, others: dict[int, Any]) -> Any:
+            return inverses[k] * (along_moves[k] - sum(x * products[k][j] for j, x in others.items()))
 
-        def between(matrix: list[list[Any]], age: int, other: int) -> Any:
-            """The entry of two pairs."""
-            return chosen([matrix[(k - age) % self.memory][(k - other) % self.memory] for k in places])
+        alphas = one_by_one(first, backwards=True)
+        along = [along_changes[k] - sum(alphas[j] * lower[max(j, k)][min(j, k)] for j in places) for k in places]
 
-        own = [between(products, i, i) for i in places]
-        inverses = [xp.where(product != 0, 1 / product, 0) for product in own]
-        alphas: list[Any] = []
-        for i in places:  # from the newest pair on
-            product = of(along_moves, i)
-            for j, alpha in enumerate(alphas):
-                product = product - alpha * between(products, i, j)
-            alphas.append(inverses[i] * product)
-        square, norm = between(squares, 0, 0), xp.total_norm(g)
-        curvature = xp.where(square > 0, own[0] / square, 1)
-        factor = xp.where(has_pair, curvature, xp.where(norm > 1, 1 / norm, 1))
-        parts: dict[int, Any] = {}
-        for i in reversed(places):
-            product = of(along_changes, i)
-            for j, alpha in enumerate(alphas):
-                product = product - alpha * between(squares, i, j)
-            product = factor * product
-            for j, part in parts.items():
-                product = product + part * between(products, j, i)
-            parts[i] = alphas[i] - inverses[i] * product
+        def second(k: int, others: dict[int, Any]) -> Any:
+            return alphas[k] - inverses[k] * (factor * along[k] + sum(x * products[j][k] for j, x in others.items()))
+
+        parts = one_by_one(second, backwards=False)
         q = factor * g
         for k in places:
-            at = [
-                (n - k) % self.memory for n in places
-            ]  # the age of the pair in this place, wherever the newest one is
-            q = (
-                q
-                + chosen([parts[age] for age in at]) * moves[k]
-                - factor * chosen([alphas[age] for age in at]) * changes[k]
-            )
-        return p - h.lr * q, {"point": p, "gradient": g, **slots}
+            q = q + parts[k] * moves[k] - factor * alphas[k] * changes[k]
+        slots = {f"s{k}": moves[k] for k in places} | {f"y{k}": changes[k] for k in places}
+        return p - h.lr * q, {"point": p, "gradient": g, **slots, "newest": newest}

@@ -69,7 +69,7 @@ class SGD(Rule):
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
         """What the velocity gets of the gradient."""
-        return {"undamped": 1.0 if h.t == 1 and not self.dampen_first else 1.0 - h.dampening}
+        return {"undamped": 1.0 - h.dampening * (self.dampen_first or h.t != 1)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:  # noqa: ARG002
         """See :meth:`Rule.update`."""

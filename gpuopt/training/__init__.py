@@ -1,9 +1,12 @@
 """Training: a network, data, a loop around an optimizer, and a run folder. ``gpuopt train`` on the command line."""
 
+from gpuopt.errors import ExplodedError, Interrupted, SavingError, UsageError
+from gpuopt.runs.loop import Callback
+from gpuopt.training.applied import Model, load_model
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, Samples, load, spiral
-from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
-from gpuopt.training.loop import Callback, Training
+from gpuopt.training.estimators import PerceptronClassifier, PerceptronRegressor
+from gpuopt.training.loop import Training
 from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.run import GPUFailure, Result, resume, train
 
@@ -14,7 +17,10 @@ __all__ = [
     "ExplodedError",
     "GPUFailure",
     "Interrupted",
+    "Model",
     "Perceptron",
+    "PerceptronClassifier",
+    "PerceptronRegressor",
     "Result",
     "Samples",
     "SavingError",
@@ -22,6 +28,7 @@ __all__ = [
     "UsageError",
     "initial_params",
     "load",
+    "load_model",
     "resume",
     "spiral",
     "train",

@@ -13,23 +13,25 @@ import numpy as np
 
 from gpuopt import pictures
 from gpuopt.backends import BackendUnavailable
+from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.rules import RULES
+from gpuopt.runs.loop import Callback
+from gpuopt.runs.record.events import describe
+from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.record.history import History
+from gpuopt.runs.secondary import warned
 from gpuopt.training import report
 from gpuopt.training.config import Config, settings
 from gpuopt.training.data import load, spiral
-from gpuopt.training.errors import ExplodedError, UsageError
-from gpuopt.training.folder import RunFolder, write_json
-from gpuopt.training.history import Run
-from gpuopt.training.loop import Callback
-from gpuopt.training.progress import describe, is_terminal
+from gpuopt.training.progress import is_terminal
 from gpuopt.training.run import train
-from gpuopt.training.secondary import warned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.loop import Row
+    from gpuopt.training.loop import Training
 
 __all__ = ["COLUMNS", "Comparison", "Entry", "choice", "compare", "with_optimizer"]
 
@@ -48,6 +50,8 @@ FILE: dict[str, dict[str, Any]] = {
 """Hyperparameters with which each optimizer does well on the built-in spiral, and on most data of a file."""
 EPOCHS = 2000
 """On the spiral, unless told otherwise."""
+FILE_EPOCHS = 10
+"""On a file."""
 COLUMNS = {
     "optimizer": "optimizer",
     "loss": "final loss",
@@ -209,13 +213,16 @@ def compare(
     labels = list(optimizers) or list(SPIRAL)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
+    chosen: Any = config.epochs
+    if chosen is None:
+        config = dataclasses.replace(config, epochs=FILE_EPOCHS)
     samples = functools.cache(lambda: _samples(config))
     configs = [with_optimizer(config, label, samples, SPIRAL if config.data is None else FILE) for label in labels]
     if len(set(labels)) < len(labels):
         raise UsageError(f"{' '.join(labels)}: expected each one once")
     data = "spiral" if config.data is None else config.data.rpartition("/")[2].partition(".")[0]
     folder = RunFolder.create(out, f"compare-{data}").path
-    runs: list[Run] = []
+    runs: list[History] = []
     watchers: list[Watcher] = []
     outcomes: list[str] = []
     with _lines(labels, config.epochs, quiet=quiet) as tell:
@@ -233,7 +240,7 @@ def compare(
                 with contextlib.suppress(OSError):
                     folder.rmdir()
                 raise
-            runs.append(Run.read(place).called(label))
+            runs.append(History.read(place).called(label))
     threshold = watchers[0].first / 2 if threshold is None else threshold
     entries = [_entry(*one, threshold) for one in zip(runs, watchers, outcomes, strict=True)]
     comparison = Comparison(folder, threshold, entries)
@@ -245,16 +252,16 @@ def _samples(config: Config) -> int:
     """How many there are to train on."""
     if config.data is None:
         return len(spiral(np.random.RandomState(config.seed)).train)
-    return len(load(config.data, config.target, config.task, standardize=config.standardize).train)
+    return len(load(config.data, **dataclasses.asdict(config.reading)).train)
 
 
-def _entry(run: Run, watcher: Watcher, outcome: str, threshold: float) -> Entry:
+def _entry(run: History, watcher: Watcher, outcome: str, threshold: float) -> Entry:
     end = run.summary or {}
     tested = "test" if end.get("test_loss") is not None else "train"
     steps = next((step for step, loss in zip(*run.points("loss"), strict=True) if loss <= threshold), None)
     return Entry(
         optimizer=run.name,
-        rule=str(run.config.rule()),
+        rule=str(Config.from_json(run.content["config"]).rule()),
         loss=end.get(f"{tested}_loss"),
         accuracy=end.get(f"{tested}_accuracy"),
         steps_to_threshold=int(steps) if steps is not None else None,
@@ -264,12 +271,12 @@ def _entry(run: Run, watcher: Watcher, outcome: str, threshold: float) -> Entry:
     )
 
 
-def _write(comparison: Comparison, runs: Sequence[Run]) -> None:
+def _write(comparison: Comparison, runs: Sequence[History]) -> None:
     content = {"threshold": comparison.threshold, "entries": [dataclasses.asdict(e) for e in comparison.entries]}
     write_json(comparison.folder / "comparison.json", content)
     tested = "test set" if any(run.points("test_loss")[0] for run in runs) else "training set"
     about = (
-        f"The same network from the same start over the same batches, for {runs[0].config.epochs:,} epochs; trained one "
+        f"The same network from the same start over the same batches, for {runs[0].content['config']['epochs']:,} epochs; trained one "
         f"after the other. Final loss and accuracy: {tested}. Steps: to the first reported training loss that low."
     )
     rules = pictures.table([], [(entry.optimizer, entry.rule) for entry in comparison.entries])

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from gpuopt import schedules
+from gpuopt.errors import UsageError
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import RULES, Rule
 from gpuopt.rules.adam import Adam
+from gpuopt.runs.loop import spread
+from gpuopt.runs.saving.checkpoints import expect_interval
+from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.suggest import did_you_mean
-from gpuopt.training.data import Task
-from gpuopt.training.errors import UsageError
+from gpuopt.training import plain_rules
+from gpuopt.training.activations import Activation
+from gpuopt.training.data import Reading, Task
+from gpuopt.training.data.preparation import Missing
 from gpuopt.training.model import Initial
-from gpuopt.transforms import TRANSFORMS, Chain, chain
 from gpuopt.transforms.averages import EMA
+from gpuopt.transforms.chain import chain
+from gpuopt.transforms.decay import WeightDecay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Config", "settings"]
 
-INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
 Matmul: TypeAlias = Literal["float32", "float64"]
 OnGPUError: TypeAlias = Literal["stop", "cpu"]
-OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
 
 # What is chosen for those who do not: the book's network for the built-in spiral, something sensible for a file.
 SPIRAL = {
@@ -43,16 +47,24 @@ FILE = {
     "hidden": (128,),
     "init": "he",
     "matmul": "float32",
-    "epochs": 10,
     "batch_size": 128,
 }
+FEWEST_EPOCHS, FEWEST_STEPS = 10, 2000
+"""On a file: as many epochs as it takes to have both."""
+ARRAYS = "<arrays>"
+"""What stands in place of the file's name when arrays are given from Python."""
 _BY_DATA: Any = None
 LARGEST_COUNT = 2**53
 COUNT = "a positive integer below 2**53"
 DEEPEST = 1000
 """Hidden layers."""
-LOOKED_AT = 1000
-"""Steps, evenly spread, at which schedules are checked beforehand."""
+LEGACY = "dtype"
+"""The task that version 0.1.0 chose by the targets' dtype, in the configurations that it wrote."""
+SPIKES = (
+    "Spikes in the loss: this learning rate hardly falls, and Adam now and then leaps out of a narrow valley, to which it returns; "
+    "--lr 0.05 --schedule cosine ends smoothly"
+)
+"""What is said of the built-in run, which is that of a book."""
 BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
 
 
@@ -64,8 +76,19 @@ class Config:
     ----------
     data : path, optional
         The file to train on, see `gpuopt.training.data.load`; None is the built-in spiral.
-    target, task, standardize
-        How the file is read.
+    target, task, standardize, one_hot, missing, validation, ignore, labels, encoding, scale_target
+        How the file is read, see `gpuopt.training.data.Reading`.
+    patience : int, optional
+        End when the loss of the test set (or the validation part) has not become lower for so many epochs; the best state
+        is the one that the model is made of.
+    class_weights : "balanced", optional
+        Let each class count alike in the loss, however many samples it has.
+    activation : {"relu", "leaky_relu", "elu", "tanh", "sigmoid", "silu"}
+        Between the layers.
+    dropout : float
+        The share of hidden units that each step leaves out, in [0, 1).
+    weight_decay : float, optional
+        Decoupled: weights and biases become smaller by this share times the learning rate in each step.
     hidden : tuple of int
         Units of the hidden layers. Default: 64 for the spiral, 128 for a file.
     init : {"small", "he"}
@@ -84,7 +107,7 @@ class Config:
     hyperparameters : mapping
         Others by name: numbers, flags, or schedules as text.
     epochs : int
-        Default: 10,000 for the spiral, 10 for a file.
+        Default: 10,000 for the spiral; for a file 10 or more, so many that there are 2,000 steps.
     batch_size : int or "full"
         Default: "full" for the spiral, 128 for a file.
     seed : int
@@ -120,13 +143,25 @@ class Config:
     >>> Config(optimizer="Adm")
     Traceback (most recent call last):
         ...
-    gpuopt.training.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: ...
+    gpuopt.errors.UsageError: --optimizer Adm: unknown (did you mean Adam?); known: ...
     """
 
     data: str | None = None
     target: str | None = None
     task: Task = "auto"
     standardize: bool = False
+    one_hot: bool = False
+    missing: Missing | None = None
+    validation: float | None = None
+    ignore: tuple[str, ...] = ()
+    labels: str | None = None
+    encoding: str | None = None
+    scale_target: bool = True
+    patience: int | None = None
+    class_weights: Literal["balanced"] | None = None
+    activation: Activation = "relu"
+    dropout: float = 0.0
+    weight_decay: float | None = None
     hidden: tuple[int, ...] = _BY_DATA
     init: Initial = _BY_DATA
     matmul: Matmul = _BY_DATA
@@ -146,8 +181,11 @@ class Config:
     clip_norm: float | None = None
     clip_value: float | None = None
     average: float | None = None
+    _filled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was not chosen, and what it became; `dataclasses.replace` hands it on."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_filled", dict(self._filled))
         if self.data is not None:
             object.__setattr__(self, "data", str(self.data))
         if self._is_built_in:
@@ -156,18 +194,48 @@ class Config:
         hidden: Any = self.hidden
         if isinstance(hidden, list):  # as JSON has it
             object.__setattr__(self, "hidden", tuple(hidden))
+        ignored: Any = self.ignore
+        if isinstance(ignored, list):
+            object.__setattr__(self, "ignore", tuple(ignored))
         self._check()
-        self._fill({"report_every": -(-self.epochs // 100)})
+        if self.epochs is not None:
+            self._fill({"report_every": self._rows()})
 
     @property
     def _is_built_in(self) -> bool:
         return (self.data, self.optimizer, self.lr, self.schedule) == (None, None, None, None)
+
+    def expect_data(self) -> None:
+        """Refuse what the built-in spiral has no use for: it is trained on where neither a file nor arrays are given."""
+        for option in ("standardize", "one_hot", "missing", "ignore"):
+            if self.data is None and getattr(self, option):
+                shown = f"--{option.replace('_', '-')} {getattr(self, option)}"
+                raise UsageError(f"{shown}: expected --data FILE with it, or data=(x, y)")
+
+    def _rows(self) -> int:
+        """Epochs from one row of the metrics to the next: about a hundred, more often where somebody is impatient."""
+        between = -(-self.epochs // 100)
+        return between if self.patience is None else max(1, min(between, self.patience // 10))
+
+    @property
+    def reading(self) -> Reading:
+        """How the data are read."""
+        return Reading(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Reading)})
+
+    def on_arrays(self) -> Config:
+        """The same for arrays in place of the spiral: with what suits them where nothing else was chosen."""
+        if self.data is not None:
+            raise UsageError(f"--data {self.data}: expected this, or data=(x, y), not both")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
+        chosen = {name: x for name, x in values.items() if name not in self._filled or self._filled[name] != x}
+        return Config(**{**chosen, "data": ARRAYS})
 
     def _fill(self, values: Mapping[str, Any]) -> None:
         """Set what is not chosen."""
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+                self._filled[name] = value
 
     def _check(self) -> None:
         def expect(condition: object, option: str, expected: str) -> None:
@@ -177,7 +245,8 @@ class Config:
                 raise UsageError(f"--{option.replace('_', '-')} {shown}: expected {expected}")
 
         for option, choices in (
-            ("task", get_args(Task)),
+            ("task", (*get_args(Task), LEGACY) if self.task == LEGACY else get_args(Task)),
+            ("activation", get_args(Activation)),
             ("init", get_args(Initial)),
             ("matmul", get_args(Matmul)),
             ("on_gpu_error", get_args(OnGPUError)),
@@ -188,17 +257,18 @@ class Config:
         expect(is_tuple and all(map(_is_count, self.hidden)), "hidden", "positive integers, as in 256,128")
         if len(self.hidden) > DEEPEST:
             raise UsageError(f"--hidden: {len(self.hidden):,} layers, expected at most {DEEPEST:,}")
-        expect(_is_count(self.epochs), "epochs", COUNT)
+        expect(self.epochs == _BY_DATA or _is_count(self.epochs), "epochs", COUNT)
+        self._check_options(expect)
         expect(self.batch_size == "full" or _is_count(self.batch_size), "batch_size", f"full or {COUNT}")
         expect(_is_integer(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer from 0 to 4294967295")
         expect(self.report_every == _BY_DATA or _is_count(self.report_every), "report_every", COUNT)
-        expect(INTERVAL.fullmatch(str(self.checkpoint_every)), "checkpoint_every", "steps or seconds, as in 500 or 30s")
+        expect_interval(self.checkpoint_every, "--checkpoint-every ")
         expect(_is_count(self.keep), "keep", COUNT)
         expect(self.clip_norm is None or self.clip_value is None, "clip_norm", "this or --clip-value, not both")
         for option in ("clip_norm", "clip_value"):
             limit = getattr(self, option)
             expect(limit is None or _is_positive(limit), option, "a positive number")
-        for option in ("target", "standardize"):
+        for option in ("target", "labels", "encoding"):
             expect(self.data is not None or not getattr(self, option), option, "--data FILE with it")
         expect(isinstance(self.optimizer, str | Rule | None), "optimizer", "a name or a rule such as Adam()")
         has_lr = not isinstance(self.optimizer, Rule) or "lr" in self.optimizer.hyperparameters()
@@ -208,11 +278,22 @@ class Config:
         expect(isinstance(self.device, str), "device", "auto, cpu, cuda or cuda:N")
         self.rule()  # whether there is such a one, before anything else is done
 
-    @property
-    def checkpoint_interval(self) -> tuple[int | None, float]:
-        """Steps from one checkpoint to the next, or None and seconds."""
-        text = str(self.checkpoint_every)
-        return (None, float(text[:-1])) if text.endswith("s") else (int(text), math.inf)
+    def _check_options(self, expect: Callable[[object, str, str], None]) -> None:
+        expect(self.missing in {None, *get_args(Missing)}, "missing", " or ".join(get_args(Missing)))
+        share = self.validation
+        expect(
+            share is None or (_is_positive(share) and share < 1), "validation", "a number between 0 and 1, as in 0.2"
+        )
+        expect(self.patience is None or _is_count(self.patience), "patience", COUNT)
+        expect(self.class_weights in {None, "balanced"}, "class_weights", "balanced")
+        expect(self.dropout == 0 or (_is_positive(self.dropout) and self.dropout < 1), "dropout", "a number in [0, 1)")
+        decay = self.weight_decay
+        expect(decay is None or decay == 0 or _is_positive(decay), "weight_decay", "a number that is 0 or more")
+        ignored: Any = self.ignore
+        names = isinstance(ignored, tuple) and all(isinstance(name, str) for name in ignored)
+        expect(names, "ignore", "names of columns")
+        for option in ("target", "labels", "encoding"):
+            expect(isinstance(getattr(self, option), str | None), option, "text")
 
     @property
     def clip(self) -> Clip | None:
@@ -227,10 +308,21 @@ class Config:
 
     def resolved(self, samples: int) -> Config:
         """Return the same config for so many samples, with its rule as a `Rule`: schedules then know their steps."""
-        steps = self.epochs * self.batches(samples)
+        batches = self.batches(samples)
+        if self.epochs == _BY_DATA:
+            epochs = max(FEWEST_EPOCHS, math.ceil(FEWEST_STEPS / batches))
+            return dataclasses.replace(self, epochs=epochs).resolved(samples)
+        steps = self.epochs * batches
         rule = self.rule(steps)
         self._check_schedules(rule, steps)
-        return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={}, average=None)
+        chosen: dict[str, Any] = {
+            "lr": None,
+            "schedule": None,
+            "hyperparameters": {},
+            "average": None,
+            "weight_decay": None,
+        }
+        return dataclasses.replace(self, optimizer=rule, **chosen)
 
     def rule(self, steps: int = 10**9) -> Rule:
         """Return the rule that a run of so many steps takes."""
@@ -240,7 +332,9 @@ class Config:
         elif self._is_built_in:
             rule = BUILT_IN_RULE
         else:
-            rule = RULES[_known("Adam" if self.optimizer is None else self.optimizer, RULES, "--optimizer")]()
+            rule = RULES[plain_rules.known("Adam" if self.optimizer is None else self.optimizer, "--optimizer")]()
+        if self.weight_decay and "weight_decay" not in rule.hyperparameters():
+            rule = chain(WeightDecay(self.weight_decay), rule)
         if self.average is not None:
             try:
                 rule = chain(rule, EMA(self.average))
@@ -271,6 +365,8 @@ class Config:
         if self.schedule is not None:
             yield f"--schedule {self.schedule}", "lr", self.schedule
         names = rule.hyperparameters()
+        if self.weight_decay is not None and "weight_decay" in names:
+            yield f"--weight-decay {self.weight_decay}", "weight_decay", self.weight_decay
         for name, value in self.hyperparameters.items():
             if name not in names:
                 near = did_you_mean(name, names, shown=str)
@@ -286,11 +382,11 @@ class Config:
         Raises
         ------
         UsageError
-            If a hyperparameter is a function that is none of `gpuopt.schedules`.
+            If the rule cannot be written down: a function that is none of `gpuopt.schedules`, a class that cannot be imported.
         """
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
         if isinstance(self.optimizer, Rule):
-            plain["optimizer"] = _rule_to_plain(self.optimizer)
+            plain["optimizer"] = plain_rules.to_plain(self.optimizer)
         return plain
 
     @classmethod
@@ -298,39 +394,15 @@ class Config:
         """Return the config of which `to_json` made this; UsageError if there is none."""
         if not isinstance(plain, Mapping):
             raise UsageError("expected a config")
-        values = dict(plain)
+        values = {name: value for name, value in plain.items() if name != "_filled"}
+        if "scale_target" not in values:  # of version 0.1.0
+            values |= {"scale_target": False} | ({"task": LEGACY} if values.get("task") == "auto" else {})
         try:
             if isinstance(values.get("optimizer"), Mapping):
-                values["optimizer"] = _rule_of(values["optimizer"])
+                values["optimizer"] = plain_rules.from_plain(values["optimizer"])
             return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
-
-
-def _rule_to_plain(rule: Any) -> dict[str, Any]:
-    """A rule, a transform or a chain of them in JSON's types."""
-    if isinstance(rule, Chain):
-        return {"rule": "chain", "members": [_rule_to_plain(member) for member in rule.members]}
-    values = {name: getattr(rule, name) for name in rule.hyperparameters()}
-    for name, value in values.items():
-        if callable(value) and not isinstance(value, schedules.Schedule):
-            raise UsageError(f"{rule.name}: {name}: expected a schedule of gpuopt.schedules")
-        if not callable(value) and not isinstance(value, bool | int | float):
-            raise UsageError(f"{rule.name}: {name}: expected a number, which can be written into a run folder")
-    plain = {name: value.to_dict() if callable(value) else value for name, value in values.items()}
-    return {"rule": type(rule).__name__, **plain}
-
-
-def _rule_of(plain: Mapping[str, Any]) -> Any:
-    """What `_rule_to_plain` wrote."""
-    given = dict(plain)
-    name = given.pop("rule")
-    if name == "chain":
-        return chain(*map(_rule_of, given["members"]))
-    known: dict[str, Any] = {**RULES, **TRANSFORMS}
-    return known[_known(name, known, "optimizer")](
-        **{n: schedules.from_dict(v) if isinstance(v, Mapping) else v for n, v in given.items()}
-    )
 
 
 def settings(texts: Iterable[str], called: Callable[[str], str], expected: str) -> dict[str, float | str]:
@@ -381,24 +453,3 @@ def _is_count(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
-
-
-def spread(first: int, end: int, rule: Rule) -> list[int]:
-    """Steps from the first to the one before the end at which the schedules of a rule are checked.
-
-    They are evenly spread, both ends among them, and where a schedule turns.
-    """
-    values = [getattr(rule, name) for name in rule.hyperparameters()]
-    turns = [turn for value in values if isinstance(value, schedules.Schedule) for turn in value.turns]
-    even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
-    near = (turn + offset for turn in turns for offset in (-1, 0, 1))
-    return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
-
-
-def _known(name: str, known: Iterable[str], option: str) -> str:
-    """The known name that differs from `name` at most in capitals."""
-    by_lower = {k.lower(): k for k in known}
-    if name.lower() not in by_lower:
-        near = did_you_mean(name, by_lower.values(), shown=str)
-        raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(by_lower.values())}")
-    return by_lower[name.lower()]

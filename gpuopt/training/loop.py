@@ -1,8 +1,7 @@
-"""The training loop, and the protocol of what hangs on it."""
+"""The loop that trains a network: epochs, batches, what is measured of them."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -12,67 +11,31 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuopt import schedules
-from gpuopt.backends import fetch, gpu_failure
+from gpuopt.backends import fetch
 from gpuopt.rules import Rule
-from gpuopt.training.config import spread
+from gpuopt.runs.loop import Loop, is_number
+from gpuopt.training.feed import feed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from gpuopt.backends import Backend
     from gpuopt.optimizer import Optimizer
-    from gpuopt.rules.base import Hyper
+    from gpuopt.runs.loop import Callback, Row
     from gpuopt.training.config import Config
-    from gpuopt.training.data import Dataset, Samples
+    from gpuopt.training.data import Dataset
+    from gpuopt.training.feed import Feed
     from gpuopt.training.model import Params, Perceptron
 
     Array: TypeAlias = Any
-    Row: TypeAlias = dict[str, Any]
 
-__all__ = ["Callback", "Position", "Training"]
+__all__ = ["Training"]
 
 BLOCK = 8192  # samples that are evaluated at once
 PROBED = 1024  # samples at most that tell whether the training goes well
-
-
-class Callback:
-    """What hangs on the loop: progress, metrics, checkpoints, and your own. Every method may be left out.
-
-    Each one gets the `Training`: ``training.stop(reason)`` ends it after the current step, ``training.tune(lr=0.01)``
-    changes hyperparameters from the next one on.
-
-    Examples
-    --------
-    >>> class Patience(Callback):
-    ...     def epoch(self, training):
-    ...         if training.row and training.row["loss"] < 0.1:
-    ...             training.stop("good enough")
-    """
-
-    def start(self, training: Training) -> None:
-        """Before the first step, of a resumed training too."""
-
-    def step(self, training: Training) -> None:
-        """After each step."""
-
-    def epoch(self, training: Training) -> None:
-        """After each epoch; ``training.row`` has its metrics, or is None if it is not reported."""
-
-    def reported(self, training: Training, row: Row) -> None:
-        """When the metrics of an epoch are there: after `epoch`; on a GPU one step later, so that it has work meanwhile."""
-
-    def event(self, training: Training, event: Mapping[str, Any]) -> None:
-        """When something out of the ordinary happened; ``event["event"]`` says what."""
-
-    def end(self, training: Training) -> None:
-        """After the training: finished, stopped after a step, or broken off by ``training.error``.
-
-        Who was started is ended, whatever happened, and the last one started first.
-        """
 
 
 def device(backend: Backend) -> str:
@@ -97,8 +60,19 @@ class Position:
     lr: float = math.nan
     """The learning rate there, likewise."""
 
+    @classmethod
+    def checked(cls, given: Row) -> Position:
+        """Make one of what stands in a checkpoint; TypeError or ValueError if it cannot."""
+        position = cls(**given)
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (position.epoch, position.batch)):
+            raise ValueError(f"expected whole numbers, got {position}")
+        (loss, correct), (gradient_norm, update_norm) = position.score, position.norms
+        if not all(map(is_number, (loss, correct, position.seconds, gradient_norm, update_norm, position.lr))):
+            raise ValueError(f"expected numbers, got {position}")
+        return position
 
-class Training:
+
+class Training(Loop):
     """A network, its data on the device, its optimizer, and how far the training is.
 
     Attributes
@@ -124,32 +98,36 @@ class Training:
     """
 
     def __init__(
-        self, config: Config, backend: Backend, data: Dataset, network: Perceptron, optimizer: Optimizer
+        self,
+        config: Config,
+        backend: Backend,
+        data: Dataset,
+        network: Perceptron,
+        optimizer: Optimizer,
+        needed: int = 0,
     ) -> None:
         self.config = config
         self.backend = backend
         self.data = data
         self.network = network
-        self.optimizer = optimizer
-        self.folder: Path | None = None
+        super().__init__(optimizer)
         self.epoch = 0
-        self.stopped: str | None = None
-        self.error: BaseException | None = None
-        self._train = self._on_device(data.train)
-        self._test = None if data.test is None else self._on_device(data.test)
+        classes = None if data.classes is None else data.outputs
+        size = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
+        self._train = feed(backend, data.train, classes, size, needed)
+        self._test = None if data.test is None else feed(backend, data.test, classes, BLOCK, needed)
         self._batch = 0
         self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._score = self._nothing  # of this epoch's batches
         self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
         self._lr = math.nan  # likewise
-        self._began = time.perf_counter()
-        self._halted: float | None = None  # the time, while it stands still
-        self._callbacks: Sequence[Callback] = ()
-        self._moved = False
+        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = (
+            None  # epoch and batch that come next
+        )
         self._row: Callable[[], Row] | None = None
-        self._announced = True
+        self.is_asynchronous = backend.is_asynchronous
         every = math.ceil(len(data.train) / PROBED)
-        self._probed = tuple(part[::every, :] for part in self._train)
+        self._probed = self._train.every(every)
         if backend.name == "numpy":
             _touch_workspace()
 
@@ -159,135 +137,47 @@ class Training:
         return device(self.backend)
 
     @property
-    def seconds(self) -> float:
-        """Time that the training took, without its interruptions."""
-        return time.perf_counter() - self._began if self._halted is None else self._halted
-
-    @property
-    def position(self) -> Position:
-        """Where it stands; set it to go on from there."""
+    def position(self) -> Row:
         if self._batch == 0:  # a GPU need not be asked
-            return Position(self.epoch, seconds=self.seconds)
+            return dataclasses.asdict(Position(self.epoch, seconds=self.seconds))
         score, norms = (x.tolist() for x in fetch([self._score, self._norms])())
-        return Position(self.epoch, self._batch, score, self.seconds, norms, self._lr)
+        return dataclasses.asdict(Position(self.epoch, self._batch, score, self.seconds, norms, self._lr))
 
     @position.setter
-    def position(self, position: Position) -> None:
+    def position(self, given: Row) -> None:
+        position = Position.checked(given)
+        if position.epoch * self.batches + position.batch != self.optimizer.steps:  # a best one's, as it once was
+            position = Position(*divmod(self.optimizer.steps, self.batches), seconds=position.seconds)
         self.epoch, self._batch = position.epoch, position.batch
         self._score = self.backend.asarray(position.score)
         self._norms, self._lr = self.backend.asarray(position.norms), position.lr
         self._began = time.perf_counter() - position.seconds
         self._moved = True
-
-    def stop(self, reason: str) -> None:
-        """End the training after the current step."""
-        self.stopped = reason
-
-    def tell(self, event: Mapping[str, Any]) -> None:
-        """Let all callbacks know of an event, which has a name, ``event["event"]``, and anything else in JSON's types.
-
-        Its ``step`` is that of now, if it has none.
-        """
-        event = {"event": event["event"], "step": self.optimizer.steps, **event}
-        for callback in self._callbacks:
-            callback.event(self, event)
-
-    def tune(self, by: str = "callback", /, **hyperparameters: Hyper | str) -> None:
-        """Change hyperparameters from the next step on, and tell it: an event for each.
-
-        Parameters
-        ----------
-        by
-            Who changes it.
-        **hyperparameters
-            Numbers, schedules, or the text of one as `gpuopt.schedules.parse` reads it.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If there is no such hyperparameter, or its range is left. Nothing is changed then.
-
-        Examples
-        --------
-        >>> class Drop(Callback):
-        ...     def epoch(self, training):
-        ...         if training.epoch == 100:
-        ...             training.tune(lr=0.01)
-        """
-        rule, step = self.optimizer.rule, self.optimizer.steps
-        assert isinstance(rule, Rule)
-        before = rule.at(step)
-        steps = self.config.epochs * self.batches
-        given: dict[str, Hyper] = {}
-        for name, value in hyperparameters.items():
-            if isinstance(value, str):
-                try:
-                    given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=steps)
-                except ValueError as error:
-                    raise ValueError(f"{name}={value}: expected a number or a schedule: {error}") from None
-            elif not callable(value) or isinstance(value, schedules.Schedule):
-                given[name] = value
-            else:
-                raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
-        known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
-        changed = dataclasses.replace(rule, **known)
-        after = changed.at(step)
-        if any(callable(value) for value in known.values()):
-            for later in spread(step, steps, changed):  # what a schedule gives is in range, too
-                changed.at(later)
-        self.optimizer.tune(**given)
-        for name, value in given.items():
-            event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
-            self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
+        self._untold.clear()
+        if self._batch == self.batches:  # saved by an older version between its last step and its row
+            self._end_epoch(reported=self._is_reported(self.epoch + 1))
 
     @property
     def row(self) -> Row | None:
         return None if self._row is None else self._row()
 
-    @property
-    def is_reported(self) -> bool:
-        """Whether the last epoch has a row."""
-        return self._row is not None
-
     def probe(self) -> Callable[[], float]:
         """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
         samples = len(self._probed[0])
-        arrive = fetch([self._scored(self._probed, self.optimizer.params)])
+        arrive = fetch([self._scored([self._probed], self.optimizer.params)])
         return lambda: self._mean(arrive()[0], samples)[0]
 
     def now(self) -> Row:
         """As `row`, but of this moment, and of some training samples."""
-        return self._measuring(self.epoch, {"": (self._scored(self._probed), len(self._probed[0]))})()
-
-    @contextlib.contextmanager
-    def interruption(self) -> Iterator[None]:
-        """What is done in it takes no time of the training's."""
-        self._halted = self.seconds
-        try:
-            yield
-        finally:
-            self._began, self._halted = time.perf_counter() - self._halted, None
+        measured = self._measuring(self.epoch, {"": (self._scored([self._probed]), len(self._probed[0]))})()
+        return measured | {"epochs": self.config.epochs, "units": self.units}
 
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
-        self._callbacks = callbacks
         # Explosions show in the metrics.
-        with self.backend.use(), np.errstate(all="ignore"), contextlib.ExitStack() as ends:
-            try:
-                for callback in callbacks:
-                    callback.start(self)
-                    ends.callback(callback.end, self)
-                while self._goes_on or not self._announced:
-                    if self._goes_on:
-                        self.run_epoch()
-                    else:
-                        self._announce()  # which may bring it back to an earlier epoch
-            except BaseException as error:
-                self.error = error
-                if gpu_failure(error) is not None:
-                    with contextlib.suppress(Exception):  # what was measured before may still come
-                        self._announce()
-                raise
+        with self.backend.use(), np.errstate(all="ignore"), self._driven(callbacks) as steps:
+            for _ in steps:
+                self.take_step()
 
     def evaluate(self) -> Row:
         """Loss and accuracy with the parameters as they are, over the training set and the test set."""
@@ -295,54 +185,76 @@ class Training:
             found: Row = {}
             for prefix, samples in (("", self._train), ("test_", self._test)):
                 if samples is not None:
-                    (score,) = fetch([self._scored(samples)])()
-                    found |= self._named(prefix, score, len(samples[0]))
+                    (score,) = fetch([self._scored(samples.blocks(BLOCK))])()
+                    found |= self._named(prefix, score, len(samples))
+                    if not self.network.classifies:
+                        found |= {f"{prefix}{name}": value for name, value in self._errors(samples).items()}
             return found
 
-    @property
-    def _goes_on(self) -> bool:
-        return self.epoch < self.config.epochs and self.stopped is None
+    def _errors(self, samples: Feed) -> dict[str, float]:
+        """Of a regression, in the target's own units: root mean squared error, and coefficient of determination."""
+        xp, target, params = self.network.xp, self.data.target, self.optimizer.evaluation()
+        sums = 0.0
+        first = None
+        for x, y in samples.blocks(BLOCK):
+            wide, outputs = xp.astype(y, xp.float64), xp.astype(self.network.outputs(params, x), xp.float64)
+            first = wide[:1, :] if first is None else first  # sums of differences: nothing is lost far from 0
+            of = wide - first
+            sums = sums + xp.stack([xp.sum((outputs - wide) ** 2, axis=0), xp.sum(of, axis=0), xp.sum(of**2, axis=0)])
+        (found,) = fetch([sums])()
+        squares, total, spread = found
+        spread = spread - total**2 / len(samples)
+        with np.errstate(all="ignore"):
+            r2 = float((1 - squares / spread).mean())
+        return {"rmse": float(np.sqrt((squares * target.scale**2 / len(samples)).mean())), "r2": r2}
 
-    def run_epoch(self) -> None:
-        """Take the steps that are left of the current epoch, or until it is stopped."""
+    def become(self, file: Path) -> None:
+        """Take the parameters and the optimizer's state of a checkpoint."""
+        from gpuopt import checkpoint
+
+        with self.backend.use():
+            checkpoint.load(file, self.optimizer)
+
+    def take_step(self) -> None:
+        """Take a step; after the last one of an epoch that is reported, measure that."""
         network, optimizer = self.network, self.optimizer
-        params = optimizer.params
-        reported = self._is_reported(self.epoch + 1)
-        self._moved = False
-        for x, y in self._batches():
-            outputs, grads = network.gradients(params, x, y)
-            score = self._score + network.score(outputs, y) if reported else self._score
-            measured = reported and self._batch + 1 == self.batches
-            before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if measured else []
-            lr = optimizer.lr if measured else math.nan
-            optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
-            self._batch, self._score, self._norms, self._lr = self._batch + 1, score, self._unmeasured, lr
-            if measured:
-                self._norms = self._measured(grads, before)
-            if self._announce():
-                for callback in self._callbacks:
-                    callback.step(self)
-            if self._moved or (self.stopped is not None and self._batch < self.batches):
-                return  # in the middle of the epoch
-        self._row, self._announced = (self._report() if reported else None), not reported
+        batch, params = self._batch, optimizer.params
+        reported, is_last = self._is_reported(self.epoch + 1), batch + 1 == self.batches
+        x, y = self._samples(batch)
+        key = hash_of(self.config.seed, optimizer.steps) if network.dropout else 0
+        outputs, grads = network.gradients(params, x, y, *([key] if key else []))
+        score = self._score + network.score(outputs, y) if reported else self._score
+        before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if reported and is_last else []
+        lr = optimizer.lr if before else math.nan
+        optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
+        self._batch, self._score = batch + 1, score
+        if is_last:
+            if before:
+                self._norms, self._lr = self._measured(grads, before), lr
+            self._end_epoch(reported=reported)
+
+    def _end_epoch(self, *, reported: bool) -> None:
+        self._row = self._report() if reported else None
         self.epoch, self._batch = self.epoch + 1, 0
         self._score, self._norms, self._lr = self._nothing, self._unmeasured, math.nan
-        if self._row is not None and self.optimizer.listens:  # before anybody saves
-            row = self._row()
-            self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
+        if self._row is not None:
+            if self.optimizer.listens:  # before anybody saves
+                row = self._row()
+                self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
+            self._record(self._row)
         for callback in self._callbacks:
             callback.epoch(self)
-        if not self.backend.is_asynchronous:
-            self._announce()
 
-    def _announce(self) -> bool:
-        """Tell the last reported epoch's metrics, if nobody has been told yet; return whether it stands where it stood."""
-        if not self._announced:
-            self._announced, row = True, self.row
-            assert row is not None
-            for callback in self._callbacks:
-                callback.reported(self, row)
-        return not self._moved
+    @property
+    def units(self) -> dict[str, str]:
+        """What metrics are counted in."""
+        unit = "cross-entropy, nats" if self.network.classifies else "mean squared error"
+        return {"loss": unit, "test_loss": unit}
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self.config.epochs * self.batches
 
     @property
     def batches(self) -> int:
@@ -352,24 +264,22 @@ class Training:
     def _is_reported(self, epoch: int) -> bool:
         return epoch % self.config.report_every == 0 or epoch in (1, self.config.epochs)
 
-    def _batches(self) -> Iterator[tuple[Array, Array]]:
-        """What is left of the epoch. Its order depends on the seed and the epoch alone, not on what was before."""
-        x, y = self._train
-        size = len(x) if self.config.batch_size == "full" else self.config.batch_size
-        if size >= len(x):
-            yield from [(x, y)][self._batch :]
-            return
-        random = np.random.RandomState([self.config.seed, self.epoch])
-        order = self.backend.asarray(random.permutation(len(x)))
-        for first in range(self._batch * size, len(x), size):
-            chosen = order[first : min(first + size, len(x))]
-            yield self.network.xp.take(x, chosen, axis=0), self.network.xp.take(y, chosen, axis=0)
+    def _samples(self, batch: int) -> tuple[Array, Array]:
+        """A batch of the epoch. Their order depends on the seed and the epoch alone, not on what was before."""
+        if self._feeding is None or self._feeding[0] != (self.epoch, batch):
+            size = len(self._train) if self.config.batch_size == "full" else self.config.batch_size
+            random = np.random.RandomState([self.config.seed, self.epoch])
+            order = None if size >= len(self._train) else random.permutation(len(self._train))
+            self._feeding = (self.epoch, batch), self._train.batches(order, size, batch)
+        _, batches = self._feeding
+        self._feeding = (self.epoch, batch + 1), batches
+        return next(batches)
 
     def _report(self) -> Callable[[], Row]:
         """The metrics of the epoch whose last step was taken; what is returned waits for them."""
         scores = {"": (self._score, len(self.data.train))}
         if self._test is not None:
-            scores["test_"] = self._scored(self._test), len(self._test[0])
+            scores["test_"] = self._scored(self._test.blocks(BLOCK)), len(self._test)
         return self._measuring(self.epoch + 1, scores)
 
     def _measuring(self, epoch: int, scores: Mapping[str, tuple[Array, int]]) -> Callable[[], Row]:
@@ -400,28 +310,29 @@ class Training:
         ]
         return xp.sqrt(xp.stack(squares))
 
-    def _scored(self, samples: tuple[Array, Array], params: Params | None = None) -> Array:
+    def _scored(self, blocks: Iterable[tuple[Array, Array]], params: Params | None = None) -> Array:
         """The score of all samples, a block at a time; without parameters, by those to evaluate with."""
-        params = self.optimizer.evaluation() if params is None else params
-        x, y = samples
-        score = self._nothing
-        for first in range(0, len(x), BLOCK):
-            block = slice(first, min(first + BLOCK, len(x)))
-            score = score + self.network.score(self.network.outputs(params, x[block, :]), y[block, :])
+        score, params = self._nothing, self.optimizer.evaluation() if params is None else params
+        for x, y in blocks:
+            score = score + self.network.score(self.network.outputs(params, x), y)
         return score
 
     def _named(self, prefix: str, score: NDArray[Any], samples: int) -> Row:
         loss, accuracy = self._mean(score, samples)
-        return {f"{prefix}loss": loss, f"{prefix}accuracy": accuracy}
+        named = {f"{prefix}loss": loss, f"{prefix}accuracy": accuracy}
+        target = self.data.target
+        if target.is_scaled and target.outputs == 1:
+            named[f"{prefix}rmse"] = math.sqrt(loss) * float(target.scale[0]) if loss >= 0 else math.nan
+        return named
 
     def _mean(self, score: NDArray[Any], samples: int) -> tuple[float, float | None]:
         loss, correct = (score / samples).tolist()
         return loss, correct if self.network.classifies else None
 
-    def _on_device(self, samples: Samples) -> tuple[Array, Array]:
-        """Features, and targets as the network wants them, one-hot for classes."""
-        y = samples.y if self.data.classes is None else np.eye(self.data.outputs, dtype=np.float32)[samples.y]
-        return self.backend.asarray(samples.x), self.backend.asarray(y)
+
+def hash_of(seed: int, step: int) -> int:
+    """A number of 32 bits, other than 0, for each step of each seed."""
+    return int(np.random.RandomState([seed, step & 0xFFFFFFFF, step >> 32]).randint(1, 2**31))
 
 
 def _arrays(params: Params) -> Iterator[Array]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from gpuopt.training.activations import ACTIVATIONS, Activation, kept
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     Params: TypeAlias = dict[str, list[dict[str, Array]]]
     """``{"layers": [{"w": (n_in, n_out), "b": (n_out,)}, ...]}``; gradients have the same nesting."""
 
-__all__ = ["Initial", "Perceptron", "initial_params"]
+__all__ = ["Activation", "Initial", "Perceptron", "initial_params"]
 
 Initial: TypeAlias = Literal["he", "small"]
 
@@ -52,7 +54,7 @@ def initial_params(random: np.random.RandomState, widths: Sequence[int], init: I
 
 @dataclass(frozen=True)
 class Perceptron:
-    """A multilayer perceptron: ``x @ w + b`` in each layer, ReLU in between, and a loss at the end.
+    """A multilayer perceptron: ``x @ w + b`` in each layer, an activation in between, and a loss at the end.
 
     Attributes
     ----------
@@ -64,6 +66,12 @@ class Perceptron:
     matmul : dtype, optional
         Multiply matrices in this dtype and round the products back. In float64 the products of float32 matrices come
         out (all but) correctly rounded, so they do not depend on the library that multiplies, and neither does a run.
+    activation : str
+        One of `gpuopt.training.activations.ACTIVATIONS`.
+    dropout : float
+        The share of the hidden units that `gradients` leaves out.
+    weights : array of shape (classes,), optional
+        How much a sample of each class counts in the gradient.
 
     Examples
     --------
@@ -78,16 +86,22 @@ class Perceptron:
     xp: Any
     classifies: bool = True
     matmul: Any = None
+    activation: Activation = "relu"
+    dropout: float = 0.0
+    weights: Any = None
     _ones: dict[int, Array] = field(default_factory=dict, repr=False, compare=False)
 
     def outputs(self, params: Params, x: Array) -> Array:
         """The last layer's outputs for samples `x`, of shape (samples, outputs)."""
         return self._forward(params, x)[0].T
 
-    def gradients(self, params: Params, x: Array, y: Array) -> tuple[Array, Params]:
-        """The outputs for samples `x`, and the gradient of the mean loss against the targets `y`."""
+    def gradients(self, params: Params, x: Array, y: Array, key: int = 0) -> tuple[Array, Params]:
+        """The outputs for samples `x`, and the gradient of the mean loss against the targets `y`.
+
+        The key decides which units `dropout` leaves out.
+        """
         product = self._product
-        outputs, inputs, active = self._forward(params, x)
+        outputs, inputs, active = self._forward(params, x, self.dropout, key)
         dz = self._loss_gradient(outputs, y)
         grads = []
         for layer in reversed(params["layers"]):
@@ -97,21 +111,25 @@ class Perceptron:
                 dz *= active.pop()
         return outputs.T, {"layers": grads[::-1]}
 
-    def _forward(self, params: Params, x: Array) -> tuple[Array, list[Array], list[Array]]:
+    def _forward(
+        self, params: Params, x: Array, dropout: float = 0.0, key: int = 0
+    ) -> tuple[Array, list[Array], list[Array]]:
         """The outputs, a column a sample, so that what is done to a sample's few classes is done to long rows.
 
-        And for the way back, the input of each layer and the mask of each hidden layer's active units.
+        And for the way back, the input of each layer and the slopes of each hidden layer's units.
         """
-        product, astype = self._product, self.xp.astype
+        product, activation = self._product, ACTIVATIONS[self.activation]
         *hidden, last = params["layers"]
         inputs, active = [x], []
-        for layer in hidden:
+        for number, layer in enumerate(hidden):
             z = product(inputs[-1], layer["w"])
             z += layer["b"]
-            mask = astype(z > 0, z.dtype)
-            z *= mask  # ReLU
-            active.append(mask)
-            inputs.append(z)
+            a, slope = activation(self.xp, z)
+            if dropout:
+                units = kept(self.xp, a, dropout, key + number)
+                a, slope = a * units, slope * units
+            active.append(slope)
+            inputs.append(a)
         outputs = product(last["w"].T, inputs[-1].T)
         outputs += last["b"][:, None]
         return outputs, inputs, active
@@ -141,6 +159,8 @@ class Perceptron:
         gradient = self.xp.exp(outputs - self.xp.max(outputs, axis=0))
         gradient /= self._sums(gradient)  # the probabilities
         gradient = gradient.T - y
+        if self.weights is not None:
+            gradient *= (y @ self.weights)[:, None]
         gradient /= y.shape[0]
         return gradient
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt import notebook
+from gpuopt.errors import UsageError
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training.config import Config
-from gpuopt.training.errors import UsageError
-from gpuopt.training.folder import RunFolder
 
 if TYPE_CHECKING:
     from gpuopt.training.run import Result

@@ -7,15 +7,18 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.training.loop import Callback
-from gpuopt.training.secondary import Secondary
+from gpuopt.runs.loop import Callback
+from gpuopt.runs.record.events import describe, explain
+from gpuopt.runs.secondary import Secondary
+from gpuopt.training.config import BUILT_IN_RULE, SPIKES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.progress import Progress
 
-    from gpuopt.training.loop import Row, Training
+    from gpuopt.runs.loop import Row
+    from gpuopt.training.loop import Training
 
 __all__ = ["Live", "Plain", "progress"]
 
@@ -34,23 +37,12 @@ def is_terminal() -> bool:
     return False
 
 
-def describe(row: Row) -> str:
-    """The metrics of an epoch, in words."""
-    parts = [f"loss {row['loss']:.4f}"]
-    if row["accuracy"] is not None:
-        parts.append(f"accuracy {row['accuracy']:.4f}")
-    if row.get("test_accuracy") is not None:
-        parts.append(f"test accuracy {row['test_accuracy']:.4f}")
-    elif "test_loss" in row:
-        parts.append(f"test loss {row['test_loss']:.4f}")
-    return "  ".join([*parts, f"lr {row['lr']:.4g}"])
-
-
 def introduce(training: Training, *, again: bool) -> None:
     """Say what is about to happen, the device and why it was chosen first; only that `again`, on another device."""
     data, network = training.data, training.config
     kind = "" if data.classes is None else f", {len(data.classes)} classes"
-    test = "" if data.test is None else f" and {len(data.test)} to test"
+    word = "test" if network.validation is None else "validate"
+    test = "" if data.test is None else f" and {len(data.test)} to {word}"
     widths = "-".join(map(str, [data.features, *network.hidden, data.outputs]))
     batch = "all at once" if training.batches == 1 else f"{network.batch_size} at once"
     lines = [
@@ -58,48 +50,14 @@ def introduce(training: Training, *, again: bool) -> None:
         f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
         f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
     ]
+    lines[2:2] = [
+        f"         {note}" for note in (*data.notes, *([SPIKES] if network.optimizer == BUILT_IN_RULE else []))
+    ]
     if again:
         del lines[1:]
     if training.optimizer.steps:
         lines.append(f"Resumed after {training.optimizer.steps} steps, in epoch {training.epoch + 1}")
     print("\n".join(lines), flush=True)  # noqa: T201
-
-
-def explain(event: Mapping[str, Any]) -> str:
-    """An event, in words; one of another's making, which has the name of one of ours perhaps, by its name."""
-    try:
-        return _explained(event)
-    except (ArithmeticError, KeyError, TypeError, ValueError):
-        return str(event["event"])
-
-
-def _explained(event: Mapping[str, Any]) -> str:
-    match event:
-        case {"event": "explosion", "action": "rollback"}:
-            then = f"back to step {event['back_to_step']}, learning rate {event['lr']:.4g}"
-            return f"exploded: {event['reason']}; {then} (rollback {event['rollbacks']})"
-        case {"event": "explosion"}:
-            return f"exploded: {event['reason']}"
-        case {"event": "skip"}:
-            return f"steps left out until step {event['step']}, for gradients that were not finite: {event['skipped']}"
-    return _by_hand(event)
-
-
-def _by_hand(event: Mapping[str, Any]) -> str:
-    words = {"pause": "paused", "resume": "resumed", "save": "saved", "step": "one step, now", "stop": "stopped"}
-    match event:
-        case {"event": "tune"}:
-            old, new = (x if isinstance(x, bool) else f"{x:.10g}" for x in (event["old"], event["new"]))
-            schedule = event.get("schedule")
-            then = f", and on by the schedule {schedule['schedule']}" if schedule else ""
-            return f"{event['name']}: {old} -> {new} after step {event['step']}{then}"
-        case {"event": "rollback"}:
-            lr = f", learning rate {event['lr']:.4g}"
-            return f"rolled back from step {event['step']} to step {event['back_to_step']}{lr}"
-        case {"event": what} if what in words:
-            loss = f", loss {event['loss']:.4f}" if event.get("loss") is not None else ""
-            return f"{words[what]} after step {event['step']}{loss}"
-    return str(event["event"])
 
 
 class Plain(Callback):

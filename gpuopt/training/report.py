@@ -1,52 +1,29 @@
-"""``report.html``: a run, or several over each other, on one page that needs nothing else. Its pictures lie beside it."""
+"""The report of a training: of a run, with its network, and what that predicts in the plane."""
 
 from __future__ import annotations
 
-import html
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuopt import pictures
-from gpuopt.training import plots
-from gpuopt.training.errors import UsageError
-from gpuopt.training.history import Run
+from gpuopt.errors import UsageError
+from gpuopt.runs.report import page
+from gpuopt.runs.report.page import draw_over_each_other, get_ready
+from gpuopt.training.applied import load_model
+from gpuopt.training.config import ARRAYS, BUILT_IN_RULE, SPIKES, Config
+from gpuopt.training.outcome import outcomes
+from gpuopt.training.plane import dataset, plane, rehearsal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from gpuopt.pictures import Figure
+    from gpuopt.runs.record.history import History
 
-__all__ = ["draw", "draw_over_each_other"]
-
-CAPTIONS = {
-    "loss": "Loss: the mean over each reported epoch",
-    "accuracy": "Accuracy: the mean over each reported epoch",
-    "learning_rate": "Learning rate of the step",
-    "norms": "How long the gradient was, and how far its step went, over all parameters together",
-    "boundary": "What the network predicts in the plane, and the training samples",
-}
-SHOWN = {
-    "device": "Device",
-    "reason": "Because",
-    "epochs": "Epochs",
-    "steps": "Steps",
-    "train_loss": "Loss, training set",
-    "train_accuracy": "Accuracy, training set",
-    "test_loss": "Loss, test set",
-    "test_accuracy": "Accuracy, test set",
-    "seconds": "Time (s)",
-    "stopped": "Stopped, because",
-}
+__all__ = ["draw", "draw_over_each_other", "get_ready", "rehearse"]
 
 
 def draw(path: str | Path) -> Path:
-    """Draw the report of a run folder into it, also of a run that still goes on or was killed.
-
-    Returns
-    -------
-    Path
-        Of ``report.html``.
+    """Draw the report of a run folder into it, as `gpuopt.runs.report.page.draw` does, of an own loop's, too.
 
     Raises
     ------
@@ -55,82 +32,35 @@ def draw(path: str | Path) -> Path:
     OSError
         If the folder cannot be written.
     """
-    run = Run.read(path)
-    notes: list[str] = []
-
-    def figures() -> Iterator[tuple[str, Figure]]:
-        yield from plots.figures(run)
-        try:
-            if (boundary := plots.plane(run)) is not None:
-                yield "boundary", boundary
-        except (KeyError, OSError, ValueError) as error:  # UsageError and CheckpointError are ValueErrors
-            notes.append(f"Without what the network predicts in the plane: {error}")
-
-    drawn = pictures.pngs(figures())
-    for name, content in drawn.items():
-        pictures.write(run.folder.path / f"{name}.png", content)
-    if not run.rows:
-        notes.append("No metrics yet.")
-    parts = [f"<p>{html.escape(text)}</p>" for text in [_about(run), *notes]]
-    parts += ["<h2>How it ended</h2>" if run.summary else "<h2>How far it came</h2>", pictures.table([], _results(run))]
-    parts.append(_gallery((content, CAPTIONS[name]) for name, content in drawn.items()))
-    if run.events:
-        parts += ["<h2>Events</h2>", pictures.table(["number", "step", "what happened"], plots.explained(run))]
-    settings = html.escape(json.dumps(run.config.to_json(), indent=2))
-    parts.append(f"<h2>Configuration</h2><details><summary>all of it</summary><pre>{settings}</pre></details>")
-    page = run.folder.path / "report.html"
-    pictures.write(page, pictures.page(run.name, *parts))
-    return page
+    return page.draw(path, _about, _more)
 
 
-def draw_over_each_other(runs: Sequence[Run], out: Path, *parts: str, title: str | None = None) -> None:
-    """Draw several runs into one page, or into one picture if that is what the file's name says.
+def rehearse(path: str | Path, until: Callable[[], bool]) -> None:
+    """Draw for nobody."""
+    page.rehearse(path, until, rehearsal)
 
-    Parameters
-    ----------
-    runs : sequence of Run
-    out : Path
-        ``.html`` or ``.png``.
-    parts : str
-        More HTML, before the pictures.
-    title : str, optional
-        Of the page; default: the runs' names.
 
-    Raises
-    ------
-    UsageError
-        If the name ends in something else, or the file cannot be written.
-    """
-    if out.suffix not in {".html", ".png"}:
-        raise UsageError(f"--out {out}: expected a file .html or .png")
-    content = pictures.png(plots.overlay(runs))
+def _about(run: History) -> str:
+    if "config" not in run.content:
+        return ""
     try:
-        if out.suffix == ".png":
-            pictures.write(out, content)
-            return
-        names = ", ".join(run.name for run in runs)
-        events = [(run.name, step, text) for run in runs for _, step, text in plots.explained(run)]
-        told = ["<h2>Events</h2>", pictures.table(["run", "step", "what happened"], events)] if events else []
-        caption = f"{names}. Vertical lines: events, in the style of their run, with its marker on them"
-        picture = pictures.image(content, caption if events else names)
-        pictures.write(out, pictures.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
-    except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror}") from None
+        config = Config.from_json(run.content["config"])
+    except UsageError as error:
+        raise UsageError(f"{run.folder.config}: {error}") from None
+    data = {None: "the built-in spiral", ARRAYS: "arrays"}.get(config.data) or Path(str(config.data)).name
+    hidden = "-".join(map(str, config.hidden)) or "no"
+    about = f"Trained on {data} with {hidden} hidden units by {config.rule()}."
+    return f"{about} {SPIKES}." if config.optimizer == BUILT_IN_RULE else about
 
 
-def _about(run: Run) -> str:
-    data = "the built-in spiral" if run.config.data is None else Path(run.config.data).name
-    hidden = "-".join(map(str, run.config.hidden)) or "no"
-    return f"Trained on {data} with {hidden} hidden units by {run.config.rule()}."
-
-
-def _results(run: Run) -> list[tuple[str, object]]:
-    if run.summary is not None:
-        return [(SHOWN[name], run.summary[name]) for name in SHOWN if run.summary.get(name) is not None]
-    last = run.rows[-1] if run.rows else {}
-    known = [(name.replace("_", " ").capitalize(), value) for name, value in last.items() if value is not None]
-    return [("State", "still going on, stopped or killed"), *known]
-
-
-def _gallery(shown: Iterable[tuple[bytes, str]]) -> str:
-    return '<h2>Step by step</h2><div class="pictures">' + "".join(pictures.image(*one) for one in shown) + "</div>"
+def _more(run: History) -> Iterator[tuple[str, str, Figure]]:
+    if "config" not in run.content or not run.folder.checkpoint.exists():
+        return
+    config = Config.from_json(run.content["config"])
+    if config.data == ARRAYS:
+        raise UsageError("it was trained on arrays, which the run folder does not keep")
+    data = dataset(config)
+    if (drawn := plane(run, data)) is not None:
+        yield "boundary", "What the network predicts in the plane, and the training samples", drawn
+    if (run.folder.path / "model.json").exists():  # version 0.1.0 wrote none
+        yield from outcomes(load_model(run.folder.path), data, is_validation=config.validation is not None)

@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import math
-import signal
+import shlex
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt import backends
+from gpuopt import backends, schedules
+from gpuopt.errors import ExplodedError, Interrupted, UsageError
+from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
-from gpuopt.training.artist import is_wanted, reported
-from gpuopt.training.checkpoints import Checkpoints
-from gpuopt.training.config import Config, OnExplosion, OnGPUError
-from gpuopt.training.data import load, spiral
-from gpuopt.training.errors import ExplodedError, Interrupted, SavingError, UsageError
-from gpuopt.training.folder import RunFolder, write_json
-from gpuopt.training.limits import available
-from gpuopt.training.loop import Callback, Training, device
+from gpuopt.rules import Rule
+from gpuopt.runs.control.signals import stopping
+from gpuopt.runs.control.steering import Steering
+from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.report.process import is_wanted, reported
+from gpuopt.runs.saving.checkpoints import Checkpoints, saving
+from gpuopt.runs.secondary import warn
+from gpuopt.training.applied import write_model
+from gpuopt.training.config import ARRAYS, Config, OnGPUError
+from gpuopt.training.data import from_arrays, load, spiral
+from gpuopt.training.loop import Training, device
 from gpuopt.training.model import Perceptron, initial_params
-from gpuopt.training.steering import Steering
+from gpuopt.training.patience import Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from gpuopt.backends import Backend
+    from gpuopt.runs.loop import Callback
+    from gpuopt.runs.saving.explosions import OnExplosion
+    from gpuopt.training.data import Dataset
 
 __all__ = ["GPUFailure", "Interrupted", "Result", "resume", "train"]
 
 BYTES_A_PARAMETER = 24
 """Parameter, gradient and state, and a copy to be saved."""
+LENGTHS = ("steps",)
+"""What a schedule's length is called."""
 CURES = "To go on without the GPU"
+DRAWING = "gpuopt.training.report"
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,10 @@ class Result:
     epochs, steps : int
         Done in all.
     train_loss, train_accuracy, test_loss, test_accuracy : float or None
-        With the final parameters, over the whole set. None without a test set, and for the accuracy of a regression.
+        With the final parameters, over the whole set; with ``--patience`` the best ones. The test set is what
+        ``--validation`` set apart, if it did. None without a test set, and for the accuracy of a regression.
+    train_rmse, train_r2, test_rmse, test_r2 : float or None
+        Of a regression: root mean squared error in the target's own units, and coefficient of determination.
     seconds : float
         Time of the training, without its interruptions.
     stopped : str or None
@@ -73,6 +86,10 @@ class Result:
     test_accuracy: float | None
     seconds: float
     stopped: str | None
+    train_rmse: float | None = None
+    train_r2: float | None = None
+    test_rmse: float | None = None
+    test_r2: float | None = None
 
     def _repr_html_(self) -> str:
         """For notebooks: the summary, the optimizer, its leaves, and small curves of the metrics."""
@@ -88,6 +105,7 @@ class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like Ba
 def train(
     config: Config | None = None,
     *,
+    data: Sequence[Any] | None = None,
     out: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     report: bool | None = None,
@@ -98,6 +116,8 @@ def train(
     ----------
     config : Config, optional
         Default: the built-in spiral.
+    data : sequence, optional
+        ``(x, y)`` or ``(x, y, x_test, y_test)`` in place of a file: arrays or data frames. To resume, they are given again.
     out : path, optional
         The run folder, which must not exist; default: ``runs/<name>-<date>-<time>``.
     callbacks : sequence of Callback
@@ -131,15 +151,18 @@ def train(
     (20, True)
     """
     config = config or Config()
-    training, content = _prepared(config)
+    if data is not None:
+        config = config.on_arrays()
+    training, content = _prepared(config, data)
     folder = RunFolder.create(out, training.data.name)
-    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report) as own:
-        return _run(training, content, Checkpoints(folder, training.config), [*callbacks, *own])
+    with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report, drawing=DRAWING) as own:
+        return _run(training, content, _checkpoints(folder, training.config), [*callbacks, *own])
 
 
 def resume(
     path: str | Path,
     *,
+    data: Sequence[Any] | str | Path | None = None,
     epochs: int | None = None,
     device: str | None = None,
     on_gpu_error: OnGPUError | None = None,
@@ -159,8 +182,11 @@ def resume(
     ----------
     path : str or Path
         The run folder.
+    data : sequence or path, optional
+        The arrays that it was started with; or the file, if that was moved: it is known by its checksum.
     epochs : int, optional
-        How many it shall have in all; default: as before. A run that is finished can be extended.
+        How many it shall have in all; default: as before. A run that is finished can be extended; schedules that were made
+        for its epochs are stretched over the new ones, which is said.
     device, on_gpu_error, on_explosion : str, optional
         Default: as before.
     lr, clip_norm, clip_value : float, optional
@@ -177,6 +203,7 @@ def resume(
     """
     folder = RunFolder(path)
     folder.read_config()  # or there is nothing to lock
+    folder = RunFolder(folder.path.absolute())  # whoever goes elsewhere finds it
     changes = {
         "epochs": epochs,
         "device": device,
@@ -187,11 +214,17 @@ def resume(
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     with folder.locked():
-        return _resumed(folder, changes, lr, callbacks, report=is_wanted() if report is None else report)
+        return _resumed(folder, changes, lr, callbacks, data, report=is_wanted() if report is None else report)
 
 
 def _resumed(
-    folder: RunFolder, changes: dict[str, Any], lr: float | None, callbacks: Sequence[Callback], *, report: bool
+    folder: RunFolder,
+    changes: dict[str, Any],
+    lr: float | None,
+    callbacks: Sequence[Callback],
+    data: Sequence[Any] | str | Path | None,
+    *,
+    report: bool,
 ) -> Result:
     before = folder.read_config()
     try:
@@ -201,32 +234,43 @@ def _resumed(
         raise UsageError(f"{folder.config}: {error}") from None
     if changes.keys() & {"clip_norm", "clip_value"}:
         config = dataclasses.replace(config, clip_norm=None, clip_value=None)
+    if data is not None and (config.data == ARRAYS) is isinstance(data, str | Path):
+        expected = "the arrays that the run was started with" if config.data == ARRAYS else "the run's data file"
+        raise UsageError(f"data: {type(data).__name__}, expected {expected}")
+    arrays = None if isinstance(data, str | Path) else data
+    if config.data == ARRAYS and arrays is None:
+        raise UsageError(
+            f"--resume {folder.path}: was trained on arrays; resume(path, data=(x, y)) goes on from Python"
+        )
+    if isinstance(data, str | Path):
+        config = dataclasses.replace(config, data=str(data))
+    config = _extended(config, changes.get("epochs"))
     config = dataclasses.replace(config, **changes)
-    training, content = _prepared(config)
+    training, content = _prepared(config, arrays)
     if before.get("data_sha256") != content["data_sha256"]:
         raise UsageError(f"{config.data}: is not the data that the run {folder.path} was started with")
-    checkpoints = Checkpoints(folder, training.config)
+    checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     if folder.summary.exists() and training.epoch >= config.epochs:
         done = f"is finished, {training.epoch} epochs of {config.epochs}"
-        raise UsageError(f"--resume {folder.path}: {done}; --epochs with a larger number extends it")
+        raise UsageError(f"--resume {shlex.quote(str(folder.path))}: {done}; --epochs with a larger number extends it")
     if lr is not None:
         try:
             checkpoints.choose(training, lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
-    with reported(folder, wanted=report) as own:
+    with reported(folder, wanted=report, drawing=DRAWING) as own:
         return _run(training, content, checkpoints, [*callbacks, *own])
 
 
-def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
+def _prepared(config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
     """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
     try:
         backend = backends.backend(config.device, matmul=True)
     except ValueError as error:
         raise UsageError(f"--device {config.device}: {error}") from None
     try:
-        return _on(backend, config)
+        return _on(backend, config, arrays)
     except Exception as error:
         words = backends.gpu_failure(error)
         if words is None:
@@ -234,32 +278,52 @@ def _prepared(config: Config) -> tuple[Training, dict[str, Any]]:
         failure = f"{device(backend)} failed before the first step ({words})"
         if config.on_gpu_error == "stop":
             raise GPUFailure(f"{failure}; nothing was written. {CURES}: gpuopt train --device cpu") from error
-    return _on(dataclasses.replace(backends.backend("cpu"), reason=failure), config)
+    return _on(dataclasses.replace(backends.backend("cpu"), reason=failure), config, arrays)
 
 
-def _on(backend: Backend, config: Config) -> tuple[Training, dict[str, Any]]:
+def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
     """The same on a certain backend."""
     random = np.random.RandomState(config.seed)
+    config.expect_data()
+    how = dataclasses.asdict(config.reading)
     if config.data is None:
         data, checksum = spiral(random), None
+        if config.validation is not None:
+            y = np.asarray(data.classes)[data.train.y]
+            data = from_arrays((data.train.x, y), data.name, **how)
+    elif arrays is not None:
+        data, checksum = from_arrays(arrays, **how), _digest(arrays)
     else:
         path = Path(config.data).absolute()  # a run may be resumed from another folder
-        data = load(path, config.target, config.task, standardize=config.standardize)
+        labels = None if config.labels is None else str(Path(config.labels).absolute())
+        data = load(path, **{**how, "labels": labels})
         with path.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
-        config = dataclasses.replace(config, data=str(path))
+        config = dataclasses.replace(config, data=str(path), labels=labels)
+    if config.patience is not None and data.test is None:
+        raise UsageError(
+            f"--patience {config.patience}: there is no test set to judge by; --validation 0.2 sets one apart"
+        )
+    if config.data is not None and config.task == "auto":  # what was decided stays
+        config = dataclasses.replace(config, task="regression" if data.classes is None else "classification")
     config = config.resolved(len(data.train))
-    _expect_room([data.features, *config.hidden, data.outputs], config)
+    needed = _expect_room([data.features, *config.hidden, data.outputs], config, data)
     params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
     xp = backends.namespace(params["layers"][0]["w"])
     matmul = xp.float64 if config.matmul == "float64" else None
-    network = Perceptron(xp, data.classes is not None, matmul)
+    weights = None if config.class_weights is None else backend.asarray(_weights(data))
+    network = Perceptron(xp, data.classes is not None, matmul, config.activation, config.dropout, weights)
     nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
-    training = Training(config, backend, data, network, optimizer)
+    training = Training(config, backend, data, network, optimizer, needed)
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
-    return training, {**versions, "data_sha256": checksum, "config": config.to_json()}
+    about = {"data_sha256": checksum, "steps": training.total, "units": training.units}
+    return training, {**versions, **about, "config": config.to_json()}
+
+
+def _checkpoints(folder: RunFolder, config: Config) -> Checkpoints:
+    return Checkpoints(folder, config.checkpoint_every, config.keep, config.on_explosion)
 
 
 def _parameters(widths: Sequence[int]) -> int:
@@ -280,13 +344,71 @@ def _expect_saved(config: Config, folder: RunFolder) -> None:
         raise UsageError(f"--hidden {hidden:.60}: more parameters than the {count:,} in {folder.checkpoint.name}")
 
 
-def _expect_room(widths: Sequence[int], config: Config) -> None:
-    """Refuse a network for which there is no memory, before all of it is taken."""
+def _expect_room(widths: Sequence[int], config: Config, data: Dataset) -> int:
+    """Refuse a network and batches for which there is no memory, before all of it is taken; bytes that both take."""
     count = _parameters(widths)
     need, room = BYTES_A_PARAMETER * count, available()
     if need > room:
         gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
+    samples = len(data.train) + (0 if data.test is None else len(data.test))
+    targets = 4 * samples * data.outputs if data.classes is not None else 0
+    batch = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
+    # Inputs of each layer, slopes and gradients, and the order of the samples.
+    units = 4 * batch * (2 * widths[0] + 3 * sum(widths[1:-1]) + 5 * widths[-1]) + 8 * len(data.train)
+    if need + targets + units > room:
+        parts = f"targets of {data.outputs:,} classes {targets / 2**30:,.1f} GiB, " if targets else ""
+        parts += f"a batch of {batch:,} samples {units / 2**30:,.1f} GiB"
+        raise UsageError(f"--batch-size {config.batch_size}: {parts}, and {room / 2**30:,.1f} GiB are free")
+    return need + units
+
+
+def _weights(data: Dataset) -> NDArray[np.float32]:
+    """What a sample of each class counts, so that all classes count alike and the mean over the samples is 1."""
+    if data.classes is None:
+        raise UsageError("--class-weights balanced: is for classes, the data have numbers to predict")
+    counts = np.bincount(data.train.y, minlength=data.outputs)
+    return (len(data.train) / (data.outputs * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _digest(arrays: Sequence[Any]) -> str:
+    """A checksum of what was given as arrays."""
+    found = hashlib.sha256()
+    for given in arrays:
+        array = given.to_csv().encode() if hasattr(given, "to_csv") else np.ascontiguousarray(given)
+        found.update(f"{getattr(array, 'dtype', '')}{getattr(array, 'shape', '')}".encode())
+        found.update(array if isinstance(array, bytes) else array.tobytes())
+    return found.hexdigest()
+
+
+def _extended(config: Config, epochs: int | None) -> Config:
+    """The same with schedules that were made for its epochs stretched to another number of them."""
+    if epochs is None or not isinstance(config.optimizer, Rule) or config.epochs in {None, epochs}:
+        return config
+    changed = {}
+    for name in config.optimizer.hyperparameters():
+        value = getattr(config.optimizer, name)
+        if isinstance(value, schedules.Schedule) and (longer := _stretched(value, epochs / config.epochs)) != value:
+            changed[name] = longer
+            warn("%s: its schedule was made for %s epochs and is stretched to %s", name, config.epochs, epochs)
+    return (
+        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changed)) if changed else config
+    )
+
+
+def _stretched(schedule: Any, factor: float) -> Any:
+    """A schedule that ends, ending later."""
+    plain = schedule.to_dict()
+
+    def longer(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [longer(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        found = {name: longer(one) for name, one in value.items()}
+        return found | {name: round(value[name] * factor) for name in LENGTHS if type(value.get(name)) is int}
+
+    return schedules.from_dict(longer(plain))
 
 
 def _run(
@@ -294,8 +416,9 @@ def _run(
 ) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
     folder = checkpoints.folder
-    with _saving(checkpoints):
+    with saving(checkpoints, _to_go_on(folder)):
         folder.write_config({**content, "resumed": checkpoints.noted()})
+        write_model(folder, training.data, training.config)
         folder.summary.unlink(missing_ok=True)
         try:
             return _finished(training, checkpoints, callbacks)
@@ -307,31 +430,17 @@ def _run(
             saved = _rescued(training, checkpoints)
             if training.config.on_gpu_error == "stop" or training.stopped is not None:
                 last = "saved" if saved else f"the last checkpoint is the one after {checkpoints.steps} steps"
-                go_on = f"{CURES}: gpuopt train --resume {folder.path} --device cpu"
+                go_on = f"{CURES}: gpuopt train --resume {shlex.quote(str(folder.path))} --device cpu"
                 raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
     training, content = _on(backend, training.config)
-    checkpoints = Checkpoints(folder, training.config)
+    checkpoints = _checkpoints(folder, training.config)
     checkpoints.restore(training)
     return _run(training, content, checkpoints, callbacks)
 
 
-@contextlib.contextmanager
-def _saving(checkpoints: Checkpoints) -> Iterator[None]:
-    """Say what is whole, and how to go on, if a file of the run cannot be written."""
-    folder = checkpoints.folder
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # nobody reads what is printed
-    except OSError as error:
-        whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {_to_go_on(folder)}"
-        left = whole if folder.config.exists() else "nothing was begun"
-        raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
-
-
 def _to_go_on(folder: RunFolder) -> str:
-    return f"To go on: gpuopt train --resume {folder.path}"
+    return f"To go on: gpuopt train --resume {shlex.quote(str(folder.path))}"
 
 
 def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
@@ -352,12 +461,15 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
     config, path = training.config, checkpoints.folder.path
     training.folder = path
     go_on = _to_go_on(checkpoints.folder)
-    with _stopping(training) as signals:
-        training.run([checkpoints.metrics, *callbacks, checkpoints, Steering(checkpoints)])
+    with stopping(training) as signals:
+        patience = [] if config.patience is None else [Patience(config.patience)]
+        training.run([checkpoints.metrics, *callbacks, *patience, checkpoints, Steering(checkpoints)])
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
         raise Interrupted(f"stopped by {where}; saved. {go_on}", signals[0])
     seconds = training.seconds
+    if config.patience is not None and checkpoints.folder.best.exists():
+        training.become(checkpoints.folder.best)
     final = training.evaluate()
     result = Result(
         folder=str(path),
@@ -372,6 +484,10 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
         test_accuracy=final.get("test_accuracy"),
         seconds=round(seconds, 3),
         stopped=training.stopped,
+        train_rmse=final.get("rmse"),
+        train_r2=final.get("r2"),
+        test_rmse=final.get("test_rmse"),
+        test_r2=final.get("test_r2"),
     )
     write_json(checkpoints.folder.summary, dataclasses.asdict(result))
     if checkpoints.explosions.message is not None:
@@ -379,29 +495,3 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
         cure = "with --lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
         raise ExplodedError(f"{checkpoints.explosions.message}; {saved}. {go_on} {cure}")
     return result
-
-
-@contextlib.contextmanager
-def _stopping(training: Training) -> Iterator[list[signal.Signals]]:
-    """Let Ctrl-C, SIGTERM and a terminal that closes stop the training after the current step; a second one leaves at once."""
-    caught: list[signal.Signals] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        caught.append(signal.Signals(signum))
-        training.stop(caught[0].name)
-        restore()
-
-    def restore() -> None:
-        for known, before in handlers.items():
-            signal.signal(known, before)
-
-    handlers: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # no other one may set handlers
-        known = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
-            known.append(signal.SIGHUP)
-        handlers = {one: signal.signal(one, handle) for one in known}
-    try:
-        yield caught
-    finally:
-        restore()

@@ -25,6 +25,15 @@ class EMA(Transform):
     decay
         Fraction of the average that is kept, in [0, 1).
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> opt = gpuopt.Optimizer(np.zeros(2), gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.EMA(0.5)))
+    >>> opt.step(np.array([1.0, 2.0]))
+    >>> opt.evaluation()
+    array([-0.5, -1. ])
+
     """
 
     decay: Hyper = bounded(0.999, 0, 1)
@@ -53,6 +62,15 @@ class Lookahead(Transform):
     alpha
         How far the slow parameters go, in [0, 1].
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.Lookahead(every=1, alpha=0.5))).step(np.array([1.0, 1.0]))
+    >>> w
+    array([0.5, 1.5])
+
     """
 
     every: int = field(default=6, metadata={"kind": Count()})
@@ -62,7 +80,7 @@ class Lookahead(Transform):
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
         """Whether this step synchronizes."""
-        return {"synchronizes": float(h.t % self.every == 0)}
+        return {"synchronizes": 1.0 * (h.t % self.every == 0)}
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""

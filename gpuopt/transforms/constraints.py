@@ -12,7 +12,18 @@ from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 @dataclass(frozen=True)
 class NonNegative(Transform):
-    """Projection onto the numbers from 0 on: ``p = max(p, 0)``; a NaN stays."""
+    """Projection onto the numbers from 0 on: ``p = max(p, 0)``; a NaN stays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.NonNegative())).step(np.array([3.0, 1.0]))
+    >>> w
+    array([0., 1.])
+
+    """
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
@@ -33,6 +44,15 @@ class Box(Transform):
     ------
     ValueError
         If ``low`` is above ``high``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.Box(0.0, 1.5))).step(np.array([3.0, 0.0]))
+    >>> w
+    array([0. , 1.5])
 
     """
 
@@ -76,6 +96,15 @@ class SoftThreshold(Transform):
     ----------
     strength
         Of the penalty ``strength * sum(|p|)``, at least 0; the rule's learning rate is a factor of the threshold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.SoftThreshold(0.3))).step(np.array([0.9, 0.0]))
+    >>> w
+    array([0. , 1.7])
 
     """
 

@@ -22,6 +22,15 @@ class L2(Transform):
     With Adam and its kin this is not `WeightDecay`: there the penalty is divided by the root of ``v`` like the rest of
     the gradient. ``torch.optim.Adam(weight_decay=...)`` is this one, ``torch.optim.AdamW`` the other.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.L2(0.1), gpuopt.SGD(lr=1.0))).step(np.array([0.0, 0.0]))
+    >>> w
+    array([0.9, 1.8])
+
     """
 
     rate: Hyper = bounded(1e-4, 0)
@@ -39,6 +48,15 @@ class WeightDecay(Transform):
     ----------
     rate
         At least 0. The rule's learning rate is a factor of it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.WeightDecay(0.1), gpuopt.SGD(lr=1.0))).step(np.array([0.0, 0.0]))
+    >>> w
+    array([0.9, 1.8])
 
     """
 

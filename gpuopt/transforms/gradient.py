@@ -10,7 +10,18 @@ from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 @dataclass(frozen=True)
 class Maximize(Transform):
-    """Go uphill: ``g = -g``. Where a gradient also has a penalty or a decay, `Maximize` stands first."""
+    """Go uphill: ``g = -g``. Where a gradient also has a penalty or a decay, `Maximize` stands first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.Maximize(), gpuopt.SGD(lr=1.0))).step(np.array([0.5, 0.5]))
+    >>> w
+    array([1.5, 2.5])
+
+    """
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
@@ -25,6 +36,15 @@ class ClipValue(Transform):
     ----------
     limit
         At least 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([0.0, 0.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.ClipValue(1.0), gpuopt.SGD(lr=1.0))).step(np.array([0.5, -3.0]))
+    >>> w
+    array([-0.5,  1. ])
 
     """
 

@@ -24,6 +24,15 @@ class Cautious(Transform):
     rescale
         Whether the others move further by the fraction of all that they are, of each leaf, as in the paper.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.Cautious(), gpuopt.SGD(lr=1.0))).step(np.array([0.5, 0.5]))
+    >>> w
+    array([0.5, 1.5])
+
     """
 
     rescale: bool = True
@@ -46,6 +55,15 @@ class Scale(Transform):
     ----------
     factor
         Arrays: one like the leaf, or a tree like the parameters. They become a part of the state.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.Scale(np.array([1.0, 0.5])))).step(np.array([1.0, 1.0]))
+    >>> w
+    array([0. , 1.5])
 
     """
 
@@ -73,6 +91,16 @@ class Accelerate(Transform):
     where ``x_new`` is what the rule and the transforms before this one have made. With plain `SGD` and a constraint or
     `SoftThreshold` before it: FISTA. Gradients are computed at the parameters, evaluation is at ``x``, which meets the
     constraint.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([1.0, 2.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=0.5), gpuopt.Accelerate())).step(np.array([1.0, 1.0]))
+    >>> w
+    array([0.5, 1.5])
+
     """
 
     slots = {"x": like("p")}

@@ -17,6 +17,15 @@ class ClipNorm(Transform):
     limit
         At least 0.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([0.0, 0.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.ClipNorm(1.0), gpuopt.SGD(lr=1.0))).step(np.array([3.0, -4.0]))
+    >>> w
+    array([-0.6,  0.8])
+
     """
 
     limit: Hyper = bounded(1.0, 0)
@@ -38,6 +47,15 @@ class ClipGlobalNorm(Transform):
     ----------
     limit
         At least 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([0.0, 0.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.ClipGlobalNorm(1.0), gpuopt.SGD(lr=1.0))).step(np.array([3.0, -4.0]))
+    >>> w
+    array([-0.6,  0.8])
 
     """
 
@@ -66,6 +84,15 @@ class AdaptiveClip(Transform):
     --------
     Norms are of the whole leaf. The paper uses the norms of each row of a matrix and each filter of a convolution.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([3.0, 4.0])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.AdaptiveClip(0.5), gpuopt.SGD(lr=1.0))).step(np.array([30.0, 40.0]))
+    >>> w
+    array([1.5, 2. ])
+
     """
 
     clipping: Hyper = bounded(0.01, 0)
@@ -86,6 +113,15 @@ class Centralize(Transform):
     --------
     The mean is that of the whole leaf. The paper uses one for each output, over all axes but one, and leaves vectors
     alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([[0.0, 0.0]])
+    >>> gpuopt.Optimizer(w, gpuopt.chain(gpuopt.Centralize(), gpuopt.SGD(lr=1.0))).step(np.array([[1.0, 2.0]]))
+    >>> w
+    array([[ 0.5, -0.5]])
 
     """
 

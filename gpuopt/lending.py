@@ -1,0 +1,78 @@
+"""Tensors that lend their memory: what is updated is a view of theirs, and they are told.
+
+Of torch, the tensors of a CPU lend it to NumPy, so that they are fused; those of other devices to a detached tensor. Nothing is
+copied. The gradients may be tensors, and stand in their ``.grad``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether ``x`` is a tensor of torch. Torch is not imported for it: without torch there are no such tensors."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(x, tensor)
+
+
+def view_of(x: Any) -> Any:
+    """Return an array over the memory of a tensor; anything else, and what cannot be lent, is returned as it is."""
+    if not is_tensor(x):
+        return x
+    x = x.detach() if x.requires_grad else x
+    if x.device.type != "cpu":
+        return x
+    try:
+        return x.numpy()
+    except (RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
+        return x
+
+
+class Lenders:
+    """The leaves that lend their memory.
+
+    Parameters
+    ----------
+    given
+        All leaves, as the user holds them.
+    arrays
+        Of each leaf, the array that is updated.
+
+    """
+
+    def __init__(self, given: Sequence[Any], arrays: Sequence[Any]) -> None:
+        self._given, self._arrays = list(given), list(arrays)
+        self.tensors = [x for x in given if is_tensor(x)]
+        self._pointers = [x.data_ptr() if is_tensor(x) else None for x in given]
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.tensors)
+
+    def arrays_of(self, leaves: Iterable[Any]) -> list[Any]:
+        """Return the array of each leaf that is the tensor that it was; others are returned as they are."""
+        return [
+            array if pointer is not None and x is own and x.data_ptr() == pointer and x.shape == array.shape else x
+            for x, own, array, pointer in zip(leaves, self._given, self._arrays, self._pointers, strict=True)
+        ]
+
+    def gradients(self) -> list[Any]:
+        """Return the ``.grad`` of each leaf."""
+        return [x.grad for x in self._given]
+
+    def tell(self) -> None:
+        """Have autograd know that the tensors have changed: what was computed from the old values refuses to go backward."""
+        sys.modules["torch"].autograd.graph.increment_version(self.tensors)
+
+    def like(self, arrays: Sequence[Any]) -> list[Any]:
+        """Return new arrays as tensors, where the leaves are tensors."""
+        return [
+            sys.modules["torch"].from_numpy(a) if is_tensor(x) and isinstance(a, np.ndarray) else a
+            for a, x in zip(arrays, self._given, strict=True)
+        ]

@@ -1,0 +1,101 @@
+"""What a file may be and may ask for, so that none blocks a run or takes all memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["available", "expect_file", "expect_memory", "expect_room"]
+
+SUSPICIOUS = 256 << 20
+"""Bytes. What is smaller is read in a moment, however it was packed."""
+DENSEST = 500
+"""Bytes of content in a byte of a file; real data do not pack so well, a file made to fill the memory does."""
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available() -> float:
+    """Bytes of memory that this process may still take; infinity where the system does not say."""
+    return max(0.0, min([math.inf, *_bounds()]))
+
+
+def _bounds() -> Iterator[float]:
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        yield 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for folder in _groups():
+        with contextlib.suppress(OSError, ValueError):  # "max" if it has no limit
+            limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+            yield limit - used + _cached(folder)
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            yield limit - pages * resource.getpagesize()
+
+
+def _groups() -> Iterator[Path]:
+    """The folders of this process's control group and those around it; a container sees its own as the root."""
+    yield CGROUPS
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        for path in (line[3:] for line in lines if line.startswith("0::/")):
+            parts = Path(path).parts[1:]
+            yield from (CGROUPS.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _cached(folder: Path) -> int:
+    """Bytes of files that are kept in memory only as long as nobody needs it."""
+    with contextlib.suppress(OSError, ValueError):
+        words = (folder / "memory.stat").read_text().split()
+        sizes = dict(zip(words[::2], words[1::2], strict=False))
+        return sum(int(sizes.get(name, 0)) for name in ("inactive_file", "active_file"))
+    return 0
+
+
+def expect_room(what: str, size: int, packed: int) -> None:
+    """Refuse a content of `size` bytes that stands in `packed` bytes, if it does not fit or cannot be meant seriously.
+
+    Raises
+    ------
+    UsageError
+    """
+    if size > SUSPICIOUS and size > DENSEST * packed:
+        raise UsageError(f"{what}: {packed:,} bytes that unpack to {size:,}: no real data do, expected less")
+    expect_memory(what, size)
+
+
+def expect_memory(what: str, size: float, cure: str = "") -> None:
+    """Refuse what takes `size` bytes, if they are not free.
+
+    Raises
+    ------
+    UsageError
+        With both numbers and the cure.
+    """
+    room = available()
+    if size > room:
+        few = f"{what}: {size / 2**30:,.1f} GiB, for which {room / 2**30:,.1f} GiB of free memory are too few"
+        raise UsageError(few + (f"; {cure}" if cure else ""))
+
+
+def expect_file(path: Path) -> int:
+    """Return the size of a regular file; OSError if it is none: a pipe would block, a device never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return found.st_size

@@ -1,0 +1,1 @@
+"""Anybody's loop around an optimizer: recorded, saved, steered, resumed. It knows no network and no data set."""

@@ -1,0 +1,1 @@
+"""How a running loop is reached and what it may be asked for."""

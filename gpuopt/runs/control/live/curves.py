@@ -1,0 +1,82 @@
+"""What the charts of the page show: lines in the terms of ECharts, made of what the follower knows."""
+
+from __future__ import annotations
+
+import math
+import operator
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from gpuopt.runs.control.live.follower import Row
+
+__all__ = ["decades", "line", "marks", "parted", "spans_decades"]
+
+INK, GREY = "#1a1a1a", "#6b6b6b"
+# Okabe and Ito's colours; lines differ in their dashes and marks, too.
+MOMENT, EPOCH, TEST = "#0072b2", "#1a1a1a", "#d55e00"
+
+
+def line(title: str, rows: Sequence[Row], key: str, colour: str, dash: Any = "solid", **more: Any) -> dict[str, Any]:
+    """A line of what the rows have under a key; more of its looks by ECharts' names."""
+    return {
+        "name": title,
+        "type": "line",
+        "data": list(_points(rows, key)),
+        "color": colour,
+        "lineStyle": {"width": 2 if dash == "solid" else 1.5, "type": dash},
+        "showSymbol": "symbol" in more and len(rows) <= 120,
+        "symbol": "none",
+        "symbolSize": 5,
+        **more,
+    }
+
+
+def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
+    """Steps and values; there is a gap where there is no value."""
+    for row in rows:
+        value = row.get(key)
+        yield [row["step"], value]
+
+
+def parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of the course that the training took, and those that it went back from, with a gap after each part."""
+    taken: list[Row] = []
+    left: list[Row] = []
+    for row in rows:
+        if taken and row["step"] < (last := taken[-1]["step"]):
+            cut = bisect_left(taken, row["step"], key=operator.itemgetter("step"))
+            left += [*taken[cut:], {"step": last}]
+            del taken[cut:]
+        taken.append(row)
+    return taken, left
+
+
+def decades(values: Iterable[float]) -> dict[str, float]:
+    """The ends of a logarithmic axis: powers of ten around the values, none of them at an end."""
+    known = [math.log10(value) for value in values if value > 0]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    return {"min": 10.0 ** max(-307, math.ceil(low - 1.02)), "max": 10.0 ** min(308, math.floor(high + 1.02))}
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether they are better seen on a logarithmic axis."""
+    return min(values, default=0.0) > 0 and max(values) / min(values) > 20
+
+
+def marks(events: Sequence[Row]) -> dict[str, Any]:
+    """A line for each event that changed the course."""
+    names = {"tune": "change", "rollback": "rollback", "explosion": "explosion"}
+    return {
+        "symbol": "none",
+        "silent": True,
+        "lineStyle": {"color": GREY, "type": [2, 3], "width": 1},
+        "label": {"color": INK, "fontSize": 11, "position": "insideEndTop"},
+        "data": [
+            {"xAxis": e["step"], "label": {"formatter": e.get("name", names[e["event"]])}}
+            for e in events[-40:]
+            if e["event"] in names
+        ],
+    }

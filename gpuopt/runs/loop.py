@@ -1,0 +1,309 @@
+"""What a loop around an optimizer is to those that hang on it, and their protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpuopt import schedules
+from gpuopt.backends import gpu_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gpuopt.optimizer import Optimizer
+    from gpuopt.rules import Rule
+    from gpuopt.rules.base import Hyper
+
+    Row: TypeAlias = dict[str, Any]
+    Arrays: TypeAlias = dict[str, NDArray[Any]]
+
+__all__ = ["Callback", "Loop", "is_number", "spread"]
+
+LOOKED_AT = 1000
+"""Steps, evenly spread, at which schedules are checked beforehand."""
+
+
+class Callback:
+    """What hangs on a loop: progress, metrics, checkpoints, and your own. Every method may be left out.
+
+    Each one gets the loop, a `gpuopt.Run` or a `gpuopt.training.Training`: ``run.stop(reason)`` ends it after the current
+    step, ``run.tune(lr=0.01)`` changes hyperparameters from the next one on.
+
+    Examples
+    --------
+    >>> class Enough(Callback):
+    ...     def reported(self, run, row):
+    ...         if row["loss"] < 0.1:
+    ...             run.stop("good enough")
+    """
+
+    def start(self, run: Any) -> None:
+        """Before the first step, of a resumed run too."""
+
+    def step(self, run: Any) -> None:
+        """After each step."""
+
+    def epoch(self, run: Any) -> None:
+        """After each epoch of a `Training`; ``training.row`` has its metrics, or is None if it is not reported."""
+
+    def reported(self, run: Any, row: Row) -> None:
+        """When a row of metrics is there; on a GPU one step later, so that it has work meanwhile."""
+
+    def event(self, run: Any, event: Mapping[str, Any]) -> None:
+        """When something out of the ordinary happened; ``event["event"]`` says what."""
+
+    def end(self, run: Any) -> None:
+        """After the last step: finished, stopped, or broken off by ``run.error``.
+
+        Who was started is ended, whatever happened, and the last one started first.
+        """
+
+    def _look(self, run: Any) -> Any:
+        """After a step whose row tells how it goes: see what `_judge` needs, without waiting for a device."""
+
+    def _judge(self, run: Any, row: Row, sight: Any) -> None:
+        """When that row was told."""
+
+
+@dataclass
+class Pending:
+    """A row that nobody has been told yet."""
+
+    row: Callable[[], Row]
+    judged: bool
+    sights: list[Any] = field(default_factory=list)
+    is_settled: bool = False
+
+
+class Loop:
+    """A loop around an optimizer.
+
+    A subclass says how many steps there are in all, where it stands beside the optimizer, and what its loss is.
+
+    Attributes
+    ----------
+    optimizer : Optimizer
+    folder : Path or None
+        The run folder, if there is one.
+    stopped : str or None
+        Why it ends early.
+    error : exception or None
+        What broke it off.
+    """
+
+    is_asynchronous = False
+    """Whether what is computed arrives later: a row is then told one step later, so that the device has work meanwhile."""
+    worse, jump = 1.5, 10.0
+    """A loss has exploded if it is ``worse`` than the first one so many times, or ``jump`` times the last good one."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.folder: Path | None = None
+        self.stopped: str | None = None
+        self.error: BaseException | None = None
+        self._callbacks: Sequence[Callback] = ()
+        self._began = time.perf_counter()
+        self._halted: float | None = None  # the time, while it stands still
+        self._untold: deque[Pending] = deque()
+        self._moved = False
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        raise NotImplementedError
+
+    @property
+    def position(self) -> Row:
+        """Where it stands beside the optimizer, in JSON's types, ``seconds`` among them; set it to go on from there."""
+        raise NotImplementedError
+
+    @position.setter
+    def position(self, position: Row) -> None:
+        raise NotImplementedError
+
+    @property
+    def arrays(self) -> Arrays:
+        """Arrays of its own that are saved with the optimizer's; they are written in place where it goes back."""
+        return {}
+
+    def put_back(self, arrays: Arrays) -> None:
+        """Write saved `arrays` into those of its own; ValueError, before anything is changed, if they do not fit."""
+        if arrays:
+            raise ValueError(f"arrays of somebody's own: {', '.join(arrays)}, expected none")
+
+    def probe(self) -> Callable[[], float]:
+        """Measure the loss with the parameters as they are; what is returned waits for it."""
+        raise NotImplementedError
+
+    def now(self) -> Row:
+        """Metrics of this moment, with ``step``, ``lr`` and ``seconds``."""
+        raise NotImplementedError
+
+    @property
+    def seconds(self) -> float:
+        """Time that it took, without its interruptions."""
+        return time.perf_counter() - self._began if self._halted is None else self._halted
+
+    def stop(self, reason: str) -> None:
+        """End it after the current step."""
+        self.stopped = reason
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """The optimizer's rules by pattern, but for leaves that are left alone."""
+        return {pattern: rule for pattern, rule in self.optimizer.rules.items() if rule is not None}
+
+    def hyperparameters(self) -> dict[str, float]:
+        """Of the next step; where several rules have one, the first rule's."""
+        step = self.optimizer.steps
+        found: dict[str, float] = {}
+        for rule in self.rules.values():
+            at = rule.at(step)
+            found = {name: at[name] for name in rule.hyperparameters()} | found
+        return found
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Let all callbacks know of an event, which has a name, ``event["event"]``, and anything else in JSON's types.
+
+        Its ``step`` is that of now, if it has none.
+        """
+        event = {"event": event["event"], "step": self.optimizer.steps, **event}
+        for callback in self._callbacks:
+            callback.event(self, event)
+
+    def tune(self, by: str = "callback", /, **hyperparameters: Hyper | str) -> None:
+        """Change hyperparameters from the next step on, of every rule that has them, and tell it: an event for each.
+
+        Parameters
+        ----------
+        by
+            Who changes it.
+        **hyperparameters
+            Numbers, schedules, or the text of one as `gpuopt.schedules.parse` reads it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such hyperparameter, or its range is left. Nothing is changed then.
+
+        Examples
+        --------
+        >>> class Drop(Callback):
+        ...     def step(self, run):
+        ...         if run.optimizer.steps == 100:
+        ...             run.tune(lr=0.01)
+        """
+        step, before = self.optimizer.steps, self.hyperparameters()
+        given: dict[str, Hyper] = {}
+        for name, value in hyperparameters.items():
+            if isinstance(value, str):
+                try:
+                    given[name] = schedules.parse(value, initial=before.get(name, 0.0), steps=self.total)
+                except ValueError as error:
+                    raise ValueError(f"{name}={value}: expected a number or a schedule: {error}") from None
+            elif not callable(value) or isinstance(value, schedules.Schedule):
+                given[name] = value
+            else:
+                raise TypeError(f"tune: {name}: {value!r}, expected a number or a schedule of gpuopt.schedules")
+        for rule in self.rules.values():
+            known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
+            changed: Rule = dataclasses.replace(rule, **known)
+            changed.at(step)
+            if any(callable(value) for value in known.values()):
+                for later in spread(step, self.total, changed):  # what a schedule gives is in range, too
+                    changed.at(later)
+        self.optimizer.tune(**given)
+        after = self.hyperparameters()
+        for name, value in given.items():
+            event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
+            self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
+
+    @contextlib.contextmanager
+    def _driven(self, callbacks: Sequence[Callback]) -> Iterator[Iterator[int]]:
+        """Start and end what hangs on it; inside, its steps: those that are left, or until it is stopped."""
+        self._callbacks = callbacks
+        with contextlib.ExitStack() as ends:
+            try:
+                for callback in callbacks:
+                    callback.start(self)
+                    ends.callback(callback.end, self)
+                yield self._left()
+            except BaseException as error:
+                self.error = self.error or error
+                if gpu_failure(self.error) is not None:
+                    with contextlib.suppress(Exception):  # what was measured before may still come
+                        self._announce(0)
+                raise
+
+    def _left(self) -> Iterator[int]:
+        while True:
+            if self.optimizer.steps < self.total and self.stopped is None:
+                self._moved = False
+                yield self.optimizer.steps
+                self._settle()
+            elif self._untold:
+                self._announce(0)  # which may bring it back to an earlier step
+            else:
+                return
+
+    def _record(self, row: Callable[[], Row], *, judged: bool = True) -> None:
+        """Take a row, which is told when it is there, and whether it is a time to look if all goes well."""
+        self._untold.append(Pending(row, judged))
+
+    def _settle(self) -> None:
+        """After a step, and whatever belongs to it: tell what is due."""
+        fresh = bool(self._untold) and not self._untold[-1].is_settled
+        if fresh:
+            last = self._untold[-1]
+            last.is_settled = True
+            for callback in self._callbacks if last.judged else ():
+                last.sights.append(callback._look(self))
+        self._announce(1 if fresh and self.is_asynchronous else 0)
+        if not self._moved:
+            for callback in self._callbacks:
+                callback.step(self)
+
+    def _announce(self, but: int) -> None:
+        """Tell the rows that nobody has been told yet, but the last ones; who is told may go back to an earlier step."""
+        while len(self._untold) > but:
+            pending = self._untold.popleft()
+            row = pending.row()
+            for k, callback in enumerate(self._callbacks):
+                callback.reported(self, row)
+                if pending.sights:
+                    callback._judge(self, row, pending.sights[k])
+
+    @contextlib.contextmanager
+    def interruption(self) -> Iterator[None]:
+        """What is done in it takes no time of its own."""
+        self._halted = self.seconds
+        try:
+            yield
+        finally:
+            self._began, self._halted = time.perf_counter() - self._halted, None
+
+
+def spread(first: int, end: int, rule: Rule) -> list[int]:
+    """Steps from the first to the one before the end at which the schedules of a rule are checked.
+
+    They are evenly spread, both ends among them, and where a schedule turns.
+    """
+    values = [getattr(rule, name) for name in rule.hyperparameters()]
+    turns = [turn for value in values if isinstance(value, schedules.Schedule) for turn in value.turns]
+    even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
+    near = (turn + offset for turn in turns for offset in (-1, 0, 1))
+    return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
+
+
+def is_number(x: object) -> bool:
+    """Whether it is a number that a float can hold."""
+    return type(x) is float or (type(x) is int and abs(x) < 2**63)

@@ -1,0 +1,1 @@
+"""What a run writes of itself, and what is read of it."""

@@ -1,0 +1,68 @@
+"""Rows of metrics and events of a run, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["NO_METRICS", "describe", "explain", "is_number"]
+
+NO_METRICS = {"step", "epoch", "epochs", "steps", "seconds", "lr", "gradient_norm", "update_norm"}
+"""What stands in a row beside the metrics."""
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """The metrics of a row."""
+    names = [name for name, value in row.items() if name not in NO_METRICS and is_number(value)]
+    if "test_accuracy" in names:
+        names.remove("test_loss")
+    parts = [f"{name.replace('_', ' ')} {_short(row[name])}" for name in names]
+    return "  ".join([*parts, *([f"lr {row['lr']:.4g}"] if is_number(row.get("lr")) else [])])
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one, not a flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+def explain(event: Mapping[str, Any]) -> str:
+    """An event, in words; one of another's making, which has the name of one of ours perhaps, by its name."""
+    try:
+        return _explained(event)
+    except (ArithmeticError, KeyError, TypeError, ValueError):
+        return str(event["event"])
+
+
+def _explained(event: Mapping[str, Any]) -> str:
+    match event:
+        case {"event": "explosion", "action": "rollback"}:
+            then = f"back to step {event['back_to_step']}, learning rate {event['lr']:.4g}"
+            return f"exploded: {event['reason']}; {then} (rollback {event['rollbacks']})"
+        case {"event": "explosion"}:
+            return f"exploded: {event['reason']}"
+        case {"event": "skip"}:
+            return f"steps left out until step {event['step']}, for gradients that were not finite: {event['skipped']}"
+    return _by_hand(event)
+
+
+def _by_hand(event: Mapping[str, Any]) -> str:
+    words = {"pause": "paused", "resume": "resumed", "save": "saved", "step": "one step, now", "stop": "stopped"}
+    match event:
+        case {"event": "tune"}:
+            old, new = (x if isinstance(x, bool) else f"{x:.10g}" for x in (event["old"], event["new"]))
+            schedule = event.get("schedule")
+            then = f", and on by the schedule {schedule['schedule']}" if schedule else ""
+            return f"{event['name']}: {old} -> {new} after step {event['step']}{then}"
+        case {"event": "rollback"}:
+            lr = f", learning rate {event['lr']:.4g}"
+            return f"rolled back from step {event['step']} to step {event['back_to_step']}{lr}"
+        case {"event": what} if what in words:
+            loss = f", loss {event['loss']:.4f}" if event.get("loss") is not None else ""
+            return f"{words[what]} after step {event['step']}{loss}"
+    return str(event["event"])

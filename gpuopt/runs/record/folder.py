@@ -1,0 +1,284 @@
+"""The run folder: what a run was, how it went, and where it stands.
+
+================================  ================================================================================
+``config.json``                   everything needed to repeat the run, with a checksum
+``metrics.jsonl``                 a row for each reported epoch and each event; locked by the process that trains
+``checkpoint.safetensors``        the last one: parameters, optimizer state, position in the data, and the like
+``checkpoint-STEPS.safetensors``  the ones before, as many as ``--keep`` says
+``best.safetensors``              the state with the lowest test loss (training loss if there is no test set)
+``summary.json``                  how it ended; only there when it did
+``report.html``, ``*.png``        what a person sees of it, drawn at the end
+``control.json``                  where the training listens for commands; only there while it runs
+================================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
+from gpuopt.runs.record.metrics import finite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from gpuopt.optimizer import Optimizer
+
+__all__ = ["RunFolder", "write_json"]
+
+FORMAT = 1
+LARGEST_CONFIG = 1 << 20  # bytes
+KEPT = re.compile(r"checkpoint-(0|[1-9][0-9]*)\.safetensors")
+
+
+class RunFolder:
+    """The files of a run, by name.
+
+    Parameters
+    ----------
+    path
+        The folder; `create` makes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.best = self.path / "best.safetensors"
+        self.summary = self.path / "summary.json"
+        self.control = self.path / "control.json"
+
+    @classmethod
+    def opened(cls, path: str | Path) -> RunFolder:
+        """The folder of a loop of one's own: made, if it is new; with a run in it, if it is not.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be made, or holds something else.
+        """
+        folder = cls(Path(path).absolute())
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            fits = folder.config.exists() or folder._is_free()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be made: {error.strerror}") from None
+        if not fits:
+            raise UsageError(
+                f"{path}: is no run folder: it has other files, and no {folder.config.name}; choose another one"
+            )
+        return folder
+
+    @classmethod
+    def create(cls, out: str | Path | None, name: str) -> RunFolder:
+        """Make the folder `out`; by default one in ``runs``, called by the data's name and the time.
+
+        An empty one is taken as it is, so is one whose run was killed before it began.
+
+        Raises
+        ------
+        UsageError
+            If there is something already, or the folder cannot be made.
+        """
+        if out is None:
+            now = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
+            names = (f"{name}-{now}{end}" for end in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
+            path = next(path for path in (Path("runs", name) for name in names) if not path.exists())
+        else:
+            path = Path(out)
+        folder = cls(path.absolute())  # whoever goes elsewhere finds it
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            is_free = folder._is_free()
+        except FileExistsError:
+            is_free = False
+        except OSError as error:
+            raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from None
+        if not is_free:
+            cure = "choose another one"
+            if folder.config.exists():
+                cure += f", or continue the run in it with gpuopt train --resume {shlex.quote(str(path))}"
+            raise UsageError(f"--out {path}: exists already; {cure}")
+        return folder
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that trains in this folder, and remove what one that was killed left half-written.
+
+        Raises
+        ------
+        UsageError
+            If another one does; if something half-written cannot be removed; or if what it would write to is no file of this folder's: through a link somebody
+            else's file would be replaced.
+        """
+        for path in (self.metrics, self.checkpoint, self.best, self.summary):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                what = "a symbolic link" if path.is_symlink() else "not a regular file"
+                raise UsageError(f"{path}: {what}, expected a file of the run's own")
+        try:
+            file = self.metrics.open("ab")
+        except OSError as error:
+            raise UsageError(f"{self.metrics}: cannot be written: {error.strerror}") from None
+        with file:
+            if not _lock(file.fileno()):
+                raise UsageError(f"{self.path}: another process is training in this folder")
+            for temporary in self.path.glob("*.tmp"):
+                try:
+                    temporary.unlink(missing_ok=True)
+                except OSError as error:  # a folder, for instance, which a file that is written could not replace
+                    raise UsageError(f"{temporary}: cannot be removed: {error.strerror}") from None
+            yield
+
+    def write_config(self, content: Mapping[str, Any]) -> None:
+        """Write ``config.json``."""
+        signed = {"format": FORMAT, **content}
+        write_json(self.config, {**signed, "crc32": _checksum(signed)})
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the content of ``config.json``.
+
+        Raises
+        ------
+        UsageError
+            If there is none, it is damaged or of another version.
+        """
+        try:
+            size = expect_file(self.config)
+            content = json.loads(self.config.read_bytes()) if size <= LARGEST_CONFIG else None
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and self.path.is_dir():
+                raise UsageError(f"--resume {self.path}: is no run folder: it has no {self.config.name}") from None
+            missing = isinstance(error, FileNotFoundError) and not self.path.exists()
+            raise UsageError(f"--resume {self.path if missing else self.config}: {error.strerror}") from None
+        except (RecursionError, ValueError) as error:
+            raise UsageError(f"{self.config}: not readable ({error})") from None
+        if not isinstance(content, dict) or "format" not in content:
+            raise UsageError(f"{self.config}: is not the configuration of a run")
+        if content["format"] is True or content["format"] != FORMAT:
+            known = f"this version of gpuopt knows format {FORMAT}"
+            raise UsageError(f"{self.config}: of format {content['format']!r:.20}; {known}")
+        checksum = content.pop("crc32", None)
+        if checksum != _checksum(content):
+            raise UsageError(f"{self.config}: damaged or edited: its checksum does not fit")
+        return content
+
+    def _is_free(self) -> bool:
+        """Whether nothing stands in it but what a run leaves that is killed before it begins."""
+        begun = [file for file in self.path.iterdir() if file.suffix != ".tmp" and file != self.metrics]
+        return not begun and not (self.metrics.exists() and self.metrics.stat().st_size)
+
+    def save(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Replace the checkpoint. Until the new one is whole, the old one stays."""
+        from gpuopt import checkpoint
+
+        checkpoint.save_state(self.checkpoint, state, dict(extra))
+
+    def save_best(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Replace the best one."""
+        from gpuopt import checkpoint
+
+        checkpoint.save_state(self.best, state, dict(extra))
+
+    def earlier(self, steps: int) -> Path:
+        """The checkpoint after so many steps, once it is not the last one any more."""
+        return self.path / f"checkpoint-{steps}.safetensors"
+
+    def kept(self) -> dict[int, Path]:
+        """The checkpoints before the last one by their steps, the fewest first; nothing of a folder that cannot be listed."""
+        names: list[str] = []
+        with contextlib.suppress(OSError):  # no descriptor left, for instance
+            names = [file.name for file in self.path.iterdir()]
+        found = {int(match[1]): self.path / match[0] for match in map(KEPT.fullmatch, names) if match}
+        return dict(sorted(found.items()))
+
+    def load(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Read the checkpoint into an optimizer, and return what else stands in it, and arrays; None if there is none yet.
+
+        Raises
+        ------
+        UsageError
+            If it is damaged, of another version or of another network.
+        """
+        from gpuopt import checkpoint
+
+        others = ", ".join(file.name for file in reversed(self.kept().values()))
+        hint = f"; there are earlier ones, to be renamed to {self.checkpoint.name}: {others}" if others else ""
+        try:
+            return checkpoint.load_state(self.checkpoint, optimizer)
+        except FileNotFoundError:
+            if not hint:
+                return None
+            raise UsageError(f"{self.checkpoint}: is missing{hint}") from None
+        except checkpoint.CheckpointError as error:
+            raise UsageError(f"{error}{hint}") from None
+        except OSError as error:
+            raise UsageError(f"{self.checkpoint}: {error.strerror}{hint}") from None
+
+    def keep(self, steps: int) -> None:
+        """Give the last checkpoint a second name, of its steps, under which it stays when it is replaced."""
+        name = self.earlier(steps)
+        temporary = name.with_name(f"{name.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(self.checkpoint, temporary)
+        except OSError:  # a file system without links
+            shutil.copy2(self.checkpoint, temporary)
+        temporary.replace(name)
+        temporary.unlink(missing_ok=True)  # POSIX leaves it if both are links to one file already
+
+    def forget_all_but(self, kept: int, steps: int) -> None:
+        """Remove all of `kept` but some, where the last checkpoint is the one after `steps`.
+
+        Those beyond it go first: the training left them by a rollback. Then go those with the fewest steps. The clock does
+        not matter, which may be set back.
+        """
+        files = sorted(self.kept().items(), key=lambda item: (item[0] <= steps, item[0]))
+        for _, file in files[: max(0, len(files) - kept)]:
+            file.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file as a whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(finite(content), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock of a file, until it is closed or the process ends; False if somebody else has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True

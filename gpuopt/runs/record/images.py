@@ -1,0 +1,165 @@
+"""Pictures of what a loop makes: ``image-NAME.png``, the last one of each name."""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+import time
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.backends import describe, fetch
+from gpuopt.runs.loop import Callback
+from gpuopt.runs.secondary import warned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gpuopt.runs.loop import Loop
+
+__all__ = ["Images", "png"]
+
+NAME = re.compile(r"[\w-][\w.-]{0,99}")
+INTERVAL = 0.5
+"""Seconds from one picture of a name to the next."""
+SMALL, LARGE = 256, 1024
+"""Pixels: what is smaller is enlarged, what is larger is thinned out."""
+MOST = 32
+"""Pictures of different names."""
+
+
+class Images(Callback):
+    """Draws what it is shown, beside the loop.
+
+    Parameters
+    ----------
+    folder : Path
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._due: dict[str, float] = {}
+        self._last: dict[str, Any] = {}  # shown, but not drawn yet
+        self._waiting: dict[str, Callable[[], Any]] = {}
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_over = False
+
+    def show(self, name: Any, array: Any) -> None:
+        """See `gpuopt.Run.image`."""
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ValueError(f"run.image: {name!r}: expected a name of letters, digits and _ - .")
+        if name not in self._due and len(self._due) >= MOST:
+            raise ValueError(f"run.image: {name}: expected at most {MOST} different names")
+        shape, kind = getattr(array, "shape", None), getattr(getattr(array, "dtype", None), "kind", "f")
+        if shape is None or len(shape) not in {1, 2} or 0 in shape or kind not in "biufc":
+            raise TypeError(f"run.image: {name}: {describe(array)}, expected numbers along one or two axes")
+        self._last[name] = array
+        now = time.perf_counter()
+        if now >= self._due.get(name, 0.0):
+            self._due[name] = now + INTERVAL
+            self._take(name)
+
+    def shown(self) -> list[str]:
+        """Names of the files that there are, with what they show."""
+        return sorted(file.name for file in self._folder.glob("image-*.png"))
+
+    def start(self, run: Loop) -> None:  # noqa: ARG002
+        self._is_over = False
+
+    def end(self, run: Loop) -> None:  # noqa: ARG002
+        for name in list(self._last):
+            self._take(name)
+        self._is_over = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _take(self, name: str) -> None:
+        """Begin to copy it, and have it drawn."""
+        arrive = fetch([self._last.pop(name)])
+        with self._lock:
+            self._waiting[name] = lambda: arrive()[0]
+        self._wake.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._draw, name="gpuopt images", daemon=True)
+            self._thread.start()
+
+    def _draw(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            with self._lock:
+                taken, self._waiting = self._waiting, {}
+            for name, arrive in taken.items():
+                with warned(f"no picture of {name} (%s)"):
+                    for part, content in _parts(arrive()):
+                        _write(self._folder / f"image-{name}{part}.png", content)
+            if self._is_over and not self._waiting:
+                return
+
+
+def _parts(array: NDArray[Any]) -> list[tuple[str, bytes]]:
+    """The files of a picture, by what is added to its name."""
+    if array.dtype.kind != "c":
+        return [("", png(_grey(array)))]
+    return [("-amplitude", png(_grey(np.abs(array)))), ("-phase", png(_hue(np.angle(array))))]
+
+
+def _sized(array: NDArray[Any]) -> NDArray[Any]:
+    """Two axes, and of a size that one can see."""
+    x = array[np.newaxis] if array.ndim == 1 else array
+    x = x[:: -(-x.shape[0] // LARGE), :: -(-x.shape[1] // LARGE)]
+    times = max(1, SMALL // max(x.shape))
+    tall = times if array.ndim == 2 else max(times, SMALL // 8)
+    return np.repeat(np.repeat(x, tall, axis=0), times, axis=1)
+
+
+def _grey(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Black is the least value, white the greatest; what is not finite is black."""
+    x = _sized(array).astype(np.float64)
+    known = x[np.isfinite(x)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    with np.errstate(all="ignore"):
+        level = (x / 2 - low / 2) / (high / 2 - low / 2) if high > low else np.full_like(x, 0.5)
+    return np.asarray(255 * np.clip(np.nan_to_num(level, nan=0.0), 0, 1)).astype(np.uint8)
+
+
+def _hue(angle: NDArray[Any]) -> NDArray[np.uint8]:
+    """A colour for each angle, around the circle: three waves, a third of it apart."""
+    x = _sized(angle).astype(np.float64)[..., np.newaxis]
+    with np.errstate(all="ignore"):
+        waves = 127.5 * (1 + np.cos(x - 2 * np.pi / 3 * np.arange(3)))
+    return np.nan_to_num(waves, nan=0.0).astype(np.uint8)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file of grey levels, or of red, green and blue along a third axis."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = pixels.shape[:2]
+    rows = np.ascontiguousarray(pixels).reshape(height, -1)
+    lines = np.concatenate(
+        [np.zeros((height, 1), np.uint8), rows], axis=1
+    ).tobytes()  # each one begins with its filter, none
+    about = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    parts = [chunk(b"IHDR", about), chunk(b"IDAT", zlib.compress(lines, 6)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""``metrics.jsonl``: a row for each reported epoch and each event, and how much of it a checkpoint vouches for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import zlib
+from typing import IO, TYPE_CHECKING, Any
+
+from gpuopt.errors import UsageError
+from gpuopt.runs.loop import Callback
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from gpuopt.runs.loop import Loop, Row
+
+__all__ = ["Metrics", "finite"]
+
+MOST_LOST = 1 << 24  # bytes that are looked at of what is cut off
+
+
+class Metrics(Callback):
+    """Adds rows to the file.
+
+    Attributes
+    ----------
+    written, checksum : int
+        Bytes of the file so far, and their CRC-32.
+    lost : list of dict
+        Rows after them that `restore` found; `start` cuts them off.
+    lost_checksum : int
+        CRC-32 of these.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.written = self.checksum = self.lost_checksum = 0
+        self.lost: list[Row] = []
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._held: list[bytes] | None = None
+
+    def restore(self, written: int, checksum: int) -> None:
+        """Go on after the first bytes of the file, as a checkpoint has noted them.
+
+        Raises
+        ------
+        UsageError
+            If there are fewer, or they are others.
+        """
+        try:
+            with self._path.open("rb") as file:
+                found, left = 0, written
+                while left and (block := file.read(min(left, 1 << 20))):
+                    found, left = zlib.crc32(block, found), left - len(block)
+                if left:
+                    raise UsageError(f"{self._path}: {written - left} bytes, expected {written} or more")
+                if found != checksum:
+                    raise UsageError(f"{self._path}: damaged: the first {written} bytes have another checksum")
+                lost = file.read(MOST_LOST)
+        except OSError as error:
+            raise UsageError(f"{self._path}: {error.strerror}") from None
+        self.written, self.checksum = written, checksum
+        self.lost, self.lost_checksum = _rows(lost), zlib.crc32(lost)
+
+    def start(self, run: Loop) -> None:  # noqa: ARG002
+        self._file = self._path.open("ab", buffering=0)
+        self._file.truncate(self.written)
+
+    def reported(self, run: Loop, row: Row) -> None:  # noqa: ARG002
+        self._add(row)
+
+    def event(self, run: Loop, event: Mapping[str, Any]) -> None:  # noqa: ARG002
+        self._add(event)
+
+    def end(self, run: Loop) -> None:  # noqa: ARG002
+        assert self._file is not None
+        self._file.close()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is added inside is written in one go: a process that is killed has written all of it or nothing."""
+        self._held = self._held or []
+        try:
+            yield
+        finally:
+            self.flush()
+            self._held = None
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        if self._held:
+            lines, self._held = b"".join(self._held), []
+            self._write(lines)
+
+    def sync(self) -> None:
+        """Make the rows last, before a checkpoint vouches for them."""
+        try:
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        line = (json.dumps(finite(row)) + "\n").encode()
+        if self._held is not None:
+            self._held.append(line)
+        else:
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
+        assert self._file is not None
+        try:
+            written = self._file.write(line)
+            if written < len(line):  # a disk that becomes full tells only the next writer
+                self._file.write(line[written:])
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+        self.written += len(line)
+        self.checksum = zlib.crc32(line, self.checksum)
+
+
+def finite(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What exploded as None: JSON has no NaN and no infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
+
+
+def _rows(lines: bytes) -> list[Row]:
+    """The rows that are whole, up to the first one that is not."""
+    rows: list[Row] = []
+    for line in lines.splitlines(keepends=True):
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except (RecursionError, ValueError):
+            row = None
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
+    return rows

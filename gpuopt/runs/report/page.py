@@ -1,0 +1,192 @@
+"""``report.html``: a run, or several over each other, on one page that needs nothing else. Its pictures lie beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import itertools
+import json
+import re
+from typing import TYPE_CHECKING
+
+from gpuopt import pictures
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
+from gpuopt.runs.record.history import History
+from gpuopt.runs.report import plots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from gpuopt.pictures import Figure
+
+__all__ = ["draw", "draw_over_each_other", "rehearse"]
+
+CAPTIONS = {
+    "loss": "Loss: the mean over each reported epoch",
+    "accuracy": "Accuracy: the mean over each reported epoch",
+    "rmse": "Root mean squared error, in the target's own units, over each reported epoch",
+    "learning_rate": "Learning rate of the step",
+    "norms": "How long the gradient was, and how far its step went, over all parameters together",
+}
+FILES = re.compile(r"[^\w.-]")
+"""What a file's name had better not have."""
+MOST, LARGEST = 64, 16 << 20
+"""Pictures of a loop's own on the page, and bytes of one."""
+SHOWN = {
+    "device": "Device",
+    "reason": "Because",
+    "epochs": "Epochs",
+    "steps": "Steps",
+    "train_loss": "Loss, training set",
+    "train_accuracy": "Accuracy, training set",
+    "test_loss": "Loss, test set",
+    "test_accuracy": "Accuracy, test set",
+    "train_rmse": "RMSE, training set (the target's units)",
+    "train_r2": "R2, training set",
+    "test_rmse": "RMSE, test set (the target's units)",
+    "test_r2": "R2, test set",
+    "seconds": "Time (s)",
+    "stopped": "Stopped, because",
+}
+
+
+def draw(
+    path: str | Path,
+    about: Callable[[History], str] = lambda _: "",
+    more: Callable[[History], Iterator[tuple[str, str, Figure]]] = lambda _: iter(()),
+) -> Path:
+    """Draw the report of a run folder into it, also of a run that still goes on or was killed.
+
+    Parameters
+    ----------
+    path : path
+    about : callable
+        What a run is, in a sentence.
+    more : callable
+        Further pictures of it: name, caption, figure. What cannot be drawn of them is a note.
+
+    Returns
+    -------
+    Path
+        Of ``report.html``.
+
+    Raises
+    ------
+    UsageError
+        If it is no run folder, or damaged.
+    OSError
+        If the folder cannot be written.
+    """
+    run = History.read(path)
+    notes: list[str] = []
+    captions = dict(CAPTIONS)
+
+    def figures() -> Iterator[tuple[str, Figure]]:
+        yield from plots.figures(run)
+        try:
+            for name, caption, figure in more(run):
+                captions[name] = caption
+                yield name, figure
+        except (KeyError, OSError, ValueError) as error:  # UsageError and CheckpointError are ValueErrors
+            notes.append(f"Without pictures of what the network predicts: {error}")
+
+    drawn = pictures.pngs(figures())
+    for name, content in drawn.items():
+        pictures.write(run.folder.path / f"{FILES.sub('_', name)}.png", content)
+    if not run.rows:
+        notes.append("No metrics yet.")
+    parts = [f"<p>{html.escape(text)}</p>" for text in [about(run), *notes] if text]
+    parts += ["<h2>How it ended</h2>" if run.summary else "<h2>How far it came</h2>", pictures.table([], _results(run))]
+    captioned = [(content, captions.get(name, name)) for name, content in drawn.items()]
+    parts.append(_gallery([*captioned, *_images(run)]))
+    if run.events:
+        parts += ["<h2>Events</h2>", pictures.table(["number", "step", "what happened"], plots.explained(run))]
+    settings = html.escape(json.dumps(run.content.get("config", run.content), indent=2))
+    parts.append(f"<h2>Configuration</h2><details><summary>all of it</summary><pre>{settings}</pre></details>")
+    page = run.folder.path / "report.html"
+    pictures.write(page, pictures.page(run.name, *parts))
+    return page
+
+
+def get_ready() -> None:
+    """Load what draws."""
+    import safetensors  # noqa: F401
+
+    pictures.figure()
+
+
+def rehearse(path: str | Path, until: Callable[[], bool], *more: Callable[[], Figure]) -> None:
+    """Draw a run for nobody, or a part of it, and more: what is drawn next takes less time."""
+
+    def drawn() -> Iterator[tuple[str, Figure]]:
+        yield from plots.figures(History.read(path))
+        yield from ((str(number), one()) for number, one in enumerate(more))
+
+    pictures.pngs(itertools.takewhile(lambda _: not until(), drawn()))
+
+
+def draw_over_each_other(runs: Sequence[History], out: Path, *parts: str, title: str | None = None) -> None:
+    """Draw several runs into one page, or into one picture if that is what the file's name says.
+
+    Parameters
+    ----------
+    runs : sequence of History
+    out : Path
+        ``.html`` or ``.png``.
+    parts : str
+        More HTML, before the pictures.
+    title : str, optional
+        Of the page; default: the runs' names.
+
+    Raises
+    ------
+    UsageError
+        If the name ends in something else, or the file cannot be written.
+    """
+    if out.suffix not in {".html", ".png"}:
+        raise UsageError(f"--out {out}: expected a file .html or .png")
+    content = pictures.png(plots.overlay(runs))
+    try:
+        if out.suffix == ".png":
+            pictures.write(out, content)
+            return
+        names = ", ".join(run.name for run in runs)
+        events = [(run.name, step, text) for run in runs for _, step, text in plots.explained(run)]
+        parts = parts or ("<h2>Results</h2>", _compared(runs))
+        told = ["<h2>Events</h2>", pictures.table(["run", "step", "what happened"], events)] if events else []
+        caption = f"{names}. Vertical lines: events, in the style of their run, with its marker on them"
+        picture = pictures.image(content, caption if events else names)
+        pictures.write(out, pictures.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from None
+
+
+def _images(run: History) -> Iterator[tuple[bytes, str]]:
+    """What the loop showed of what it made, as it was last."""
+    for file in sorted(run.folder.path.glob("image-*.png"))[:MOST]:
+        with contextlib.suppress(OSError):
+            if expect_file(file) <= LARGEST:
+                yield file.read_bytes(), file.stem.removeprefix("image-")
+
+
+def _results(run: History) -> list[tuple[str, object]]:
+    if run.summary is not None:
+        return [(SHOWN[name], run.summary[name]) for name in SHOWN if run.summary.get(name) is not None]
+    last = run.rows[-1] if run.rows else {}
+    known = [(name.replace("_", " ").capitalize(), value) for name, value in last.items() if value is not None]
+    return [("State", "still going on, stopped or killed"), *known]
+
+
+def _compared(runs: Sequence[History]) -> str:
+    """A row for each run, a column for each result that one has."""
+    results = [dict(_results(run)) for run in runs]
+    names = list(dict.fromkeys(name for own in results for name in own if name != SHOWN["reason"]))
+    return pictures.table(
+        ["run", *names], [[run.name, *(own.get(n, "") for n in names)] for run, own in zip(runs, results, strict=True)]
+    )
+
+
+def _gallery(shown: Iterable[tuple[bytes, str]]) -> str:
+    return '<h2>Step by step</h2><div class="pictures">' + "".join(pictures.image(*one) for one in shown) + "</div>"

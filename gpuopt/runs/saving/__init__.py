@@ -1,0 +1,1 @@
+"""What is saved of a run, when, and what is gone back to."""

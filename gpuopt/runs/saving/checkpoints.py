@@ -1,0 +1,265 @@
+"""When a training is saved, what is kept, and how it is found again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.errors import SavingError, UsageError
+from gpuopt.runs.loop import Callback, is_number
+from gpuopt.runs.record.metrics import Metrics
+from gpuopt.runs.saving.background import Background
+from gpuopt.runs.saving.explosions import Explosions, Progress
+from gpuopt.runs.saving.snapshots import Snapshot
+from gpuopt.runs.secondary import warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.record.folder import RunFolder
+    from gpuopt.runs.saving.explosions import OnExplosion, Sight
+
+__all__ = ["HAND", "Checkpoints", "expect_interval", "saving"]
+
+HAND = "hand"
+"""Who changes something, in the events of `gpuopt.runs.control.steering`."""
+INTERVAL = re.compile(r"[1-9]\d{0,14}|\d{1,15}(\.\d*)?s")
+HURRY = 1.0
+"""Seconds that somebody waits at most who wants to leave at once."""
+
+
+class Checkpoints(Callback):
+    """Saves every so many steps or seconds, and when the training ends; only what is sound.
+
+    A copy is taken in memory and written beside the training. The best state is copied when its metrics are reported,
+    and written with the next checkpoint: a run that is killed before finds it again when it repeats these steps.
+
+    Attributes
+    ----------
+    folder : RunFolder
+    metrics : Metrics
+    explosions : Explosions
+    pending : list of dict
+        Changes by hand, as rows of the metrics, that are younger than the last checkpoint and still to be made again.
+    steps : int
+        Of the last checkpoint that is on the disk as a whole.
+    """
+
+    def __init__(
+        self, folder: RunFolder, every: int | str, keep: int, on_explosion: OnExplosion, patience: int | None = None
+    ) -> None:
+        self.folder = folder
+        self.metrics = Metrics(folder.metrics)
+        self.explosions = Explosions(on_explosion)
+        self.pending: list[Row] = []
+        self.steps = 0
+        self._every_steps, self._every_seconds = interval(every)
+        self._keep = keep
+        self._background = Background()
+        self._patience = patience  # steps without a lower loss
+        self._lowest, self._lowest_at = math.inf, 0
+        self._best: Snapshot | None = None  # if it is not written yet
+
+    def restore(self, run: Loop) -> None:
+        """Put a training and its metrics back to the last checkpoint; to the beginning if there is none yet.
+
+        Raises
+        ------
+        UsageError
+            If checkpoint or metrics are damaged.
+        """
+        loaded = self.folder.load(run.optimizer)
+        if loaded is None:
+            self._restore_metrics([0, 0], [])
+            return
+        extra, arrays = loaded
+        try:
+            run.put_back(arrays)
+            position = extra["position"]
+            explosions = Progress(**extra["explosions"])
+            lowest = math.inf if extra["lowest"] is None else extra["lowest"]
+            lowest_at = extra.get("lowest_at", run.optimizer.steps)
+            written, checksum = extra["metrics"]
+            pending = list(extra["pending"])
+            counts = (explosions.rollbacks, explosions.skipped, written, checksum, lowest_at)
+            if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
+                raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
+            numbers = (position["seconds"], explosions.first, explosions.last, lowest)
+            if not all(map(is_number, numbers)) or not math.isfinite(position["seconds"]) or math.isnan(lowest):
+                raise ValueError(f"expected numbers, got {numbers}")  # noqa: TRY301
+            if explosions.jumped_at is not None and type(explosions.jumped_at) is not int:
+                raise ValueError(f"expected a step, got {explosions.jumped_at!r}")  # noqa: TRY301
+            run.position = position
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a run: {error!r}") from None
+        self._restore_metrics([written, checksum], pending)
+        self.explosions.progress, self._lowest, self._lowest_at = explosions, lowest, lowest_at
+        self.steps = run.optimizer.steps
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest loss that a row told; None if there is none."""
+        return self._lowest if math.isfinite(self._lowest) else None
+
+    def choose(self, run: Loop, lr: float) -> None:
+        """Let the learning rate be another one from here on: as a change by hand, instead of those that are pending.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is none.
+        """
+        rule: Any = run.optimizer.rule
+        step = run.optimizer.steps
+        rates = {"old": rule.at(step)["lr"], "new": dataclasses.replace(rule, lr=lr).at(step)["lr"]}
+        others = [row for row in self.pending if row.get("name") != "lr"]
+        self.pending = [{"event": "tune", "step": step, "name": "lr", **rates, "by": HAND}, *others]
+
+    def noted(self) -> dict[str, Any]:
+        """What `restore` needs, besides the last checkpoint, once the rows that are lost are cut off."""
+        return {**self._vouched(), "lost": self.metrics.lost_checksum}
+
+    def start(self, run: Loop) -> None:
+        self.explosions.start(run)
+        self._plan(run)
+
+    def step(self, run: Loop) -> None:
+        self._look_at_writing()
+        steps = run.optimizer.steps
+        due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
+        if due:
+            self._plan(run)
+            if self.explosions.is_sound(self.explosions.look(run)):
+                self._look_at_writing()
+                self.save()
+
+    def _look(self, run: Loop) -> Sight:
+        return self.explosions.look(run)
+
+    def _judge(self, run: Loop, row: Row, sight: Sight) -> None:
+        if run.error is None and self.explosions.judge(run, sight):
+            loss: float | None = row.get("test_loss", row.get("loss"))
+            if loss is not None and loss < self._lowest:
+                self._lowest, self._lowest_at, self._best = loss, row["step"], self.explosions.good
+            elif self._patience is not None and row["step"] - self._lowest_at >= self._patience:
+                run.stop(f"no lower loss in {row['step'] - self._lowest_at:,} steps")
+
+    def end(self, run: Loop) -> None:
+        if run.error is None:  # a step may have been broken off in its middle
+            self.explosions.conclude(run)
+            self.save()
+            self._background.wait()
+        else:
+            with contextlib.suppress(OSError):
+                self._background.wait(None if isinstance(run.error, Exception) else HURRY)
+
+    def rescue(self, run: Loop) -> None:
+        """Save a training whose device fails, if it still gives what is on it."""
+        now = Snapshot.of(run)
+        if now.is_finite:
+            self.explosions.good = now
+        self.save()
+        self._background.wait()
+
+    def _look_at_writing(self) -> None:
+        """Raise what kept the last checkpoint from being written, unless it may pass: no file can be opened at the moment."""
+        try:
+            self._background.look()
+        except OSError as error:
+            if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            warn("a checkpoint is not written (%s); the next one may be", error)
+
+    def wait(self) -> None:
+        """Wait for what is being written."""
+        self._background.wait()
+
+    def save(self) -> None:
+        """Write the last good state."""
+        self._background.wait()
+        now, best = self.explosions.good, self._best
+        state, best_state = now.state, best.state if best is not None else None  # a GPU may fail while they are written
+        extra = {
+            "position": now.position,
+            **self._vouched(),
+            "explosions": dataclasses.asdict(self.explosions.progress),
+            "lowest": self.lowest,
+            "lowest_at": self._lowest_at,
+        }
+        best_extra = extra | ({} if best is None else {"position": best.position})
+        self._best = None
+
+        def write() -> None:
+            self.metrics.sync()
+            if best_state is not None:
+                self.folder.save_best(best_state, best_extra)
+            if self._keep > 1 and self.steps not in (0, now.steps):
+                self.folder.keep(self.steps)
+            self.folder.save(state, extra)
+            self.steps = now.steps
+            self.folder.forget_all_but(self._keep - 1, now.steps)
+
+        self._background.start(write)
+
+    def _vouched(self) -> dict[str, Any]:
+        return {"metrics": [self.metrics.written, self.metrics.checksum], "pending": list(self.pending)}
+
+    def _restore_metrics(self, vouched: list[int], pending: list[Any]) -> None:
+        """Find the changes that are to be made again: those in the rows that are lost, and of the pending ones the others."""
+        self.metrics.restore(*vouched)
+        lost = list(self.metrics.lost)
+        match self.folder.read_config():
+            case {"resumed": {"metrics": since, "pending": list(noted), "lost": known}} if since == vouched:
+                pending = noted
+                if known == self.metrics.lost_checksum:  # killed before they were cut off
+                    lost = []
+        # What followed a step back that was not saved belongs to a course that is lost.
+        back = (k for k, row in enumerate(lost) if (row.get("event"), row.get("by")) == ("rollback", HAND))
+        lost = lost[: next(back, len(lost))]
+        self.pending = [row for row in lost if _is_by_hand(row)] + [
+            row for row in pending if _is_by_hand(row) and row not in lost
+        ]
+
+    def _plan(self, run: Loop) -> None:
+        self._next = run.seconds + self._every_seconds
+
+
+def expect_interval(every: object, option: str) -> None:
+    """Refuse what is neither steps nor seconds."""
+    if not (type(every) is int or isinstance(every, str)) or not INTERVAL.fullmatch(str(every)):
+        raise UsageError(f"{option}{every}: expected steps or seconds, as in 500 or 30s")
+
+
+@contextlib.contextmanager
+def saving(checkpoints: Checkpoints, go_on: str) -> Iterator[None]:
+    """Say what is whole, and how to go on, if a file of the run cannot be written."""
+    folder = checkpoints.folder
+    try:
+        yield
+    except (BrokenPipeError, SavingError):
+        raise  # nobody reads what is printed
+    except OSError as error:
+        if error.filename is not None and Path(str(error.filename)).absolute().parent != folder.path.absolute():
+            raise  # somebody else's
+        whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {go_on}"
+        left = whole if folder.config.exists() else "nothing was begun"
+        raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
+
+
+def interval(every: int | str) -> tuple[int | None, float]:
+    """Steps from one checkpoint to the next, or None and seconds; of ``500`` or ``"30s"``."""
+    text = str(every)
+    return (None, float(text[:-1])) if text.endswith("s") else (int(text), math.inf)
+
+
+def _is_by_hand(row: Any) -> bool:
+    """Whether it tells a change of a hyperparameter by hand."""
+    return (
+        isinstance(row, dict) and (row.get("event"), row.get("by")) == ("tune", HAND) and type(row.get("step")) is int
+    )

@@ -1,0 +1,197 @@
+"""Trainings that explode: how that is noticed, and what follows.
+
+Whether a training is sound is looked at before a checkpoint and after an epoch whose metrics are reported: the loss of
+some training samples, and whether all parameters and state are finite. What is not sound is not saved. A NaN or an infinity is acted upon at once; a loss that jumped, if it
+does not come back: many a training that ends well begins with a bump.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from gpuopt import schedules
+from gpuopt.runs.saving.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuopt.runs.loop import Loop
+
+__all__ = ["Explosions", "OnExplosion", "Progress"]
+
+OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
+
+PATIENCE = 100
+"""Steps that a loss which jumped has to come back."""
+FACTOR = 0.5
+"""Of the learning rate, after each rollback."""
+ROLLBACKS = 10
+"""As many at most in a run."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps of it."""
+
+    first: float = math.nan
+    """Loss of the samples before the first step."""
+    last: float = math.nan
+    """Loss of the samples when it was last found good."""
+    rollbacks: int = 0
+    skipped: int = 0
+    """Steps left out that no row of the metrics has told yet."""
+    jumped_at: int | None = None
+    """Where nobody acts upon a loss that jumped: the step at which it was first seen; -1 once it has been told."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A training at one moment. A GPU is waited for when somebody asks what was seen."""
+
+    state: Snapshot
+    loss: Callable[[], float]
+    skipped: Callable[[], int]
+
+
+class Explosions:
+    """Keeps the last good state of a training, and does what the policy says when the training has left it.
+
+    Parameters
+    ----------
+    policy : {"stop", "skip", "rollback"}
+        What follows. "stop": back to the last good state, and the training ends. "rollback": back to it, with a lower
+        learning rate; after `ROLLBACKS` of them as "stop". "skip": the optimizer leaves out steps whose gradients are
+        not finite, and the loss may be what it is, which is only told; parameters that are not finite in spite of that,
+        as "stop".
+
+    Attributes
+    ----------
+    good : Snapshot
+        The last good state.
+    progress : Progress
+    message : str or None
+        Why the training was stopped.
+    """
+
+    def __init__(self, policy: OnExplosion) -> None:
+        self.policy = policy
+        self.progress = Progress()
+        self.message: str | None = None
+
+    def start(self, run: Loop) -> None:
+        """Take the state that a training starts with, or goes on with, as a good one."""
+        self._seen = run.optimizer.skipped if self.policy == "skip" else 0
+        self._suspected_at: int | None = None
+        self._worse, self._jump = run.worse, run.jump
+        if math.isnan(self.progress.first):
+            self.progress.first = self.progress.last = run.probe()()
+        self.good = Snapshot.of(run)
+
+    def look(self, run: Loop) -> Sight:
+        """Look at a training, for `is_sound` or `judge`, without waiting for a GPU."""
+        skipped = run.optimizer.count_skipped() if self.policy == "skip" else int
+        return Sight(Snapshot.of(run), run.probe(), skipped)
+
+    def is_sound(self, sight: Sight) -> bool:
+        """Whether it is, what was seen; its state is then the last good one."""
+        self._count_skipped(sight)
+        self._loss, now = sight.loss(), sight.state
+        if math.isnan(self.progress.first) or not self.progress.first:
+            self.progress.first = self.progress.last = self._loss
+        self._is_finite = now.is_finite
+        jumped = self._jumped(self._loss)
+        sound = self._is_finite and (self.policy == "skip" or not jumped)
+        if sound:
+            self.good, self._suspected_at = now, None
+            if not jumped:
+                self.progress.last = self._loss
+        return sound
+
+    def judge(self, run: Loop, sight: Sight) -> bool:
+        """As `is_sound`, at a reported epoch: do what the policy says if it is not, and does not become so."""
+        sound, step = self.is_sound(sight), sight.state.steps
+        self._tell_skipped(run, step)
+        if sound:
+            self._tell_jump(run, step)
+            return True
+        if self._suspected_at is None:
+            self._suspected_at = step
+        if self._is_finite and step - self._suspected_at < PATIENCE:
+            return False
+        self._suspected_at = None
+        what = (
+            f"the loss is {self._loss:.4g}" if self._is_finite else "NaN or infinity in the parameters or their state"
+        )
+        reason = f"{what} after step {step} (it was {self.progress.last:.4g} after step {self.good.steps})"
+        self.good.restore(run)
+        self._act(run, reason, step)
+        return False
+
+    def conclude(self, run: Loop) -> None:
+        """At the end, take the state as it is, unless it is not even finite."""
+        if self.message is None and not self.is_sound(now := self.look(run)):
+            if self._is_finite:
+                self.good = now.state
+            else:
+                self.good.restore(run)
+
+    def _tell_skipped(self, run: Loop, step: int) -> None:
+        """Write down how many steps were left out."""
+        if self.progress.skipped:
+            run.tell({"event": "skip", "step": step, "skipped": self.progress.skipped})
+            self.progress.skipped = 0
+
+    def _tell_jump(self, run: Loop, step: int) -> None:
+        """Say once that the loss jumped and does not come back, though no policy asks for more."""
+        progress = self.progress
+        if progress.jumped_at == -1:
+            return
+        if not self._jumped(self._loss):
+            progress.jumped_at = None
+        elif progress.jumped_at is None:
+            progress.jumped_at = step
+        elif step - progress.jumped_at >= PATIENCE:
+            progress.jumped_at = -1
+            reason = f"the loss is {self._loss:.4g} after step {step}, though all gradients are finite: none is skipped"
+            run.tell({"event": "explosion", "step": step, "reason": reason, "action": "none"})
+
+    def _act(self, run: Loop, reason: str, step: int) -> None:
+        event = {"event": "explosion", "step": step, "reason": reason, "back_to_step": self.good.steps}
+        if self.policy == "rollback" and self.progress.rollbacks < ROLLBACKS:
+            self.progress.rollbacks += 1
+            lower_learning_rate(run, FACTOR)
+            self.good = Snapshot.of(run)
+            event |= {"action": "rollback", "rollbacks": self.progress.rollbacks, "lr": run.hyperparameters().get("lr")}
+        else:
+            limit = f", and {ROLLBACKS} rollbacks did not help" if self.policy == "rollback" else ""
+            self.message = f"the training exploded: {reason}{limit}"
+            event |= {"action": "stop"}
+            run.stop(self.message)
+        run.tell(event)
+
+    def _jumped(self, loss: float) -> bool:
+        first, last = self.progress.first, self.progress.last
+        if not first:  # nothing to compare with
+            return math.isnan(loss)
+        return not loss <= min(_times(self._worse, first), max(first, _times(self._jump, last)))  # NaN, too
+
+    def _count_skipped(self, sight: Sight) -> None:
+        skipped = sight.skipped()
+        self.progress.skipped += skipped - self._seen
+        self._seen = skipped
+
+
+def lower_learning_rate(run: Loop, factor: float) -> None:
+    """Multiply the learning rate of every rule that has one, of a schedule at every step."""
+    for pattern, rule in run.rules.items():
+        if "lr" in rule.hyperparameters():
+            lr: Any = getattr(rule, "lr")  # noqa: B009  (not every rule has one)
+            lower = schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr
+            run.optimizer.tune(pattern, lr=lower)
+
+
+def _times(factor: float, loss: float) -> float:
+    """So many times as bad a loss, which may be negative."""
+    return loss + (factor - 1) * abs(loss)

@@ -1,0 +1,120 @@
+"""What happens beside a training: what fails there is a warning, and the training goes on.
+
+Printing, the report and the live page are secondary: a closed terminal, a full disk behind the standard output, a reader that
+leaves, a process that cannot be started must not cost a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.backends import gpu_failure
+from gpuopt.runs.loop import Callback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from gpuopt.runs.loop import Loop, Row
+
+__all__ = ["Secondary", "environment", "interpreter", "warn", "warned"]
+
+LOG = logging.getLogger("gpuopt")
+INTERPRETER = re.compile(r"(python|pypy)[\w.-]*", re.IGNORECASE)
+
+
+def warn(message: str, *values: object) -> None:
+    """Log a warning; a log that fails is not told anywhere."""
+    with contextlib.suppress(Exception):
+        LOG.warning(message, *values)
+
+
+@contextlib.contextmanager
+def warned(message: str, failed: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Turn what fails inside into a warning, unless a GPU failed.
+
+    Parameters
+    ----------
+    message
+        The warning; its ``%s`` becomes the error.
+    failed
+        Called before.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # SystemExit: so rich leaves when nobody reads on
+        if gpu_failure(error) is not None:
+            raise
+        failed()
+        warn(message, f"{type(error).__name__}: {error}")
+
+
+class Secondary(Callback):
+    """A callback that may fail: its failure is a warning, and it is not called again but to end.
+
+    Parameters
+    ----------
+    callback : Callback
+    name : str
+        What the warning calls it.
+    """
+
+    def __init__(self, callback: Callback, name: str) -> None:
+        self._callback = callback
+        self._message = f"{name} failed (%s); the training goes on without"
+        self._works = True
+
+    def start(self, run: Loop) -> None:
+        self._works = True  # on another device once more
+        self._call(self._callback.start, run)
+
+    def step(self, run: Loop) -> None:
+        self._call(self._callback.step, run)
+
+    def epoch(self, run: Loop) -> None:
+        self._call(self._callback.epoch, run)
+
+    def reported(self, run: Loop, row: Row) -> None:
+        self._call(self._callback.reported, run, row)
+
+    def event(self, run: Loop, event: Mapping[str, Any]) -> None:
+        self._call(self._callback.event, run, event)
+
+    def end(self, run: Loop) -> None:
+        if self._works:
+            self._call(self._callback.end, run)
+            return
+        with contextlib.suppress(Exception, SystemExit):  # it was told already
+            self._callback.end(run)
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        if self._works:
+            with warned(self._message, failed=self._fail):
+                method(*arguments)
+
+    def _fail(self) -> None:
+        self._works = False
+
+
+def interpreter() -> str | None:
+    """The Python interpreter that can be started for a process of our own; None if there is none.
+
+    ``sys.executable`` is the application itself where that is frozen (PyInstaller, cx_Freeze) or embeds Python (uWSGI, say): it
+    would be started again, train again, and so on.
+    """
+    path = sys.executable
+    frozen = getattr(sys, "frozen", False) or not isinstance(path, str)
+    return None if frozen or not INTERPRETER.fullmatch(Path(path).name) else path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment for such a process: it finds the packages that this one finds, and draws no report of its own."""
+    given: list[Any] = list(sys.path)  # Python tolerates anything there
+    paths = [os.fsdecode(path) for path in given if isinstance(path, str | os.PathLike)]
+    found = os.pathsep.join(map(os.path.abspath, paths))  # "" is here
+    return os.environ | {"PYTHONPATH": found, "GPUOPT_REPORT": "0"} | more

@@ -1,0 +1,392 @@
+"""From raw data to a data set: split, learned on the training part, prepared; what was taken for what is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+
+from gpuopt.errors import UsageError
+from gpuopt.limits import available, expect_file, expect_memory
+from gpuopt.training.data.dataset import Dataset, Samples, Task
+from gpuopt.training.data.preparation import Column, Features, Missing, Rows, Target, listed, printable
+from gpuopt.training.data.sources import Part, as_part, reading, training_parts
+from gpuopt.training.data.targets import decided, learned_target, targets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+__all__ = ["Reading", "from_arrays", "load"]
+
+SPREAD = 10.0
+"""Features that differ more than that in size, or are that much larger than 1, learn slowly as they are."""
+INDEX_NAMES = {"id", "index", "row", "nr", "no", "number"}
+SPLITTING = 0x5EED
+"""Makes the generator of the split another one than those of the batches."""
+LARGEST_SHARE = 0.5
+"""Of the free memory that prepared features may take; those of a mapped file stay there beyond it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How data are read, as `Config` has it; the options of ``gpuopt train`` are called the same.
+
+    Attributes
+    ----------
+    target : str, optional
+        The column of a table that is to be predicted; all others are features.
+    task : {"auto", "classification", "regression"}
+        What the targets are. "auto": text and few different whole numbers are classes, other numbers are predicted.
+    standardize : bool
+        Shift and scale each input to mean 0 and standard deviation 1 over the training part.
+    one_hot : bool
+        Make categories of columns of text.
+    missing : {"mean", "drop"}, optional
+        What becomes of missing values: the mean of the training part, or the row is left out. Default: they are refused.
+    validation : float, optional
+        The share of the samples that is set apart, of each class alike.
+    ignore : tuple of str
+        Columns that are left out.
+    labels : str, optional
+        The ``.npy`` file with the targets of an ``.npy`` file of features.
+    encoding : str, optional
+        Of a ``.csv`` file.
+    scale_target : bool
+        Whether numbers to predict are brought to mean 0 and standard deviation 1 for the network.
+    seed : int
+        Of the split.
+    """
+
+    target: str | None = None
+    task: str = "auto"
+    standardize: bool = False
+    one_hot: bool = False
+    missing: Missing | None = None
+    validation: float | None = None
+    ignore: tuple[str, ...] = ()
+    labels: str | None = None
+    encoding: str | None = None
+    scale_target: bool = True
+    seed: int = 0
+
+
+def load(path: str | Path, target: str | None = None, task: Task = "auto", **options: Any) -> Dataset:
+    """Read a data file.
+
+    Parameters
+    ----------
+    path : str or Path
+        An ``.npz`` file with the arrays ``x_train`` and ``y_train``, and ``x_test`` and ``y_test`` if there is a test
+        set; or ``x`` and ``y``. A table, ``.csv`` or ``.parquet`` (needs the extra ``gpuopt[data]``). Or an ``.npy`` file,
+        with `labels`: it is mapped, and may be larger than the memory.
+    target : str, optional
+        The column of a table that is to be predicted; all others are features.
+    task : {"auto", "classification", "regression"}
+        What the targets are. "auto": text and few different whole numbers are classes, other numbers are predicted.
+    **options
+        The other attributes of `Reading`.
+
+    Returns
+    -------
+    Dataset
+        Samples of more than one dimension are flattened, and bytes (uint8, as in images) scaled to [0, 1].
+
+    Raises
+    ------
+    UsageError
+        What is wrong with the file, naming the array or column and the row (rows count from 0).
+    """
+    path = Path(path)
+    how = Reading(target=target, task=task, **options)
+    if task not in {*get_args(Task), "dtype"}:
+        raise UsageError(f"--task {task}: expected one of {', '.join(get_args(Task))}")
+    with reading(path):
+        expect_file(path)
+        parts = training_parts(path, target=target, labels=how.labels, encoding=how.encoding)
+        return dataset(path.stem, parts, how)
+
+
+def from_arrays(data: Sequence[Any], name: str = "arrays", **options: Any) -> Dataset:
+    """Make a data set of arrays or data frames.
+
+    Parameters
+    ----------
+    data : sequence
+        ``(x, y)`` or ``(x, y, x_test, y_test)``; features are arrays of shape (samples, ...) or data frames, targets
+        arrays or columns.
+    name : str
+    **options
+        Attributes of `Reading`.
+
+    Raises
+    ------
+    UsageError
+        As `load`.
+    """
+    if not isinstance(data, tuple | list) or len(data) not in {2, 4}:
+        raise UsageError("data: expected (x, y) or (x, y, x_test, y_test)")
+    how = Reading(**options)
+    for option in ("target", "labels", "encoding"):
+        if getattr(how, option) is not None:
+            raise UsageError(f"--{option} {getattr(how, option)}: is for files, expected none with data=(x, y)")
+    ends = ("",) if len(data) == 2 else ("_train", "_test")
+    parts = [as_part(x, y, end) for x, y, end in zip(data[::2], data[1::2], ends, strict=True)]
+    return dataset(name, parts, how)
+
+
+def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
+    """Prepare raw data: the training set, and the test set if there is one."""
+    notes = list(parts[0].notes)
+    for part in parts:
+        _expect_samples(part)
+    if len(parts) > 1:
+        _expect_alike(*parts)
+    if how.ignore:
+        parts = [dataclasses.replace(part, x=_without(part, how.ignore)) for part in parts]
+    parts, more = _without_index(parts)
+    notes += more
+    if not math.prod(parts[0].x.shape[1:]):
+        raise UsageError(f"{parts[0].x_name}: shape {parts[0].x.shape}, expected at least one sample and one feature")
+    if how.missing == "drop":
+        parts = [_complete(part, notes) for part in parts]
+    classifies, why = decided(parts[0], how.task)
+    notes += why
+    found, classes = targets(parts, classifies=classifies)
+    prepared = _features(parts[0], how)
+    raw: list[Any] = [prepared.matrix(part.x, part.x_name) if not _is_mapped(part.x) else part.x for part in parts[:1]]
+    if any(map(_is_mapped, raw)):
+        prepared.matrix(parts[0].x[:1], parts[0].x_name)
+    raw += [prepared.matrix(part.x, part.x_name) for part in parts[1:]]
+    index: list[Any] = [None] * len(parts)
+    names = [part.x_name for part in parts]
+    if how.validation is not None:
+        if len(parts) > 1:
+            raise UsageError(f"--validation {how.validation}: there is a test set already, expected none")
+        index = _split(found[0], classifies, how)
+        raw, names, found = raw * 2, names * 2, [found[0][part] for part in index]
+        notes.append(f"Validation: {len(index[1]):,} of {len(raw[0]):,} samples, set apart by seed {how.seed}")
+    prepared = prepared.learned(_flat(raw[0], index[0]), standardize=how.standardize)
+    learned = learned_target(found[0], parts[0], classes, scale=how.scale_target)
+    samples = [
+        Samples(_inputs(x, prepared, label, rows), learned.scaled(y) if classes is None else y)
+        for x, label, rows, y in zip(raw, names, index, found, strict=True)
+    ]
+    notes += _said(prepared, learned, how, samples[0])
+    train, test = (*samples, None)[:2]
+    assert train is not None
+    return Dataset(name, train, test, prepared, learned, tuple(notes))
+
+
+def _expect_samples(part: Part) -> None:
+    if part.x.ndim < 2:
+        raise UsageError(f"{part.x_name}: shape {part.x.shape}, expected (samples, features) or more dimensions")
+    if part.y.ndim < 1 or len(part.x) != len(part.y):
+        rows = len(part.y) if part.y.ndim else "a single value"
+        raise UsageError(f"{part.x_name} has {len(part.x)} rows and {part.y_name} has {rows}: expected as many")
+    if not len(part.x) or not math.prod(part.x.shape[1:]):
+        raise UsageError(f"{part.x_name}: shape {part.x.shape}, expected at least one sample and one feature")
+
+
+def _expect_alike(train: Part, test: Part) -> None:
+    """Refuse a test set that would be taken for something else than the training set."""
+    if isinstance(train.x, np.ndarray) is not isinstance(test.x, np.ndarray):
+        raise UsageError(f"{train.x_name} and {test.x_name}: expected arrays or data frames, both alike")
+    if isinstance(train.x, np.ndarray):
+        widths = [math.prod(part.x.shape[1:]) for part in (train, test)]
+        if widths[0] != widths[1]:
+            raise UsageError(f"{test.x_name}: {widths[1]} features a sample, expected {widths[0]} as in {train.x_name}")
+        if (train.x.dtype == np.uint8) != (test.x.dtype == np.uint8):
+            kinds = f"{train.x_name} has dtype {train.x.dtype} and {test.x_name} {test.x.dtype}"
+            raise UsageError(f"{kinds}: bytes are scaled to [0, 1], other numbers are not; expected both alike")
+    known, found = (_kind_of(part.y) for part in (train, test))
+    if known != found:
+        raise UsageError(f"{train.y_name} holds {known} and {test.y_name} {found}: expected both alike")
+
+
+def _kind_of(y: Any) -> str:
+    kinds = {"b": "true and false", "i": "whole numbers", "u": "whole numbers", "f": "floats", "S": "bytes"}
+    return kinds.get(getattr(getattr(y, "dtype", None), "kind", "O"), "text")
+
+
+def _without(part: Part, names: tuple[str, ...]) -> Any:
+    if isinstance(part.x, np.ndarray):
+        raise UsageError(f"--ignore {names[0]}: is for tables, {part.x_name} has no columns")
+    unknown = [name for name in names if name not in part.x.columns]
+    if unknown:
+        raise UsageError(f"--ignore {printable(unknown[0])}: no such column; there are {listed(part.x.columns)}")
+    return part.x.drop(columns=list(names))
+
+
+def _without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
+    """Leave out a column that has no name and counts the rows; say which others do."""
+    frame: Any = parts[0].x
+    notes: list[str] = []
+    if isinstance(frame, np.ndarray):
+        return parts, notes
+    for name in list(frame.columns):
+        unnamed = not name or name.startswith("Unnamed: ")
+        if not unnamed and name.lower() not in INDEX_NAMES | {f"{one}_id" for one in INDEX_NAMES}:
+            continue
+        if not _counts(frame[name]):
+            continue
+        if unnamed and frame.shape[1] > 1:
+            parts = [dataclasses.replace(part, x=_without(part, (name,))) for part in parts]
+            notes.append("The column without a name counts the rows: an index, left out; with a name it is a feature")
+        elif not unnamed:
+            notes.append(
+                f"Column {printable(name)} counts the rows and is a feature; --ignore {printable(name)} leaves it out"
+            )
+    return parts, notes
+
+
+def _counts(values: pd.Series[Any]) -> bool:
+    if getattr(values.dtype, "kind", "") not in "iu" or len(values) < 2:
+        return False
+    numbers = values.to_numpy()
+    return bool(numbers[0] in {0, 1} and (np.diff(numbers) == 1).all())
+
+
+def _complete(part: Part, notes: list[str]) -> Part:
+    """The rows that miss nothing."""
+    missing: Any
+    if isinstance(part.x, np.ndarray):
+        flat = part.x.reshape(len(part.x), -1)
+        missing = np.isnan(flat).any(axis=1) if flat.dtype.kind == "f" else np.zeros(len(flat), bool)
+    else:
+        missing = part.x.isna().any(axis=1).to_numpy()
+    if isinstance(part.y, np.ndarray):
+        if part.y.dtype.kind == "f":
+            missing = missing | np.isnan(part.y.reshape(len(part.y), -1)).any(axis=1)
+    else:
+        gone = part.y.isna().to_numpy()
+        missing = missing | (gone if gone.ndim == 1 else gone.any(axis=1))
+    if not missing.any():
+        return part
+    if missing.all():
+        raise UsageError(f"--missing drop: each row of {part.x_name} misses something, expected some that do not")
+    notes.append(f"{int(missing.sum()):,} of {len(missing):,} rows miss something and are left out (--missing drop)")
+    kept = ~missing
+    frame = part.x[kept] if isinstance(part.x, np.ndarray) else part.x[kept].reset_index(drop=True)
+    y = part.y[kept] if isinstance(part.y, np.ndarray) else part.y[kept].reset_index(drop=True)
+    return dataclasses.replace(part, x=frame, y=y)
+
+
+def _features(part: Part, how: Reading) -> Features:
+    """What is known of the features before anything is learned of their numbers."""
+    if isinstance(part.x, np.ndarray):
+        if part.x.dtype.kind not in "biuf":
+            raise UsageError(f"{part.x_name}: dtype {part.x.dtype}, expected integers or floats")
+        width = math.prod(part.x.shape[1:])
+        return Features(
+            width,
+            missing=how.missing,
+            is_bytes=part.x.dtype == np.uint8,
+            shape=part.x.shape[1:] if part.x.ndim > 2 else (),
+        )
+    import pandas as pd
+
+    columns = []
+    for name in part.x.columns:
+        values = part.x[name]
+        if how.one_hot and not pd.api.types.is_numeric_dtype(values.dtype):
+            texts = values.dropna().astype("category").cat.remove_unused_categories().cat.categories
+            columns.append(Column(name, tuple(sorted(map(str, texts)))))
+        else:
+            columns.append(Column(name))
+    width = sum(len(column.inputs) for column in columns)
+    expect_memory(f"{width:,} inputs of {len(part.x):,} rows", 8 * width * len(part.x), "--ignore leaves columns out")
+    is_bytes = bool((part.x.dtypes == np.uint8).all())
+    return Features(width, tuple(columns), missing=how.missing, is_bytes=is_bytes)
+
+
+def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.int64]]:
+    """Training and validation part: their rows, in order; of each class the same share."""
+    assert how.validation is not None
+    count = len(y)
+    wanted = round(how.validation * count)
+    random = np.random.RandomState([how.seed, SPLITTING])
+    order = random.permutation(count)
+    if classifies:
+        sizes = np.bincount(y)
+        shares = how.validation * sizes
+        taken = np.minimum(np.floor(shares).astype(int), sizes - 1)
+        rest = np.argsort(-(shares - taken), kind="stable")  # the largest remainders get the samples that are left
+        for label in rest:
+            if taken.sum() < wanted and taken[label] < sizes[label] - 1:
+                taken[label] += 1
+        chosen = np.concatenate([order[y[order] == label][: taken[label]] for label in range(len(sizes))])
+    else:
+        chosen = order[:wanted]
+    left = count - len(chosen)
+    if len(chosen) < 2 or left < 2:
+        raise UsageError(
+            f"--validation {how.validation}: {len(chosen)} of {count} samples to validate and {left} to train, expected at "
+            "least two of each"
+        )
+    kept = np.ones(count, bool)
+    kept[chosen] = False
+    return [np.flatnonzero(kept), np.sort(chosen)]
+
+
+def _is_mapped(x: Any) -> bool:
+    return isinstance(x, np.memmap)
+
+
+def _flat(x: NDArray[Any], rows: NDArray[np.int64] | None) -> Any:
+    flat = x.reshape(len(x), -1)
+    return flat if rows is None else _Chosen(flat, rows) if _is_mapped(x) else flat[rows]
+
+
+class _Chosen:
+    """Rows of a mapped array, of which only slices are read."""
+
+    def __init__(self, x: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        self._x, self._rows = x, rows
+        self.shape, self.dtype = (len(rows), x.shape[1]), x.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chosen: slice) -> NDArray[Any]:
+        return self._x[self._rows[chosen]]
+
+
+def _inputs(x: NDArray[Any], prepared: Features, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | Rows:
+    count = len(x) if rows is None else len(rows)
+    size = 4 * count * prepared.width
+    if _is_mapped(x) and size > LARGEST_SHARE * available():
+        lazy = Rows(x, prepared, name, rows)
+        lazy.check()
+        return lazy
+    expect_memory(name, size, "in an .npy file, with --labels, they may stay on the disk")
+    return prepared(_flat(x, None) if rows is None else x.reshape(len(x), -1)[rows], name)
+
+
+def _said(prepared: Features, target: Target, how: Reading, train: Samples) -> list[str]:
+    """What was done to the features, and a hint where that is likely to be too little."""
+    notes = []
+    if prepared.is_bytes and not how.standardize:
+        notes.append("Features are bytes (uint8), scaled to [0, 1]; --standardize scales them by their deviation")
+    texts = [column for column in prepared.columns or () if column.categories is not None]
+    if texts:
+        notes.append(f"Categories: {listed([f'{c.name} ({len(c.categories or ())})' for c in texts])} (--one-hot)")
+    if target.is_scaled:
+        about = f"mean {target.shift[0]:.6g}, deviation {target.scale[0]:.6g}"
+        several = "" if target.outputs == 1 else " and so on"
+        notes.append(f"The target is scaled for the network: {about}{several}; errors are told in its own units")
+    if not how.standardize and not prepared.is_bytes:
+        x = np.asarray(train.x[: min(len(train), 2000)], np.float64)
+        sizes = np.sqrt((x**2).mean(axis=0))
+        sizes = sizes[sizes > 0]
+        if len(sizes) and (sizes.max() > SPREAD or (len(sizes) > 1 and sizes.max() > SPREAD * 10 * sizes.min())):
+            notes.append(
+                f"Features are of sizes {sizes.min():.3g} to {sizes.max():.3g}: --standardize is likely to help"
+            )
+    return notes

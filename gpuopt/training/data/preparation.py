@@ -1,0 +1,441 @@
+"""How raw data become what a network sees, and its outputs predictions: learned on the training part, kept with the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from gpuopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    Raw: TypeAlias = "NDArray[Any] | pd.DataFrame"
+
+__all__ = ["BYTE", "Column", "Features", "Missing", "Rows", "Target", "listed", "printable"]
+
+Missing: TypeAlias = Literal["mean", "drop"]
+BLOCK = 1 << 22
+"""Numbers that are prepared at once, in float64: a whole file need not be in memory twice."""
+BYTE = 1 / float(np.float32(1 / 255))
+"""What a byte of an image is divided by. The quotient, rounded to float32, is the product with float32(1/255)."""
+NUMBERS = "biuf"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    name : str
+    categories : tuple of str or None
+        The texts that stand in it, each of which becomes an input of its own that is 1 or 0; None if it holds numbers.
+    """
+
+    name: str
+    categories: tuple[str, ...] | None = None
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the network's inputs that it becomes."""
+        return [self.name] if self.categories is None else [f"{self.name}={text}" for text in self.categories]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The way from raw features to the network's inputs: ``float32((x - shift) / scale)``, in float64.
+
+    Attributes
+    ----------
+    width : int
+        Inputs of the network.
+    columns : tuple of Column or None
+        Of a table, which are found by name; None for arrays of `width` numbers a sample.
+    shift, scale : float64 arrays of shape () or (width,)
+    fill : float64 array of shape (width,) or None
+        What a missing number becomes. None: it is refused, or its row left out.
+    missing : {"mean", "drop"} or None
+    is_bytes : bool
+        Whether it was learned on bytes (uint8).
+    shape : tuple of int
+        Of a sample, if that has more than one dimension, as images have.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> learned = Features(width=2).learned(x, standardize=True)
+    >>> learned.shift, learned.scale
+    (array([ 2., 20.]), array([ 1., 10.]))
+    >>> learned(x, "x")
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    """
+
+    width: int
+    columns: tuple[Column, ...] | None = None
+    shift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(()))
+    scale: NDArray[np.float64] = field(default_factory=lambda: np.ones(()))
+    fill: NDArray[np.float64] | None = None
+    missing: Missing | None = None
+    is_bytes: bool = False
+    shape: tuple[int, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the features are called: a table's columns, or x0, x1 and so on."""
+        if self.columns is None:
+            return tuple(f"x{i}" for i in range(self.width))
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the network's inputs are called: a category is one for each of its texts."""
+        return self.names if self.columns is None else tuple(name for column in self.columns for name in column.inputs)
+
+    def matrix(self, raw: Raw, name: str, *, strict: bool = True) -> NDArray[Any]:
+        """Raw features as numbers, of shape (samples, width), with NaN where one is missing.
+
+        Parameters
+        ----------
+        raw : array or DataFrame
+        name : str
+            What messages call it.
+        strict : bool
+            Refuse a category that was not there when this was learned; else all of its inputs are 0.
+
+        Raises
+        ------
+        UsageError
+            If columns are missing or hold something else, or samples have another number of features.
+        """
+        if self.columns is None:
+            return self._flat(raw, name)
+        columns = self._named(raw, name)
+        if all(column.categories is None for column in self.columns):
+            out = columns.to_numpy() if (columns.dtypes == np.uint8).all() else None
+            if out is not None:
+                return out  # type: ignore[no-any-return]
+        out = np.zeros((len(columns), self.width))
+        at = 0
+        for column in self.columns:
+            if column.categories is None:
+                out[:, at] = _numeric(columns[column.name], column.name)
+            else:
+                self._mark(out[:, at : at + len(column.categories)], columns[column.name], column, strict=strict)
+            at += len(column.inputs)
+        return out
+
+    def _flat(self, raw: Raw, name: str) -> NDArray[Any]:
+        if not isinstance(raw, np.ndarray):  # a table for a model of arrays: its columns in their order
+            raw = np.column_stack([_numeric(raw[column], str(column)) for column in raw.columns])
+        if raw.dtype.kind not in NUMBERS:
+            raise UsageError(f"{name}: dtype {raw.dtype}, expected integers or floats")
+        width = math.prod(raw.shape[1:])
+        if raw.ndim < 2 or width != self.width:
+            raise UsageError(
+                f"{name}: shape {raw.shape}, expected (samples, {self.width}): as many features as trained on"
+            )
+        if (raw.dtype == np.uint8) != self.is_bytes:
+            wanted = "bytes (uint8)" if self.is_bytes else "numbers that are no bytes (uint8)"
+            raise UsageError(f"{name}: dtype {raw.dtype}, expected {wanted}, as the training set has them")
+        return raw.reshape(len(raw), -1)
+
+    def _named(self, raw: Raw, name: str) -> pd.DataFrame:
+        assert self.columns is not None
+        if isinstance(raw, np.ndarray):
+            import pandas as pd
+
+            if raw.ndim != 2 or raw.shape[1] != len(self.columns):
+                expected = f"(samples, {len(self.columns)}): a column for each of {listed(self.names)}"
+                raise UsageError(f"{name}: shape {raw.shape}, expected {expected}")
+            return pd.DataFrame(raw, columns=list(self.names))
+        missing = [column for column in self.names if column not in raw.columns]
+        if missing:
+            raise UsageError(
+                f"{name}: has no column {listed(missing)}, which the model needs; it has {listed(raw.columns)}"
+            )
+        return raw[list(self.names)]
+
+    @staticmethod
+    def _mark(out: NDArray[np.float64], values: pd.Series[Any], column: Column, *, strict: bool) -> None:
+        import pandas as pd
+
+        assert column.categories is not None
+        index = pd.Index(column.categories)
+        texts = values.astype(object)
+        missing = texts.isna().to_numpy()
+        found = index.get_indexer(texts.where(~missing, "").map(str))
+        found[missing] = -1
+        unseen = (found < 0) & ~missing
+        if strict and unseen.any():
+            row = int(unseen.argmax())
+            known = listed(column.categories)
+            raise UsageError(
+                f"column {column.name!r}: row {row} is {printable(texts.iloc[row])}, a category that the training part "
+                f"lacks; it has {known}"
+            )
+        rows = np.flatnonzero(found >= 0)
+        out[rows, found[rows]] = 1
+        out[missing] = np.nan
+
+    def learned(self, x: NDArray[Any], *, standardize: bool) -> Features:
+        """The same, with what is learned of these numbers: means, deviations, and what fills a hole.
+
+        Parameters
+        ----------
+        x : array of shape (samples, width), as `matrix` makes it
+        standardize : bool
+            Bring each input to mean 0 and standard deviation 1.
+        """
+        if not standardize and self.missing != "mean":
+            return dataclasses.replace(self, scale=np.asarray(BYTE if self.is_bytes else 1.0))
+        count, total, low = np.zeros(self.width), np.zeros(self.width), np.full(self.width, np.nan)
+        for block in _blocks(x):
+            known = np.isfinite(block)
+            low = np.where(np.isnan(low) & known.any(axis=0), block[known.argmax(axis=0), np.arange(self.width)], low)
+            count += known.sum(axis=0)
+            total += np.where(known, block - np.nan_to_num(low), 0).sum(axis=0)
+        low = np.nan_to_num(low)
+        mean = low + total / np.maximum(count, 1)  # sums of differences: nothing is lost far from 0
+        fill = mean if self.missing == "mean" else None
+        if not standardize:
+            return dataclasses.replace(self, fill=fill, scale=np.asarray(BYTE if self.is_bytes else 1.0))
+        squares = np.zeros(self.width)
+        for block in _blocks(x):
+            squares += np.where(np.isfinite(block), block - mean, 0).__pow__(2).sum(axis=0)
+        # Filled with the mean, a hole adds nothing to the deviation; those that are not filled are refused.
+        deviation = np.sqrt(squares / max(len(x), 1))
+        deviation[deviation <= 1e-300] = 1  # a constant feature becomes 0
+        return dataclasses.replace(self, shift=mean, scale=deviation, fill=fill)
+
+    def __call__(self, x: NDArray[Any], name: str, first: int = 0) -> NDArray[np.float32]:
+        """The network's inputs for numbers as `matrix` makes them, float32 of shape (samples, width).
+
+        Raises
+        ------
+        UsageError
+            If one is not finite, naming row (counted from `first`) and column.
+        """
+        out = np.empty((len(x), self.width), np.float32)
+        rows = max(1, BLOCK // max(1, self.width))
+        plain = x.dtype != np.float64 and not self.shift.any() and np.all(self.scale == 1) and self.fill is None
+        for begin in range(0, len(x), rows):
+            block = x[begin : begin + rows]
+            with np.errstate(over="ignore", invalid="ignore"):
+                if plain:
+                    out[begin : begin + rows] = block
+                else:
+                    wide = block.astype(np.float64)
+                    if self.fill is not None:
+                        wide = np.where(np.isnan(wide), self.fill, wide)
+                    out[begin : begin + rows] = (wide - self.shift) / self.scale
+            finite = np.isfinite(out[begin : begin + rows])
+            if not finite.all():
+                row, column = (int(i) for i in np.argwhere(~finite)[0])
+                self._refuse(block[row, column], first + begin + row, column, name)
+        return out
+
+    def _refuse(self, value: Any, row: int, column: int, name: str) -> None:
+        what = name if self.columns is None else f"column {self.inputs[column].partition('=')[0]!r}"
+        if np.isnan(value):
+            cure = "--missing mean or --missing drop takes care of it"
+            if self.missing == "drop":
+                cure = "the model was trained with --missing drop, without such rows"
+            raise UsageError(f"{what}: row {row} is missing or holds nan, expected finite numbers; {cure}")
+        raise UsageError(f"{what}: row {row} holds {value}, expected finite numbers (in the range of float32)")
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's types; floats keep all their digits."""
+        return {
+            "width": self.width,
+            "columns": None if self.columns is None else [dataclasses.asdict(column) for column in self.columns],
+            "shift": _short(self.shift),
+            "scale": _short(self.scale),
+            "fill": None if self.fill is None else self.fill.tolist(),
+            "missing": self.missing,
+            "is_bytes": self.is_bytes,
+            "shape": list(self.shape),
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Features:
+        """What `to_json` gave; TypeError, ValueError or KeyError if it did not."""
+        width = int(plain["width"])
+        columns = plain["columns"]
+        if columns is not None:
+            columns = tuple(
+                Column(str(c["name"]), None if c["categories"] is None else tuple(map(str, c["categories"])))
+                for c in columns
+            )
+        shift, scale = (np.asarray(plain[name], np.float64) for name in ("shift", "scale"))
+        fill = None if plain["fill"] is None else np.asarray(plain["fill"], np.float64)
+        shape = tuple(int(n) for n in plain["shape"])
+        made = cls(width, columns, shift, scale, fill, plain["missing"], bool(plain["is_bytes"]), shape)
+        fits = all(a is None or a.shape in {(), (width,)} for a in (shift, scale, fill))
+        if (
+            width < 1
+            or (shape and math.prod(shape) != width)
+            or not fits
+            or (columns is not None and len(made.inputs) != width)
+            or not np.all(scale)
+        ):
+            raise ValueError("features: widths, shifts and scales that do not fit")
+        return made
+
+
+@dataclass(frozen=True)
+class Target:
+    """The way from targets to what the network is trained on, and from its outputs to predictions.
+
+    Attributes
+    ----------
+    names : tuple of str
+        What is predicted is called: a column, or y, or y0, y1 and so on.
+    classes : tuple or None
+        The labels (bool, int or str) by class index; None if numbers are predicted.
+    shift, scale : float64 arrays of shape (outputs,)
+        Of the numbers: the network's outputs are ``(y - shift) / scale``.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[Any, ...] | None = None
+    shift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    scale: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+
+    @property
+    def outputs(self) -> int:
+        """Width of the network's output."""
+        return len(self.names) if self.classes is None else len(self.classes)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the network's outputs are in other units than the numbers."""
+        return bool(self.shift.any() or np.any(self.scale != 1))
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The classes as an array: bool, int64 or str."""
+        assert self.classes is not None
+        return np.array(self.classes)
+
+    def scaled(self, y: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What the network is trained on, of numbers of shape (samples, outputs)."""
+        return ((y - self.shift) / self.scale).astype(np.float32)
+
+    def numbers(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Predictions in the target's own units, float64 of shape (samples, outputs)."""
+        return outputs.astype(np.float64) * self.scale + self.shift
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's types."""
+        classes = None if self.classes is None else list(self.classes)
+        return {
+            "names": list(self.names),
+            "classes": classes,
+            "type": None if classes is None else {"b": "bool", "i": "int"}.get(self.labels.dtype.kind, "str"),
+            "shift": self.shift.tolist(),
+            "scale": self.scale.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Target:
+        """What `to_json` gave; TypeError, ValueError or KeyError if it did not."""
+        kinds: dict[str, type] = {"bool": bool, "int": int, "str": str}
+        classes = None if plain["classes"] is None else tuple(plain["classes"])
+        if classes is not None and (not classes or {type(c) for c in classes} != {kinds[plain["type"]]}):
+            raise ValueError("target: classes of another type than it says")
+        shift, scale = (np.asarray(plain[name], np.float64) for name in ("shift", "scale"))
+        made = cls(tuple(map(str, plain["names"])), classes, shift, scale)
+        if not made.names or (classes is None and {shift.shape, scale.shape} != {(len(made.names),)}):
+            raise ValueError("target: names, shift and scale that do not fit")
+        return made
+
+
+class Rows:
+    """Samples of an array that stays where it is, in a file for instance; indexed, they become the network's inputs.
+
+    >>> rows = Rows(np.arange(6).reshape(3, 2), Features(width=2), "x")
+    >>> rows.shape, rows[1:]
+    ((3, 2), array([[2., 3.],
+           [4., 5.]], dtype=float32))
+    """
+
+    def __init__(self, x: NDArray[Any], prepared: Features, name: str, index: NDArray[np.int64] | None = None) -> None:
+        self._x, self._prepared, self._name, self._index = x, prepared, name, index
+        self.shape = (len(x) if index is None else len(index), prepared.width)
+        self.dtype = np.dtype(np.float32)
+        self.nbytes = 4 * self.shape[0] * self.shape[1]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        if self._index is not None:
+            chosen = self._index[chosen]
+        block = np.asarray(self._x[chosen])
+        return self._prepared(block.reshape(len(block), -1), self._name)
+
+    def check(self) -> None:
+        """Go through all of them once; UsageError for what is not finite."""
+        rows = max(1, BLOCK // self._prepared.width)
+        for begin in range(0, len(self), rows):
+            part = slice(begin, begin + rows)
+            block = np.asarray(self._x[part if self._index is None else self._index[part]])
+            self._prepared(block.reshape(len(block), -1), self._name, begin)
+
+
+def listed(names: Sequence[Any], most: int = 12) -> str:
+    """Names in a message, so many at most, each as `printable`.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(printable(name) for name in list(names)[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def printable(value: Any, longest: int = 60) -> str:
+    r"""A name or text from a file, for a terminal: without control characters, and not endlessly long.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)[: longest + 1])
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
+    import pandas as pd
+
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        texts = values.dropna()
+        such = f" such as {printable(repr(texts.iloc[0]))}" if len(texts) else ""
+        cure = "--one-hot makes categories of text, --ignore leaves a column out"
+        raise UsageError(
+            f"column {printable(repr(name))}: holds {_kind(values)}{such}, a feature must be numbers; {cure}"
+        )
+    return values.to_numpy(np.float64, na_value=np.nan)  # type: ignore[no-any-return]
+
+
+def _kind(values: pd.Series[Any]) -> str:
+    name = str(values.dtype)
+    return "text" if name in {"object", "str", "string", "category"} else f"dtype {name}"
+
+
+def _blocks(x: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
+    rows = max(1, BLOCK // max(1, x.shape[1]))
+    for begin in range(0, len(x), rows):
+        yield x[begin : begin + rows].astype(np.float64)
+
+
+def _short(values: NDArray[np.float64]) -> Any:
+    """One number if all are the same."""
+    return values.flat[0].item() if values.size and np.all(values == values.flat[0]) else values.tolist()

@@ -1,0 +1,185 @@
+"""What stands in a file or was given as arrays: raw features and targets, as they are."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_file
+from gpuopt.suggest import did_you_mean
+from gpuopt.training.data.archive import Archive
+from gpuopt.training.data.preparation import listed, printable
+from gpuopt.training.data.tables import TABLES, Table, read_table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from numpy.typing import NDArray
+
+    from gpuopt.training.data.preparation import Raw
+
+__all__ = ["EXPECTED", "Part", "as_part", "labelled", "mapped", "reading", "table_part", "training_parts", "unlabelled"]
+
+EXPECTED = "expected a file .npz, .csv, .parquet, or .npy with --labels"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Raw features and targets of the same samples, and what to call them in messages.
+
+    Attributes
+    ----------
+    x : array of shape (samples, ...) or DataFrame
+    y : array of shape (samples, ...), or a Series or DataFrame
+    """
+
+    x_name: str
+    x: Raw
+    y_name: str
+    y: Any
+    notes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong into a UsageError that names the file."""
+    try:
+        yield
+    except UsageError as error:
+        message = str(error)
+        raise UsageError(message if str(path) in message else f"{path}: {message}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        bad = error.object[error.start : error.start + 1].hex()
+        as_western = error.object[max(0, error.start - 9) : error.start + 9].decode("cp1252", "replace")
+        hint = f"in cp1252 it would read {printable(repr(as_western))}; --encoding NAME says what it is"
+        raise UsageError(f"{path}: the byte {bad} is no text in {error.encoding}; {hint}") from None
+    except MemoryError:
+        raise UsageError(f"{path}: there is not enough memory to read it") from None
+    except Exception as error:  # there is no end to what damaged files make zipfile, NumPy, pandas and pyarrow raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"{path}: not a readable {path.suffix} file ({printable(reason, 200)})") from error
+
+
+def training_parts(path: Path, *, target: str | None, labels: str | None, encoding: str | None) -> list[Part]:
+    """The training set in a file, and the test set if there is one."""
+    suffix = path.suffix.lower()
+    for option, value, wanted in (
+        ("target", target, TABLES),
+        ("labels", labels, {".npy"}),
+        ("encoding", encoding, {".csv"}),
+    ):
+        if value is not None and suffix not in wanted:
+            where = "; in it the targets are the array y or y_train" if option == "target" else ""
+            kinds = "tables" if option == "target" else f"{next(iter(wanted))} files"
+            raise UsageError(f"--{option} {value}: is for {kinds}, {path} is none{where}")
+    if suffix == ".npz":
+        return _archived(path)
+    if suffix in TABLES:
+        return [table_part(read_table(path, encoding=encoding, target=target), target)]
+    if suffix != ".npy":
+        raise UsageError(f"{path}: {EXPECTED}")
+    if labels is None:
+        raise UsageError(f"{path}: has features alone; --labels FILE.npy has their targets")
+    y = Path(labels)
+    with reading(y):
+        return [Part(path.name, mapped(path), y.name, np.asarray(mapped(y)))]
+
+
+def unlabelled(path: Path, *, encoding: str | None, text: Collection[str]) -> tuple[Raw, str, tuple[str, ...]]:
+    """Raw features to predict for, what to call them, and what was taken for what; the table as a whole."""
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        table = read_table(path, encoding=encoding, text=text)
+        return table.frame, "the table", table.notes
+    if suffix == ".npy":
+        return mapped(path), path.name, ()
+    if suffix != ".npz":
+        raise UsageError(f"{path}: expected a file .npz, .csv, .parquet or .npy")
+    with path.open("rb") as file:
+        arrays = Archive(file)
+        name = next((name for name in ("x", "x_test", "x_train") if name in arrays.names), None)
+        if name is None:
+            raise UsageError(f"has no array x, x_test or x_train; it has {listed(arrays.names) or 'nothing'}")
+        notes = () if name == "x" else (f"The features are the array {name}",)
+        return arrays[name], name, notes
+
+
+def labelled(path: Path, *, labels: str | None) -> Part:
+    """Arrays to evaluate with, of a file that is no table: the test set if there is one."""
+    if path.suffix.lower() == ".npz":
+        parts = _archived(path)
+        note = (f"Evaluated on {parts[-1].x_name}",) if len(parts) > 1 else ()
+        return Part(parts[-1].x_name, parts[-1].x, parts[-1].y_name, parts[-1].y, note)
+    return training_parts(path, target=None, labels=labels, encoding=None)[0]
+
+
+def mapped(path: Path) -> NDArray[Any]:
+    """The array of an ``.npy`` file, which stays on the disk until its rows are asked for."""
+    if path.suffix.lower() != ".npy":
+        raise UsageError(f"{path}: expected a file .npy")
+    expect_file(path)
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.memmap):
+        raise UsageError(f"{path}: expected an array")
+    return array
+
+
+def _archived(path: Path) -> list[Part]:
+    with path.open("rb") as file:
+        arrays = Archive(file)
+        keys = arrays.names
+        pairs = [(f"x{end}", f"y{end}") for end in (["_train", "_test"] if "x_train" in keys else [""])]
+        if pairs[-1][0] not in keys and pairs[-1][1] not in keys and len(pairs) > 1:
+            del pairs[-1]  # no test set
+        for key in (key for pair in pairs for key in pair):
+            if key not in keys:
+                expected = "x_train and y_train (and x_test and y_test), or x and y"
+                raise UsageError(f"has no array {key!r}: expected {expected}; it has {listed(keys) or 'nothing'}")
+        return [Part(x, arrays[x], y, arrays[y]) for x, y in pairs]
+
+
+def table_part(table: Table, target: str | None) -> Part:
+    """The target and all other columns of a table."""
+    columns = list(table.frame.columns)
+    if target not in columns:
+        given = "say with --target which column to predict" if target is None else f"has no column {target!r}"
+        near = did_you_mean(target or "", columns)
+        raise UsageError(f"{given}{printable(near)}; its columns are {listed(columns)}")
+    if table.frame.empty:
+        raise UsageError(f"a table of shape {table.frame.shape}: expected at least one sample and one feature")
+    features, labels = table.frame.drop(columns=target), table.frame[target]
+    return Part("the features", features, f"column {printable(repr(target))}", labels, table.notes)
+
+
+def as_part(x: Any, y: Any, ends: str = "") -> Part:
+    """What was given from Python: arrays, data frames, anything that NumPy makes an array of."""
+    return Part(f"x{ends}", _given(x, f"x{ends}"), _called(y, f"y{ends}"), _given(y, f"y{ends}"))
+
+
+def _given(value: Any, name: str) -> Any:
+    if hasattr(value, "iloc"):  # of pandas
+        if not hasattr(value, "columns"):
+            return value
+        named = value.copy(deep=False)
+        named.columns = [str(column) for column in value.columns]
+        if not named.columns.is_unique:
+            raise UsageError(f"data: {name}: columns with the same name, expected each name once")
+        return named.reset_index(drop=True)
+    array = np.asarray(value)
+    if array.dtype.hasobject and all(isinstance(one, str) for one in array.flat):
+        array = array.astype(str)
+    if array.dtype.hasobject:
+        raise UsageError(f"data: {name}: dtype object, expected numbers or text")
+    return array
+
+
+def _called(y: Any, otherwise: str) -> str:
+    name = getattr(y, "name", None)
+    return otherwise if name is None else f"column {printable(repr(str(name)))}"

@@ -1,0 +1,203 @@
+"""Tables, ``.csv`` and ``.parquet``, into data frames; what was found out about them is said."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import mmap
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.errors import UsageError
+from gpuopt.limits import expect_memory, expect_room
+from gpuopt.training.data.preparation import listed, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    import pandas as pd
+
+__all__ = ["TABLES", "Table", "read_table"]
+
+TABLES = {".csv", ".parquet"}
+MOST_COLUMNS = 30_000
+"""Of a table: pandas takes 50 microseconds for each, however short it is."""
+HEAD = 4 << 20
+"""Characters at the beginning of a CSV file, which hold its first rows."""
+BYTES_A_FIELD = 24
+"""Of a CSV file while it is parsed: where it stands in the text, and its number."""
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
+LEADING_ZERO = r"\s*[-+]?0\d+\s*"
+"""Text that looks like a number: as one, a postal code or an article number would lose its zeros."""
+LEADING_ZEROS = re.compile(rb'[,;|\t\n\r"]0\d+[,;|\t\n\r"]')
+
+
+@dataclass(frozen=True)
+class Table:
+    """A data frame whose columns have text as names, and what was taken for what."""
+
+    frame: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+def read_table(
+    path: Path, *, encoding: str | None = None, target: str | None = None, text: Collection[str] = ()
+) -> Table:
+    """Read a table.
+
+    Parameters
+    ----------
+    path
+    encoding
+        Of a CSV file; default: UTF-8, or UTF-16 if it begins with its mark.
+    target
+        A column that must be there once.
+    text
+        Columns that hold text, whatever it looks like.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be read, is larger than the memory, or its rows do not fit its header.
+    """
+    try:
+        table = (
+            _csv(path, encoding, target, text) if path.suffix.lower() == ".csv" else _parquet(path, encoding, target)
+        )
+    except ImportError as error:
+        library = error.name or "pandas"
+        cure = 'run `pip install "gpuopt[data]"`'
+        raise UsageError(f"reading {path.suffix} files needs {library}, which is not installed; {cure}") from None
+    table.frame.columns = [str(column) for column in table.frame.columns]
+    return table
+
+
+def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[str]) -> Table:
+    import pandas as pd
+
+    chosen = _encoding(path) if encoding is None else encoding
+    try:
+        with path.open(encoding=chosen, errors="replace" if encoding is None else "strict", newline="") as file:
+            head = file.read(HEAD)
+    except LookupError:
+        raise UsageError(
+            f"--encoding {encoding}: unknown to Python, expected a name such as cp1252 or utf-16"
+        ) from None
+    separator, rows = _rows(head, target)
+    size, fields = path.stat().st_size, max(1, sum(head.count(mark) for mark in (separator, "\n")))
+    expect_memory("the table", size + BYTES_A_FIELD * size * fields / max(1, len(head)))
+    notes = []
+    if separator != ",":
+        notes.append(f"Columns are separated by {SEPARATORS[separator]}")
+    decimal = (
+        "," if separator != "," and any(DECIMAL_COMMA.fullmatch(cell.strip()) for cell in _cells(rows[1:])) else "."
+    )
+    if decimal == ",":
+        notes[-1] += ", numbers have a decimal comma"
+    if rows[0] and all(_is_number(cell) for cell in rows[0]):
+        notes.append("The first row is taken for the names of the columns, though it holds numbers")
+    options: dict[str, Any] = {"sep": separator, "decimal": decimal, "encoding": chosen, "low_memory": False}
+    kept = dict.fromkeys(text, str)
+    frame = pd.read_csv(path, dtype=kept, **options)
+    if _has_leading_zeros(path, chosen):
+        numbers = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name].dtype)]
+        again = pd.read_csv(path, dtype=str, usecols=numbers, **options) if numbers else frame[[]]
+        zeros = [name for name in numbers if again[name].str.fullmatch(LEADING_ZERO).any()]
+        for name in zeros:
+            frame[name] = again[name]
+        if zeros:
+            notes.append(f"Column {listed(zeros)} has numbers with leading zeros: text")
+    return Table(frame, tuple(notes))
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        begin = file.read(3)
+    return next((name for mark, name in MARKS.items() if begin.startswith(mark)), "utf-8")
+
+
+def _rows(head: str, target: str | None) -> tuple[str, list[list[str]]]:
+    """What separates the columns, and the first three rows: pandas shifts the columns of a row that is longer than the header."""
+    text = head.lstrip(" \r\n")
+    found: dict[str, list[list[str]]] = {}
+    separators = [",", *(one for one in SEPARATORS if one != "," and one in text.partition("\n")[0])]
+    for separator in separators:
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        given = (line for line in lines if len(line) > 1 or "".join(line).strip(" \t"))
+        try:
+            found[separator] = list(itertools.islice(given, 3))
+        except csv.Error:
+            if separator == ",":
+                raise
+    # A comma, unless the header has none and something else separates each row into as many columns.
+    widths = {separator: {len(row) for row in rows} for separator, rows in found.items()}
+    others = [s for s, own in widths.items() if len(own) == 1 and max(own) > 1]
+    header = next(iter(found[","]), [])
+    separator = "," if len(header) > 1 or not others else others[0]
+    rows = found[separator]
+    _expect_columns(max(map(len, rows), default=0), rows[0] if rows else [], target)
+    if not rows or (len(rows) < 3 and len(head) == HEAD):  # the last one may be cut
+        raise UsageError(f"expected a header and the first rows in its first {HEAD:,} characters")
+    for number, row in enumerate(rows[1:]):
+        if len(row) > len(rows[0]):
+            raise UsageError(f"row {number} has {len(row):,} fields, the header {len(rows[0]):,}: expected as many")
+    return separator, rows
+
+
+def _cells(rows: list[list[str]]) -> list[str]:
+    return [cell for row in rows for cell in row]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _has_leading_zeros(path: Path, encoding: str) -> bool:
+    """Whether there may be some: a search of a moment, in place of reading all as text."""
+    if encoding.startswith("utf-16"):
+        return True
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return LEADING_ZEROS.search(content) is not None
+
+
+def _parquet(path: Path, encoding: str | None, target: str | None) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from gpuopt.training.data.parquet import unpacked
+
+    if encoding is not None:
+        raise UsageError(f"--encoding {encoding}: is for .csv files, expected none")
+    about, size = pq.read_metadata(path), path.stat().st_size
+    names = about.schema.names
+    _expect_columns(about.num_columns, names, target)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"has {names.count(twice)} columns {printable(repr(twice))}, expected each name once")
+    for field in about.schema.to_arrow_schema():
+        if pa.types.is_nested(field.type):
+            kind = printable(field.type)
+            raise UsageError(f"column {printable(repr(field.name))}: holds {kind}, expected numbers or text")
+    said = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    expect_room("the table", max(said, 8 * about.num_rows * about.num_columns), size)
+    with path.open("rb") as file:
+        expect_room("the table", 2 * unpacked(file, about), size)  # a page, and what is made of it
+    with pq.ParquetFile(path, metadata=about, read_dictionary=names) as file:  # repeated texts once
+        return Table(file.read().to_pandas())
+
+
+def _expect_columns(count: int, names: list[str], target: str | None) -> None:
+    if target is not None and (several := names.count(target)) > 1:
+        raise UsageError(f"has {several} columns {printable(repr(target))}, expected one to predict")
+    if count > MOST_COLUMNS:
+        raise UsageError(f"a table of {count:,} columns, expected at most {MOST_COLUMNS:,}; numpy.savez packs more")

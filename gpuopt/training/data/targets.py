@@ -1,0 +1,182 @@
+"""What is to be predicted: classes or numbers, and how that is told."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.errors import UsageError
+from gpuopt.training.data.preparation import Target, printable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpuopt.training.data.sources import Part
+
+__all__ = ["class_indices", "decided", "learned_target", "targets", "values"]
+
+LONGEST_LABEL = 256
+"""Characters: one long text makes the array of all of them large."""
+SURELY_FEW, FEW, MANY = 10, 20, 1000
+"""Different whole numbers that are classes: in any case; if each stands twice; if they count from 0 or 1 and stand OFTEN."""
+OFTEN = 20
+
+
+def values(part: Part) -> NDArray[Any]:
+    """Raw targets as an array: bool, integers, floats or text.
+
+    Raises
+    ------
+    UsageError
+        If some are missing, or texts are too long.
+    """
+    y = part.y
+    if isinstance(y, np.ndarray):
+        return y
+    import pandas as pd
+
+    missing = y.isna().to_numpy()
+    if missing.any():
+        row = int(np.argwhere(missing)[0][0])
+        cure = "--missing drop leaves such rows out"
+        raise UsageError(f"{part.y_name}: row {row} is missing or NaN, expected what is to be predicted; {cure}")
+    if y.ndim == 2 or pd.api.types.is_numeric_dtype(y.dtype):
+        found = y.to_numpy()
+        if found.dtype.hasobject and y.ndim == 1:  # pandas' own numbers
+            found = np.array(found.tolist())
+        return found  # type: ignore[no-any-return]
+    different = y.astype("category").cat  # each text once, however long and frequent
+    texts = different.categories.astype(str)
+    if (longest := max(map(len, texts), default=0)) > LONGEST_LABEL:
+        raise UsageError(f"{part.y_name}: a text of {longest:,} characters, expected at most {LONGEST_LABEL}")
+    return texts.to_numpy(dtype=str)[different.codes]  # type: ignore[no-any-return]
+
+
+def decided(part: Part, task: str) -> tuple[bool, list[str]]:
+    """Whether targets are classes, and what is to be said of it."""
+    y = values(part)
+    kind = y.dtype.kind
+    if kind in "SUb":
+        if task == "regression" and kind != "b":
+            raise UsageError(f"{part.y_name}: holds text, expected numbers for --task regression")
+        return task != "regression", []
+    if kind not in "iuf":
+        raise UsageError(f"{part.y_name}: dtype {y.dtype}, expected integers, floats or text")
+    if math.prod(y.shape[1:]) != 1 and kind == "f":
+        if task == "classification":
+            raise UsageError(f"{part.y_name}: shape {y.shape}, expected one label for each sample, (samples,)")
+        return False, []
+    if kind == "f":
+        return _whole(part, y, task)
+    if task == "dtype" or math.prod(y.shape[1:]) != 1:  # as version 0.1.0 took it
+        return task != "regression", []
+    return _few(part, y, task)
+
+
+def _whole(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
+    whole = bool(np.isfinite(y).all() and (y == np.trunc(y)).all())
+    if task == "classification" and not whole:
+        raise UsageError(f"{part.y_name}: dtype {y.dtype}, class labels must be integers or text")
+    if task != "auto" or not whole:
+        return task == "classification", []
+    if _are_classes(y):
+        raise UsageError(
+            f"{part.y_name}: dtype {y.dtype}, but only whole numbers, few of them: --task classification takes them for "
+            "classes, --task regression for numbers to be predicted"
+        )
+    return _few(part, y, task)
+
+
+def _few(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
+    """Whole numbers: classes if there are few of them, unless the task says otherwise."""
+    if task != "auto":
+        return task == "classification", []
+    count = len(np.unique(y))
+    about = f"{part.y_name}: {count:,} different whole numbers in {len(y):,} samples"
+    if _are_classes(y):
+        return True, [f"{about} are taken for classes; --task regression predicts them as numbers"]
+    return False, [f"{about} are taken for numbers to predict; --task classification takes them for classes"]
+
+
+def _are_classes(y: NDArray[Any]) -> bool:
+    different, counts = np.unique(y, return_counts=True)
+    if len(different) <= SURELY_FEW:
+        return True
+    counting = different[0] in {0, 1} and different[-1] - different[0] == len(different) - 1
+    if len(different) <= FEW:
+        return bool(counting or 2 * len(different) <= len(y))
+    return bool(counting and len(different) <= MANY and counts.mean() >= OFTEN)
+
+
+def targets(parts: list[Part], *, classifies: bool) -> tuple[list[NDArray[Any]], tuple[Any, ...] | None]:
+    """The targets of each part, class indices or float64 numbers; and the classes of the first one."""
+    if classifies:
+        classes, indices = _classes(parts)
+        return [*indices], tuple(classes.tolist())
+    found = [_numbers(part) for part in parts]
+    if len({y.shape[1] for y in found}) > 1:
+        raise UsageError(f"{parts[1].y_name}: shape {parts[1].y.shape}, expected rows as in {parts[0].y_name}")
+    return [*found], None
+
+
+def learned_target(y: NDArray[Any], part: Part, classes: tuple[Any, ...] | None, *, scale: bool) -> Target:
+    """What is known of the target, learned on the training part `y` of it."""
+    if classes is not None:
+        return Target(_names(part, 1), classes)
+    shift, deviation = np.zeros(y.shape[1]), np.ones(y.shape[1])
+    if scale:
+        shift, deviation = y.mean(axis=0), y.std(axis=0)
+        deviation[deviation <= 1e-300] = 1
+    return Target(_names(part, y.shape[1]), None, shift, deviation)
+
+
+def _names(part: Part, outputs: int) -> tuple[str, ...]:
+    if isinstance(part.y, np.ndarray):
+        return ("y",) if outputs == 1 else tuple(f"y{i}" for i in range(outputs))
+    if part.y.ndim == 2:
+        return tuple(map(str, part.y.columns))
+    return ("y" if part.y.name is None else str(part.y.name),)
+
+
+def _numbers(part: Part) -> NDArray[np.float64]:
+    y = values(part)
+    if y.dtype.kind not in "biuf":
+        raise UsageError(f"{part.y_name}: dtype {y.dtype}, expected integers or floats")
+    wide = y.reshape(len(y), -1).astype(np.float64)
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(wide)
+    if not finite.all():
+        row, column = (int(i) for i in np.argwhere(~finite)[0])
+        raise UsageError(f"{part.y_name}: row {row} holds {wide[row, column]}, expected finite numbers")
+    return wide
+
+
+def _classes(parts: list[Part]) -> tuple[NDArray[Any], list[NDArray[np.int64]]]:
+    """The labels of the first part, sorted, and the index of each part's labels among them."""
+    labels = []
+    for part in parts:
+        y = values(part)
+        y = y.reshape(-1) if math.prod(y.shape[1:]) == 1 else y
+        if y.ndim != 1:
+            raise UsageError(f"{part.y_name}: shape {y.shape}, expected one label for each sample, (samples,)")
+        if y.dtype.kind == "f":
+            y = y.astype(np.int64)
+        labels.append(y)
+    classes = np.unique(labels[0])
+    if len(classes) > max(MANY, len(labels[0]) // 2):
+        several = f"{len(classes):,} different labels in {len(labels[0]):,} samples"
+        raise UsageError(f"{parts[0].y_name}: {several}; if numbers are to be predicted, say --task regression")
+    return classes, [
+        class_indices(part.y_name, y, classes, parts[0].y_name) for part, y in zip(parts, labels, strict=True)
+    ]
+
+
+def class_indices(name: str, y: NDArray[Any], classes: NDArray[Any], known: str) -> NDArray[np.int64]:
+    """The index of each label among the classes; UsageError for one that is none."""
+    unknown = ~np.isin(y, classes)
+    if unknown.any():
+        row = int(unknown.argmax())
+        raise UsageError(f"{name}: row {row} is {printable(repr(y[row].item()))}, a label that {known} lacks")
+    return np.searchsorted(classes, y).astype(np.int64)

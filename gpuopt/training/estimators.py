@@ -1,0 +1,138 @@
+"""The trainer as scikit-learn's estimators: for its pipelines, its search of parameters, its validation. It need not be there."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING, Any, Self
+
+from gpuopt.errors import UsageError
+from gpuopt.training.applied import Model, load_model
+from gpuopt.training.config import Config
+from gpuopt.training.run import train
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["PerceptronClassifier", "PerceptronRegressor"]
+
+
+class Estimator:
+    """What both have in common: the keywords are the options of `Config`, checked when it is fitted.
+
+    Attributes
+    ----------
+    model_ : Model
+        Once it is fitted.
+    """
+
+    _task = ""
+
+    def __init__(
+        self, hidden: tuple[int, ...] = (128,), epochs: int | None = None, standardize: bool = True, **options: Any
+    ):
+        self.options = {"hidden": hidden, "epochs": epochs, "standardize": standardize, **options}
+        self.model_: Model | None = None
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
+        """The options by name."""
+        return dict(self.options)
+
+    def set_params(self, **options: Any) -> Self:
+        """Change options."""
+        self.options |= options
+        return self
+
+    def fit(self, x: Any, y: Any) -> Self:
+        """Train on arrays or data frames; nothing of the run is kept but the model.
+
+        Raises
+        ------
+        UsageError
+            As `gpuopt.training.train`.
+        """
+        config = Config(**{"task": self._task, **self.options})
+        with tempfile.TemporaryDirectory() as folder:
+            train(config, data=(x, y), out=f"{folder}/run", report=False)
+            self.model_ = load_model(f"{folder}/run")
+        return self
+
+    def predict(self, x: Any) -> NDArray[Any]:
+        """As `Model.predict`."""
+        return self._fitted().predict(x)
+
+    @property
+    def n_features_in_(self) -> int:
+        """How many features there were."""
+        return len(self._fitted().features)
+
+    def _fitted(self) -> Model:
+        if self.model_ is None:
+            raise UsageError(f"{type(self).__name__}: is not fitted yet; expected fit(x, y) first")
+        return self.model_
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self.model_ is not None
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        classifies = self._task == "classification"
+        return Tags(
+            estimator_type="classifier" if classifies else "regressor",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags() if classifies else None,
+            regressor_tags=None if classifies else RegressorTags(),
+            input_tags=InputTags(),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+
+
+class PerceptronClassifier(Estimator):
+    """A multilayer perceptron that predicts classes.
+
+    Parameters
+    ----------
+    hidden : tuple of int
+        Units of the hidden layers.
+    epochs : int, optional
+        Default: as many as it takes for 2,000 steps.
+    standardize : bool
+        Bring features to mean 0 and standard deviation 1.
+    **options
+        All others of `gpuopt.training.Config`.
+
+    Examples
+    --------
+    >>> classifier = PerceptronClassifier(hidden=(8,), epochs=300, lr=0.01)
+    >>> classifier.fit([[1.0], [2.0], [3.0], [4.0]], ["low", "low", "high", "high"]).predict([[0.5], [5.0]])
+    array(['low', 'high'], dtype='<U4')
+    """
+
+    _task = "classification"
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """The labels, sorted."""
+        classes = self._fitted().classes
+        assert classes is not None
+        return classes
+
+    def predict_proba(self, x: Any) -> NDArray[Any]:
+        """As `Model.predict_proba`."""
+        return self._fitted().predict_proba(x)
+
+    def score(self, x: Any, y: Any) -> float:
+        """The accuracy."""
+        return self._fitted().evaluate(x, y)["accuracy"]
+
+
+class PerceptronRegressor(Estimator):
+    """A multilayer perceptron that predicts numbers; parameters as those of `PerceptronClassifier`."""
+
+    _task = "regression"
+
+    def score(self, x: Any, y: Any) -> float:
+        """The coefficient of determination R2."""
+        return self._fitted().evaluate(x, y)["r2"]

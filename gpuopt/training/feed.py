@@ -1,0 +1,139 @@
+"""How samples reach the network: all of them on the device, or batch by batch from the host, ahead of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from gpuopt.arrays import Courier
+from gpuopt.errors import UsageError
+from gpuopt.limits import available
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from gpuopt.backends import Backend
+    from gpuopt.training.data import Samples
+
+    Array: TypeAlias = Any
+    Batch: TypeAlias = tuple[Array, Array]
+
+__all__ = ["Feed", "feed"]
+
+
+class Feed:
+    """Samples on their way to the device, in the same order and with the same bits wherever they are."""
+
+    def __init__(self, backend: Backend, samples: Samples, classes: int | None) -> None:
+        self._backend, self._samples = backend, samples
+        self._classes = classes
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def batches(self, order: NDArray[np.int64] | None, size: int, first: int) -> Iterator[Batch]:
+        """Batches of this size in this order, from the batch `first` on; without an order all samples at once."""
+        raise NotImplementedError
+
+    def blocks(self, size: int) -> Iterator[Batch]:
+        """All samples as they stand, so many at once."""
+        raise NotImplementedError
+
+    def every(self, step: int) -> Batch:
+        """One sample out of so many."""
+        chosen = np.arange(0, len(self), step)
+        return self._backend.asarray(self._samples.x[chosen]), self._backend.asarray(self._targets(chosen))
+
+    def _targets(self, chosen: Any) -> NDArray[Any]:
+        """As the network wants them, one-hot for classes."""
+        y = self._samples.y[chosen]
+        if self._classes is None:
+            return np.asarray(y)
+        marked = np.zeros((len(y), self._classes), np.float32)
+        marked[np.arange(len(y)), y] = 1
+        return marked
+
+
+class Resident(Feed):
+    """All samples are on the device."""
+
+    def __init__(self, backend: Backend, samples: Samples, classes: int | None) -> None:
+        super().__init__(backend, samples, classes)
+        self._x, self._y = backend.asarray(samples.x), backend.asarray(self._targets(slice(None)))
+
+    def batches(self, order: NDArray[np.int64] | None, size: int, first: int) -> Iterator[Batch]:
+        if order is None:
+            yield self._x, self._y
+            return
+        here, xp = self._backend.asarray(order), self._backend.xp
+        for begin in range(first * size, len(self), size):
+            chosen = here[begin : min(begin + size, len(self))]
+            yield xp.take(self._x, chosen, axis=0), xp.take(self._y, chosen, axis=0)
+
+    def blocks(self, size: int) -> Iterator[Batch]:
+        for begin in range(0, len(self), size):
+            block = slice(begin, min(begin + size, len(self)))
+            yield self._x[block, :], self._y[block, :]
+
+    def every(self, step: int) -> Batch:
+        return self._x[::step, :], self._y[::step, :]
+
+
+class Streamed(Feed):
+    """Samples stay on the host or in their file; each batch is on its way while the step before it runs."""
+
+    def __init__(self, backend: Backend, samples: Samples, classes: int | None) -> None:
+        super().__init__(backend, samples, classes)
+        self._courier = Courier(backend.device)
+
+    def batches(self, order: NDArray[np.int64] | None, size: int, first: int) -> Iterator[Batch]:
+        begins = range(first * size, len(self), size) if order is not None else range(1)
+        chosen = (slice(None) if order is None else order[begin : begin + size] for begin in begins)
+        yield from self._sent(chosen)
+
+    def blocks(self, size: int) -> Iterator[Batch]:
+        yield from self._sent(slice(begin, begin + size) for begin in range(0, len(self), size))
+
+    def _sent(self, parts: Iterator[Any]) -> Iterator[Batch]:
+        def send() -> Any:
+            part = next(parts, None)
+            return None if part is None else self._courier.send([self._samples.x[part], self._targets(part)])
+
+        following = send()
+        while following is not None:
+            arrive, following = following, send()
+            x, y = arrive()
+            yield x, y
+
+
+def feed(backend: Backend, samples: Samples, classes: int | None, batch: int, needed: int) -> Feed:
+    """The samples on the device where they fit beside `needed` bytes; else on the host.
+
+    Parameters
+    ----------
+    backend, samples
+    classes
+        How many there are; None for numbers.
+    batch
+        Samples in a batch.
+    needed
+        Bytes on the device for everything else.
+
+    Raises
+    ------
+    UsageError
+        If not even a batch fits.
+    """
+    width = samples.x.shape[1] + (classes if classes is not None else samples.y.shape[1])
+    resident, room = 4 * len(samples) * width, (available() if backend.free is None else backend.free)
+    if isinstance(samples.x, np.ndarray) and (backend.device is None or resident + needed <= room):
+        return Resident(backend, samples, classes)
+    several = 3 * 4 * batch * width  # the one that is computed with, and those on their way
+    if several + needed > room and math.isfinite(room):
+        both = f"{(several + needed) / 2**30:,.1f} GiB, for which {room / 2**30:,.1f} GiB are too few"
+        raise UsageError(f"--batch-size {batch}: three batches and the network take {both}; a smaller one fits")
+    return Streamed(backend, samples, classes)

@@ -1,0 +1,511 @@
+"""A trained network as a thing one can use: what it predicts, what is exported, what is refused; and what is said of data."""
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import gpuopt
+from gpuopt.cli import app
+from gpuopt.training import Config, Model, UsageError, load, load_model, resume, train
+from gpuopt.training.activations import ACTIVATIONS
+from gpuopt.training.data import from_arrays
+from gpuopt.training.data.preparation import Features
+from gpuopt.training.export import export
+
+RANDOM = np.random.RandomState(7)
+N = 120
+X = RANDOM.randn(N, 3) * [1, 100, 1e-3] + [1.7e9, 0, 5]
+CLASSES = np.where(X[:, 0] + X[:, 1] / 100 > 1.7e9, "ja", "nein")
+PRICES = 250_000.5 + 1000 * (X[:, 0] - 1.7e9) + 20 * X[:, 1]
+FRAME = pd.DataFrame(X, columns=["when", "b", "c"])
+KINDS = np.array(["red", "green", "blue"])[RANDOM.randint(3, size=N)]
+QUICK: dict[str, Any] = {"hidden": (8,), "epochs": 40, "batch_size": 32, "lr": 0.02, "standardize": True}
+
+TARGETS: dict[str, Any] = {
+    "text": CLASSES,
+    "whole numbers": np.where(CLASSES == "ja", 7, -1),
+    "flags": CLASSES == "ja",
+    "a number": PRICES,
+    "two numbers": np.stack([PRICES, X[:, 1]], axis=1),
+}
+
+
+def trained(folder: Path, x: Any, y: Any, **options: Any) -> Model:
+    train(Config(**QUICK | options), data=(x, y), out=folder, report=False)
+    return load_model(folder)
+
+
+def reference(model: Model, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The network's outputs, in float64 throughout."""
+    a = (x - model.prepared.shift) / model.prepared.scale
+    layers = [{name: np.asarray(p, np.float64) for name, p in layer.items()} for layer in model.params["layers"]]
+    for number, layer in enumerate(layers, 1):
+        a = a @ layer["w"] + layer["b"]
+        a = np.maximum(a, 0) if number < len(layers) else a
+    return a
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["array", "frame"])
+@pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
+def test_predictions_are_those_of_the_formula(tmp_path: Path, y: NDArray[Any], table: bool) -> None:
+    x = FRAME if table else X
+    model = trained(tmp_path / "run", x, y)
+    found, outputs = model.predict(x), reference(model, X)
+    assert model.features == (("when", "b", "c") if table else ("x0", "x1", "x2"))
+    assert model.layers == (3, 8, outputs.shape[1])
+    if model.classes is not None:
+        assert (found.dtype.kind, model.classes.dtype.kind) == (y.dtype.kind, y.dtype.kind)
+        np.testing.assert_array_equal(model.classes, np.unique(y))
+        np.testing.assert_array_equal(found, np.unique(y)[outputs.argmax(axis=1)])
+        likely = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(model.predict_proba(x), likely, rtol=1e-4, atol=1e-6)
+        assert model.evaluate(x, y)["accuracy"] == (found == y).mean() > 0.9
+    else:
+        expected = outputs * y.std(axis=0) + y.mean(axis=0)
+        np.testing.assert_allclose(found, expected[:, 0] if y.ndim == 1 else expected, rtol=1e-5, atol=1e-3)
+        scores = model.evaluate(x, y)
+        assert scores["rmse"] == pytest.approx(np.sqrt(((found - y) ** 2).mean()), rel=1e-9)
+        assert scores["r2"] > 0.9
+        with pytest.raises(UsageError, match="--proba: the model predicts numbers"):
+            model.predict_proba(x)
+
+
+def test_columns_are_found_by_name(tmp_path: Path) -> None:
+    model = trained(tmp_path / "run", FRAME, CLASSES)
+    other = FRAME[["c", "when", "b"]].assign(more="x")
+    np.testing.assert_array_equal(model.predict(other), model.predict(FRAME))
+
+
+def test_the_average_is_used_where_there_is_one(tmp_path: Path) -> None:
+    rule = gpuopt.chain(gpuopt.Adam(0.02), gpuopt.EMA(0.99))
+    config = Config(**{k: v for k, v in QUICK.items() if k != "lr"}, optimizer=rule)
+    result = train(config, data=(X, CLASSES), out=tmp_path / "run", report=False)
+    model = load_model(tmp_path / "run")
+    assert model.evaluate(X, CLASSES)["loss"] == pytest.approx(result.train_loss, rel=1e-5)
+    from safetensors.numpy import load_file
+
+    saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert not np.array_equal(model.params["layers"][0]["w"], saved["params/layers.0.w"])
+    assert resume(tmp_path / "run", data=(X, CLASSES), epochs=41, report=False).epochs == 41
+
+
+@dataclass(frozen=True)
+class Own(gpuopt.Rule):
+    """A rule that can be imported from this module."""
+
+    lr: gpuopt.Hyper = gpuopt.bounded(0.1, 0)
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - h.lr * g, {}
+
+
+def test_rules_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, Own.__module__, sys.modules[__name__])
+    train(Config(optimizer=Own(), epochs=3), out=tmp_path / "run", report=False)
+    assert resume(tmp_path / "run", epochs=5, report=False).epochs == 5
+
+    @dataclass(frozen=True)
+    class Local(Own):
+        pass
+
+    with pytest.raises(UsageError, match="--optimizer Local: could not be resumed: expected a class at the top level"):
+        train(Config(optimizer=Local(), epochs=3), out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+# What is refused
+
+
+def test_what_does_not_fit_the_model_is_refused_by_name(tmp_path: Path) -> None:
+    frame = FRAME.assign(kind=KINDS)
+    model = trained(tmp_path / "run", frame, CLASSES, one_hot=True)
+    assert model.prepared.inputs == ("when", "b", "c", "kind=blue", "kind=green", "kind=red")
+    for x, message in (
+        (frame.drop(columns=["b", "kind"]), "x: has no column b, kind, which the model needs; it has when, c"),
+        (
+            frame.assign(kind="pink"),
+            "column 'kind': row 0 is pink, a category that the training part lacks; it has blue, g",
+        ),
+        (frame.assign(b="x"), "column 'b': holds text such as 'x', a feature must be numbers"),
+        (frame.assign(b=np.nan), "column 'b': row 0 is missing or holds nan"),
+        (X, r"x: shape \(120, 3\), expected \(samples, 4\)"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            model.predict(x)
+    with pytest.raises(UsageError, match="y: row 2 is 'doch', a label that the training set lacks"):
+        model.evaluate(frame[:3], ["ja", "nein", "doch"])
+    with pytest.raises(UsageError, match="x has 120 rows and y 3: expected as many"):
+        model.evaluate(frame, ["ja"] * 3)
+    arrays = trained(tmp_path / "arrays", X, CLASSES)
+    with pytest.raises(UsageError, match=r"x: shape \(120, 2\), expected \(samples, 3\): as many features"):
+        arrays.predict(X[:, :2])
+
+
+def signed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def harm(file: Path) -> None:
+        content = json.loads(file.read_text())
+        content.pop("crc32")
+        change(content)
+        content["crc32"] = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+        file.write_text(json.dumps(content))
+
+    return harm
+
+
+HARMED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "newer": (signed(lambda c: c.update(format=2)), "of format 2, written by gpuopt .*: a newer gpuopt is needed"),
+    "edited": (lambda file: file.write_text(file.read_text().replace("ja", "jo")), "its checksum does not fit"),
+    "no JSON": (lambda file: file.write_text("{"), "not readable"),
+    "deep": (lambda file: file.write_text("[" * 100_000), "not readable"),
+    "something else": (lambda file: file.write_text("[]"), "is not the description of a model"),
+    "older": (lambda file: file.unlink(), "has no model.json: the run is of version 0.1.0"),
+    "layers": (signed(lambda c: c.update(layers=[3, 9, 2])), "layers of other shapes than model.json says"),
+    "huge layers": (signed(lambda c: c.update(layers=[3, 10**12, 2])), "layers of other shapes than model.json says"),
+    "classes": (signed(lambda c: c["target"].update(classes=["a", "b", "c"])), "layers that do not fit"),
+    "types": (signed(lambda c: c["target"].update(classes=[1, "b"])), "classes of another type"),
+    "shift": (signed(lambda c: c["features"].update(shift=[1.0])), "widths, shifts and scales"),
+    "a file": (signed(lambda c: c.update(state="../x")), "damaged: .*unknown"),
+}
+
+
+@pytest.mark.parametrize(("harm", "message"), HARMED.values(), ids=HARMED)
+def test_models_that_cannot_be_used(tmp_path: Path, harm: Callable[[Path], object], message: str) -> None:
+    trained(tmp_path / "run", X, CLASSES)
+    harm(tmp_path / "run" / "model.json")
+    with pytest.raises(UsageError, match=message) as caught:
+        load_model(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no run folder: it has no config.json"):
+        load_model(tmp_path)
+
+
+# The command line
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPUOPT_BACKEND", "numpy")
+    FRAME.assign(answer=CLASSES).to_csv("data.csv", index=False)
+    FRAME.assign(price=PRICES).to_parquet("prices.parquet")
+    return tmp_path
+
+
+def command(*arguments: str) -> Any:
+    return RUN.invoke(app, arguments)
+
+
+def test_five_commands(files: Path) -> None:
+    options = "--standardize --hidden 8 --epochs 40 --lr 0.02 --quiet --no-report --out run"
+    assert command("train", "--data", "data.csv", "--target", "answer", *options.split()).exit_code == 0
+    model = load_model("run")
+    assert command("predict", "run", "data.csv", "--out", "p.csv", "--proba").exit_code == 0
+    found = pd.read_csv("p.csv")
+    assert list(found) == ["answer", "answer=ja", "answer=nein"]
+    np.testing.assert_array_equal(found["answer"], model.predict(FRAME))
+    np.testing.assert_array_equal(found[["answer=ja", "answer=nein"]].to_numpy(), model.predict_proba(FRAME))
+    FRAME[["c", "b", "when"]].assign(odd=1).to_csv("more.csv", index=False)
+    said = command("predict", "run", "more.csv", "--out", "p.npz")
+    assert (said.stdout, said.stderr) == ("", "Not used: column odd\n")
+    np.testing.assert_array_equal(np.load("p.npz")["answer"], found["answer"])
+    assert command("predict", "run", "more.csv").stdout.splitlines() == ["answer", *found["answer"]]
+    shown = command("evaluate", "run", "data.csv").stdout
+    assert f"accuracy {(found['answer'] == CLASSES).mean():.4f}" in shown
+    assert command("export", "run", "--format", "npz").stdout == "run/model.npz\n"
+    refused = command("export", "run", "--format", "tflite")
+    assert (refused.exit_code, refused.stderr) == (2, "gpuopt: --format tflite: unknown, expected onnx or npz\n")
+    FRAME[["c", "b"]].to_csv("less.csv", index=False)
+    refused = command("predict", "run", "less.csv", "--out", "q.csv")
+    assert "less.csv: the table: has no column when, which the model needs; it has c, b" in refused.stderr.replace(
+        "x:", "the table:"
+    )
+    assert not Path("q.csv").exists()
+
+
+def test_numbers_in_their_own_units(files: Path) -> None:
+    options = "--standardize --hidden 8 --epochs 60 --lr 0.02 --no-report --out run"
+    said = command("train", "--data", "prices.parquet", "--target", "price", *options.split()).stdout
+    model = load_model("run")
+    scores = model.evaluate(FRAME, PRICES)
+    assert f"R2 {scores['r2']:.4f}, RMSE {scores['rmse']:.6g}"[:12] in said
+    assert command("predict", "run", "prices.parquet", "--out", "p.parquet").exit_code == 0
+    np.testing.assert_array_equal(pd.read_parquet("p.parquet")["price"], model.predict(FRAME))
+    shown = command("evaluate", "run", "prices.parquet").stdout
+    assert f"RMSE     {scores['rmse']:.6g} (in units of price)" in shown
+    assert f"R2       {scores['r2']:.4f}" in shown
+
+
+# Exports
+
+
+def applied(arrays: dict[str, NDArray[Any]], x: NDArray[np.float64]) -> Any:
+    """What an exported .npz predicts."""
+    a = ((np.where(np.isnan(x), arrays["fill"], x) if "fill" in arrays else x) - arrays["shift"]) / arrays["scale"]
+    count = sum(name.startswith("w") for name in arrays)
+    for i in range(count):
+        a = a @ arrays[f"w{i}"] + arrays[f"b{i}"]
+        a = np.maximum(a, 0) if i + 1 < count else a
+    if "classes" in arrays:
+        return np.asarray(arrays["classes"][a.argmax(axis=1)])
+    return np.asarray(a[:, 0] * arrays["target_scale"] + arrays["target_shift"])
+
+
+@pytest.mark.parametrize("y", [CLASSES, PRICES], ids=["classes", "numbers"])
+def test_exported_arrays(tmp_path: Path, y: NDArray[Any]) -> None:
+    holes = np.where(RANDOM.rand(*X.shape) < 0.1, np.nan, X)
+    model = trained(tmp_path / "run", holes, y, missing="mean")
+    arrays = dict(np.load(export(model, "npz", tmp_path / "m.npz")))
+    found, expected = applied(arrays, holes), model.predict(holes)
+    if y is CLASSES:
+        np.testing.assert_array_equal(found, expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
+def test_onnx_gives_the_same(tmp_path: Path, y: NDArray[Any], activation: Any) -> None:
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    holes = np.where(np.random.RandomState(1).rand(*X.shape) < 0.1, np.nan, X)
+    frame = pd.DataFrame(holes, columns=list(FRAME)).assign(kind=KINDS)
+    matmul = "float64" if activation == "tanh" else "float32"
+    model = trained(
+        tmp_path / "run", frame, y, one_hot=True, missing="mean", activation=activation, epochs=3, matmul=matmul
+    )
+    session = runtime.InferenceSession(str(export(model, "onnx", tmp_path / "m.onnx")))
+    given = {"features": model.prepared.matrix(frame, "x")}
+    found = dict(zip([out.name for out in session.get_outputs()], session.run(None, given), strict=True))
+    if model.classes is None:
+        (numbers,) = found.values()
+        np.testing.assert_allclose(numbers, model.predict(frame), rtol=1e-5, atol=1e-5 * np.abs(numbers).max())
+        return
+    np.testing.assert_array_equal(found["label"], model.predict(frame))
+    np.testing.assert_allclose(found["probabilities"], model.predict_proba(frame), atol=1e-5)
+
+
+# What is said of data, and what is learned on the training part alone
+
+
+def csv(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+SAID: dict[str, tuple[str, str, dict[str, Any], str, Any]] = {
+    "semicolons": (
+        "d.csv",
+        "a;y\n1,5;u\n2,5;v\n",
+        {},
+        "separated by semicolons, numbers have a decimal comma",
+        [1.5, 2.5],
+    ),
+    "tabs": ("d.csv", "a\ty\n1.5\tu\n2.5\tv\n", {}, "separated by tabs", [1.5, 2.5]),
+    "capitals": ("D.CSV", "a,y\n1,u\n2,v\n", {}, "", [1, 2]),
+    "index": ("d.csv", ",a,y\n0,5,u\n1,6,v\n", {}, "without a name counts the rows: an index, left out", [5, 6]),
+    "missing": ("d.csv", "a,y\n1,u\n,v\n3,v\n", {"missing": "drop"}, "1 of 3 rows miss something", [1, 3]),
+    "mean": ("d.csv", "a,y\n1,u\n,v\n3,v\n", {"missing": "mean"}, "", [1, 2, 3]),
+    "ignored": ("d.csv", "a,b,y\n1,x,u\n2,z,v\n", {"ignore": ("b",)}, "", [1, 2]),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "options", "said", "x"), SAID.values(), ids=SAID)
+def test_tables_as_they_come(tmp_path: Path, name: str, text: str, options: Any, said: str, x: Any) -> None:
+    data = load(csv(tmp_path / name, text), "y", **options)
+    assert said in " ".join(data.notes)
+    np.testing.assert_array_equal(data.train.x[:, 0], x)
+
+
+def test_encodings(tmp_path: Path) -> None:
+    text = "a,y\n1,Café\n2,Thé\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        assert load(csv(tmp_path / "a.csv", text, encoding), "y").classes == ("Café", "Thé")
+    file = csv(tmp_path / "a.csv", text, "cp1252")
+    with pytest.raises(
+        UsageError, match=r"the byte e9 is no text in utf-8; in cp1252 it would read .*Caf.*--encoding NAME"
+    ):
+        load(file, "y")
+    assert load(file, "y", encoding="cp1252").classes == ("Café", "Thé")
+    with pytest.raises(UsageError, match="--encoding latin99: unknown to Python"):
+        load(file, "y", encoding="latin99")
+
+
+def test_text_that_looks_like_numbers_stays_text(tmp_path: Path) -> None:
+    data = load(csv(tmp_path / "a.csv", "a,y\n1,007\n2,042\n3,007\n"), "y")
+    assert data.classes == ("007", "042")
+    assert "Column y has numbers with leading zeros: text" in data.notes
+    np.savez(tmp_path / "a.npz", x=np.eye(2), y=np.array(["1", "2"]))
+    assert load(tmp_path / "a.npz").classes == ("1", "2")
+
+
+@pytest.mark.parametrize(
+    ("y", "classes"),
+    [
+        (np.arange(300) * 7, None),
+        (np.arange(300) % 10 * 10, 10),
+        (np.arange(300) % 15 + 100, 15),
+        (np.arange(300) % 30, None),
+        (np.arange(900) % 30, 30),
+        (np.arange(900) % 30 * 2, None),
+        (np.arange(300) * 1.0, None),
+    ],
+)
+def test_whole_numbers_are_classes_where_there_are_few(y: NDArray[Any], classes: int | None) -> None:
+    data = from_arrays((np.ones((len(y), 1)) * np.arange(len(y))[:, None], y))
+    assert (None if data.classes is None else len(data.classes)) == classes
+    other = "--task classification" if classes is None else "--task regression"
+    assert any(other in note for note in data.notes)
+    assert (from_arrays((np.ones((len(y), 1)), y), task="regression")).classes is None
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            (np.ones((4, 2), "u1"), [0, 1, 0, 1], np.ones((2, 2)), [0, 1]),
+            "bytes are scaled to .0, 1.*expected both alike",
+        ),
+        ((X[:4], [0, 1, 0, 1], X[:2], ["0", "1"]), "y_train holds whole numbers and y_test text: expected both alike"),
+        ((X[:4], [0, 1, 0, 1], X[:2], [0.0, 1.0]), "y_train holds whole numbers and y_test floats"),
+        ((X[:4],), "data: expected .x, y. or"),
+        ((X[:4], [{}] * 4), "data: y: dtype object, expected numbers or text"),
+    ],
+)
+def test_training_and_test_set_are_treated_alike(data: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_arrays(data)
+
+
+def test_validation_is_stratified_seeded_and_not_learned_from() -> None:
+    y = np.repeat(["a", "b", "c"], [60, 30, 10])
+    x = np.arange(100.0)[:, None]
+    data = from_arrays((x, y), validation=0.2, seed=3, standardize=True)
+    assert data.test is not None
+    assert np.bincount(data.test.y).tolist() == [12, 6, 2]
+    again, other = (from_arrays((x, y), validation=0.2, seed=seed, standardize=True) for seed in (3, 4))
+    np.testing.assert_array_equal(data.train.x, again.train.x)
+    assert not np.array_equal(data.train.y, other.train.y) or not np.array_equal(data.train.x, other.train.x)
+    inputs = data.train.x.astype(float)
+    assert abs(inputs.mean()) < 1e-6
+    assert inputs.std() == pytest.approx(1, rel=1e-6)
+    assert "Validation: 20 of 100 samples, set apart by seed 3" in data.notes
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "message"),
+    [(5, 0.2, "1 of 5 samples to validate and 4"), (4, 0.9, "to train, expected at least two")],
+)
+def test_validation_of_one_sample(samples: int, share: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_arrays((X[:samples], PRICES[:samples]), validation=share)
+
+
+def test_patience_keeps_the_best_state(tmp_path: Path) -> None:
+    config = Config(**QUICK | {"epochs": 400, "validation": 0.3, "patience": 5, "lr": 0.1})
+    y = RANDOM.randint(2, size=N)  # nothing can be learned
+    result = train(config, data=(X, y), out=tmp_path / "run", report=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    best = min(rows, key=lambda row: row["test_loss"])
+    assert result.epochs == best["epoch"] + 5
+    assert f"is that of epoch {best['epoch']}; patience of 5 epochs" in (result.stopped or "")
+    assert result.test_loss == pytest.approx(best["test_loss"], rel=1e-6)
+    model = load_model(tmp_path / "run")
+    assert model.state == "best.safetensors"
+
+
+def test_patience_needs_something_to_judge_by(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"--patience 5: there is no test set to judge by; --validation 0.2 sets one apart"
+    ):
+        train(Config(patience=5), data=(X, CLASSES), out=tmp_path / "run")
+    with pytest.raises(UsageError, match="--patience 5: there is no test set to judge by"):
+        train(Config(patience=5), out=tmp_path / "run")
+
+
+def test_means_are_exact_far_from_zero() -> None:
+    x = 1e15 + np.arange(1000.0)[:, None]
+    learned = Features(width=1).learned(x, standardize=True)
+    assert learned.shift[0] == 1e15 + 499.5
+    assert learned.scale[0] == pytest.approx(np.arange(1000.0).std(), rel=1e-12)
+    assert len(np.unique(learned(x, "x"))) == 1000
+
+
+def test_mapped_files_are_prepared_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "y.npy", CLASSES)
+    config = Config(data=str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"), **QUICK)
+    train(config, out=tmp_path / "whole", report=False)
+    monkeypatch.setattr("gpuopt.training.data.loading.LARGEST_SHARE", 0)
+    train(config, out=tmp_path / "mapped", report=False)
+    from safetensors.numpy import load_file
+
+    whole, mapped = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "mapped"))
+    assert all(whole[name].tobytes() == mapped[name].tobytes() for name in whole)
+    split = load(config.data or "", labels=config.labels, validation=0.25, standardize=True)
+    assert split.test is not None
+    assert (len(split.train), len(split.test), type(split.train.x).__name__) == (90, 30, "Rows")
+    holes = np.where(np.arange(X.size).reshape(X.shape) == 200, np.nan, X)
+    np.save(tmp_path / "x.npy", holes)
+    with pytest.raises(UsageError, match=r"x\.npy: row 66 is missing or holds nan"):
+        load(config.data or "", labels=config.labels)
+    with pytest.raises(UsageError, match=r"has features alone; --labels FILE\.npy has their targets"):
+        load(tmp_path / "x.npy")
+
+
+def test_a_moved_file_is_known_by_its_checksum(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=X, y=CLASSES)
+    config = Config(data=str(tmp_path / "a.npz"), **QUICK | {"epochs": 2})
+    train(config, out=tmp_path / "run", report=False)
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    assert resume(tmp_path / "run", data=tmp_path / "b.npz", epochs=3, report=False).epochs == 3
+    np.savez(tmp_path / "c.npz", x=X + 1, y=CLASSES)
+    with pytest.raises(UsageError, match=r"c\.npz: is not the data that"):
+        resume(tmp_path / "run", data=tmp_path / "c.npz", epochs=4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_run_on_arrays_with_dropout_resumes_to_the_bit(tmp_path: Path, dropout: float) -> None:
+    config = Config(**QUICK | {"epochs": 6, "dropout": dropout, "weight_decay": 0.1, "class_weights": "balanced"})
+    train(config, data=(X, CLASSES), out=tmp_path / "whole", report=False)
+    train(replace(config, epochs=3), data=(X, CLASSES), out=tmp_path / "run", report=False)
+    resume(tmp_path / "run", data=(X, CLASSES), epochs=6, report=False)
+    with pytest.raises(UsageError, match="was trained on arrays"):
+        resume(tmp_path / "run", epochs=7)
+    from safetensors.numpy import load_file
+
+    whole, run = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "run"))
+    assert all(whole[name].tobytes() == run[name].tobytes() for name in whole)
+
+
+def test_column_names_reach_the_terminal_without_control_characters(tmp_path: Path) -> None:
+    file = csv(tmp_path / "a.csv", "a\x1b[31m,b\x07,y\n1,2,u\n")
+    with pytest.raises(UsageError) as caught:
+        load(file, "z")
+    assert not {"\x1b", "\x07"} & set(str(caught.value))
+    assert r"a\x1b[31m, b\x07, y" in str(caught.value)
+
+
+def test_small_tables_get_as_many_epochs_as_it_takes() -> None:
+    config = Config(data="x.csv", target="y")
+    assert [config.resolved(n).epochs for n in (100, 1000, 100_000)] == [2000, 250, 10]
+
+
+def test_a_hint_where_features_differ_in_size() -> None:
+    assert any("--standardize is likely to help" in note for note in from_arrays((X, CLASSES)).notes)
+    assert not from_arrays((X, CLASSES), standardize=True).notes

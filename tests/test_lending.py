@@ -1,0 +1,135 @@
+"""Tensors lend their memory, and arrays of other libraries are gradients, where nothing has to be copied for it."""
+
+import copy
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+
+
+@pytest.fixture
+def torch() -> Any:
+    return pytest.importorskip("torch")
+
+
+def network(torch: Any) -> Any:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("engine", ["auto", "array"])
+def test_a_training_is_torchs_to_rounding(torch: Any, engine: Any) -> None:
+    models = [network(torch), network(torch)]
+    optimizers = [
+        gpuopt.Optimizer(models[0].parameters(), gpuopt.like.torch.AdamW(lr=1e-2), engine=engine),
+        torch.optim.AdamW(models[1].parameters(), lr=1e-2),
+    ]
+    x, y = torch.randn(32, 4), torch.randn(32, 1)
+    for _ in range(50):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model.zero_grad()
+            ((model(x) - y) ** 2).mean().backward()
+            optimizer.step()
+    for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.peers
+def test_autograd_notices(torch: Any) -> None:
+    w = torch.ones(3, requires_grad=True)
+    loss, version = (w * w).sum(), w._version
+    opt = gpuopt.Optimizer({"w": w}, gpuopt.SGD(lr=1.0, momentum=0.5))
+    opt.step({"w": torch.ones(3, requires_grad=True) * 2})
+    assert (w.tolist(), w._version) == ([-1] * 3, version + 1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    state = copy.deepcopy(opt.state_dict())
+    opt.load_state_dict({**state, "params": {"w": torch.full((3,), 5.0, requires_grad=True)}})
+    assert (w.tolist(), w._version, w.requires_grad) == ([5] * 3, version + 2, True)
+
+
+@pytest.mark.peers
+def test_what_is_none_or_numpys_is_taken_too(torch: Any) -> None:
+    params = {"a": torch.zeros(2), "b": torch.zeros(2), "c": np.zeros(2, np.float32)}
+    opt = gpuopt.Optimizer(params, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.EMA(0.5)))
+    opt.step({"a": None, "b": np.ones(2, np.float32), "c": torch.ones(2, dtype=torch.float64)})
+    assert [params[name].tolist() for name in "abc"] == [[0, 0], [-1, -1], [-1, -1]]
+    assert isinstance(opt.evaluation()["b"], torch.Tensor)
+    again = copy.deepcopy(opt)
+    again.step({"a": torch.ones(2), "b": None, "c": None})
+    assert (again.params["a"].tolist(), params["a"].tolist()) == ([-1, -1], [0, 0])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda torch: torch.ones(3, device="meta"),
+            r"params\['w'\]: a tensor on the meta device, which has no values",
+        ),
+        (lambda torch: torch.ones(3, requires_grad=True) * 2, r"params\['w'\]: a tensor that was computed from others"),
+        (
+            lambda torch: torch.ones(3).to_sparse(),
+            r"params\['w'\]: a tensor of layout torch.sparse_coo, expected a dense",
+        ),
+    ],
+    ids=["meta", "computed", "sparse"],
+)
+def test_tensors_that_cannot_be_updated(torch: Any, make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        gpuopt.Optimizer({"w": make(torch)}, gpuopt.SGD())
+
+
+@pytest.mark.peers
+def test_tensors_that_share_memory_or_were_replaced(torch: Any) -> None:
+    w = torch.ones(4)
+    with pytest.raises(ValueError, match=r"params\[0\] and params\[1\] share memory"):
+        gpuopt.Optimizer([w, w[:2]], gpuopt.SGD())
+    opt = gpuopt.Optimizer([w], gpuopt.SGD())
+    w.data = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"params\[0\]: another array than the one that this optimizer updates"):
+        opt.step([torch.ones(4)])
+    with pytest.raises(
+        TypeError, match=r"step: no gradients given, and params\[0\], a numpy array, has none of its own"
+    ):
+        gpuopt.Optimizer([np.ones(3)], gpuopt.SGD()).step()
+
+
+@pytest.mark.peers
+def test_gradients_of_jax_are_read_where_they_are() -> None:
+    jnp = pytest.importorskip("jax").numpy
+    w = np.zeros(3, np.float32)
+    gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0)).step(jnp.ones(3))
+    assert w.tolist() == [-1] * 3
+    with pytest.raises(
+        ValueError, match=r"a read-only jax.* array, expected one that can be updated in place; use gpuopt.init"
+    ):
+        gpuopt.Optimizer(jnp.ones(3), gpuopt.SGD())
+
+
+def stranger(library: str, name: str) -> Any:
+    """An object of a class that says it is of this library."""
+    return type(name, (), {"__module__": ModuleType(library).__name__})()
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (stranger("xarray.core", "DataArray"), r"DataArray, expected .*; x\.values is its array"),
+        (stranger("pandas", "Series"), r"Series, expected .*; x\.to_numpy\(\) is its array"),
+        (stranger("pint", "Quantity"), r"Quantity, expected .*; x\.magnitude is its array"),
+        (stranger("dask.array", "Array"), r"Array, expected .*no memory to update: x\.compute\(\) is an array"),
+        (np.zeros(3).__dlpack__(), r"PyCapsule, expected .*; a capsule can be taken once"),
+    ],
+    ids=["xarray", "pandas", "pint", "dask", "capsule"],
+)
+def test_hints(x: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        gpuopt.Optimizer({"w": x}, gpuopt.SGD())
+    with pytest.raises(TypeError, match=words):
+        gpuopt.Optimizer({"w": np.zeros(3)}, gpuopt.SGD()).step({"w": x})

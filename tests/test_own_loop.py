@@ -1,0 +1,448 @@
+"""`gpuopt.Run`: a loop of one's own that is killed, stopped, steered and gone back with. ``--soak`` kills it a hundred times."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from own_loop import solve
+from running import gpuopt as command
+from running import rows
+
+import gpuopt
+from gpuopt import checkpoint
+from gpuopt.errors import ExplodedError, UsageError
+from gpuopt.runs.loop import Callback
+from gpuopt.runs.record import images
+from gpuopt.runs.record.history import History
+from gpuopt.runs.report import page
+
+PROGRAM = Path(__file__).parent / "own_loop.py"
+STEPS = 600
+posix = pytest.mark.skipif(os.name != "posix", reason="processes as POSIX has them")
+
+
+def started(folder: Path, steps: int = STEPS) -> "subprocess.Popen[str]":
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "GPUOPT_BACKEND": "numpy"}
+    arguments = [sys.executable, str(PROGRAM), str(folder), str(steps)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """All that is the same in a run that was not interrupted."""
+    found: dict[str, Any] = {"rows": [{**row, "seconds": 0} for row in rows(folder)]}
+    for name in ("checkpoint", "best"):
+        arrays, about = checkpoint.verified(folder / f"{name}.safetensors")
+        found |= {f"{name}/{path}": x.tobytes() for path, x in arrays.items()}
+        if name == "checkpoint":
+            position = about["extra"]["position"]
+            found |= {key: position[key] for key in ("drawn", "generators", "values")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    solve(str(folder), STEPS)
+    return folder
+
+
+def optimizer(rule: gpuopt.Rule | None = None) -> gpuopt.Optimizer:
+    return gpuopt.Optimizer(np.ones(3), rule or gpuopt.SGD(lr=0.1))
+
+
+def simple(folder: Path, n: int = 10, **options: Any) -> gpuopt.Run:
+    run = gpuopt.Run(folder, optimizer(), **options)
+    for _ in run.steps(n):
+        w = run.optimizer.params
+        run.step(2 * w, loss=float((w**2).sum()))
+    return run
+
+
+@posix
+def test_killed_at_any_moment_it_ends_like_others(whole: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    begin = time.perf_counter()
+    started(tmp_path / "timed").communicate()
+    longest = time.perf_counter() - begin
+    random, kills, runs = Random(0), 0, 0
+    wanted = 100 if request.config.getoption("--soak") else 4
+    while kills < wanted:
+        folder = tmp_path / str(runs)
+        runs += 1
+        while True:
+            run = started(folder)
+            if kills % 2:  # soon after a checkpoint
+                while not (folder / "checkpoint.safetensors").exists() and run.poll() is None:
+                    time.sleep(0.001)
+                time.sleep(random.uniform(0, 0.4))
+            elif kills < wanted:
+                time.sleep(random.uniform(0, longest))
+            else:
+                run.wait()
+            over = run.poll() is not None
+            run.kill()
+            _, errors = run.communicate()
+            if over:
+                assert run.returncode == 0, errors
+                break
+            kills += 1
+            for file in folder.glob("*.safetensors"):
+                checkpoint.verified(file)
+        assert ended(folder) == ended(whole)
+        assert not list(folder.glob("*.tmp"))
+
+
+@posix
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_as_if_it_were_done(whole: Path, tmp_path: Path, signum: int) -> None:
+    run = started(tmp_path / "run")
+    while not (tmp_path / "run" / "checkpoint.safetensors").exists():
+        time.sleep(0.01)
+    run.send_signal(signum)
+    _, errors = run.communicate()
+    assert (run.returncode, errors) == (0, "")
+    assert not (tmp_path / "run" / "control.json").exists()
+    again = started(tmp_path / "run")
+    assert again.communicate() == ("", "")
+    assert ended(tmp_path / "run") == ended(whole)
+
+
+@posix
+def test_steered_from_another_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = started(folder, 10**7)
+    while not (folder / "control.json").exists():
+        time.sleep(0.01)
+    assert command("tune", folder, "lr=0.25", "beta1=0.5")[0] == 0
+    assert command("tune", folder, "--pause")[0] == 0
+    code, output = command("tune", folder)
+    assert (code, "lr=0.25" in output, "paused" in output, "loss" in output) == (0, True, True, True)
+    assert "one step" in command("tune", folder, "--step")[1]
+    assert command("tune", folder, "--save") == (0, f"saved after step {rows(folder, 'save')[0]['step']}\n")
+    assert "rolled back" in command("tune", folder, "--rollback", "change")[1]
+    assert command("tune", folder, "lr=-1")[0] == 2
+    assert command("plot", folder)[0] == 0
+    assert {"loss.png", "largest.png", "image-x.png"} <= {file.name for file in folder.iterdir()}
+    assert command("tune", folder, "--stop")[0] == 0
+    assert (run.communicate(), run.returncode) == (("", ""), 0)
+    assert [row["name"] for row in rows(folder, "tune")] == ["lr", "beta1"]
+    assert len({row["step"] for row in rows(folder, "tune")}) == 1
+
+
+def test_where_it_goes_back_everything_does(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered, drawn and taken of the batches is that of the state gone back to."""
+
+    class Back(Callback):
+        def __init__(self) -> None:
+            self.is_done = False
+
+        def step(self, run: Any) -> None:
+            if run.optimizer.steps == 200 and not self.is_done:
+                self.is_done = True
+                run._callbacks[-1]._roll_back(run, "last")
+
+    opened = gpuopt.Run
+    monkeypatch.setattr(gpuopt, "Run", lambda *given, **more: opened(*given, callbacks=[Back()], **more))
+    run = solve(str(tmp_path / "run"), STEPS, every=150)
+    assert run.finished
+    assert len(rows(tmp_path / "run", "rollback")) == 1
+    found, expected = ended(tmp_path / "run"), ended(whole)
+    for result in (found, expected):
+        result.pop("rows")
+    assert found == expected
+
+
+def test_the_process_goes_on_after_it(tmp_path: Path) -> None:
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    run = simple(tmp_path / "run")
+    assert (run.finished, run.optimizer.steps) == (True, 10)
+    again = gpuopt.Run(tmp_path / "run", optimizer())
+    assert again.optimizer.steps == 10
+    assert list(again.steps(10)) == []
+    again.close()
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    with pytest.raises(UsageError, match="another process went on"):
+        next(run.steps(20))
+    assert not (tmp_path / "run" / "control.json").exists()
+
+
+def test_two_loops_of_one_run(tmp_path: Path) -> None:
+    run = simple(tmp_path / "run", 10)
+    for _ in run.steps(20):
+        run.step(2 * run.optimizer.params, loss=1.0)
+    assert (run.finished, run.optimizer.steps) == (True, 20)
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("with_", [True, False])
+def test_a_break_saves_and_an_exception_does_not(tmp_path: Path, with_: bool) -> None:
+    run = gpuopt.Run(tmp_path / "run", optimizer(), checkpoint_every=4)
+    if with_:
+        run.__enter__()
+    for step in run.steps(100):
+        run.step(2 * run.optimizer.params, loss=1.0)
+        if step == 5:
+            break
+    if with_:
+        run.__exit__(None, None, None)
+    assert (run.finished, run.stopped) == (False, "left by the loop")
+
+    def fail() -> None:
+        with gpuopt.Run(tmp_path / "run", optimizer(), checkpoint_every=4) as again:
+            assert again.optimizer.steps == 6
+            for step in again.steps(100):
+                again.step(2 * again.optimizer.params, loss=1.0)
+                if step == 10:
+                    raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    last = gpuopt.Run(tmp_path / "run", optimizer())
+    assert last.optimizer.steps == 8
+    last.close()
+
+
+def test_a_step_that_was_not_taken_is_drawn_again(tmp_path: Path) -> None:
+    def drawn(folder: Path, stop: int | None) -> list[float]:
+        run = gpuopt.Run(folder, optimizer())
+        numbers, batches = [], run.batches(10, 3)
+        for step in run.steps(6):
+            numbers.append(float(run.random.random() + next(batches).sum()))
+            if step == stop:
+                numbers.pop()
+                break
+            run.step(run.optimizer.params, loss=0.1)
+        return numbers
+
+    expected = drawn(tmp_path / "whole", None)
+    assert drawn(tmp_path / "run", 3) + drawn(tmp_path / "run", None) == expected
+
+
+def test_patience_and_the_best_state(tmp_path: Path) -> None:
+    losses = [5.0, 4.0, 3.0, 2.0, *[2.5] * 96]
+    run = gpuopt.Run(tmp_path / "run", optimizer(), patience=10)
+    for step in run.steps(100):
+        run.step(run.optimizer.params, loss=losses[step])
+    assert (run.finished, run.stopped, run.optimizer.steps) == (False, "no lower loss in 10 steps", 14)
+    opt = optimizer()
+    gpuopt.load(tmp_path / "run" / "best.safetensors", opt)
+    assert opt.steps == 4
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["lowest_loss"] == 2.0
+
+
+def test_what_explodes_goes_back(tmp_path: Path) -> None:
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD(lr=3.0))
+    run = gpuopt.Run(tmp_path / "run", opt, on_explosion="rollback")
+    for _ in run.steps(5000):
+        run.step(2 * opt.params, loss=(opt.params**2).sum())
+    assert run.finished
+    assert float(np.abs(opt.params).max()) < 1
+    assert rows(tmp_path / "run", "explosion")
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD(lr=3.0))
+    run = gpuopt.Run(tmp_path / "stop", opt)
+
+    def go() -> None:
+        for _ in run.steps(5000):
+            run.step(2 * opt.params, loss=(opt.params**2).sum())
+
+    with pytest.raises(ExplodedError, match=r"exploded: .* the state after step \d+ is saved"):
+        go()
+    assert np.isfinite(opt.params).all()
+
+
+def test_losses_may_be_negative(tmp_path: Path) -> None:
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    for step in run.steps(300):
+        run.step(0 * run.optimizer.params, loss=-100.0 - step if step % 2 else -10.0)
+    assert run.finished
+
+
+def outside(folder: Path) -> None:
+    gpuopt.Run(folder, optimizer()).step(np.ones(3))
+
+
+def twice(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    for _ in run.steps(3):
+        run.step(np.ones(3))
+        run.step(np.ones(3))
+
+
+def never(folder: Path) -> None:
+    for _ in gpuopt.Run(folder, optimizer()).steps(3):
+        pass
+
+
+def array(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    for _ in run.steps(3):
+        run.step(np.ones(3), loss=np.ones(3))
+
+
+def remember(value: Any) -> Callable[[Path], None]:
+    return lambda folder: gpuopt.Run(folder, optimizer()).remember("x", value)
+
+
+def late(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    for _ in run.steps(3):
+        run.remember("x", np.ones(3))
+
+
+def other(rule: gpuopt.Rule, leaf: Any) -> Callable[[Path], None]:
+    def opened(folder: Path) -> None:
+        simple(folder)
+        gpuopt.Run(folder, gpuopt.Optimizer(leaf, rule))
+
+    return opened
+
+
+def in_use(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    gpuopt.Run(folder, optimizer())
+    del run
+
+
+def other_shape(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    run.remember("x", np.ones(3))
+    for _ in run.steps(1):
+        run.step(np.ones(3))
+    gpuopt.Run(folder, optimizer()).remember("x", np.ones(4))
+
+
+def forgotten(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    run.remember("x", np.ones(3))
+    for _ in run.steps(1):
+        run.step(np.ones(3))
+    next(gpuopt.Run(folder, optimizer()).steps(2))
+
+
+def something_else(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "thesis.tex").touch()
+    gpuopt.Run(folder, optimizer())
+
+
+def of_train(folder: Path) -> None:
+    from gpuopt.training import Config, train
+
+    train(Config(epochs=2), out=folder)
+    gpuopt.Run(folder, optimizer())
+
+
+def made(**options: Any) -> Callable[[Path], None]:
+    return lambda folder: gpuopt.Run(folder, optimizer(), **options).close()
+
+
+def image(name: str, array: Any) -> Callable[[Path], None]:
+    return lambda folder: gpuopt.Run(folder, optimizer()).image(name, array)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
+    "a step outside": (outside, RuntimeError, "run.step: called outside of a loop, expected once in each step"),
+    "two steps": (twice, RuntimeError, "a second time in one step"),
+    "no step": (never, RuntimeError, r"step 0 ended without run.step\(...\)"),
+    "an array for a metric": (array, TypeError, r"run.step: loss: an array of shape \(3,\), expected a number"),
+    "a function": (remember(print), TypeError, "run.remember: x: .*expected an array, a generator"),
+    "objects": (remember(np.array([None])), TypeError, "run.remember: x: "),
+    "read-only": (remember(np.broadcast_to(1.0, 3)), TypeError, "read-only"),
+    "an array in the loop": (late, UsageError, "run.remember: x: .*expected before run.steps"),
+    "another rate": (
+        other(gpuopt.SGD(lr=0.2), np.ones(3)),
+        UsageError,
+        r"(?s)another optimizer.*rule: there SGD\(lr=0.1.*lr=0.2",
+    ),
+    "another rule": (other(gpuopt.Adam(), np.ones(3)), UsageError, r"(?s)another optimizer.*there SGD.*here Adam"),
+    "another shape": (
+        other(gpuopt.SGD(lr=0.1), np.ones(4)),
+        UsageError,
+        r"(?s)leaf .*float64 \(3,\), here float64 \(4,\)",
+    ),
+    "other leaves": (other(gpuopt.SGD(lr=0.1), {"a": np.ones(3)}), UsageError, "(?s)leaf a: there none"),
+    "in use": (in_use, UsageError, "another process is training in this folder"),
+    "remembered otherwise": (other_shape, UsageError, r"run.remember: x: .*the checkpoint has float64 of shape \(3,\)"),
+    "forgotten": (forgotten, UsageError, "remembers x, expected run.remember"),
+    "a folder of something else": (something_else, UsageError, "is no run folder"),
+    "a folder of gpuopt train": (of_train, UsageError, "a run of gpuopt train"),
+    "checkpoint_every": (made(checkpoint_every=0), UsageError, "checkpoint_every: 0: expected steps or seconds"),
+    "keep": (made(keep=0), UsageError, "keep: 0, expected a positive integer"),
+    "patience": (made(patience=1.5), UsageError, "patience: 1.5, expected a positive integer"),
+    "on_explosion": (made(on_explosion="pray"), UsageError, "on_explosion: 'pray', expected stop"),
+    "an image's name": (image("../x", np.ones(3)), ValueError, "run.image: '../x': expected a name"),
+    "an image of text": (image("x", np.array(["a"])), TypeError, "run.image: x: .*expected numbers"),
+    "an image of three axes": (image("x", np.ones((2, 2, 2))), TypeError, "run.image: x: .*expected numbers"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be(tmp_path: Path, name: str) -> None:
+    do, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        do(tmp_path / "run")
+
+
+@pytest.mark.parametrize("make", [np.random.default_rng, np.random.RandomState, lambda: np.random.Generator(np.random.MT19937(1)),
+                                  lambda: np.random.Generator(np.random.Philox(1)), lambda: np.random.Generator(np.random.SFC64(1))])  # fmt: skip
+def test_generators_go_on(tmp_path: Path, make: Callable[[], Any]) -> None:
+    first, own = simple(tmp_path / "run"), make()
+    first.close()
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    run.remember("own", own)
+    for _ in run.steps(12):
+        own.standard_normal(3)
+        run.step(run.optimizer.params)
+    other = make()
+    gpuopt.Run(tmp_path / "run", optimizer()).remember("own", other)
+    assert other.standard_normal() == own.standard_normal()
+
+
+def test_a_picture_of_it(tmp_path: Path) -> None:
+    from matplotlib import image as reader
+
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    field = np.exp(1j * np.linspace(-3, 3, 20)).reshape(4, 5) * np.arange(1, 21).reshape(4, 5)
+    for _ in run.steps(2):
+        run.step(run.optimizer.params, loss=1.0)
+        run.image("field", field)
+        run.image("line", np.arange(7))
+    names = {file.name for file in (tmp_path / "run").glob("image-*.png")}
+    assert names == {"image-field-amplitude.png", "image-field-phase.png", "image-line.png"}
+    amplitude = reader.imread(tmp_path / "run" / "image-field-amplitude.png")
+    assert (amplitude.min(), amplitude.max(), amplitude.shape) == (0, 1, (4 * 51, 5 * 51))
+    phase = reader.imread(tmp_path / "run" / "image-field-phase.png")
+    assert phase.shape == (4 * 51, 5 * 51, 3)
+    assert reader.imread(tmp_path / "run" / "image-line.png").shape == (36, 7 * 36)
+    assert page.draw(tmp_path / "run").read_text().count("data:image/png") == 4  # and its loss
+    assert History.read(tmp_path / "run").steps == 2
+
+
+@pytest.mark.parametrize(
+    "array", [np.full((3, 3), np.nan), np.array([[1e308, -1e308]]), np.ones((2000, 3)), np.zeros(1)]
+)
+def test_pictures_of_odd_numbers(array: Any) -> None:
+    assert images.png(images._grey(array)).startswith(b"\x89PNG")
+
+
+def test_devices_are_not_waited_for(tmp_path: Path, cupy_space: Any) -> None:
+    """Nothing is synchronized in a step that is not reported."""
+    import cupy
+
+    w = cupy.ones(1000)
+    opt = gpuopt.Optimizer(w, gpuopt.Adam())
+    run = gpuopt.Run(tmp_path / "run", opt, checkpoint_every=10**6)
+    for step in run.steps(20):
+        loss = (w**2).sum()
+        run.step(2 * w, loss=loss)
+        assert step < 20
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
