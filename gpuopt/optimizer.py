@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 OWN: Any = object()
 """Stands for the gradients that the parameters have themselves."""
+T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 PAST = 4096
@@ -449,7 +450,7 @@ class Optimizer:
         counts = states.counts_of(given, COUNT, waiting, accumulated, problems) or [0] * len(sums)
         carried = states.carried_of(state, self._by_pattern, problems)
         if problems:
-            raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+            raise states.misfit(problems)
 
         with self._lock:
             self._held.check_all()
@@ -468,6 +469,18 @@ class Optimizer:
             in_one_go(changes, step.restoring())
             if self._held.lenders:
                 self._held.lenders.tell()
+
+    def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have the state written; `gpuopt.checkpoint` knows how."""
+        with self._lock:  # other threads step when it is written
+            write(self.state_dict())
+
+    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
+        """Go on from the state that is read, and return what came with it."""
+        self._held.check_all()
+        state, more = read()
+        self.load_state_dict(state)
+        return more
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""

@@ -173,6 +173,11 @@ def arrays_of(
     return fitting
 
 
+def misfit(problems: Sequence[str]) -> ValueError:
+    """The error of a state that does not fit."""
+    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+
+
 def check_nesting(state: Any) -> None:
     """Raise ValueError unless a state is nested as `Optimizer.state_dict` nests it."""
     parts: list[Any] = [state.get(key, {}) for key in ("rules", "params", "state")] if _is_dict(state) else [None]

@@ -117,6 +117,12 @@ class CPUKernel:
 
     def sums(self) -> NDArray[np.float64]:
         """See :meth:`gpuopt.engines.place.Kernel.sums`."""
+        sums = np.zeros((len(self._table.rows), 3))
+        np.add.at(sums, self._table.chunks[:, 0], self.chunk_sums())  # in order, unlike other sums of NumPy
+        return sums
+
+    def chunk_sums(self) -> NDArray[np.float64]:
+        """See :meth:`gpuopt.engines.place.Kernel.chunk_sums`."""
         table = self._table
         workers = threads.workers_for(table.gradient_bytes)
         if self._measured is None:
@@ -129,9 +135,7 @@ class CPUKernel:
             threads.pool().start(workers)
         partials, *_, measure = self._measured
         measure()
-        sums = np.zeros((len(table.rows), 3))
-        np.add.at(sums, table.chunks[:, 0], partials)  # in order, unlike other sums of NumPy
-        return sums
+        return np.asarray(partials)
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """See :meth:`gpuopt.engines.place.Kernel.scale`."""

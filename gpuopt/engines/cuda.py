@@ -272,12 +272,20 @@ class CUDAKernel:
 
     def sums(self) -> NDArray[np.float64]:
         """Return the sums of squares of every segment's gradient, of shape (segments, 3); waits for the device."""
+        self._measure()
+        return self.sums_found()
+
+    def chunk_sums(self) -> NDArray[np.float64]:
+        """See :meth:`gpuopt.engines.place.Kernel.chunk_sums`; waits for the device."""
+        self._measure()
+        return self._measured[2].get() if self._measured else np.zeros((0, 3))
+
+    def _measure(self) -> None:
         if len(self._chunks):
             measure = self._measuring(None, 0.0, 0)
             with self._device:
                 self._send_addresses()
                 measure()
-        return self.sums_found()
 
     def sums_found(self) -> NDArray[np.float64]:
         """Return the sums that the last verdict was based on; waits for the device."""

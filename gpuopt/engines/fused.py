@@ -150,6 +150,12 @@ class FusedStep:
         """Fill in the sums of squares of the gradients of these leaves; see `gpuopt.engines.norms`."""
         sums[self.members] = self.kernel.sums()
 
+    def chunk_sums(self) -> dict[int, NDArray[np.float64]]:
+        """Return the sums of squares of each chunk of these leaves' gradients, by leaf."""
+        sums, segments = self.kernel.chunk_sums(), self._table.chunks[:, 0]
+        ends = np.searchsorted(segments, np.arange(len(self.members)), side="right")
+        return dict(zip(self.members, np.split(sums, ends[:-1]), strict=True))
+
     def scale(self, factors: NDArray[np.float64]) -> None:
         """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
         self.kernel.scale(factors[self.members])

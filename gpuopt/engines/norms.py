@@ -120,11 +120,26 @@ def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     return total
 
 
+def chunk_sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the three sums of each chunk of a flat NumPy array, of shape (chunks, 3); see `sums_of_squares`."""
+    scales = SCALES[:1] if DTYPES[flat.dtype.name].squares_fit else SCALES
+    exact = flat.astype(np.float64)
+    with np.errstate(all="ignore"):
+        columns = [chunk_sums(np.square(exact * scale)) for scale in scales]
+    return np.stack(columns + [np.zeros(len(columns[0]))] * (3 - len(columns)), axis=1)
+
+
 def ordered_sum(flat: NDArray[np.float64]) -> float:
     """Add numbers up in the one order that all engines keep; the reference of the kernels."""
+    with np.errstate(all="ignore"):
+        return float(np.cumsum(np.concatenate([[0.0], chunk_sums(flat)]))[-1])
+
+
+def chunk_sums(flat: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Add the numbers of each chunk up, in the same order."""
     from gpuopt.engines.table import CHUNK
 
-    total = np.zeros(1)
+    found = np.zeros(-(-flat.size // CHUNK))
     with np.errstate(all="ignore"):
         for start in range(0, flat.size, BATCH * CHUNK):
             part = flat[start : start + BATCH * CHUNK]
@@ -134,5 +149,5 @@ def ordered_sum(flat: NDArray[np.float64]) -> float:
             while lanes.shape[1] > 1:
                 half = lanes.shape[1] // 2
                 lanes = lanes[:, :half] + lanes[:, half:]
-            total = np.cumsum(np.concatenate([total, lanes[:, 0]]))[-1:]
-    return float(total[0])
+            found[start // CHUNK :][: len(lanes)] = lanes[:, 0]
+    return found

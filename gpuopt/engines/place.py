@@ -58,6 +58,9 @@ class Kernel(Protocol):
     def sums(self) -> NDArray[Any]:
         """Return the sums of squares of the gradients, of shape (rows, 3); see `gpuopt.engines.norms`."""
 
+    def chunk_sums(self) -> NDArray[Any]:
+        """Return the same of each chunk of the table, of shape (chunks, 3)."""
+
     def scale(self, factors: NDArray[Any]) -> None:
         """Set the factor of the gradient of each row."""
 

@@ -11,13 +11,15 @@ from gpuopt import arrays as libraries
 from gpuopt.engines import array, memory
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
-from gpuopt.engines.norms import is_finite, judge, sums_of_squares
+from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.trace import SCALE, Program, traced
 from gpuopt.rules.slots import Filled, Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.norms import Guard
@@ -190,10 +192,27 @@ class Step:
             elif g is not None:
                 sums[i] = array.sums_of_squares(g, p)
         verdict = judge(sums, clip, limit)
-        self._norm, self._scales = verdict.norm, verdict.scales
-        for step in self._fused:
-            step.scale(verdict.scales)
+        self.decided(verdict.norm, verdict.scales)
         return np.flatnonzero(~verdict.finite).tolist() if skip else []
+
+    def chunk_sums(self, gradients: Sequence[Any]) -> list[NDArray[np.float64]]:
+        """Return the sums of squares of each chunk of each gradient (of `bind`), of shape (chunks, 3); 0 for None.
+
+        For a caller that decides by itself, as `gpuopt.engines.norms.judge` does, and tells `decided`. NumPy and CuPy only.
+        """
+        found = {i: sums for step in self._fused for i, sums in step.chunk_sums().items()}
+        for i in set(range(len(self._arrays))) - found.keys():
+            g, p = gradients[i], self._arrays[i]
+            flat = np.zeros(p.size, p.dtype) if g is None else memory.in_memory_order(libraries.to_numpy(g), p)
+            with np.errstate(all="ignore"):
+                found[i] = chunk_sums_of_squares(flat.astype(p.dtype, copy=False))
+        return [found[i] for i in range(len(self._arrays))]
+
+    def decided(self, norm: float, scales: NDArray[np.float64]) -> None:
+        """Take over the norm of all gradients, and what each gradient is multiplied by."""
+        self._norm, self._scales = norm, scales
+        for step in self._fused:
+            step.scale(scales)
 
     def report(self) -> None:
         """Where a GPU decides by itself: have it tell whether it left steps out."""

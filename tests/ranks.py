@@ -1,0 +1,367 @@
+"""What the tests of `gpuopt.distributed` run on every rank: ``mpiexec -n N python tests/ranks.py SCENARIO FOLDER``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import gpuopt
+import gpuopt.distributed
+from gpuopt.distributed import RankError, cuts, sums, transport
+from gpuopt.engines.trace import traced
+from gpuopt.rules import RULES
+from gpuopt.rules.slots import is_number, starts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PARTS = 8
+STEPS = 3
+SHAPES: dict[str, tuple[int, ...]] = {"a": (70, 70), "b": (5,), "c": (), "d": (0, 2), "e": (30_001,)}
+DTYPES = {"a": "float32", "b": "float64", "c": "float32", "d": "float32", "e": "float32"}
+
+
+def params(seed: int = 0) -> dict[str, Any]:
+    """Leaves of both dtypes, one in Fortran's order, one without elements, one that is larger than a bucket."""
+    rng = np.random.default_rng(seed)
+    made = {name: np.asarray(rng.normal(size=shape), DTYPES[name]) for name, shape in SHAPES.items()}
+    return made | {"a": np.asfortranarray(made["a"])}
+
+
+def gradient(step: int, part: int) -> dict[str, Any]:
+    """Of one part of the batch; leaf b has none."""
+    rng = np.random.default_rng([step, part])
+    return {
+        name: None if name == "b" else np.asarray(rng.normal(size=shape) * 9, DTYPES[name])
+        for name, shape in SHAPES.items()
+    }
+
+
+def mean(step: int) -> dict[str, Any]:
+    """What one optimizer alone takes for the whole batch."""
+    total = gpuopt.distributed.tree_sum([gradient(step, part) for part in range(PARTS)])
+    return {name: None if g is None else g / np.asarray(PARTS, g.dtype) for name, g in total.items()}
+
+
+def elementwise() -> dict[str, Any]:
+    """Every rule of the library that several processes can take, by name."""
+    return {name: rule for name, cls in RULES.items() if _is_elementwise(rule := cls(lr=0.1))}
+
+
+def _is_elementwise(rule: gpuopt.Rule) -> bool:
+    program = traced(rule)
+    return program is not None and program.is_elementwise and not any(map(is_number, starts(rule.slots).values()))
+
+
+def options() -> dict[str, tuple[Any, dict[str, Any], bool]]:
+    """Rule, options and whether something is tuned on the way, by name."""
+    adam = gpuopt.Adam(lr=0.1)
+    falling = gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, decay=0.5))
+    table: dict[str, tuple[Any, dict[str, Any], bool]] = {
+        name: (rule, {}, False) for name, rule in elementwise().items()
+    }
+    for name, clip in {
+        "value": gpuopt.clip_by_value(0.5),
+        "norm": gpuopt.clip_by_norm(2.0),
+        "global": gpuopt.clip_by_global_norm(gpuopt.schedules.inverse_time(5.0, decay=0.5)),
+    }.items():
+        for nonfinite in ("ignore", "skip", "raise"):
+            table[f"clip {name} {nonfinite}"] = (adam, {"clip": clip, "nonfinite": nonfinite}, False)
+    chained = gpuopt.chain(gpuopt.L2(1e-2), adam, gpuopt.Box(np.full(SHAPES["e"], -1.0), 1.0), gpuopt.EMA(0.9))
+    return table | {
+        "schedule": (falling, {}, False),
+        "tuned": (gpuopt.SGD(lr=0.1), {}, True),
+        "groups": ({"[ab]": gpuopt.Lion(lr=0.1), "*": falling}, {"clip": gpuopt.clip_by_global_norm(1.0)}, False),
+        "chain": ({"e": chained, "*": adam}, {}, False),
+    }
+
+
+def digest(opt: gpuopt.Optimizer) -> str:
+    """Of all bits of parameters, state and what is evaluated; collective."""
+    state = opt.state_dict()
+    found = hashlib.sha256()
+    for path, p in state["params"].items():
+        found.update(np.asarray(_host(p), order="C").tobytes())
+        for name, x in sorted(state["state"][path].items()):
+            found.update(f"{path} {name}".encode() + np.asarray(_host(x), order="C").tobytes())
+    for x in opt.evaluation().values():
+        found.update(np.asarray(_host(x), order="C").tobytes())
+    return f"{state['steps']} {opt.gradient_norm!r} {found.hexdigest()}"
+
+
+def _state(opt: gpuopt.Optimizer) -> tuple[str, str]:
+    """Steps and bits, without the norm of the last gradients, which is that of a bad one, too."""
+    steps, _, bits = digest(opt).split()
+    return steps, bits
+
+
+def _host(x: Any) -> Any:
+    return x.get() if hasattr(x, "get") else x
+
+
+def run(opt: Any, take: Callable[[int], None], *, tuned: bool = False) -> str:
+    """Take the steps, and look at the bits."""
+    for step in range(STEPS):
+        if tuned and step == 1:
+            opt.tune(lr=0.05, momentum=0.5)
+        take(step)
+    return digest(opt)
+
+
+def alone() -> dict[str, str]:
+    """The reference: one `gpuopt.Optimizer`."""
+    found = {}
+    for name, (rule, more, tuned) in options().items():
+        opt = gpuopt.Optimizer(params(), rule, **more)
+        found[name] = run(opt, lambda step, opt=opt: opt.step(mean(step)), tuned=tuned)  # type: ignore[misc]
+    return found
+
+
+def together(comm: Any, space: Callable[[Any], Any] = lambda x: x, **more: Any) -> dict[str, str]:
+    """The same on many processes."""
+    found = {}
+
+    def take(opt: Any, step: int) -> None:
+        for i in opt.mine:
+            opt.add({name: None if g is None else space(g) for name, g in gradient(step, i).items()})
+        opt.step()
+
+    chosen = more.pop("only", None)
+    for k, (name, (rule, own, tuned)) in enumerate(options().items()):
+        if chosen is not None and name not in chosen:
+            continue
+        mine = {leaf: space(p) for leaf, p in params(comm.rank if comm else 0).items()}  # those of rank 0 count
+        opt = gpuopt.distributed.Optimizer(mine, rule, comm, parts=PARTS, shard=k % 3 != 0, **own, **more)
+        found[name] = run(opt, lambda step, opt=opt: take(opt, step), tuned=tuned)  # type: ignore[misc]
+    return found
+
+
+def small_buckets() -> None:
+    """Several buckets out of little data, some of them of a leaf that is large by now."""
+    cuts.LARGE, cuts.LARGEST, cuts.MESSAGE = 8192, 12_288, 0
+
+
+def bits(comm: Any, folder: Path) -> None:
+    """Every row, on this many processes; files in both directions."""
+    small_buckets()
+    found = together(comm)
+    assert comm.allgather(found) == [found] * comm.size
+    opt = gpuopt.distributed.Optimizer(params(), gpuopt.Adam(lr=0.1), comm, clip=gpuopt.clip_by_global_norm(1.0))
+    extra = gpuopt.load(folder / "alone.safetensors", opt)
+    assert extra == {"epoch": 3}
+    found["loaded"] = digest(opt)
+    gpuopt.save(folder / f"{comm.size}.safetensors", opt, {"epoch": 4})
+    if comm.rank == 0:
+        (folder / f"{comm.size}.json").write_text(json.dumps(found))
+
+
+def on_devices(comm: Any, folder: Path) -> None:
+    """A few rows on CuPy, by both ways; what a step costs the device."""
+    import cudasim
+    import cupy
+
+    small_buckets()
+    only = {"Adam", "SGD", "clip global raise", "clip norm skip", "chain", "groups"}
+    found = {way: together(comm, cupy.asarray, transport=way, timeout=60.0, only=only) for way in ("host", "nccl")}
+    for way in ("host", "nccl"):
+        opt = gpuopt.distributed.Optimizer(cupy.zeros(20_000, "f4"), gpuopt.Adam(), comm, transport=way, timeout=60.0)
+        for _ in range(2):
+            opt.step(cupy.ones(20_000, "f4"))
+        g = cupy.ones(20_000, "f4")
+        with cudasim.count() as counted:
+            opt.step(g)
+        found[f"{way} counts"] = dict(counted.summary)
+    if comm.rank == 0:
+        (folder / f"{comm.size}.json").write_text(json.dumps(found))
+
+
+def failing(comm: Any, folder: Path) -> Iterator[tuple[str, dict[str, Any], Callable[[Any], None], str]]:
+    """Name, options, what rank 1 alone does before (or instead of) a step, and what all are told."""
+    good = gradient(0, 0)
+
+    def bad(**leaves: Any) -> Callable[[Any], None]:
+        return lambda opt: opt.add(good | leaves)
+
+    def out_of_memory(opt: Any) -> None:
+        def fails(self: Any, sources: Any) -> None:
+            sums.Into.__call__ = original  # type: ignore[method-assign]
+            raise MemoryError("no room")
+
+        opt.add(good)
+        original = sums.Into.__call__
+        sums.Into.__call__ = fails  # type: ignore[method-assign]
+
+    def twice(opt: Any) -> None:
+        opt.add(good)
+        opt.add(good)
+
+    def tunes(value: Any) -> Callable[[Any], None]:
+        def tune(opt: Any) -> None:
+            opt.tune(lr=value)
+            opt.add(good)
+
+        return tune
+
+    nan = np.full(SHAPES["e"], np.nan, "float32")
+    yield "a wrong shape", {}, bad(a=np.zeros(3)), r"rank 1: ValueError: grads['a']: shape (3,), expected (70, 70)"
+    yield "a None", {}, bad(a=None), "rank 1: without gradient is"
+    yield "no array", {}, bad(a="x"), "rank 1: TypeError: grads['a']"
+    yield (
+        "a NaN",
+        {"nonfinite": "raise"},
+        bad(e=nan),
+        "rank 1: grads['e']: NaN or infinity at step 1; that step changed",
+    )
+    yield "another tune", {}, tunes(0.5), "rank 1: hyperparameters is"
+    yield "another schedule", {}, tunes(gpuopt.schedules.inverse_time(0.1, decay=1.0)), "rank 1: hyperparameters is"
+    yield "no memory in the exchange", {}, out_of_memory, "rank 1: MemoryError: no room"
+    yield "added twice", {}, twice, "rank 1: ValueError: add: called more often than the 1 parts"
+    yield "not added", {}, lambda opt: None, "rank 1: ValueError: step: 0 of this process's 1 parts were added"
+
+
+def failures(comm: Any, folder: Path) -> None:
+    """One process alone fails: the same error on all, and nothing has changed."""
+    for name, more, spoil, message in failing(comm, folder):
+        opt = gpuopt.distributed.Optimizer(params(), gpuopt.Adam(lr=0.1), comm, **more)
+        opt.step(gradient(0, comm.rank))
+        before = _state(opt)
+        if comm.rank == 1:
+            spoil(opt)
+        else:
+            opt.add(gradient(1, comm.rank))
+        told = _told(opt.step)
+        assert message in told[0], (name, told)
+        assert comm.allgather(told) == [told] * comm.size, name
+        assert told[1] == (1,), (name, told)
+        opt.tune(lr=0.1)
+        assert _state(opt) == before, name
+        opt.step(gradient(2, comm.rank))  # all go on together
+        assert len(set(comm.allgather(_state(opt)))) == 1, name
+
+    opt = gpuopt.distributed.Optimizer(params(), gpuopt.Adam(), comm, nonfinite="skip")
+    spoilt = gradient(0, comm.rank)
+    if comm.rank == 1:
+        spoilt["c"] = np.asarray(np.inf, "float32")
+    before = _state(opt)
+    opt.step(spoilt)
+    assert (opt.steps, opt.skipped) == (1, 1)
+    assert _state(opt)[1] == before[1]
+
+    told = _told(lambda: gpuopt.save(folder / "nowhere" / "x.safetensors", opt))
+    assert "rank 0: FileNotFoundError" in told[0]
+    (folder / "damaged.safetensors").write_bytes(b"x" * 100)
+    told = _told(lambda: gpuopt.load(folder / "damaged.safetensors", opt))
+    assert "rank 0: CheckpointError" in told[0]
+    assert comm.allgather(told) == [told] * comm.size
+    settings(comm)
+
+
+def settings(comm: Any) -> None:
+    """Processes that were started otherwise."""
+    one = comm.rank == 1
+    w = np.zeros(3)
+    names: Any = "Adam" if one else gpuopt.Adam()
+    makes: dict[str, Callable[[], Any]] = {
+        "rank 1: leaves is": lambda: gpuopt.distributed.Optimizer(np.zeros(3 + one), gpuopt.Adam(), comm),
+        "rank 1: rules is": lambda: gpuopt.distributed.Optimizer(w, gpuopt.SGD() if one else gpuopt.Adam(), comm),
+        "rank 1: parts is": lambda: gpuopt.distributed.Optimizer(w, gpuopt.SGD(), comm, parts=6 + one),
+        "rank 1: TypeError: rule: 'Adam'": lambda: gpuopt.distributed.Optimizer(w, names, comm),
+        "every rank: ValueError: parts: 1, expected a whole number of at least 3": lambda: gpuopt.distributed.Optimizer(
+            w, gpuopt.SGD(), comm, parts=1
+        ),
+        "every rank: TypeError: rule '*': LAMB is not elementwise": lambda: gpuopt.distributed.Optimizer(
+            w, gpuopt.LAMB(), comm
+        ),
+    }
+    for message, make in makes.items():
+        told = _told(make)
+        assert message in told[0], told
+        assert comm.allgather(told) == [told] * comm.size
+    version, gpuopt.__version__ = gpuopt.__version__, "0.0" if one else gpuopt.__version__
+    assert "rank 1: gpuopt is '0.0'" in _told(lambda: gpuopt.distributed.Optimizer(w, gpuopt.SGD(), comm))[0]
+    gpuopt.__version__ = version
+
+
+def _told(call: Callable[[], object]) -> tuple[str, tuple[int, ...]]:
+    try:
+        call()
+    except RankError as error:
+        return str(error), error.ranks
+    raise AssertionError("no error")
+
+
+def uncaught(comm: Any, folder: Path) -> None:
+    """An exception on one process."""
+    opt = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm)
+    opt.step(np.ones(3))
+    if comm.rank == 1:
+        raise ArithmeticError("this rank has had enough")
+    opt.step(np.ones(3))
+
+
+def everywhere(comm: Any, folder: Path) -> None:
+    """The same exception on all: said once."""
+    opt = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm)
+    opt.step(np.ones(4 if comm.rank == 1 else 3))
+
+
+def killed(comm: Any, folder: Path) -> None:
+    """A process that is gone from one moment to the next."""
+    opt = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm, timeout=10.0)
+    for step in range(1000):
+        if comm.rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        opt.step(np.ones(3))
+
+
+def never(comm: Any, folder: Path) -> None:
+    """A process that does something else."""
+    opt = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm, timeout=3.0)
+    if comm.rank == 1:
+        time.sleep(600)
+    opt.step(np.ones(3))
+
+
+def training(comm: Any, folder: Path) -> None:
+    """Twelve steps that are saved one by one, and gone on with; on three processes one of them is killed on the way."""
+    opt = gpuopt.distributed.Optimizer(params(), gpuopt.Adam(lr=0.1), comm, parts=PARTS, timeout=20.0)
+    file = folder / "training.safetensors"
+    if comm.bcast(file.exists()):
+        gpuopt.load(file, opt)
+    for step in range(opt.steps, 12):
+        if comm.size == 3 and comm.rank == 2 and step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        for i in opt.mine:
+            opt.add(gradient(step, i))
+        opt.step()
+        gpuopt.save(file, opt)
+    found = digest(opt)
+    if comm.rank == 0:
+        (folder / "training.json").write_text(json.dumps(found))
+
+
+def killed_on_devices(comm: Any, folder: Path) -> None:
+    """A process that is killed in the middle of an exchange of devices."""
+    import cupy
+
+    opt = gpuopt.distributed.Optimizer(cupy.zeros(9), gpuopt.SGD(), comm, transport="nccl", timeout=10.0)
+    opt.step(cupy.ones(9))
+    if comm.rank == 1:
+        transport.NCCL.exchange = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    opt.step(cupy.ones(9))
+
+
+if __name__ == "__main__":
+    from mpi4py import MPI
+
+    warnings.simplefilter("error")
+    globals()[sys.argv[1]](MPI.COMM_WORLD, Path(sys.argv[2]))

@@ -1,0 +1,257 @@
+"""One optimizer over many processes: the bits of one alone, and failures of one that are those of all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import ranks
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpuopt
+import gpuopt.distributed
+from gpuopt.distributed.cuts import buckets_of, order_of_chunks
+from gpuopt.distributed.sums import middle, plan, whole_within
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COUNTS = [1, 2, 3, 4, 8]
+AS_ROOT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",  # before version 5
+}
+
+
+def launcher() -> str:
+    """The mpiexec beside this Python, or else the system's."""
+    if importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("mpi4py is not installed")
+    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+    if found is None:
+        pytest.skip("there is no mpiexec")
+    return found
+
+
+def launch(
+    n: int, scenario: str, folder: Path, seconds: float = 240, env: Mapping[str, str] | None = None
+) -> tuple[int, str, float]:
+    """Run a scenario on n processes; return the exit status, what was printed, and how long it took."""
+    command = [launcher(), "-n", str(n), sys.executable, str(Path(ranks.__file__)), scenario, str(folder)]
+    start = time.monotonic()
+    done = subprocess.run(
+        command,
+        env={**AS_ROOT, **os.environ, "GPUOPT_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    return done.returncode, done.stdout, time.monotonic() - start
+
+
+def succeeds(n: int, scenario: str, folder: Path, **env: str) -> None:
+    status, output, _ = launch(n, scenario, folder, env=env)
+    assert status == 0, output[-6000:]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    found = ranks.alone()
+    opt = gpuopt.Optimizer(ranks.params(), gpuopt.Adam(lr=0.1), clip=gpuopt.clip_by_global_norm(1.0))
+    for step in range(ranks.STEPS):
+        opt.step(ranks.mean(step))
+    gpuopt.save(folder / "alone.safetensors", opt, {"epoch": 3})
+    opt = gpuopt.Optimizer(ranks.params(7), gpuopt.Adam(lr=0.1), clip=gpuopt.clip_by_global_norm(1.0))
+    gpuopt.load(folder / "alone.safetensors", opt)
+    found["loaded"] = ranks.digest(opt)
+    return folder, found
+
+
+@pytest.mark.parametrize("n", COUNTS)
+def test_the_same_bits_on_any_number_of_processes(reference: tuple[Path, dict[str, str]], n: int) -> None:
+    folder, want = reference
+    succeeds(n, "bits", folder)
+    assert json.loads((folder / f"{n}.json").read_text()) == want
+    other = gpuopt.Optimizer(ranks.params(9), gpuopt.Adam(lr=0.1))
+    assert gpuopt.load(folder / f"{n}.safetensors", other) == {"epoch": 4}
+    assert ranks.digest(other).split()[2] == want["loaded"].split()[2]
+
+
+def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
+    succeeds(3, "failures", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        ("uncaught", "ArithmeticError: this rank has had enough"),
+        ("everywhere", "RankError: rank 1: ValueError: grads: shape (4,), expected (3,)"),
+        ("killed", ""),
+        ("never", "s for another process, which has ended, is stuck or takes longer"),
+    ],
+)
+def test_what_ends_one_process_ends_all(tmp_path: Path, scenario: str, said: str) -> None:
+    status, output, seconds = launch(3, scenario, tmp_path, seconds=120)
+    assert status != 0
+    assert said in output
+    assert seconds < 90  # of which nearly all are the start, on a busy machine
+    if scenario == "everywhere":
+        assert output.count("Traceback") <= 2, output  # of rank 0 alone, and what it was caused by
+
+
+def test_a_training_that_is_killed_goes_on_with_fewer_processes(tmp_path: Path) -> None:
+    status, output, _ = launch(3, "training", tmp_path)
+    assert status != 0, output
+    assert not (tmp_path / "training.json").exists()
+    succeeds(2, "training", tmp_path)
+    opt = gpuopt.Optimizer(ranks.params(), gpuopt.Adam(lr=0.1))
+    for step in range(12):
+        opt.step(ranks.mean(step))
+    found = json.loads((tmp_path / "training.json").read_text())
+    assert found.split()[2] == ranks.digest(opt).split()[2]
+
+
+@pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
+@pytest.mark.parametrize(
+    ("n", "more"),
+    [(2, {}), (2, {"CUDASIM_ASYNC": "1"}), (4, {"CUDASIM_NCCL_ORDER": "ring"}), (2, {"CUDASIM_NCCL_ORDER": "tree"})],
+)
+def test_cuda_the_same_bits_by_nccl_and_by_the_host(
+    reference: tuple[Path, dict[str, str]], n: int, more: dict[str, str]
+) -> None:
+    folder, want = reference
+    succeeds(n, "on_devices", folder, **more)
+    found = json.loads((folder / f"{n}.json").read_text())
+    counts = {way: found.pop(f"{way} counts") for way in ("host", "nccl")}
+    for way, rows in found.items():
+        assert rows == {name: want[name] for name in rows}, way
+    assert counts["nccl"]["d2h"] == counts["nccl"]["h2d"] == 0
+    if n == 2:  # two buckets: a send, a receive, and the shares of both; with four processes some have no share
+        assert counts["nccl"]["nccl_ops"] == 2 * (1 + 1 + 2)
+    assert counts["host"]["nccl_ops"] == 0
+
+
+@pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
+def test_cuda_a_process_is_killed_in_an_exchange(tmp_path: Path) -> None:
+    status, _, seconds = launch(2, "killed_on_devices", tmp_path, seconds=120)
+    assert status != 0
+    assert seconds < 90
+
+
+# ---- one process, without MPI
+
+
+def test_one_process_needs_no_mpi(reference: tuple[Path, dict[str, str]]) -> None:
+    _, want = reference
+    found = ranks.together(None)
+    assert found == {name: want[name] for name in found}
+
+
+def test_what_one_process_is_told() -> None:
+    opt = gpuopt.distributed.Optimizer({"w": np.zeros(2)}, gpuopt.Adam(), None, parts=2, nonfinite="raise")
+    opt.add({"w": np.zeros(2)})
+    opt.add({"w": np.zeros(3)})
+    opt.add({"w": np.zeros(2)})  # an error is kept
+    with pytest.raises(ValueError, match=r"grads\['w'\]: shape \(3,\), expected \(2,\)"):
+        opt.step()
+    with pytest.raises(ValueError, match="step: gradients, but parts was given"):
+        opt.step({"w": np.zeros(2)})
+    opt.add({"w": np.ones(2)})
+    opt.add({"w": None})
+    with pytest.raises(ValueError, match="None in part 1, expected an array as in the part before"):
+        opt.step()
+    for value in (1.0, np.nan):
+        opt.add({"w": np.full(2, value)})
+    with pytest.raises(FloatingPointError, match=r"grads\['w'\]: NaN or infinity at step 0"):
+        opt.step()
+    assert opt.steps == 0
+    with pytest.raises(TypeError, match=r"gpuopt\.save writes a file"):
+        opt.__getstate__()
+    assert repr(opt).endswith("rank 0 of 1)")
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"transport": "smoke"}, ValueError, "transport: 'smoke', expected one of"),
+        ({"timeout": 0}, ValueError, "timeout: 0, expected seconds"),
+        ({"parts": 0}, ValueError, "parts: 0, expected a whole number of at least 1"),
+        ({"parts": 1.5}, ValueError, "parts: 1.5, expected a whole number"),
+    ],
+)
+def test_options_that_are_refused(more: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        gpuopt.distributed.Optimizer(np.zeros(2), gpuopt.Adam(), None, **more)
+
+
+def test_arrays_with_gaps_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected an array without gaps; copy it"):
+        gpuopt.distributed.Optimizer(np.zeros((4, 4))[:, ::2], gpuopt.Adam(), None)
+
+
+def test_without_mpi4py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ImportError, match=r"`pip install gpuopt\[mpi\]` installs it"):
+        gpuopt.distributed.Optimizer(np.zeros(2), gpuopt.Adam(), object())
+
+
+# ---- cuts and sums
+
+
+@given(st.lists(st.integers(0, 20_000), min_size=1, max_size=6), st.integers(1, 9))
+def test_shares_are_all_elements_once_cut_between_chunks(sizes: list[int], processes: int) -> None:
+    buckets = (
+        buckets_of(sizes, ["float32", "float64"] * 3, processes)
+        if len(sizes) == 6
+        else buckets_of(sizes, ["float32"] * len(sizes), processes)
+    )
+    owned = [piece for bucket in buckets for rank in range(processes) for piece in bucket.pieces_of(rank)]
+    found = {i: sorted((p.start, p.stop) for p in owned if p.leaf == i) for i in range(len(sizes))}
+    for i, size in enumerate(sizes):
+        ends = [0, *(stop for _, stop in found[i])]
+        assert [start for start, _ in found[i]] == ends[:-1]
+        assert ends[-1] == size
+        assert all(start % 4096 == 0 for start, _ in found[i])
+    order, counts = order_of_chunks(buckets, processes, len(sizes))
+    assert counts == [-(-size // 4096) for size in sizes]
+    assert sorted(order) == list(range(sum(counts)))
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_a_tree_of_parts_is_the_same_on_any_number_of_processes(parts: int, processes: int) -> None:
+    def tree(first: int, last: int) -> str:
+        if last - first == 1:
+            return str(first)
+        return f"({tree(first, middle((first, last)))}+{tree(middle((first, last)), last)})"
+
+    bounds = [parts * rank // processes for rank in range(processes + 1)]
+    nodes = [
+        (node, rank != 0) for rank in range(processes) for node in whole_within((0, parts), *bounds[rank : rank + 2])
+    ]
+    sums = [tree(*node) for node, _ in nodes]
+    additions = plan(nodes, (0, parts))
+    for target, source in additions:
+        left, right = sorted((target, source))
+        sums[target] = f"({sums[left]}+{sums[right]})" if nodes[left][0] < nodes[right][0] else ""
+        assert nodes[target][1]
+    assert sums[additions[-1][0] if additions else 0] == tree(0, parts)
+
+
+def test_rules_that_sum_are_refused() -> None:
+    with pytest.raises(TypeError, match="LAMB is not elementwise"):
+        gpuopt.distributed.Optimizer(np.zeros(2), gpuopt.LAMB(), None)
