@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.backends import describe, to_numpy
-from gpuopt.states import dtype_of
+from gpuopt.leaves import dtype_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpuopt import leaves
 from gpuopt.backends import describe, place
 from gpuopt.engines import array
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.groups import match
 from gpuopt.rules.slots import Shared, Slot, is_number, starts
 
@@ -68,9 +69,9 @@ def init(rule: Rules, params: Any) -> State:
     patterns, rules, groups = match(rule, tree)
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
-        for name, slot in starts(rules[group].slots).items():
+        for name in rules[group].slots:
             try:
-                slots[name][i] = array.started(slot, p, i, rules[group])
+                slots[name][i] = array.started(name, p, i, rules[group])
             except ValueError as error:
                 raise ValueError(f"{rules[group].name}: {name} of {tree.name(i, 'params')}: {error}") from None
     return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
@@ -114,7 +115,8 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name, slot in starts(rules[group].slots).items():
-            _check_slot(slots[name][i] if name in slots else None, slot, p, tree.name(i, f"state.slots[{name!r}]"))
+            own, dtype = slots[name][i] if name in slots else None, slot_dtype(rules[group], name, p)
+            _check_slot(own, slot, p, dtype, tree.name(i, f"state.slots[{name!r}]"))
     carried = {**_carried(patterns, rules), **state.carried}
     scalars = [
         own.at(state.steps, carried[pattern]) if pattern in carried else own.at(state.steps)
@@ -179,14 +181,14 @@ def _carried(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str, dict[s
     return {pattern: dict(rule.carried) for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
 
 
-def _check_slot(own: Any, slot: Slot, p: Any, name: str) -> None:
+def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
     if is_number(slot):
         if isinstance(own, float):
             return
         expected = "a number"
     else:
-        if leaves.is_array(own) and (place(own), own.shape, own.dtype) == (place(p), p.shape, p.dtype):
+        if leaves.is_array(own) and (place(own), own.shape, own.dtype) == (place(p), p.shape, dtype):
             return
-        expected = f"a {describe(p)} of {p.shape}, {p.dtype} like its parameter"
+        expected = f"a {describe(p)} of {p.shape}, {dtype} like its parameter"
     given = f"{describe(own)} of {own.shape}, {own.dtype}" if leaves.is_array(own) else describe(own)
     raise ValueError(f"{name}: {given}, expected {expected}; gpuopt.init makes one")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place
+from gpuopt.engines.complexes import is_complex
+from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
     from gpuopt.trees import Tree
+
+
+EXPECTED = " or ".join(", ".join(DTYPES).rsplit(", ", 1))
+"""Dtypes of parameters, for messages."""
 
 
 def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
@@ -20,14 +27,14 @@ def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
     Parameters
     ----------
     params
-        Arrays of float32 or float64, in any nesting.
+        Arrays of float32, float64, complex64 or complex128, in any nesting.
     in_place
         Whether they are going to be updated in place, and so must be writable and must not share memory.
 
     Raises
     ------
     TypeError
-        If a leaf is no array, or not of float32 or float64.
+        If a leaf is no array, or of another dtype.
     ValueError
         If there is no leaf, or ``in_place`` and a leaf is read-only or shares memory with another one.
 
@@ -44,10 +51,9 @@ def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
 def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     if not is_array(leaf):
         hint = "; numpy.array(x) makes one" if isinstance(leaf, float | int | list | tuple | np.generic) else ""
-        raise TypeError(f"{name}: {describe(leaf)}, expected an array of float32 or float64{hint}")
-    xp = namespace(leaf)
-    if leaf.dtype not in (xp.float32, xp.float64):
-        raise TypeError(f"{name}: dtype {leaf.dtype}, expected float32 or float64")
+        raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
+    if dtype_of(leaf) not in DTYPES:
+        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}")
     _check_unmasked(leaf, name)
     hindrance = hindrance_of(leaf) if in_place else None
     if hindrance == "requires grad":
@@ -81,7 +87,12 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
         raise error(f"{name}: {_a(describe(g))}, expected {_a(describe(p))} like its parameter")
     if g.shape != p.shape:
         raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {tuple(p.shape)}")
-    if not is_real(g):
+    if is_complex(p) and not is_complex(g):
+        raise TypeError(
+            f"{name}: dtype {g.dtype}, expected a complex one, best {p.dtype} like its parameter; the gradient of a real "
+            "loss by the conjugate, as torch returns it (of JAX's gradient take the conjugate)"
+        )
+    if not is_complex(p) and not is_real(g):
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     _check_unmasked(g, name)
     return np.asarray(g) if is_numpy(g) else detached(g)
@@ -99,6 +110,16 @@ def is_real(x: Any) -> bool:
     if is_numpy(x) or is_cupy(x):
         return x.dtype.kind in "fiub"
     return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
+
+
+def dtype_of(x: Any) -> str:
+    """Name of an array's dtype, the same in every library: ``"float32"``."""
+    return _numpys_name(x.dtype) if isinstance(x.dtype, np.dtype) else str(x.dtype).rpartition(".")[2]
+
+
+@cache
+def _numpys_name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
 
 
 def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:

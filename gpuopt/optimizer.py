@@ -281,8 +281,8 @@ class Optimizer:
             ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
         }
         expected |= {
-            ("state", path, slot): np.zeros(()) if is_number(start) else a
-            for path, a, group in zip(self._tree.paths, self._arrays, self._groups, strict=True)
+            ("state", path, slot): np.zeros(()) if is_number(start) else self._step.slots[i][slot]
+            for i, (path, group) in enumerate(zip(self._tree.paths, self._groups, strict=True))
             for slot, start in starts(rules[group].slots).items()
         }
         given = states.arrays_of(state, expected, problems)
@@ -343,7 +343,7 @@ class Optimizer:
     def _leaves(self) -> list[notebook.Leaf]:
         arrays = zip(self._tree.paths, self._arrays, self._groups, strict=True)
         return [
-            notebook.Leaf(path, a.shape, states.dtype_of(a), place(a), self._patterns[group])
+            notebook.Leaf(path, a.shape, leaves.dtype_of(a), place(a), self._patterns[group])
             for path, a, group in arrays
         ]
 

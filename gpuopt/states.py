@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt import schedules
 from gpuopt.backends import describe
-from gpuopt.leaves import hindrance_of
+from gpuopt.leaves import dtype_of, hindrance_of
 from gpuopt.rules.hyper import LONGEST
 
 if TYPE_CHECKING:
@@ -120,16 +119,6 @@ def arrays_of(
         else:
             fitting[key] = new
     return fitting
-
-
-def dtype_of(x: Any) -> str:
-    """Name of an array's dtype, the same in every library: ``"float32"``."""
-    return _numpys_name(x.dtype) if isinstance(x.dtype, np.dtype) else str(x.dtype).rpartition(".")[2]
-
-
-@cache
-def _numpys_name(dtype: np.dtype[Any]) -> str:
-    return str(dtype)
 
 
 def check_nesting(state: Any) -> None:

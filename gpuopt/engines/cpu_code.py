@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import norms, table
-from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.dtypes import DTYPES, DType
 from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
 
 if TYPE_CHECKING:
@@ -125,13 +125,19 @@ def _update(i: int, variant: Variant) -> str:
             f"%{name}.leaf = load ptr, ptr %{name}.at",
         ]
     for name in ("g", *columns):
-        prologue.append(f"%{name}.chunk = getelementptr {T}, ptr %{name}.leaf, i64 %start")
-        body.append(f"%{name}.element = getelementptr inbounds {T}, ptr %{name}.chunk, i64 %i")
+        if name in program.pairs:
+            prologue.append(f"%{name}.chunk = getelementptr [2 x {T}], ptr %{name}.leaf, i64 %start")
+            parts = [f"%{name}.part{k} = getelementptr inbounds [2 x {T}], ptr %{name}.chunk, i64 %i, i64 {k}" for k in range(2)]
+            body += parts
+        else:
+            prologue.append(f"%{name}.chunk = getelementptr {T}, ptr %{name}.leaf, i64 %start")
+            body.append(f"%{name}.element = getelementptr inbounds {T}, ptr %{name}.chunk, i64 %i")
     for k, node in enumerate(program.nodes):
         value = f"%v{k}"
         match node:
-            case Node("load", (name,)):
-                body.append(f"{value} = load {T}, ptr %{name}.element, !llvm.access.group !{access}")
+            case Node("load", (name, *part)):
+                at = f"part{part[0]}" if part else "element"
+                body.append(f"{value} = load {T}, ptr %{name}.{at}, !llvm.access.group !{access}")
             case Node("coefficient", (index,)):
                 prologue += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
             case Node("scale", ()):
@@ -144,13 +150,14 @@ def _update(i: int, variant: Variant) -> str:
             case Node(op, args):
                 body.append(f"{value} = " + _OPERATIONS[op].format(*[values[a] for a in args], T=T, S=S))
         values.append(value)
-    for name, output in zip(("p", *program.slots), program.outputs, strict=True):
-        body.append(f"store {T} {values[output]}, ptr %{name}.element, !llvm.access.group !{access}")
+    for name, part, output in program.stores:
+        at = f"part{part}" if name in program.pairs else "element"
+        body.append(f"store {T} {values[output]}, ptr %{name}.{at}, !llvm.access.group !{access}")
     return _UPDATE.format(i=i, access=access, loop=loop, prologue="\n  ".join(prologue), body="\n  ".join(body))
 
 
 def _types() -> list[tuple[str, str]]:
-    return [(dtype.llvm, dtype.llvm_suffix) for dtype in DTYPES.values()]
+    return list(dict.fromkeys((dtype.llvm, dtype.llvm_suffix) for dtype in DTYPES.values()))
 
 
 def _context(*names: str) -> str:
@@ -208,7 +215,7 @@ exit:
 
 # See gpuopt.engines.norms: lanes in order, then halves. %lanes does not escape, so the loops are vectorized.
 _SUM = """
-define internal double @sum.{S}(ptr %g, i64 %n, double %scale) {{
+define internal double @sum.{name}(ptr %g, i64 %n, double %scale) {{
   %lanes = alloca [{LANES} x double], align 64
   call void @llvm.memset.p0.i64(ptr align 64 %lanes, i8 0, i64 {bytes}, i1 false)
   br label %row
@@ -221,11 +228,7 @@ row:
 element:
   %lane = phi i64 [ 0, %row ], [ %lane.next, %element ]
   %k = add nuw nsw i64 %start, %lane
-  %g.at = getelementptr inbounds {T}, ptr %g, i64 %k
-  %g.k = load {T}, ptr %g.at
-  %x = {extended}
-  %scaled = fmul double %x, %scale
-  %square = fmul double %scaled, %scaled
+{square}
   %lane.at = getelementptr inbounds double, ptr %lanes, i64 %lane
   %before = load double, ptr %lane.at
   %after = fadd double %before, %square
@@ -263,7 +266,6 @@ end:
 
 def measure() -> str:
     """LLVM IR of the sums of squares of every chunk."""
-    extended = {"float": "fpext float %g.k to double", "double": "fadd double %g.k, -0.0"}
     measure = _MEASURE.format(
         context=_context("table", "columns.count", "gradients", "chunks", "partials"),
         CHUNK=table.CHUNK,
@@ -272,20 +274,37 @@ def measure() -> str:
         sums="\n".join(map(_sums, DTYPES)),
     )
     return measure + "".join(
-        _SUM.format(T=T, S=S, LANES=norms.LANES, HALF=norms.LANES // 2, bytes=8 * norms.LANES, extended=extended[T])
-        for T, S in _types()
+        _SUM.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, bytes=8 * norms.LANES, square=_square(dtype))
+        for name, dtype in DTYPES.items()
     )
+
+
+def _square(dtype: DType) -> str:
+    """IR of the square of element ``%k`` (of a complex one, of its modulus), scaled."""
+    extended = {"float": "fpext float %g.{k} to double", "double": "fadd double %g.{k}, -0.0"}[dtype.llvm]
+    lines = []
+    for k in range(dtype.parts):
+        lines += [
+            f"%g.at.{k} = getelementptr inbounds [{dtype.parts} x {dtype.llvm}], ptr %g, i64 %k, i64 {k}",
+            f"%g.{k} = load {dtype.llvm}, ptr %g.at.{k}",
+            f"%x.{k} = {extended.format(k=k)}",
+            f"%scaled.{k} = fmul double %x.{k}, %scale",
+            f"%square{'' if dtype.parts == 1 else f'.{k}'} = fmul double %scaled.{k}, %scaled.{k}",
+        ]
+    if dtype.parts == 2:
+        lines.append("%square = fadd double %square.0, %square.1")
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _sums(name: str) -> str:
     """IR that adds up the squares of a chunk of a dtype, scaled ones too where squares may not fit."""
     dtype = DTYPES[name]
     scales = norms.SCALES[:1] if dtype.squares_fit else norms.SCALES
-    lines = [f"{name}:", f"  %{name}.g = getelementptr {dtype.llvm}, ptr %gradient, i64 %start"]
+    lines = [f"{name}:", f"  %{name}.g = getelementptr [{dtype.parts} x {dtype.llvm}], ptr %gradient, i64 %start"]
     for k, scale in enumerate(scales):
         factor = DTYPES["float64"].llvm_literal(scale.hex())
         lines += [
-            f"  %{name}.sum{k} = call double @sum.{dtype.llvm_suffix}(ptr %{name}.g, i64 %n, double {factor})",
+            f"  %{name}.sum{k} = call double @sum.{name}(ptr %{name}.g, i64 %n, double {factor})",
             f"  store double %{name}.sum{k}, ptr %out{k}",
         ]
     return "\n".join([*lines, "  br label %next"])

@@ -135,11 +135,15 @@ def _ctype(variant: Variant) -> str:
 def _update(i: int, variant: Variant) -> str:
     """The code of one variant: the element, and the loop over a chunk."""
     program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
-    suffix, width = DTYPES[variant.dtype].cuda_suffix, 16 // DTYPES[variant.dtype].itemsize
-    arrays = {"p": f"row[{table.PARAMETER}]", "g": "gradient"}
-    arrays |= {slot: f"row[{table.SLOTS + k}]" for k, slot in enumerate(program.slots)}
+    dtype = DTYPES[variant.dtype]
+    suffix, lanes = dtype.cuda_suffix, "xyzw"[: 16 * dtype.parts // dtype.itemsize]
+    ids = {name: name.replace(".", "__") for name in ("p", "g", *program.slots)}
+    addresses = {"p": f"row[{table.PARAMETER}]", "g": "gradient"}
+    addresses |= {slot: f"row[{table.SLOTS + k}]" for k, slot in enumerate(program.slots)}
     written = ["p", *program.slots]
-    lanes = "xyzw"[:width]
+    parts = {name: 2 if name in program.pairs else 1 for name in ids}
+    # As many elements at a time as fill 16 bytes of the smallest array.
+    width = len(lanes) // min(parts.values())
     constants = {f"c{k}": f"c[{k}]" for k in range(len(program.coefficients))}
     if Node("scale", ()) in program.nodes:
         constants["scale"] = f"({T})leaf_scale"
@@ -147,50 +151,80 @@ def _update(i: int, variant: Variant) -> str:
     body, terms = [], []
     for k, node in enumerate(program.nodes):
         match node:
-            case Node("load", (name,)):
-                terms.append(f"a_{name}")
+            case Node("load", (name, *part)):
+                terms.append(_numbered("a", ids[name], *part))
             case Node("coefficient", (index,)):
                 terms.append(f"c{index}")
             case Node("scale", ()):
                 terms.append("scale")
             case Node("literal", (number,)):
-                terms.append(_literal(number, variant.dtype))
+                terms.append(_literal(number, dtype.arithmetic))
             case Node(op, args):
                 kind = "bool" if op in (*COMPARISONS, "and", "or", "not") else T
                 body.append(f"const {kind} v{k} = " + _OPERATIONS[op].format(*[terms[a] for a in args], s=suffix) + ";")
                 terms.append(f"v{k}")
-    results = [terms[output] for output in program.outputs]
     # Through locals of their own: one output may be another one's input.
-    body += [f"const {T} r{k} = {result};" for k, result in enumerate(results)]
-    body += [f"a_{name} = r{k};" for k, name in enumerate(written)]
+    body += [f"const {T} r{k} = {terms[output]};" for k, output in enumerate(program.outputs)]
+    body += [f"{_numbered('a', ids[name], part)} = r{k};" for k, (name, part, _) in enumerate(program.stores)]
+
+    every = [(name, part) for name in ids for part in range(parts[name])]
+    vectors = [(name, k) for name in ids for k in range(parts[name] * width // len(lanes))]
+    vector = f"{T}{len(lanes)}"
+
+    def at(name: str, index: str) -> str:
+        return f"at_{ids[name]} + {index if parts[name] == 1 else f'{parts[name]} * {index}'}"
+
+    def lane(name: str, element: int, part: int) -> str:
+        """Where a part of an element of the main loop is."""
+        k, own = divmod(element * parts[name] + part, len(lanes))
+        return f"{_numbered('v', ids[name], k)}.{lanes[own]}"
+
+    def memory(name: str, k: int) -> str:
+        """The vector ``k`` of those that the main loop moves of an array."""
+        return f"*(({vector}*)({at(name, 'i')}){f' + {k}' if k else ''})"
 
     values = ", ".join(constants) or "0"
-    vector = f"{T}{width}"
     newline = "\n    "
     return _UPDATE.format(
         i=i,
         T=T,
         width=width,
         threads=norms.LANES,
-        arguments=", ".join(f"{T}{'&' if name in written else ''} a_{name}" for name in arrays),
+        arguments=", ".join(
+            f"{T}{'&' if name in written else ''} {_numbered('a', ids[name], part)}" for name, part in every
+        ),
         coefficients=", ".join(f"{T} {name}" for name in constants) or "int",
         body=newline.join(body),
         prologue=newline.join(
-            [f"{T}* at_{name} = ({T}*){address} + start;" for name, address in arrays.items()]
-            + [f"ASSUME_GLOBAL(at_{name});" for name in arrays]
+            [f"{T}* at_{ids[name]} = ({T}*){address};" for name, address in addresses.items()]
+            + [f"at_{ids[name]} = {at(name, 'start')};" for name in ids]
+            + [f"ASSUME_GLOBAL(at_{name});" for name in ids.values()]
             + [f"const {T} {name} = {value};" for name, value in constants.items()]
         ),
-        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in arrays),
-        loads=(newline + "    ").join(f"{vector} v_{name} = *({vector}*)(at_{name} + i);" for name in arrays),
-        elements=(newline + "    ").join(
-            f"element{i}({', '.join(f'v_{name}.{lane}' for name in arrays)}, {values});" for lane in lanes
+        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in ids.values()),
+        loads=(newline + "    ").join(
+            f"{vector} {_numbered('v', ids[name], k)} = {memory(name, k)};" for name, k in vectors
         ),
-        stores=(newline + "    ").join(f"*({vector}*)(at_{name} + i) = v_{name};" for name in written),
-        scalars=", ".join(f"s_{name} = at_{name}[i]" for name in arrays),
-        names=", ".join(f"s_{name}" for name in arrays),
+        elements=(newline + "    ").join(
+            f"element{i}({', '.join(lane(name, k, part) for name, part in every)}, {values});" for k in range(width)
+        ),
+        stores=(newline + "    ").join(
+            f"{memory(name, k)} = {_numbered('v', ids[name], k)};" for name, k in vectors if name in written
+        ),
+        scalars=", ".join(
+            f"{_numbered('s', ids[name], part)} = ({at(name, 'i')})[{part}]" for name, part in every
+        ),
+        names=", ".join(_numbered("s", ids[name], part) for name, part in every),
         values=values,
-        writes=" ".join(f"at_{name}[i] = s_{name};" for name in written),
+        writes=" ".join(
+            f"({at(name, 'i')})[{part}] = {_numbered('s', ids[name], part)};" for name, part in every if name in written
+        ),
     )
+
+
+def _numbered(kind: str, name: str, number: int = 0) -> str:
+    """A variable of an array; there may be several."""
+    return f"{kind}{number or ''}_{name}"
 
 
 def _literal(number: str, dtype: str) -> str:
@@ -204,12 +238,30 @@ def _literal(number: str, dtype: str) -> str:
 # See gpuopt.engines.norms. The last block to end adds up what all have found, and decides.
 _MEASURE = """\
 template <typename T>
+__device__ __forceinline__ double square(T g, double scale)
+{
+    const double x = (double)g * scale;
+    return x * x;
+}
+
+template <>
+__device__ __forceinline__ double square(float2 g, double scale)
+{
+    return square(g.x, scale) + square(g.y, scale);
+}
+
+template <>
+__device__ __forceinline__ double square(double2 g, double scale)
+{
+    return square(g.x, scale) + square(g.y, scale);
+}
+
+template <typename T>
 __device__ __forceinline__ void sum_of_squares(const T* g, int n, double scale, double* lanes, double* out)
 {
     double sum = 0;
     for (int i = threadIdx.x; i < n; i += LANES) {
-        const double x = (double)g[i] * scale;
-        sum += x * x;
+        sum += square(g[i], scale);
     }
     lanes[threadIdx.x] = sum;
     __syncthreads();
@@ -288,7 +340,7 @@ def _sums(name: str) -> str:
     dtype = DTYPES[name]
     scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
     calls = [
-        f"sum_of_squares((const {dtype.cuda}*)gradient + start, n, {scale}, lanes, out + {k});"
+        f"sum_of_squares((const {dtype.cuda}{dtype.parts if dtype.parts > 1 else ''}*)gradient + start, n, {scale}, lanes, out + {k});"
         for k, scale in enumerate(scales)
     ]
     return f"case {dtype.number}: {' '.join(calls)} break;"

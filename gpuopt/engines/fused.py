@@ -10,7 +10,6 @@ import numpy as np
 from gpuopt.engines import array
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
-from gpuopt.engines.trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,7 +96,7 @@ class FusedStep:
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether the programs of these rules are the compiled ones."""
-        return all(trace(rules[group]) == program for group, program in self._table.programs.items())
+        return self._table.computes(rules)
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.

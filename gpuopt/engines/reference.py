@@ -12,6 +12,7 @@ import numpy as np
 from gpuopt.backends import to_numpy
 from gpuopt.engines import memory
 from gpuopt.engines.norms import ordered_sum, root, sums_of_squares
+from gpuopt.rules.pairs import RealNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +165,7 @@ COMBINE: dict[str, Callable[[Sequence[Partial]], float]] = {
 """From the leaves' parts in order, the total."""
 
 
-class Namespace:
+class Namespace(RealNumbers):
     """The array API namespace of a leaf, and sums over that leaf and over all leaves of its group.
 
     Functions of numbers alone are those of float64.

@@ -11,12 +11,13 @@ import numpy as np
 
 from gpuopt import backends as libraries
 from gpuopt.engines import array, machine, memory
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.trace import SCALE, is_elementwise
-from gpuopt.rules.slots import Filled, Shared, is_number, starts
+from gpuopt.rules.slots import Filled, Real, Shared, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -346,13 +347,13 @@ def _with_new_slots(
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
         if place is not None:
-            new = place.zeros([memory.dense_layout(arrays[i]) for i in members])
+            new = place.zeros([memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i])) for i in members])
         else:
-            new = [array.zeros_like(arrays[i]) for i in members]
+            new = [array.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i])) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
-            if declared[i][name] != Filled():
-                array.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
+            if declared[i][name] not in (Filled(), Real()):
+                array.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
 
 

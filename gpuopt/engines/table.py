@@ -33,10 +33,16 @@ LENGTH, DTYPE, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(6)
 
 @dataclass(frozen=True)
 class Variant:
-    """One body of a kernel: a program at a dtype (``"float32"`` or ``"float64"``)."""
+    """One body of a kernel: a program at a dtype of parameters."""
 
     program: Program
     dtype: str
+
+    @property
+    def arrays(self) -> float:
+        """Arrays as large as the parameter that are read or written."""
+        pairs = self.program.pairs
+        return 3 + 2 * sum(0.5 if pairs and slot not in pairs else 1 for slot in self.program.slots)
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Table:
     Attributes
     ----------
     programs
-        Of each group.
+        Of each group and dtype.
     variants
         The bodies that the kernel needs.
     rows
@@ -75,15 +81,17 @@ class Table:
     """
 
     def __init__(self, segments: Sequence[Segment], rules: Sequence[Rule]) -> None:
-        self.programs = programs = {group: trace(rules[group]) for group in sorted({s.group for s in segments})}
         lanes = dict.fromkeys((s.group, s.dtype) for s in segments)
-        variant_of = {(group, dtype): Variant(programs[group], dtype) for group, dtype in lanes}
+        kinds = {lane: (lane[0], DTYPES[lane[1]].parts == 2) for lane in lanes}
+        traced = {kind: trace(rules[kind[0]], is_complex=kind[1]) for kind in sorted(set(kinds.values()))}
+        self.programs = programs = {lane: traced[kind] for lane, kind in kinds.items()}
+        variant_of = {lane: Variant(programs[lane], lane[1]) for lane in lanes}
         self.variants = tuple(dict.fromkeys(variant_of.values()))
         number_of = {lane: self.variants.index(variant) for lane, variant in variant_of.items()}
         offsets, size = {}, 0
         for group, dtype in lanes:
             offsets[group, dtype] = size
-            size += 8 * len(programs[group].coefficients)
+            size += 8 * len(programs[group, dtype].coefficients)
         if size > VALUE_BYTES:
             raise ValueError(
                 f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}"
@@ -97,9 +105,9 @@ class Table:
         )
         self._lanes: list[tuple[int, Program, Any]] = [
             # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
-            (group, programs[group], (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
+            (group, programs[group, dtype], (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
             for (group, dtype), offset in offsets.items()
-            if (count := len(programs[group].coefficients))
+            if (count := len(programs[group, dtype].coefficients))
         ]
 
         self.rows = np.zeros((len(segments), SLOTS + max(len(v.program.slots) for v in self.variants)), np.int64)
@@ -117,6 +125,13 @@ class Table:
         self.chunks[:, 0] = np.repeat(np.arange(len(segments)), counts)
         self.chunks[:, 1] = (np.arange(len(self.chunks)) - first) * CHUNK
 
+    def computes(self, rules: Sequence[Rule]) -> bool:
+        """Whether the programs of these rules are those of the table."""
+        return all(
+            trace(rules[group], is_complex=DTYPES[dtype].parts == 2) == program
+            for (group, dtype), program in self.programs.items()
+        )
+
     @property
     def gradient_bytes(self) -> int:
         """Bytes of all gradients."""
@@ -125,7 +140,7 @@ class Table:
     @property
     def traffic(self) -> int:
         """Bytes that a step reads and writes."""
-        arrays = np.array([3 + 2 * len(v.program.slots) for v in self.variants])[self.rows[:, VARIANT]]
+        arrays = np.array([v.arrays for v in self.variants])[self.rows[:, VARIANT]]
         return int(self._sizes @ arrays)
 
     @property

@@ -14,6 +14,7 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealNumbers, applied
 from gpuopt.rules.slots import is_number, starts
 
 if TYPE_CHECKING:
@@ -71,10 +72,18 @@ class Program:
     slots: tuple[str, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
-    """Nodes of the new parameter and the new slots."""
+    """Nodes of the new parameter and the new slots; of complex ones, of their real and imaginary parts."""
     scalars: tuple[Node, ...]
     coefficients: tuple[int, ...]
     """Scalars that enter the loop: the node ``coefficient k`` is ``scalars[coefficients[k]]``."""
+    pairs: frozenset[str] = frozenset()
+    """Arrays of complex numbers, among "p", "g" and the slots: nodes load and store their parts, ``("p", 0)`` and ``("p", 1)``."""
+
+    @property
+    def stores(self) -> list[tuple[str, int, int]]:
+        """Of each output the array, the part and the node."""
+        parts = [(name, k) for name in ("p", *self.slots) for k in range(2 if name in self.pairs else 1)]
+        return [(name, k, node) for (name, k), node in zip(parts, self.outputs, strict=True)]
 
     @property
     def exact(self) -> bool:
@@ -99,33 +108,56 @@ class Program:
         return eval(code, {**_FUNCTIONS_ON_HOST})  # type: ignore[no-any-return]
 
 
-def trace(rule: Rule) -> Program:
+def trace(rule: Rule, *, is_complex: bool = False) -> Program:
     """Run ``rule.update`` on symbols.
+
+    Parameters
+    ----------
+    is_complex
+        Whether the parameters are complex numbers.
 
     Raises
     ------
     TraceError
         If the update branches on a value, calls what cannot be fused, or does not return its slots.
+    ComplexError
+        If the update does with complex numbers what is refused.
 
     """
     tape = _Tape(rule.name)
     if {"p", "g"} & set(rule.slots):
         raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
-    slots = {name: tape.load(name) for name in rule.slots}
+    pairs = {"p", "g", *(name for name in rule.slots if rule.part(name) != "real")} if is_complex else set()
+    real = Namespace(tape)
+    xp: Any = Lifted(real) if is_complex else real
+
+    def load(name: str) -> Symbol | Pair:
+        return Pair(*[Symbol(tape, "load", name, k) for k in range(2)]) if name in pairs else tape.load(name)
+
+    slots = {name: load(name) for name in rule.slots}
     # sorted: alike, whichever are schedules
     h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in sorted(rule.at(0))}
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
-    new_p, new_slots = rule.update(
-        Namespace(tape), tape.load("p"), tape.load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
+    new_p, new_slots = applied(
+        rule, rule.update, xp, load("p"), load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
     )
     if set(new_slots) != set(slots):
         raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
-    outputs = [tape.element(value) for value in (new_p, *(new_slots[name] for name in slots))]
+    outputs = []
+    for name, value in {"p": new_p, **{name: new_slots[name] for name in slots}}.items():
+        if name in pairs:
+            outputs += [tape.element(x) for x in ((value.re, value.im) if isinstance(value, Pair) else (value, 0.0))]
+        elif isinstance(value, Pair):
+            raise ComplexError(f"returns complex numbers for {name}, expected real ones")
+        else:
+            outputs.append(tape.element(value))
     if any(output.is_mask for output in outputs):
         raise tape.error("returns a truth value", "a number, as xp.where(condition, 1, 0) gives")
     indices = tuple(output.index for output in outputs)
-    return Program(tuple(slots), tuple(tape.nodes), indices, tuple(tape.scalars), tuple(tape.coefficients))
+    return Program(
+        *(tuple(slots), tuple(tape.nodes), indices, tuple(tape.scalars), tuple(tape.coefficients)), frozenset(pairs)
+    )
 
 
 def is_elementwise(rule: Rule) -> bool:
@@ -236,6 +268,8 @@ class _Expression:
 def _install_operators() -> None:
     def binary(op: str, *, swapped: bool = False) -> Callable[[_Expression, Any], Any]:
         def method(self: _Expression, other: Any) -> Any:
+            if isinstance(other, Pair):
+                return NotImplemented  # which knows better
             return self._apply(op, other, self) if swapped else self._apply(op, self, other)
 
         return method
@@ -304,7 +338,7 @@ class Symbol(_Expression):
         return self._apply("not", self)
 
 
-class Namespace:
+class Namespace(RealNumbers):
     """The array API's elementwise functions, on symbols."""
 
     _OPERATIONS: ClassVar[Mapping[str, str]] = {
@@ -331,7 +365,7 @@ class Namespace:
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         op = self._OPERATIONS.get(name)
         if op is None:
-            derived = [n for n in vars(Namespace) if not n.startswith("_")]
+            derived = [n for n in (*vars(Namespace), *vars(RealNumbers)) if not n.startswith("_")]
             known = ", ".join(sorted([*self._OPERATIONS, *derived]))
             raise self._tape.error(f"calls xp.{name}", f"elementwise functions ({known})")
 
