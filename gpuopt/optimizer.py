@@ -12,7 +12,8 @@ import numpy as np
 
 from gpuopt import leaves, notebook, states
 from gpuopt.backends import describe, is_numpy, place
-from gpuopt.engines.array import assign, evaluation
+from gpuopt.engines.array import assign, evaluation, zeros_like
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.norms import Guard
 from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
@@ -281,7 +282,7 @@ class Optimizer:
             ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
         }
         expected |= {
-            ("state", path, slot): np.zeros(()) if is_number(start) else self._step.slots[i][slot]
+            ("state", path, slot): np.zeros(()) if is_number(start) else self._slot_like(i, rules[group], slot)
             for i, (path, group) in enumerate(zip(self._tree.paths, self._groups, strict=True))
             for slot, start in starts(rules[group].slots).items()
         }
@@ -306,6 +307,14 @@ class Optimizer:
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
+
+    def _slot_like(self, i: int, rule: Rule, slot: str) -> Any:
+        """An array such as a slot of a leaf is or, where the rule is new, will be."""
+        own, p = self._step.slots[i].get(slot), self._arrays[i]
+        if own is not None:
+            return own
+        dtype = slot_dtype(rule, slot, p)
+        return p if dtype == p.dtype else zeros_like(p, dtype)
 
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""

@@ -47,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
         "trees",
     },
     "functional": {"backends", "engines", "groups", "leaves", "rules/base", "trees"},
-    "checkpoint": {"backends", "optimizer", "states"},
+    "checkpoint": {"backends", "leaves", "optimizer", "states"},
     "check": {"backends", "engines", "gradients", "optimizer", "rules"},
     "pictures": set(),
     "landscape": {"optimizer", "pictures", "rules", "rules/base"},
@@ -128,7 +128,7 @@ def imports(module: Path) -> Iterator[str]:
 def layer(name: str) -> str:
     """The layer of an absolute module name of gpuopt; "" is the package itself. What all rules share is one of its own."""
     parts = name.split(".")[1:]
-    shared = [["rules", name] for name in ("base", "formula", "hyper", "slots")]
+    shared = [["rules", name] for name in ("base", "formula", "hyper", "pairs", "slots")]
     return "rules/base" if parts in shared else "".join(parts[:1])
 
 
@@ -159,7 +159,7 @@ def test_libraries_stay_in_their_files(library: str) -> None:
 
 
 def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
-    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base", "formula", "hyper", "slots"}
+    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base", "formula", "hyper", "pairs", "slots"}
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
     assert {row.rule for row in ROWS} | {type(rule) for rule, _ in FORMULAS.values()} == set(RULES.values())
     for name, rule in RULES.items():
