@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import backend, report, to_numpy
+from gpuopt.arrays import to_numpy
+from gpuopt.backends import backend, report
 from gpuopt.engines.threads import get_num_threads
 from gpuopt.engines.trace import is_elementwise
 from gpuopt.gradients import clip_by_global_norm
@@ -259,7 +260,7 @@ def _compared(target: Backend, rule: Rule, guard: str) -> list[Difference]:
         before = {key: x.copy() for key, x in _arrays(one).items()}
         one.step(grads)
         with target.use():
-            other.step({name: target.asarray(g[None])[0, ...] for name, g in grads.items()})
+            other.step({name: target.asarray(g) for name, g in grads.items()})
         found = _arrays(other)
         for (leaf, array), expected in _arrays(one).items():
             wrong = _differing(expected, found[leaf, array])
@@ -281,7 +282,7 @@ def _laid_out(target: Backend, values: Mapping[str, NDArray[Any]]) -> dict[str, 
     with target.use():
         for key, (dtype, layout) in LEAVES.items():
             params[key] = LAYOUTS[layout](target.xp, getattr(target.xp, dtype))
-            params[key][None][...] = target.asarray(values[key][None])  # without axes, CuPy loses the sign of -0.0
+            params[key][...] = target.asarray(values[key])
     return params
 
 

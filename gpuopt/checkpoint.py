@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import describe, to_numpy
-from gpuopt.leaves import dtype_of
+from gpuopt.arrays import describe, dtype_of, to_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

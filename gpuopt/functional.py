@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt import leaves
-from gpuopt.backends import describe, place
+from gpuopt.arrays import describe, is_array, place
 from gpuopt.engines import array
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.groups import match
@@ -187,8 +187,8 @@ def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
             return
         expected = "a number"
     else:
-        if leaves.is_array(own) and (place(own), own.shape, own.dtype) == (place(p), p.shape, dtype):
+        if is_array(own) and (place(own), own.shape, own.dtype) == (place(p), p.shape, dtype):
             return
         expected = f"a {describe(p)} of {p.shape}, {dtype} like its parameter"
-    given = f"{describe(own)} of {own.shape}, {own.dtype}" if leaves.is_array(own) else describe(own)
+    given = f"{describe(own)} of {own.shape}, {own.dtype}" if is_array(own) else describe(own)
     raise ValueError(f"{name}: {given}, expected {expected}; gpuopt.init makes one")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place
+from gpuopt.arrays import (
+    describe,
+    detached,
+    dtype_of,
+    geometry,
+    hindrance_of,
+    is_array,
+    is_cupy,
+    is_numpy,
+    is_real,
+    place,
+)
 from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
@@ -96,55 +106,6 @@ def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     _check_unmasked(g, name)
     return np.asarray(g) if is_numpy(g) else detached(g)
-
-
-def is_array(x: Any) -> bool:
-    """Whether ``x`` is an array of some array API library."""
-    import array_api_compat
-
-    return is_numpy(x) or is_cupy(x) or (not isinstance(x, np.generic) and array_api_compat.is_array_api_obj(x))
-
-
-def is_real(x: Any) -> bool:
-    """Whether an array is of a floating, integer or boolean dtype."""
-    if is_numpy(x) or is_cupy(x):
-        return x.dtype.kind in "fiub"
-    return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
-
-
-def dtype_of(x: Any) -> str:
-    """Name of an array's dtype, the same in every library: ``"float32"``."""
-    return _numpys_name(x.dtype) if isinstance(x.dtype, np.dtype) else str(x.dtype).rpartition(".")[2]
-
-
-@cache
-def _numpys_name(dtype: np.dtype[Any]) -> str:
-    return str(dtype)
-
-
-def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
-    """What keeps an array from being updated in place."""
-    if is_numpy(x):
-        return None if x.flags.writeable else "read-only"
-    import array_api_compat
-
-    if getattr(x, "requires_grad", False):
-        return "requires grad"
-    return None if array_api_compat.is_writeable_array(x) else "read-only"
-
-
-def detached(x: Any) -> Any:
-    """The values of an array alone: with what they were computed from, parameters and state would keep all of it."""
-    return x.detach() if getattr(x, "requires_grad", False) else x
-
-
-def geometry(x: Any) -> tuple[Any, ...]:
-    """Where a parameter is and what it is: address and strides where the library tells them, shape and dtype."""
-    if is_numpy(x):
-        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
-    if is_cupy(x):
-        return x.data.ptr, x.shape, x.strides, x.dtype
-    return None, tuple(x.shape), None, x.dtype
 
 
 def change_of(x: Any, known: tuple[Any, ...]) -> str | None:

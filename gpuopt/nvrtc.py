@@ -43,7 +43,7 @@ def compiled(source: str) -> bytes:
     CompilationError
         If NVRTC refuses the program or the device.
     OSError
-        If there is no NVRTC for the CUDA of CuPy.
+        If there is no NVRTC for the CUDA of CuPy, or CuPy is the one for AMD's GPUs.
 
     """
     return _compiled(_library(), source, architecture())
@@ -83,6 +83,8 @@ def _library() -> ctypes.CDLL:
     """NVRTC, of the CUDA that CuPy was built for."""
     import cupy
 
+    if cupy.cuda.runtime.is_hip:
+        raise OSError("the installed CuPy is for AMD GPUs (ROCm), and code is compiled for NVIDIA GPUs alone")
     with contextlib.suppress(Exception):  # no such package, as before CuPy 14, or it finds nothing: the loader may
         from cuda import pathfinder
 

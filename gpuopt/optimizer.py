@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 
 from gpuopt import leaves, notebook, states
-from gpuopt.backends import describe, is_numpy, place
-from gpuopt.engines.array import assign, evaluation, zeros_like
+from gpuopt.arrays import assign, describe, detached, dtype_of, geometry, is_numpy, place, zeros_like
+from gpuopt.engines.array import evaluation
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.norms import Guard
@@ -290,7 +290,7 @@ class Optimizer:
         carried = states.carried_of(state, self.rules, problems)
         for key in expected.keys() & given.keys():
             try:
-                given[key] = self._step.readable(leaves.detached(given[key]), expected[key])
+                given[key] = self._step.readable(detached(given[key]), expected[key])
             except Exception as error:  # noqa: BLE001 - each library has its own
                 problems.append(f"{'/'.join(key)}: {describe(given[key])} that cannot be read ({error})")
         if problems:
@@ -351,10 +351,7 @@ class Optimizer:
 
     def _leaves(self) -> list[notebook.Leaf]:
         arrays = zip(self._tree.paths, self._arrays, self._groups, strict=True)
-        return [
-            notebook.Leaf(path, a.shape, leaves.dtype_of(a), place(a), self._patterns[group])
-            for path, a, group in arrays
-        ]
+        return [notebook.Leaf(path, a.shape, dtype_of(a), place(a), self._patterns[group]) for path, a, group in arrays]
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
@@ -389,7 +386,7 @@ class Optimizer:
         """Find and check the leaves of the parameters."""
         self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
         self._held = self._tree.leaves_of(self._params, "params")
-        self._known = list(map(leaves.geometry, self._held))
+        self._known = list(map(geometry, self._held))
         if self._engine == "fused":
             for i, a in enumerate(self._arrays):
                 check_fusable(self._tree.name(i, "params"), a)

@@ -7,11 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gpuopt import schedules
-from gpuopt.backends import describe
-from gpuopt.leaves import dtype_of, hindrance_of
+from gpuopt.arrays import describe, dtype_of, hindrance_of
 from gpuopt.rules.hyper import LONGEST
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ It computes new arrays; nothing is written before all of them are there.
 from __future__ import annotations
 
 import operator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import describe, is_cupy, is_numpy, namespace, place, to_numpy
+from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place, zeros_like
 from gpuopt.engines.complexes import is_complex, joined, slot_dtype, taken_apart
 from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
@@ -30,33 +30,6 @@ if TYPE_CHECKING:
 
 BLOCK = 8192
 """Elements of a NumPy array that are updated at a time: few enough for the temporaries to stay in the cache."""
-
-
-def current(x: Any) -> AbstractContextManager[object]:
-    """Return a context in which the device of ``x`` is the current one, for the library that has such a thing."""
-    return x.device if is_cupy(x) else nullcontext()
-
-
-def zeros_like(x: Any, dtype: Any = None) -> Any:
-    """Return a new array of zeros like ``x``, on its device."""
-    with current(x):
-        return namespace(x).zeros_like(x, dtype=dtype or x.dtype)
-
-
-def assign(target: Any, source: Any) -> None:
-    """Write the values of an array of any library and device into ``target``, cast to its dtype."""
-    if is_numpy(target):
-        with np.errstate(all="ignore"):
-            np.copyto(target, to_numpy(source), casting="unsafe")
-        return
-    import array_api_compat
-
-    xp = namespace(target)
-    with current(target):
-        if place(source) != place(target):
-            # Through the host, also from GPU to GPU: there CuPy does not wait for what is still being computed.
-            source = xp.asarray(to_numpy(source), device=array_api_compat.device(target))
-        target[...] = xp.astype(source, target.dtype, copy=False)
 
 
 def assigning(target: Any, source: Any) -> Callable[[], object]:
@@ -105,17 +78,8 @@ def started(name: str, p: Any, index: int, rule: Rule) -> Any:
                     raise ValueError(f"an array of shape {tuple(own.shape)}, expected {tuple(p.shape)} like the leaf")
                 if is_complex(own):
                     raise ValueError(f"an array of {own.dtype}, expected one of real numbers")
-                return xp.astype(_brought(own, p), dtype) + new
+                return xp.astype(brought(own, p), dtype) + new
         return full(slot.start)
-
-
-def _brought(source: Any, target: Any) -> Any:
-    """The array as one of the library and device of another."""
-    import array_api_compat
-
-    if place(source) == place(target):
-        return source
-    return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
 
 
 def update(

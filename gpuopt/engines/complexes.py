@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.backends import is_cupy, is_numpy, namespace, to_numpy
+from gpuopt.arrays import is_cupy, is_numpy, namespace, to_numpy
 from gpuopt.rules.pairs import Pair
 
 if TYPE_CHECKING:

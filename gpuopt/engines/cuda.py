@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import nvrtc
-from gpuopt.backends import fetch
-from gpuopt.engines import array, cuda_code
+from gpuopt.arrays import assign, fetch
+from gpuopt.engines import cuda_code
 from gpuopt.engines import table as tables
 from gpuopt.engines.interrupts import in_one_go, shielded
 from gpuopt.engines.memory import side_by_side
@@ -63,7 +63,7 @@ class CUDA(Place):
 
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
         """See :meth:`Place.copying`."""
-        return [partial(array.assign, target, source)]  # makes the device the current one
+        return [partial(assign, target, source)]  # makes the device the current one
 
     def restoring(self) -> tuple[Callable[[], object]]:
         """See :meth:`Place.restoring`: the device that is current now."""

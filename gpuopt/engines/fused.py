@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines import array
+from gpuopt.arrays import assign
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
 
@@ -168,5 +168,5 @@ class FusedStep:
 def _dense_copy(place: Place, g: Any, p: Any) -> Any:
     """Return a gradient cast and laid out like its parameter, without gaps."""
     (new,) = place.zeros([dense_layout(p)])
-    array.assign(new, g)
+    assign(new, g)
     return new

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gpuopt.backends import is_cupy, is_numpy
+from gpuopt.arrays import is_cupy, is_numpy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

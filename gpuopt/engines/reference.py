@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from gpuopt.backends import to_numpy
+from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
 from gpuopt.engines.norms import ordered_sum, root, sums_of_squares
 from gpuopt.rules.pairs import RealNumbers

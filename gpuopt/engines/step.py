@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from gpuopt import backends as libraries
+from gpuopt import arrays as libraries
 from gpuopt.engines import array, machine, memory
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.fused import FusedStep, Leaf
@@ -248,8 +248,8 @@ class Step:
         reach = self._reach.get(place) if place else None
         if x is own or (libraries.place(x) == libraries.place(own) and reach and not reach(*memory.byte_bounds(x))):
             return x
-        copy = array.zeros_like(own)
-        array.assign(copy, x)
+        copy = libraries.zeros_like(own)
+        libraries.assign(copy, x)
         return copy
 
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
@@ -349,11 +349,11 @@ def _with_new_slots(
         if place is not None:
             new = place.zeros([memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i])) for i in members])
         else:
-            new = [array.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i])) for i in members]
+            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i])) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
             if declared[i][name] not in (Filled(), Real()):
-                array.assign(value, array.started(name, arrays[i], i, rules[i]))
+                libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
 
 

@@ -1,0 +1,245 @@
+"""Whose array is this, what keeps it from being updated, and the ways from one library and device to another."""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import threading
+from collections import deque
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import DTypeLike, NDArray
+
+
+def is_numpy(x: object) -> bool:
+    """Whether `x` is a NumPy array (a NumPy scalar is not one)."""
+    return isinstance(x, np.ndarray)
+
+
+def is_cupy(x: object) -> bool:
+    """Whether `x` is a CuPy array. CuPy is not imported for it: without CuPy there are no such arrays."""
+    ndarray = getattr(sys.modules.get("cupy"), "ndarray", None)
+    return ndarray is not None and isinstance(x, ndarray)
+
+
+def is_array(x: Any) -> bool:
+    """Whether ``x`` is an array of some array API library."""
+    import array_api_compat
+
+    return is_numpy(x) or is_cupy(x) or (not isinstance(x, np.generic) and array_api_compat.is_array_api_obj(x))
+
+
+def is_real(x: Any) -> bool:
+    """Whether an array is of a floating, integer or boolean dtype."""
+    if is_numpy(x) or is_cupy(x):
+        return x.dtype.kind in "fiub"
+    return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
+
+
+def namespace(x: Any) -> Any:
+    """The array API namespace of an array; of a NumPy array it is NumPy itself."""
+    if is_numpy(x):
+        return np  # array_api_compat's twin of NumPy imports all of it, f2py included, which takes 0.15 s
+    import array_api_compat
+
+    return array_api_compat.array_namespace(x)
+
+
+def place(x: Any) -> str:
+    """Where an array lives: its library and device. Arrays of the same place can be used together.
+
+    Examples
+    --------
+    >>> place(np.zeros(3))
+    'numpy'
+    """
+    if isinstance(x, np.ndarray | np.generic):
+        return "numpy"
+    if is_cupy(x):
+        return f"cupy:{x.device.id}"
+    library = type(x).__module__.partition(".")[0]
+    device = getattr(x, "device", None)
+    if device is None:
+        return library
+    *_, name = re.findall(r"[:\w]+", str(device))  # array-api-strict writes array_api_strict.Device('CPU_DEVICE')
+    return f"{library}:{name}"
+
+
+def describe(x: object) -> str:
+    """`x` in words, for messages: an array by its `place`, anything else by its type.
+
+    Examples
+    --------
+    >>> describe(np.zeros(3)), describe([1.0]), describe(None)
+    ('numpy array', 'list', 'None')
+    """
+    if isinstance(x, np.generic):
+        return "numpy scalar"
+    if hasattr(x, "__array_namespace__") or hasattr(x, "__dlpack__"):
+        return f"{place(x)} array"
+    return "None" if x is None else type(x).__name__
+
+
+def dtype_of(x: Any) -> str:
+    """Name of an array's dtype, the same in every library: ``"float32"``."""
+    return _numpys_name(x.dtype) if isinstance(x.dtype, np.dtype) else str(x.dtype).rpartition(".")[2]
+
+
+@functools.cache
+def _numpys_name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
+
+
+def geometry(x: Any) -> tuple[Any, ...]:
+    """Where a parameter is and what it is: address and strides where the library tells them, shape and dtype."""
+    if is_numpy(x):
+        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
+    if is_cupy(x):
+        return x.data.ptr, x.shape, x.strides, x.dtype
+    return None, tuple(x.shape), None, x.dtype
+
+
+def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
+    """What keeps an array from being updated in place."""
+    if is_numpy(x):
+        return None if x.flags.writeable else "read-only"
+    import array_api_compat
+
+    if getattr(x, "requires_grad", False):
+        return "requires grad"
+    return None if array_api_compat.is_writeable_array(x) else "read-only"
+
+
+def detached(x: Any) -> Any:
+    """The values of an array alone: with what they were computed from, parameters and state would keep all of it."""
+    return x.detach() if getattr(x, "requires_grad", False) else x
+
+
+def current(x: Any) -> AbstractContextManager[object]:
+    """Return a context in which the device of ``x`` is the current one, for the library that has such a thing."""
+    return x.device if is_cupy(x) else nullcontext()
+
+
+def zeros_like(x: Any, dtype: Any = None) -> Any:
+    """Return a new array of zeros like ``x``, on its device."""
+    with current(x):
+        return namespace(x).zeros_like(x, dtype=dtype or x.dtype)
+
+
+def to_numpy(x: Any) -> NDArray[Any]:
+    """`x`, an array of any library or a nested sequence, as a NumPy array on the host.
+
+    A NumPy array is returned as it is, everything else is copied where that is needed.
+    """
+    return x.get(order="A") if is_cupy(x) else np.asarray(x)
+
+
+def to_cupy(x: Any, dtype: DTypeLike | None = None) -> Any:
+    """`x`, an array of any library, a number or a nested sequence, as a CuPy array on the current device, of all its bits."""
+    import cupy
+
+    if not (is_cupy(x) or isinstance(x, list | tuple)) and not np.ndim(x):
+        # What has no axes and equals 0 CuPy does not copy, but fills with zeros: -0.0 would lose its sign.
+        return cupy.asarray(np.asarray(x)[np.newaxis], dtype)[0]
+    return cupy.asarray(x, dtype)
+
+
+def brought(source: Any, target: Any) -> Any:
+    """The values of an array as one of the library and device of another array; the array itself if it is one.
+
+    From GPU to GPU they go through the host: CuPy does not wait for what is still being computed there.
+    """
+    if place(source) == place(target):
+        return source
+    if is_numpy(target):
+        return to_numpy(source)
+    with current(target):
+        if is_cupy(target):
+            return to_cupy(to_numpy(source))
+        import array_api_compat
+
+        return namespace(target).asarray(to_numpy(source), device=array_api_compat.device(target))
+
+
+def assign(target: Any, source: Any) -> None:
+    """Write the values of an array of any library and device into ``target``, cast to its dtype."""
+    new = brought(source, target)
+    with current(target), np.errstate(all="ignore"):
+        if is_numpy(target):
+            np.copyto(target, new, casting="unsafe")
+        else:
+            target[...] = namespace(target).astype(new, target.dtype, copy=False)
+
+
+# Memory that a device still writes to must not be given to anybody else, even if nobody asks for what arrives there.
+_on_their_way: deque[tuple[Any, list[NDArray[Any]]]] = deque()
+_fetching = threading.Lock()  # CuPy loads cupyx when it is first used, which is not safe in several threads
+
+
+def fetch(arrays: Sequence[Any]) -> Callable[[], list[NDArray[Any]]]:
+    """Begin to copy arrays to the host, as they are now, without waiting for the device.
+
+    Parameters
+    ----------
+    arrays : sequence of arrays of any library
+
+    Returns
+    -------
+    callable
+        Waits for the copies, and returns them.
+
+    Examples
+    --------
+    >>> x = np.zeros(2)
+    >>> arrive = fetch([x])
+    >>> x += 1
+    >>> arrive()
+    [array([0., 0.])]
+    """
+    devices = {x.device.id for x in arrays if is_cupy(x)}
+    with _fetching if devices else nullcontext():
+        copies = [_begin(x) for x in arrays]
+        arrivals = [_arrival(device, copies) for device in devices]
+
+    @functools.cache  # what has arrived stays, whatever becomes of the device
+    def wait() -> list[NDArray[Any]]:
+        for arrival in arrivals:
+            arrival.synchronize()
+        return copies
+
+    return wait
+
+
+def _begin(x: Any) -> NDArray[Any]:
+    """Begin to copy one array, and return the array into which its values arrive."""
+    if not is_cupy(x) or not x.size:
+        copy = to_numpy(x)
+        return copy.copy(order="K") if copy is x else copy
+    import cupyx
+
+    with x.device:
+        order = "F" if x.flags.f_contiguous and not x.flags.c_contiguous else "C"
+        # Into any other memory CUDA copies only when it is waited for.
+        copy = cupyx.empty_pinned(x.shape, x.dtype, order)
+        return x.get(out=copy, blocking=False)  # type: ignore[no-any-return]
+
+
+def _arrival(device: int, copies: list[NDArray[Any]]) -> Any:
+    """An event after which the copies from this device are there."""
+    import cupy
+
+    with cupy.cuda.Device(device):
+        arrival = cupy.cuda.Event(disable_timing=True)
+        arrival.record()
+    while _on_their_way and _on_their_way[0][0].done:
+        _on_their_way.popleft()
+    _on_their_way.append((arrival, copies))
+    return arrival
