@@ -19,7 +19,7 @@ import numpy as np
 from gpuopt.arrays import to_numpy
 from gpuopt.backends import backend, report
 from gpuopt.engines.threads import get_num_threads
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
 from gpuopt.gradients import clip_by_global_norm
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules import RULES
@@ -195,7 +195,7 @@ def variants(*, flags: bool = True) -> Iterator[Rule]:
     """Every rule of the package that is fused; with ``flags`` also with what is off by default turned on, and all flags set."""
     for rule in RULES.values():
         plain = rule()
-        if not is_elementwise(plain):
+        if traced(plain) is None:
             continue
         numbers = {
             name: 0.5

@@ -38,6 +38,7 @@ DTYPES = {
     **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    "complex64": "C64",
     "bool": "BOOL",
 }
 NAMES = {code: name for name, code in DTYPES.items()}

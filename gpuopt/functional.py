@@ -67,6 +67,7 @@ def init(rule: Rules, params: Any) -> State:
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
+    leaves.check_complex(tree, arrays, rules, groups)
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name in rules[group].slots:

@@ -21,9 +21,11 @@ from gpuopt.arrays import (
 from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
+from gpuopt.engines.trace import refusal_of_complex
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
+    from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
 
 
@@ -72,6 +74,17 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
         cure = "copy it" if is_numpy(leaf) else "use gpuopt.init and gpuopt.update, which return new arrays"
         raise ValueError(f"{name}: a read-only {describe(leaf)}, expected one that can be updated in place; {cure}")
     return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
+
+
+def check_complex(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
+    """Raise TypeError, which names the leaf, if a complex leaf has a rule that does what is refused."""
+    first: dict[int, int] = {}
+    for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
+        if is_complex(a):
+            first.setdefault(group, i)
+    for group, i in first.items():
+        if why := refusal_of_complex(rules[group]):
+            raise TypeError(f"{tree.name(i, 'params')}: dtype {arrays[i].dtype}: {why}")
 
 
 def gradient(g: Any, p: Any, tree: Tree, i: int) -> Any:

@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "transforms": {"rules/base"},
     "like": {"", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
-    "leaves": {"arrays", "engines", "trees"},
+    "leaves": {"arrays", "engines", "rules/base", "trees"},
     "gradients": {"engines", "rules/base"},
     "optimizer": {
         "arrays",

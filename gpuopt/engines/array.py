@@ -173,7 +173,7 @@ def _update(
         try:
             new_p, new_slots = applied(rule, rule.update, functions, *arrays, SimpleNamespace(**h))
         except ComplexError as error:
-            raise TypeError(f"{name}.update, of a leaf of {p.dtype}: {error}") from None
+            raise TypeError(f"{name}.update {error}") from None
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.engines import array, cpu_code, machine, threads
+from gpuopt.engines import table as tables
 from gpuopt.engines.cpu_lookup import Lookup
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.place import Place
@@ -64,10 +65,23 @@ class CPUKernel:
     def __init__(self, table: Table) -> None:
         threads.get_num_threads()  # where the environment names no number, now is the time to say so
         self._table = table
-        arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values)
-        self._context = np.array([_address(a) for a in arrays], np.int64)
         self._workers = threads.workers_for(table.traffic)
-        self._calls = (self._over_all_chunks(_step(table.variants), self._context, self._workers),)
+        reducing = tables.reduction_passes(table.variants)
+        width = 1 + max((sum(tables.widths(k, table.variants)) for k in range(reducing)), default=0)
+        self._scratch = (  # what passes find, until the next step
+            np.zeros((len(table.rows), max(table.numbers, 1))),
+            np.empty((len(table.chunks) if reducing else 1, width)),
+            np.empty((len(table.rows), width)),
+            np.empty((table.groups, width)),
+        )
+        self._sizes = np.array([len(table.rows), table.groups], np.int64)
+        arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values, *self._scratch)
+        self._context = np.array([_address(a) for a in (*arrays, table.first_chunks, self._sizes)], np.int64)
+        step, *functions = _functions(table.variants)
+        self._calls = tuple(
+            self._over_all_chunks(function, self._context, 1 if is_alone else self._workers)
+            for function, is_alone in (*zip(functions, [False, True] * reducing, strict=True), (step, False))
+        )
         self._measured: tuple[Any, ...] | None = None
 
     def prepare(self) -> Sequence[Callable[[], object]]:
@@ -112,9 +126,10 @@ _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_in
 
 
 @cache
-def _step(variants: tuple[Variant, ...]) -> Callable[..., None]:
-    (step,) = machine.compiled(cpu_code.source(variants), step=_SIGNATURE)
-    return step
+def _functions(variants: tuple[Variant, ...]) -> tuple[Callable[..., None], ...]:
+    """The step, then each reduction pass with the work on numbers after it."""
+    names = [f"{name}{k}" for k in range(tables.reduction_passes(variants)) for name in ("pass", "numbers")]
+    return tuple(machine.compiled(cpu_code.source(variants), step=_SIGNATURE, **dict.fromkeys(names, _SIGNATURE)))
 
 
 @cache

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 
 from gpuopt.engines import norms, table
 from gpuopt.engines.dtypes import DTYPES, DType
-from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
+from gpuopt.engines.passes import passes, uniform, update
+from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuopt.engines.passes import Pass
     from gpuopt.engines.table import Variant
+    from gpuopt.engines.trace import Program
 
 _OPERATIONS = {
     "add": "fadd {T} {0}, {1}",
@@ -30,10 +35,9 @@ _OPERATIONS = {
     "where": "select i1 {0}, {T} {1}, {T} {2}",
 }
 
-_STEP = """
-declare i64 @llvm.smin.i64(i64, i64)
-
-define void @step(ptr %context, i64 %begin, i64 %end) {{
+# Walks over the chunks of a table, and leaves out segments without a gradient.
+_OVER_CHUNKS = """
+define void @{name}(ptr %context, i64 %begin, i64 %end) {{
 entry:
 {context}
   %any = icmp slt i64 %begin, %end
@@ -47,9 +51,10 @@ chunk:
   %row = getelementptr [{columns} x i64], ptr %table, i64 %segment
   %gradient.at = getelementptr ptr, ptr %gradients, i64 %segment
   %gradient = load ptr, ptr %gradient.at
+  {before}
   %left.alone = icmp eq ptr %gradient, null
-  br i1 %left.alone, label %next, label %update
-update:
+  br i1 %left.alone, label %next, label %present
+present:
   %scale.at = getelementptr double, ptr %scales, i64 %segment
   %scale = load double, ptr %scale.at
   %length = load i64, ptr %row
@@ -57,7 +62,11 @@ update:
   %n = call i64 @llvm.smin.i64(i64 %rest, i64 {CHUNK})
   %offset.at = getelementptr i64, ptr %row, i64 {COEFFICIENTS}
   %offset = load i64, ptr %offset.at
-  %c = getelementptr i8, ptr %coefficients, i64 %offset
+  %c = getelementptr i8, ptr %values, i64 %offset
+  %h.offset.at = getelementptr i64, ptr %row, i64 {SCALARS}
+  %h.offset = load i64, ptr %h.offset.at
+  %h = getelementptr i8, ptr %values, i64 %h.offset
+  %own = getelementptr [{numbers} x double], ptr %numbers, i64 %segment
   %variant.at = getelementptr i64, ptr %row, i64 {VARIANT}
   %variant = load i64, ptr %variant.at
   switch i64 %variant, label %next [ {cases} ]
@@ -72,12 +81,14 @@ exit:
 """
 
 _CALL = """variant{i}:
-  call void @update{i}(ptr %row, ptr %gradient, double %scale, i64 %start, ptr %c, i64 %n)
+  call void @{function}{i}(ptr %row, ptr %gradient, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n{more})
   br label %next"""
+
+_ARGUMENTS = "ptr %row, ptr %g.leaf, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n"
 
 # The elements are independent of each other, and LLVM is told so: a gradient may well be its own parameter.
 _UPDATE = """
-define internal void @update{i}(ptr %row, ptr %g.leaf, double %scale, i64 %start, ptr %c, i64 %n) {{
+define internal void @update{i}({arguments}) {{
   {prologue}
   br label %loop
 loop:
@@ -95,65 +106,637 @@ exit:
 
 
 def source(variants: tuple[Variant, ...]) -> str:
-    """LLVM IR of the kernel that knows these variants."""
-    step = _STEP.format(
-        context=_context("table", "gradients", "scales", "chunks", "coefficients"),
-        columns=table.SLOTS + max(len(v.program.slots) for v in variants),
-        COEFFICIENTS=table.COEFFICIENTS,
-        VARIANT=table.VARIANT,
-        CHUNK=table.CHUNK,
-        cases=" ".join(f"i64 {i}, label %variant{i}" for i in range(len(variants))),
-        calls="\n".join(_CALL.format(i=i) for i in range(len(variants))),
-    )
+    """LLVM IR of the functions that know these variants: ``pass0``, ``numbers0``, ``pass1``, ..., and ``step``."""
     functions = ("fabs", "sqrt", *INEXACT)
     declarations = [f"declare {T} @llvm.{name}.{S}({T})" for name in functions for T, S in _types()]
-    return "\n".join([*declarations, step, *(_update(i, variant) for i, variant in enumerate(variants))])
+    code = ["declare i64 @llvm.smin.i64(i64, i64)", *declarations]
+    code.append(_over_chunks("step", "update", variants, range(len(variants))))
+    code += [_update(i, variant) for i, variant in enumerate(variants)]
+    if table.reduction_passes(variants):
+        code += [_HALVE.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, both=_BOTH[name]) for name in _BOTH]
+    for k in range(table.reduction_passes(variants)):
+        code += _pass(k, variants)
+    return "\n".join(code)
+
+
+CONTEXT = ("table", "gradients", "scales", "chunks", "values", "numbers", "partials", "found", "totals", "first", "sizes")
+"""What the pointers of the context point to; see `gpuopt.engines.cpu`."""
+
+
+def _over_chunks(
+    name: str, function: str, variants: tuple[Variant, ...], own: Iterable[int], before: str = "", more: str = ""
+) -> str:
+    numbered = list(own)
+    return _OVER_CHUNKS.format(
+        name=name,
+        context=_context(*CONTEXT),
+        columns=table.columns(variants),
+        before=before,
+        numbers=max(len(v.program.numbers) for v in variants),
+        CHUNK=table.CHUNK,
+        COEFFICIENTS=table.COEFFICIENTS,
+        SCALARS=table.SCALARS,
+        VARIANT=table.VARIANT,
+        cases=" ".join(f"i64 {i}, label %variant{i}" for i in numbered),
+        calls="\n".join(_CALL.format(i=i, function=function, more=more) for i in numbered),
+    )
+
+
+class _Loop:
+    """IR of some elements of a variant: what is worked out before a loop, and in it.
+
+    Parameters
+    ----------
+    variant
+        A program at a dtype.
+    elements
+        Nodes, in order.
+    numbers
+        Terms of the numbers that are known; others are read where they are kept.
+    access
+        Metadata of what is loaded and stored.
+
+    """
+
+    def __init__(
+        self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str], access: str = ""
+    ) -> None:
+        self.variant, self.access = variant, access
+        self.dtype = DTYPES[variant.dtype]
+        program, T, S = variant.program, self.dtype.llvm, self.dtype.llvm_suffix  # noqa: N806 - types, as IR spells them
+        self.prologue: list[str] = []
+        self.body: list[str] = []
+        self.values: dict[int, str] = {}
+        same = uniform(program)
+        self._at: set[str] = set()
+        for k in elements:
+            value = f"%v{k}"
+            lines = self.prologue if k in same else self.body
+            match program.nodes[k]:
+                case Node("load", (name, *part)):
+                    lines.append(f"{value} = load {T}, ptr {self.at(name, *part)}{access}")
+                case Node("coefficient", (index,)):
+                    lines += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
+                case Node("number", (index,)):
+                    number = numbers.get(index) or f"%n{k}"
+                    if index not in numbers:
+                        lines += [f"%n{k}.at = getelementptr double, ptr %own, i64 {index}"]
+                        lines += [f"%n{k} = load double, ptr %n{k}.at"]
+                    value = self.rounded(number, value, lines)
+                case Node("scale", ()):
+                    value = self.rounded("%scale", value, lines)
+                case Node("literal", (number,)):
+                    value = self.dtype.llvm_literal(number)
+                case Node(op, args):
+                    terms = [self.values[a] for a in args]
+                    lines.append(f"{value} = " + _OPERATIONS[op].format(*terms, T=T, S=S))
+            self.values[k] = value
+
+    def rounded(self, number: str, value: str, lines: list[str]) -> str:
+        """A float64, rounded to the dtype of the loop."""
+        if self.dtype.llvm == "double":
+            return number
+        lines.append(f"{value} = fptrunc double {number} to {self.dtype.llvm}")
+        return value
+
+    def at(self, name: str, *part: int) -> str:
+        """Address of the loop's element of an array, or of one of its parts."""
+        label = f"%a{self._column(name)}"
+        if label not in self._at:
+            self._at.add(label)
+            self.prologue += self.leaf(name)
+            self.prologue.append(f"{label}.chunk = getelementptr {self._type(name)}, ptr {label}.leaf, i64 %start")
+        return self._address(f"{label}.element", f"{label}.chunk", name, *part)
+
+    def store(self, name: str, part: tuple[int, ...], value: int, when: int | None) -> None:
+        """Write an element; where it is not to be written, the write goes to a place that nobody reads."""
+        T, address = self.dtype.llvm, self.at(name, *part)  # noqa: N806 - a type
+        if when is not None:
+            label = f"%a{self._column(name)}"
+            if "%unread" not in self._at:
+                self._at.add("%unread")
+                self.prologue.append(f"%unread = alloca [{table.CHUNK * self.dtype.parts} x {T}], align 64")
+            kept = f"{label}.kept{self.values[when].lstrip('%')}"
+            if kept not in self._at:
+                self._at.add(kept)
+                self.prologue.append(f"{kept} = select i1 {self.values[when]}, ptr {label}.chunk, ptr %unread")
+            address = self._address(f"{label}.written", kept, name, *part)
+        self.body.append(f"store {T} {self.values[value]}, ptr {address}{self.access}")
+
+    def _type(self, name: str) -> str:
+        """The type of an array's elements."""
+        return f"[2 x {self.dtype.llvm}]" if name in self.variant.program.pairs else self.dtype.llvm
+
+    def _address(self, label: str, chunk: str, name: str, *part: int) -> str:
+        label += "".join(map(str, part))
+        if label not in self._at:
+            self._at.add(label)
+            indices = "".join(f", i64 {k}" for k in ("%i", *part))
+            self.body.append(f"{label} = getelementptr inbounds {self._type(name)}, ptr {chunk}{indices}")
+        return label
+
+    def extended(self, value: int, name: str) -> str:
+        """An element as a float64."""
+        if self.dtype.llvm == "double":
+            return self.values[value]
+        self.body.append(f"{name} = fpext float {self.values[value]} to double")
+        return name
+
+    def leaf(self, name: str) -> list[str]:
+        """Lines that load the address of an array."""
+        column = self._column(name)
+        if column == 0:
+            return ["%a0.leaf = getelementptr i8, ptr %g.leaf, i64 0"]
+        return [
+            f"%a{column}.at = getelementptr i64, ptr %row, i64 {column}",
+            f"%a{column}.leaf = load ptr, ptr %a{column}.at",
+        ]
+
+    def _column(self, name: str) -> int:
+        if name == "g":
+            return 0
+        return table.PARAMETER if name == "p" else table.SLOTS + self.variant.program.slots.index(name)
 
 
 def _update(i: int, variant: Variant) -> str:
     """The loop of one variant over ``n`` elements from ``start``."""
-    program, dtype = variant.program, DTYPES[variant.dtype]
-    T, S = dtype.llvm, dtype.llvm_suffix  # noqa: N806 - types, as IR spells them
-    prologue: list[str] = []
-    body: list[str] = []
-    values: list[str] = []
+    last = update(variant.program)
     access, loop = 2 * i, 2 * i + 1
-    columns = {"p": table.PARAMETER} | {slot: table.SLOTS + k for k, slot in enumerate(program.slots)}
-    for name, column in columns.items():
-        prologue += [
-            f"%{name}.at = getelementptr i64, ptr %row, i64 {column}",
-            f"%{name}.leaf = load ptr, ptr %{name}.at",
+    code = _Loop(variant, last.elements, {}, f", !llvm.access.group !{access}")
+    for store in last.stores:
+        code.store(store.name, store.part, store.value, store.when)
+    if not last.stores:
+        return f"define internal void @update{i}({_ARGUMENTS}) {{\n  ret void\n}}"
+    return _UPDATE.format(
+        i=i,
+        arguments=_ARGUMENTS,
+        access=access,
+        loop=loop,
+        prologue="\n  ".join(code.prologue),
+        body="\n  ".join(code.body),
+    )
+
+
+# See gpuopt.engines.norms: lanes in order, then halves. %lanes does not escape, so the loops are vectorized.
+_REDUCE = """
+define internal void @reduce{k}.{i}({arguments}, ptr %out) {{
+  %lanes = alloca [{width} x double], align 64
+  {prologue}
+  br label %clear
+clear:
+  %z = phi i64 [ 0, %0 ], [ %z.next, %clear ]
+  {clear}
+  %z.next = add nuw nsw i64 %z, 1
+  %z.more = icmp slt i64 %z.next, {LANES}
+  br i1 %z.more, label %clear, label %stretch
+stretch:
+  %first = phi i64 [ 0, %clear ], [ %first.next, %stretch.end ]
+  %rest = sub i64 %n, %first
+  %count = call i64 @llvm.smin.i64(i64 %rest, i64 {LANES})
+  %any = icmp sgt i64 %rest, 0
+  br i1 %any, label %element, label %halve
+element:
+  %lane = phi i64 [ 0, %stretch ], [ %lane.next, %element ]
+  %i = add nuw nsw i64 %first, %lane
+  {body}
+  %lane.next = add nuw nsw i64 %lane, 1
+  %more = icmp slt i64 %lane.next, %count
+  br i1 %more, label %element, label %stretch.end
+stretch.end:
+  %first.next = add nuw nsw i64 %first, {LANES}
+  br label %stretch
+halve:
+  {halve}
+  ret void
+}}
+"""
+
+_HALVE = """
+define internal double @halve.{name}(ptr %lanes) alwaysinline {{
+  br label %halve
+halve:
+  %half = phi i64 [ {HALF}, %0 ], [ %half.next, %halve.end ]
+  br label %pair
+pair:
+  %j = phi i64 [ 0, %halve ], [ %j.next, %pair ]
+  %low.at = getelementptr inbounds double, ptr %lanes, i64 %j
+  %high.at = getelementptr inbounds double, ptr %low.at, i64 %half
+  %low = load double, ptr %low.at
+  %high = load double, ptr %high.at
+  {both}
+  store double %both, ptr %low.at
+  %j.next = add nuw nsw i64 %j, 1
+  %pairs = icmp slt i64 %j.next, %half
+  br i1 %pairs, label %pair, label %halve.end
+halve.end:
+  %half.next = lshr i64 %half, 1
+  %again = icmp sgt i64 %half.next, 0
+  br i1 %again, label %halve, label %end
+end:
+  %sum = load double, ptr %lanes
+  ret double %sum
+}}
+"""
+
+_LARGER = """%{0}.gt = fcmp ogt double %{1}, %{2}
+  %{0}.nan = fcmp uno double %{1}, %{1}
+  %{0}.first = or i1 %{0}.gt, %{0}.nan
+  %{0} = select i1 %{0}.first, double %{1}, double %{2}"""
+"""The larger one of two; NaN if either is."""
+_BOTH = {"sum": "%both = fadd double %low, %high", "max": _LARGER.format("both", "low", "high")}
+_IDENTITY = {"sum": "0.0", "max": "0xFFF0000000000000"}
+
+
+def _pass(k: int, variants: tuple[Variant, ...]) -> list[str]:
+    """A reduction pass, and the numbers that are worked out after it."""
+    sums, largest = table.widths(k, variants)
+    own = {i: found[k] for i, v in enumerate(variants) if len(found := passes(v.program)) > k}
+    width = sums + largest
+    before = [f"%out = getelementptr [{width} x double], ptr %partials, i64 %k"]
+    for column in range(width):
+        before += [
+            f"%out{column} = getelementptr double, ptr %out, i64 {column}",
+            f"store double {_IDENTITY['sum' if column < sums else 'max']}, ptr %out{column}",
         ]
-    for name in ("g", *columns):
-        if name in program.pairs:
-            prologue.append(f"%{name}.chunk = getelementptr [2 x {T}], ptr %{name}.leaf, i64 %start")
-            parts = [f"%{name}.part{k} = getelementptr inbounds [2 x {T}], ptr %{name}.chunk, i64 %i, i64 {k}" for k in range(2)]
-            body += parts
-        else:
-            prologue.append(f"%{name}.chunk = getelementptr {T}, ptr %{name}.leaf, i64 %start")
-            body.append(f"%{name}.element = getelementptr inbounds {T}, ptr %{name}.chunk, i64 %i")
-    for k, node in enumerate(program.nodes):
-        value = f"%v{k}"
-        match node:
-            case Node("load", (name, *part)):
-                at = f"part{part[0]}" if part else "element"
-                body.append(f"{value} = load {T}, ptr %{name}.{at}, !llvm.access.group !{access}")
-            case Node("coefficient", (index,)):
-                prologue += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
-            case Node("scale", ()):
-                if T == "double":
-                    value = "%scale"
-                else:
-                    prologue.append(f"{value} = fptrunc double %scale to {T}")
-            case Node("literal", (number,)):
-                value = dtype.llvm_literal(number)
-            case Node(op, args):
-                body.append(f"{value} = " + _OPERATIONS[op].format(*[values[a] for a in args], T=T, S=S))
-        values.append(value)
-    for name, part, output in program.stores:
-        at = f"part{part}" if name in program.pairs else "element"
-        body.append(f"store {T} {values[output]}, ptr %{name}.{at}, !llvm.access.group !{access}")
-    return _UPDATE.format(i=i, access=access, loop=loop, prologue="\n  ".join(prologue), body="\n  ".join(body))
+    reducing = [i for i, p in own.items() if p.reductions]
+    code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, "\n  ".join(before), ", ptr %out")]
+    code += [_reduce(k, i, variants[i], own[i], sums) for i in reducing]
+    code.append(_numbers(k, variants, own, sums, largest))
+    return code
+
+
+def _reduce(k: int, i: int, variant: Variant, own: Pass, sums: int) -> str:
+    """What one variant adds up of a chunk."""
+    numbers, lines = _Numbers(variant.program, known=False).emit(own.before)
+    for number in [n for n in own.before if variant.program.numbers[n].op in (*COMPARISONS, *LOGIC)]:
+        lines.append(f"%m{number}.one = uitofp i1 {numbers[number]} to double")
+        numbers[number] = f"%m{number}.one"
+    code = _Loop(variant, own.elements, numbers)
+    clear, halve = [], []
+    for r in own.reductions:
+        kind = "max" if r.kind == "max" else "sum"
+        terms = _terms(code, r.number, r.kind, r.args)
+        for n, term in enumerate(terms):
+            # Lanes lie behind each other by column, those of sums before those of largest elements.
+            name, at = f"r{r.number}.{n}", (r.column if kind == "sum" else own.sums + r.column) + n
+            out = (r.column if kind == "sum" else sums + r.column) + n
+            code.prologue.append(f"%{name}.lanes = getelementptr double, ptr %lanes, i64 {at * norms.LANES}")
+            clear += [
+                f"%{name}.z = getelementptr inbounds double, ptr %{name}.lanes, i64 %z",
+                f"store double {_IDENTITY[kind]}, ptr %{name}.z",
+            ]
+            both = (
+                f"%{name}.both = fadd double %{name}.before, {term}"
+                if kind == "sum"
+                else f"%{name}.new = fadd double {term}, 0.0\n  " + _LARGER.format(f"{name}.both", f"{name}.before", f"{name}.new")
+            )
+            code.body += [
+                f"%{name}.at = getelementptr inbounds double, ptr %{name}.lanes, i64 %lane",
+                f"%{name}.before = load double, ptr %{name}.at",
+                both,
+                f"store double %{name}.both, ptr %{name}.at",
+            ]
+            halve += [
+                f"%{name}.sum = call double @halve.{kind}(ptr %{name}.lanes)",
+                f"%{name}.out = getelementptr double, ptr %out, i64 {out}",
+                *_kept_infinite(variant, r.kind, n, f"r{r.number}"),
+                f"store double %{name}.{'found' if r.kind == 'norm' and n == 1 else 'sum'}, ptr %{name}.out",
+            ]
+    return _REDUCE.format(
+        k=k,
+        i=i,
+        arguments=_ARGUMENTS,
+        width=(own.sums + own.largest) * norms.LANES,
+        LANES=norms.LANES,
+        prologue="\n  ".join([*lines, *code.prologue]),
+        clear="\n  ".join(clear),
+        body="\n  ".join(code.body),
+        halve="\n  ".join(halve),
+    )
+
+
+def _terms(code: _Loop, number: int, kind: str, args: tuple[int, ...]) -> list[str]:
+    """What an element adds to each column of a reduction."""
+    extended = [code.extended(arg, f"%r{number}.x{k}") for k, arg in enumerate(args)]
+    count = len(args) // 2 if kind == "dot" else len(args)  # parts of a number
+    x = extended[0]
+    match kind:
+        case "dot":
+            products = [f"%r{number}.product{k}" for k in range(count)]
+            for k, product in enumerate(products):
+                code.body.append(f"{product} = fmul double {extended[k]}, {extended[k + count]}")
+            return [_added(code, products, f"%r{number}.product")]
+        case "norm":
+            squares = []
+            for n, scale in enumerate(norms.SCALES):
+                if n and code.dtype.squares_fit:
+                    squares.append("0.0")
+                    continue
+                factor = DTYPES["float64"].llvm_literal(scale.hex())
+                own = []
+                for k, x in enumerate(extended):
+                    scaled, square = f"%r{number}.scaled{n}.{k}", f"%r{number}.square{n}.{k}"
+                    code.body += [f"{scaled} = fmul double {x}, {factor}", f"{square} = fmul double {scaled}, {scaled}"]
+                    own.append(square)
+                squares.append(_added(code, own, f"%r{number}.square{n}"))
+            return squares
+        case _:
+            return [x]
+
+
+def _added(code: _Loop, terms: list[str], name: str) -> str:
+    """The sum of the parts of a complex number, or the one number itself."""
+    if len(terms) == 2:
+        code.body.append(f"{name} = fadd double {terms[0]}, {terms[1]}")
+        return name
+    return terms[0]
+
+
+def _kept_infinite(variant: Variant, kind: str, n: int, name: str) -> list[str]:
+    """Of squares that fit, the sum of the scaled ones is not taken; it has their infinities and NaN, too."""
+    if kind != "norm" or n != 1:
+        return []
+    if not DTYPES[variant.dtype].squares_fit:
+        return [f"%{name}.1.found = fadd double %{name}.1.sum, -0.0"]
+    return [
+        f"%{name}.zero = fsub double %{name}.0.sum, %{name}.0.sum",
+        f"%{name}.finite = fcmp oeq double %{name}.zero, 0.0",
+        f"%{name}.1.found = select i1 %{name}.finite, double 0.0, double %{name}.0.sum",
+    ]
+
+
+class _Numbers:
+    """IR of arithmetic on numbers, in float64.
+
+    Parameters
+    ----------
+    program
+        Whose numbers they are.
+    known
+        Whether earlier numbers are kept in ``%own``, and what was reduced lies at ``%found`` and ``%totals``.
+
+    """
+
+    def __init__(self, program: Program, *, known: bool, columns: Mapping[int, tuple[str, int]] | None = None) -> None:
+        self.program, self.known, self.columns = program, known, columns or {}
+
+    def emit(self, wanted: Iterable[int]) -> tuple[dict[int, str], list[str]]:
+        """Return a term for each of these numbers, and the lines that work it out."""
+        program, lines = self.program, list[str]()
+        values: dict[int, str] = {}
+        for k in wanted:
+            value = f"%m{k}"
+            match program.numbers[k]:
+                case Node("slot", (name,)):
+                    column = table.SLOTS + len(program.slots) + program.number_slots.index(name)
+                    lines += [
+                        f"{value}.at = getelementptr i64, ptr %row, i64 {column}",
+                        f"{value}.slot = load ptr, ptr {value}.at",
+                        f"{value} = load double, ptr {value}.slot",
+                    ]
+                case Node("scalar", (index,)):
+                    lines += [f"{value}.at = getelementptr double, ptr %h, i64 {index}", f"{value} = load double, ptr {value}.at"]
+                case Node("literal", (number,)):
+                    value = DTYPES["float64"].llvm_literal(number)
+                case Node("reduce", (kind, *_)):
+                    lines += self._reduced(value, kind, *self.columns[k])
+                case Node(op, args):
+                    terms = [self._term(a, values, lines) for a in args]
+                    lines.append(f"{value} = " + _OPERATIONS[op].format(*terms, T="double", S="f64"))
+            values[k] = value
+        return values, lines
+
+    def keep(self, values: Mapping[int, str]) -> list[str]:
+        """Lines that keep numbers in ``%own``."""
+        lines = []
+        for k, value in values.items():
+            term = value
+            if self.program.numbers[k].op in (*COMPARISONS, *LOGIC):
+                lines.append(f"%k{k} = uitofp i1 {value} to double")
+                term = f"%k{k}"
+            lines += [f"%k{k}.at = getelementptr double, ptr %own, i64 {k}", f"store double {term}, ptr %k{k}.at"]
+        return lines
+
+    def _term(self, k: int, values: dict[int, str], lines: list[str]) -> str:
+        if k not in values:  # of an earlier pass
+            lines += [f"%m{k}.at = getelementptr double, ptr %own, i64 {k}", f"%m{k}.kept = load double, ptr %m{k}.at"]
+            values[k] = f"%m{k}.kept"
+            if self.program.numbers[k].op in (*COMPARISONS, *LOGIC):
+                lines.append(f"%m{k} = fcmp une double %m{k}.kept, 0.0")
+                values[k] = f"%m{k}"
+        return values[k]
+
+    def _reduced(self, value: str, kind: str, over: str, column: int) -> list[str]:
+        parts = []
+        for n in range(3 if kind == "norm" else 1):
+            part = f"{value}.{n}" if kind == "norm" else value
+            parts += [
+                f"{part}.at = getelementptr double, ptr %{'found' if over == 'leaf' else 'totals'}, i64 {column + n}",
+                f"{part} = load double, ptr {part}.at",
+            ]
+        return [*parts, f"{value} = call double @root(double {value}.0, double {value}.1, double {value}.2)"] if kind == "norm" else parts
+
+
+_ROOT = """
+define internal double @root(double %plain, double %large, double %small) alwaysinline {{
+  %sqrt = call double @llvm.sqrt.f64(double %plain)
+  %large.root = call double @llvm.sqrt.f64(double %large)
+  %large.norm = fmul double %large.root, {LARGE}
+  %small.root = call double @llvm.sqrt.f64(double %small)
+  %small.norm = fmul double %small.root, {SMALL}
+  %zero = fsub double %plain, %plain
+  %finite = fcmp oeq double %zero, 0.0
+  %norm = select i1 %finite, double %sqrt, double %large.norm
+  %tiny = fcmp olt double %plain, {TINY}
+  %root = select i1 %tiny, double %small.norm, double %norm
+  ret double %root
+}}
+"""
+
+# On one thread: what chunks found is added up for each leaf, then for each group, in order; then numbers are worked out.
+_NUMBERS = """
+define internal double @added{k}(i1 %is.max, double %before, double %new) alwaysinline {{
+  %sum = fadd double %before, %new
+  {larger}
+  %both = select i1 %is.max, double %larger, double %sum
+  ret double %both
+}}
+
+define void @numbers{k}(ptr %context, i64 %begin, i64 %end) {{
+entry:
+{context}
+  %segments = load i64, ptr %sizes
+  %groups.at = getelementptr i64, ptr %sizes, i64 1
+  %groups = load i64, ptr %groups.at
+  br label %group
+group:
+  %group.k = phi i64 [ 0, %entry ], [ %group.next, %group.end ]
+  %total = getelementptr [{width} x double], ptr %totals, i64 %group.k
+  br label %group.column
+group.column:
+  %gc = phi i64 [ 0, %group ], [ %gc.next, %group.column ]
+  %gc.late = icmp sge i64 %gc, {sums}
+  %gc.early = icmp slt i64 %gc, {parts}
+  %gc.max = and i1 %gc.late, %gc.early
+  %gc.start = select i1 %gc.max, double {least}, double 0.0
+  %gc.at = getelementptr double, ptr %total, i64 %gc
+  store double %gc.start, ptr %gc.at
+  %gc.next = add nuw nsw i64 %gc, 1
+  %gc.more = icmp slt i64 %gc.next, {width}
+  br i1 %gc.more, label %group.column, label %group.end
+group.end:
+  %group.next = add nuw nsw i64 %group.k, 1
+  %group.more = icmp slt i64 %group.next, %groups
+  br i1 %group.more, label %group, label %segment
+segment:
+  %s = phi i64 [ 0, %group.end ], [ %s.next, %segment.end ]
+  %row = getelementptr [{columns} x i64], ptr %table, i64 %s
+  %group.at = getelementptr i64, ptr %row, i64 {GROUP}
+  %g = load i64, ptr %group.at
+  %total.s = getelementptr [{width} x double], ptr %totals, i64 %g
+  %found.s = getelementptr [{width} x double], ptr %found, i64 %s
+  %from.at = getelementptr i64, ptr %first, i64 %s
+  %from = load i64, ptr %from.at
+  %to.at = getelementptr i64, ptr %from.at, i64 1
+  %to = load i64, ptr %to.at
+  %gradient.at = getelementptr ptr, ptr %gradients, i64 %s
+  %gradient = load ptr, ptr %gradient.at
+  %is.present = icmp ne ptr %gradient, null
+  %present.one = uitofp i1 %is.present to double
+  br label %column
+column:
+  %c = phi i64 [ 0, %segment ], [ %c.next, %column.end ]
+  %c.max = icmp sge i64 %c, {sums}
+  %c.start = select i1 %c.max, double {least}, double 0.0
+  %any.chunks = icmp slt i64 %from, %to
+  br i1 %any.chunks, label %part, label %column.end
+part:
+  %p = phi i64 [ %from, %column ], [ %p.next, %part ]
+  %sum = phi double [ %c.start, %column ], [ %sum.next, %part ]
+  %part.row = getelementptr [{parts} x double], ptr %partials, i64 %p
+  %part.at = getelementptr double, ptr %part.row, i64 %c
+  %new = load double, ptr %part.at
+  %sum.next = call double @added{k}(i1 %c.max, double %sum, double %new)
+  %p.next = add nuw nsw i64 %p, 1
+  %p.more = icmp slt i64 %p.next, %to
+  br i1 %p.more, label %part, label %column.end
+column.end:
+  %leaf.sum = phi double [ %c.start, %column ], [ %sum.next, %part ]
+  %found.at = getelementptr double, ptr %found.s, i64 %c
+  store double %leaf.sum, ptr %found.at
+  %total.at = getelementptr double, ptr %total.s, i64 %c
+  %total.before = load double, ptr %total.at
+  %total.new = call double @added{k}(i1 %c.max, double %total.before, double %leaf.sum)
+  store double %total.new, ptr %total.at
+  %c.next = add nuw nsw i64 %c, 1
+  %c.more = icmp slt i64 %c.next, {parts}
+  br i1 %c.more, label %column, label %segment.end
+segment.end:
+  %count.at = getelementptr double, ptr %total.s, i64 {parts}
+  %count.before = load double, ptr %count.at
+  %count.new = fadd double %count.before, %present.one
+  store double %count.new, ptr %count.at
+  %s.next = add nuw nsw i64 %s, 1
+  %s.more = icmp slt i64 %s.next, %segments
+  br i1 %s.more, label %segment, label %leaf
+leaf:
+  %l = phi i64 [ 0, %segment.end ], [ %l.next, %next ]
+  %l.row = getelementptr [{columns} x i64], ptr %table, i64 %l
+  %l.group.at = getelementptr i64, ptr %l.row, i64 {GROUP}
+  %l.group = load i64, ptr %l.group.at
+  %l.totals = getelementptr [{width} x double], ptr %totals, i64 %l.group
+  %l.found = getelementptr [{width} x double], ptr %found, i64 %l
+  %l.own = getelementptr [{numbers} x double], ptr %numbers, i64 %l
+  %l.gradient.at = getelementptr ptr, ptr %gradients, i64 %l
+  %l.gradient = load ptr, ptr %l.gradient.at
+  %l.present = icmp ne ptr %l.gradient, null
+  %l.count.at = getelementptr double, ptr %l.totals, i64 {parts}
+  %l.count = load double, ptr %l.count.at
+  %l.any = fcmp ogt double %l.count, 0.0
+  %h.offset.at = getelementptr i64, ptr %l.row, i64 {SCALARS}
+  %h.offset = load i64, ptr %h.offset.at
+  %h = getelementptr i8, ptr %values, i64 %h.offset
+  %variant.at = getelementptr i64, ptr %l.row, i64 {VARIANT}
+  %variant = load i64, ptr %variant.at
+  br i1 %l.any, label %worked, label %next
+worked:
+  switch i64 %variant, label %next [ {cases} ]
+{calls}
+next:
+  %l.next = add nuw nsw i64 %l, 1
+  %l.more = icmp slt i64 %l.next, %segments
+  br i1 %l.more, label %leaf, label %exit
+exit:
+  ret void
+}}
+"""
+
+_NUMBERS_CALL = """variant{i}:
+  call void @numbers{k}.{i}(ptr %l.row, ptr %l.found, ptr %l.totals, ptr %l.own, ptr %h, i1 %l.present)
+  br label %next"""
+
+_NUMBERS_OF = """
+define internal void @numbers{k}.{i}(ptr %row, ptr %found, ptr %totals, ptr %own, ptr %h, i1 %present) {{
+  {lines}
+  ret void
+}}
+"""
+
+
+def _numbers(k: int, variants: tuple[Variant, ...], own: Mapping[int, Pass], sums: int, largest: int) -> str:
+    """The function that is called after a pass."""
+    parts = sums + largest
+    code = [
+        _NUMBERS.format(
+            k=k,
+            context=_context(*CONTEXT),
+            larger=_LARGER.format("larger", "before", "new"),
+            columns=table.columns(variants),
+            numbers=max(len(v.program.numbers) for v in variants),
+            sums=sums,
+            parts=parts,
+            width=parts + 1,
+            least=_IDENTITY["max"],
+            GROUP=table.GROUP,
+            SCALARS=table.SCALARS,
+            VARIANT=table.VARIANT,
+            cases=" ".join(f"i64 {i}, label %variant{i}" for i in own),
+            calls="\n".join(_NUMBERS_CALL.format(i=i, k=k) for i in own),
+        )
+    ]
+    if k == 0:
+        constants = {"SMALL": norms.SCALES[1], "LARGE": norms.SCALES[2], "TINY": norms.TINY}
+        literal = DTYPES["float64"].llvm_literal
+        code.append(_ROOT.format(**{name: literal(x.hex()) for name, x in constants.items()}))
+    for i, this in own.items():
+        program = variants[i].program
+        columns = {r.number: (r.over, r.column + (sums if r.kind == "max" else 0)) for r in this.reductions}
+        numbers = _Numbers(program, known=True, columns=columns)
+        values, lines = numbers.emit(this.numbers)
+        lines += numbers.keep({n: values[n] for n in this.numbers})
+        if k == len(passes(program)) - 1:
+            lines += _slots(program, numbers, values)
+        code.append(_NUMBERS_OF.format(k=k, i=i, lines="\n  ".join(lines)))
+    return "\n".join(code)
+
+
+def _slots(program: Program, numbers: _Numbers, values: dict[int, str]) -> list[str]:
+    """Write the slots that are numbers; of a leaf without a gradient, those that all leaves share."""
+    lines: list[str] = []
+    terms = [numbers._term(output, values, lines) for output in program.number_outputs]
+    for n, (name, term) in enumerate(zip(program.number_slots, terms, strict=True)):
+        lines += [
+            f"%slot{n}.column = getelementptr i64, ptr %row, i64 {table.SLOTS + len(program.slots) + n}",
+            f"%slot{n}.at = load ptr, ptr %slot{n}.column",
+        ]
+        if name not in program.shared:
+            lines += [
+                f"%slot{n}.old = load double, ptr %slot{n}.at",
+                f"%slot{n}.new = select i1 %present, double {term}, double %slot{n}.old",
+            ]
+            term = f"%slot{n}.new"
+        lines.append(f"store double {term}, ptr %slot{n}.at")
+    return lines
 
 
 def _types() -> list[tuple[str, str]]:

@@ -134,11 +134,25 @@ class CUDAKernel:
         self._device = cupy.cuda.Device(device)
         with self._device:
             step = _function(cuda_code.source(table.variants), "step", device)
+            reducing = [
+                _function(cuda_code.reduction(k, table.variants), "reduce", device)
+                for k in range(tables.reduction_passes(table.variants))
+            ]
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
             self._verdict: Any = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
+            width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
+            # What passes find, until the next step.
+            numbers, totals = cupy.zeros((len(table.rows), max(table.numbers, 1))), cupy.zeros((table.groups, 1 + width))
+            found = (
+                np.int64(table.groups),
+                cupy.asarray(table.first_chunks),
+                cupy.zeros((len(table.chunks), width)),
+                cupy.zeros((len(table.rows), width)),
+                cupy.zeros(1, np.uint32),
+            )
             self._settle()
         self._report: tuple[Any, Any] | None = before._report if before and kept else None
         self._measured: tuple[Any, ...] | None = before._measured if before and kept else None
@@ -151,7 +165,8 @@ class CUDAKernel:
             table.values.view(np.dtype((np.void, tables.VALUE_BYTES))),
         )
         self._choose = partial(cupy.cuda.runtime.setDevice, device)
-        self._update = self._launch(step, self._rows, self._gradients, self._chunks, self._verdict)
+        shared = (self._rows, self._gradients, self._chunks, self._verdict, np.int64(len(table.rows)), numbers, totals)
+        self._launches = (*(self._launch(one, *shared, *found) for one in reducing), self._launch(step, *shared))
 
     @staticmethod
     def _settle() -> None:
@@ -166,7 +181,7 @@ class CUDAKernel:
         if not len(self._chunks):
             return ()  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         self._send_addresses()
-        return (self._choose, self._update) if judging is None else (self._choose, judging, self._update)
+        return (self._choose, *([] if judging is None else [judging]), *self._launches)
 
     def judge(self, clip: str | None, limit: float, *, sticky: bool, skip: bool) -> None:
         """Have the device decide on the gradients when the next step comes; the host is not told.

@@ -1,17 +1,23 @@
-"""Traced programs as CUDA C++: one kernel that updates, one that looks at the gradients before."""
+"""Traced programs as CUDA C++: a kernel that updates, one for each reduction pass before, one that looks at the gradients."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpuopt.engines import norms, table
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
+from gpuopt.engines.passes import passes, uniform, update
+from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuopt.engines.passes import Pass
     from gpuopt.engines.table import Variant
+    from gpuopt.engines.trace import Program
 
 SKIP, SKIPPED, NORM, SCALES = range(4)
 """Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, the scales."""
@@ -55,18 +61,22 @@ __device__ __forceinline__ long long address(const Values& values, int gradients
 }}
 """
 
-_STEP = """\
+_GLOBAL = """\
 #ifdef __CUDACC__
 #define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // addresses come from memory: say what they are
 #else
 #define ASSUME_GLOBAL(pointer)
 #endif
-{updates}
+"""
+
+_STEP = """\
+{functions}
 extern "C" __global__ void __launch_bounds__({threads})
 step(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
-     int gradients_at, const GRID_CONSTANT Values values)
+     long long segments, const double* numbers, const double* totals, int gradients_at, const GRID_CONSTANT Values values)
 {{
     if (verdict[{SKIP}] != 0) return;
+    {keep}
     const long long segment = chunks[2 * blockIdx.x];
     const long long gradient = address(values, gradients_at, gradients, segment);
     if (gradient == 0) return;  // left alone in this step
@@ -76,21 +86,36 @@ step(const long long* table, const long long* gradients, const long long* chunks
     const long long rest = row[{LENGTH}] - start;
     const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
     const unsigned char* c = values.bytes + row[{COEFFICIENTS}];
+    const double* own = numbers + segment * {numbers};
     switch (row[{VARIANT}]) {{
 {cases}
     }}
 }}
 """
 
+# The first block writes the slots that are numbers: nothing reads them in this pass.
+_KEEP = """\
+if (blockIdx.x == 0) {{
+        for (long long s = threadIdx.x; s < segments; s += {threads}) {{
+            const long long* of = table + s * {columns};
+            const double* found = numbers + s * {numbers};
+            const bool present = address(values, gradients_at, gradients, s) != 0;
+            if (totals[(of[{GROUP}] + 1) * {width} - 1] == 0) continue;  // no leaf of the group has a gradient
+            switch (of[{VARIANT}]) {{
+{cases}
+            }}
+        }}
+    }}"""
+
 # The main loop moves 16 bytes of each array at a time; the rest of a chunk, or all of it where an array does not start
 # at a multiple of 16 bytes, goes element by element.
 _UPDATE = """
-__device__ __forceinline__ void element{i}({arguments}, {coefficients})
+__device__ __forceinline__ void element{i}({arguments})
 {{
     {body}
 }}
 
-__device__ __forceinline__ void update{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c)
+__device__ __forceinline__ void update{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* own)
 {{
     {prologue}
     const bool aligned = (({alignment}) & 15) == 0;
@@ -101,8 +126,8 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
         {stores}
     }}
     for (int i = whole + threadIdx.x; i < n; i += {threads}) {{
-        {T} {scalars};
-        element{i}({names}, {values});
+        {reads}
+        element{i}({names});
         {writes}
     }}
 }}
@@ -110,121 +135,463 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
 
 
 def source(variants: tuple[Variant, ...]) -> str:
-    """CUDA C++ of the kernel that knows these variants."""
-    return _VALUES.format(bytes=table.VALUE_BYTES) + _STEP.format(
-        threads=norms.LANES,
-        updates="".join(_update(i, variant) for i, variant in enumerate(variants)),
-        columns=table.SLOTS + max(len(v.program.slots) for v in variants),
-        LENGTH=table.LENGTH,
-        CHUNK=table.CHUNK,
-        SKIP=SKIP,
-        SCALES=SCALES,
-        COEFFICIENTS=table.COEFFICIENTS,
-        VARIANT=table.VARIANT,
-        cases="\n".join(
-            f"    case {i}: update{i}(row, gradient, scale, start, n, (const {_ctype(v)}*)c); break;"
-            for i, v in enumerate(variants)
-        ),
+    """CUDA C++ of the kernel that updates, and knows these variants."""
+    sizes = {
+        "threads": norms.LANES,
+        "columns": table.columns(variants),
+        "numbers": _numbers_of(variants),
+        "VARIANT": table.VARIANT,
+    }
+    with_slots = [i for i, v in enumerate(variants) if v.program.number_slots]
+    keep = _KEEP.format(
+        **sizes,
+        GROUP=table.GROUP,
+        width=1 + sum(table.widths(table.reduction_passes(variants) - 1, variants)) if with_slots else 0,
+        cases="\n".join(f"            case {i}: {_slots(variants[i].program)} break;" for i in with_slots),
     )
+    return (
+        _VALUES.format(bytes=table.VALUE_BYTES)
+        + _GLOBAL
+        + _STEP.format(
+            **sizes,
+            functions="".join(_update(i, variant) for i, variant in enumerate(variants)),
+            keep=keep if with_slots else "",
+            LENGTH=table.LENGTH,
+            CHUNK=table.CHUNK,
+            SKIP=SKIP,
+            SCALES=SCALES,
+            COEFFICIENTS=table.COEFFICIENTS,
+            cases="\n".join(
+                f"    case {i}: update{i}(row, gradient, scale, start, n, (const {_ctype(v)}*)c, own); break;"
+                for i, v in enumerate(variants)
+            ),
+        )
+    )
+
+
+def _numbers_of(variants: Iterable[Variant]) -> int:
+    return max(len(v.program.numbers) for v in variants)
 
 
 def _ctype(variant: Variant) -> str:
     return DTYPES[variant.dtype].cuda
 
 
+def _slots(program: Program) -> str:
+    """Statements that write the slots of a leaf that are numbers; without a gradient, those that all leaves share."""
+    return " ".join(
+        f"{'' if name in program.shared else 'if (present) '}"
+        f"*(double*)of[{table.SLOTS + len(program.slots) + n}] = found[{output}];"
+        for n, (name, output) in enumerate(zip(program.number_slots, program.number_outputs, strict=True))
+    )
+
+
+class _Loop:
+    """C++ of some elements of a variant: what is worked out before a loop, and in it.
+
+    Parameters
+    ----------
+    variant
+        A program at a dtype.
+    elements
+        Nodes, in order.
+    numbers
+        Terms of the numbers that are known; others are read where they are kept.
+
+    """
+
+    def __init__(self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str]) -> None:
+        self.variant, self.T = variant, _ctype(variant)
+        program, suffix = variant.program, DTYPES[variant.dtype].cuda_suffix
+        self.arrays: dict[str, str] = {}
+        self.parts: dict[str, int] = {}
+        self.constants: dict[str, str] = {}
+        self.body: list[str] = []
+        self.terms: dict[int, str] = {}
+        self._prologue: list[str] = []
+        same = uniform(program)
+        for k in elements:
+            term = f"v{k}"
+            match program.nodes[k]:
+                case Node("load", (name, *part)):
+                    term = _numbered("a", self.array(name), *part)
+                case Node("coefficient", (index,)):
+                    self._constant(term, self.T, f"c[{index}]")
+                case Node("scale", ()):
+                    self._constant(term, self.T, f"({self.T})leaf_scale")
+                case Node("number", (index,)):
+                    self._constant(term, self.T, f"({self.T}){numbers.get(index, f'own[{index}]')}")
+                case Node("literal", (number,)):
+                    term = _literal(number, DTYPES[variant.dtype].arithmetic)
+                case Node(op, args):
+                    kind = "bool" if op in (*COMPARISONS, *LOGIC) else self.T
+                    formula = _OPERATIONS[op].format(*[self.terms[a] for a in args], s=suffix)
+                    if k in same:
+                        self._constant(term, kind, formula)
+                    else:
+                        self.body.append(f"const {kind} {term} = {formula};")
+            self.terms[k] = term
+
+    def array(self, name: str) -> str:
+        """What an array is called: names of their own, for those of a chain have dots."""
+        slots = self.variant.program.slots
+        if name == "g":
+            label, address = "g", "gradient"
+        else:
+            column = table.PARAMETER if name == "p" else table.SLOTS + slots.index(name)
+            label, address = name if name == "p" else f"slot{slots.index(name)}", f"row[{column}]"
+        self.arrays[label] = address
+        self.parts[label] = 2 if name in self.variant.program.pairs else 1
+        return label
+
+    def at(self, label: str, index: str, part: int = 0) -> str:
+        """An element of an array, or one of its parts."""
+        parts = self.parts[label]
+        return f"at_{label}[{index}]" if parts == 1 else f"at_{label}[{parts} * {index} + {part}]"
+
+    def each(self, labels: Iterable[str]) -> list[tuple[str, int]]:
+        """Every part of these arrays."""
+        return [(label, part) for label in labels for part in range(self.parts[label])]
+
+    @property
+    def prologue(self) -> list[str]:
+        """Statements before the loop."""
+        addresses = [
+            f"{self.T}* at_{name} = ({self.T}*){address} + {'start' if self.parts[name] == 1 else '2 * start'};"
+            for name, address in self.arrays.items()
+        ]
+        return [*addresses, *(f"ASSUME_GLOBAL(at_{name});" for name in self.arrays), *self._prologue]
+
+    def _constant(self, name: str, kind: str, formula: str) -> None:
+        self.constants[name] = kind
+        self._prologue.append(f"const {kind} {name} = {formula};")
+
+
+def _numbered(kind: str, label: str, number: int = 0) -> str:
+    """A variable of an array; there may be several."""
+    return f"{kind}{number or ''}_{label}"
+
+
 def _update(i: int, variant: Variant) -> str:
     """The code of one variant: the element, and the loop over a chunk."""
-    program, T = variant.program, _ctype(variant)  # noqa: N806 - a type
-    dtype = DTYPES[variant.dtype]
-    suffix, lanes = dtype.cuda_suffix, "xyzw"[: 16 * dtype.parts // dtype.itemsize]
-    ids = {name: name.replace(".", "__") for name in ("p", "g", *program.slots)}
-    addresses = {"p": f"row[{table.PARAMETER}]", "g": "gradient"}
-    addresses |= {slot: f"row[{table.SLOTS + k}]" for k, slot in enumerate(program.slots)}
-    written = ["p", *program.slots]
-    parts = {name: 2 if name in program.pairs else 1 for name in ids}
-    # As many elements at a time as fill 16 bytes of the smallest array.
-    width = len(lanes) // min(parts.values())
-    constants = {f"c{k}": f"c[{k}]" for k in range(len(program.coefficients))}
-    if Node("scale", ()) in program.nodes:
-        constants["scale"] = f"({T})leaf_scale"
-
-    body, terms = [], []
-    for k, node in enumerate(program.nodes):
-        match node:
-            case Node("load", (name, *part)):
-                terms.append(_numbered("a", ids[name], *part))
-            case Node("coefficient", (index,)):
-                terms.append(f"c{index}")
-            case Node("scale", ()):
-                terms.append("scale")
-            case Node("literal", (number,)):
-                terms.append(_literal(number, dtype.arithmetic))
-            case Node(op, args):
-                kind = "bool" if op in (*COMPARISONS, "and", "or", "not") else T
-                body.append(f"const {kind} v{k} = " + _OPERATIONS[op].format(*[terms[a] for a in args], s=suffix) + ";")
-                terms.append(f"v{k}")
+    last = update(variant.program)
+    code = _Loop(variant, last.elements, {})
+    T, lanes = code.T, "xyzw"[: 16 // ctypes.sizeof(DTYPES[variant.dtype].ctype)]  # noqa: N806 - a type
+    read = list(code.arrays)
+    written = {(code.array(store.name), *(store.part or (0,))): store for store in last.stores}
+    if not written:
+        arguments = "const long long*, long long, double, long long, int, const void*, const double*"
+        return f"__device__ __forceinline__ void update{i}({arguments}) {{}}\n"
     # Through locals of their own: one output may be another one's input.
-    body += [f"const {T} r{k} = {terms[output]};" for k, output in enumerate(program.outputs)]
-    body += [f"{_numbered('a', ids[name], part)} = r{k};" for k, (name, part, _) in enumerate(program.stores)]
-
-    every = [(name, part) for name in ids for part in range(parts[name])]
-    vectors = [(name, k) for name in ids for k in range(parts[name] * width // len(lanes))]
+    body = [
+        *code.body,
+        *(f"const {T} {_numbered('r', *at)} = {code.terms[store.value]};" for at, store in written.items()),
+        *(f"{_numbered('a', *at)} = {_numbered('r', *at)};" for at in written),
+    ]
+    # Of complex numbers both parts are written, or none.
+    whens = {
+        at[0]: "" if store.when is None else f"if ({code.terms[store.when]}) " for at, store in written.items()
+    }
+    names = list(code.arrays)
+    every = code.each(names)
+    constants = list(code.constants)
+    # As many elements at a time as fill 16 bytes of the smallest array.
+    width = len(lanes) // min(code.parts.values())
     vector = f"{T}{len(lanes)}"
-
-    def at(name: str, index: str) -> str:
-        return f"at_{ids[name]} + {index if parts[name] == 1 else f'{parts[name]} * {index}'}"
-
-    def lane(name: str, element: int, part: int) -> str:
-        """Where a part of an element of the main loop is."""
-        k, own = divmod(element * parts[name] + part, len(lanes))
-        return f"{_numbered('v', ids[name], k)}.{lanes[own]}"
-
-    def memory(name: str, k: int) -> str:
-        """The vector ``k`` of those that the main loop moves of an array."""
-        return f"*(({vector}*)({at(name, 'i')}){f' + {k}' if k else ''})"
-
-    values = ", ".join(constants) or "0"
     newline = "\n    "
+    deeper = newline + "    "
+
+    def lane(name: str, part: int, element: int) -> str:
+        """Where a part of an element of the main loop is."""
+        k, own = divmod(element * code.parts[name] + part, len(lanes))
+        return f"{_numbered('v', name, k)}.{lanes[own]}"
+
+    vectors = [(name, k) for name in names for k in range(code.parts[name] * width // len(lanes))]
+    memory = {(name, k): f"(({vector}*)&{code.at(name, 'i')})[{k}]" for name, k in vectors}
     return _UPDATE.format(
         i=i,
         T=T,
         width=width,
         threads=norms.LANES,
         arguments=", ".join(
-            f"{T}{'&' if name in written else ''} {_numbered('a', ids[name], part)}" for name, part in every
+            [f"{T}{'&' if at in written else ''} {_numbered('a', *at)}" for at in every]
+            + [f"{kind} {name}" for name, kind in code.constants.items()]
         ),
-        coefficients=", ".join(f"{T} {name}" for name in constants) or "int",
         body=newline.join(body),
-        prologue=newline.join(
-            [f"{T}* at_{ids[name]} = ({T}*){address};" for name, address in addresses.items()]
-            + [f"at_{ids[name]} = {at(name, 'start')};" for name in ids]
-            + [f"ASSUME_GLOBAL(at_{name});" for name in ids.values()]
-            + [f"const {T} {name} = {value};" for name, value in constants.items()]
+        prologue=newline.join(code.prologue),
+        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in names),
+        loads=deeper.join(
+            f"{vector} {_numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors
         ),
-        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in ids.values()),
-        loads=(newline + "    ").join(
-            f"{vector} {_numbered('v', ids[name], k)} = {memory(name, k)};" for name, k in vectors
+        elements=deeper.join(
+            f"element{i}({', '.join([lane(*at, element) for at in every] + constants)});" for element in range(width)
         ),
-        elements=(newline + "    ").join(
-            f"element{i}({', '.join(lane(name, k, part) for name, part in every)}, {values});" for k in range(width)
+        stores=deeper.join(
+            f"{whens[at[0]]}{memory[at]} = {_numbered('v', *at)};" for at in vectors if at[0] in whens
         ),
-        stores=(newline + "    ").join(
-            f"{memory(name, k)} = {_numbered('v', ids[name], k)};" for name, k in vectors if name in written
+        reads=" ".join(
+            f"{T} {_numbered('s', name, part)}{' = ' + code.at(name, 'i', part) if name in read else ''};"
+            for name, part in every
         ),
-        scalars=", ".join(
-            f"{_numbered('s', ids[name], part)} = ({at(name, 'i')})[{part}]" for name, part in every
-        ),
-        names=", ".join(_numbered("s", ids[name], part) for name, part in every),
-        values=values,
+        names=", ".join([_numbered("s", *at) for at in every] + constants),
         writes=" ".join(
-            f"({at(name, 'i')})[{part}] = {_numbered('s', ids[name], part)};" for name, part in every if name in written
+            f"{whens[name]}{code.at(name, 'i', part)} = {_numbered('s', name, part)};" for name, part in every if name in whens
         ),
     )
 
 
-def _numbered(kind: str, name: str, number: int = 0) -> str:
-    """A variable of an array; there may be several."""
-    return f"{kind}{number or ''}_{name}"
+# The last block to end adds up what all have found, for each leaf and then for each group, in order; then it works out the
+# numbers.
+_PASS = """\
+__device__ __forceinline__ double larger(double a, double b)
+{{
+    return a > b || a != a ? a : b;
+}}
+
+__device__ __forceinline__ double root(double plain, double large, double small)
+{{
+    if (plain < {TINY}) return sqrt(small) * {SMALL};
+    return FINITE(plain) ? sqrt(plain) : sqrt(large) * {LARGE};
+}}
+
+__device__ __forceinline__ void add_lanes(double value, double* lanes, double* out)
+{{
+    lanes[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = LANES / 2; half > 0; half /= 2) {{
+        if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
+        __syncthreads();
+    }}
+    if (threadIdx.x == 0) *out = lanes[0];
+    __syncthreads();
+}}
+
+__device__ __forceinline__ void largest_lane(double value, double* lanes, double* out)
+{{
+    lanes[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = LANES / 2; half > 0; half /= 2) {{
+        if (threadIdx.x < half) lanes[threadIdx.x] = larger(lanes[threadIdx.x], lanes[threadIdx.x + half]);
+        __syncthreads();
+    }}
+    if (threadIdx.x == 0) *out = lanes[0];
+    __syncthreads();
+}}
+{functions}
+extern "C" __global__ void __launch_bounds__(LANES)
+reduce(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
+       long long segments, double* numbers, double* totals, long long groups, const long long* first_chunk, double* partials,
+       double* found, unsigned int* finished, int gradients_at, const GRID_CONSTANT Values values)
+{{
+    __shared__ double lanes[LANES];
+    __shared__ bool last;
+    if (verdict[{SKIP}] != 0) return;
+    const long long segment = chunks[2 * blockIdx.x], start = chunks[2 * blockIdx.x + 1];
+    const long long* row = table + segment * {columns};
+    const long long rest = row[{LENGTH}] - start;
+    const long long gradient = address(values, gradients_at, gradients, segment);
+    const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
+    const double scale = verdict[{SCALES} + segment];
+    const double* own = numbers + segment * {numbers};
+    const unsigned char* c = values.bytes + row[{COEFFICIENTS}];
+    const double* h = (const double*)(values.bytes + row[{SCALARS}]);
+    double* out = partials + WIDTH * blockIdx.x;
+    for (int w = threadIdx.x; w < WIDTH; w += LANES) out[w] = w < SUMS ? 0 : LEAST;
+    __syncthreads();
+    if (gradient != 0) {{
+        switch (row[{VARIANT}]) {{
+{reduce_cases}
+        }}
+    }}
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(finished, 1u) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    const volatile double* parts = partials;
+    for (long long k = threadIdx.x; k < segments * WIDTH; k += LANES) {{
+        const long long s = k / WIDTH, w = k % WIDTH;
+        double all = w < SUMS ? 0 : LEAST;
+        for (long long j = first_chunk[s]; j < first_chunk[s + 1]; ++j) {{
+            const double part = parts[j * WIDTH + w];
+            all = w < SUMS ? all + part : larger(all, part);
+        }}
+        found[k] = all;
+    }}
+    __syncthreads();
+    for (long long k = threadIdx.x; k < groups * (WIDTH + 1); k += LANES) {{
+        const long long group = k / (WIDTH + 1), w = k % (WIDTH + 1);
+        double all = w < SUMS || w == WIDTH ? 0 : LEAST;
+        for (long long s = 0; s < segments; ++s) {{
+            if (table[s * {columns} + {GROUP}] != group) continue;
+            if (w == WIDTH) all += address(values, gradients_at, gradients, s) != 0;
+            else all = w < SUMS ? all + found[s * WIDTH + w] : larger(all, found[s * WIDTH + w]);
+        }}
+        totals[k] = all;
+    }}
+    __syncthreads();
+    for (long long s = threadIdx.x; s < segments; s += LANES) {{
+        const long long* of = table + s * {columns};
+        switch (of[{VARIANT}]) {{
+{number_cases}
+        }}
+    }}
+    if (threadIdx.x == 0) *finished = 0;
+}}
+"""
+
+_REDUCE = """
+__device__ __forceinline__ void reduce{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* h, const double* own, double* lanes, double* out)
+{{
+    {prologue}
+    for (int i = threadIdx.x; i < n; i += LANES) {{
+        {body}
+    }}
+    {add}
+}}
+"""
+
+_NUMBERS = """
+__device__ __noinline__ void numbers{i}(const long long* row, const double* found, const double* totals, const double* h, double* own)
+{{
+    {body}
+}}
+"""
+
+
+def reduction(k: int, variants: tuple[Variant, ...]) -> str:
+    """CUDA C++ of the kernel of reduction pass ``k``."""
+    sums, largest = table.widths(k, variants)
+    own = {i: found[k] for i, v in enumerate(variants) if len(found := passes(v.program)) > k}
+    reducing = [i for i, p in own.items() if p.reductions]
+    constants = {
+        "LANES": norms.LANES,
+        "SUMS": sums,
+        "WIDTH": sums + largest,
+        "LEAST": _literal("-inf", "float64"),
+        "FINITE(x)": "((x) - (x) == 0)",
+    }
+    defined = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+    functions = [_reduce(i, variants[i], own[i], sums) for i in reducing]
+    functions += [_numbers(i, variants[i].program, this, sums) for i, this in own.items()]
+    return (
+        _VALUES.format(bytes=table.VALUE_BYTES)
+        + _GLOBAL
+        + defined
+        + _PASS.format(
+            functions="".join(functions),
+            columns=table.columns(variants),
+            numbers=_numbers_of(variants),
+            LENGTH=table.LENGTH,
+            CHUNK=table.CHUNK,
+            SKIP=SKIP,
+            SCALES=SCALES,
+            COEFFICIENTS=table.COEFFICIENTS,
+            SCALARS=table.SCALARS,
+            GROUP=table.GROUP,
+            VARIANT=table.VARIANT,
+            SMALL=_literal(norms.SCALES[1].hex(), "float64"),
+            LARGE=_literal(norms.SCALES[2].hex(), "float64"),
+            TINY=_literal(norms.TINY.hex(), "float64"),
+            reduce_cases="\n".join(
+                f"            case {i}: reduce{i}(row, gradient, scale, start, n, (const {_ctype(variants[i])}*)c, h, own, lanes, out);"
+                " break;"
+                for i in reducing
+            ),
+            number_cases="\n".join(
+                f"            case {i}: numbers{i}(of, found + s * WIDTH, totals + of[{table.GROUP}] * (WIDTH + 1),"
+                f" (const double*)(values.bytes + of[{table.SCALARS}]), numbers + s * {_numbers_of(variants)}); break;"
+                for i in own
+            ),
+        )
+    )
+
+
+def _reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
+    """What one variant adds up of a chunk."""
+    dtype = DTYPES[variant.dtype]
+    numbers, lines = _arithmetic(variant.program, own.before, {})
+    code = _Loop(variant, own.elements, numbers)
+    body = [
+        f"const {code.T} {_numbered('a', name, part)} = {code.at(name, 'i', part)};"
+        for name, part in code.each(code.arrays)
+    ] + code.body
+    start, add = [], []
+    for r in own.reductions:
+        x = [f"(double){code.terms[a]}" for a in r.args]
+        count = len(x) // 2 if r.kind == "dot" else len(x)  # parts of a number
+        name, out = f"r{r.number}", f"out + {r.column + (sums if r.kind == 'max' else 0)}"
+        match r.kind:
+            case "max":
+                start.append(f"double {name} = LEAST;")
+                body.append(f"{name} = larger({name}, {x[0]} + 0.0);")
+                add.append(f"largest_lane({name}, lanes, {out});")
+            case "norm":
+                scales = norms.SCALES[:1] if dtype.squares_fit else norms.SCALES
+                for n, scale in enumerate(scales):
+                    start.append(f"double {name}_{n} = 0;")
+                    factor = _literal(scale.hex(), "float64")
+                    scaled = "".join(f"const double x{k} = {part} * {factor}; " for k, part in enumerate(x))
+                    squares = " + ".join(f"x{k} * x{k}" for k in range(count))
+                    body.append(f"{{ {scaled}{name}_{n} += {squares}; }}")
+                    add.append(f"add_lanes({name}_{n}, lanes, {out} + {n});")
+                if dtype.squares_fit:  # the sum of scaled squares is not taken; it has infinities and NaN, too
+                    at = out.removeprefix("out + ")
+                    add.append(f"if (threadIdx.x == 0) out[{at} + 1] = FINITE(out[{at}]) ? 0 : out[{at}];")
+            case _:
+                terms = [" * ".join(x[k::count]) for k in range(count)]
+                start.append(f"double {name} = 0;")
+                body.append(f"{name} += {' + '.join(terms)};")
+                add.append(f"add_lanes({name}, lanes, {out});")
+    return _REDUCE.format(
+        i=i,
+        T=code.T,
+        prologue="\n    ".join([*lines, *code.prologue, *start]),
+        body="\n        ".join(body),
+        add="\n    ".join(add),
+    )
+
+
+def _numbers(i: int, program: Program, this: Pass, sums: int) -> str:
+    """What is worked out for each leaf after a pass."""
+    reduced = {}
+    for r in this.reductions:
+        source, column = ("found" if r.over == "leaf" else "totals"), r.column + (sums if r.kind == "max" else 0)
+        parts = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
+        reduced[r.number] = f"root({', '.join(parts)})" if r.kind == "norm" else parts[0]
+    terms, lines = _arithmetic(program, this.numbers, reduced)
+    lines += [f"own[{k}] = {terms[k]};" for k in this.numbers]
+    return _NUMBERS.format(i=i, body="\n    ".join(lines))
+
+
+def _arithmetic(
+    program: Program, wanted: Iterable[int], reduced: Mapping[int, str]
+) -> tuple[dict[int, str], list[str]]:
+    """A term for each of these numbers, and the statements that work it out; earlier ones are read where they are kept."""
+    terms: dict[int, str] = {}
+    lines: list[str] = []
+    for k in wanted:
+        match program.numbers[k]:
+            case Node("slot", (name,)):
+                column = table.SLOTS + len(program.slots) + program.number_slots.index(name)
+                formula = f"*(const double*)row[{column}]"
+            case Node("scalar", (index,)):
+                formula = f"h[{index}]"
+            case Node("literal", (number,)):
+                formula = _literal(number, "float64")
+            case Node("reduce", _):
+                formula = reduced[k]
+            case Node(op, args):
+                found = [terms.get(a) or (f"(own[{a}] != 0)" if _is_mask(program, a) else f"own[{a}]") for a in args]
+                formula = _OPERATIONS[op].format(*found, s="")
+        lines.append(f"const {'bool' if _is_mask(program, k) else 'double'} m{k} = {formula};")
+        terms[k] = f"m{k}"
+    return terms, lines
+
+
+def _is_mask(program: Program, number: int) -> bool:
+    return program.numbers[number].op in (*COMPARISONS, *LOGIC)
 
 
 def _literal(number: str, dtype: str) -> str:

@@ -34,7 +34,7 @@ class Leaf:
     p
         The array as it is updated.
     slots
-        Of the rule; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+        Of the rule: first the arrays; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
 
     """
 

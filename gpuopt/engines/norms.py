@@ -76,7 +76,7 @@ def judge(sums: NDArray[np.float64], clip: str | None, limit: float) -> Verdict:
 
     """
     with np.errstate(all="ignore"):
-        sums = _with_infinities(sums)
+        sums = with_infinities(sums)
         total = np.cumsum(sums, axis=0)[-1:]  # in order, unlike numpy.sum
         norms, norm = _root(sums), _root(total)[0]
         measured = np.full(len(sums), norm) if clip == "global_norm" else norms
@@ -86,10 +86,10 @@ def judge(sums: NDArray[np.float64], clip: str | None, limit: float) -> Verdict:
 
 def is_finite(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether all elements of each leaf are, by its three sums: the one of large elements does not overflow."""
-    return np.isfinite(_with_infinities(sums)[:, 1])
+    return np.isfinite(with_infinities(sums)[:, 1])
 
 
-def _with_infinities(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def with_infinities(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same, where the sum of large elements of a float32, which is not taken, has its infinities and NaN, too."""
     plain, of_large, of_small = sums.T
     of_large = np.where(~np.isfinite(plain) & (of_large == 0), plain, of_large)
@@ -107,7 +107,7 @@ def _root(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 def root(sums: NDArray[np.float64]) -> float:
     """Return the norm of one leaf, or of many whose sums were added, by its three sums."""
     with np.errstate(all="ignore"):
-        return float(_root(_with_infinities(sums[None]))[0])
+        return float(_root(with_infinities(sums[None]))[0])
 
 
 def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:

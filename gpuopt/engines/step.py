@@ -16,8 +16,8 @@ from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
-from gpuopt.engines.trace import SCALE, is_elementwise
-from gpuopt.rules.slots import Filled, Real, Shared, is_number, starts
+from gpuopt.engines.trace import SCALE, Program, traced
+from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,15 +76,19 @@ class Step:
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
-        self.slots = _with_new_slots(arrays, self._places, [rules[g] for g in groups], state)
-        self._elementwise = [is_elementwise(rule) for rule in rules]
+        programs = [traced(rule) for rule in rules]
+        self._elementwise = [program is not None and program.is_elementwise for program in programs]
+        can_be_fused = _can_be_fused(programs, self._places, groups)
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
             if engine != "array"
             and place is not None
-            and (self._elementwise[group] or (engine == "fused" and memory.is_without_gaps(a)))
+            and (can_be_fused[group] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
+        fused = set(together)
+        homes = [place if i in fused else None for i, place in enumerate(self._places)]
+        self.slots = _with_new_slots(arrays, self._places, homes, [rules[g] for g in groups], state)
         self._alone = sorted(set(range(len(arrays))) - set(together))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {(groups[i], libraries.place(arrays[i]), str(arrays[i].dtype)): i for i in self._alone}.values():
@@ -103,7 +107,7 @@ class Step:
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
-                i: Leaf(groups[i], held[i], arrays[i], tuple(self.slots[i].values()))
+                i: Leaf(groups[i], held[i], arrays[i], _arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
                 for i in together
                 if self._places[i] is place
             }
@@ -325,15 +329,35 @@ def warn_without_machine_code() -> None:
         )
 
 
+def _can_be_fused(
+    programs: Sequence[Program | None], places: Sequence[Place | None], groups: Sequence[int]
+) -> list[bool]:
+    """Whether each group can: it can be traced, and what it adds up over all its leaves lies in one place."""
+    homes: list[set[Place | None]] = [set() for _ in programs]
+    for place, group in zip(places, groups, strict=True):
+        homes[group].add(place)
+    return [
+        program is not None and (len(home) <= 1 or not any(node.args[1:2] == ("group",) for node in program.numbers))
+        for program, home in zip(programs, homes, strict=True)
+    ]
+
+
+def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
+    """The slots as a table has them."""
+    numbers = [name for name in slots if is_number(declared[name])]
+    return tuple(slots[name] for name in (*(name for name in slots if name not in numbers), *numbers))
+
+
 def _with_new_slots(
     arrays: Sequence[Any],
     places: Sequence[Place | None],
+    homes: Sequence[Place | None],
     rules: Sequence[Rule],
     state: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
 
-    A number is a NumPy array of float64 without axes.
+    A number is an array of float64 without axes: where a fused engine keeps it up to date, in the leaf's home, else of NumPy.
     """
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
@@ -341,8 +365,8 @@ def _with_new_slots(
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
-            if value is None and is_number(start := declared[i][name]):
-                own[name] = np.array(start.start, np.float64)
+            if is_number(start := declared[i][name]):
+                own[name] = _number(start.start if value is None else value, homes[i])
             elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
@@ -355,6 +379,17 @@ def _with_new_slots(
             if declared[i][name] not in (Filled(), Real()):
                 libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
+
+
+def _number(value: Any, home: Place | None) -> Any:
+    """An array of float64 without axes, the same one if it is where it belongs."""
+    if home is None:
+        return value if libraries.is_numpy(value) and value.ndim == 0 else np.array(float(value), np.float64)
+    if place_of(value) is home:
+        return value
+    (number,) = home.zeros([memory.Layout((), np.dtype(np.float64), ())])
+    libraries.assign(number, np.array(float(value), np.float64))
+    return number
 
 
 def _arrays_of(slots: Mapping[str, Any]) -> list[Any]:

@@ -6,16 +6,18 @@ of equal size; a chunk is one CUDA block, or one item of work on the CPU. Everyt
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.passes import passes, update
 from gpuopt.engines.trace import Program, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,8 +29,8 @@ CHUNK = 4096
 VALUE_BYTES = 3584
 """Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA takes 4,096 bytes."""
 
-LENGTH, DTYPE, VARIANT, COEFFICIENTS, PARAMETER, SLOTS = range(6)
-"""Columns of the table; the slots' addresses fill the rest."""
+LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, PARAMETER, SLOTS = range(8)
+"""Columns of the table; the addresses of the slots fill the rest, those that are arrays first."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,11 @@ class Variant:
 
     @property
     def arrays(self) -> float:
-        """Arrays as large as the parameter that are read or written."""
-        pairs = self.program.pairs
-        return 3 + 2 * sum(0.5 if pairs and slot not in pairs else 1 for slot in self.program.slots)
+        """Arrays as large as the parameter that a step reads and writes, all its passes together."""
+        program, last = self.program, update(self.program)
+        read = sum(sum(program.nodes[i].op == "load" for i in own.elements) for own in (*passes(program), last))
+        written = len([store for store in last.stores if store.when is None])
+        return (read + written) / DTYPES[self.dtype].parts
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,15 @@ class Table:
         float64 of shape (segments,): factors of the gradients, for programs that have one.
     chunks
         int64 of shape (chunks, 2): segment, first element.
+    first_chunks
+        int64 of shape (segments + 1,): where the chunks of each segment begin.
+    groups
+        How many there are.
+    numbers
+        How many a segment has at most.
     values
-        Of this step, as one buffer of bytes: the coefficients, for each group and dtype in its own dtype, and `gradients`.
+        Of this step, as one buffer of bytes: the coefficients, for each group and dtype in its own dtype; for each group the
+        scalars of its numbers, in float64; and `gradients`.
     gradients_at
         Where in `values` the gradients begin; -1 if they are elsewhere.
 
@@ -92,6 +103,10 @@ class Table:
         for group, dtype in lanes:
             offsets[group, dtype] = size
             size += 8 * len(programs[group, dtype].coefficients)
+        scalars_at = {}
+        for kind, program in traced.items():
+            scalars_at[kind] = size
+            size += 8 * len(program.number_scalars)
         if size > VALUE_BYTES:
             raise ValueError(
                 f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}"
@@ -103,24 +118,35 @@ class Table:
             if self.gradients_at < 0
             else self.values[size:][: 8 * len(segments)].view(np.int64)
         )
-        self._lanes: list[tuple[int, Program, Any]] = [
+        self._lanes: list[tuple[int, Callable[[Mapping[str, float]], list[float]], Any]] = [
             # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
-            (group, programs[group, dtype], (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
+            (group, program.evaluate, (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
             for (group, dtype), offset in offsets.items()
-            if (count := len(programs[group, dtype].coefficients))
+            if (count := len((program := programs[group, dtype]).coefficients))
+        ]
+        self._lanes += [
+            (group, program.evaluate_for_numbers, (ctypes.c_double * count).from_buffer(self.values.data, offset))
+            for (group, is_complex), offset in scalars_at.items()
+            if (count := len((program := traced[group, is_complex]).number_scalars))
         ]
 
-        self.rows = np.zeros((len(segments), SLOTS + max(len(v.program.slots) for v in self.variants)), np.int64)
+        _check_totals(traced)
+        group_of = {group: i for i, group in enumerate(dict.fromkeys(group for group, _ in traced))}
+        self.groups = len(group_of)
+        self.numbers = max(len(program.numbers) for program in programs.values())
+        self.rows = np.zeros((len(segments), columns(self.variants)), np.int64)
         numbers = {name: dtype.number for name, dtype in DTYPES.items()}
         for i, s in enumerate(segments):
             lane = s.group, s.dtype
-            own = (s.length, numbers[s.dtype], number_of[lane], offsets[lane], *s.pointers)
+            places = offsets[lane], scalars_at[kinds[lane]], group_of[s.group]
+            own = (s.length, numbers[s.dtype], number_of[lane], *places, *s.pointers)
             self.rows[i, : len(own)] = own
 
         self.scales = np.ones(len(segments))
 
         counts = -(-self.rows[:, LENGTH] // CHUNK)
-        first = np.repeat(np.cumsum(counts) - counts, counts)
+        self.first_chunks = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        first = np.repeat(self.first_chunks[:-1], counts)
         self.chunks = np.empty((int(counts.sum()), 2), np.int64)
         self.chunks[:, 0] = np.repeat(np.arange(len(segments)), counts)
         self.chunks[:, 1] = (np.arange(len(self.chunks)) - first) * CHUNK
@@ -150,5 +176,31 @@ class Table:
 
     def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
         """Evaluate the coefficients of a step, from what `Rule.at` gave for each group; each is rounded once, here."""
-        for group, program, lane in self._lanes:
-            lane[:] = program.evaluate(scalars[group])
+        for group, evaluate, lane in self._lanes:
+            lane[:] = evaluate(scalars[group])
+
+
+def columns(variants: Sequence[Variant]) -> int:
+    """Columns of a table whose segments have these variants."""
+    return SLOTS + max(len(v.program.slots) + len(v.program.number_slots) for v in variants)
+
+
+def reduction_passes(variants: Sequence[Variant]) -> int:
+    """How many passes come before the update."""
+    return max(len(passes(v.program)) for v in variants)
+
+
+def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
+    """Columns of sums and of largest elements that the chunks of pass ``k`` have; one at least."""
+    own = [found[k] for v in variants if len(found := passes(v.program)) > k]
+    sums, largest = max(p.sums for p in own), max(p.largest for p in own)
+    return sums if sums + largest else 1, largest
+
+
+def _check_totals(programs: Mapping[tuple[int, bool], Program]) -> None:
+    """Raise TypeError where totals over a group are not made alike of real and of complex leaves."""
+    found: dict[int, Any] = {}
+    for (group, _), program in programs.items():
+        totals = [[(r.kind, r.column) for r in own.reductions if r.over == "group"] for own in passes(program)]
+        if found.setdefault(group, totals) != totals:
+            raise TypeError("a rule takes other totals over real leaves than over complex ones, expected the same")

@@ -1,8 +1,10 @@
 """Tracing: a rule's ``update``, run once on symbols, becomes a straight-line program.
 
-Two kinds of symbols meet in an update. A `Scalar` is arithmetic on hyperparameters alone: it is evaluated on the host,
+Three kinds of symbols meet in an update. A `Scalar` is arithmetic on hyperparameters alone: it is evaluated on the host,
 in float64, once a step. A `Symbol` is a value of every element (or, from a comparison, a truth value): it becomes an
-operation of the fused loop. Where a scalar meets a symbol, it enters the loop as a coefficient.
+operation of the fused loop. A `Number` is a float64 of a leaf or of its group, made of sums over elements and of slots that
+are numbers: it is worked out where the arrays are, between two passes over them (`gpuopt.engines.passes`). Where a scalar
+meets a symbol, it enters the loop as a coefficient, a number as a number; both are rounded there, once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealNumbers, applied
-from gpuopt.rules.slots import is_number, starts
+from gpuopt.rules.slots import Shared, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 ARITHMETIC = ("add", "sub", "mul", "truediv")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 LOGIC = ("and", "or", "not")
+LEAVES_OF_NUMBERS = ("slot", "scalar", "literal", "reduce")
+"""Numbers that are not made of others."""
 SCALE = "_scale"
 """The scalar that differs from leaf to leaf: by it a gradient is multiplied whose norm is clipped."""
 INEXACT = ("exp", "log", "tanh")
@@ -70,29 +74,55 @@ class Program:
     """What a rule does to one element: inputs, operations in source order, outputs; and its scalars on the host."""
 
     slots: tuple[str, ...]
+    """Those that are arrays."""
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
     """Nodes of the new parameter and the new slots; of complex ones, of their real and imaginary parts."""
     scalars: tuple[Node, ...]
     coefficients: tuple[int, ...]
     """Scalars that enter the loop: the node ``coefficient k`` is ``scalars[coefficients[k]]``."""
+    number_slots: tuple[str, ...] = ()
+    """Slots that are numbers."""
+    shared: frozenset[str] = frozenset()
+    """Of these, the ones of all leaves of the group together."""
+    numbers: tuple[Node, ...] = ()
+    """Operations on numbers, in float64."""
+    number_outputs: tuple[int, ...] = ()
+    """Of `numbers`, those that the number slots become."""
+    number_scalars: tuple[int, ...] = ()
+    """Scalars that numbers are made of: the number ``scalar k`` is ``scalars[number_scalars[k]]``."""
     pairs: frozenset[str] = frozenset()
-    """Arrays of complex numbers, among "p", "g" and the slots: nodes load and store their parts, ``("p", 0)`` and ``("p", 1)``."""
+    """Arrays of complex numbers, among "p", "g" and the slots: nodes load their parts, ``("p", 0)`` and ``("p", 1)``."""
 
     @property
-    def stores(self) -> list[tuple[str, int, int]]:
-        """Of each output the array, the part and the node."""
-        parts = [(name, k) for name in ("p", *self.slots) for k in range(2 if name in self.pairs else 1)]
-        return [(name, k, node) for (name, k), node in zip(parts, self.outputs, strict=True)]
+    def stores(self) -> list[tuple[str, tuple[int, ...], int]]:
+        """Of each output the array, the part (none, of real numbers) and the node."""
+        parts: list[tuple[str, tuple[int, ...]]] = []
+        for name in ("p", *self.slots):
+            parts += [(name, (0,)), (name, (1,))] if name in self.pairs else [(name, ())]
+        return [(*part, node) for part, node in zip(parts, self.outputs, strict=True)]
 
     @property
     def exact(self) -> bool:
         """Whether every engine gives the same bits."""
         return not any(node.op in INEXACT for node in self.nodes)
 
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether no element has a say in what becomes of another one."""
+        return not self.numbers
+
     @cached_property
     def evaluate(self) -> Callable[[Mapping[str, float]], list[float]]:
         """A function from the scalars of a step (`Rule.at`) to the coefficients, in float64."""
+        return self._evaluating(self.coefficients)
+
+    @cached_property
+    def evaluate_for_numbers(self) -> Callable[[Mapping[str, float]], list[float]]:
+        """The same for the scalars that numbers are made of."""
+        return self._evaluating(self.number_scalars)
+
+    def _evaluating(self, wanted: tuple[int, ...]) -> Callable[[Mapping[str, float]], list[float]]:
         formulas: list[str] = []
         for node in self.scalars:
             match node:
@@ -104,7 +134,7 @@ class Program:
                 case Node(op, args):
                     formulas.append(f"({_ON_HOST[op].format(*[formulas[i] for i in args])})")
         # Compiled, since it runs at every step: an interpreter of the nodes takes ten times as long.
-        code = f"lambda h: [{', '.join(formulas[i] for i in self.coefficients)}]"
+        code = f"lambda h: [{', '.join(formulas[i] for i in wanted)}]"
         return eval(code, {**_FUNCTIONS_ON_HOST})  # type: ignore[no-any-return]
 
 
@@ -125,50 +155,92 @@ def trace(rule: Rule, *, is_complex: bool = False) -> Program:
 
     """
     tape = _Tape(rule.name)
-    if {"p", "g"} & set(rule.slots):
-        raise tape.error(f"has the slots {rule.slots}", "slots of other names than p and g")
-    pairs = {"p", "g", *(name for name in rule.slots if rule.part(name) != "real")} if is_complex else set()
+    declared = starts(rule.slots)
+    if {"p", "g"} & set(declared):
+        raise tape.error(f"has the slots {tuple(declared)}", "slots of other names than p and g")
+    of_numbers = [name for name, start in declared.items() if is_number(start)]
+    of_arrays = [name for name in declared if name not in of_numbers]
+    pairs = {"p", "g", *(name for name in of_arrays if rule.part(name) != "real")} if is_complex else set()
     real = Namespace(tape)
     xp: Any = Lifted(real) if is_complex else real
 
     def load(name: str) -> Symbol | Pair:
         return Pair(*[Symbol(tape, "load", name, k) for k in range(2)]) if name in pairs else tape.load(name)
 
-    slots = {name: load(name) for name in rule.slots}
+    slots = {name: Number(tape, "slot", name) if name in of_numbers else load(name) for name in declared}
     # sorted: alike, whichever are schedules
     h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in sorted(rule.at(0))}
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
-    new_p, new_slots = applied(
-        rule, rule.update, xp, load("p"), load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
-    )
+    try:
+        new_p, new_slots = applied(
+            rule, rule.update, xp, load("p"), load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
+        )
+    except ComplexError as error:
+        raise ComplexError(f"{rule.name}.update {error}") from None
     if set(new_slots) != set(slots):
         raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
-    outputs = []
-    for name, value in {"p": new_p, **{name: new_slots[name] for name in slots}}.items():
+    outputs: list[Symbol] = []
+    for name, value in {"p": new_p, **{name: new_slots[name] for name in of_arrays}}.items():
         if name in pairs:
             outputs += [tape.element(x) for x in ((value.re, value.im) if isinstance(value, Pair) else (value, 0.0))]
         elif isinstance(value, Pair):
-            raise ComplexError(f"returns complex numbers for {name}, expected real ones")
+            raise ComplexError(f"{rule.name}.update returns complex numbers for {name}, expected real ones")
         else:
             outputs.append(tape.element(value))
-    if any(output.is_mask for output in outputs):
+    numbers: list[Number] = [tape.number(new_slots[name]) for name in of_numbers]
+    if any(output.is_mask for output in (*outputs, *numbers)):
         raise tape.error("returns a truth value", "a number, as xp.where(condition, 1, 0) gives")
-    indices = tuple(output.index for output in outputs)
-    return Program(
-        *(tuple(slots), tuple(tape.nodes), indices, tuple(tape.scalars), tuple(tape.coefficients)), frozenset(pairs)
+    program = Program(
+        tuple(of_arrays),
+        tuple(tape.nodes),
+        tuple(output.index for output in outputs),
+        tuple(tape.scalars),
+        tuple(tape.coefficients),
+        tuple(of_numbers),
+        frozenset(name for name in of_numbers if isinstance(declared[name], Shared)),
+        tuple(tape.numbers),
+        tuple(number.index for number in numbers),
+        tuple(tape.number_scalars),
+        frozenset(pairs),
     )
+    _check_shared(tape, program)
+    return program
 
 
-def is_elementwise(rule: Rule) -> bool:
-    """Whether a rule can be traced, and so is known to treat every element alike."""
-    if any(map(is_number, starts(rule.slots).values())):
-        return False
+def traced(rule: Rule) -> Program | None:
+    """The program of a rule, or None if it cannot be traced."""
     try:
-        trace(rule)
+        return trace(rule)
     except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
-        return False
-    return True
+        return None
+
+
+def refusal_of_complex(rule: Rule) -> str:
+    """Return why the rule is not for complex leaves, as far as tracing shows it."""
+    try:
+        trace(rule, is_complex=True)
+    except ComplexError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
+        return ""
+    return ""
+
+
+def _check_shared(tape: _Tape, program: Program) -> None:
+    """Raise TraceError where a number of all leaves is made of what one leaf has for itself."""
+    own: list[bool] = []
+    for node in program.numbers:
+        match node:
+            case Node("slot", (name,)):
+                own.append(name not in program.shared)
+            case Node("reduce", (_, over, *_)):
+                own.append(over == "leaf")
+            case Node(op, args):
+                own.append(op not in LEAVES_OF_NUMBERS and any(own[a] for a in args))
+    for name, index in zip(program.number_slots, program.number_outputs, strict=True):
+        if name in program.shared and own[index]:
+            raise tape.error(f"makes the shared number {name} of sums over one leaf", "totals over all leaves")
 
 
 class _Recorder(dict[Node, int]):
@@ -186,6 +258,8 @@ class _Tape:
     nodes: _Recorder = field(default_factory=_Recorder)
     scalars: _Recorder = field(default_factory=_Recorder)
     coefficients: dict[int, int] = field(default_factory=dict)
+    numbers: _Recorder = field(default_factory=_Recorder)
+    number_scalars: dict[int, int] = field(default_factory=dict)
 
     def load(self, name: str) -> Symbol:
         return Symbol(self, "load", name)
@@ -202,12 +276,29 @@ class _Tape:
                 index = self.coefficients.setdefault(value.index, len(self.coefficients))
                 number = Symbol(self, "coefficient", index)  # of a truth value, 0 or 1
                 return number._apply("ne", number, 0.0) if value.is_mask else number
+            case Number():
+                number = Symbol(self, "number", value.index)
+                return number._apply("ne", number, 0.0) if value.is_mask else number
             case Real():
                 return Symbol(self, "literal", float(value).hex())
             case _:
                 raise self.error(f"uses {value!r} ({type(value).__name__})", "a number, a hyperparameter or an array")
 
-    def check_kinds(self, op: str, args: Sequence[Scalar | Symbol]) -> None:
+    def number(self, value: Any) -> Number:
+        """A number for anything that may stand among numbers."""
+        match value:
+            case Number():
+                return value
+            case Scalar():
+                index = self.number_scalars.setdefault(value.index, len(self.number_scalars))
+                number = Number(self, "scalar", index)  # of a truth value, 0 or 1
+                return number._apply("ne", number, 0.0) if value.is_mask else number
+            case Real():
+                return Number(self, "literal", float(value).hex())
+            case _:
+                raise self.error(f"makes a number of {value!r} ({type(value).__name__})", "sums, slots or hyperparameters")
+
+    def check_kinds(self, op: str, args: Sequence[_Expression]) -> None:
         """Raise TraceError where an operation gets numbers for truth values, or the reverse."""
         wants_masks = {"where": (True, False, False)}.get(op, (op in LOGIC,) * len(args))
         for arg, wanted in zip(args, wants_masks, strict=True):
@@ -226,6 +317,7 @@ class _Expression:
 
     __hash__ = object.__hash__
     tape: _Tape
+    is_mask: bool
 
     def _apply(self, op: str, *args: Any) -> Any:
         raise NotImplementedError
@@ -304,13 +396,38 @@ class Scalar(_Expression):
         self.is_mask = op in (*COMPARISONS, *LOGIC)
 
     def _apply(self, op: str, *args: Any) -> Any:
-        if any(isinstance(a, Symbol) for a in args):
-            return self.tape.element(self)._apply(op, *args)
+        for kind, convert in ((Symbol, self.tape.element), (Number, self.tape.number)):
+            if any(isinstance(a, kind) for a in args):
+                return convert(self)._apply(op, *args)  # type: ignore[operator]
         scalars = [self.tape.scalar(a) for a in args]
         self.tape.check_kinds(op, scalars)
         return Scalar(self.tape, op, *[scalar.index for scalar in scalars])
 
     def __invert__(self) -> Scalar:
+        return self._apply("not", self)  # type: ignore[no-any-return]
+
+
+class Number(_Expression):
+    """A float64 of the leaf or of its group; ``is_mask`` if it is a truth value."""
+
+    def __init__(self, tape: _Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index = tape.numbers.index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    def _apply(self, op: str, *args: Any) -> Any:
+        if any(isinstance(a, Symbol) for a in args):
+            return self.tape.element(self)._apply(op, *args)
+        if op == "pow":
+            base, exponent = args
+            if isinstance(exponent, Real) and exponent == 2:
+                return self._apply("mul", base, base)
+            raise self.tape.error("raises a number to a power other than 2", "products or xp.sqrt")
+        numbers = [self.tape.number(a) for a in args]
+        self.tape.check_kinds(op, numbers)
+        return Number(self.tape, op, *[number.index for number in numbers])
+
+    def __invert__(self) -> Number:
         return self._apply("not", self)  # type: ignore[no-any-return]
 
 
@@ -372,6 +489,8 @@ class Namespace(RealNumbers):
         def function(*args: Any) -> Any:
             if any(isinstance(a, Symbol) for a in args):
                 return self._tape.element(args[0])._apply(op, *args)
+            if any(isinstance(a, Number) for a in args):
+                return self._tape.number(args[0])._apply(op, *args)
             if op not in _ON_HOST:
                 raise self._tape.error(f"calls xp.{name} on numbers alone", "Rule.coefficients")
             return self._tape.scalar(args[0])._apply(op, *args)
@@ -411,6 +530,46 @@ class Namespace(RealNumbers):
         """-1, 0 or 1; NaN for NaN."""
         zero_or_nan = self.where(self.equal(x, 0), 0, x)
         return self.where(self.greater(x, 0), 1, self.where(self.less(x, 0), -1, zero_or_nan))
+
+    def sum(self, u: Any) -> Number:
+        """Sum of the leaf's elements."""
+        return self._reduced("sum", "leaf", u)
+
+    def dot(self, u: Any, v: Any) -> Number:
+        """Sum of the products of the leaf's elements."""
+        return self._reduced("dot", "leaf", u, v)
+
+    def norm(self, u: Any) -> Number:
+        """Euclidean norm of the leaf."""
+        return self._reduced("norm", "leaf", u)
+
+    def max(self, u: Any) -> Number:
+        """The largest element of the leaf."""
+        return self._reduced("max", "leaf", u)
+
+    def total(self, u: Any) -> Number:
+        """Sum of the elements of all leaves of the group."""
+        return self._reduced("sum", "group", u)
+
+    def total_dot(self, u: Any, v: Any) -> Number:
+        """Sum of the products of the elements of all leaves of the group."""
+        return self._reduced("dot", "group", u, v)
+
+    def total_norm(self, u: Any) -> Number:
+        """Euclidean norm of all leaves of the group together."""
+        return self._reduced("norm", "group", u)
+
+    def total_max(self, u: Any) -> Number:
+        """The largest element of all leaves of the group."""
+        return self._reduced("max", "group", u)
+
+    def _reduced(self, kind: str, over: str, *given: Any) -> Number:
+        values = [part for value in given for part in ((value.re, value.im) if isinstance(value, Pair) else (value,))]
+        for value in values:
+            if not isinstance(value, Symbol) or value.is_mask:
+                what = "truth values" if getattr(value, "is_mask", False) else f"{value!r:.40}"
+                raise self._tape.error(f"reduces {what}", "numbers of every element")
+        return Number(self._tape, "reduce", kind, over, *[value.index for value in values])
 
     def zeros_like(self, x: Symbol) -> Symbol:
         """0 everywhere."""

@@ -169,7 +169,7 @@ def applied(member: Any, function: Callable[..., Any], xp: Any, *given: Any) -> 
     if not isinstance(xp, Lifted):
         return function(xp, *given)
     if member.real_only:
-        raise ComplexError(f"{member.name} is for real leaves only; {member.real_only}")
+        raise ComplexError(f"has {member.name}, which is for real leaves only; {member.real_only}")
     if not member.components:
         return function(xp, *given)
     *arrays, slots, h = given
@@ -205,7 +205,7 @@ class Lifted:
     Parameters
     ----------
     xp
-        The namespace of the parts.
+        The namespace of the parts; its products and norms take pairs.
 
     """
 
@@ -328,18 +328,13 @@ class Lifted:
 
     def _dot(self, name: str, u: Any, v: Any) -> Any:
         """``<u,v>``, the real part of the sum of ``conj(u)*v``: the product of both as vectors of real numbers."""
-        function = getattr(self._xp, name)
-        pairs = [isinstance(x, Pair) for x in (u, v)]
-        if not any(pairs):
-            return function(u, v)
-        if not all(pairs):
+        if isinstance(u, Pair) != isinstance(v, Pair):
             raise refused(f"takes xp.{name} of a complex value and a real one")
-        return function(u.re, v.re) + function(u.im, v.im)
+        return getattr(self._xp, name)(u, v)
 
     def _norm(self, name: str, u: Any) -> Any:
         """Of the moduli."""
-        function = getattr(self._xp, name)
-        return self._hypotenuse(function(u.re), function(u.im)) if isinstance(u, Pair) else function(u)
+        return getattr(self._xp, name)(u)
 
     def _largest(self, name: str, u: Any) -> Any:
         function = getattr(self._xp, name)
