@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import is_cupy, is_numpy, namespace, to_numpy
+from gpuopt.arrays import dtype_of, is_cupy, is_numpy, namespace
 from gpuopt.rules.pairs import Pair
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def joined(pair: Pair, like: Any) -> Any:
         new = xp.empty_like(like)
         new.real[...], new.imag[...] = pair.re, pair.im
         return new
-    re, im = (xp.broadcast_to(x, like.shape) if hasattr(x, "shape") else xp.full_like(xp.real(like), x) for x in (pair.re, pair.im))
+    zeros = xp.zeros_like(xp.real(like))
+    re, im = (xp.where(zeros == 0, x, zeros) for x in (pair.re, pair.im))  # a number may stand for an array
     if hasattr(xp, "complex"):  # torch's
         return xp.complex(re, im)
     both = xp.stack([re, im], axis=-1)
@@ -57,5 +58,5 @@ def joined(pair: Pair, like: Any) -> Any:
     import array_api_compat
 
     # The array API can only add i*im, which makes NaN of infinities: through the host.
-    host = np.ascontiguousarray(to_numpy(both)).view(str(like.dtype).rpartition(".")[2])[..., 0]
-    return xp.asarray(host, device=array_api_compat.device(like))
+    host = np.from_dlpack(both, device="cpu").view(dtype_of(like))[..., 0]
+    return xp.asarray(host.copy(), device=array_api_compat.device(like))

@@ -53,6 +53,6 @@ class AdaDelta(Rule):
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         v = h.rho * s.v + (1 - h.rho) * xp.abs2(g)
-        move = xp.sqrt(s.u + h.eps) / xp.sqrt(v + h.eps) * g
+        move = g * (xp.sqrt(s.u + h.eps) / xp.sqrt(v + h.eps))
         u = h.rho * s.u + (1 - h.rho) * xp.abs2(move)
         return p - h.lr * move, {"v": v, "u": u}

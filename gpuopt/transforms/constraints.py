@@ -103,7 +103,7 @@ class Magnitude(Transform):
         size = xp.abs(new)
         bound = xp.minimum(xp.maximum(size, h.low), h.high)
         unit = xp.where(size > 0, new / xp.where(size > 0, size, 1), xp.ones_like(new))
-        return xp.where(size == bound, new, bound * unit), {}
+        return xp.where(size == bound, new, unit * bound), {}
 
 
 @dataclass(frozen=True)
