@@ -297,7 +297,9 @@ def _as_pairs(x: NDArray[Any]) -> NDArray[Any]:
 def _as_complex(path: str | os.PathLike[str], name: str, x: Any) -> Any:
     """Undo `_as_pairs`; what was not read stays as it is."""
     if isinstance(x, SimpleNamespace) and tuple(x.shape[-1:]) == (2,):
-        return SimpleNamespace(shape=x.shape[:-1], dtype=np.result_type(np.complex64, x.dtype) if x.dtype in REAL.values() else x.dtype)
+        return SimpleNamespace(
+            shape=x.shape[:-1], dtype=np.result_type(np.complex64, x.dtype) if x.dtype in REAL.values() else x.dtype
+        )
     if not isinstance(x, np.ndarray) or x.dtype.name not in REAL.values() or x.shape[-1:] != (2,):
         raise CheckpointError(f"{path}: damaged: {name!r} is no array of complex numbers")
     return x.view(np.result_type(np.complex64, x.dtype))[..., 0]

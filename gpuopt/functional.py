@@ -50,7 +50,7 @@ def init(rule: Rules, params: Any) -> State:
     rule
         One rule, or several by glob, as for `Optimizer`.
     params
-        Arrays of float32 or float64 of any array API library, in any nesting.
+        Arrays of float32, float64, complex64 or complex128 of any array API library, in any nesting.
 
     Raises
     ------

@@ -38,7 +38,7 @@ class Optimizer:
     Parameters
     ----------
     params
-        Arrays of float32 or float64 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
+        Arrays of float32, float64, complex64 or complex128 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
         place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
         same array twice is noticed).
     rule
@@ -58,7 +58,7 @@ class Optimizer:
     Raises
     ------
     TypeError
-        If a leaf is no array of float32 or float64, a rule no `Rule`, or its update not what an engine can run.
+        If a leaf is no array of these, a rule no `Rule`, or its update not what an engine can run.
     ValueError
         If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
@@ -180,7 +180,8 @@ class Optimizer:
         ----------
         grads
             A gradient for each parameter, in the same nesting: an array of the same library, device and shape. Another
-            real dtype is cast to the parameter's. None leaves a parameter and its state alone.
+            real dtype is cast to the parameter's. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
+            loss: what torch returns; of JAX's gradient take the conjugate. None leaves a parameter and its state alone.
 
         Raises
         ------

@@ -92,9 +92,15 @@ def test_every_engine_gives_the_same_bits(rule: gpuopt.Rule, dtype: str, space: 
         assert_same_bits(run(rule, space, engine, dtype), want)
 
 
-@pytest.mark.parametrize("options", [{"clip": c, "nonfinite": n} for n in ("ignore", "skip") for c in (
-    None, gpuopt.clip_by_value(0.5), gpuopt.clip_by_norm(0.5), gpuopt.clip_by_global_norm(0.5)
-)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip": c, "nonfinite": n}
+        for n in ("ignore", "skip")
+        for c in (None, gpuopt.clip_by_value(0.5), gpuopt.clip_by_norm(0.5), gpuopt.clip_by_global_norm(0.5))
+    ],
+    ids=str,
+)
 def test_guards_and_clipping(options: dict[str, Any], fused_space: Space) -> None:
     numpy = Space("numpy", np, None, nullcontext)
     for dtype in DTYPES:
@@ -175,7 +181,10 @@ def turned(rule: gpuopt.Rule, phase: complex) -> tuple[Any, Any]:
 
 
 MODULUS = {name: rule for name, rule in CASES.items() if name not in APART and "components" not in name}
-MODULUS |= {"Yogi": gpuopt.Yogi(initial=0.0), "Prodigy": gpuopt.Prodigy(d0=0.01)}  # both moments of Yogi start somewhere
+MODULUS |= {
+    "Yogi": gpuopt.Yogi(initial=0.0),
+    "Prodigy": gpuopt.Prodigy(d0=0.01),
+}  # both moments of Yogi start somewhere
 
 
 @pytest.mark.parametrize("rule", MODULUS.values(), ids=MODULUS)
@@ -185,7 +194,9 @@ def test_turning_all_phases_turns_the_trajectory(rule: gpuopt.Rule) -> None:
     assert np.max(np.abs(other - plain * phase)) < 1e-11 * np.max(np.abs(plain - start))
 
 
-@pytest.mark.parametrize("name", [*(f"{name} of components" for name in WITH_COMPONENTS), *sorted(APART - {"Cautious"})])
+@pytest.mark.parametrize(
+    "name", [*(f"{name} of components" for name in WITH_COMPONENTS), *sorted(APART - {"Cautious"})]
+)
 def test_components_on_their_own_are_those_of_twice_as_many_real_numbers(name: str) -> None:
     rule = CASES[name]
     w, g = values(0, 40), [values(k + 1, 40) for k in range(4)]
@@ -214,7 +225,9 @@ def test_every_rule_says_what_it_does() -> None:
 
 @pytest.mark.peers
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop", "adagrad", "adamax", "adabelief", "yogi", "amsgrad", "sgd", "adan"])
+@pytest.mark.parametrize(
+    "name", ["adam", "adamw", "rmsprop", "adagrad", "adamax", "adabelief", "yogi", "amsgrad", "sgd", "adan"]
+)
 def test_moduli_as_optax(name: str, dtype: str) -> None:
     optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
     w = values(0, 50, dtype)
@@ -296,7 +309,9 @@ def test_slots_of_moduli_are_real_and_start_where_they_say() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_goes_on_from_a_file_to_the_same_bits(name: str, dtype: str, tmp_path: Any) -> None:
     def made() -> gpuopt.Optimizer:
-        return gpuopt.Optimizer({"a": values(0, (3, 4), dtype), "b": np.ones(3), "c": values(0, (), dtype)}, CASES[name])
+        return gpuopt.Optimizer(
+            {"a": values(0, (3, 4), dtype), "b": np.ones(3), "c": values(0, (), dtype)}, CASES[name]
+        )
 
     def step(opt: gpuopt.Optimizer, k: int) -> None:
         opt.step({"a": values(k, (3, 4), dtype), "b": np.ones(3) * k, "c": values(k, (), dtype)})
@@ -314,7 +329,10 @@ def test_goes_on_from_a_file_to_the_same_bits(name: str, dtype: str, tmp_path: A
 
     def held(opt: gpuopt.Optimizer) -> dict[str, Any]:
         state = opt.state_dict()
-        return {**state["params"], **{f"{p}/{s}": np.asarray(x) for p, own in state["state"].items() for s, x in own.items()}}
+        return {
+            **state["params"],
+            **{f"{p}/{s}": np.asarray(x) for p, own in state["state"].items() for s, x in own.items()},
+        }
 
     assert_same_bits(held(second), held(whole))
     assert_same_bits(held(third), held(whole))
@@ -355,21 +373,25 @@ class Divides(gpuopt.Rule):
 @pytest.mark.parametrize("engine", ["auto", "array", "fused"])
 @pytest.mark.parametrize(
     ("kind", "words"),
-    list(enumerate(
-        [
-            "divides by a complex value",
-            "compares complex values",
-            "multiplies a complex value by a complex one",
-            "calls xp.sqrt of a complex value",
-            "calls xp.maximum of a complex value",
-            "raises a complex value to a power",
-            "takes a complex value for a truth value",
-        ]
-    )),
+    list(
+        enumerate(
+            [
+                "divides by a complex value",
+                "compares complex values",
+                "multiplies a complex value by a complex one",
+                "calls xp.sqrt of a complex value",
+                "calls xp.maximum of a complex value",
+                "raises a complex value to a power",
+                "takes a complex value for a truth value",
+            ]
+        )
+    ),
 )
 def test_what_has_no_one_meaning(kind: int, words: str, engine: Any) -> None:
     p = {"w": np.ones(3, "c8")}
-    with pytest.raises(TypeError, match=rf"params\['w'\]: dtype complex64: Divides.update {re.escape(words)}.*components"):
+    with pytest.raises(
+        TypeError, match=rf"params\['w'\]: dtype complex64: Divides.update {re.escape(words)}.*components"
+    ):
         gpuopt.Optimizer(p, Divides(kind), engine=engine)
     with pytest.raises(TypeError, match=re.escape(words)):
         gpuopt.init(Divides(kind), p)
@@ -428,7 +450,7 @@ def test_magnitude() -> None:
     x = np.array([-3.0, 0.1, 0.0])
     gpuopt.Optimizer(x, gpuopt.chain(gpuopt.SGD(), gpuopt.Magnitude(0.5, 2.0))).step(np.zeros(3))
     np.testing.assert_array_equal(x, [-2.0, 0.5, 0.5])
-    with pytest.raises(ValueError, match="Magnitude: low 2.0, high 1.0, expected low <= high"):
+    with pytest.raises(ValueError, match=r"Magnitude: low 2\.0, high 1\.0, expected low <= high"):
         gpuopt.Magnitude(2.0, 1.0)
 
 
@@ -445,6 +467,6 @@ def test_moduli_neither_overflow_nor_vanish(dtype: str, fused_space: Space) -> N
 
 def test_components_cannot_be_tuned() -> None:
     opt = gpuopt.Optimizer(np.ones(3, "c8"), gpuopt.Adam())
-    with pytest.raises(ValueError, match="slot v: float32.*complex64"):
+    with pytest.raises(ValueError, match=r"slot v: float32.*complex64"):
         opt.tune(components=True)
     opt.step(np.ones(3, "c8"))

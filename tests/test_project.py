@@ -163,7 +163,14 @@ def test_libraries_stay_in_their_files(library: str) -> None:
 
 
 def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
-    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base", "formula", "hyper", "pairs", "slots"}
+    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {
+        "__init__",
+        "base",
+        "formula",
+        "hyper",
+        "pairs",
+        "slots",
+    }
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
     assert {row.rule for row in ROWS} | {type(rule) for rule, _ in FORMULAS.values()} == set(RULES.values())
     for name, rule in RULES.items():

@@ -230,7 +230,9 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
             found = rule.evaluation(functions, p, SimpleNamespace(**own), SimpleNamespace(**h))
         else:
             pairs = SimpleNamespace(**{slot: taken_apart(x) for slot, x in own.items()})
-            pair = applied(rule, rule.evaluation, Lifted(functions), whole := taken_apart(p), pairs, SimpleNamespace(**h))
+            pair = applied(
+                rule, rule.evaluation, Lifted(functions), whole := taken_apart(p), pairs, SimpleNamespace(**h)
+            )
             found = p if pair is whole else joined(pair, p)
         return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
 
@@ -256,5 +258,8 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool)
     """
     sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
     p, g = zeros_like(sample), zeros_like(sample)
-    slots = {name: slot.start if is_number(slot) else zeros_like(p, slot_dtype(rule, name, p)) for name, slot in starts(rule.slots).items()}
+    slots = {
+        name: slot.start if is_number(slot) else zeros_like(p, slot_dtype(rule, name, p))
+        for name, slot in starts(rule.slots).items()
+    }
     update(rule, p, g, slots, h)

@@ -119,7 +119,19 @@ def source(variants: tuple[Variant, ...]) -> str:
     return "\n".join(code)
 
 
-CONTEXT = ("table", "gradients", "scales", "chunks", "values", "numbers", "partials", "found", "totals", "first", "sizes")
+CONTEXT = (
+    "table",
+    "gradients",
+    "scales",
+    "chunks",
+    "values",
+    "numbers",
+    "partials",
+    "found",
+    "totals",
+    "first",
+    "sizes",
+)
 """What the pointers of the context point to; see `gpuopt.engines.cpu`."""
 
 
@@ -158,9 +170,7 @@ class _Loop:
 
     """
 
-    def __init__(
-        self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str], access: str = ""
-    ) -> None:
+    def __init__(self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str], access: str = "") -> None:
         self.variant, self.access = variant, access
         self.dtype = DTYPES[variant.dtype]
         program, T, S = variant.program, self.dtype.llvm, self.dtype.llvm_suffix  # noqa: N806 - types, as IR spells them
@@ -388,7 +398,8 @@ def _reduce(k: int, i: int, variant: Variant, own: Pass, sums: int) -> str:
             both = (
                 f"%{name}.both = fadd double %{name}.before, {term}"
                 if kind == "sum"
-                else f"%{name}.new = fadd double {term}, 0.0\n  " + _LARGER.format(f"{name}.both", f"{name}.before", f"{name}.new")
+                else f"%{name}.new = fadd double {term}, 0.0\n  "
+                + _LARGER.format(f"{name}.both", f"{name}.before", f"{name}.new")
             )
             code.body += [
                 f"%{name}.at = getelementptr inbounds double, ptr %{name}.lanes, i64 %lane",
@@ -495,7 +506,10 @@ class _Numbers:
                         f"{value} = load double, ptr {value}.slot",
                     ]
                 case Node("scalar", (index,)):
-                    lines += [f"{value}.at = getelementptr double, ptr %h, i64 {index}", f"{value} = load double, ptr {value}.at"]
+                    lines += [
+                        f"{value}.at = getelementptr double, ptr %h, i64 {index}",
+                        f"{value} = load double, ptr {value}.at",
+                    ]
                 case Node("literal", (number,)):
                     value = DTYPES["float64"].llvm_literal(number)
                 case Node("reduce", (kind, *_)):
@@ -534,7 +548,11 @@ class _Numbers:
                 f"{part}.at = getelementptr double, ptr %{'found' if over == 'leaf' else 'totals'}, i64 {column + n}",
                 f"{part} = load double, ptr {part}.at",
             ]
-        return [*parts, f"{value} = call double @root(double {value}.0, double {value}.1, double {value}.2)"] if kind == "norm" else parts
+        return (
+            [*parts, f"{value} = call double @root(double {value}.0, double {value}.1, double {value}.2)"]
+            if kind == "norm"
+            else parts
+        )
 
 
 _ROOT = """

@@ -145,7 +145,10 @@ class CUDAKernel:
             self._verdict: Any = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
             width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
             # What passes find, until the next step.
-            numbers, totals = cupy.zeros((len(table.rows), max(table.numbers, 1))), cupy.zeros((table.groups, 1 + width))
+            numbers, totals = (
+                cupy.zeros((len(table.rows), max(table.numbers, 1))),
+                cupy.zeros((table.groups, 1 + width)),
+            )
             found = (
                 np.int64(table.groups),
                 cupy.asarray(table.first_chunks),

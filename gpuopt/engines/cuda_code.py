@@ -278,7 +278,7 @@ def _update(i: int, variant: Variant) -> str:
     code = _Loop(variant, last.elements, {})
     T, lanes = code.T, "xyzw"[: 16 // ctypes.sizeof(DTYPES[variant.dtype].ctype)]  # noqa: N806 - a type
     read = list(code.arrays)
-    written = {(code.array(store.name), *(store.part or (0,))): store for store in last.stores}
+    written = {(code.array(store.name), store.part[0] if store.part else 0): store for store in last.stores}
     if not written:
         arguments = "const long long*, long long, double, long long, int, const void*, const double*"
         return f"__device__ __forceinline__ void update{i}({arguments}) {{}}\n"
@@ -289,9 +289,7 @@ def _update(i: int, variant: Variant) -> str:
         *(f"{_numbered('a', *at)} = {_numbered('r', *at)};" for at in written),
     ]
     # Of complex numbers both parts are written, or none.
-    whens = {
-        at[0]: "" if store.when is None else f"if ({code.terms[store.when]}) " for at, store in written.items()
-    }
+    whens = {at[0]: "" if store.when is None else f"if ({code.terms[store.when]}) " for at, store in written.items()}
     names = list(code.arrays)
     every = code.each(names)
     constants = list(code.constants)
@@ -326,16 +324,16 @@ def _update(i: int, variant: Variant) -> str:
         elements=deeper.join(
             f"element{i}({', '.join([lane(*at, element) for at in every] + constants)});" for element in range(width)
         ),
-        stores=deeper.join(
-            f"{whens[at[0]]}{memory[at]} = {_numbered('v', *at)};" for at in vectors if at[0] in whens
-        ),
+        stores=deeper.join(f"{whens[at[0]]}{memory[at]} = {_numbered('v', *at)};" for at in vectors if at[0] in whens),
         reads=" ".join(
             f"{T} {_numbered('s', name, part)}{' = ' + code.at(name, 'i', part) if name in read else ''};"
             for name, part in every
         ),
         names=", ".join([_numbered("s", *at) for at in every] + constants),
         writes=" ".join(
-            f"{whens[name]}{code.at(name, 'i', part)} = {_numbered('s', name, part)};" for name, part in every if name in whens
+            f"{whens[name]}{code.at(name, 'i', part)} = {_numbered('s', name, part)};"
+            for name, part in every
+            if name in whens
         ),
     )
 

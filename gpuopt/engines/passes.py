@@ -238,4 +238,10 @@ def _stores(program: Program) -> tuple[Store, ...]:
                 stores.append(Store(name, part, value, when))
             case _:
                 stores.append(Store(name, part, output))
+    # Of complex numbers both parts are written, and by one condition.
+    whole = [Store(name, part, output) for name, part, output in program.stores if name in program.pairs]
+    for name in program.pairs:
+        conditions = [store.when for store in stores if store.name == name]
+        if conditions and (len(conditions) == 1 or conditions[0] != conditions[1]):
+            stores = [store for store in stores if store.name != name] + [s for s in whole if s.name == name]
     return tuple(stores)

@@ -364,7 +364,7 @@ def _with_new_slots(
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     for own, rule, p in zip(slots, rules, arrays, strict=True):
         for name, value in own.items():
-            if getattr(value, "shape", ()) and value.dtype != (expected := slot_dtype(rule, name, p)):
+            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p)):
                 raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):

@@ -44,8 +44,9 @@ class Variant:
     def arrays(self) -> float:
         """Arrays as large as the parameter that a step reads and writes, all its passes together."""
         program, last = self.program, update(self.program)
-        read = sum(sum(program.nodes[i].op == "load" for i in own.elements) for own in (*passes(program), last))
-        written = len([store for store in last.stores if store.when is None])
+        elements = [i for own in passes(program) for i in own.elements] + list(last.elements)
+        read = sum(program.nodes[i].op == "load" for i in elements)
+        written = sum(store.when is None for store in last.stores)
         return (read + written) / DTYPES[self.dtype].parts
 
 

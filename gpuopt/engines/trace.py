@@ -296,7 +296,9 @@ class _Tape:
             case Real():
                 return Number(self, "literal", float(value).hex())
             case _:
-                raise self.error(f"makes a number of {value!r} ({type(value).__name__})", "sums, slots or hyperparameters")
+                raise self.error(
+                    f"makes a number of {value!r} ({type(value).__name__})", "sums, slots or hyperparameters"
+                )
 
     def check_kinds(self, op: str, args: Sequence[_Expression]) -> None:
         """Raise TraceError where an operation gets numbers for truth values, or the reverse."""

@@ -47,7 +47,10 @@ def Adam(
 ) -> Rule:
     """``torch.optim.Adam``: ``weight_decay`` is a part of the gradient, unless it is decoupled."""
     return _around(
-        rules.Adam(lr, *betas, eps, amsgrad=amsgrad, components=True), weight_decay, maximize, decoupled=decoupled_weight_decay
+        rules.Adam(lr, *betas, eps, amsgrad=amsgrad, components=True),
+        weight_decay,
+        maximize,
+        decoupled=decoupled_weight_decay,
     )
 
 
@@ -61,7 +64,9 @@ def AdamW(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.AdamW``."""
-    return _around(rules.AdamW(lr, *betas, eps, amsgrad=amsgrad, components=True, weight_decay=weight_decay), 0, maximize)
+    return _around(
+        rules.AdamW(lr, *betas, eps, amsgrad=amsgrad, components=True, weight_decay=weight_decay), 0, maximize
+    )
 
 
 def NAdam(

@@ -34,6 +34,6 @@ class AdaBelief(Adam):
     eps: Hyper = bounded(1e-16, 0)
     eps_belief: Hyper = bounded(1e-16, 0)
 
-    def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
+    def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:
         """See :meth:`Adam.second_moment`."""
         return h.beta2 * s.v + (1 - h.beta2) * xp.abs2(g - m) + h.eps_belief

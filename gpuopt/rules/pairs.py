@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ComplexError", "Lifted", "Pair", "RealNumbers", "apart", "applied", "together"]
 
-CURE = "xp.abs2, xp.abs, xp.real and xp.imag make real numbers of it, `components = True` has both parts treated as such"
+CURE = (
+    "xp.abs2, xp.abs, xp.real and xp.imag make real numbers of it, `components = True` has both parts treated as such"
+)
 SUMS = ("sum", "total")
 PRODUCTS = ("dot", "total_dot")
 NORMS = ("norm", "total_norm")
@@ -314,9 +316,7 @@ class Lifted:
         """``sqrt(a*a + b*b)`` of numbers from 0 on; NaN if either is."""
         long, short = self._xp.maximum(a, b), self._xp.minimum(a, b)
         slope = short / long
-        return self._xp.where(
-            (long > 0) & (long < float("inf")), long * self._xp.sqrt(slope * slope + 1), long
-        )
+        return self._xp.where((long > 0) & (long < float("inf")), long * self._xp.sqrt(slope * slope + 1), long)
 
     def _sum(self, name: str, u: Any) -> Any:
         """The sum of complex numbers is one; of parts that are apart, one number."""

@@ -62,7 +62,7 @@ class Scale(Transform):
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
-        return old + s.factor * (new - old), {"factor": s.factor}
+        return old + (new - old) * s.factor, {"factor": s.factor}
 
 
 @dataclass(frozen=True)
