@@ -40,7 +40,7 @@ def is_array(x: Any) -> bool:
 def is_real(x: Any) -> bool:
     """Whether an array is of a floating, integer or boolean dtype."""
     if is_numpy(x) or is_cupy(x):
-        return x.dtype.kind in "fiub"
+        return x.dtype.kind in "fiub" or str(x.dtype) == "bfloat16"
     return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
 
 

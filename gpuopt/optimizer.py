@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+Precision: TypeAlias = Literal["state32", "param"]
+PRECISIONS: tuple[Precision, ...] = ("state32", "param")
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
@@ -54,6 +56,9 @@ class Optimizer:
         nothing, but counts as a step, for schedules and for Adam's bias correction too. "raise": it changes nothing and
         raises FloatingPointError; a GPU is not waited for, there the error comes with one of the next steps, which
         change nothing either, and ``steps`` is set back.
+    precision
+        Of leaves of float16 or bfloat16, with which is computed in float32: "state32" keeps the state in float32, "param" in
+        the leaf's own dtype. Both round to nearest.
 
     Raises
     ------
@@ -84,8 +89,10 @@ class Optimizer:
         engine: Engine = "auto",
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
+        precision: Precision = "state32",
     ) -> None:
-        for name, value, known in (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE)):
+        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE), ("precision", precision, PRECISIONS))
+        for name, value, known in given:
             if value not in known:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
@@ -94,6 +101,7 @@ class Optimizer:
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
+        self._precision = precision
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
@@ -315,7 +323,7 @@ class Optimizer:
         own, p = self._step.slots[i].get(slot), self._arrays[i]
         if own is not None:
             return own
-        dtype = slot_dtype(rule, slot, p)
+        dtype = slot_dtype(rule, slot, p, self._precision)
         return p if dtype == p.dtype else zeros_like(p, dtype)
 
     def __repr__(self) -> str:
@@ -402,7 +410,7 @@ class Optimizer:
         guard = Guard(by, skip) if by or skip else None
         slots = before.slots if before else [{} for _ in self._arrays]
         clipped = self._clipped(rules)
-        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before)
+        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before, self._precision)
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]

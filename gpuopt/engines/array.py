@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place, zeros_like
-from gpuopt.engines.complexes import is_complex, joined, slot_dtype, taken_apart
+from gpuopt.engines.complexes import arithmetic_dtype, is_complex, joined, slot_dtype, taken_apart
 from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
@@ -67,7 +67,7 @@ def started(name: str, p: Any, index: int, rule: Rule) -> Any:
     with current(p):
         match slot:
             case Like("p"):
-                return xp.asarray(p, copy=True)
+                return xp.astype(p, dtype, copy=True)
             case Like(source) | Real(Like(source)):
                 return full(rule.hyperparameter(source).at(0))
             case Given(value):
@@ -159,10 +159,13 @@ def _update(
     xp, name = namespace(p), rule.name
     declared = starts(rule.slots)
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
-    shape = p.shape
+    shape, stored, kinds = p.shape, p.dtype, {slot: x.dtype for slot, x in own.items() if hasattr(x, "dtype")}
     with np.errstate(all="ignore"), current(p):
         if g.dtype != p.dtype:
             g = xp.astype(g, p.dtype)
+        if (arithmetic := arithmetic_dtype(p)) != stored:
+            p, g = xp.astype(p, arithmetic), xp.astype(g, arithmetic)
+            own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
         if not shape:  # NumPy would make numbers of what is computed with arrays without axes
             p, g = xp.reshape(p, (1,)), xp.reshape(g, (1,))
             own = {slot: x if isinstance(x, Number) else xp.reshape(x, (1,)) for slot, x in own.items()}
@@ -193,6 +196,8 @@ def _update(
         if new.shape != p.shape:
             raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {p.shape}")
         new = xp.asarray(new, copy=True if any(new is old for old in (p, g, *own.values())) else None)
+        with np.errstate(all="ignore"):
+            new = xp.astype(new, kinds.get(what, stored), copy=False)
         return new if shape else xp.reshape(new, ())
 
     with current(p):
@@ -207,7 +212,9 @@ def _update_blocks(
     after = [None] * (1 + len(slots))
     access = [["readonly"]] * len(before) + [["writeonly", "allocate"]] * len(after)
     flags = ["external_loop", "buffered", "zerosize_ok"]
-    kept = [p.dtype, *(slot_dtype(rule, name, p) for name in slots)]
+    kept = [p.dtype, *(x.dtype for x in slots.values())]
+    if g.dtype != p.dtype:
+        g = g.astype(p.dtype)
     dtypes = [*kept, p.dtype, *kept]
     with np.nditer([*before, *after], flags, access, dtypes, casting="same_kind", buffersize=BLOCK) as blocks:  # type: ignore[call-overload]
         for block in blocks:
@@ -226,7 +233,12 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
     with np.errstate(all="ignore"), current(p):
         functions: Any = Namespace(xp, p, Group())
-        if not is_complex(p):
+        if (arithmetic := arithmetic_dtype(p)) != p.dtype:
+            wide = xp.astype(p, arithmetic)
+            own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
+            found = rule.evaluation(functions, wide, SimpleNamespace(**own), SimpleNamespace(**h))
+            found = p if found is wide else xp.astype(found, p.dtype)
+        elif not is_complex(p):
             found = rule.evaluation(functions, p, SimpleNamespace(**own), SimpleNamespace(**h))
         else:
             pairs = SimpleNamespace(**{slot: taken_apart(x) for slot, x in own.items()})

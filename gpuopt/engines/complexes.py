@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 
+SMALL = ("float16", "bfloat16")
+"""Dtypes that are stored and not computed in."""
+
+
 def is_complex(x: Any) -> bool:
     """Whether an array is one of complex numbers."""
     if is_numpy(x) or is_cupy(x):
@@ -28,9 +32,16 @@ def real_dtype(x: Any) -> Any:
     return xp.float32 if x.dtype == xp.complex64 else xp.float64
 
 
-def slot_dtype(rule: Rule, slot: str, p: Any) -> Any:
+def arithmetic_dtype(x: Any) -> Any:
+    """Return the dtype in which is computed with an array: float32 for those of 16 bits, else its own."""
+    return namespace(x).float32 if dtype_of(x) in SMALL else x.dtype
+
+
+def slot_dtype(rule: Rule, slot: str, p: Any, precision: str = "state32") -> Any:
     """Return the dtype of a slot of a parameter."""
-    return real_dtype(p) if is_complex(p) and rule.part(slot) == "real" else p.dtype
+    if is_complex(p) and rule.part(slot) == "real":
+        return real_dtype(p)
+    return p.dtype if precision == "param" else arithmetic_dtype(p)
 
 
 def taken_apart(x: Any) -> Any:

@@ -184,7 +184,11 @@ class _Loop:
             lines = self.prologue if k in same else self.body
             match program.nodes[k]:
                 case Node("load", (name, *part)):
-                    lines.append(f"{value} = load {T}, ptr {self.at(name, *part)}{access}")
+                    address, stored = self.at(name, *part), variant.stored(name)
+                    if stored.stored:
+                        lines += [f"{value}.bits = load i16, ptr {address}{access}", *_widened(value, stored.name)]
+                    else:
+                        lines.append(f"{value} = load {T}, ptr {address}{access}")
                 case Node("coefficient", (index,)):
                     lines += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
                 case Node("number", (index,)):
@@ -231,10 +235,18 @@ class _Loop:
                 self._at.add(kept)
                 self.prologue.append(f"{kept} = select i1 {self.values[when]}, ptr {label}.chunk, ptr %unread")
             address = self._address(f"{label}.written", kept, name, *part)
-        self.body.append(f"store {T} {self.values[value]}, ptr {address}{self.access}")
+        stored = self.variant.stored(name)
+        if stored.stored:
+            narrow = f"%w{self._column(name)}"
+            self.body += _narrowed(narrow, self.values[value], stored.name)
+            self.body.append(f"store i16 {narrow}, ptr {address}{self.access}")
+        else:
+            self.body.append(f"store {T} {self.values[value]}, ptr {address}{self.access}")
 
     def _type(self, name: str) -> str:
         """The type of an array's elements."""
+        if self.variant.stored(name).stored:
+            return "i16"
         return f"[2 x {self.dtype.llvm}]" if name in self.variant.program.pairs else self.dtype.llvm
 
     def _address(self, label: str, chunk: str, name: str, *part: int) -> str:
@@ -266,6 +278,35 @@ class _Loop:
         if name == "g":
             return 0
         return table.PARAMETER if name == "p" else table.SLOTS + self.variant.program.slots.index(name)
+
+
+def _widened(value: str, dtype: str) -> list[str]:
+    """IR of the float32 of 16 bits."""
+    if dtype == "float16":
+        return [f"{value}.half = bitcast i16 {value}.bits to half", f"{value} = fpext half {value}.half to float"]
+    return [
+        f"{value}.wide = zext i16 {value}.bits to i32",
+        f"{value}.high = shl i32 {value}.wide, 16",
+        f"{value} = bitcast i32 {value}.high to float",
+    ]
+
+
+def _narrowed(value: str, x: str, dtype: str) -> list[str]:
+    """IR of the 16 bits of a float32, rounded to nearest even."""
+    if dtype == "float16":
+        return [f"{value}.half = fptrunc float {x} to half", f"{value} = bitcast half {value}.half to i16"]
+    return [
+        f"{value}.bits = bitcast float {x} to i32",
+        f"{value}.high = lshr i32 {value}.bits, 16",
+        f"{value}.odd = and i32 {value}.high, 1",
+        f"{value}.half = add i32 {value}.odd, 32767",
+        f"{value}.up = add i32 {value}.bits, {value}.half",
+        f"{value}.nan = fcmp uno float {x}, {x}",
+        f"{value}.quiet = or i32 {value}.bits, 4194304",
+        f"{value}.kept = select i1 {value}.nan, i32 {value}.quiet, i32 {value}.up",
+        f"{value}.low = lshr i32 {value}.kept, 16",
+        f"{value} = trunc i32 {value}.low to i16",
+    ]
 
 
 def _update(i: int, variant: Variant) -> str:
@@ -885,9 +926,13 @@ def _square(dtype: DType) -> str:
     extended = {"float": "fpext float %g.{k} to double", "double": "fadd double %g.{k}, -0.0"}[dtype.llvm]
     lines = []
     for k in range(dtype.parts):
+        kind = "i16" if dtype.stored else dtype.llvm
+        lines.append(f"%g.at.{k} = getelementptr inbounds [{dtype.parts} x {kind}], ptr %g, i64 %k, i64 {k}")
+        if dtype.stored:
+            lines += [f"%g.{k}.bits = load i16, ptr %g.at.{k}", *_widened(f"%g.{k}", dtype.name)]
+        else:
+            lines.append(f"%g.{k} = load {dtype.llvm}, ptr %g.at.{k}")
         lines += [
-            f"%g.at.{k} = getelementptr inbounds [{dtype.parts} x {dtype.llvm}], ptr %g, i64 %k, i64 {k}",
-            f"%g.{k} = load {dtype.llvm}, ptr %g.at.{k}",
             f"%x.{k} = {extended.format(k=k)}",
             f"%scaled.{k} = fmul double %x.{k}, %scale",
             f"%square{'' if dtype.parts == 1 else f'.{k}'} = fmul double %scaled.{k}, %scaled.{k}",
@@ -901,7 +946,7 @@ def _sums(name: str) -> str:
     """IR that adds up the squares of a chunk of a dtype, scaled ones too where squares may not fit."""
     dtype = DTYPES[name]
     scales = norms.SCALES[:1] if dtype.squares_fit else norms.SCALES
-    lines = [f"{name}:", f"  %{name}.g = getelementptr [{dtype.parts} x {dtype.llvm}], ptr %gradient, i64 %start"]
+    lines = [f"{name}:", f"  %{name}.g = getelementptr [{dtype.itemsize} x i8], ptr %gradient, i64 %start"]
     for k, scale in enumerate(scales):
         factor = DTYPES["float64"].llvm_literal(scale.hex())
         lines += [

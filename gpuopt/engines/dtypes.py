@@ -30,6 +30,8 @@ class DType:
         Whether no square of such a number overflows or vanishes in float64.
     parts
         Real numbers that an element has: two, if it is complex.
+    stored
+        Bytes of each of them in memory, if they are fewer than those of what it is computed in.
 
     """
 
@@ -42,11 +44,12 @@ class DType:
     ctype: type[Any]
     squares_fit: bool
     parts: int = 1
+    stored: int = 0
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return ctypes.sizeof(self.ctype) * self.parts
+        return (self.stored or ctypes.sizeof(self.ctype)) * self.parts
 
     @property
     def number(self) -> int:
@@ -74,5 +77,7 @@ DTYPES: dict[str, DType] = {
         _float64,
         replace(_float32, name="complex64", parts=2),
         replace(_float64, name="complex128", parts=2),
+        replace(_float32, name="float16", stored=2),
+        replace(_float32, name="bfloat16", stored=2),
     )
 }

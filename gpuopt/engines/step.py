@@ -51,6 +51,8 @@ class Step:
         What to look for in the gradients before a step.
     before
         The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over.
+    precision
+        In what the slots of leaves of 16 bits are kept.
 
     Attributes
     ----------
@@ -71,6 +73,7 @@ class Step:
         engine: Engine,
         guard: Guard | None = None,
         before: Step | None = None,
+        precision: str = "state32",
     ) -> None:
         self._guard = guard
         self._arrays, self._groups = arrays, groups
@@ -88,7 +91,7 @@ class Step:
         ]
         fused = set(together)
         homes = [place if i in fused else None for i, place in enumerate(self._places)]
-        self.slots = _with_new_slots(arrays, self._places, homes, [rules[g] for g in groups], state)
+        self.slots = _with_new_slots(arrays, self._places, homes, [rules[g] for g in groups], state, precision)
         self._alone = sorted(set(range(len(arrays))) - set(together))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {(groups[i], libraries.place(arrays[i]), str(arrays[i].dtype)): i for i in self._alone}.values():
@@ -354,6 +357,7 @@ def _with_new_slots(
     homes: Sequence[Place | None],
     rules: Sequence[Rule],
     state: Sequence[Mapping[str, Any]],
+    precision: str,
 ) -> list[dict[str, Any]]:
     """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
 
@@ -364,7 +368,7 @@ def _with_new_slots(
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     for own, rule, p in zip(slots, rules, arrays, strict=True):
         for name, value in own.items():
-            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p)):
+            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p, precision)):
                 raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
@@ -375,9 +379,9 @@ def _with_new_slots(
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
         if place is not None:
-            new = place.zeros([memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i])) for i in members])
+            new = place.zeros([memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members])
         else:
-            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i])) for i in members]
+            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
             if declared[i][name] not in (Filled(), Real()):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.dtypes import DTYPES, DType
 from gpuopt.engines.passes import passes, update
 from gpuopt.engines.trace import Program, trace
 
@@ -39,6 +39,12 @@ class Variant:
 
     program: Program
     dtype: str
+    slots: str = ""
+    """The dtype that slots are stored in, if that is not what is computed in."""
+
+    def stored(self, name: str) -> DType:
+        """How the numbers of an array are stored."""
+        return DTYPES[(self.slots or DTYPES[self.dtype].arithmetic) if name in self.program.slots else self.dtype]
 
     @property
     def arrays(self) -> float:
@@ -52,11 +58,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Segment:
-    """A leaf as the table sees it: elements, group, dtype, and the addresses of its parameter and slots."""
+    """A leaf as the table sees it: elements, group, dtype, that of its slots, and the addresses of its parameter and slots."""
 
     length: int
     group: int
     dtype: str
+    slots: str
     pointers: tuple[int, ...]
 
 
@@ -97,7 +104,8 @@ class Table:
         kinds = {lane: (lane[0], DTYPES[lane[1]].parts == 2) for lane in lanes}
         traced = {kind: trace(rules[kind[0]], is_complex=kind[1]) for kind in sorted(set(kinds.values()))}
         self.programs = programs = {lane: traced[kind] for lane, kind in kinds.items()}
-        variant_of = {lane: Variant(programs[lane], lane[1]) for lane in lanes}
+        slots = {(s.group, s.dtype): s.slots for s in segments}
+        variant_of = {lane: Variant(programs[lane], lane[1], _stored(slots[lane], lane[1])) for lane in lanes}
         self.variants = tuple(dict.fromkeys(variant_of.values()))
         number_of = {lane: self.variants.index(variant) for lane, variant in variant_of.items()}
         offsets, size = {}, 0
@@ -196,6 +204,11 @@ def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
     own = [found[k] for v in variants if len(found := passes(v.program)) > k]
     sums, largest = max(p.sums for p in own), max(p.largest for p in own)
     return sums if sums + largest else 1, largest
+
+
+def _stored(slots: str, dtype: str) -> str:
+    """The dtype of slots, where it is not that of the arithmetic."""
+    return "" if slots == DTYPES[dtype].arithmetic else slots
 
 
 def _check_totals(programs: Mapping[tuple[int, bool], Program]) -> None:
