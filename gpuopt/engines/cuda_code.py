@@ -69,6 +69,47 @@ _GLOBAL = """\
 #endif
 """
 
+_SMALL = """\
+__device__ __forceinline__ float wide_bfloat16(unsigned int bits)
+{
+    return __uint_as_float(bits << 16);
+}
+
+__device__ __forceinline__ unsigned int narrow_bfloat16(float x)
+{
+    const unsigned int bits = __float_as_uint(x);
+    return (x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest even
+}
+
+__device__ __forceinline__ float wide_float16(unsigned int bits)
+{
+#ifdef __CUDACC__
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((unsigned short)bits));
+    return x;
+#else
+    const unsigned int sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 0x3ffu;
+    if (exponent == 0) return __uint_as_float(sign | __float_as_uint((float)fraction * 5.9604644775390625e-08f));
+    return __uint_as_float(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13);
+#endif
+}
+
+__device__ __forceinline__ unsigned int narrow_float16(float x)
+{
+#ifdef __CUDACC__
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+#else
+    const unsigned int all = __float_as_uint(x), sign = all >> 16 & 0x8000u, size = all & 0x7fffffffu;
+    if (size > 0x7f800000u) return sign | 0x7e00u;
+    if (size >= 0x477ff000u) return sign | 0x7c00u;
+    if (size < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(size) + 0.5f) - 0x3f000000u);
+    return sign | ((size + 0xfffu + (size >> 13 & 1u)) >> 13) - 0x1c000u;
+#endif
+}
+"""
+
 _STEP = """\
 {functions}
 extern "C" __global__ void __launch_bounds__({threads})
@@ -152,6 +193,7 @@ def source(variants: tuple[Variant, ...]) -> str:
     return (
         _VALUES.format(bytes=table.VALUE_BYTES)
         + _GLOBAL
+        + _small(variants)
         + _STEP.format(
             **sizes,
             functions="".join(_update(i, variant) for i, variant in enumerate(variants)),
@@ -167,6 +209,11 @@ def source(variants: tuple[Variant, ...]) -> str:
             ),
         )
     )
+
+
+def _small(variants: Iterable[Variant]) -> str:
+    """Conversions, where there is anything of 16 bits."""
+    return _SMALL if any(DTYPES[v.dtype].stored for v in variants) else ""
 
 
 def _numbers_of(variants: Iterable[Variant]) -> int:
@@ -205,6 +252,7 @@ class _Loop:
         program, suffix = variant.program, DTYPES[variant.dtype].cuda_suffix
         self.arrays: dict[str, str] = {}
         self.parts: dict[str, int] = {}
+        self.small: dict[str, str] = {}
         self.constants: dict[str, str] = {}
         self.body: list[str] = []
         self.terms: dict[int, str] = {}
@@ -242,7 +290,22 @@ class _Loop:
             label, address = name if name == "p" else f"slot{slots.index(name)}", f"row[{column}]"
         self.arrays[label] = address
         self.parts[label] = 2 if name in self.variant.program.pairs else 1
+        stored = self.variant.stored(name)
+        if stored.stored:
+            self.small[label] = stored.name
         return label
+
+    def kept(self, label: str) -> str:
+        """The type of an array's numbers in memory."""
+        return "unsigned short" if label in self.small else self.T
+
+    def read(self, label: str, term: str) -> str:
+        """A number of an array, from what is in memory."""
+        return f"wide_{self.small[label]}({term})" if label in self.small else term
+
+    def written(self, label: str, term: str) -> str:
+        """What is in memory of a number of an array."""
+        return f"narrow_{self.small[label]}({term})" if label in self.small else term
 
     def at(self, label: str, index: str, part: int = 0) -> str:
         """An element of an array, or one of its parts."""
@@ -257,7 +320,8 @@ class _Loop:
     def prologue(self) -> list[str]:
         """Statements before the loop."""
         addresses = [
-            f"{self.T}* at_{name} = ({self.T}*){address} + {'start' if self.parts[name] == 1 else '2 * start'};"
+            f"{self.kept(name)}* at_{name} = ({self.kept(name)}*){address} + "
+            f"{'start' if self.parts[name] == 1 else '2 * start'};"
             for name, address in self.arrays.items()
         ]
         return [*addresses, *(f"ASSUME_GLOBAL(at_{name});" for name in self.arrays), *self._prologue]
@@ -270,6 +334,12 @@ class _Loop:
 def _numbered(kind: str, label: str, number: int = 0) -> str:
     """A variable of an array; there may be several."""
     return f"{kind}{number or ''}_{label}"
+
+
+def _half(name: str, element: int) -> str:
+    """The 16 bits of an element of the main loop."""
+    word = f"v_{name}.{'xyzw'[element // 2]}"
+    return f"{word} >> 16" if element % 2 else f"{word} & 0xffffu"
 
 
 def _update(i: int, variant: Variant) -> str:
@@ -294,18 +364,33 @@ def _update(i: int, variant: Variant) -> str:
     every = code.each(names)
     constants = list(code.constants)
     # As many elements at a time as fill 16 bytes of the smallest array.
-    width = len(lanes) // min(code.parts.values())
-    vector = f"{T}{len(lanes)}"
+    numbers = {name: 8 if name in code.small else len(lanes) for name in names}  # in 16 bytes
+    width = max(numbers[name] // code.parts[name] for name in names)
+    vector = {name: "uint4" if name in code.small else f"{T}{len(lanes)}" for name in names}
     newline = "\n    "
     deeper = newline + "    "
 
     def lane(name: str, part: int, element: int) -> str:
         """Where a part of an element of the main loop is."""
+        if name in code.small:
+            return _numbered("e", name, element)
         k, own = divmod(element * code.parts[name] + part, len(lanes))
         return f"{_numbered('v', name, k)}.{lanes[own]}"
 
-    vectors = [(name, k) for name in names for k in range(code.parts[name] * width // len(lanes))]
-    memory = {(name, k): f"(({vector}*)&{code.at(name, 'i')})[{k}]" for name, k in vectors}
+    vectors = [(name, k) for name in names for k in range(code.parts[name] * width // numbers[name])]
+    memory = {(name, k): f"(({vector[name]}*)&{code.at(name, 'i')})[{k}]" for name, k in vectors}
+    unpacked = [
+        f"{T} {_numbered('e', name, k)}{' = ' + code.read(name, _half(name, k)) if name in read else ''};"
+        for name in code.small
+        for k in range(width)
+    ]
+    packed = [
+        f"v_{name}.{word} = {code.written(name, _numbered('e', name, 2 * k))} "
+        f"| {code.written(name, _numbered('e', name, 2 * k + 1))} << 16;"
+        for name in code.small
+        if name in whens
+        for k, word in enumerate("xyzw")
+    ]
     return _UPDATE.format(
         i=i,
         T=T,
@@ -319,19 +404,22 @@ def _update(i: int, variant: Variant) -> str:
         prologue=newline.join(code.prologue),
         alignment=" | ".join(f"(unsigned long long)at_{name}" for name in names),
         loads=deeper.join(
-            f"{vector} {_numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors
+            [f"{vector[at[0]]} {_numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors]
+            + unpacked
         ),
         elements=deeper.join(
             f"element{i}({', '.join([lane(*at, element) for at in every] + constants)});" for element in range(width)
         ),
-        stores=deeper.join(f"{whens[at[0]]}{memory[at]} = {_numbered('v', *at)};" for at in vectors if at[0] in whens),
+        stores=deeper.join(
+            packed + [f"{whens[at[0]]}{memory[at]} = {_numbered('v', *at)};" for at in vectors if at[0] in whens]
+        ),
         reads=" ".join(
-            f"{T} {_numbered('s', name, part)}{' = ' + code.at(name, 'i', part) if name in read else ''};"
+            f"{T} {_numbered('s', name, part)}{' = ' + code.read(name, code.at(name, 'i', part)) if name in read else ''};"
             for name, part in every
         ),
         names=", ".join([_numbered("s", *at) for at in every] + constants),
         writes=" ".join(
-            f"{whens[name]}{code.at(name, 'i', part)} = {_numbered('s', name, part)};"
+            f"{whens[name]}{code.at(name, 'i', part)} = {code.written(name, _numbered('s', name, part))};"
             for name, part in every
             if name in whens
         ),
@@ -477,6 +565,7 @@ def reduction(k: int, variants: tuple[Variant, ...]) -> str:
         _VALUES.format(bytes=table.VALUE_BYTES)
         + _GLOBAL
         + defined
+        + _small(variants)
         + _PASS.format(
             functions="".join(functions),
             columns=table.columns(variants),
@@ -512,7 +601,7 @@ def _reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
     numbers, lines = _arithmetic(variant.program, own.before, {})
     code = _Loop(variant, own.elements, numbers)
     body = [
-        f"const {code.T} {_numbered('a', name, part)} = {code.at(name, 'i', part)};"
+        f"const {code.T} {_numbered('a', name, part)} = {code.read(name, code.at(name, 'i', part))};"
         for name, part in code.each(code.arrays)
     ] + code.body
     start, add = [], []
@@ -621,6 +710,21 @@ __device__ __forceinline__ double square(double2 g, double scale)
     return square(g.x, scale) + square(g.y, scale);
 }
 
+struct Half { unsigned short bits; };
+struct BFloat { unsigned short bits; };
+
+template <>
+__device__ __forceinline__ double square(Half g, double scale)
+{
+    return square(wide_float16(g.bits), scale);
+}
+
+template <>
+__device__ __forceinline__ double square(BFloat g, double scale)
+{
+    return square(wide_bfloat16(g.bits), scale);
+}
+
 template <typename T>
 __device__ __forceinline__ void sum_of_squares(const T* g, int n, double scale, double* lanes, double* out)
 {
@@ -704,8 +808,9 @@ def _sums(name: str) -> str:
     """The case of a dtype: the sum of its squares, and scaled ones where squares may not fit."""
     dtype = DTYPES[name]
     scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
+    kind = {"float16": "Half", "bfloat16": "BFloat"}.get(name, f"{dtype.cuda}{dtype.parts if dtype.parts > 1 else ''}")
     calls = [
-        f"sum_of_squares((const {dtype.cuda}{dtype.parts if dtype.parts > 1 else ''}*)gradient + start, n, {scale}, lanes, out + {k});"
+        f"sum_of_squares((const {kind}*)gradient + start, n, {scale}, lanes, out + {k});"
         for k, scale in enumerate(scales)
     ]
     return f"case {dtype.number}: {' '.join(calls)} break;"
@@ -731,4 +836,4 @@ def measure() -> str:
         "SUMS": " ".join(map(_sums, DTYPES)),
     }
     defined = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    return defined + _VALUES.format(bytes=table.VALUE_BYTES) + _MEASURE
+    return defined + _VALUES.format(bytes=table.VALUE_BYTES) + _SMALL + _MEASURE
