@@ -39,10 +39,12 @@ DTYPES = {
     **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    "bfloat16": "BF16",
     "bool": "BOOL",
 }
 NAMES = {code: name for name, code in DTYPES.items()}
 LOG = logging.getLogger("gpuopt")
+SMALL = ("float16", "bfloat16")  # whose slots may be float32
 REAL = {"complex64": "float32", "complex128": "float64"}
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 
@@ -130,6 +132,8 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
         if x is None:
             return False
         own_dtype = dtype_of(x)
+        if own_dtype in SMALL and place and place[1]:
+            return shape == tuple(x.shape) and dtype in {own_dtype, "float32"}
         if real := REAL.get(own_dtype):
             return shape in {(*x.shape, 2), tuple(x.shape)} and dtype == real
         return shape == tuple(x.shape) and dtype == own_dtype

@@ -200,7 +200,6 @@ def test_memory_that_is_shared(case: str, fused_space: Space) -> None:
 
 
 NUMPY_ONLY: dict[str, tuple[Any, type[Exception], str]] = {
-    "float16": (np.ones(3, "f2"), TypeError, r"params\['w'\]: dtype float16, expected float32, float64"),
     "longdouble": (np.ones(3, "g"), TypeError, r"params\['w'\]: dtype \S*float\S*, expected float32, float64"),
     "object": (np.ones(3, object), TypeError, r"params\['w'\]: dtype object, expected float32, float64"),
     "string": (np.array(["1"]), TypeError, r"params\['w'\]: dtype <U1, expected float32, float64"),
