@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import stat
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,7 +224,8 @@ def read(
             for name in file.keys():  # noqa: SIM118
                 about = file.get_slice(name)
                 shape, dtype = tuple(about.get_shape()), NAMES.get(about.get_dtype(), about.get_dtype())
-                readable = dtype in DTYPES and wanted(name, shape, dtype)
+                known = dtype in DTYPES and (dtype != "bfloat16" or "ml_dtypes" in sys.modules)
+                readable = known and wanted(name, shape, dtype)
                 tensors[name] = file.get_tensor(name) if readable else SimpleNamespace(shape=shape, dtype=dtype)
             return tensors, file.metadata() or {}
     except (SafetensorError, ValueError) as error:  # ValueError: 0 times too much

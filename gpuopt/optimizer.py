@@ -40,7 +40,7 @@ class Optimizer:
     Parameters
     ----------
     params
-        Arrays of float32, float64, complex64 or complex128 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
+        Arrays of float32, float64, complex64, complex128, float16 or bfloat16 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
         place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
         same array twice is noticed).
     rule
@@ -410,7 +410,9 @@ class Optimizer:
         guard = Guard(by, skip) if by or skip else None
         slots = before.slots if before else [{} for _ in self._arrays]
         clipped = self._clipped(rules)
-        return Step(self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before, self._precision)
+        return Step(
+            self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before, self._precision
+        )
 
     def _clipped(self, rules: list[Rule]) -> list[Rule]:
         return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]

@@ -1,4 +1,4 @@
-"""The Python code in README.md and CONTRIBUTING.md runs as it stands there, each document from top to bottom."""
+"""The Python code in the documents runs as it stands there, each document from top to bottom."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/porting.md"])
 def test_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = (ROOT / document).read_text()

@@ -81,7 +81,13 @@ class FusedStep:
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._table = Table(
             [
-                Segment(p.size, leaf.group, str(p.dtype), _dtype_of_slots(leaf), (place.pointer(p), *map(place.pointer, leaf.slots)))
+                Segment(
+                    p.size,
+                    leaf.group,
+                    str(p.dtype),
+                    _dtype_of_slots(leaf),
+                    (place.pointer(p), *map(place.pointer, leaf.slots)),
+                )
                 for p, leaf in zip(self._parameters, leaves.values(), strict=True)
             ],
             rules,

@@ -379,7 +379,9 @@ def _with_new_slots(
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
         if place is not None:
-            new = place.zeros([memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members])
+            new = place.zeros(
+                [memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
+            )
         else:
             new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
         for i, value in zip(members, new, strict=True):
