@@ -2,7 +2,8 @@
 
 python -m benchmarks.optimizers [--rules Adam SGD] [--shapes 1x10_000_000 1000x64] [--repeat 15] [--out FOLDER]
 
-Prints tables, and saves them as ``optimizers.json`` and ``optimizers.png``.
+Prints tables, and saves them as ``optimizers.json`` and ``optimizers.png``. What threads gain between other work, what it
+costs to wake them, and DeepSpeed's Adam: ``python -m benchmarks.threads``.
 """
 
 from __future__ import annotations

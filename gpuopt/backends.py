@@ -131,11 +131,16 @@ class Backend:
 
             cupy.cuda.Device(self.device).synchronize()
 
-    def operations(self, call: Callable[[], object]) -> list[str] | None:
+    def operations(self, call: Callable[[], object]) -> list[str]:
         """Return the operations that a call gives to the device, by the names of kernels or kinds of operations.
 
-        The call is captured as a CUDA graph and its work is not done. None if the call waits for the device, which ends a
-        capture. A host does its work at once: there are none.
+        The call is captured as a CUDA graph and its work is not done. A host does its work at once: there are none.
+
+        Raises
+        ------
+        Exception
+            Whatever the call raises, as CuPy does if it waits for the device: that ends a capture.
+
         """
         if self.device is None:
             return []
@@ -148,10 +153,10 @@ class Backend:
                     stream.begin_capture()
                     call()
                     graph = stream.end_capture()
-            except Exception:  # noqa: BLE001 - CuPy and CUDA refuse in several ways
-                with contextlib.suppress(Exception):
+            except BaseException:
+                with contextlib.suppress(Exception):  # it has been ended already if the call waits
                     stream.end_capture()
-                return None
+                raise
             return re.findall(r'label="([^"]*)"', graph.debug_dot_str())
 
 
@@ -161,7 +166,7 @@ def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
     Parameters
     ----------
     name : {"auto", "numpy", "cupy", "cupy:N"}
-        "auto" takes CuPy where a first kernel compiles and runs, and NumPy elsewhere; the environment variable
+        "auto" chooses CuPy where a first kernel compiles and runs, and NumPy elsewhere; the environment variable
         GPUOPT_BACKEND overrides it (and only it). "cupy" is CuPy's current device, "cupy:N" device N.
         The spellings of devices, "cpu", "cuda" and "cuda:N", mean "numpy", "cupy" and "cupy:N".
     matmul : bool
@@ -367,12 +372,12 @@ class Report:
     devices : tuple of Device
         What CuPy sees.
     backend : str or None
-        What ``backend("auto")`` takes: "numpy" or, say, "cupy:0"; None where GPUOPT_BACKEND asks for what
+        What ``backend("auto")`` chooses: "numpy" or, say, "cupy:0"; None where GPUOPT_BACKEND asks for what
         cannot be had.
     reason : str
         Why, in one sentence.
     training : str
-        What `gpuopt train` takes where that is another one, and why; else "".
+        What `gpuopt train` chooses where that is another one, and why; else "".
     """
 
     gpuopt: str
@@ -390,7 +395,7 @@ class Report:
 
 
 def report() -> Report:
-    """Tell what there is: versions, driver, devices, and the backend that "auto" takes. It never raises.
+    """Tell what there is: versions, driver, devices, and the backend that "auto" chooses. It never raises.
 
     Examples
     --------
@@ -426,7 +431,7 @@ def report() -> Report:
 
 
 def _chosen(*, matmul: bool) -> tuple[str | None, str]:
-    """What "auto" takes, and why."""
+    """What "auto" chooses, and why."""
     try:
         chosen = backend("auto", matmul=matmul)
     except (BackendUnavailable, ValueError) as error:

@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
+    from rich.table import Table
 
     from gpuopt.backends import Backend
     from gpuopt.rules import Rule
 
 STEPS = 3
-LARGE = 1 << 24
-"""Elements of the step whose bandwidth is measured; half as many where memory is short, and so on."""
+LARGE, SMALLEST = 1 << 24, 1 << 16
+"""Elements of the step whose bandwidth is measured; a fourth where that fails, as without memory, and so on."""
 
 # Neither multiples of a vector register nor of a chunk; unaligned; axes in another order; no axes; no elements.
 # All fill their memory: leaves with gaps are left to their library, and CuPy's own kernels flush subnormals of float32.
@@ -106,14 +107,15 @@ class Finding:
         Empty if all bits agree.
     launches, other_operations
         Of ten steps, on the device; None where that cannot be counted. Other operations are copies and the like.
-    waits
-        Whether any of ten steps waits for the device; None where that cannot be known.
     host_seconds
         Time that the host takes for a step of a few small arrays, median.
-    bandwidth, copy_bandwidth
-        Bytes a second that a large step of Adam moves, and that a copy of as many bytes moves.
+    elements, bandwidth, copy_bandwidth
+        Of a large step of Adam, how many elements it has and how many bytes a second it moves; and bytes a second of a
+        copy of as many bytes.
     error
         What ended the check of this device early; else "".
+    unknown
+        What could not be found out, each with the reason.
 
     """
 
@@ -124,11 +126,12 @@ class Finding:
     differences: tuple[Difference, ...] = ()
     launches: int | None = None
     other_operations: int | None = None
-    waits: bool | None = None
     host_seconds: float = 0.0
+    elements: int = 0
     bandwidth: float = 0.0
     copy_bandwidth: float = 0.0
     error: str = ""
+    unknown: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -150,14 +153,22 @@ class Finding:
             rows.append(
                 ["ten steps", f"{self.launches} launches, {self.other_operations} copies and the like, no waiting"]
             )
-        elif self.waits:
-            rows.append(["ten steps", "wait for the device, which they should not"])
         if self.host_seconds:
             rows.append(["small step", f"{1e6 * self.host_seconds:.1f} us on the host"])
         if self.bandwidth:
             beside = f"{self.bandwidth / self.copy_bandwidth:.2f} of a copy's {self.copy_bandwidth / 1e9:.1f}"
-            rows.append(["large step", f"{self.bandwidth / 1e9:.1f} GB/s, {beside} GB/s"])
-        return rows
+            rows.append(["large step", f"{self.elements:,} elements: {self.bandwidth / 1e9:.1f} GB/s, {beside} GB/s"])
+        return rows + [["unknown", what] for what in self.unknown]
+
+    def table(self) -> Table:
+        """What was found, as a table for terminals."""
+        from rich.table import Table
+
+        (engine, device), *rows = self.rows()
+        table = Table("found", "", title=f"{engine}: {device}", title_justify="left", show_header=False)
+        for name, value in rows:
+            table.add_row(name, value, style="bold red" if name in {"error", "differs"} else None)
+        return table
 
 
 def check(*, seconds: float = 30.0) -> Iterator[Finding]:
@@ -227,8 +238,7 @@ def _about(target: Backend) -> str:
 
 def _check(target: Backend, end: float) -> Finding:
     differences: list[Difference] = []
-    cost = {"host_seconds": _host_seconds(target), **_bandwidths(target)}
-    counts = _counted(target)
+    facts, unknown = _measured(target)
     cases = [("", rule) for rule in dict.fromkeys(variants())]
     cases += [(guard, rule) for guard in GUARDS if guard for rule in dict.fromkeys(variants(flags=False))]
     done = 0
@@ -238,7 +248,19 @@ def _check(target: Backend, end: float) -> Finding:
         done += 1
         differences += _compared(target, rule, guard)
     left_out = len(cases) - done
-    return Finding(str(target), _about(target), done, left_out, tuple(differences), **counts, **cost)  # type: ignore[arg-type]
+    return Finding(str(target), _about(target), done, left_out, tuple(differences), unknown=unknown, **facts)
+
+
+def _measured(target: Backend) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What steps cost, and what of it could not be found out: that is no error, for the bits do not depend on it."""
+    facts: dict[str, Any] = {}
+    unknown = []
+    for what, measure in (("ten steps", _counted), ("small step", _host_seconds), ("large step", _bandwidths)):
+        try:
+            facts |= measure(target)
+        except Exception as error:  # noqa: BLE001 - a device may fail in any way
+            unknown.append(f"{what}: {type(error).__name__}: {error}")
+    return facts, tuple(unknown)
 
 
 def _compared(target: Backend, rule: Rule, guard: str) -> list[Difference]:
@@ -266,12 +288,11 @@ def _compared(target: Backend, rule: Rule, guard: str) -> list[Difference]:
             wrong = _differing(expected, found[leaf, array])
             if wrong.any():
                 at = tuple(int(k) for k in np.argwhere(wrong)[0])
-                smallest = {name: _hex(before[path, name][at]) for path, name in before if path == leaf}
-                smallest |= {
-                    "g": _hex(grads[leaf][at]),
-                    "expected": _hex(expected[at]),
-                    "found": _hex(found[leaf, array][at]),
-                }
+                own = {name: x for (path, name), x in before.items() if path == leaf} | {"g": grads[leaf]}
+                own |= {"expected": expected, "found": found[leaf, array]}
+                # With an element, the numbers of its leaf; a number of the leaf has no element.
+                shown = {name: x[at if x.shape else ()] for name, x in own.items() if x.shape in {expected.shape, ()}}
+                smallest = {name: _hex(x) for name, x in shown.items()}
                 return [Difference(repr(rule), *LEAVES[leaf], guard, array, step, int(wrong.sum()), smallest)]
     return []
 
@@ -318,41 +339,44 @@ def _counted(target: Backend) -> dict[str, Any]:
             for _ in range(10):
                 opt.step(grads)
 
-        try:
-            found = target.operations(ten_steps)
-        except Exception:  # noqa: BLE001 - what is captured cannot be read here
-            return {}
-    if found is None:
-        return {"waits": True}
+        found = target.operations(ten_steps)
     launches = sum("step" in name for name in found)
-    return {"launches": launches, "other_operations": len(found) - launches, "waits": False}
+    return {"launches": launches, "other_operations": len(found) - launches}
 
 
-def _host_seconds(target: Backend) -> float:
+def _host_seconds(target: Backend) -> dict[str, float]:
+    """Seconds that the host takes for a step of a few small arrays."""
     with target.use():
         params = {f"w{i}": target.asarray(np.ones(8)) for i in range(4)}
         grads = {name: target.asarray(np.ones(8)) for name in params}
         opt = Optimizer(params, RULES["Adam"]())
-        return _median(lambda: opt.step(grads), target, 50)
+        return {"host_seconds": _median(lambda: opt.step(grads), target, 50)}
 
 
 def _bandwidths(target: Backend) -> dict[str, float]:
-    """Bytes a second of a large step, and of a copy of as many bytes."""
+    """Bytes a second of a large step, and of a copy of as many bytes: of the largest one for which there is memory."""
     size = LARGE
-    while size >= 1 << 16:
-        with contextlib.suppress(Exception), target.use():
-            w, g = (target.asarray(np.full(size, 1e-3, "f4")) for _ in range(2))
-            opt = Optimizer(w, RULES["Adam"]())
-            opt.step(g)
-            nbytes = 7 * 4 * size  # parameter and two slots are read and written, the gradient is read
-            source, copy = (target.xp.ones(nbytes // 8, dtype=target.xp.float32) for _ in range(2))
-            step = _median(partial(opt.step, g), target, 7)
-            return {
-                "bandwidth": nbytes / step,
-                "copy_bandwidth": nbytes / _median(partial(copy.__setitem__, ..., source), target, 7),
-            }
-        size //= 4
-    return {}
+    while True:
+        try:
+            return {"elements": size, **_bandwidths_of(target, size)}
+        except Exception:
+            size //= 4
+            if size < SMALLEST:
+                raise
+
+
+def _bandwidths_of(target: Backend, size: int) -> dict[str, float]:
+    with target.use():
+        w, g = (target.asarray(np.full(size, 1e-3, "f4")) for _ in range(2))
+        opt = Optimizer(w, RULES["Adam"]())
+        opt.step(g)
+        nbytes = 7 * 4 * size  # parameter and two slots are read and written, the gradient is read
+        source, copy = (target.xp.ones(nbytes // 8, dtype=target.xp.float32) for _ in range(2))
+        step = _median(partial(opt.step, g), target, 7)
+        return {
+            "bandwidth": nbytes / step,
+            "copy_bandwidth": nbytes / _median(partial(copy.__setitem__, ..., source), target, 7),
+        }
 
 
 def _median(call: Callable[[], object], target: Backend, count: int) -> float:

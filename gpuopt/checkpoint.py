@@ -96,8 +96,9 @@ def save_state(
     live |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
     tensors = {name: to_numpy(x) for name, x in live.items()}
     pairs = [name for name, x in tensors.items() if x.dtype.kind == "c"]
+    waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
     named = f', "complex": {json.dumps(pairs)}' if pairs else ""
-    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, "rules": {rules}, "extra": {more}{named}}}'
+    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}{named}}}'
     write(path, tensors | {name: _as_pairs(tensors[name]) for name in pairs}, {"gpuopt": about})
 
 
@@ -120,13 +121,13 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     OSError : the file cannot be read (FileNotFoundError: there is none).
     """
     _expect_optimizer(opt)
-    opt._check_leaves()
-    own = dict(
-        zip(opt._tree.paths, opt._arrays, strict=True)
-    )  # `state_dict` raises the error of a step that is given up
+    opt._held.check_all()
+    # Not of `state_dict`, which raises the error of a step that was left out.
+    own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
+    place_of = functools.cache(_place)
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
-        place = _place(name)
+        place = place_of(name)
         x = own.get(place[0]) if place else None
         if place and place[1] and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
@@ -145,7 +146,7 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     params: dict[str, Any] = {}
     state: dict[str, dict[str, Any]] = {}
     for name, x in tensors.items():
-        match _place(name):
+        match place_of(name):
             case leaf, "":
                 params[leaf] = x
             case leaf, slot:
@@ -153,7 +154,10 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
             case None:
                 raise CheckpointError(f"{path}: unexpected array {name!r}")
     try:
-        opt.load_state_dict({"steps": about["steps"], "rules": about["rules"], "params": params, "state": state})
+        opt.load_state_dict(
+            {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
+            | {"params": params, "state": state}
+        )
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     extra: dict[str, Any] = about["extra"]
@@ -174,10 +178,10 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     header: dict[str, Any] = {"__metadata__": {**metadata, "crc32": json.dumps(_checksums(arrays, metadata))}}
     end = 0
     for name, x in arrays.items():
-        if x.dtype.name not in DTYPES:
+        if (dtype := dtype_of(x)) not in DTYPES:
             raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
         begin, end = end, end + x.nbytes
-        header[name] = {"dtype": DTYPES[x.dtype.name], "shape": x.shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPES[dtype], "shape": x.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:

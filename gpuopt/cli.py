@@ -140,7 +140,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME[:ARG=VALUE,...]",
-            help="How the learning rate goes on, as in cosine or step:factor=0.5,every=1000. Default: it stays; for the "
+            help="How the learning rate goes on, as in cosine or step:factor=0.5,every=1000; plateau is told "
+            "the loss of each reported epoch, of the test set if there is one. Default: it stays; for the "
             "spiral inverse_time:decay=5e-7 from 0.05, if none of --optimizer, --lr and --schedule is given.",
         ),
     ] = None,
@@ -216,6 +217,10 @@ def train(
     ] = None,
     clip_value: Annotated[
         float | None, typer.Option(metavar="X", help="Cut every element of the gradients to this size.")
+    ] = None,
+    average: Annotated[
+        float | None,
+        typer.Option(metavar="DECAY", help="Average the parameters, as with 0.999, and evaluate with the average."),
     ] = None,
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Draw no report.html at the end. The same: GPUOPT_REPORT=0.")
@@ -490,13 +495,15 @@ def check(
     import dataclasses
     import json
 
+    from rich.console import Console
+
     from gpuopt.check import check as findings
 
     found = []
     for finding in findings(seconds=seconds):
         found.append(finding)
         if not as_json:
-            typer.echo(_aligned(finding.rows()))
+            Console().print(finding.table()) if sys.stdout.isatty() else typer.echo(_aligned(finding.rows()))
     if as_json:
         typer.echo(
             json.dumps([dataclasses.asdict(finding) | {"agrees": finding.agrees} for finding in found], indent=1)

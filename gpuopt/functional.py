@@ -9,7 +9,7 @@ from gpuopt import leaves
 from gpuopt.arrays import describe, is_array, place
 from gpuopt.engines import array
 from gpuopt.engines.complexes import slot_dtype
-from gpuopt.groups import match
+from gpuopt.groups import Frozen, match
 from gpuopt.rules.slots import Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def update(rule: Rules, params: Any, grads: Any, state: State) -> tuple[Any, Sta
     if not (isinstance(given, State) and type(given.steps) is int and given.steps >= 0):
         raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
     gradients = [
-        None if g is None else leaves.gradient(g, p, tree, i)
+        None if g is None or isinstance(rules[groups[i]], Frozen) else leaves.gradient(g, p, tree, i)
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))
     ]
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}

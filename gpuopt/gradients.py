@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from gpuopt.engines.norms import Guard
 from gpuopt.engines.trace import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
@@ -139,3 +140,14 @@ class Clipped(Rule):
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
         """See :meth:`Rule.evaluation`."""
         return applied(self.rule, self.rule.evaluation, xp, p, s, h)
+
+
+def clipped(rules: list[Rule], clip: Clip | None) -> list[Rule]:
+    """Return the rules as they are with clipped gradients."""
+    return rules if clip is None else [Clipped(rule, clip) for rule in rules]
+
+
+def guard_of(clip: Clip | None, *, skip: bool) -> Guard | None:
+    """Return what a step has to look for in the gradients: norms to clip to, and with ``skip`` what is not finite."""
+    by = None if clip is None or clip.by == "value" else clip.by
+    return Guard(by, skip) if by or skip else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -13,8 +14,22 @@ from gpuopt.suggest import did_you_mean, listed
 if TYPE_CHECKING:
     from gpuopt.trees import Tree
 
-Rules: TypeAlias = Rule | Mapping[str, Rule]
-"""One rule, or several by glob."""
+Rules: TypeAlias = Rule | Mapping[str, Rule | None]
+"""One rule, or several by glob; None leaves the leaves of a glob as they are."""
+
+
+@dataclass(frozen=True)
+class Frozen(Rule):
+    """The rule of leaves that stay as they are; users write None."""
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Rule.update`."""
+        return p, {}
+
+
+def shown(rule: Rule) -> Rule | None:
+    """Return a rule as users write it."""
+    return None if isinstance(rule, Frozen) else rule
 
 
 class Groups(NamedTuple):
@@ -40,7 +55,7 @@ def match(rule: Rules, tree: Tree) -> Groups:
     Parameters
     ----------
     rule
-        One rule for all leaves, or several by glob, as of `fnmatch.fnmatchcase`.
+        One rule for all leaves, or several by glob, as of `fnmatch.fnmatchcase`; None is a rule that changes nothing.
     tree
         The nesting whose leaves get a rule.
 
@@ -62,8 +77,9 @@ def match(rule: Rules, tree: Tree) -> Groups:
     patterns = list(by_pattern)
     of_leaf: list[int | None] = [None] * len(tree.paths)
     for group, (pattern, own) in enumerate(by_pattern.items()):
-        if not isinstance(pattern, str) or not isinstance(own, Rule):
-            raise TypeError(f"rule: {{{pattern!r}: {own!r}}}, expected a rule such as Adam() by a glob such as '*.w'")
+        if not isinstance(pattern, str) or not isinstance(own, Rule | None):
+            expected = "a rule such as Adam() by a glob such as '*.w', or None to leave leaves as they are"
+            raise TypeError(f"rule: {{{pattern!r}: {own!r}}}, expected {expected}")
         matches = re.compile(translate(pattern)).match
         matching = [i for i, path in enumerate(tree.paths) if matches(path)]
         if not matching:
@@ -82,4 +98,5 @@ def match(rule: Rules, tree: Tree) -> Groups:
         if first is None:
             name, path = tree.name(i, "params"), tree.paths[i]
             raise ValueError(f"rule: no pattern of {patterns} matches {name}, whose path is {path!r}")
-    return Groups(patterns, list(by_pattern.values()), [group for group in of_leaf if group is not None])
+    rules = [Frozen() if own is None else own for own in by_pattern.values()]
+    return Groups(patterns, rules, [group for group in of_leaf if group is not None])

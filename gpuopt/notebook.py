@@ -63,7 +63,7 @@ def _counted(number: int, one: str, several: str = "") -> str:
     return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
-def optimizer(steps: int, rules: Mapping[str, Rule], leaves: Sequence[Leaf]) -> str:
+def optimizer(steps: int, rules: Mapping[str, Rule | None], leaves: Sequence[Leaf]) -> str:
     """An optimizer: groups with their hyperparameters, leaves, and small curves of the schedules.
 
     Parameters
@@ -71,13 +71,17 @@ def optimizer(steps: int, rules: Mapping[str, Rule], leaves: Sequence[Leaf]) -> 
     steps
         Taken so far.
     rules
-        By pattern.
+        By pattern; None where leaves are frozen.
     leaves
 
     """
-    groups, drawn = [], []
+    groups: list[tuple[object, ...]] = []
+    drawn = []
     last = max(2 * steps, 1000)
     for pattern, rule in rules.items():
+        if rule is None:
+            groups.append((pattern, "frozen", "", "", ""))
+            continue
         for name in rule.hyperparameters():
             value = getattr(rule, name)
             hyperparameter = rule.hyperparameter(name)

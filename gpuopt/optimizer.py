@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
-from functools import partial
+from collections import deque
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from gpuopt import leaves, notebook, states
-from gpuopt.arrays import assign, describe, detached, dtype_of, geometry, is_numpy, place, zeros_like
-from gpuopt.engines.array import evaluation
+from gpuopt import leaves, notebook, states, tuning
+from gpuopt.accumulation import COUNT, SUM, Accumulation
+from gpuopt.arrays import assign, dtype_of, place
+from gpuopt.engines.choice import ENGINES, Engine, check_engine
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
-from gpuopt.engines.norms import Guard
-from gpuopt.engines.step import ENGINES, Engine, Step, check_fusable, warn_without_machine_code
-from gpuopt.gradients import Clip, Clipped
-from gpuopt.groups import Rules, match
+from gpuopt.engines.step import Step
+from gpuopt.gradients import Clip, clipped, guard_of
+from gpuopt.groups import Frozen, Rules, match, shown
 from gpuopt.rules.base import Rule
-from gpuopt.rules.hyper import Hyper, unknown
-from gpuopt.rules.slots import is_number, starts
-from gpuopt.suggest import did_you_mean, listed
+from gpuopt.rules.hyper import Count
+from gpuopt.rules.slots import Given, Shared, starts
+from gpuopt.schedules import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import SupportsFloat
 
+    from gpuopt.rules.hyper import Hyper
 
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 Precision: TypeAlias = Literal["state32", "param"]
 PRECISIONS: tuple[Precision, ...] = ("state32", "param")
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
+PAST = 4096
+"""Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
 
 
 class Optimizer:
@@ -45,7 +49,9 @@ class Optimizer:
         same array twice is noticed).
     rule
         One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
-        pattern that matches its dotted path, such as ``dense.b``.
+        pattern that matches its dotted path, such as ``dense.b``. None in place of a rule freezes the leaves of a
+        pattern, ``{"encoder.*": None, "*": Adam()}``: they stay as they are and have no state, and nobody looks at what
+        is given as their gradients, which may be None.
     engine
         "auto" fuses the update of NumPy and CuPy arrays that fill their memory without gaps, and runs everything else
         on the arrays themselves; "array" does that for all of them; "fused" refuses what cannot be fused.
@@ -56,6 +62,11 @@ class Optimizer:
         nothing, but counts as a step, for schedules and for Adam's bias correction too. "raise": it changes nothing and
         raises FloatingPointError; a GPU is not waited for, there the error comes with one of the next steps, which
         change nothing either, and ``steps`` is set back.
+    every
+        How many calls of `step` make one update, by the mean of their gradients (Optax's ``MultiSteps``). Each call adds to
+        sums that are a part of the state, one array like the parameter; the last one updates. A gradient of None counts
+        as zeros, and a leaf that got none but None is left alone. ``clip`` and ``nonfinite`` look at the mean: with a bad
+        gradient the update is left out, or raises, and the gradients with it are dropped. ``steps`` counts updates.
     precision
         Of leaves of float16 or bfloat16, with which is computed in float32: "state32" keeps the state in float32, "param" in
         the leaf's own dtype. Both round to nearest.
@@ -89,6 +100,7 @@ class Optimizer:
         engine: Engine = "auto",
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
+        every: int = 1,
         precision: Precision = "state32",
     ) -> None:
         given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE), ("precision", precision, PRECISIONS))
@@ -102,6 +114,7 @@ class Optimizer:
         self._clip = clip
         self._nonfinite = nonfinite
         self._precision = precision
+        self._every = Count().checked(every, "every")
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
@@ -110,8 +123,10 @@ class Optimizer:
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._carried = [dict(rule.carried) for rule in self._rules]
         self._steps = self._skipped = 0
+        self._past: deque[tuple[int, list[dict[str, float]]]] = deque(maxlen=PAST)
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
+        self._accumulation = self._accumulating()
         forks.register(self)
 
     @property
@@ -121,8 +136,13 @@ class Optimizer:
 
     @property
     def steps(self) -> int:
-        """Steps taken so far; the next one uses ``schedule(steps)``."""
+        """Updates so far; the next one uses ``schedule(steps)``. With ``every=k`` they are a k-th of the calls of `step`."""
         return self._steps
+
+    @property
+    def accumulated(self) -> int:
+        """Gradients that are waiting for their update: 0 before and after each one, so always without ``every``."""
+        return self._accumulation.waiting if self._accumulation else 0
 
     @property
     def rule(self) -> Rules:
@@ -130,8 +150,12 @@ class Optimizer:
         return self._rules[0] if self._single else self.rules
 
     @property
-    def rules(self) -> dict[str, Rule]:
+    def rules(self) -> dict[str, Rule | None]:
         """The rules by pattern, as `tune` left them; a single rule has the pattern ``"*"``."""
+        return {pattern: shown(rule) for pattern, rule in self._by_pattern.items()}
+
+    @property
+    def _by_pattern(self) -> dict[str, Rule]:
         return dict(zip(self._patterns, self._rules, strict=True))
 
     @property
@@ -151,7 +175,7 @@ class Optimizer:
         """
         rates = {
             pattern: rule.at(self._steps)["lr"]
-            for pattern, rule in self.rules.items()
+            for pattern, rule in self._by_pattern.items()
             if "lr" in rule.hyperparameters()
         }
         if not rates:
@@ -205,7 +229,9 @@ class Optimizer:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
-            self._step.bind(ready, self._tree.leaves_of(self._params, "params"), self._checked)
+            if self._accumulation is not None and not self._accumulate(ready, self._accumulation):
+                return
+            self._step.bind(ready, self._held.now(), self._held.checked)
             self._update(ready, scalars, limit)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
@@ -235,18 +261,140 @@ class Optimizer:
         0.0001
 
         """
-        if pattern is not None and pattern not in self._patterns:
-            near, there = did_you_mean(pattern, self._patterns), listed(self._patterns, shown=repr)
-            raise ValueError(f"tune: no rule for {pattern!r}{near}, expected one of {there}")
-        chosen = [i for i, p in enumerate(self._patterns) if pattern in (None, p)]
-        known = dict.fromkeys(name for i in chosen for name in self._rules[i].hyperparameters())
-        for name in hyperparameters.keys() - known:
-            raise unknown("tune", name, known)
-        tuned = list(self._tuned)
-        for i in chosen:
-            tuned[i] = tuned[i] | {n: v for n, v in hyperparameters.items() if n in self._rules[i].hyperparameters()}
         with self._lock:
-            in_one_go(self._with_rules(self._rules_with(tuned), tuned)[1])
+            self._retune(tuning.tuned(self._tuned, self._by_pattern, pattern, hyperparameters))
+
+    def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
+        """Go on with other hyperparameters."""
+        step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
+        if step is not self._step and not step.inherits:
+            self._raise_overdue(wait=True)
+        in_one_go(changes)
+
+    @property
+    def listens(self) -> bool:
+        """Whether there is a schedule that is told a metric; see `tell`."""
+        values = (getattr(rule, name) for rule in self._rules for name in rule.hyperparameters())
+        return any(value.listens for value in values if isinstance(value, Schedule))
+
+    def tell(self, metric: SupportsFloat) -> None:
+        """Tell a metric, such as the loss of an epoch, to the schedules that listen: `gpuopt.schedules.plateau`.
+
+        What they make of it is a change as by `tune`, and saved as such.
+
+        Parameters
+        ----------
+        metric
+            A number; NaN is worse than all others.
+
+        Raises
+        ------
+        TypeError
+            If it is no number.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> opt = gpuopt.Optimizer(np.zeros(3), gpuopt.SGD(lr=gpuopt.schedules.plateau(0.1, factor=0.5, patience=1)))
+        >>> for loss in (1.0, 0.5, 0.6, 0.5):
+        ...     opt.tell(loss)
+        >>> opt.lr
+        0.05
+
+        """
+        try:
+            number = float(metric)
+        except (TypeError, ValueError):
+            raise TypeError(f"tell: {metric!r:.80}, expected a number") from None
+        with self._lock:
+            heard = []
+            for rule in self._rules:
+                values = {name: getattr(rule, name) for name in rule.hyperparameters()}
+                listening = {name: value for name, value in values.items() if isinstance(value, Schedule)}
+                new = {name: value.told(number) for name, value in listening.items()}
+                heard.append({name: value for name, value in new.items() if value != listening[name]})
+            if any(heard):
+                tuned = [own | new for own, new in zip(self._tuned, heard, strict=True)]
+                self._retune(tuned)
+
+    def with_params(self, params: Any) -> Self:
+        """Return an optimizer for other leaves, which goes on with the state of those that there were before.
+
+        Parameters
+        ----------
+        params
+            As for `Optimizer`. A leaf with the path of one that is here keeps its state, wherever the array is now; the
+            others start anew. All get the rule of the pattern that matches.
+
+        Returns
+        -------
+        Optimizer
+            With its own copy of the state, the same options, tuned hyperparameters and number of steps. This one stays as it
+            is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Optimizer`; if a leaf has another shape or dtype than before; if a rule has a tree of arrays like the old
+            parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> params = {"a": np.zeros(2), "b": np.zeros(3)}
+        >>> opt = gpuopt.Optimizer(params, gpuopt.Adam(lr=0.1))
+        >>> opt.step({"a": np.ones(2), "b": np.ones(3)})
+        >>> del params["b"]
+        >>> params["c"] = np.zeros(1)
+        >>> opt = opt.with_params(params)
+        >>> opt.step({"a": np.ones(2), "c": np.ones(1)})
+        >>> opt.steps, params["a"].round(6)
+        (2, array([-0.2, -0.2]))
+
+        """
+        for rule in self._original:
+            for name, start in starts(rule.slots).items():
+                if isinstance(start, Given) and not hasattr(start.value, "shape"):
+                    raise ValueError(f"{rule.name}: {name} is a tree like the old parameters; make a new optimizer")
+        original = {pattern: shown(rule) for pattern, rule in zip(self._patterns, self._original, strict=True)}
+        options: dict[str, Any] = {"engine": self._engine, "clip": self._clip, "nonfinite": self._nonfinite}
+        new = type(self)(params, self._original[0] if self._single else original, every=self._every, **options)
+        with self._lock:  # not before: a fork waits for it, and making an optimizer waits for a fork
+            self._raise_overdue(wait=True)
+            new._take_over(self)
+        return new
+
+    def _take_over(self, old: Self) -> None:
+        """Go on with the state of the leaves of another optimizer that have the same paths."""
+        there = {path: i for i, path in enumerate(old._tree.paths)}
+        pairs = [(i, there[path]) for i, path in enumerate(self._tree.paths) if path in there]
+        for i, k in pairs:
+            now, before = (f"shape {tuple(a.shape)} of {dtype_of(a)}" for a in (self._arrays[i], old._arrays[k]))
+            if now != before:
+                cure = "give it another name, or leave it out once"
+                raise ValueError(f"{self._tree.name(i, 'params')}: {now}, expected {before} as before; {cure}")
+        self._steps, self._skipped, self._carried = old._steps, old.skipped, copy.deepcopy(old._carried)
+        self._retune(old._tuned)
+        shared = {
+            (old._groups[k], name): own[name]
+            for k, own in enumerate(old._step.slots)
+            for name, start in starts(old._rules[old._groups[k]].slots).items()
+            if isinstance(start, Shared)
+        }
+        for i, own in enumerate(self._step.slots):
+            for name, target in own.items():
+                if (self._groups[i], name) in shared:
+                    assign(target, shared[self._groups[i], name])
+        for i, k in pairs:
+            for name, target in self._step.slots[i].items():
+                assign(target, old._step.slots[k][name])
+        if self._accumulation and old._accumulation:
+            self._accumulation.taken = old.accumulated
+            for i, k in ((self._rows[i], old._rows[k]) for i, k in pairs if i in self._rows):
+                self._accumulation.counts[i] = old._accumulation.counts[k]
+                assign(self._accumulation.sums[i], old._accumulation.sums[k])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on from here.
@@ -254,19 +402,23 @@ class Optimizer:
         Returns
         -------
         dict
-            ``steps``; ``rules``: by pattern, the rule's name and what `tune` changed; ``params``: by path, the
-            parameters; ``state``: by path and slot, the state. The arrays are the live ones: copy what must not change
-            with the next step.
+            ``steps``; ``accumulated``, if gradients are waiting; ``rules``: by pattern, the rule's name and what `tune`
+            changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
+            ones: copy what must not change with the next step.
 
         """
         with self._lock:
             self._raise_overdue(wait=True)
-            self._check_leaves()
+            self._held.check_all()
             return {
                 "steps": self._steps,
+                **({"accumulated": self.accumulated} if self.accumulated else {}),
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
-                "state": {path: dict(own) for path, own in zip(self._tree.paths, self._step.slots, strict=True)},
+                "state": {
+                    path: {**own, **self._waiting(i)}
+                    for i, (path, own) in enumerate(zip(self._tree.paths, self._step.slots, strict=True))
+                },
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -287,51 +439,48 @@ class Optimizer:
         states.check_nesting(state)
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
-        rules = self._rules if problems else self._rules_with(tuned)
-        expected: dict[tuple[str, ...], Any] = {
-            ("params", path): a for path, a in zip(self._tree.paths, self._arrays, strict=True)
-        }
-        expected |= {
-            ("state", path, slot): np.zeros(()) if is_number(start) else self._slot_like(i, rules[group], slot)
-            for i, (path, group) in enumerate(zip(self._tree.paths, self._groups, strict=True))
-            for slot, start in starts(rules[group].slots).items()
-        }
-        given = states.arrays_of(state, expected, problems)
-        carried = states.carried_of(state, self.rules, problems)
-        for key in expected.keys() & given.keys():
-            try:
-                given[key] = self._step.readable(detached(given[key]), expected[key])
-            except Exception as error:  # noqa: BLE001 - each library has its own
-                problems.append(f"{'/'.join(key)}: {describe(given[key])} that cannot be read ({error})")
+        rules = self._rules if problems else tuning.rules_with(tuned, self._original)
+        dtypes = partial(slot_dtype, precision=self._precision)
+        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
+        accumulated = states.accumulated_of(state, self._every, problems)
+        waiting = [self._tree.paths[i] for i in self._rows] if accumulated else []
+        sums = self._accumulation.sums if self._accumulation else []
+        expected |= {("state", path, SUM): own for path, own in zip(waiting, sums, strict=False)}
+        expected |= {("state", path, COUNT): np.zeros(()) for path in waiting}
+        given = states.arrays_of(state, expected, self._step.readable, problems)
+        counts = states.counts_of(given, COUNT, waiting, accumulated, problems) or [0] * len(sums)
+        carried = states.carried_of(state, self._by_pattern, problems)
         if problems:
             raise ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
 
         with self._lock:
-            self._check_leaves()
+            self._held.check_all()
             step, changes = self._with_rules(rules, tuned)
             for i, path in enumerate(self._tree.paths):
                 changes += step.copying(self._arrays[i], given["params", path])
                 for slot, own in step.slots[i].items():
                     changes += step.copying(own, given["state", path, slot])
+            for path, own in zip(waiting, sums, strict=False):
+                changes += step.copying(own, given["state", path, SUM])
+            if self._accumulation is not None:
+                changes.append(partial(vars(self._accumulation).update, taken=accumulated, counts=counts))
             changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
 
-    def _slot_like(self, i: int, rule: Rule, slot: str) -> Any:
-        """An array such as a slot of a leaf is or, where the rule is new, will be."""
-        own, p = self._step.slots[i].get(slot), self._arrays[i]
-        if own is not None:
-            return own
-        dtype = slot_dtype(rule, slot, p, self._precision)
-        return p if dtype == p.dtype else zeros_like(p, dtype)
-
     def __repr__(self) -> str:
         """Rules with their hyperparameters, what is updated and where it lives, and the steps taken."""
-        return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())})"
+        waiting = f", {self.accumulated} of {self._every} gradients" if self._accumulation else ""
+        return f"Optimizer({self.rule!r}, {notebook.summary(self._steps, self._leaves())}{waiting})"
 
     def evaluation(self) -> Any:
         """Return the tree to evaluate with: averages where a rule keeps them, the parameters themselves otherwise.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not the array that it was; see `step`.
 
         Examples
         --------
@@ -345,13 +494,11 @@ class Optimizer:
 
         """
         with self._lock:
+            self._held.check_all()
             last = [
                 rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
             ]
-            found = [
-                evaluation(self._rules[group], p, slots, last[group])
-                for p, group, slots in zip(self._arrays, self._groups, self._step.slots, strict=True)
-            ]
+            found = self._step.evaluation(last)
         same = all(new is p for new, p in zip(found, self._arrays, strict=True))
         return self._params if same else self._tree.build(found)
 
@@ -365,23 +512,29 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_held", "_known", "_arrays", "_rules", "_step", "_lock")
+        own = ("_tree", "_held", "_arrays", "_rules", "_step", "_lock", "_accumulation", "_rows")
         with self._lock:
             self._raise_overdue(wait=True)
-            self._check_leaves()
+            self._held.check_all()
             kept = {name: value for name, value in vars(self).items() if name not in own}
-            return kept | {"_skipped": self.skipped, "slots": self._step.slots}
+            waiting = self._accumulation and (self._accumulation.sums, self._accumulation.counts, self.accumulated)
+            return kept | {"_skipped": self.skipped, "slots": self._step.slots, "waiting": waiting}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
-        vars(self).update({name: value for name, value in state.items() if name != "slots"})
+        vars(self).update({name: value for name, value in state.items() if name not in ("slots", "waiting")})
         self._read_leaves()
-        self._rules = self._rules_with(self._tuned)
+        self._rules = tuning.rules_with(self._tuned, self._original)
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
             for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
                 assign(own[slot], value)
+        self._accumulation = self._accumulating()
+        if self._accumulation:
+            sums, self._accumulation.counts, self._accumulation.taken = state["waiting"]
+            for own, copied in zip(self._accumulation.sums, sums, strict=True):
+                assign(own, copied)
         forks.register(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -394,90 +547,95 @@ class Optimizer:
 
     def _read_leaves(self) -> None:
         """Find and check the leaves of the parameters."""
-        self._tree, self._arrays = leaves.parameters(self._params, in_place=True)
-        self._held = self._tree.leaves_of(self._params, "params")
-        self._known = list(map(geometry, self._held))
-        if self._engine == "fused":
-            for i, a in enumerate(self._arrays):
-                check_fusable(self._tree.name(i, "params"), a)
-        elif self._engine == "auto" and any(map(is_numpy, self._arrays)):
-            warn_without_machine_code()
+        self._held = leaves.Held(self._params)
+        self._tree, self._arrays = self._held.tree, self._held.arrays
+        check_engine(self._engine, self._arrays, partial(self._tree.name, root="params"))
 
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         """Make the step for these rules, with the slots of the step that it replaces."""
-        by = None if self._clip is None or self._clip.by == "value" else self._clip.by
-        skip = self._nonfinite != "ignore"
-        guard = Guard(by, skip) if by or skip else None
+        guard = guard_of(self._clip, skip=self._nonfinite != "ignore")
         slots = before.slots if before else [{} for _ in self._arrays]
-        clipped = self._clipped(rules)
-        return Step(
-            self._arrays, self._held, self._groups, clipped, slots, self._engine, guard, before, self._precision
-        )
+        seen = clipped(rules, self._clip)
+        idle = set(range(len(self._arrays))) - self._rows.keys()
+        kept = slots, self._engine, guard, before, idle, self._precision
+        return Step(self._arrays, self._held.originals, self._groups, seen, *kept)
 
-    def _clipped(self, rules: list[Rule]) -> list[Rule]:
-        return rules if self._clip is None else [Clipped(rule, self._clip) for rule in rules]
+    @cached_property
+    def _rows(self) -> dict[int, int]:
+        """Of each leaf that is not frozen, its number among these."""
+        updated = [i for i, group in enumerate(self._groups) if not isinstance(self._original[group], Frozen)]
+        return {i: row for row, i in enumerate(updated)}
 
-    def _checked(self, i: int, g: Any, p: Any) -> Any:
-        """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""
-        self._check_leaf(i, p)
-        return None if g is None else leaves.gradient(g, self._arrays[i], self._tree, i)
+    def _accumulating(self) -> Accumulation | None:
+        """Make what gathers gradients."""
+        if self._every == 1:
+            return None
+        return Accumulation([self._arrays[i] for i in self._rows], self._every, self._engine)
 
-    def _check_leaf(self, i: int, p: Any) -> None:
-        """Raise ValueError unless the user still holds a parameter as it was when this optimizer was made."""
-        if p is self._held[i]:
-            change = leaves.change_of(p, self._known[i])
-        else:
-            change = (
-                "another array than the one that this optimizer updates; write into that one, as "
-                "np.maximum(w, 0, out=w) does, or make a new optimizer"
-            )
-        if change:
-            raise ValueError(f"{self._tree.name(i, 'params')}: {change}")
+    def _waiting(self, i: int) -> dict[str, Any]:
+        """Slots of the gradients that are waiting."""
+        row = self._rows.get(i)
+        return {} if self._accumulation is None or row is None else self._accumulation.slots(row)
 
-    def _check_leaves(self) -> None:
-        for i, p in enumerate(self._tree.leaves_of(self._params, "params")):
-            self._check_leaf(i, p)
+    def _accumulate(self, ready: list[Any], accumulation: Accumulation) -> bool:
+        """Gather gradients; replace them by their means and return True if they are all there."""
+        members = list(self._rows)
+        is_last = accumulation.completes
+        if is_last:
+            self._held.check_all()
+
+        def checked(row: int, g: Any, _: Any) -> Any:
+            i = members[row]
+            return None if g is None else leaves.gradient(g, self._arrays[i], self._tree, i)
+
+        means = accumulation.add([ready[i] for i in members], checked)
+        for i, mean in zip(members, means, strict=True):
+            ready[i] = mean
+        return is_last
 
     def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
         """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
-            raise self._bad_gradients(bad)
+            raise self._held.not_finite(bad, self._steps)
+        carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         if bad:
-            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
+            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
         else:
-            carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
-            self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
+            count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
+            if self._nonfinite == "raise" and any(carried):
+                self._past.append((self._steps, self._carried))
+            self._step(ready, scalars, count)
         if self._nonfinite == "raise":
             self._step.report()
 
     def _raise_overdue(self, *, wait: bool = False) -> None:
         """Raise the error of a step that a GPU left out."""
-        if self._nonfinite != "raise":
-            return
-        overdue = self._step.overdue(wait=wait)
+        overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
         if overdue is not None:
             skipped, bad = overdue
+            then = self._steps - skipped
+            carried = dict(self._past).get(then, self._carried)
             in_one_go(
-                [partial(setattr, self, "_steps", self._steps - skipped), *self._step.pardoning()],
+                [
+                    partial(vars(self).update, _steps=then, _carried=carried),
+                    *([partial(setattr, self._accumulation, "taken", 0)] if self._accumulation else []),
+                    *self._step.pardoning(),
+                ],
                 self._step.restoring(),
             )
-            raise self._bad_gradients(bad)
-
-    def _bad_gradients(self, bad: list[int]) -> FloatingPointError:
-        names = ", ".join(self._tree.name(i, "grads") for i in bad)
-        return FloatingPointError(f"{names}: NaN or infinity at step {self._steps}; that step changed nothing")
+            raise self._held.not_finite(bad, self._steps)
 
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
         """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
-        clipped, step = self._clipped(rules), self._step
-        if not step.computes(clipped):
+        seen, step = clipped(rules, self._clip), self._step
+        skipped = self._skipped
+        if not step.computes(seen):
             step = self._prepared(rules, step)
+            if self._nonfinite == "skip" and not step.inherits:
+                skipped = self.skipped
         changes: list[Callable[[], object]] = [
-            partial(setattr, step, "rules", clipped),
-            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned),
+            partial(setattr, step, "rules", seen),
+            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned, _skipped=skipped),
         ]
         return step, changes
-
-    def _rules_with(self, tuned: list[dict[str, Hyper]]) -> list[Rule]:
-        return [dataclasses.replace(rule, **own) for rule, own in zip(self._original, tuned, strict=True)]

@@ -38,6 +38,7 @@ __all__ = [
     "one_cycle",
     "parse",
     "piecewise",
+    "plateau",
     "polynomial",
     "scaled",
     "schedule",
@@ -95,6 +96,29 @@ class Schedule:
             waiting += zip(inner, [begin, *own][-len(inner) :], strict=False)  # the last one where the last piece does
         return found
 
+    @property
+    def listens(self) -> bool:
+        """Whether `told` makes a difference."""
+        flat = [x for value in self.values for x in (value if isinstance(value, tuple) else (value,))]
+        return self.name in _LISTENERS or any(x.listens for x in flat if isinstance(x, Schedule))
+
+    def told(self, metric: float) -> "Schedule":
+        """The schedule that knows of one more value of a metric: another one where a `plateau` is in it, else itself.
+
+        >>> plateau(1.0, factor=0.5, patience=0).told(3.0).told(3.0)(0)
+        0.5
+        """
+
+        def heard(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(heard, value))
+            return value.told(metric) if isinstance(value, Schedule) else value
+
+        if self.name in _LISTENERS:
+            return SCHEDULES[self.name](**self.arguments | _LISTENERS[self.name](metric, **self.arguments))
+        values = heard(self.values)
+        return self if values == self.values else SCHEDULES[self.name](*values)
+
     def to_dict(self) -> dict[str, Any]:
         """``{"schedule": name, "arguments": {...}}``, ready for JSON; :func:`from_dict` is the way back."""
 
@@ -114,6 +138,9 @@ class Schedule:
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {}
 """Every schedule by name; ``inspect.signature`` tells its arguments."""
+
+_LISTENERS: dict[str, Callable[..., dict[str, Any]]] = {}
+"""Of the schedules that are told a metric, what becomes of their arguments."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +178,16 @@ def _real_or_schedule(value: Any) -> float | Schedule:
     return value if isinstance(value, Schedule) else _real(value)
 
 
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _real_or_none(value: Any) -> float | None:
+    return None if value is None else _real(value)
+
+
 def _each(convert: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def converted(values: Any) -> tuple[Any, ...]:
         if isinstance(values, str):
@@ -168,6 +205,8 @@ NonNegative = Annotated[float, Domain("a finite number >= 0", _real, lambda x, _
 Positive = Annotated[float, Domain("a finite number > 0", _real, lambda x, _: x > 0)]
 Fraction = Annotated[float, Domain("a number between 0 and 1, both excluded", _real, lambda x, _: 0 < x < 1)]
 Count = Annotated[int, Domain("a positive integer", _integer, lambda n, _: n > 0)]
+Natural = Annotated[int, Domain("an integer >= 0", _integer, lambda n, _: n >= 0)]
+Flag = Annotated[bool, Domain("True or False", _boolean)]
 _PLAIN = {float: Domain("a finite number", _real), int: Domain("an integer", _integer)}
 
 
@@ -237,7 +276,7 @@ def _half_cosine(fraction: float) -> float:
 
 
 @schedule
-def constant(step: int, value: float) -> float:  # noqa: ARG001
+def constant(step: int, value: float) -> float:
     """The same value at every step.
 
     >>> constant(0.1)(1000)
@@ -502,6 +541,78 @@ def scaled(step: int, schedule: Annotated[Schedule, Domain("a schedule", _schedu
     0.25
     """
     return schedule(step) * factor
+
+
+@schedule
+def plateau(
+    step: int,
+    initial: float,
+    factor: Fraction = 0.1,
+    patience: Natural = 10,
+    threshold: NonNegative = 1e-4,
+    cooldown: Natural = 0,
+    final: float = 0.0,
+    maximize: Flag = False,
+    falls: Natural = 0,
+    best: Annotated[float | None, Domain("a finite number or None", _real_or_none)] = None,
+    waited: Natural = 0,
+    cooling: Natural = 0,
+) -> float:
+    """Fall when a metric no longer gets better: ``max(initial * factor ** falls, final)``.
+
+    It is told the metric by `Optimizer.tell`, mostly once an epoch. Once the metric has not got better for more than
+    `patience` times in a row, the value falls by `factor`. What it knows is in its last four arguments, so it is a
+    value like any other schedule: what it was told is saved and loaded with the optimizer.
+
+    Parameters
+    ----------
+    initial : value at the beginning.
+    factor : between 0 and 1.
+    patience : times that the metric may fail to get better.
+    threshold : >= 0; to be better is to be below ``best - threshold * |best|``. A NaN is never better.
+    cooldown : times after a fall for which nothing is counted.
+    final : the value never falls below.
+    maximize : whether larger metrics are better.
+    falls, best, waited, cooling : falls so far, the best metric, times without a better one, times that cooling will last.
+
+    >>> falling = plateau(1.0, factor=0.5, patience=1)
+    >>> for loss in (3.0, 2.0, 2.0, 2.5):
+    ...     falling = falling.told(loss)
+    >>> falling(0)
+    0.5
+
+    References
+    ----------
+    torch's ``ReduceLROnPlateau``, whose ``min_lr`` is `final`; its thresholds of the mode "abs" are not here.
+    """
+    return max(initial * factor**falls, final)
+
+
+def _heard(
+    metric: float,
+    patience: int,
+    threshold: float,
+    cooldown: int,
+    maximize: bool,
+    falls: int,
+    best: float | None,
+    waited: int,
+    cooling: int,
+    **_: Any,
+) -> dict[str, Any]:
+    """What a `plateau` knows after one more metric."""
+    better = math.isfinite(metric)
+    if best is not None:
+        gain = metric - best if maximize else best - metric
+        better = better and gain > threshold * abs(best)
+    waited = 0 if better or cooling else waited + 1
+    cooling = max(cooling - 1, 0)
+    if waited > patience:
+        falls, waited, cooling = falls + 1, 0, cooldown
+    return {"best": metric if better else best, "falls": falls, "waited": waited, "cooling": cooling}
+
+
+_LISTENERS["plateau"] = _heard
 
 
 def from_dict(data: Mapping[str, Any]) -> Schedule:

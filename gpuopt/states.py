@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpuopt import schedules
-from gpuopt.arrays import describe, dtype_of, hindrance_of
+from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.rules.hyper import LONGEST
+from gpuopt.rules.slots import is_number, starts
 
 if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
-    from gpuopt.rules.hyper import Hyper
+    from gpuopt.tuning import Tuned
 
-    Tuned = dict[str, Hyper]
-    """Hyperparameters that `Optimizer.tune` changed, by name."""
+    Key = tuple[str, ...]
+
+
+_MISSING = object()
 
 
 def rules_to_plain(
@@ -48,6 +53,29 @@ def carried_of(state: Mapping[str, Any], rules: Mapping[str, Rule], problems: li
         ]
         found.append({name: own.get(name, start) for name, start in rule.carried.items()} if names else {})
     return found
+
+
+def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) -> int:
+    """Return how many gradients are waiting in a state; what does not fit is appended to ``problems``."""
+    given = state.get("accumulated", 0)
+    if type(given) is not int or not 0 <= given < every:
+        problems.append(f"accumulated: {given!r:.40} gradients, expected fewer than every={every}")
+        return 0
+    return given
+
+
+def counts_of(
+    given: Mapping[tuple[str, ...], Any], slot: str, paths: Sequence[str], most: int, problems: list[str]
+) -> list[int]:
+    """Return how many gradients of each leaf are waiting; what is no such number is appended to ``problems``."""
+    counts = []
+    for path in paths:
+        number = float(given.get(("state", path, slot), 0))
+        if number not in range(most + 1):
+            problems.append(f"state/{path}/{slot}: {number}, expected a number of gradients up to {most}")
+            number = 0
+        counts.append(int(number))
+    return counts
 
 
 def tuned_of(
@@ -83,38 +111,73 @@ def tuned_of(
     return tuned
 
 
+def expected_arrays(
+    paths: Sequence[str],
+    arrays: Sequence[Any],
+    groups: Sequence[int],
+    rules: Sequence[Rule],
+    slot_dtype: Callable[[Rule, str, Any], Any],
+) -> dict[Key, Any]:
+    """Return what the arrays of a state must be like, by ``("params", path)`` and ``("state", path, slot)``.
+
+    Parameters
+    ----------
+    paths, arrays, groups
+        Of each leaf: its path, the parameter, and the index of its rule.
+    rules
+        One for each group.
+    slot_dtype
+        From a rule, the name of a slot and the parameter, the dtype of the slot.
+
+    """
+    expected: dict[Key, Any] = {("params", path): a for path, a in zip(paths, arrays, strict=True)}
+    declared = [starts(rule.slots) for rule in rules]
+    for path, a, group in zip(paths, arrays, groups, strict=True):
+        for slot, start in declared[group].items():
+            same = is_number(start) or (dtype := slot_dtype(rules[group], slot, a)) == a.dtype
+            like = a if same else zeros_like(a, dtype)
+            expected["state", path, slot] = np.zeros(()) if is_number(start) else like
+    return expected
+
+
 def arrays_of(
-    state: Mapping[str, Any], expected: Mapping[tuple[str, ...], Any], problems: list[str]
-) -> dict[tuple[str, ...], Any]:
-    """Return the arrays of a state that fit, by ``("params", path)`` and ``("state", path, slot)``.
+    state: Mapping[str, Any], expected: Mapping[Key, Any], readable: Callable[[Any, Any], Any], problems: list[str]
+) -> dict[Key, Any]:
+    """Return the arrays of a state that fit, each as one of the library and device of the array that it is for.
 
     Parameters
     ----------
     state
         Nested as `check_nesting` wants it.
     expected
-        For each key the array of the optimizer whose shape and dtype are needed.
+        As `expected_arrays` returned it: the shapes and dtypes that are needed.
+    readable
+        Called with an array of the state and the one expected: returns the first as one like the second.
     problems
         What is missing, unexpected, of another shape or dtype is appended.
 
     """
-    given: dict[tuple[str, ...], Any] = {("params", path): a for path, a in state.get("params", {}).items()}
+    given: dict[Key, Any] = {("params", path): a for path, a in state.get("params", {}).items()}
     given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
-    problems += [f"{'/'.join(key)}: missing" for key in expected.keys() - given.keys()]
-    problems += [f"{'/'.join(key)}: unexpected" for key in given.keys() - expected.keys()]
     fitting = {}
-    for key in expected.keys() & given.keys():
-        new, own = given[key], expected[key]
-        if not (hasattr(new, "shape") and hasattr(new, "dtype")):
+    for key, own in expected.items():
+        new = given.pop(key, _MISSING)
+        if new is _MISSING:
+            problems.append(f"{'/'.join(key)}: missing")
+        elif not (hasattr(new, "shape") and hasattr(new, "dtype")):
             problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
         elif tuple(new.shape) != tuple(own.shape):
             problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
-        elif dtype_of(new) != dtype_of(own):
+        elif new.dtype is not own.dtype and dtype_of(new) != dtype_of(own):
             problems.append(f"{'/'.join(key)}: dtype {dtype_of(new)}, expected {dtype_of(own)}")
         elif hindrance := hindrance_of(own):
             problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
         else:
-            fitting[key] = new
+            try:
+                fitting[key] = readable(detached(new), own)
+            except Exception as error:  # noqa: BLE001 - each library has its own
+                problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
+    problems += [f"{'/'.join(key)}: unexpected" for key in given]
     return fitting
 
 
@@ -128,7 +191,7 @@ def check_nesting(state: Any) -> None:
         ]
         if all(map(_is_dict, (*tuned, *slots.values()))):
             return
-    raise ValueError("the state does not fit: expected dicts nested as those of state_dict, with names as keys")
+    raise ValueError("the state does not fit: expected dicts nested as state_dict nests them, with names as keys")
 
 
 def _is_dict(x: object) -> bool:

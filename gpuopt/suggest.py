@@ -33,6 +33,7 @@ SAME: tuple[str, ...] = (
     "polynomial polynomial_schedule polynomial_decay PolynomialLR PolynomialDecay linear linear_schedule",
     "linear_warmup warmup LinearLR warmup_constant_schedule",
     "cosine cosine_decay cosine_decay_schedule CosineAnnealingLR CosineAnnealingWarmRestarts CosineDecay sgdr",
+    "plateau ReduceLROnPlateau reduce_on_plateau",
     "one_cycle OneCycleLR onecycle cosine_onecycle_schedule",
     "join join_schedules SequentialLR chain",
     # Their arguments

@@ -13,7 +13,7 @@ MOST_ORDERS = 8
 
 @dataclass(frozen=True)
 class Tree:
-    """The shape of a nesting: what is needed to take others like it apart, and to put one together.
+    """The shape of a nesting: what is needed to find the leaves of others like it, and to build one from leaves.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Tree:
 
 
 def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:
-    """Take a nesting of dicts, lists, tuples (and whatever is registered with optree) apart; None counts as a leaf.
+    """Find the leaves of a nesting of dicts, lists, tuples and whatever is registered with optree; None counts as a leaf.
 
     Messages call it ``root``.
 

@@ -6,6 +6,7 @@ Type checkers read the names that `gpuopt` exports, people read the table in REA
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import conventions
 from conformance import ROWS
 
 import gpuopt
@@ -13,6 +14,7 @@ from gpuopt.rules import RULES
 from gpuopt.rules.slots import is_number, starts
 from gpuopt.transforms import TRANSFORMS
 
+MARK = "<!-- `nox -s derive` writes this table -->\n"
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(gpuopt.__file__).parent  # an installed one has no sources beside the tests
 
@@ -42,7 +44,8 @@ def table() -> str:
 # By file: the lines between which it stands, and what it is.
 DERIVED: dict[str, tuple[str, str, Callable[[], str]]] = {
     "gpuopt/__init__.py": ("if TYPE_CHECKING:  # `nox -s derive` writes this\n", "else:\n", exports),
-    "README.md": ("<!-- `nox -s derive` writes this table -->\n", "<!-- end of the table -->\n", table),
+    "docs/conventions.md": (MARK, "<!-- end of the table -->\n", conventions.table),
+    "README.md": (MARK, "<!-- end of the table -->\n", table),
 }
 
 

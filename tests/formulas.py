@@ -4,12 +4,14 @@ A recurrence is given a parameter, its gradient, a dict that it may keep things 
 returns the new parameter. All sums over leaves are over the one leaf that there is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 import gpuopt
+from gpuopt.engines.choice import Engine
+from gpuopt.engines.trace import traced
 
 Recurrence: TypeAlias = Callable[[Any, Any, dict[str, Any], int], Any]
 
@@ -224,6 +226,12 @@ def cautious(p: Any, g: Any, s: dict[str, Any], t: int) -> Any:
 
 SGD = gpuopt.SGD(0.1)
 
+
+def engines(rule: gpuopt.Rule, known: Sequence[Engine]) -> list[Engine]:
+    """Those of a library's engines that run a rule."""
+    return [engine for engine in known if engine != "fused" or traced(rule)]
+
+
 RULES: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
     "AdamW": (gpuopt.AdamW(1e-2, weight_decay=0.1), adamw),
     "Adam, amsgrad": (gpuopt.Adam(1e-2, amsgrad=True), amsgrad),
@@ -248,6 +256,7 @@ RULES: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
     "NonlinearCG": (gpuopt.NonlinearCG(), conjugate),
     "LBFGS": (gpuopt.LBFGS(0.01, memory=3), lbfgs),
 }
+RULES_ALONE = [SGD, gpuopt.Adam(0.1), *(rule for rule, _ in RULES.values())]
 TRANSFORMS: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
     "L2": (gpuopt.chain(gpuopt.L2(0.5), SGD), lambda p, g, s, t: p - 0.1 * (g + 0.5 * p)),
     "WeightDecay": (gpuopt.chain(gpuopt.WeightDecay(0.5), SGD), lambda p, g, s, t: p - 0.1 * g - 0.1 * 0.5 * p),

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuopt
-from gpuopt.engines.step import Engine
+from gpuopt.engines.choice import Engine
 
 Host: TypeAlias = NDArray[Any]
 
@@ -31,14 +31,15 @@ class Space:
         x = np.asarray(x)
         if self.name == "array_api_strict":
             return self.xp.asarray(x.copy(), device=self.device)
+        values = np.atleast_1d(x)  # of an array without axes CuPy drops the sign of a zero
         with self.use():
-            view = LAYOUTS[layout](self.xp, x.shape, x.dtype)
-            view[...] = self.xp.asarray(x)
-        return view
+            view = LAYOUTS[layout](self.xp, values.shape, x.dtype)
+            view[...] = self.xp.asarray(values)
+        return view if x.shape else view.reshape(())
 
     def get(self, x: Any) -> Host:
         """A copy of an array on the host."""
-        if self.name == "array_api_strict" and not isinstance(x, np.ndarray):
+        if self.name == "array_api_strict" and not isinstance(x, np.ndarray):  # a number of the state is NumPy's
             return np.array(x.to_device(array_api_strict.Device("CPU_DEVICE")))
         return gpuopt.backends.to_numpy(x).copy()
 

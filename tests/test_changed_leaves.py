@@ -71,6 +71,7 @@ def test_a_changed_leaf(
     for use in (
         lambda: opt.step(grads),
         opt.state_dict,
+        opt.evaluation,
         lambda: pickle.dumps(opt),
         lambda: opt.load_state_dict(opt.state_dict()),
     ):

@@ -1,18 +1,21 @@
 """``gpuopt check``: all bits agree here, and a planted error is found and named."""
 
+import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from running import gpuopt as command
 from spaces import Space
 
 from gpuopt import backends, check, nvrtc
 from gpuopt.engines import cpu, cpu_code
-from gpuopt.engines.trace import is_elementwise
+from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
 
 CASES = len(set(check.variants())) + (len(check.GUARDS) - 1) * len(set(check.variants(flags=False)))
@@ -28,7 +31,7 @@ def test_all_bits_agree_on_the_cpu() -> None:
 
 
 def test_every_rule_is_among_the_variants() -> None:
-    assert {type(rule) for rule in check.variants()} == {rule for rule in RULES.values() if is_elementwise(rule())}
+    assert {type(rule) for rule in check.variants()} == {rule for rule in RULES.values() if traced(rule())}
     assert any(getattr(rule, "nesterov", False) and getattr(rule, "momentum", 0) for rule in check.variants())
 
 
@@ -47,7 +50,7 @@ def test_every_device_agrees(cupy_space: Space) -> None:
         assert finding.agrees, finding
         assert finding.launches == 10
         assert finding.other_operations == 0
-        assert finding.waits is False
+        assert not finding.unknown
 
 
 @pytest.fixture
@@ -56,9 +59,9 @@ def contraction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for op in ("add", "sub", "mul"):
         code = cpu_code._OPERATIONS[op]
         monkeypatch.setitem(cpu_code._OPERATIONS, op, code.replace(f"f{op} ", f"f{op} contract "))
-    cpu._step.cache_clear()
+    cpu._functions.cache_clear()
     yield
-    cpu._step.cache_clear()
+    cpu._functions.cache_clear()
 
 
 def shows_contraction(finding: check.Finding) -> None:
@@ -127,6 +130,57 @@ def test_what_there_was_no_time_for_does_not_agree() -> None:
     code, output = command("check", "--seconds", "0")
     assert code == 1
     assert "no time" in output
+
+
+def test_what_cannot_be_found_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(check, "variants", lambda *, flags=True: iter([RULES["SGD"]()]))
+    monkeypatch.setattr(check, "_median", fail)
+    finding = next(iter(check.check()))
+    assert finding.unknown == ("small step: MemoryError: no more", "large step: MemoryError: no more")
+    assert finding.agrees  # the bits do
+    assert ["unknown", finding.unknown[0]] in finding.rows()
+    assert dataclasses.asdict(finding)["unknown"] == finding.unknown
+    monkeypatch.undo()
+
+    def wait(self: object, call: object) -> None:
+        raise RuntimeError("a captured stream is waited for")
+
+    monkeypatch.setattr(type(backends.backend("cpu")), "operations", wait)
+    there = backends.Backend("cupy", 0, "made up")
+    monkeypatch.setattr(type(there), "use", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(type(there), "asarray", lambda self, x: x)
+    monkeypatch.setattr(check, "_host_seconds", lambda target: {})
+    monkeypatch.setattr(check, "_bandwidths", lambda target: {})
+    assert check._measured(there)[1] == ("ten steps: RuntimeError: a captured stream is waited for",)
+
+
+def test_a_large_step_is_as_large_as_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(target: backends.Backend, size: int) -> dict[str, float]:
+        asked.append(size)
+        if size > 1 << 20:
+            raise MemoryError
+        return {"bandwidth": 1e9, "copy_bandwidth": 2e9}
+
+    monkeypatch.setattr(check, "_bandwidths_of", measure)
+    found = check._bandwidths(backends.backend("cpu"))
+    assert asked == [1 << 24, 1 << 22, 1 << 20]
+    assert found["elements"] == 1 << 20
+    finding = check.Finding("numpy", "", **found)  # type: ignore[arg-type]
+    assert ["large step", "1,048,576 elements: 1.0 GB/s, 0.50 of a copy's 2.0 GB/s"] in finding.rows()
+
+
+def test_a_table_for_terminals() -> None:
+    finding = check.Finding("cupy:0", "a device", 7, error="it broke", unknown=("small step: why",))
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(finding.table())
+    shown = console.export_text()
+    for words in ("cupy:0: a device", "it broke", "agree in all of 7 cases", "small step: why"):
+        assert words in shown
 
 
 def test_a_device_that_fails_is_an_error_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

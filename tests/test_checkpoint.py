@@ -480,7 +480,7 @@ def test_a_disk_that_fails_leaves_the_old_file(
             raise OSError(code, os.strerror(code))
 
     if where == "write":
-        monkeypatch.setattr(Path, "open", lambda self, mode: Full(self, mode))  # noqa: PLW0108  (a class does not bind)
+        monkeypatch.setattr(Path, "open", lambda self, mode, **_: Full(self, mode))
     else:
         monkeypatch.setattr(os if where == "fsync" else Path, where, fail)
     with pytest.raises(OSError, match=path.name) as caught:

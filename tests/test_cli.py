@@ -135,7 +135,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "--data data.npz --hidden 7,5 --optimizer sgd --lr 0.5 --schedule step:factor=0.5,every=9 --set momentum=0.8 "
         "--set nesterov=true --epochs 3 --batch-size 16 --seed 4 --device cpu --out run --task classification "
         "--standardize --init small --matmul float64 --report-every 2 --checkpoint-every 5s --keep 3 "
-        "--on-gpu-error cpu --on-explosion rollback --clip-norm 5 --quiet"
+        "--on-gpu-error cpu --on-explosion rollback --clip-norm 5 --average 0.9 --quiet"
     )
     others = {"dampening": 0.0, "dampen_first": False, "lr_in_velocity": True}
     assert gpuopt_("train", *arguments.split()).exit_code == 0
@@ -149,7 +149,13 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "hidden": [7, 5],
         "init": "small",
         "matmul": "float64",
-        "optimizer": {"rule": "SGD", "lr": schedule, "momentum": 0.8, "nesterov": True, **others},
+        "optimizer": {
+            "rule": "chain",
+            "members": [
+                {"rule": "SGD", "lr": schedule, "momentum": 0.8, "nesterov": True, **others},
+                {"rule": "EMA", "decay": 0.9},
+            ],
+        },
         "lr": None,
         "schedule": None,
         "hyperparameters": {},
@@ -164,6 +170,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "on_explosion": "rollback",
         "clip_norm": 5.0,
         "clip_value": None,
+        "average": None,
     }
 
 

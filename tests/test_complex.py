@@ -41,7 +41,7 @@ def in_chains() -> dict[str, gpuopt.Rule]:
     """A chain with each transform."""
     found: dict[str, gpuopt.Rule] = {}
     for name, transform in TRANSFORMS.items():
-        made = transform(np.full(40, 0.5)) if name == "Scale" else transform()  # type: ignore[call-arg]
+        made = transform(np.full(40, 0.5)) if name == "Scale" else transform()
         try:
             found[name] = gpuopt.chain(made, gpuopt.SGD(lr=0.1, momentum=0.9))
             if name not in {"EMA", "Lookahead", "Accelerate", "Magnitude", "SoftThreshold", "Cautious", "Scale"}:
@@ -358,7 +358,7 @@ class Divides(gpuopt.Rule):
     slots = {"v": real(0.0)}  # noqa: RUF012
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
-        wrong = {
+        wrong: dict[int, Any] = {
             0: lambda: p - g / p,
             1: lambda: xp.where(g > 0, p, -p),
             2: lambda: p - g * g,
@@ -366,8 +366,8 @@ class Divides(gpuopt.Rule):
             4: lambda: xp.maximum(p, 0.0),
             5: lambda: p**2,
             6: lambda: xp.where(p, p, g),
-        }[int(self.kind)]
-        return wrong(), {"v": s.v}
+        }
+        return wrong[int(self.kind)](), {"v": s.v}
 
 
 @pytest.mark.parametrize("engine", ["auto", "array", "fused"])

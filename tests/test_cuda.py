@@ -63,6 +63,19 @@ def test_a_step_is_one_launch_and_nothing_else(leaves: int, rules: Any, cupy_spa
     assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 10}
 
 
+def test_gathering_gradients_is_a_launch_each_and_nothing_else(cupy_space: Space, count: Any) -> None:
+    with cupy_space.use():
+        params, g = ({k: cupy_space.xp.ones(5000) for k in "ab"} for _ in range(2))
+    rule = gpuopt.chain(gpuopt.L2(0.1), gpuopt.Adam(), gpuopt.EMA())
+    opt = gpuopt.Optimizer(params, rule, every=4, engine="fused")
+    settled(cupy_space, opt, *[g] * 4)
+    with count() as counted:
+        for _ in range(12):
+            opt.step(g)
+    assert opt.steps == 4
+    assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 12 + 3}
+
+
 @pytest.mark.parametrize(("leaves", "copies"), [(1, 0), (100, 0), (1000, 1)])
 def test_new_gradients_cost_at_most_one_copy_of_addresses_and_no_wait(
     leaves: int, copies: int, cupy_space: Space, count: Any

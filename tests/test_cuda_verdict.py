@@ -4,14 +4,16 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from spaces import Space
+from spaces import Space, assert_same_bits, opened
 
 import gpuopt
+from gpuopt.rules import Hyper, Rule
 
 
 def optimizer(space: Space, nonfinite: Any, momentum: float = 0.0) -> gpuopt.Optimizer:
@@ -163,3 +165,74 @@ def test_a_step_that_is_left_out_after_another_rule_was_compiled(cupy_space: Spa
     opt.step(cupy_space.put(np.asarray([3.0, 0.0, 4.0])))
     assert (opt.skipped, opt.gradient_norm) == (1, 5.0)
     np.testing.assert_allclose(cupy_space.get(opt.params), [-0.6, 0, -0.8], rtol=1e-15)
+
+
+@dataclass(frozen=True)
+class Either(Rule):
+    """A rule that can be fused or not."""
+
+    lr: Hyper = 1.0
+    whole: bool = False
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - h.lr * (xp.asarray(g) if self.whole else g), {}
+
+
+def test_steps_left_out_are_counted_by_whoever_decides(fused_space: Space) -> None:
+    opt = gpuopt.Optimizer(fused_space.put(np.zeros(3)), Either(), nonfinite="skip")
+    for k in range(1, 5):
+        opt.step(bad(fused_space))
+        opt.tune(whole=bool(k % 2))
+        assert opt.skipped == k
+        opt.step(good(fused_space))
+        assert (opt.skipped, fused_space.get(opt.params).tolist()) == (k, [-k] * 3)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_error_is_not_dropped_where_another_engine_goes_on(whole: bool, cupy_space: Space) -> None:
+    opt = gpuopt.Optimizer(cupy_space.put(np.zeros(3)), Either(whole=True), nonfinite="raise")
+    opt.tune(whole=False)
+    opt.step(good(cupy_space))
+    opt.step(bad(cupy_space))
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        opt.tune(whole=True)
+    assert (opt.steps, opt.rule) == (1, Either(whole=False))
+    opt.tune(whole=whole)
+    opt.step(good(cupy_space))
+    assert (opt.state_dict()["steps"], cupy_space.get(opt.params).tolist()) == (2, [-2.0] * 3)
+
+
+CARRYING = [gpuopt.NAdam(0.1), gpuopt.ScheduleFreeSGD(0.1), gpuopt.chain(gpuopt.SGD(0.1), gpuopt.Accelerate())]
+
+
+@pytest.mark.parametrize("rule", CARRYING, ids=lambda rule: rule.name)
+def test_carried_numbers_go_back_with_the_steps(rule: Rule, fused_space: Space) -> None:
+    opt, other = (gpuopt.Optimizer(fused_space.put(np.zeros(3)), rule, nonfinite="raise") for _ in range(2))
+    for each in (opt, other):
+        for _ in range(3):
+            each.step(good(fused_space))
+        if each is opt:
+            step_badly(opt, fused_space, 3)
+            step_badly(opt, fused_space, 1)
+            try:
+                opt.state_dict()
+            except FloatingPointError:
+                assert fused_space.name == "cupy"
+        for _ in range(3):
+            each.step(good(fused_space))
+    assert opt.state_dict()["steps"] == 6
+    assert_same_bits(fused_space.got(opt), fused_space.got(other))
+
+
+@pytest.mark.parametrize("rule", CARRYING, ids=lambda rule: rule.name)
+def test_carried_numbers_go_on_over_a_step_that_is_left_out(rule: Rule, cupy_space: Space) -> None:
+    """Whoever decides: a GPU that leaves a step out does not tell."""
+    (numpy,) = opened("numpy")
+    found = []
+    for space, engine in ((numpy, "array"), (numpy, "fused"), (cupy_space, "fused")):
+        opt = gpuopt.Optimizer(space.put(np.zeros(3)), rule, nonfinite="skip", engine=engine)  # type: ignore[arg-type]
+        for gradient in (good, bad, good):
+            opt.step(gradient(space))
+        found.append(space.got(opt))
+    assert_same_bits(found[1], found[0])
+    assert_same_bits(found[2], found[0])

@@ -1,14 +1,13 @@
 """All engines give the same bits: any rule, dtype, shape, memory layout, gradient, on any device."""
 
-from dataclasses import dataclass
-from typing import Any
-
+import formulas
 import numpy as np
 import pytest
 from conformance import ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spaces import DENSE, LAYOUTS, Host, Space, assert_same_bits, hard_values, opened
+from problems import SHAPES, Leaf, Problem
+from spaces import DENSE, LAYOUTS, Space, assert_same_bits, opened
 from user_rules import USER_RULES
 
 import gpuopt
@@ -17,83 +16,21 @@ from gpuopt.engines.trace import trace
 
 WAVE = schedules.cosine(0.5, steps=8, final=0.01)
 
+# All other rules and transforms that are fused, but for one that has an array of one shape.
+FUSED = [
+    rule
+    for rule, _ in (formulas.RULES | formulas.TRANSFORMS).values()
+    if formulas.engines(rule, ("fused",)) and "Scale" not in rule.name
+]
+
 # Several rules at once, some of them twice and with schedules. There are few sets, since each is a kernel to compile.
 RULES: list[list[gpuopt.Rule]] = [
     *([row.make(lr=WAVE) for row in ROWS[i : i + 3]] for i in range(0, len(ROWS), 3)),
     [gpuopt.Adam(), gpuopt.SGD(), gpuopt.Adam(lr=WAVE, beta1=lambda step: 0.9 / (step + 1), eps=0.0)],
     USER_RULES[:3],
     USER_RULES[3:],
+    *(FUSED[i : i + 4] for i in range(0, len(FUSED), 4)),
 ]
-
-# Around multiples of the widest vector, and of a chunk; without axes; without elements; with axes of length 1.
-SHAPES = [(), (0,), (1,), (3,), (4,), (5,), (17,), (3, 0), (2, 3), (1, 7, 1), (3, 2, 4), (4095,), (4097,), (3, 4096)]
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A parameter and how its gradient comes: a layout of its own, None, or as the same array as before."""
-
-    group: int
-    dtype: str
-    shape: tuple[int, ...]
-    layout: str
-    gradients: tuple[tuple[str, str] | None, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Leaves, their rules, the number of steps, and the seed of all values."""
-
-    rules: list[gpuopt.Rule]
-    leaves: list[Leaf]
-    steps: int
-    seed: int
-
-    def params(self) -> dict[str, Host]:
-        """Values of the parameters."""
-        random = np.random.RandomState(self.seed)
-        return {f"{i}.g{a.group}": hard_values(random, a.shape, a.dtype) for i, a in enumerate(self.leaves)}
-
-    def gradients(self, step: int) -> list[Host | None]:
-        """Values of the gradients of a step."""
-        random = np.random.RandomState(self.seed + step + 1)
-        kinds = [a.gradients[step % len(a.gradients)] for a in self.leaves]
-        drawn = [hard_values(random, a.shape, k[0] if k else "f4") for a, k in zip(self.leaves, kinds, strict=True)]
-        return [g if kind else None for g, kind in zip(drawn, kinds, strict=True)]
-
-    def by_pattern(self) -> dict[str, gpuopt.Rule]:
-        """The rules that have leaves."""
-        return {f"*.g{group}": self.rules[group] for group in sorted({a.group for a in self.leaves})}
-
-    def run_on_copies(self) -> dict[str, Host]:
-        """What the pure functions make of it on NumPy arrays."""
-        params: Any = self.params()
-        state = gpuopt.init(self.by_pattern(), params)
-        for step in range(self.steps):
-            grads = dict(zip(params, self.gradients(step), strict=True))
-            params, state = gpuopt.update(self.by_pattern(), params, grads, state)
-        slots = {f"{p}/{slot}": x for slot, own in state.slots.items() for p, x in own.items() if x is not None}
-        return {name: np.asarray(x) for name, x in (params | slots).items()}
-
-    def run(self, space: Space, engine: Any) -> dict[str, Host]:
-        """What an optimizer makes of it."""
-        params = {
-            path: space.put(p, leaf.layout) for (path, p), leaf in zip(self.params().items(), self.leaves, strict=True)
-        }
-        opt = gpuopt.Optimizer(params, self.by_pattern(), engine=engine)
-        grads: list[Any] = [None] * len(self.leaves)
-        for step in range(self.steps):
-            for i, (g, leaf) in enumerate(zip(self.gradients(step), self.leaves, strict=True)):
-                kind = leaf.gradients[step % len(leaf.gradients)]
-                if g is None or kind is None:
-                    grads[i] = None
-                elif kind[1] == "reused" and grads[i] is not None and grads[i].dtype == g.dtype:
-                    with space.use():
-                        grads[i][...] = space.xp.asarray(g)
-                else:
-                    grads[i] = space.put(g, "C" if kind[1] == "reused" else kind[1])
-            opt.step(dict(zip(params, grads, strict=True)))
-        return space.got(opt)
 
 
 @st.composite
@@ -143,6 +80,54 @@ def test_a_hundred_steps_agree_to_the_bit(rules: list[gpuopt.Rule], fused_space:
     ]
     problem = Problem(rules, leaves, 100, 7)
     assert_same_bits(problem.run(fused_space, "fused"), problem.run_on_copies())
+
+
+def transforms() -> st.SearchStrategy[gpuopt.Transform]:
+    """Any transform of the package, but for `Scale`, which has an array of one shape."""
+    numbers = st.sampled_from([0.0, 0.25, 0.5, 0.999])
+    schedules_too = numbers | st.just(lambda step: 0.5 / (step + 1))
+    known = [
+        st.builds(kind, **{name: schedules_too for name in kind.hyperparameters() if name not in ("every", "rescale")})
+        for name, kind in gpuopt.transforms.TRANSFORMS.items()
+        if name not in ("Scale", "Box")
+    ]
+    return st.one_of(*known, st.builds(gpuopt.Box, st.just(-0.5), numbers))
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> gpuopt.Rule:
+    """Any chain of up to four members that can be made."""
+    rule = draw(st.sampled_from(formulas.RULES_ALONE))
+    before, after = (draw(st.lists(transforms(), max_size=2)) for _ in range(2))
+    try:
+        return gpuopt.chain(*before, rule, *after[: 3 - len(before)])
+    except ValueError:  # one that stands after and works before
+        return gpuopt.chain(*before, *after[: 3 - len(before)], rule)
+
+
+def of_chain(rule: gpuopt.Rule, seed: int) -> Problem:
+    shapes = [(2,), (), (4097,), (3, 0)]
+    kinds = ("f4", "f8")
+    leaves = [Leaf(0, dtype, shape, "C", ((dtype, "C"), None, (dtype, "C"))) for dtype in kinds for shape in shapes]
+    return Problem([rule], leaves, 5, seed)
+
+
+@settings(max_examples=40)
+@given(chains(), st.integers(0, 1000))
+def test_on_numpy_random_chains_agree_to_the_bit(rule: gpuopt.Rule, seed: int) -> None:
+    (numpy,) = opened("numpy")
+    problem = of_chain(rule, seed)
+    for engine in formulas.engines(rule, ("array", "auto", "fused")):
+        assert_same_bits(problem.run(numpy, engine), problem.run_on_copies())
+
+
+@settings(max_examples=10)
+@given(chains(), st.integers(0, 1000))
+def test_on_cupy_random_chains_agree_to_the_bit(rule: gpuopt.Rule, seed: int) -> None:
+    problem = of_chain(rule, seed)
+    for cupy in opened("cupy"):
+        for engine in formulas.engines(rule, ("fused",)):
+            assert_same_bits(problem.run(cupy, engine), problem.run_on_copies())
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formulas import RULES, TRANSFORMS, Recurrence
+from formulas import RULES, TRANSFORMS, Recurrence, engines
 from spaces import Space, assert_same_bits
 
 import gpuopt
@@ -31,13 +31,20 @@ def test_agrees_with_the_recurrence(rule: gpuopt.Rule, recurrence: Recurrence, s
     measures = isinstance(rule, gpuopt.BarzilaiBorwein | gpuopt.LBFGS)  # curvature, of which noise has none
     for dtype, most in {"f8": MOST["f8"]}.items() if measures else MOST.items():
         p, kept = start.astype("f8"), dict[str, Any]()
-        ours = space.put(start.astype(dtype))
-        state = gpuopt.init(rule, ours)
+        pure = space.put(start.astype(dtype))
+        state = gpuopt.init(rule, pure)
+        opts = [
+            gpuopt.Optimizer(space.put(start.astype(dtype)), rule, engine=engine)
+            for engine in engines(rule, space.engines)
+        ]
         for i, noise in enumerate(gradients[:12] if measures else gradients):
             g = np.linspace(0.5, 2, p.size) * p if measures else noise
             p = recurrence(p, g.astype("f8"), kept, i + 1)
-            ours, state = gpuopt.update(rule, ours, space.put(g.astype(dtype)), state)
-        assert np.max(np.abs(space.get(ours) - p)) <= most * np.max(np.abs(p - start))
+            pure, state = gpuopt.update(rule, pure, space.put(g.astype(dtype)), state)
+            for opt in opts:
+                opt.step(space.put(g.astype(dtype)))
+        for ours in (pure, *(opt.params for opt in opts)):
+            assert np.max(np.abs(space.get(ours) - p)) <= most * np.max(np.abs(p - start))
 
 
 def test_every_rule_and_transform_has_a_formula() -> None:
@@ -51,15 +58,16 @@ def test_every_rule_and_transform_has_a_formula() -> None:
     assert members - {gpuopt.SGD} == set(transforms.TRANSFORMS.values()) - {gpuopt.EMA}
 
 
+@pytest.mark.parametrize("engine", ["array", "auto"])
 @pytest.mark.parametrize("rule", [rule for rule, _ in FORMULAS.values()], ids=FORMULAS)
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_an_optimizer_saved_in_the_middle_goes_on_to_the_same_bits(
-    rule: gpuopt.Rule, dtype: str, tmp_path: Any
+    rule: gpuopt.Rule, dtype: str, engine: Any, tmp_path: Any
 ) -> None:
     start, gradients = problem(7)
 
     def optimizer() -> gpuopt.Optimizer:
-        return gpuopt.Optimizer({"a": start.astype(dtype)}, rule, engine="array")
+        return gpuopt.Optimizer({"a": start.astype(dtype)}, rule, engine=engine)
 
     def held(opt: gpuopt.Optimizer) -> dict[str, Any]:
         return {"p": opt.params["a"], **{n: np.asarray(x) for n, x in opt.state_dict()["state"]["a"].items()}}
@@ -199,17 +207,18 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
         "chain: L2 stands after SGD; it works before",
     ),
     "box": (lambda: gpuopt.Box(2, 1), ValueError, "Box: low 2.0, high 1.0, expected low <= high"),
+    "box of arrays": (
+        lambda: gpuopt.Box(np.array([0.0, 2.0]), np.array([1.0, 1.0])),
+        ValueError,
+        r"Box: low array\(\[0., 2.\]\), high array\(\[1., 1.\]\), expected low <= high",
+    ),
+    "box of both": (lambda: gpuopt.Box(np.array([0.0, 2.0]), 1), ValueError, "expected low <= high"),
+    "misspelt": (
+        lambda: gpuopt.chain(gpuopt.SGD(), gpuopt.EMA(decya=0.5)),  # type: ignore[call-arg]
+        TypeError,
+        r"EMA: unknown hyperparameter 'decya' \(did you mean 'decay'\?\)",
+    ),
     "every": (lambda: gpuopt.Lookahead(every=0), ValueError, "Lookahead: every: got 0, expected a positive integer"),
-    "truth": (
-        lambda: gpuopt.Optimizer(np.ones(2), Truth(), engine="array"),
-        TypeError,
-        "an update reduces truth values, expected numbers",
-    ),
-    "silent": (
-        lambda: gpuopt.Optimizer(np.ones(2), gpuopt.chain(gpuopt.SGD(), Silent()), engine="array"),
-        TypeError,
-        "Silent returned None for its slots, expected a dict",
-    ),
     "given": (
         lambda: gpuopt.init(gpuopt.chain(gpuopt.SGD(), gpuopt.Scale(np.ones(3))), np.ones(2)),
         ValueError,
@@ -222,3 +231,94 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
 def test_says_what_is_wrong(make: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize("engine", ["array", "auto", "fused"])
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Truth(), "truth value|xp.sum"),
+        (gpuopt.chain(gpuopt.SGD(), Silent()), "Silent returned None for its slots, expected a dict"),
+    ],
+    ids=["truth", "silent"],
+)
+def test_updates_that_cannot_be_are_refused_when_an_optimizer_is_made(rule: Rule, words: str, engine: Any) -> None:
+    with pytest.raises(TypeError, match=words):
+        gpuopt.Optimizer(np.ones(2), rule, engine=engine)
+
+
+@dataclass(frozen=True)
+class Exploding(Rule):
+    """Carries a number that is infinite at the third step."""
+
+    lr: Hyper = gpuopt.bounded(0.5, 0)
+    carried = {"grown": 1e200}  # noqa: RUF012
+
+    def coefficients(self, h: Any) -> Any:
+        return {"grown": h.grown * (1e40 if h.t < 3 else 1e300)}
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - h.lr * g, {}
+
+
+def another_chain(opt: gpuopt.Optimizer, folder: Any) -> None:
+    other = gpuopt.Optimizer(opt.params, gpuopt.chain(gpuopt.L2(), gpuopt.SGD(1.0)))
+    gpuopt.save(folder / "x.safetensors", other)
+    gpuopt.load(folder / "x.safetensors", opt)
+
+
+def with_carried(opt: gpuopt.Optimizer, value: Any) -> None:
+    state = opt.state_dict()
+    state["rules"]["*"]["carried"] = {"grown": value}
+    opt.load_state_dict(state)
+
+
+BOX = gpuopt.chain(gpuopt.SGD(1.0), gpuopt.Box(0, 1))
+CHANGES: dict[str, tuple[Rule, Any, str]] = {
+    "tuned box": (BOX, lambda opt, _: opt.tune(**{"Box.low": 2.0}), "Box: low 2.0, high 1.0, expected low <= high"),
+    "misspelt": (BOX, lambda opt, _: opt.tune(**{"Bxo.low": 0.5}), r"'Bxo.low' \(did you mean 'Box.low'\?\)"),
+    "misspelt member's": (BOX, lambda opt, _: opt.tune(**{"Box.lwo": 0.5}), r"'Box.lwo' \(did you mean 'Box.low'\?\)"),
+    "another chain": (
+        BOX,
+        another_chain,
+        r"x.safetensors: .*\n.*'chain\(L2, SGD\)'}, expected {'\*': 'chain\(SGD, Box\)'}",
+    ),
+    "carried": (
+        Exploding(),
+        lambda opt, _: opt.step(np.ones(2)),
+        "Exploding: coefficients at step 2: carried number 'grown': got inf, expected a finite number",
+    ),
+    "carried infinity": (
+        Exploding(),
+        lambda opt, _: with_carried(opt, float("inf")),
+        r"rules/\*: carried number grown: inf, expected a finite number",
+    ),
+    "carried text": (
+        Exploding(),
+        lambda opt, _: with_carried(opt, "1"),
+        "carried number grown: '1', expected a finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["array", "auto"])
+@pytest.mark.parametrize(("rule", "change", "words"), CHANGES.values(), ids=CHANGES)
+def test_what_is_wrong_is_named_and_changes_nothing(
+    rule: Rule, change: Any, words: str, engine: Any, tmp_path: Any
+) -> None:
+    opt = gpuopt.Optimizer(np.full(2, 0.5), rule, engine=engine)
+    opt.step(np.zeros(2))
+    opt.step(np.zeros(2))
+    before = pickle.dumps((opt.params, opt.state_dict(), repr(opt)))
+    with pytest.raises((TypeError, ValueError), match=words):
+        change(opt, tmp_path)
+    assert pickle.dumps((opt.params, opt.state_dict(), repr(opt))) == before
+
+
+def test_totals_over_leaves_of_two_libraries_are_refused() -> None:
+    import array_api_strict
+
+    for rule in (gpuopt.LBFGS(), gpuopt.Prodigy(), gpuopt.chain(gpuopt.ClipGlobalNorm(), gpuopt.SGD())):
+        params = {"a": np.ones(2), "b": array_api_strict.asarray([1.0])}
+        with pytest.raises(TypeError, match=r"totals over leaves of array_api_strict.* and numpy, expected one place"):
+            gpuopt.Optimizer(params, rule, engine="array")

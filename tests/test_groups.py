@@ -1,6 +1,7 @@
 """Parameter groups: which leaf gets which rule, and what an optimizer tells and changes of them."""
 
 import collections
+import pickle
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from spaces import Space, assert_same_bits
 
 import gpuopt
 from gpuopt import groups, schedules, trees
@@ -85,7 +87,7 @@ def test_rules_are_a_dict_by_pattern(rules: Any) -> None:
     assert opt.rule == rules
     assert opt.lr == (0.1 if rules is A else {"*": 0.1} if len(rules) == 1 else {"a": 0.1, "*": 0.3})
     opt.tune(lr=0.5)
-    assert {pattern: rule.at(0)["lr"] for pattern, rule in opt.rules.items()} == dict.fromkeys(expected, 0.5)
+    assert {pattern: rule.at(0)["lr"] for pattern, rule in opt.rules.items() if rule} == dict.fromkeys(expected, 0.5)
     opt.rules.clear()
     assert opt.rules.keys() == expected.keys()
 
@@ -159,3 +161,107 @@ def test_the_error_of_a_schedule_names_it_where_the_learning_rate_is_read() -> N
     opt.step(np.ones(1))
     with pytest.raises(ValueError, match=r"SGD: lr at step 1, by its schedule: ZeroDivisionError"):
         _ = opt.lr
+
+
+# Metrics
+
+
+def test_metrics_are_told_to_all_groups_and_are_a_part_of_the_state(tmp_path: Any) -> None:
+    plateau = schedules.plateau(1.0, factor=0.5, patience=1)
+    params = {"a": np.ones(1), "b": np.ones(1), "c": np.ones(1)}
+    rules = {
+        "a": gpuopt.chain(gpuopt.SGD(plateau), gpuopt.SoftThreshold(schedules.scaled(plateau, 4.0))),
+        "b": gpuopt.SGD(schedules.constant(2.0), momentum=lambda _: 0.5),
+        "c": None,
+    }
+    opt, again = gpuopt.Optimizer(params, rules), gpuopt.Optimizer(params, rules)
+    for loss in (np.float32(1), 1, np.array(1.0)):
+        opt.tell(loss)
+    assert opt.lr == {"a": 0.5, "b": 2.0}
+    assert opt.rules["a"].at(0)["SoftThreshold.strength"] == 2.0  # type: ignore[union-attr]
+    gpuopt.save(tmp_path / "x.safetensors", opt)
+    gpuopt.load(tmp_path / "x.safetensors", again)
+    for each in (opt, again):
+        each.tell(2)
+        each.tell(2)
+        assert each.lr == {"a": 0.25, "b": 2.0}
+    for bad in ("low", None, [1, 2]):
+        with pytest.raises(TypeError, match=r"^tell: .*, expected a number$"):
+            opt.tell(bad)  # type: ignore[arg-type]
+
+
+# Frozen leaves
+
+FROZEN: dict[str, Any] = {"enc.*": None, "*": gpuopt.Adam(lr=0.1)}
+
+
+def frozen_and_not(space: Space) -> dict[str, Any]:
+    return {"enc": {"w": space.put(np.ones((2, 3))), "b": space.put(np.ones(()))}, "dec": space.put(np.ones(5))}
+
+
+@pytest.mark.parametrize("nonfinite", ["ignore", "skip"])
+@pytest.mark.parametrize("clip", [None, gpuopt.clip_by_global_norm(0.5)], ids=["", "clipped"])
+@pytest.mark.parametrize("engine", ["auto", "array", "fused"])
+def test_frozen_leaves_stay_and_the_others_move_as_if_alone(
+    engine: Any, clip: Any, nonfinite: Any, space: Space
+) -> None:
+    if engine == "fused" and engine not in space.engines:
+        pytest.skip("no fused engine")
+    options: dict[str, Any] = {"engine": engine, "clip": clip, "nonfinite": nonfinite}
+    for enc in ({"w": None, "b": None}, {"w": space.put(np.full((2, 3), np.nan)), "b": "whatever"}):
+        params, alone = frozen_and_not(space), {"dec": space.put(np.ones(5))}
+        opt, other = gpuopt.Optimizer(params, FROZEN, **options), gpuopt.Optimizer(alone, FROZEN["*"], **options)
+        for _ in range(3):
+            opt.step({"enc": enc, "dec": space.put(np.arange(5.0))})
+            other.step({"dec": space.put(np.arange(5.0))})
+        held = space.got(opt)
+        assert (held.pop("enc.w") == 1).all()
+        assert held.pop("enc.b") == 1
+        assert_same_bits(held, space.got(other))
+        assert opt.skipped == 0
+        assert clip is None or opt.gradient_norm == pytest.approx(30**0.5)
+
+
+def test_frozen_leaves_are_shown_and_saved(tmp_path: Any) -> None:
+    params = {"enc": {"w": np.full(2, 7.0)}, "dec": np.ones(5)}
+    opt = gpuopt.Optimizer(params, FROZEN)
+    assert (opt.rule, opt.rules, opt.lr) == (FROZEN, FROZEN, {"*": 0.1})
+    assert repr(opt).startswith("Optimizer({'enc.*': None, '*': Adam(")
+    assert "<td>enc.*</td><td>frozen</td>" in opt._repr_html_()
+    opt.step({"enc": {"w": None}, "dec": np.ones(5)})
+    opt.lr = 0.5
+    gpuopt.save(tmp_path / "x.safetensors", opt)
+    for again in (
+        pickle.loads(pickle.dumps(opt)),
+        gpuopt.Optimizer({"enc": {"w": np.ones(2)}, "dec": np.ones(5)}, FROZEN),
+    ):
+        gpuopt.load(tmp_path / "x.safetensors", again)
+        assert (again.steps, again.lr, list(again.params["enc"]["w"])) == (1, {"*": 0.5}, [7.0, 7.0])
+        assert {path: list(own) for path, own in again.state_dict()["state"].items()} == {
+            "enc.w": [],
+            "dec": ["m", "v"],
+        }
+    melted = gpuopt.Optimizer({"enc": {"w": np.ones(2)}, "dec": np.ones(5)}, {"enc.*": A, "*": C})
+    with pytest.raises(
+        gpuopt.CheckpointError, match=r"rules: {'enc\.\*': 'Frozen', '\*': 'Adam'}, expected {'enc\.\*': 'SGD"
+    ):
+        gpuopt.load(tmp_path / "x.safetensors", melted)
+
+
+def test_frozen_leaves_in_pure_functions() -> None:
+    params: dict[str, Any] = {"enc": {"w": np.ones(2)}, "dec": np.ones(2)}
+    state = gpuopt.init(FROZEN, params)
+    assert state.slots["m"]["enc"]["w"] is None
+    new, state = gpuopt.update(FROZEN, params, {"enc": {"w": np.full(2, np.nan)}, "dec": np.ones(2)}, state)
+    assert new["enc"]["w"] is params["enc"]["w"]
+    np.testing.assert_allclose(new["dec"], 0.9)
+    assert gpuopt.evaluation(FROZEN, new, state)["enc"]["w"] is params["enc"]["w"]
+
+
+def test_all_leaves_may_be_frozen() -> None:
+    w = np.ones(2)
+    opt = gpuopt.Optimizer(w, {"*": None}, nonfinite="raise", clip=gpuopt.clip_by_norm(1.0))
+    opt.step(np.ones(2))
+    assert (opt.steps, list(w)) == (1, [1.0, 1.0])
+    with pytest.raises(TypeError, match=r"^rule: \{'\*': 3\}, expected a rule .*, or None to leave leaves"):
+        gpuopt.Optimizer(w, {"*": 3})  # type: ignore[dict-item]

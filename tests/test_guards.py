@@ -216,3 +216,12 @@ def snapshot(space: Space, opt: gpuopt.Optimizer) -> list[bytes]:
 @pytest.mark.parametrize("name", [name for name in CLIPS if name != "scheduled"])
 def test_clipping_is_written_as_it_was_made(name: str) -> None:
     assert repr(CLIPS[name]) == f"clip_by_{name}({0.5 if name == 'value' else 2.0})"
+
+
+def test_of_very_many_bad_gradients_the_first_are_named() -> None:
+    params = [np.zeros(1) for _ in range(1000)]
+    opt = gpuopt.Optimizer(params, gpuopt.SGD(), nonfinite="raise")
+    with pytest.raises(
+        FloatingPointError, match=r"^grads\[0\], .*, grads\[19\] and 980 more: NaN or infinity at step 0"
+    ):
+        opt.step([np.full(1, np.nan) for _ in params])

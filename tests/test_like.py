@@ -185,11 +185,12 @@ def made(library: str, name: str, h: dict[str, Any]) -> gpuopt.Rule:
     return rule
 
 
-def steps_of(rule: gpuopt.Rule, p: Leaves, gradients: list[Leaves]) -> Leaves:
-    state = gpuopt.init(rule, p)
+def steps_of(rule: gpuopt.Rule, p: Leaves, gradients: list[Leaves], engine: Any) -> Leaves:
+    opt = gpuopt.Optimizer([x.copy() for x in p], rule, engine=engine)
     for own in gradients:
-        p, state = gpuopt.update(rule, p, own, state)
-    return p
+        opt.step(own)
+    found: Leaves = opt.params
+    return found
 
 
 def deviation(ours: Leaves, theirs: Leaves, start: Leaves) -> float:
@@ -213,7 +214,94 @@ def test_goes_where_the_other_library_goes(library: str, name: str, h: dict[str,
     h = {lr: 1.0 if name == "prodigy" else LR, **h}
     p, gradients = problem(60 if name in REDUCE else 200)
     theirs = PEERS[library](name, h, p, gradients)
-    assert deviation(steps_of(made(library, name, h), p, gradients), theirs, p) <= most
+    for engine in ("array", "auto"):
+        assert deviation(steps_of(made(library, name, h), p, gradients, engine), theirs, p) <= most
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("half", ["torch's", "ours"])
+@pytest.mark.parametrize(("name", "h", "most"), CASES["torch"], ids=str)
+def test_goes_on_from_the_state_of_torch_and_the_reverse(name: str, h: dict[str, Any], most: float, half: str) -> None:
+    torch = pytest.importorskip("torch")
+    p, gradients = problem(12)
+    names = ["b", "a", "c", "e", "d"]  # torch's order, which is not that of the leaves
+    h = {"lr": LR, **h}
+
+    def optimizers() -> tuple[gpuopt.Optimizer, Any, Leaves]:
+        ours = gpuopt.Optimizer({name: x.copy() for name, x in zip(names, p, strict=True)}, made("torch", name, h))
+        tensors = [torch.tensor(x, requires_grad=True) for x in p]
+        return ours, getattr(torch.optim, name)(tensors, **h), tensors
+
+    def go(optimizer: Any, tensors: Leaves, own: list[Leaves]) -> None:
+        for given in own:
+            if isinstance(optimizer, gpuopt.Optimizer):
+                optimizer.step(dict(zip(names, given, strict=True)))
+            else:
+                for tensor, g in zip(tensors, given, strict=True):
+                    tensor.grad = torch.tensor(g)
+                optimizer.step()
+
+    ours, theirs, tensors = optimizers()
+    go(theirs, tensors, gradients[:5])
+    if half == "torch's":
+        for key, tensor in zip(names, tensors, strict=True):
+            ours.params[key][...] = tensor.detach().numpy()
+        gpuopt.like.torch.load_state_dict(ours, theirs.state_dict(), names)
+        assert ours.steps == (5 if name != "SGD" else 1 if h.get("momentum") else 0)
+        go(ours, [], gradients[5:])
+    else:
+        go(ours, [], gradients[:5])
+        _, other, others = optimizers()
+        with torch.no_grad():
+            for key, tensor in zip(names, others, strict=True):
+                tensor[...] = torch.tensor(ours.params[key])
+        if "lr_decay" not in h:  # of a schedule, torch gets the number of the next step
+            other.load_state_dict(gpuopt.like.torch.state_dict(ours, names))
+            go(other, others, gradients[5:])
+            for key, tensor in zip(names, others, strict=True):
+                ours.params[key][...] = tensor.detach().numpy()
+        else:
+            go(ours, [], gradients[5:])
+    go(theirs, tensors, gradients[5:])
+    ended = [ours.params[key] for key in names]
+    assert deviation(ended, [tensor.detach().numpy() for tensor in tensors], p) <= most
+
+
+@pytest.mark.peers
+def test_states_of_torch_that_do_not_fit() -> None:
+    torch = pytest.importorskip("torch")
+    tensors = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
+    theirs = torch.optim.Adam(tensors)
+    tensors[0].grad = torch.ones(2)
+    theirs.step()
+    state, like = theirs.state_dict(), gpuopt.like.torch
+    opt = gpuopt.Optimizer({"a": np.ones(2, "f4"), "b": np.ones(3, "f4")}, like.Adam())
+    like.load_state_dict(opt, state, ["a", "b"])
+    assert (opt.steps, opt.state_dict()["state"]["b"]["m"].tolist()) == (1, [0.0, 0.0, 0.0])
+    for names, words in (
+        (None, "names: None, expected the leaves' paths in torch's order"),
+        (["a", "c"], r"names: \['c'\], expected each of 'a', 'b' once"),
+        (["a"], "names: 1 leaves, expected one for each of torch's 2 parameters"),
+        (["b", "a"], r"state/b/m: shape \(2,\), expected \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            like.load_state_dict(opt, state, names)
+    tensors[1].grad = torch.ones(3)
+    theirs.step()
+    with pytest.raises(ValueError, match=r"step: {'a': 2, 'b': 1}, expected one for all"):
+        like.load_state_dict(opt, theirs.state_dict(), ["a", "b"])
+    like.load_state_dict(opt, theirs.state_dict(), ["a", "b"], steps=2)
+    assert opt.steps == 2
+    for rule, words in (
+        (gpuopt.Lion(), "Lion: torch has no such"),
+        (gpuopt.SGD(momentum=0.5), "not what torch.optim.SGD"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            like.state_dict(gpuopt.Optimizer(np.ones(2), rule))
+    named = torch.optim.Adam({"b": tensors[1], "a": tensors[0]}.items())
+    named.step()
+    like.load_state_dict(opt, named.state_dict())
+    assert opt.steps == 1
 
 
 @pytest.mark.peers
@@ -246,7 +334,7 @@ def test_lbfgs_goes_where_that_of_optax_goes(memory: int) -> None:
 @pytest.mark.parametrize("library", CASES)
 def test_every_name_has_its_case(library: str) -> None:
     module = getattr(gpuopt.like, library)
-    assert set(module.__all__) == {name for name, _, _ in CASES[library]}
+    assert set(module.__all__) - {"load_state_dict", "state_dict"} == {name for name, _, _ in CASES[library]}
     for name in module.__all__:
         assert inspect.getdoc(getattr(module, name))
 

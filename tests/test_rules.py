@@ -70,7 +70,7 @@ def test_agrees_with_the_recurrence(row: Row, space: Space, changed: str) -> Non
 
 
 @pytest.mark.peers
-@each_row
+@pytest.mark.parametrize("row", [row for row in ROWS if row.torch], ids=lambda row: row.id)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_agrees_with_torch(row: Row, dtype: str) -> None:
     torch = pytest.importorskip("torch")

@@ -48,6 +48,9 @@ VALUES: list[tuple[Schedule, dict[int, float]]] = [
     ),
     (schedules.join([RESTARTS], []), {0: 1.0, 5: 0.6}),
     (schedules.scaled(RESTARTS, 0.5), {0: 0.5, 5: 0.3, 1000: 0.1}),
+    (schedules.plateau(0.1, factor=0.5), {0: 0.1, 1000: 0.1}),
+    (schedules.plateau(0.1, factor=0.5, final=0.02, falls=2, best=1.5), {0: 0.025}),
+    (schedules.plateau(0.1, factor=0.5, final=0.02, falls=3), {0: 0.02}),
 ]
 EXAMPLES = [schedule for schedule, _ in VALUES]
 
@@ -57,7 +60,7 @@ def test_every_schedule_is_in_the_table() -> None:
     assert {schedule.name for schedule in EXAMPLES} == public
     assert public == {
         *("constant", "inverse_time", "exponential", "step", "piecewise"),
-        *("polynomial", "linear_warmup", "cosine", "one_cycle", "join", "scaled"),
+        *("polynomial", "linear_warmup", "cosine", "one_cycle", "join", "scaled", "plateau"),
     }
 
 
@@ -132,6 +135,72 @@ def test_one_cycle_is_torchs_with_the_ends_a_step_later() -> None:
         optimizer.step()
         if step < 100:
             scheduler.step()
+
+
+# Schedules that are told a metric
+
+METRICS = [
+    5.0,
+    4.0,
+    4.5,
+    3.9999,
+    3.9998,
+    4.0,
+    math.nan,
+    3.0,
+    3.0,
+    3.0,
+    3.0,
+    3.0,
+    2.0,
+    2.0,
+    2.0,
+    2.0,
+    2.0,
+    2.0,
+    2.0,
+    1.0,
+]
+PLATEAUS: list[dict[str, Any]] = [
+    {"patience": 0},
+    {"patience": 1},
+    {"patience": 2, "cooldown": 2, "factor": 0.5},
+    {"patience": 1, "cooldown": 1, "threshold": 0.3},
+    {"patience": 0, "maximize": True, "factor": 0.25, "final": 1e-4},
+]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("arguments", PLATEAUS, ids=str)
+def test_a_plateau_is_that_of_torch(arguments: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    theirs = {"min_lr": arguments.get("final", 0), "mode": "max" if arguments.get("maximize") else "min", "eps": 0}
+    kept = {name: x for name, x in arguments.items() if name not in ("final", "maximize")}
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **kept, **theirs)
+    ours = schedules.plateau(0.1, **arguments)
+    for metric in METRICS:
+        scheduler.step(metric)
+        ours = ours.told(metric)
+        assert ours(0) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_a_plateau_by_hand() -> None:
+    ours, values = schedules.plateau(1.0, factor=0.5, patience=1, cooldown=1, threshold=0.0), []
+    for metric in (3.0, 3.0, 3.0, 3.0, 2.0, math.nan, math.inf, 1.0, -1.0, -1.0, -0.5):
+        ours = ours.told(metric)
+        values.append(ours(0))
+    assert values == [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.125]
+    assert schedules.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
+    assert schedules.parse(repr(ours), initial=9.0, steps=9) == ours
+
+
+def test_a_schedule_with_a_plateau_in_it_listens() -> None:
+    plateau = schedules.plateau(1.0, factor=0.5, patience=0)
+    inside = schedules.linear_warmup(schedules.join([plateau, RESTARTS], [50]), warmup=10)
+    heard = inside.told(1.0).told(1.0)
+    assert (heard(9), heard(10), heard(60)) == (0.45, 0.5, 1.0)
+    assert RESTARTS.told(1.0) is RESTARTS
 
 
 # Properties

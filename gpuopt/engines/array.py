@@ -125,7 +125,7 @@ def update_group(
     ------
     TypeError
         If the rule does not return its slots, changes a dtype, or returns other shared numbers for one leaf than for
-        another; if it takes totals over leaves of several libraries.
+        another; if it asks for totals over leaves of several libraries.
     ValueError
         If the rule changes a shape.
 
@@ -136,12 +136,12 @@ def update_group(
         for i, (p, g, slots) in enumerate(leaves):
             with suppress(Unknown):
                 new.append(_update(rule, p, g, slots, {**h, SCALE: scales[i]} if scales else h, group))
-        places = sorted({place(p) for p, _, _ in leaves})
         if not group.settle():
             break
-        if len(places) > 1:
+        places = sorted({place(p) for p, _, _ in leaves})
+        if len({own.partition(":")[0] for own in places}) > 1:
             raise TypeError(
-                f"{rule.name}.update takes totals over leaves of {' and '.join(places)}, expected one place"
+                f"{rule.name}.update asks for totals over leaves of {' and '.join(places)}, expected one place"
             )
     for name in (name for name, slot in starts(rule.slots).items() if isinstance(slot, Shared)):
         values = [own[name] for _, own in new]
@@ -181,7 +181,7 @@ def _update(
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 
     def kept(what: str, new: Any) -> Any:
-        """A number, or an array, a copy if it is what came in."""
+        """Return a slot's new value: a number, or an array, copied if the update returned one of its arguments."""
         if what in declared and is_number(declared[what]):
             if not is_one_number(new):
                 raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")

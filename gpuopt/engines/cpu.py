@@ -128,8 +128,9 @@ _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_in
 @cache
 def _functions(variants: tuple[Variant, ...]) -> tuple[Callable[..., None], ...]:
     """The step, then each reduction pass with the work on numbers after it."""
-    names = [f"{name}{k}" for k in range(tables.reduction_passes(variants)) for name in ("pass", "numbers")]
-    return tuple(machine.compiled(cpu_code.source(variants), step=_SIGNATURE, **dict.fromkeys(names, _SIGNATURE)))
+    names = ["step", *(f"{name}{k}" for k in range(tables.reduction_passes(variants)) for name in ("pass", "numbers"))]
+    signatures: dict[str, Any] = dict.fromkeys(names, _SIGNATURE)
+    return machine.compiled(cpu_code.source(variants), **signatures)
 
 
 @cache

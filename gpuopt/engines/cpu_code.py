@@ -5,6 +5,7 @@ The context is an array of pointers. No operation carries a fast-math flag, so n
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import norms, table
@@ -13,9 +14,9 @@ from gpuopt.engines.passes import passes, uniform, update
 from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from gpuopt.engines.passes import Pass
+    from gpuopt.engines.passes import Batch, Pass
     from gpuopt.engines.table import Variant
     from gpuopt.engines.trace import Program
 
@@ -114,8 +115,9 @@ def source(variants: tuple[Variant, ...]) -> str:
     code += [_update(i, variant) for i, variant in enumerate(variants)]
     if table.reduction_passes(variants):
         code += [_HALVE.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, both=_BOTH[name]) for name in _BOTH]
+    metadata = itertools.count(2 * len(variants), 2)
     for k in range(table.reduction_passes(variants)):
-        code += _pass(k, variants)
+        code += _pass(k, variants, metadata)
     return "\n".join(code)
 
 
@@ -328,9 +330,9 @@ def _update(i: int, variant: Variant) -> str:
     )
 
 
-# See gpuopt.engines.norms: lanes in order, then halves. %lanes does not escape, so the loops are vectorized.
+# See gpuopt.engines.norms: lanes in order, then halves.
 _REDUCE = """
-define internal void @reduce{k}.{i}({arguments}, ptr %out) {{
+define internal void @reduce{label}({arguments}, ptr %out) {{
   %lanes = alloca [{width} x double], align 64
   {prologue}
   br label %clear
@@ -352,7 +354,7 @@ element:
   {body}
   %lane.next = add nuw nsw i64 %lane, 1
   %more = icmp slt i64 %lane.next, %count
-  br i1 %more, label %element, label %stretch.end
+  br i1 %more, label %element, label %stretch.end, !llvm.loop !{loop}
 stretch.end:
   %first.next = add nuw nsw i64 %first, {LANES}
   br label %stretch
@@ -360,10 +362,12 @@ halve:
   {halve}
   ret void
 }}
+!{access} = distinct !{{}}
+!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}}}
 """
 
 _HALVE = """
-define internal double @halve.{name}(ptr %lanes) alwaysinline {{
+define internal double @halve.{name}(ptr %lanes) noinline {{
   br label %halve
 halve:
   %half = phi i64 [ {HALF}, %0 ], [ %half.next, %halve.end ]
@@ -398,7 +402,7 @@ _BOTH = {"sum": "%both = fadd double %low, %high", "max": _LARGER.format("both",
 _IDENTITY = {"sum": "0.0", "max": "0xFFF0000000000000"}
 
 
-def _pass(k: int, variants: tuple[Variant, ...]) -> list[str]:
+def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> list[str]:
     """A reduction pass, and the numbers that are worked out after it."""
     sums, largest = table.widths(k, variants)
     own = {i: found[k] for i, v in enumerate(variants) if len(found := passes(v.program)) > k}
@@ -411,55 +415,60 @@ def _pass(k: int, variants: tuple[Variant, ...]) -> list[str]:
         ]
     reducing = [i for i, p in own.items() if p.reductions]
     code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, "\n  ".join(before), ", ptr %out")]
-    code += [_reduce(k, i, variants[i], own[i], sums) for i in reducing]
+    for i in reducing:
+        loops = range(len(own[i].batches))
+        call = "call void @reduce{k}.{i}.{n}(ptr %row, ptr %g.leaf, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n, ptr %out)"
+        calls = "\n  ".join(call.format(k=k, i=i, n=n) for n in loops)
+        code += [_reduce(f"{k}.{i}.{n}", variants[i], own[i], own[i].batches[n], sums, next(metadata)) for n in loops]
+        code.append(f"define internal void @reduce{k}.{i}({_ARGUMENTS}, ptr %out) {{\n  {calls}\n  ret void\n}}")
     code.append(_numbers(k, variants, own, sums, largest))
     return code
 
 
-def _reduce(k: int, i: int, variant: Variant, own: Pass, sums: int) -> str:
-    """What one variant adds up of a chunk."""
+def _reduce(label: str, variant: Variant, own: Pass, batch: Batch, sums: int, metadata: int) -> str:
+    """One loop of one variant over a chunk. Lanes are independent of each other, and LLVM is told so."""
     numbers, lines = _Numbers(variant.program, known=False).emit(own.before)
     for number in [n for n in own.before if variant.program.numbers[n].op in (*COMPARISONS, *LOGIC)]:
         lines.append(f"%m{number}.one = uitofp i1 {numbers[number]} to double")
         numbers[number] = f"%m{number}.one"
-    code = _Loop(variant, own.elements, numbers)
-    clear, halve = [], []
-    for r in own.reductions:
+    access = f", !llvm.access.group !{metadata}"
+    code = _Loop(variant, batch.elements, numbers, access)
+    clear: list[str] = []
+    halve: list[str] = []
+    count = 0
+    for r in batch.reductions:
         kind = "max" if r.kind == "max" else "sum"
-        terms = _terms(code, r.number, r.kind, r.args)
-        for n, term in enumerate(terms):
-            # Lanes lie behind each other by column, those of sums before those of largest elements.
-            name, at = f"r{r.number}.{n}", (r.column if kind == "sum" else own.sums + r.column) + n
-            out = (r.column if kind == "sum" else sums + r.column) + n
-            code.prologue.append(f"%{name}.lanes = getelementptr double, ptr %lanes, i64 {at * norms.LANES}")
+        out = r.column + (sums if r.kind == "max" else 0)
+        for n, term in enumerate(_terms(code, r.number, r.kind, r.args)):
+            name = f"r{r.number}.{n}"
+            code.prologue.append(f"%{name}.lanes = getelementptr double, ptr %lanes, i64 {count * norms.LANES}")
             clear += [
                 f"%{name}.z = getelementptr inbounds double, ptr %{name}.lanes, i64 %z",
                 f"store double {_IDENTITY[kind]}, ptr %{name}.z",
             ]
-            both = (
-                f"%{name}.both = fadd double %{name}.before, {term}"
-                if kind == "sum"
-                else f"%{name}.new = fadd double {term}, 0.0\n  "
-                + _LARGER.format(f"{name}.both", f"{name}.before", f"{name}.new")
-            )
             code.body += [
                 f"%{name}.at = getelementptr inbounds double, ptr %{name}.lanes, i64 %lane",
-                f"%{name}.before = load double, ptr %{name}.at",
-                both,
-                f"store double %{name}.both, ptr %{name}.at",
+                f"%{name}.before = load double, ptr %{name}.at{access}",
+                _LARGER.format(f"{name}.both", f"{name}.before", term)
+                if kind == "max"
+                else f"%{name}.both = fadd double %{name}.before, {term}",
+                f"store double %{name}.both, ptr %{name}.at{access}",
             ]
             halve += [
                 f"%{name}.sum = call double @halve.{kind}(ptr %{name}.lanes)",
-                f"%{name}.out = getelementptr double, ptr %out, i64 {out}",
-                *_kept_infinite(variant, r.kind, n, f"r{r.number}"),
-                f"store double %{name}.{'found' if r.kind == 'norm' and n == 1 else 'sum'}, ptr %{name}.out",
+                f"%{name}.out = getelementptr double, ptr %out, i64 {out + n}",
+                f"store double %{name}.sum, ptr %{name}.out",
             ]
+            count += 1
+        if r.kind == "norm" and code.dtype.squares_fit:
+            halve += _kept_infinite(f"r{r.number}", out + 1)
     return _REDUCE.format(
-        k=k,
-        i=i,
+        label=label,
         arguments=_ARGUMENTS,
-        width=(own.sums + own.largest) * norms.LANES,
+        width=count * norms.LANES,
         LANES=norms.LANES,
+        access=metadata,
+        loop=metadata + 1,
         prologue="\n  ".join([*lines, *code.prologue]),
         clear="\n  ".join(clear),
         body="\n  ".join(code.body),
@@ -480,10 +489,7 @@ def _terms(code: _Loop, number: int, kind: str, args: tuple[int, ...]) -> list[s
             return [_added(code, products, f"%r{number}.product")]
         case "norm":
             squares = []
-            for n, scale in enumerate(norms.SCALES):
-                if n and code.dtype.squares_fit:
-                    squares.append("0.0")
-                    continue
+            for n, scale in enumerate(norms.SCALES[:1] if code.dtype.squares_fit else norms.SCALES):
                 factor = DTYPES["float64"].llvm_literal(scale.hex())
                 own = []
                 for k, x in enumerate(extended):
@@ -492,6 +498,9 @@ def _terms(code: _Loop, number: int, kind: str, args: tuple[int, ...]) -> list[s
                     own.append(square)
                 squares.append(_added(code, own, f"%r{number}.square{n}"))
             return squares
+        case "max":
+            code.body.append(f"%r{number}.new = fadd double {x}, 0.0")
+            return [f"r{number}.new"]
         case _:
             return [x]
 
@@ -504,16 +513,14 @@ def _added(code: _Loop, terms: list[str], name: str) -> str:
     return terms[0]
 
 
-def _kept_infinite(variant: Variant, kind: str, n: int, name: str) -> list[str]:
+def _kept_infinite(name: str, column: int) -> list[str]:
     """Of squares that fit, the sum of the scaled ones is not taken; it has their infinities and NaN, too."""
-    if kind != "norm" or n != 1:
-        return []
-    if not DTYPES[variant.dtype].squares_fit:
-        return [f"%{name}.1.found = fadd double %{name}.1.sum, -0.0"]
     return [
         f"%{name}.zero = fsub double %{name}.0.sum, %{name}.0.sum",
         f"%{name}.finite = fcmp oeq double %{name}.zero, 0.0",
-        f"%{name}.1.found = select i1 %{name}.finite, double 0.0, double %{name}.0.sum",
+        f"%{name}.found = select i1 %{name}.finite, double 0.0, double %{name}.0.sum",
+        f"%{name}.found.out = getelementptr double, ptr %out, i64 {column}",
+        f"store double %{name}.found, ptr %{name}.found.out",
     ]
 
 
@@ -772,7 +779,7 @@ def _numbers(k: int, variants: tuple[Variant, ...], own: Mapping[int, Pass], sum
         columns = {r.number: (r.over, r.column + (sums if r.kind == "max" else 0)) for r in this.reductions}
         numbers = _Numbers(program, known=True, columns=columns)
         values, lines = numbers.emit(this.numbers)
-        lines += numbers.keep({n: values[n] for n in this.numbers})
+        lines += numbers.keep({n: values[n] for n in this.kept})
         if k == len(passes(program)) - 1:
             lines += _slots(program, numbers, values)
         code.append(_NUMBERS_OF.format(k=k, i=i, lines="\n  ".join(lines)))
@@ -793,8 +800,8 @@ def _slots(program: Program, numbers: _Numbers, values: dict[int, str]) -> list[
                 f"%slot{n}.old = load double, ptr %slot{n}.at",
                 f"%slot{n}.new = select i1 %present, double {term}, double %slot{n}.old",
             ]
-            term = f"%slot{n}.new"
-        lines.append(f"store double {term}, ptr %slot{n}.at")
+        new = term if name in program.shared else f"%slot{n}.new"
+        lines.append(f"store double {new}, ptr %slot{n}.at")
     return lines
 
 
@@ -855,7 +862,7 @@ exit:
 }}
 """
 
-# See gpuopt.engines.norms: lanes in order, then halves. %lanes does not escape, so the loops are vectorized.
+# See gpuopt.engines.norms: lanes in order, then halves.
 _SUM = """
 define internal double @sum.{name}(ptr %g, i64 %n, double %scale) {{
   %lanes = alloca [{LANES} x double], align 64

@@ -83,7 +83,7 @@ class Lookup:
 
 @cache
 def structures_are_known() -> bool:
-    """Whether Python's and NumPy's structures are those that the machine code reads."""
+    """Whether Python's and NumPy's structures are laid out as the machine code reads them."""
     import sysconfig
 
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from gpuopt.engines.table import Table
 
 DIGEST = hashlib.sha256().digest_size
+NOWHERE = 1
+"""Address of a gradient without elements: CuPy has 0, which is that of a gradient that is missing."""
 
 
 class CUDA(Place):
@@ -66,7 +68,7 @@ class CUDA(Place):
         return [partial(assign, target, source)]  # makes the device the current one
 
     def restoring(self) -> tuple[Callable[[], object]]:
-        """See :meth:`Place.restoring`: the device that is current now."""
+        """See :meth:`Place.restoring`; what is put back is CUDA's current device, the one that it is now."""
         from cupy.cuda import runtime
 
         return (partial(runtime.setDevice, runtime.getDevice()),)
@@ -74,7 +76,7 @@ class CUDA(Place):
 
 @cache
 def _function(text: str, name: str, device: int) -> Any:
-    """A kernel, loaded on a device."""
+    """Compile and load the kernel ``name`` of a program on a device; the same arguments give the same kernel."""
 
     def load() -> Any:
         import cupy
@@ -162,7 +164,7 @@ class CUDAKernel:
         self._has_report: bool = before is not None and kept and before._has_report
         self._judging: Callable[[], object] | None = None
         self._sent = table.gradients.copy()
-        # Passed by value: CUDA takes its copy at the launch, so the host may write the next step's at once.
+        # Passed by value: CUDA copies it at the launch, so the host may write the next step's at once.
         self._values = (
             np.int32(table.gradients_at),
             table.values.view(np.dtype((np.void, tables.VALUE_BYTES))),
@@ -200,7 +202,7 @@ class CUDAKernel:
         self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip))
 
     def _measuring(self, clip: str | None, limit: float, skip: int) -> Callable[[], object]:
-        """Return what measures the gradients and decides."""
+        """Return the launch that measures the gradients and decides whether they are used, and by how much they are scaled."""
         import cupy
 
         if self._measured is None:
@@ -278,7 +280,7 @@ class CUDAKernel:
             self._verdict[cuda_code.SCALES :].set(factors)
 
     def _launch(self, function: Any, *arguments: Any) -> Callable[[], object]:
-        """Return the launch of a function for all chunks; the device must be the current one then."""
+        """Return what launches a CUDA function with one block for each chunk; the device must be the current one then."""
         return partial(function, (len(self._chunks),), (LANES,), (*arguments, *self._values))
 
     def _send_addresses(self) -> None:
@@ -293,7 +295,7 @@ class CUDAKernel:
 
 
 class Lookup:
-    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, for a loop in Python takes long over each."""
+    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, because a loop in Python would be slow."""
 
     def __init__(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         import cupy
@@ -304,6 +306,7 @@ class Lookup:
         self._shapes = list(map(_shape, leaves))
         self._parameters = list(parameters)
         self._layouts = list(map(_layout, parameters))
+        self._empty = [row for row, p in enumerate(parameters) if not p.size]
         self._known: list[Callable[[], Any]]
         self._absent: list[bool]
         self._ids: list[int] = []
@@ -325,10 +328,11 @@ class Lookup:
         layouts = list(map(_layout, looked))
         if layouts != self._layouts:
             others.update(i for i, layout in enumerate(layouts) if layout != self._layouts[i])
-        # A reference takes its time, too: it is made for an array that comes twice, and so may come again.
+        # A weak reference costs time, too: it is made for an array that comes twice, and so may come again.
         before, self._ids = self._ids, list(map(id, looked))
         known: list[Callable[[], Any]] = list(map(weakref.ref, looked)) if before == self._ids else list(self._known)
         self._addresses[:] = list(map(_address, looked))
+        self._addresses[self._empty] = NOWHERE
         for row in (*others, *compress(range(len(absent)), absent)):
             known[row], self._addresses[row] = _nothing, 0
         self._known, self._absent = known, absent
@@ -337,12 +341,12 @@ class Lookup:
     def record(self, row: int, gradient: Any, *, once: bool = False) -> None:
         """See `gpuopt.engines.place.Lookup`."""
         self._known[row] = _nothing  # if an exception ends this, nothing half-done is believed
-        self._addresses[row] = _address(gradient)
+        self._addresses[row] = _address(gradient) or NOWHERE
         if not once:
             self._known[row] = weakref.ref(gradient)
 
     def _forget(self) -> None:
-        """Believe nothing of the gradients of the step before."""
+        """Have the next call check every gradient, as if there had been no step before."""
         self._known = [_nothing] * len(self._leaves)
         self._absent = []
 
@@ -353,7 +357,7 @@ _layout = attrgetter("data.device_id", "dtype", "shape", "strides")
 
 
 def _nothing() -> None:
-    """Stand in for the reference to a gradient that there has not been."""
+    """Stand in for the weak reference to the gradient of a leaf that has had none."""
 
 
 def zeros(shapes: Sequence[Layout], device: int) -> list[Any]:

@@ -15,7 +15,7 @@ from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from gpuopt.engines.passes import Pass
+    from gpuopt.engines.passes import Batch, Pass
     from gpuopt.engines.table import Variant
     from gpuopt.engines.trace import Program
 
@@ -531,12 +531,18 @@ _REDUCE = """
 __device__ __forceinline__ void reduce{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* h, const double* own, double* lanes, double* out)
 {{
     {prologue}
-    for (int i = threadIdx.x; i < n; i += LANES) {{
-        {body}
-    }}
-    {add}
+{loops}
 }}
 """
+
+_REDUCING_LOOP = """\
+    {{
+        {prologue}
+        for (int i = threadIdx.x; i < n; i += LANES) {{
+            {body}
+        }}
+        {add}
+    }}"""
 
 _NUMBERS = """
 __device__ __noinline__ void numbers{i}(const long long* row, const double* found, const double* totals, const double* h, double* own)
@@ -596,47 +602,52 @@ def reduction(k: int, variants: tuple[Variant, ...]) -> str:
 
 
 def _reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
-    """What one variant adds up of a chunk."""
-    dtype = DTYPES[variant.dtype]
+    """What one variant adds up of a chunk, loop by loop."""
     numbers, lines = _arithmetic(variant.program, own.before, {})
-    code = _Loop(variant, own.elements, numbers)
+    return _REDUCE.format(
+        i=i,
+        T=_ctype(variant),
+        prologue="\n    ".join(lines),
+        loops="\n".join(_reducing_loop(variant, batch, numbers, sums) for batch in own.batches),
+    )
+
+
+def _reducing_loop(variant: Variant, batch: Batch, numbers: Mapping[int, str], sums: int) -> str:
+    dtype = DTYPES[variant.dtype]
+    code = _Loop(variant, batch.elements, numbers)
     body = [
         f"const {code.T} {_numbered('a', name, part)} = {code.read(name, code.at(name, 'i', part))};"
         for name, part in code.each(code.arrays)
     ] + code.body
     start, add = [], []
-    for r in own.reductions:
+    for r in batch.reductions:
         x = [f"(double){code.terms[a]}" for a in r.args]
         count = len(x) // 2 if r.kind == "dot" else len(x)  # parts of a number
-        name, out = f"r{r.number}", f"out + {r.column + (sums if r.kind == 'max' else 0)}"
+        name, at = f"r{r.number}", r.column + (sums if r.kind == "max" else 0)
         match r.kind:
             case "max":
                 start.append(f"double {name} = LEAST;")
                 body.append(f"{name} = larger({name}, {x[0]} + 0.0);")
-                add.append(f"largest_lane({name}, lanes, {out});")
+                add.append(f"largest_lane({name}, lanes, out + {at});")
             case "norm":
-                scales = norms.SCALES[:1] if dtype.squares_fit else norms.SCALES
-                for n, scale in enumerate(scales):
+                for n, scale in enumerate(norms.SCALES[:1] if dtype.squares_fit else norms.SCALES):
                     start.append(f"double {name}_{n} = 0;")
                     factor = _literal(scale.hex(), "float64")
                     scaled = "".join(f"const double x{k} = {part} * {factor}; " for k, part in enumerate(x))
                     squares = " + ".join(f"x{k} * x{k}" for k in range(count))
                     body.append(f"{{ {scaled}{name}_{n} += {squares}; }}")
-                    add.append(f"add_lanes({name}_{n}, lanes, {out} + {n});")
+                    add.append(f"add_lanes({name}_{n}, lanes, out + {at + n});")
                 if dtype.squares_fit:  # the sum of scaled squares is not taken; it has infinities and NaN, too
-                    at = out.removeprefix("out + ")
-                    add.append(f"if (threadIdx.x == 0) out[{at} + 1] = FINITE(out[{at}]) ? 0 : out[{at}];")
+                    add.append(f"if (threadIdx.x == 0) out[{at + 1}] = FINITE(out[{at}]) ? 0 : out[{at}];")
             case _:
                 terms = [" * ".join(x[k::count]) for k in range(count)]
                 start.append(f"double {name} = 0;")
                 body.append(f"{name} += {' + '.join(terms)};")
-                add.append(f"add_lanes({name}, lanes, {out});")
-    return _REDUCE.format(
-        i=i,
-        T=code.T,
-        prologue="\n    ".join([*lines, *code.prologue, *start]),
-        body="\n        ".join(body),
-        add="\n    ".join(add),
+                add.append(f"add_lanes({name}, lanes, out + {at});")
+    return _REDUCING_LOOP.format(
+        prologue="\n        ".join([*code.prologue, *start]),
+        body="\n            ".join(body),
+        add="\n        ".join(add),
     )
 
 
@@ -648,7 +659,7 @@ def _numbers(i: int, program: Program, this: Pass, sums: int) -> str:
         parts = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
         reduced[r.number] = f"root({', '.join(parts)})" if r.kind == "norm" else parts[0]
     terms, lines = _arithmetic(program, this.numbers, reduced)
-    lines += [f"own[{k}] = {terms[k]};" for k in this.numbers]
+    lines += [f"own[{k}] = {terms[k]};" for k in this.kept]
     return _NUMBERS.format(i=i, body="\n    ".join(lines))
 
 
@@ -682,7 +693,7 @@ def _is_mask(program: Program, number: int) -> bool:
 
 
 def _literal(number: str, dtype: str) -> str:
-    """A constant, rounded to its dtype: its bits."""
+    """Spell a constant, rounded to a dtype, as a CUDA expression made of its bits."""
     value = DTYPES[dtype].rounded(number)
     if dtype == "float32":
         return f"__int_as_float(0x{value.view(np.uint32):08x})"
@@ -779,7 +790,7 @@ measure(const long long* table, long long columns, long long segments, const lon
     for (long long s = threadIdx.x; s < segments; s += LANES) {
         double a = 0, b = 0, c = 0;
         for (long long k = first_chunk[s]; k < first_chunk[s + 1]; ++k) { a += found[3 * k]; b += found[3 * k + 1]; c += found[3 * k + 2]; }
-        if (!FINITE(a) && b == 0) b = a;  // of float32, for which it is not taken
+        if (!FINITE(a) && b == 0) b = a;  // of float32, for which the scaled sum is not computed
         sums[3 * s] = a; sums[3 * s + 1] = b; sums[3 * s + 2] = c;
     }
     __syncthreads();
@@ -805,7 +816,7 @@ measure(const long long* table, long long columns, long long segments, const lon
 
 
 def _sums(name: str) -> str:
-    """The case of a dtype: the sum of its squares, and scaled ones where squares may not fit."""
+    """Return the ``case`` for gradients of a dtype: it adds up squares, and scaled squares where plain ones may not fit."""
     dtype = DTYPES[name]
     scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
     kind = {"float16": "Half", "bfloat16": "BFloat"}.get(name, f"{dtype.cuda}{dtype.parts if dtype.parts > 1 else ''}")

@@ -53,7 +53,7 @@ class DType:
 
     @property
     def number(self) -> int:
-        """What the tables of the engines call it."""
+        """The number by which the rows of a `gpuopt.engines.table.Table` name this dtype."""
         return list(DTYPES).index(self.name)
 
     def rounded(self, number: str) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import assign
+from gpuopt.arrays import assign, dtype_of
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
@@ -84,7 +84,7 @@ class FusedStep:
                 Segment(
                     p.size,
                     leaf.group,
-                    str(p.dtype),
+                    dtype_of(p),
                     _dtype_of_slots(leaf),
                     (place.pointer(p), *map(place.pointer, leaf.slots)),
                 )
@@ -100,10 +100,6 @@ class FusedStep:
         self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
         self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
         self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
-
-    def computes(self, rules: Sequence[Rule]) -> bool:
-        """Whether the programs of these rules are the compiled ones."""
-        return self._table.computes(rules)
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.

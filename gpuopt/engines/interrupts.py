@@ -25,7 +25,7 @@ def in_one_go(calls: Iterable[Callable[[], object]], at_last: Iterable[Callable[
     """Call functions that are written in C, one after the other, with no chance for Python to raise in between.
 
     Signal handlers run, and exceptions from other threads arrive, only between two instructions of Python code; here
-    there is none. Only an error of one of the functions ends the series early; those of ``at_last`` are called all the
+    there is none. Only an error of one of the functions ends the series early; the functions of ``at_last`` are called all the
     same.
 
     Examples

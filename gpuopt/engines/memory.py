@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,13 @@ class Layout(NamedTuple):
 
 def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     """Whether the elements fill their memory without gaps, with the axes in any order."""
+    expected = itemsize
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):  # nearly always in C order
+        if stride != expected and size != 1:
+            break
+        expected *= size
+    else:
+        return True
     expected = itemsize
     for stride, size in sorted((stride, size) for size, stride in zip(shape, strides, strict=True) if size != 1):
         if stride != expected:
@@ -59,7 +67,7 @@ def same_strides(a: Any, b: Any) -> bool:
 
 
 def in_memory_order(array: Any, like: Any) -> NDArray[Any]:
-    """Elements of a NumPy array, one after the other as those of ``like`` lie in memory (in C order if it has gaps)."""
+    """The elements of a NumPy array as a flat one, in the order in which ``like`` has its own (C's if it has gaps)."""
     strides = dense_layout(like).strides if hasattr(like, "strides") else ()
     axes = sorted(range(len(strides)), key=lambda axis: -strides[axis])
     return np.asarray(array.transpose(axes) if axes else array).reshape(-1)
@@ -85,11 +93,15 @@ def shadow(array: Any) -> NDArray[Any]:
 def byte_bounds(array: Any) -> tuple[int, int]:
     """First and one past the last byte that ``array`` reaches."""
     first = array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr
-    if 0 in array.shape:
-        return first, first
-    steps = [stride * (size - 1) for stride, size in zip(array.strides, array.shape, strict=True)]
-    last = first + array.dtype.itemsize + sum(step for step in steps if step > 0)
-    return first + sum(step for step in steps if step < 0), last
+    start, last = first, first + array.dtype.itemsize
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if size == 0:
+            return first, first
+        if stride > 0:
+            last += stride * (size - 1)
+        else:
+            start += stride * (size - 1)
+    return start, last
 
 
 class Overlaps:
@@ -107,15 +119,25 @@ class Overlaps:
         self._starts = np.array([start for start, _ in bounds] or [0], np.int64)
         # An array with gaps may enclose others: an end counts for all that start after it, too.
         self._ends = np.maximum.accumulate(np.array([end for _, end in bounds] or [0], np.int64))
+        self._listed: tuple[list[int], list[int]] | None = None
 
     def __call__(self, starts: Any, ends: Any) -> NDArray[np.bool_]:
-        """Whether the bytes from a start to its end meet those of any array, for many at once."""
+        """Whether the bytes from a start to its end belong to any of these arrays, for many starts and ends at once."""
         before = np.searchsorted(self._starts, ends)
         return np.asarray((before > 0) & (self._ends[before - 1] > starts) & (ends > starts))
 
+    def meets(self, array: Any) -> bool:
+        """Whether another array reaches into any of these."""
+        start, end = byte_bounds(array)
+        if self._listed is None:
+            self._listed = self._starts.tolist(), self._ends.tolist()
+        starts, ends = self._listed
+        before = bisect_left(starts, end)
+        return before > 0 and ends[before - 1] > start and end > start
+
 
 def _is_spread(a: Any) -> bool:
-    """Whether each axis steps over all that the axes with smaller strides reach, as those of all ordinary views do."""
+    """Whether each axis steps over all that the axes with smaller strides reach, as in every ordinary view."""
     reach = a.dtype.itemsize
     for stride, size in sorted(
         (abs(stride), size) for stride, size in zip(a.strides, a.shape, strict=True) if size > 1

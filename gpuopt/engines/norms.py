@@ -29,7 +29,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Guard:
-    """What is looked for.
+    """What a step has to find out about its gradients.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found.
+    """What a step found out about its gradients.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ def parts_of(flat: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 
 def ordered_sum(flat: NDArray[np.float64]) -> float:
-    """Add up in the fixed order; the reference of the kernels."""
+    """Add numbers up in the one order that all engines keep; the reference of the kernels."""
     from gpuopt.engines.table import CHUNK
 
     total = np.zeros(1)

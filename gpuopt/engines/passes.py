@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 WIDTHS = {"sum": 1, "dot": 1, "norm": 3, "max": 1}
 """Columns of a reduction: a norm adds up three sums, see `gpuopt.engines.norms`."""
+BATCH = 8
+"""Reductions of one loop: LLVM takes minutes over loops of fifty, and GPUs run out of registers."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +49,53 @@ class Reduction:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What one loop over a chunk reduces: as many sums as there are registers for.
+
+    Attributes
+    ----------
+    elements
+        Nodes that are worked out for every element, in order.
+    reductions
+        What is reduced.
+
+    """
+
+    elements: tuple[int, ...]
+    reductions: tuple[Reduction, ...]
+
+
+@dataclass(frozen=True)
 class Pass:
     """What a reduction pass does.
 
     Attributes
     ----------
-    elements
-        Nodes that it works out for every element, in order.
     before
         Numbers that the elements need before any number is there: made of slots and scalars alone.
-    reductions
-        What it reduces.
+    batches
+        What it reduces, loop by loop.
     numbers
         Those that are worked out after it, in order.
+    kept
+        Of these, the ones that are needed later.
 
     """
 
-    elements: tuple[int, ...]
     before: tuple[int, ...]
-    reductions: tuple[Reduction, ...]
+    batches: tuple[Batch, ...]
     numbers: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    @property
+    def elements(self) -> frozenset[int]:
+        """Nodes of all loops."""
+        return frozenset(i for batch in self.batches for i in batch.elements)
+
+    @property
+    def reductions(self) -> tuple[Reduction, ...]:
+        """Of all loops."""
+        return tuple(r for batch in self.batches for r in batch.reductions)
 
     @property
     def sums(self) -> int:
@@ -126,34 +155,49 @@ def uniform(program: Program) -> frozenset[int]:
 
 @cache
 def _cut(program: Program) -> tuple[tuple[Pass, ...], Update]:
-    element_depth, number_depth = _depths(program)
+    number_depth = _depths(program)
     stores = _stores(program)
     wanted = [i for store in stores for i in (store.value, store.when) if i is not None]
-    elements, numbers = _needed(program, wanted, program.number_outputs)
+    _, numbers = _needed(program, wanted, program.number_outputs, through_numbers=True)
     count = max((number_depth[k] for k in numbers), default=0)
     if program.number_slots:
         count = max(count, 1)  # an update writes slots, and so must not read them: numbers hold what they were
-    reducing = []
-    for k in range(count):
-        sums = largest = 0
-        found = []
-        # Those over the group first: they are in the same columns for real and for complex leaves.
-        for number in sorted(numbers, key=lambda k: program.numbers[k].args[1:2] != ("group",)):
-            match program.numbers[number]:
-                case Node("reduce", (kind, over, *args)) if number_depth[number] == k + 1:
-                    found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
-                    largest, sums = (largest + 1, sums) if kind == "max" else (largest, sums + WIDTHS[kind])
-        own, _ = _needed(program, [a for r in found for a in r.args], (), through_reductions=False)
-        used = [program.nodes[i].args[0] for i in own if program.nodes[i].op == "number"]
-        before = _needed(program, (), used)[1] if k == 0 else ()
-        after = [n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0)]
-        reducing.append(Pass(own, before, tuple(found), tuple(after)))
-    own, _ = _needed(program, wanted, (), through_reductions=False)
-    return tuple(reducing), Update(own, stores)
+    last = Update(_needed(program, wanted, ())[0], stores)
+    later = {*program.number_outputs, *_numbers_in(program, last.elements)}
+    reducing: list[Pass] = []
+    for k in reversed(range(count)):
+        batches = _batches(program, [n for n in numbers if number_depth[n] == k + 1])
+        used = _numbers_in(program, (i for batch in batches for i in batch.elements))
+        before = _needed(program, (), used, through_numbers=True)[1] if k == 0 else ()
+        after = tuple(n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0))
+        reducing.insert(0, Pass(before, batches, after, tuple(n for n in after if n in later)))
+        later |= used | {
+            a for n in after if program.numbers[n].op not in LEAVES_OF_NUMBERS for a in program.numbers[n].args
+        }
+    return tuple(reducing), last
 
 
-def _depths(program: Program) -> tuple[list[int], list[int]]:
-    """For each element and each number, how many passes come before it."""
+def _batches(program: Program, numbers: Iterable[int]) -> tuple[Batch, ...]:
+    """The loops that reduce what is to be reduced among these numbers."""
+    found: list[Reduction] = []
+    sums = largest = 0
+    # Those over the group first: they are in the same columns for real and for complex leaves.
+    for number in sorted(numbers, key=lambda k: program.numbers[k].args[1:2] != ("group",)):
+        match program.numbers[number]:
+            case Node("reduce", (kind, over, *args)):
+                found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
+                largest, sums = (largest + 1, sums) if kind == "max" else (largest, sums + WIDTHS[kind])
+    parts = [tuple(found[i : i + BATCH]) for i in range(0, len(found), BATCH)]
+    return tuple(Batch(_needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
+
+
+def _numbers_in(program: Program, elements: Iterable[int]) -> set[int]:
+    """The numbers that elements read."""
+    return {program.nodes[i].args[0] for i in elements if program.nodes[i].op == "number"}
+
+
+def _depths(program: Program) -> dict[int, int]:
+    """For each number, how many passes come before it."""
     elements: dict[int, int] = {}
     numbers: dict[int, int] = {}
 
@@ -178,24 +222,20 @@ def _depths(program: Program) -> tuple[list[int], list[int]]:
         return numbers[k]
 
     # In order of recording, whatever an operation needs has been looked at before: no recursion goes deep.
-    made: list[tuple[int, int]] = []
-    n = 0
     for i, node in enumerate(program.nodes):
         if node.op == "number":
-            for k in range(n, node.args[0] + 1):
-                made.append((1, k))
-            n = max(n, node.args[0] + 1)
-        made.append((0, i))
-    made += [(1, k) for k in range(n, len(program.numbers))]
-    for is_number, index in made:
-        (of_number if is_number else of_element)(index)
-    return [elements[i] for i in range(len(program.nodes))], [numbers[k] for k in range(len(program.numbers))]
+            for k in range(len(numbers), node.args[0] + 1):
+                of_number(k)
+        of_element(i)
+    for k in range(len(program.numbers)):
+        of_number(k)
+    return numbers
 
 
 def _needed(
-    program: Program, elements: Iterable[int], numbers: Iterable[int], *, through_reductions: bool = True
+    program: Program, elements: Iterable[int], numbers: Iterable[int], *, through_numbers: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The elements and numbers that these are made of, with themselves, in order; maybe as far as the numbers only."""
+    """The elements and numbers that these are made of, with themselves, in order; not what is beyond numbers, unless told so."""
     found: set[int] = set()
     found_numbers: set[int] = set()
     open_elements, open_numbers = list(elements), list(numbers)
@@ -207,11 +247,11 @@ def _needed(
             found.add(i)
             match program.nodes[i]:
                 case Node("number", (k,)):
-                    open_numbers += [k] if through_reductions else []
+                    open_numbers += [k] if through_numbers else []
                 case Node("load" | "coefficient" | "literal" | "scale", _):
                     pass
-                case Node(_, args):
-                    open_elements += args
+                case Node(_, of):
+                    open_elements += of
         else:
             k = open_numbers.pop()
             if k in found_numbers:
@@ -220,8 +260,8 @@ def _needed(
             match program.numbers[k]:
                 case Node("reduce", (_, _, *args)):
                     open_elements += args
-                case Node(op, args) if op not in LEAVES_OF_NUMBERS:
-                    open_numbers += args
+                case Node(op, of):
+                    open_numbers += () if op in LEAVES_OF_NUMBERS else of
     return tuple(sorted(found)), tuple(sorted(found_numbers))
 
 

@@ -67,7 +67,7 @@ class Place(ABC):
 
     @abstractmethod
     def lookup(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[Any]) -> Lookup:
-        """Make what finds the addresses of gradients.
+        """Return the object that finds the addresses of the gradients in each step.
 
         Parameters
         ----------
@@ -89,19 +89,24 @@ class Place(ABC):
         """Return what copies one array of this place into another: functions written in C."""
 
     def restoring(self) -> Sequence[Callable[[], object]]:
-        """Return what puts back what calls of this place change for the whole thread: functions written in C."""
+        """Return the functions, written in C, that undo what other calls of this place change for the whole thread."""
         return ()
 
 
 def place_of(array: Any) -> Place | None:
     """Return the place of an array, or None if no fused engine can be had for it."""
     if is_numpy(array):
-        from gpuopt.engines.cpu import CPU
-
-        return CPU.get()
+        return _cpu()
     if is_cupy(array):
         return _cuda(array.device.id)
     return None
+
+
+@cache
+def _cpu() -> Place | None:
+    from gpuopt.engines.cpu import CPU
+
+    return CPU.get()
 
 
 @cache

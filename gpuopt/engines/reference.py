@@ -145,7 +145,7 @@ class Group:
         counts = {len(own) for own in self.partials}
         kinds = {tuple(kind for kind, _ in own) for own in self.partials}
         if len(counts) != 1 or len(kinds) != 1:
-            raise TypeError("an update takes other totals over leaves (xp.total...) for one leaf than for another")
+            raise TypeError("an update asks for other totals over leaves (xp.total...) for one leaf than for another")
         for k in range(len(self.known), counts.pop()):
             self.known.append(COMBINE[self.partials[0][k][0]]([own[k][1] for own in self.partials]))
         self.partials = []
@@ -168,7 +168,7 @@ COMBINE: dict[str, Callable[[Sequence[Partial]], float]] = {
 class Namespace(RealNumbers):
     """The array API namespace of a leaf, and sums over that leaf and over all leaves of its group.
 
-    Functions of numbers alone are those of float64.
+    Functions of numbers alone compute in float64.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ class Namespace(RealNumbers):
             products = [a.astype(np.float64) * b.astype(np.float64) for a, b in parts]
             return ordered_sum(products[0] + products[1] if len(products) == 2 else products[0])
 
-    def _squares(self, u: Any) -> NDArray[np.float64]:
+    def _squares(self, u: Any) -> Any:
         return with_infinities(sums_of_squares(self._flat(u))[None])[0]
 
     def _max(self, u: Any) -> float:
@@ -261,7 +261,7 @@ class Namespace(RealNumbers):
         return float(np.max(flat)) + 0.0 if flat.size else -math.inf
 
     def _flat(self, u: Any) -> NDArray[Any]:
-        """The elements on the host, as those of the parameter lie in memory."""
+        """The elements as a flat array on the host, in the order in which the parameter's elements lie in memory."""
         self._group.reduces = True
         if isinstance(u, Pair):
             re, im = (np.asarray(self._flat(part)) for part in (u.re, u.im))

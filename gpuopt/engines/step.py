@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt import arrays as libraries
-from gpuopt.engines import array, machine, memory
+from gpuopt.engines import array, memory
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
@@ -20,14 +18,12 @@ from gpuopt.engines.trace import SCALE, Program, traced
 from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from gpuopt.engines.choice import Engine
     from gpuopt.engines.norms import Guard
     from gpuopt.engines.place import Place
     from gpuopt.rules.base import Rule
-
-Engine: TypeAlias = Literal["auto", "array", "fused"]
-ENGINES: tuple[Engine, ...] = ("auto", "array", "fused")
 
 
 class Step:
@@ -44,18 +40,23 @@ class Step:
     rules
         One for each group.
     state
-        What the slots of each leaf are already; those that the rule names and are not there start at 0.
+        The slots of each leaf that exist already, by name; missing slots of its rule are made, and start where it says.
     engine
         "auto", "array" or "fused".
     guard
         What to look for in the gradients before a step.
     before
-        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over.
+        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over, if the
+        same GPU is to decide.
+    idle
+        Leaves that are never updated, whatever is given as their gradients.
     precision
         In what the slots of leaves of 16 bits are kept.
 
     Attributes
     ----------
+    inherits
+        Whether what a GPU knew has gone over; if not, `overdue` and `count_skipped` of the former step have the last word.
     slots
         Of each leaf, by name.
     rules
@@ -73,28 +74,35 @@ class Step:
         engine: Engine,
         guard: Guard | None = None,
         before: Step | None = None,
+        idle: Collection[int] = (),
         precision: str = "state32",
     ) -> None:
         self._guard = guard
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
-        programs = [traced(rule) for rule in rules]
-        self._elementwise = [program is not None and program.is_elementwise for program in programs]
-        can_be_fused = _can_be_fused(programs, self._places, groups)
+        self._programs = [traced(rule) for rule in rules]
+        self._elementwise = [program is not None and program.is_elementwise for program in self._programs]
+        homes: list[set[str]] = [set() for _ in rules]
+        for a, group in zip(arrays, groups, strict=True):
+            homes[group].add(libraries.place(a))
+        can_be_fused = _can_be_fused(rules, self._programs, list(map(sorted, homes)), engine)
         together = [
             i
             for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
-            if engine != "array"
+            if i not in idle
+            and engine != "array"
             and place is not None
             and (can_be_fused[group] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
         fused = set(together)
-        homes = [place if i in fused else None for i, place in enumerate(self._places)]
-        self.slots = _with_new_slots(arrays, self._places, homes, [rules[g] for g in groups], state, precision)
-        self._alone = sorted(set(range(len(arrays))) - set(together))
+        kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
+        self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
+        self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
-        for i in {(groups[i], libraries.place(arrays[i]), str(arrays[i].dtype)): i for i in self._alone}.values():
+        for i in {
+            (groups[i], libraries.place(arrays[i]), libraries.dtype_of(arrays[i])): i for i in self._alone
+        }.values():
             rule = rules[groups[i]]
             array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
@@ -104,27 +112,28 @@ class Step:
             for place in dict.fromkeys(self._places)
             if place is not None
         }
-        predecessors = {step.place: step for step in before._fused} if before else {}
         self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
+        # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
+        decides = len(places) == 1 and not self._alone
+        heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
                 i: Leaf(groups[i], held[i], arrays[i], _arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
                 for i in together
                 if self._places[i] is place
             }
-            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], predecessors.get(place)))
+            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir._fused[0] if heir else None))
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
-        # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
-        only = self._fused[0].kernel if len(self._fused) == 1 and not self._alone else None
-        self._judge: Any = only if hasattr(only, "judge") else None
+        self._judge: Any = self._fused[0].kernel if decides and hasattr(self._fused[0].kernel, "judge") else None
+        self.inherits = heir is not None
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
         same = all(new.slots == old.slots for new, old in zip(rules, self.rules, strict=True))
-        return same and all(step.computes(rules) for step in self._fused)
+        return same and [traced(rule) for rule in rules] == self._programs
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
         """Return what `Rule.at` gives for each group, from its carried numbers."""
@@ -136,8 +145,8 @@ class Step:
         Parameters
         ----------
         gradients
-            Of each leaf, whatever was given. Then as they can be read during the step: copies of those that cannot where
-            they are.
+            Of each leaf, whatever was given. Afterwards arrays that the step can read: a copy replaces a gradient that it
+            could not read where it is.
         leaves
             The parameters that the user holds now.
         checked
@@ -214,7 +223,7 @@ class Step:
         return self._fused[0].place.restoring() if self._fused else ()  # GPUs come first, and have one for all of them
 
     def count_skipped(self) -> Callable[[], int]:
-        """Count the steps that a GPU left out; what is returned waits for the GPU."""
+        """Have a GPU count the steps that it left out; the function that is returned waits for the GPU, and gives the count."""
         if self._judge is None:
             return int
         verdict = self._judge.verdict()
@@ -249,11 +258,27 @@ class Step:
                 calls += self._writes(group, members, gradients, scalars[group]) if members else []
         in_one_go((*calls, count), self.restoring())
 
+    def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
+        """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
+
+        Parameters
+        ----------
+        scalars
+            Of each group, what `Rule.at` gave for the last step.
+
+        """
+        return [
+            array.evaluation(self.rules[group], p, slots, scalars[group])
+            for p, group, slots in zip(self._arrays, self._groups, self.slots, strict=True)
+        ]
+
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
+        if x is own:
+            return x
         place = place_of(x)
         reach = self._reach.get(place) if place else None
-        if x is own or (libraries.place(x) == libraries.place(own) and reach and not reach(*memory.byte_bounds(x))):
+        if reach and place is place_of(own) and not reach.meets(x):
             return x
         copy = libraries.zeros_like(own)
         libraries.assign(copy, x)
@@ -299,50 +324,35 @@ class Step:
         ]
 
 
-def check_fusable(name: str, a: Any) -> None:
-    """Raise an error if a parameter cannot be updated by a fused engine; messages call it ``name``.
+def _can_be_fused(
+    rules: Sequence[Rule], programs: Sequence[Program | None], homes: Sequence[Sequence[str]], engine: Engine
+) -> list[bool]:
+    """Whether each group can: it can be traced, and what it adds up over all its leaves lies in one place.
+
+    Parameters
+    ----------
+    homes
+        Of each group, where its leaves are.
 
     Raises
     ------
-    ValueError
-        If the array is of another library, or has gaps.
-    MachineCodeUnavailable
-        If no machine code can be made here.
+    TypeError
+        If totals would be of leaves of several libraries; with "fused", of several devices.
 
     """
-    if libraries.is_numpy(a) and (reason := machine.why_unavailable()):
-        raise machine.MachineCodeUnavailable(
-            f"engine='fused': no machine code can be made here ({reason}); engine='auto' runs the rules on the arrays"
-        )
-    if place_of(a) is None or not memory.is_without_gaps(a):
-        kind = libraries.describe(a)
-        what = f"a {kind} of strides {a.strides}" if hasattr(a, "strides") else f"a {kind}"
-        raise ValueError(f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' takes others too")
-
-
-@cache
-def warn_without_machine_code() -> None:
-    """Say, once, that NumPy arrays are updated by the array engine although the fused one was wanted."""
-    if reason := machine.why_unavailable():
-        warnings.warn(
-            f"no machine code can be made here ({reason}): NumPy arrays are updated by the array engine, which gives the "
-            "same bits and takes longer; engine='array' says nothing",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
-def _can_be_fused(
-    programs: Sequence[Program | None], places: Sequence[Place | None], groups: Sequence[int]
-) -> list[bool]:
-    """Whether each group can: it can be traced, and what it adds up over all its leaves lies in one place."""
-    homes: list[set[Place | None]] = [set() for _ in programs]
-    for place, group in zip(places, groups, strict=True):
-        homes[group].add(place)
-    return [
-        program is not None and (len(home) <= 1 or not any(node.args[1:2] == ("group",) for node in program.numbers))
-        for program, home in zip(programs, homes, strict=True)
+    apart = [
+        program is not None and program.has_totals and len(own) > 1
+        for program, own in zip(programs, homes, strict=True)
     ]
+    for rule, own, is_apart in zip(rules, homes, apart, strict=True):
+        if is_apart and (engine == "fused" or len({home.partition(":")[0] for home in own}) > 1):
+            devices = (
+                "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"
+            )
+            raise TypeError(
+                f"{rule.name}.update asks for totals over leaves of {' and '.join(own)}, expected one place{devices}"
+            )
+    return [program is not None and not is_apart for program, is_apart in zip(programs, apart, strict=True)]
 
 
 def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:

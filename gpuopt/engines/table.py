@@ -27,7 +27,7 @@ CHUNK = 4096
 """Elements in a chunk."""
 
 VALUE_BYTES = 3584
-"""Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA takes 4,096 bytes."""
+"""Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA allows 4,096 bytes."""
 
 LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, PARAMETER, SLOTS = range(8)
 """Columns of the table; the addresses of the slots fill the rest, those that are arrays first."""
@@ -73,7 +73,7 @@ class Table:
     Attributes
     ----------
     programs
-        Of each group and dtype.
+        The traced program of each group's rule, by group and dtype.
     variants
         The bodies that the kernel needs.
     rows
@@ -118,7 +118,8 @@ class Table:
             size += 8 * len(program.number_scalars)
         if size > VALUE_BYTES:
             raise ValueError(
-                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}"
+                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}; "
+                "make fewer groups, or update by engine='array'"
             )
         self.values = np.zeros(VALUE_BYTES, np.uint8)
         self.gradients_at = size if size + 8 * len(segments) <= VALUE_BYTES else -1
@@ -215,6 +216,9 @@ def _check_totals(programs: Mapping[tuple[int, bool], Program]) -> None:
     """Raise TypeError where totals over a group are not made alike of real and of complex leaves."""
     found: dict[int, Any] = {}
     for (group, _), program in programs.items():
-        totals = [[(r.kind, r.column) for r in own.reductions if r.over == "group"] for own in passes(program)]
+        totals = [
+            [(r.kind, r.column) for batch in own.batches for r in batch.reductions if r.over == "group"]
+            for own in passes(program)
+        ]
         if found.setdefault(group, totals) != totals:
             raise TypeError("a rule takes other totals over real leaves than over complex ones, expected the same")

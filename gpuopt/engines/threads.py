@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MOST = 64
 """Threads of one job."""
 WORTH_A_THREAD = 2 << 20
-"""Bytes of memory traffic: to wake a thread takes as long as to move so many."""
+"""Bytes of memory traffic: a thread is woken in the time that moves so many."""
 SPIN_SECONDS = 20e-6
 
 

@@ -112,6 +112,11 @@ class Program:
         """Whether no element has a say in what becomes of another one."""
         return not self.numbers
 
+    @property
+    def has_totals(self) -> bool:
+        """Whether something is added up over all leaves of a group."""
+        return any(node.op == "reduce" and node.args[1] == "group" for node in self.numbers)
+
     @cached_property
     def evaluate(self) -> Callable[[Mapping[str, float]], list[float]]:
         """A function from the scalars of a step (`Rule.at`) to the coefficients, in float64."""
@@ -342,7 +347,7 @@ class _Expression:
     __int__ = __index__ = __float__
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        """What NumPy's functions do with it: arithmetic with one of NumPy's numbers comes here, too."""
+        """Refuse NumPy's own functions; arithmetic with one of NumPy's numbers comes here, too, and is recorded."""
         op = Namespace._OPERATIONS.get(ufunc.__name__)
         with_number = sum(isinstance(x, _Expression) for x in inputs) == 1 < len(inputs)
         if op is None or method != "__call__" or options or not with_number:
@@ -398,9 +403,10 @@ class Scalar(_Expression):
         self.is_mask = op in (*COMPARISONS, *LOGIC)
 
     def _apply(self, op: str, *args: Any) -> Any:
-        for kind, convert in ((Symbol, self.tape.element), (Number, self.tape.number)):
-            if any(isinstance(a, kind) for a in args):
-                return convert(self)._apply(op, *args)  # type: ignore[operator]
+        if any(isinstance(a, Symbol) for a in args):
+            return self.tape.element(self)._apply(op, *args)
+        if any(isinstance(a, Number) for a in args):
+            return self.tape.number(self)._apply(op, *args)
         scalars = [self.tape.scalar(a) for a in args]
         self.tape.check_kinds(op, scalars)
         return Scalar(self.tape, op, *[scalar.index for scalar in scalars])
@@ -574,14 +580,14 @@ class Namespace(RealNumbers):
         return Number(self._tape, "reduce", kind, over, *[value.index for value in values])
 
     def zeros_like(self, x: Symbol) -> Symbol:
-        """0 everywhere."""
+        """An array of zeros: the constant 0 for every element."""
         return x.tape.element(0)
 
     def ones_like(self, x: Symbol) -> Symbol:
-        """1 everywhere."""
+        """An array of ones: the constant 1 for every element."""
         return x.tape.element(1)
 
     def _pick(self, comparison: str, x: Any, y: Any) -> Symbol:
-        """One of two values by a comparison; the first one if it is NaN."""
+        """Choose the first value where the comparison with the second holds or the first is NaN, else the second."""
         compare = {"lt": self.less, "gt": self.greater}[comparison]
         return self.where(self.logical_or(compare(x, y), self.isnan(x)), x, y)

@@ -1,18 +1,39 @@
-"""The algorithms of ``torch.optim`` (2.13), which updates both components of a complex number on their own."""
+"""The algorithms of ``torch.optim`` (2.13), which updates both components of a complex number on their own.
+
+Its state dicts, too: `load_state_dict` reads one, `state_dict` writes one.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gpuopt as rules
+from gpuopt.like import _exchange
 from gpuopt.like._common import around, decayed
 from gpuopt.transforms.decay import L2, WeightDecay
 from gpuopt.transforms.gradient import Maximize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gpuopt.optimizer import Optimizer
     from gpuopt.rules.base import Hyper, Rule
 
-__all__ = ["ASGD", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"]
+__all__ = [
+    "ASGD",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "load_state_dict",
+    "state_dict",
+]
 
 Betas = tuple[float, float]
 
@@ -168,3 +189,57 @@ def ASGD(
 ) -> Rule:
     """``torch.optim.ASGD``, which keeps its rate in float32; here a schedule counts at its own step, there one later."""
     return _around(rules.ASGD(lr, lambd, alpha, t0), weight_decay, maximize)
+
+
+def load_state_dict(
+    opt: Optimizer, state: Mapping[str, Any], names: Sequence[str] | None = None, steps: int | None = None
+) -> None:
+    """Go on from where an optimizer of torch was; its parameters are to be brought over by other ways.
+
+    Parameters
+    ----------
+    opt
+        With rules of this module for the same algorithms. Hyperparameters stay as they are here.
+    state
+        What ``state_dict`` of torch's optimizer gave.
+    names
+        Paths of the leaves in the order in which torch's optimizer has the parameters, such as
+        ``[name for name, _ in model.named_parameters()]``; not needed for one leaf, nor where torch's optimizer was given
+        names.
+    steps
+        Steps taken so far. Without it what ``state`` says, which has to be the same for all leaves; plain SGD says nothing.
+
+    Raises
+    ------
+    ValueError
+        If something does not fit; nothing is changed.
+
+    """
+    _exchange.read(opt, state, names, steps)
+
+
+def state_dict(opt: Optimizer, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return a state for ``load_state_dict`` of torch's optimizer.
+
+    Parameters
+    ----------
+    opt
+        With rules of this module. In place of a schedule stands its number for the next step.
+    names
+        As for `load_state_dict`.
+
+    Returns
+    -------
+    dict
+        With tensors of the host's memory, and a group for each pattern.
+
+    Raises
+    ------
+    ImportError
+        If there is no torch.
+    ValueError
+        If torch has no such optimizer.
+
+    """
+    makers = {name: globals()[name] for name in __all__ if name[0].isupper()}
+    return _exchange.written(opt, names, makers)

@@ -31,6 +31,10 @@ class AdaDelta(Rule):
     components
         Of complex leaves, see `Adam`.
 
+    Warnings
+    --------
+    Keras multiplies by 0.001 unless told otherwise, and Optax goes uphill unless a learning rate is given.
+
     Examples
     --------
     >>> import numpy as np

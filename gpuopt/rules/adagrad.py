@@ -24,9 +24,13 @@ class AdaGrad(Rule):
     eps_root
         The same inside of the root, as in Keras and Optax.
     initial
-        What the cache starts at, at least 0. Keras and Optax take 0.1.
+        What the cache starts at, at least 0. Keras and Optax use 0.1.
     components
         Of complex leaves, see `Adam`.
+
+    Warnings
+    --------
+    Keras and Optax start at 0.1 with ``eps`` inside of the root: with small gradients another algorithm.
 
     Examples
     --------

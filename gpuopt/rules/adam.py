@@ -19,7 +19,7 @@ class Adam(Rule):
         v = beta2*v + (1-beta2)*|g|**2       v_hat = v / (1 - beta2**t)
         p -= lr * m_hat / (sqrt(v_hat) + eps)
 
-    with ``t = 1`` at the first step; ``t`` counts the steps of the optimizer, also for a leaf that got no gradient before.
+    with ``t = 1`` at the first step of the optimizer.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Adam(Rule):
     beta1, beta2
         Fractions of the first and second moment that are kept, in [0, 1).
     eps
-        Keeps the division finite, at least 0; outside of the root. The paper and PyTorch take 1e-8.
+        Keeps the division finite, at least 0; outside of the root. The paper and PyTorch use 1e-8.
     eps_root
         Added inside of the root: ``sqrt(v_hat + eps_root)``, as Optax can.
     eps_hat
@@ -48,8 +48,12 @@ class Adam(Rule):
 
     Warnings
     --------
-    Where ``eps`` stands matters as soon as gradients are small: with gradients of 1e-3, Keras ends 4 % of the distance
-    moved away from PyTorch with the same number.
+    Where ``eps`` stands matters as soon as gradients are small: with gradients of 1e-5 and its own default, Keras ends 4 %
+    of the distance moved away from PyTorch. ``docs/conventions.md`` compares the libraries.
+
+    ``t`` counts the steps of the optimizer, as in Optax and Keras, also for a leaf that got no gradient before: late in a
+    training its first move is ``(1-beta1) / sqrt(1-beta2)`` learning rates long, 3.2 with the defaults. PyTorch counts for
+    each parameter. A leaf that joins late may have a smaller ``lr`` at first, by a pattern of its own.
 
     Examples
     --------

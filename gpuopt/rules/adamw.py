@@ -20,6 +20,10 @@ class AdamW(Adam):
 
     The other parameters are those of `Adam`.
 
+    Warnings
+    --------
+    ``weight_decay`` of PyTorch's Adam is not this one but `L2`; that of Keras' Adam is. MLX corrects no moments.
+
     Examples
     --------
     >>> import numpy as np

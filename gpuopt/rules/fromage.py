@@ -19,7 +19,7 @@ class Fromage(Rule):
     lr
         Learning rate, at least 0: the fraction of its norm by which a leaf moves.
     smallest
-        What both norms are at least. Optax takes 1e-6.
+        What both norms are at least. Optax uses 1e-6.
 
     Examples
     --------

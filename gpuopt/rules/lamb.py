@@ -23,6 +23,10 @@ class LAMB(Adam):
 
     The other parameters are those of `Adam`.
 
+    Warnings
+    --------
+    The paper also bounds ``norm(p)`` by a function that it leaves open; neither Optax nor Keras does.
+
     Examples
     --------
     >>> import numpy as np

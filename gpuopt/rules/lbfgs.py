@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
 from gpuopt.rules.hyper import Count
-from gpuopt.rules.slots import Filled, Slot, shared
+from gpuopt.rules.slots import Filled, Slot
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -49,42 +49,71 @@ class LBFGS(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Point and gradient before, and for each pair ``s``, ``y`` and ``1/<s,y>``."""
-        places = range(self.memory)
-        arrays = ["point", "gradient", *(f"{name}{k}" for name in "sy" for k in places)]
-        return {**dict.fromkeys(arrays, Filled(0.0)), **{f"weight{k}": shared(0.0) for k in places}}
+        """Point and gradient before, and the pairs."""
+        pairs = [f"{name}{k}" for name in "sy" for k in range(self.memory)]
+        return dict.fromkeys(["point", "gradient", *pairs], Filled(0.0))
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """For each place, 1 if the newest pair goes there."""
-        return {f"newest{k}": float(h.t > 1 and (h.t - 2) % self.memory == k) for k in range(self.memory)}
+        """For each place, 1 if the newest pair goes there: the others stay where they are."""
+        return {f"newest{k}": float((h.t - 2) % self.memory == k) for k in range(self.memory)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
+        places, has_pair = range(self.memory), h.t > 1
+        newest = [getattr(h, f"newest{k}") > 0 for k in places]
         moved, change = p - s.point, g - s.gradient
-        product, square, norm = xp.total_dot(moved, change), xp.total_dot(change, change), xp.total_norm(g)
-        inverse = xp.where(product != 0, 1 / product, 0)
-        slots: dict[str, Array] = {"point": p, "gradient": g}
-        for k in range(self.memory):  # arrays stay where they are: the newest pair replaces the oldest
-            is_new = getattr(h, f"newest{k}") > 0
-            for name, new in (("s", moved), ("y", change), ("weight", inverse)):
-                slots[f"{name}{k}"] = xp.where(is_new, new, getattr(s, f"{name}{k}"))
-        ordered = [self.of_age(xp, age, slots, h) for age in range(self.memory)]  # from the newest on
-        q, alphas = g, []
-        for pair_s, pair_y, weight in ordered:
-            alphas.append(weight * xp.total_dot(pair_s, q))
-            q = q - alphas[-1] * pair_y
-        curvature = xp.where(square > 0, product / square, 1)
-        q = xp.where(h.t > 1, curvature, xp.where(norm > 1, 1 / norm, 1)) * q
-        for (pair_s, pair_y, weight), alpha in zip(reversed(ordered), reversed(alphas), strict=True):
-            q = q + (alpha - weight * xp.total_dot(pair_y, q)) * pair_s
-        return p - h.lr * q, slots
+        moves = [xp.where(newest[k] & has_pair, moved, getattr(s, f"s{k}")) for k in places]
+        changes = [xp.where(newest[k] & has_pair, change, getattr(s, f"y{k}")) for k in places]
+        slots = {f"s{k}": moves[k] for k in places} | {f"y{k}": changes[k] for k in places}
+        # All vectors of the two loops are sums of g, moves and changes: numbers alone say how much of each.
+        products = [[xp.total_dot(a, b) for b in changes] for a in moves]
+        lower = [[xp.total_dot(changes[i], changes[j]) for j in range(i + 1)] for i in places]
+        squares = [[lower[max(i, j)][min(i, j)] for j in places] for i in places]
+        along_moves, along_changes = [xp.total_dot(a, g) for a in moves], [xp.total_dot(b, g) for b in changes]
 
-    def of_age(self, xp: Any, age: int, slots: dict[str, Array], h: Any) -> list[Array]:
-        """Return the pair that was the newest ``age`` steps ago, and its weight."""
-        found = [slots[f"{name}0"] for name in ("s", "y", "weight")]
-        for k in range(1, self.memory):
-            here = getattr(h, f"newest{(k + age) % self.memory}") > 0
-            found = [
-                xp.where(here, slots[f"{name}{k}"], x) for name, x in zip(("s", "y", "weight"), found, strict=True)
-            ]
-        return found
+        def chosen(values: list[Any]) -> Any:
+            """The value that stands where the newest pair is."""
+            found = values[0]
+            for k in places[1:]:
+                found = xp.where(newest[k], values[k], found)
+            return found
+
+        def of(vector: list[Any], age: int) -> Any:
+            """The entry of the pair that was the newest ``age`` steps ago."""
+            return chosen([vector[(k - age) % self.memory] for k in places])
+
+        def between(matrix: list[list[Any]], age: int, other: int) -> Any:
+            """The entry of two pairs."""
+            return chosen([matrix[(k - age) % self.memory][(k - other) % self.memory] for k in places])
+
+        own = [between(products, i, i) for i in places]
+        inverses = [xp.where(product != 0, 1 / product, 0) for product in own]
+        alphas: list[Any] = []
+        for i in places:  # from the newest pair on
+            product = of(along_moves, i)
+            for j, alpha in enumerate(alphas):
+                product = product - alpha * between(products, i, j)
+            alphas.append(inverses[i] * product)
+        square, norm = between(squares, 0, 0), xp.total_norm(g)
+        curvature = xp.where(square > 0, own[0] / square, 1)
+        factor = xp.where(has_pair, curvature, xp.where(norm > 1, 1 / norm, 1))
+        parts: dict[int, Any] = {}
+        for i in reversed(places):
+            product = of(along_changes, i)
+            for j, alpha in enumerate(alphas):
+                product = product - alpha * between(squares, i, j)
+            product = factor * product
+            for j, part in parts.items():
+                product = product + part * between(products, j, i)
+            parts[i] = alphas[i] - inverses[i] * product
+        q = factor * g
+        for k in places:
+            at = [
+                (n - k) % self.memory for n in places
+            ]  # the age of the pair in this place, wherever the newest one is
+            q = (
+                q
+                + chosen([parts[age] for age in at]) * moves[k]
+                - factor * chosen([alphas[age] for age in at]) * changes[k]
+            )
+        return p - h.lr * q, {"point": p, "gradient": g, **slots}

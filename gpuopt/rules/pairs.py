@@ -344,7 +344,12 @@ class Lifted:
 
 
 def _install_reductions() -> None:
-    kinds = {SUMS: Lifted._sum, PRODUCTS: Lifted._dot, NORMS: Lifted._norm, LARGEST: Lifted._largest}
+    kinds: dict[tuple[str, ...], Callable[..., Any]] = {
+        SUMS: Lifted._sum,
+        PRODUCTS: Lifted._dot,
+        NORMS: Lifted._norm,
+        LARGEST: Lifted._largest,
+    }
 
     def method(kind: Callable[..., Any], name: str) -> Callable[..., Any]:
         return lambda self, *args: kind(self, name, *args)

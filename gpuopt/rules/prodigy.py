@@ -67,7 +67,7 @@ class Prodigy(Rule):
     @property
     def slots(self) -> dict[str, Slot]:
         """Moments, the point of departure, and the estimate."""
-        arrays = {"m": Filled(0.0), "v": real(0.0), "s": Filled(0.0)}
+        arrays: dict[str, Slot] = {"m": Filled(0.0), "v": real(0.0), "s": Filled(0.0)}
         return {**arrays, "start": like("p"), "r": shared(0.0), "d": shared(self.d0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:

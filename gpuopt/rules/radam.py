@@ -29,6 +29,10 @@ class RAdam(Adam):
 
     The other parameters are those of `Adam`.
 
+    Warnings
+    --------
+    PyTorch adds its ``eps`` before the correction, which is ``eps_hat`` here.
+
     Examples
     --------
     >>> import numpy as np

@@ -40,6 +40,11 @@ class RMSProp(Rule):
     components
         Of complex leaves, see `Adam`.
 
+    Warnings
+    --------
+    Keras and Optax have ``eps`` inside of the root, PyTorch and MLX outside. With momentum and a learning rate that falls,
+    ``lr_in_velocity`` matters: see ``docs/conventions.md``.
+
     Examples
     --------
     >>> import numpy as np

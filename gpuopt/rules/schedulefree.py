@@ -18,7 +18,7 @@ class ScheduleFreeSGD(Rule):
 
     ::
 
-        z -= lr*g                                              (g is taken at p, between x and z)
+        z -= lr*g                                              (g is computed at p, between x and z)
         x = (1-c)*x + c*z,    c = largest lr so far ** weight_power / the sum of these weights
         p = beta*x + (1-beta)*z
 
@@ -29,7 +29,7 @@ class ScheduleFreeSGD(Rule):
     lr
         Learning rate, at least 0; a constant, or a warm-up.
     beta
-        How near to the average gradients are taken, in (0, 1).
+        How near to the average gradients are computed, in (0, 1).
     weight_power
         How much a larger learning rate counts in the average. At 0 the average is even.
 
@@ -94,7 +94,7 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     eps
         Keeps the division finite, at least 0; outside of the root.
     weight_decay
-        At least 0; decoupled, at the point where gradients are taken.
+        At least 0; decoupled, at the point where gradients are computed.
     components
         Of complex leaves, see `Adam`.
 

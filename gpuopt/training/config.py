@@ -18,6 +18,8 @@ from gpuopt.suggest import did_you_mean
 from gpuopt.training.data import Task
 from gpuopt.training.errors import UsageError
 from gpuopt.training.model import Initial
+from gpuopt.transforms import TRANSFORMS, Chain, chain
+from gpuopt.transforms.averages import EMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -102,6 +104,9 @@ class Config:
         half the learning rate; or leave out steps whose gradients are not finite.
     clip_norm, clip_value : float, optional
         Scale the gradients down to this global norm, or cut their elements to this size.
+    average : float, optional
+        Keep an exponential moving average of the parameters with this decay, and evaluate with it: the rule becomes a chain
+        with `gpuopt.EMA`.
 
     Raises
     ------
@@ -140,6 +145,7 @@ class Config:
     on_explosion: OnExplosion = "stop"
     clip_norm: float | None = None
     clip_value: float | None = None
+    average: float | None = None
 
     def __post_init__(self) -> None:
         if self.data is not None:
@@ -224,7 +230,7 @@ class Config:
         steps = self.epochs * self.batches(samples)
         rule = self.rule(steps)
         self._check_schedules(rule, steps)
-        return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={})
+        return dataclasses.replace(self, optimizer=rule, lr=None, schedule=None, hyperparameters={}, average=None)
 
     def rule(self, steps: int = 10**9) -> Rule:
         """Return the rule that a run of so many steps takes."""
@@ -235,6 +241,11 @@ class Config:
             rule = BUILT_IN_RULE
         else:
             rule = RULES[_known("Adam" if self.optimizer is None else self.optimizer, RULES, "--optimizer")]()
+        if self.average is not None:
+            try:
+                rule = chain(rule, EMA(self.average))
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"--average {self.average}: {error}") from None
         for option, name, value in self._choices(rule):
             try:
                 initial = rule.hyperparameter(name).at(0)
@@ -263,7 +274,7 @@ class Config:
         for name, value in self.hyperparameters.items():
             if name not in names:
                 near = did_you_mean(name, names, shown=str)
-                known = f"{type(rule).__name__} has {', '.join(names)}"
+                known = f"{rule.name} has {', '.join(names)}"
                 raise UsageError(f"--set {name}={value}: unknown hyperparameter{near}; {known}")
             if name == "lr" and (self.lr is not None or self.schedule is not None):
                 raise UsageError(f"--set lr={value}: expected this, or --lr and --schedule, not both")
@@ -279,15 +290,7 @@ class Config:
         """
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(self.optimizer, Rule):
-            values = {name: getattr(self.optimizer, name) for name in self.optimizer.hyperparameters()}
-            for name, value in values.items():
-                if callable(value) and not isinstance(value, schedules.Schedule):
-                    raise UsageError(
-                        f"{type(self.optimizer).__name__}: {name}: expected a schedule of gpuopt.schedules"
-                    )
-            plain["optimizer"] = {"rule": type(self.optimizer).__name__} | {
-                name: value.to_dict() if callable(value) else value for name, value in values.items()
-            }
+            plain["optimizer"] = _rule_to_plain(self.optimizer)
         return plain
 
     @classmethod
@@ -298,14 +301,36 @@ class Config:
         values = dict(plain)
         try:
             if isinstance(values.get("optimizer"), Mapping):
-                given = dict(values["optimizer"])
-                rule = RULES[_known(given.pop("rule"), RULES, "optimizer")]
-                values["optimizer"] = rule(
-                    **{n: schedules.from_dict(v) if isinstance(v, Mapping) else v for n, v in given.items()}
-                )
+                values["optimizer"] = _rule_of(values["optimizer"])
             return cls(**values)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
+
+
+def _rule_to_plain(rule: Any) -> dict[str, Any]:
+    """A rule, a transform or a chain of them in JSON's types."""
+    if isinstance(rule, Chain):
+        return {"rule": "chain", "members": [_rule_to_plain(member) for member in rule.members]}
+    values = {name: getattr(rule, name) for name in rule.hyperparameters()}
+    for name, value in values.items():
+        if callable(value) and not isinstance(value, schedules.Schedule):
+            raise UsageError(f"{rule.name}: {name}: expected a schedule of gpuopt.schedules")
+        if not callable(value) and not isinstance(value, bool | int | float):
+            raise UsageError(f"{rule.name}: {name}: expected a number, which can be written into a run folder")
+    plain = {name: value.to_dict() if callable(value) else value for name, value in values.items()}
+    return {"rule": type(rule).__name__, **plain}
+
+
+def _rule_of(plain: Mapping[str, Any]) -> Any:
+    """What `_rule_to_plain` wrote."""
+    given = dict(plain)
+    name = given.pop("rule")
+    if name == "chain":
+        return chain(*map(_rule_of, given["members"]))
+    known: dict[str, Any] = {**RULES, **TRANSFORMS}
+    return known[_known(name, known, "optimizer")](
+        **{n: schedules.from_dict(v) if isinstance(v, Mapping) else v for n, v in given.items()}
+    )
 
 
 def settings(texts: Iterable[str], called: Callable[[str], str], expected: str) -> dict[str, float | str]:

@@ -252,7 +252,7 @@ class Training:
     def probe(self) -> Callable[[], float]:
         """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
         samples = len(self._probed[0])
-        arrive = fetch([self._scored(self._probed)])
+        arrive = fetch([self._scored(self._probed, self.optimizer.params)])
         return lambda: self._mean(arrive()[0], samples)[0]
 
     def now(self) -> Row:
@@ -327,6 +327,9 @@ class Training:
         self._row, self._announced = (self._report() if reported else None), not reported
         self.epoch, self._batch = self.epoch + 1, 0
         self._score, self._norms, self._lr = self._nothing, self._unmeasured, math.nan
+        if self._row is not None and self.optimizer.listens:  # before anybody saves
+            row = self._row()
+            self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
         for callback in self._callbacks:
             callback.epoch(self)
         if not self.backend.is_asynchronous:
@@ -397,13 +400,14 @@ class Training:
         ]
         return xp.sqrt(xp.stack(squares))
 
-    def _scored(self, samples: tuple[Array, Array]) -> Array:
-        """The score of all samples, a block at a time."""
+    def _scored(self, samples: tuple[Array, Array], params: Params | None = None) -> Array:
+        """The score of all samples, a block at a time; without parameters, by those to evaluate with."""
+        params = self.optimizer.evaluation() if params is None else params
         x, y = samples
         score = self._nothing
         for first in range(0, len(x), BLOCK):
             block = slice(first, min(first + BLOCK, len(x)))
-            score = score + self.network.score(self.network.outputs(self.optimizer.params, x[block, :]), y[block, :])
+            score = score + self.network.score(self.network.outputs(params, x[block, :]), y[block, :])
         return score
 
     def _named(self, prefix: str, score: NDArray[Any], samples: int) -> Row:

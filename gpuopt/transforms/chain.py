@@ -29,7 +29,7 @@ def chain(*members: Transform | Rule) -> Chain:
     Parameters
     ----------
     *members
-        Any number of transforms and one rule. Members of another chain are taken over.
+        Any number of transforms and one rule. A chain among them stands for its members.
 
     Raises
     ------

@@ -45,8 +45,8 @@ class Box(Transform):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
-            raise ValueError(f"Box: low {self.low}, high {self.high}, expected low <= high")
+        if not _is_ordered(self.low, self.high):
+            raise ValueError(f"Box: low {self.low!r:.40}, high {self.high!r:.40}, expected low <= high")
 
     @property
     def slots(self) -> dict[str, Slot]:
@@ -59,6 +59,15 @@ class Box(Transform):
         kept = {name: getattr(s, name) for name in self.slots}
         low, high = kept.get("low", getattr(h, "low", None)), kept.get("high", getattr(h, "high", None))
         return xp.minimum(xp.maximum(new, low), high), kept
+
+
+def _is_ordered(low: Any, high: Any) -> bool:
+    """Whether one bound is nowhere above the other; of schedules, and where that is not known, True."""
+    shapes = {tuple(x.shape) for x in (low, high) if hasattr(x, "shape")}
+    if len(shapes) > 1 or not all(isinstance(x, float) or hasattr(x, "shape") for x in (low, high)):
+        return True
+    crossed = low > high
+    return not (crossed.any() if hasattr(crossed, "any") else crossed is True)
 
 
 @dataclass(frozen=True)

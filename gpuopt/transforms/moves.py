@@ -75,7 +75,7 @@ class Accelerate(Transform):
         p = x_new + (t - 1) / t_next * (x_new - x);  x = x_new
 
     where ``x_new`` is what the rule and the transforms before this one have made. With plain `SGD` and a constraint or
-    `SoftThreshold` before it: FISTA. Gradients are taken at the parameters, evaluation is at ``x``, which meets the
+    `SoftThreshold` before it: FISTA. Gradients are computed at the parameters, evaluation is at ``x``, which meets the
     constraint.
     """
 

@@ -60,11 +60,11 @@ class AdaptiveClip(Transform):
     clipping
         Fraction of the parameter's norm, at least 0.
     eps
-        Norm that every parameter has at least, for those that start at 0.
+        Norm that every parameter has at least, for parameters that start at 0.
 
     Warnings
     --------
-    Norms are of the whole leaf. The paper takes them of each row of a matrix and each filter of a convolution.
+    Norms are of the whole leaf. The paper uses the norms of each row of a matrix and each filter of a convolution.
 
     """
 
@@ -84,7 +84,7 @@ class Centralize(Transform):
 
     Warnings
     --------
-    The mean is that of the whole leaf. The paper takes one for each output, over all axes but one, and leaves vectors
+    The mean is that of the whole leaf. The paper uses one for each output, over all axes but one, and leaves vectors
     alone.
 
     """

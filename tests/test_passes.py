@@ -1,0 +1,343 @@
+"""Reductions: the same bits whoever adds up, in so many launches, over whatever leaves there are."""
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from formulas import RULES, TRANSFORMS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import VALUES, Leaf, Problem
+from spaces import Host, Space, assert_same_bits, opened
+
+import gpuopt
+from gpuopt.engines.norms import ordered_sum
+from gpuopt.engines.passes import passes
+from gpuopt.engines.trace import TraceError, trace, traced
+from gpuopt.rules import Array, Hyper, Rule
+from gpuopt.rules.slots import leaf, shared
+
+
+@dataclass(frozen=True)
+class Everything(Rule):
+    """All kinds of reductions, in three passes, and all kinds of numbers."""
+
+    lr: Hyper = gpuopt.bounded(0.1, 0)
+
+    slots = {"m": 0.0, "own": leaf(0.5), "all": shared(2.0), "largest": leaf(0.0)}  # noqa: RUF012
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        first = xp.norm(s.own * g + p) + xp.sum(g) - abs(xp.dot(p, g)) / xp.maximum(xp.total_norm(p), 1e-3)
+        second = xp.total(g / first) + xp.total_dot(first * p, s.all * g) - xp.total_max(p - first)
+        is_small = (first < 3) & (second != 0) | ~(second >= s.all)
+        third = xp.max(xp.where(is_small, second, first) * s.m - g)
+        m = xp.where((h.t > 1) & is_small, s.m + third * g, s.m)
+        everywhere = xp.where(xp.total_max(g) > h.lr, xp.sqrt(xp.total_dot(g, g)), s.all)
+        new = p - h.lr / (1 + third * third) * g + xp.where(is_small, m, 1e-3)
+        return new, {"m": m, "own": s.own + h.t * first, "all": everywhere, "largest": third}
+
+
+FORMULAS = {name: rule for name, (rule, _) in {**RULES, **TRANSFORMS}.items() if name != "Scale"}  # which has a shape
+REDUCING = {name: rule for name, rule in FORMULAS.items() if passes(trace(rule))} | {"everything": Everything()}
+
+
+def reference(asked: Problem) -> dict[str, Host]:
+    """What the array engine makes of it: of parameters that are laid out alike, since sums are in the order of memory."""
+    (numpy,) = opened("numpy")
+    expected = asked.run(numpy, "array")
+    if all(own.layout == "C" for own in asked.leaves):
+        assert_same_bits(asked.run_on_copies(), expected)
+    return expected
+
+
+def problem(rules: list[Rule], values: str, layouts: list[str], seed: int = 0, steps: int = 6) -> Problem:
+    """Small and large leaves of both dtypes, without axes, without elements, and with gradients that are missing."""
+    often: tuple[Any, ...] = (("f4", "C"), None, ("f8", "C"), ("f4", "reused"), ("i8", "C"))
+    shapes: list[tuple[int, ...]] = [(5000,), (3, 70), (), (0, 2), (257,), (2, 4096)]
+    leaves = [
+        Leaf(i % len(rules), dtype, shape, layouts[i % len(layouts)], often[i % 3 :] if i % 2 else (("f8", "C"),))
+        for i, (dtype, shape) in enumerate((dtype, shape) for shape in shapes for dtype in ("f4", "f8"))
+    ]
+    return Problem(rules, leaves, steps, seed, values)
+
+
+@pytest.mark.parametrize("name", [*FORMULAS, "everything"])
+def test_every_rule_and_transform_gives_the_same_bits(name: str, fused_space: Space) -> None:
+    rule = REDUCING.get(name) or FORMULAS[name]
+    for values in VALUES if name in REDUCING else ("hard", "plain"):
+        asked = problem([rule], values, ["C", "F", "strided", "permuted", "shifted", "reversed"])
+        assert_same_bits(asked.run(fused_space, "auto"), reference(asked))
+
+
+@pytest.mark.parametrize("engine", ["array", "fused"])
+def test_groups_do_not_meet(engine: Any, fused_space: Space) -> None:
+    """Totals are those of a group, though others have the same rule, another one, or none to reduce."""
+    rules = [gpuopt.ScheduleFreeSGD(), gpuopt.LBFGS(memory=2), Everything(), gpuopt.Prodigy(d0=0.1), Everything()]
+    asked = problem(rules, "plain", ["C", "F"])
+    assert_same_bits(asked.run(fused_space, engine), reference(asked))
+
+
+def test_a_group_without_a_gradient_stays_as_it_is(fused_space: Space) -> None:
+    params = {f"{group}{i}": fused_space.put(np.ones(5)) for group in "ab" for i in range(2)}
+    opt = gpuopt.Optimizer(params, {"a*": Everything(), "b*": Everything()})
+    before = fused_space.got(opt)
+    opt.step({name: fused_space.put(np.ones(5)) if name == "a1" else None for name in params})
+    after = fused_space.got(opt)
+    changed = {name for name in after if after[name].tobytes() != before[name].tobytes()}
+    assert changed == {"a1", "a1/own", "a1/largest", "a1/all", "a0/all"}  # m begins at the second step
+    assert after["a0/all"] == after["a1/all"] == math.sqrt(5)
+
+
+# Chains
+
+
+def some(*made: Callable[..., Any]) -> st.SearchStrategy[Any]:
+    return st.sampled_from(made).map(lambda make: make())
+
+
+BEFORE = some(
+    gpuopt.L2,
+    gpuopt.Maximize,
+    gpuopt.ClipValue,
+    gpuopt.ClipNorm,
+    gpuopt.ClipGlobalNorm,
+    gpuopt.AdaptiveClip,
+    gpuopt.Centralize,
+    gpuopt.WeightDecay,
+)
+AFTER = some(
+    gpuopt.Cautious,
+    gpuopt.NonNegative,
+    lambda: gpuopt.Box(-2.0, 3.0),
+    gpuopt.SoftThreshold,
+    gpuopt.Accelerate,
+    gpuopt.EMA,
+    lambda: gpuopt.Lookahead(every=2),
+)
+CENTRE = st.sampled_from(
+    [*(rule for name, rule in REDUCING.items() if name in RULES), gpuopt.Adam(), gpuopt.SGD(0.1, 0.9)]
+)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Problem:
+    """A chain of up to four members."""
+    before = draw(st.lists(BEFORE, max_size=3))
+    after = draw(st.lists(AFTER, max_size=3 - len(before)))
+    rule = gpuopt.chain(*before, draw(CENTRE), *after)
+    return problem([rule], draw(st.sampled_from(sorted(VALUES))), ["C", "strided"], draw(st.integers(0, 99)), 4)
+
+
+@settings(max_examples=25)
+@given(chains())
+def test_on_numpy_chains_give_the_same_bits(asked: Problem) -> None:
+    (numpy,) = opened("numpy")
+    assert_same_bits(asked.run(numpy, "auto"), reference(asked))
+
+
+@settings(max_examples=12)
+@given(chains())
+def test_on_cupy_chains_give_the_same_bits(asked: Problem) -> None:
+    for cupy in opened("cupy"):
+        assert_same_bits(asked.run(cupy, "auto"), reference(asked))
+
+
+# What numbers are
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("size", [1.0, 1e300, 1e-300])
+def test_norms_neither_overflow_nor_vanish(dtype: str, size: float, fused_space: Space) -> None:
+    if dtype == "f4":
+        size = {1.0: 1.0, 1e300: 1e38, 1e-300: 1e-38}[size]
+    for rule in (gpuopt.ClipNorm(size), gpuopt.ClipGlobalNorm(size)):
+        w = fused_space.put(np.zeros(3, dtype))
+        opt = gpuopt.Optimizer(w, gpuopt.chain(rule, gpuopt.SGD(1.0)), engine="fused")
+        opt.step(fused_space.put(np.asarray([1.5, 0.0, -2.0], dtype) * np.asarray(size, dtype)))
+        np.testing.assert_allclose(fused_space.get(w) / size, [-0.6, 0, 0.8], rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class Sums(Rule):
+    """The numbers of a leaf, as slots."""
+
+    lr: Hyper = gpuopt.bounded(1.0, 0)
+
+    slots = {name: leaf(0.0) for name in ("sum", "dot", "norm", "max")}  # noqa: RUF012
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        return p, {"sum": xp.sum(g), "dot": xp.dot(p, g), "norm": xp.norm(g), "max": xp.max(g)}
+
+
+@pytest.mark.parametrize("engine", ["array", "fused"])
+@pytest.mark.parametrize("size", [1, 255, 257, 4097, 300_001])
+def test_sums_are_right_and_in_order(size: int, engine: Any, fused_space: Space) -> None:
+    p, g = np.random.RandomState(0).standard_normal((2, size))
+    opt = gpuopt.Optimizer(fused_space.put(p), Sums(), engine=engine)
+    opt.step(fused_space.put(g))
+    found = {name: float(x) for name, x in fused_space.got(opt).items() if name.startswith("/")}
+    exact = {"sum": math.fsum(g), "dot": math.fsum(p * g), "norm": math.sqrt(math.fsum(g * g)), "max": max(g)}
+    for name, want in exact.items():
+        assert found[f"/{name}"] == pytest.approx(want, rel=1e-12)
+    assert found["/sum"] == ordered_sum(g)
+    assert found["/norm"] == math.sqrt(ordered_sum(g * g))
+
+
+# Launches
+
+
+@pytest.fixture
+def count(cupy_space: Space) -> Callable[[], AbstractContextManager[Any]]:
+    """The emulator's counters."""
+    if os.environ.get("CUDASIM") != "1":
+        pytest.skip("a real GPU counts nothing")
+    import cudasim
+
+    return cudasim.count  # type: ignore[no-any-return]
+
+
+LAUNCHES: dict[str, tuple[Rule, int]] = {
+    "SGD": (gpuopt.SGD(), 1),
+    "LAMB": (gpuopt.LAMB(), 2),
+    "Novograd": (gpuopt.Novograd(), 2),
+    "Prodigy": (gpuopt.Prodigy(), 2),
+    "BarzilaiBorwein": (gpuopt.BarzilaiBorwein(), 2),
+    "LBFGS": (gpuopt.LBFGS(memory=5), 2),
+    "clipped LAMB with an average": (gpuopt.chain(gpuopt.ClipGlobalNorm(), gpuopt.LAMB(), gpuopt.EMA()), 3),
+}
+
+
+@pytest.mark.parametrize("leaves", [1, 100])
+@pytest.mark.parametrize(("rule", "launches"), LAUNCHES.values(), ids=LAUNCHES)
+def test_a_launch_a_pass_and_nothing_else(
+    rule: Rule, launches: int, leaves: int, cupy_space: Space, count: Any
+) -> None:
+    with cupy_space.use():
+        params = [cupy_space.xp.ones(i % 7 + 1, "f4") for i in range(leaves)]
+        grads = [cupy_space.xp.ones_like(p) for p in params]
+    for nonfinite, more in (("ignore", 0), ("skip", 1)):
+        opt = gpuopt.Optimizer(params, rule, nonfinite=nonfinite)  # type: ignore[arg-type]
+        opt.step(grads)
+        cupy_space.device.synchronize()
+        with count() as counted:
+            for _ in range(3):
+                opt.step(grads)
+        assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 3 * (launches + more)}
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_launch_that_fails_changes_nothing(failing: int, cupy_space: Space, count: Any) -> None:
+    import cudasim
+
+    rule = gpuopt.chain(gpuopt.ClipGlobalNorm(), gpuopt.Prodigy())
+    opt, other = (gpuopt.Optimizer(cupy_space.put(np.ones(5000)), rule) for _ in range(2))
+    g = cupy_space.put(np.linspace(1, 2, 5000))
+    for each in (opt, other):
+        each.step(g)
+    before = cupy_space.got(opt)
+    cudasim.fail_launch(failing, 701)
+    try:
+        with pytest.raises(Exception, match="LAUNCH_OUT_OF_RESOURCES"):
+            opt.step(g)
+    finally:
+        cudasim.fail_launch(0)
+    assert_same_bits(cupy_space.got(opt), before)
+    for each in (opt, other):
+        each.step(g)
+    assert_same_bits(cupy_space.got(opt), cupy_space.got(other))
+
+
+@pytest.mark.parametrize("rule", [gpuopt.LAMB(), gpuopt.Prodigy(d0=0.1), Everything()], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_a_step_left_out_leaves_numbers_as_they_are(rule: Rule, nonfinite: Any, fused_space: Space) -> None:
+    opt = gpuopt.Optimizer(fused_space.put(np.ones(5000)), rule, nonfinite=nonfinite)
+    opt.step(fused_space.put(np.linspace(1, 2, 5000)))
+    before = fused_space.got(opt)
+    try:
+        opt.step(fused_space.put(np.full(5000, math.nan)))
+        opt.state_dict()
+    except FloatingPointError:
+        assert nonfinite == "raise"
+    assert_same_bits(fused_space.got(opt), before)
+
+
+# Several places
+
+
+def test_totals_over_two_devices(cupy_space: Space) -> None:
+    import cupy
+
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one device, of 2")
+    for rule in (gpuopt.LAMB(), gpuopt.Prodigy(d0=0.1), gpuopt.chain(gpuopt.ClipGlobalNorm(0.1), gpuopt.LAMB())):
+        host = {str(i): np.random.RandomState(i).standard_normal(5000) for i in range(4)}
+        params = {}
+        for i, (name, x) in enumerate(host.items()):
+            with cupy.cuda.Device(i % 2):
+                params[name] = cupy.asarray(x)
+        other = gpuopt.Optimizer({name: x.copy() for name, x in host.items()}, rule)
+        opt = gpuopt.Optimizer(params, rule)
+        for _ in range(3):
+            grads = {}
+            for i, (name, x) in enumerate(host.items()):
+                with cupy.cuda.Device(i % 2):
+                    grads[name] = cupy.asarray(x + 1)
+            opt.step(grads)
+            other.step({name: x + 1 for name, x in host.items()})
+        (numpy,) = opened("numpy")
+        assert_same_bits(cupy_space.got(opt), numpy.got(other))
+    gpuopt.Optimizer(params, gpuopt.LAMB(), engine="fused")
+    with pytest.raises(TypeError, match="totals over leaves of cupy:0 and cupy:1, expected one place; engine='auto'"):
+        gpuopt.Optimizer(params, gpuopt.Prodigy(), engine="fused")
+
+
+@pytest.mark.parametrize("engine", ["auto", "array", "fused"])
+def test_totals_over_several_libraries_are_refused(engine: Any, cupy_space: Space) -> None:
+    params = {"a": np.ones(3), "b": cupy_space.put(np.ones(3))}
+    with pytest.raises(TypeError, match=r"Prodigy.update asks for totals over leaves of cupy:\d and numpy, expected"):
+        gpuopt.Optimizer(params, gpuopt.Prodigy(), engine=engine).step(params)
+    gpuopt.Optimizer(params, gpuopt.LAMB(), engine=engine).step(params)
+
+
+@dataclass(frozen=True)
+class Odd(Rule):
+    """Returns a shared number that is not one."""
+
+    lr: Hyper = gpuopt.bounded(0.5, 0)
+    slots = {"all": shared(0.0)}  # noqa: RUF012
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - h.lr * g, {"all": s.all + xp.norm(g)}
+
+
+def test_a_shared_number_is_made_of_totals() -> None:
+    with pytest.raises(TraceError, match=r"shared number all of sums over one leaf.*totals"):
+        trace(Odd())
+    with pytest.raises(TypeError, match="shared number all"):
+        gpuopt.Optimizer([np.ones(2), np.ones(3)], Odd()).step([np.ones(2), np.ones(3)])
+
+
+REFUSED = {
+    "a truth value": lambda xp, p, g: xp.sum(g > 0),
+    "a number": lambda xp, p, g: xp.sum(1.0),
+    "a number as a condition": lambda xp, p, g: xp.where(xp.sum(g), 1, 0),
+    "a branch": lambda xp, p, g: 1 if xp.sum(g) > 0 else 0,
+    "a power": lambda xp, p, g: xp.sum(g) ** 0.3,
+}
+
+
+@pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_fused(function: Any) -> None:
+    @dataclass(frozen=True)
+    class Own(Rule):
+        lr: Hyper = gpuopt.bounded(0.5, 0)
+
+        def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+            return p - function(xp, p, g) * g, {}
+
+    assert traced(Own()) is None
