@@ -9,12 +9,13 @@ import numpy as np
 
 from gpuopt import arrays as libraries
 from gpuopt.engines import array, memory
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.trace import SCALE, Program, traced
-from gpuopt.rules.slots import Filled, Shared, Slot, is_number, starts
+from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -49,6 +50,8 @@ class Step:
         same GPU is to decide.
     idle
         Leaves that are never updated, whatever is given as their gradients.
+    precision
+        In what the slots of leaves of 16 bits are kept.
 
     Attributes
     ----------
@@ -72,6 +75,7 @@ class Step:
         guard: Guard | None = None,
         before: Step | None = None,
         idle: Collection[int] = (),
+        precision: str = "state32",
     ) -> None:
         self._guard = guard
         self._arrays, self._groups = arrays, groups
@@ -93,7 +97,7 @@ class Step:
         ]
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
-        self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state)
+        self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
         self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {
@@ -363,6 +367,7 @@ def _with_new_slots(
     homes: Sequence[Place | None],
     rules: Sequence[Rule],
     state: Sequence[Mapping[str, Any]],
+    precision: str,
 ) -> list[dict[str, Any]]:
     """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
 
@@ -371,6 +376,10 @@ def _with_new_slots(
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
+    for own, rule, p in zip(slots, rules, arrays, strict=True):
+        for name, value in own.items():
+            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p, precision)):
+                raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
@@ -380,13 +389,15 @@ def _with_new_slots(
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
         if place is not None:
-            new = place.zeros([memory.dense_layout(arrays[i]) for i in members])
+            new = place.zeros(
+                [memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
+            )
         else:
-            new = [libraries.zeros_like(arrays[i]) for i in members]
+            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
-            if declared[i][name] != Filled():
-                libraries.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
+            if declared[i][name] not in (Filled(), Real()):
+                libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
 
 
