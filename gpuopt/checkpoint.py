@@ -291,8 +291,8 @@ def _about(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
             raise CheckpointError(
                 f"{path}: checkpoint of format {version}; this version of gpuopt knows format {FORMAT}"
             )
-        case {"format": int(), "steps": int(steps), "rules": dict(), "extra": dict(), **more} as about if (
-            steps >= 0 and set(more) <= {"complex"} and _is_names(more.get("complex", []))
+        case {"format": int(), "steps": int(steps), "rules": dict(), "extra": dict()} as about if (
+            steps >= 0 and _is_names(about.get("complex", []))
         ):
             return dict(about)
     raise CheckpointError(f"{path}: damaged: the metadata 'gpuopt' cannot be read")

@@ -50,7 +50,8 @@ class Optimizer:
     params
         Arrays of float32, float64, complex64, complex128, float16 or bfloat16 in any nesting of dicts, lists and tuples
         (or one bare array). They are updated in place, so they must be writable and must not share memory (of libraries
-        other than NumPy and CuPy only the same array twice is noticed). Tensors of torch lend their memory: ``model.parameters()`` will do.
+        other than NumPy and CuPy only the same array twice is noticed). Tensors of torch lend their memory:
+        ``model.parameters()`` will do.
     rule
         One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
         pattern that matches its dotted path, such as ``dense.b``. None in place of a rule freezes the leaves of a
