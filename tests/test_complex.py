@@ -4,7 +4,7 @@ import pickle
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -465,8 +465,9 @@ def test_moduli_neither_overflow_nor_vanish(dtype: str, fused_space: Space) -> N
         np.testing.assert_allclose(np.abs(fused_space.get(w)), 1, rtol=0.3)
 
 
-def test_components_cannot_be_tuned() -> None:
-    opt = gpuopt.Optimizer(np.ones(3, "c8"), gpuopt.Adam())
+@pytest.mark.parametrize("engine", ["array", "fused"])
+def test_components_cannot_be_tuned(engine: Literal["array", "fused"]) -> None:
+    opt = gpuopt.Optimizer(np.ones(3, "c8"), gpuopt.Adam(), engine=engine)
     with pytest.raises(ValueError, match=r"slot v: float32.*complex64"):
         opt.tune(components=True)
     opt.step(np.ones(3, "c8"))

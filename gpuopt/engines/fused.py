@@ -101,6 +101,10 @@ class FusedStep:
         self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
         self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
 
+    def computes(self, rules: Sequence[Rule]) -> bool:
+        """Whether the programs of these rules are the compiled ones."""
+        return self._table.computes(rules)
+
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.
 

@@ -132,8 +132,10 @@ class Step:
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
-        same = all(new.slots == old.slots for new, old in zip(rules, self.rules, strict=True))
-        return same and [traced(rule) for rule in rules] == self._programs
+        same = all(_kinds(new) == _kinds(old) for new, old in zip(rules, self.rules, strict=True))
+        if not same or [traced(rule) for rule in rules] != self._programs:
+            return False
+        return all(step.computes(rules) for step in self._fused)  # complex leaves have programs of their own
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
         """Return what `Rule.at` gives for each group, from its carried numbers."""
@@ -353,6 +355,11 @@ def _can_be_fused(
                 f"{rule.name}.update asks for totals over leaves of {' and '.join(own)}, expected one place{devices}"
             )
     return [program is not None and not is_apart for program, is_apart in zip(programs, apart, strict=True)]
+
+
+def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
+    """The slots of a rule, and what they hold of a complex leaf."""
+    return rule.slots, {name: rule.part(name) for name in rule.slots}
 
 
 def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
