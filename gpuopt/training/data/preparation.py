@@ -341,7 +341,9 @@ class Target:
         return {
             "names": list(self.names),
             "classes": classes,
-            "type": None if classes is None else {"b": "bool", "i": "int", "u": "int"}.get(self.labels.dtype.kind, "str"),
+            "type": None
+            if classes is None
+            else {"b": "bool", "i": "int", "u": "int"}.get(self.labels.dtype.kind, "str"),
             "shift": self.shift.tolist(),
             "scale": self.scale.tolist(),
         }
