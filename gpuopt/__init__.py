@@ -78,7 +78,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
     from gpuopt.rules.sgd import SGD
     from gpuopt.rules.yogi import Yogi
     from gpuopt.transforms.averages import EMA, Lookahead
-    from gpuopt.transforms.constraints import Box, NonNegative, SoftThreshold
+    from gpuopt.transforms.constraints import Box, Magnitude, NonNegative, SoftThreshold
     from gpuopt.transforms.decay import L2, WeightDecay
     from gpuopt.transforms.gradient import ClipValue, Maximize
     from gpuopt.transforms.moves import Accelerate, Cautious, Scale
@@ -111,6 +111,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
         "Fromage",
         "Lion",
         "Lookahead",
+        "Magnitude",
         "Maximize",
         "NAdam",
         "NonNegative",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import zeros_like
+from gpuopt.engines.complexes import arithmetic_dtype
 from gpuopt.engines.step import Step
 from gpuopt.rules.base import Rule
 
@@ -62,7 +63,7 @@ class Accumulation:
 
     def __init__(self, arrays: Sequence[Any], every: int, engine: Engine) -> None:
         self.every = every
-        self.sums = [zeros_like(a) for a in arrays]
+        self.sums = [zeros_like(a, arithmetic_dtype(a)) for a in arrays]
         self.counts = [0] * len(arrays)
         self.taken = 0
         self._step = Step(self.sums, self.sums, [0] * len(arrays), [Gather()], [{} for _ in arrays], engine)

@@ -40,7 +40,7 @@ def is_array(x: Any) -> bool:
 def is_real(x: Any) -> bool:
     """Whether an array is of a floating, integer or boolean dtype."""
     if is_numpy(x) or is_cupy(x):
-        return x.dtype.kind in "fiub"
+        return x.dtype.kind in "fiub" or str(x.dtype) == "bfloat16"
     return bool(namespace(x).isdtype(x.dtype, ("real floating", "integral", "bool")))
 
 
@@ -136,10 +136,10 @@ def current(x: Any) -> AbstractContextManager[object]:
     return x.device if is_cupy(x) else nullcontext()
 
 
-def zeros_like(x: Any) -> Any:
+def zeros_like(x: Any, dtype: Any = None) -> Any:
     """Return a new array of zeros like ``x``, on its device."""
     with current(x):
-        return namespace(x).zeros_like(x)
+        return namespace(x).zeros_like(x, dtype=dtype or x.dtype)
 
 
 def to_numpy(x: Any) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """Checkpoints: an optimizer's parameters and state in one safetensors file.
 
-The arrays are called ``params/<path>`` and ``state/<path>/<slot>``. The metadata hold two JSON texts: ``gpuopt`` with the
+The arrays are called ``params/<path>`` and ``state/<path>/<slot>``; complex ones have a last axis for real and imaginary
+part, since safetensors knows few complex dtypes, and are named in ``gpuopt``. The metadata hold two JSON texts: ``gpuopt`` with the
 format's version, the steps, the rules and the caller's `extra`, and ``crc32`` with a checksum of it and of each array.
 Nothing is pickled.
 """
@@ -15,6 +16,7 @@ import logging
 import os
 import secrets
 import stat
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,12 +40,15 @@ DTYPES = {
     **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
     **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    "bfloat16": "BF16",
     "bool": "BOOL",
 }
 ARRAYS = "arrays/"
 """Of somebody's own, beside parameters and state."""
 NAMES = {code: name for name, code in DTYPES.items()}
 LOG = logging.getLogger("gpuopt")
+SMALL = ("float16", "bfloat16")  # whose slots may be float32
+REAL = {"complex64": "float32", "complex128": "float64"}
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 
 
@@ -95,12 +100,15 @@ def save_state(
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
     more = _json(extra or {}, "extra: expected a dict of JSON's types")
+    live = {f"params/{leaf}": x for leaf, x in content["params"].items()}
+    live |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
+    live |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
+    tensors = {name: to_numpy(x) for name, x in live.items()}
+    pairs = [name for name, x in tensors.items() if x.dtype.kind == "c"]
     waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
-    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}}}'
-    tensors = {f"params/{leaf}": x for leaf, x in content["params"].items()}
-    tensors |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
-    tensors |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
-    write(path, {name: to_numpy(x) for name, x in tensors.items()}, {"gpuopt": about})
+    named = f', "complex": {json.dumps(pairs)}' if pairs else ""
+    about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}{named}}}'
+    write(path, tensors | {name: _as_pairs(tensors[name]) for name in pairs}, {"gpuopt": about})
 
 
 def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
@@ -153,10 +161,19 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
             return True
         if place and place[1] and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
-        return x is not None and shape == tuple(x.shape) and dtype == dtype_of(x)
+        if x is None:
+            return False
+        own_dtype = dtype_of(x)
+        if own_dtype in SMALL and place and place[1]:
+            return shape == tuple(x.shape) and dtype in {own_dtype, "float32"}
+        if real := REAL.get(own_dtype):
+            return shape in {(*x.shape, 2), tuple(x.shape)} and dtype == real
+        return shape == tuple(x.shape) and dtype == own_dtype
 
     def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
         tensors, about = verified(path, fits)
+        for name in about.get("complex", ()):
+            tensors[name] = _as_complex(path, name, tensors.get(name))
         params: dict[str, Any] = {}
         state: dict[str, dict[str, Any]] = {}
         arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
@@ -243,7 +260,8 @@ def read(
             for name in file.keys():  # noqa: SIM118
                 about = file.get_slice(name)
                 shape, dtype = tuple(about.get_shape()), NAMES.get(about.get_dtype(), about.get_dtype())
-                readable = dtype in DTYPES and wanted(name, shape, dtype)
+                known = dtype in DTYPES and (dtype != "bfloat16" or "ml_dtypes" in sys.modules)
+                readable = known and wanted(name, shape, dtype)
                 tensors[name] = file.get_tensor(name) if readable else SimpleNamespace(shape=shape, dtype=dtype)
             return tensors, file.metadata() or {}
     except (SafetensorError, ValueError) as error:  # ValueError: 0 times too much
@@ -273,7 +291,9 @@ def _about(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
             raise CheckpointError(
                 f"{path}: checkpoint of format {version}; this version of gpuopt knows format {FORMAT}"
             )
-        case {"format": int(), "steps": int(steps), "rules": dict(), "extra": dict()} as about if steps >= 0:
+        case {"format": int(), "steps": int(steps), "rules": dict(), "extra": dict()} as about if (
+            steps >= 0 and _is_names(about.get("complex", []))
+        ):
             return dict(about)
     raise CheckpointError(f"{path}: damaged: the metadata 'gpuopt' cannot be read")
 
@@ -305,6 +325,26 @@ def _json(value: Any, expected: str) -> str:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{expected}: {error}") from None
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _as_pairs(x: NDArray[Any]) -> NDArray[Any]:
+    """A complex array with an axis for real and imaginary part."""
+    return np.stack([x.real, x.imag], axis=-1)
+
+
+def _as_complex(path: str | os.PathLike[str], name: str, x: Any) -> Any:
+    """Undo `_as_pairs`; what was not read stays as it is."""
+    if isinstance(x, SimpleNamespace) and tuple(x.shape[-1:]) == (2,):
+        return SimpleNamespace(
+            shape=x.shape[:-1], dtype=np.result_type(np.complex64, x.dtype) if x.dtype in REAL.values() else x.dtype
+        )
+    if not isinstance(x, np.ndarray) or x.dtype.name not in REAL.values() or x.shape[-1:] != (2,):
+        raise CheckpointError(f"{path}: damaged: {name!r} is no array of complex numbers")
+    return x.view(np.result_type(np.complex64, x.dtype))[..., 0]
 
 
 def _parsed(text: str) -> Any:

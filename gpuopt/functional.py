@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpuopt import leaves
 from gpuopt.arrays import are_together, describe, is_array
 from gpuopt.engines import array
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.pure import pure_step
 from gpuopt.groups import Frozen, match
 from gpuopt.rules.hyper import is_traced
@@ -55,7 +56,7 @@ def init(rule: Rules, params: Any) -> State:
     rule
         One rule, or several by glob, as for `Optimizer`.
     params
-        Arrays of float32 or float64 of any array API library, in any nesting.
+        Arrays of float32, float64, complex64 or complex128 of any array API library, in any nesting.
 
     Raises
     ------
@@ -72,11 +73,12 @@ def init(rule: Rules, params: Any) -> State:
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
+    leaves.check_complex(tree, arrays, rules, groups)
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
-        for name, slot in starts(rules[group].slots).items():
+        for name in rules[group].slots:
             try:
-                slots[name][i] = array.started(slot, p, i, rules[group])
+                slots[name][i] = array.started(name, p, i, rules[group])
             except ValueError as error:
                 raise ValueError(f"{rules[group].name}: {name} of {tree.name(i, 'params')}: {error}") from None
     return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
@@ -140,10 +142,10 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name, slot in starts(rules[group].slots).items():
-            where = tree.name(i, f"state.slots[{name!r}]")
+            where, own = tree.name(i, f"state.slots[{name!r}]"), rules[group]
             if is_number(slot) and name in slots:
-                slots[name][i] = _number(slots[name][i], rules[group], where)
-            _check_slot(slots[name][i] if name in slots else None, slot, p, where)
+                slots[name][i] = _number(slots[name][i], own, where)
+            _check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p), where)
     if (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
         plan = _Plan(rule, tree, patterns, rules, frozen, fused)
@@ -314,14 +316,14 @@ def _number(own: Any, rule: Rule, name: str) -> Any:
         ) from None
 
 
-def _check_slot(own: Any, slot: Slot, p: Any, name: str) -> None:
+def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
     if is_number(slot):
         if isinstance(own, float):
             return
         expected = "a number"
     else:
-        if is_array(own) and are_together(own, p) and (own.shape, own.dtype) == (p.shape, p.dtype):
+        if is_array(own) and are_together(own, p) and (own.shape, own.dtype) == (p.shape, dtype):
             return
-        expected = f"a {describe(p)} of {p.shape}, {p.dtype} like its parameter"
+        expected = f"a {describe(p)} of {p.shape}, {dtype} like its parameter"
     given = f"{describe(own)} of {own.shape}, {own.dtype}" if is_array(own) else describe(own)
     raise ValueError(f"{name}: {given}, expected {expected}; gpuopt.init makes one")

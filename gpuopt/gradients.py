@@ -9,11 +9,12 @@ from gpuopt.engines.norms import Guard
 from gpuopt.engines.trace import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
+from gpuopt.rules.pairs import apart, applied, together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuopt.rules.slots import Slots
+    from gpuopt.rules.slots import Part, Slots
 
 By: TypeAlias = Literal["value", "norm", "global_norm"]
 
@@ -46,7 +47,7 @@ class Clip:
 
 
 def clip_by_value(limit: Hyper) -> Clip:
-    """Cut every element to ``[-limit, limit]``.
+    """Cut every element to ``[-limit, limit]``; of a complex one, both components.
 
     Parameters
     ----------
@@ -135,6 +136,10 @@ class Clipped(Rule):
         """Carried numbers of the wrapped rule."""
         return self.rule.carried
 
+    def part(self, slot: str) -> Part:
+        """See :meth:`Rule.part`."""
+        return self.rule.part(slot)
+
     def hyperparameter(self, name: str) -> Hyperparameter:
         """A hyperparameter of the wrapped rule."""
         return self.rule.hyperparameter(name)
@@ -147,14 +152,15 @@ class Clipped(Rule):
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         if self.clip.by == "value":
-            g = xp.where(g > h._limit, h._limit, xp.where(g < -h._limit, -h._limit, g))
+            g = apart(g)
+            g = together(xp.where(g > h._limit, h._limit, xp.where(g < -h._limit, -h._limit, g)))
         else:
             g = g * getattr(h, SCALE)
-        return self.rule.update(xp, p, g, s, h)
+        return applied(self.rule, self.rule.update, xp, p, g, s, h)  # type: ignore[no-any-return]
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
         """See :meth:`Rule.evaluation`."""
-        return self.rule.evaluation(xp, p, s, h)
+        return applied(self.rule, self.rule.evaluation, xp, p, s, h)
 
 
 def clipped(rules: list[Rule], clip: Clip | None) -> list[Rule]:

@@ -10,23 +10,31 @@ from gpuopt.arrays import (
     are_together,
     describe,
     detached,
+    dtype_of,
     geometry,
     hindrance_of,
     is_array,
     is_cupy,
     is_numpy,
     is_real,
-    namespace,
     place,
     shared,
 )
+from gpuopt.engines.complexes import is_complex
+from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
+from gpuopt.engines.trace import refusal_of_complex
 from gpuopt.lending import Lenders, is_tensor, view_of
 from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
+    from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
+
+
+EXPECTED = " or ".join(", ".join(DTYPES).rsplit(", ", 1))
+"""Dtypes of parameters, for messages."""
 
 
 def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
@@ -35,14 +43,14 @@ def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
     Parameters
     ----------
     params
-        Arrays of float32 or float64, in any nesting.
+        Arrays of float32, float64, complex64 or complex128, in any nesting.
     in_place
         Whether they are going to be updated in place, and so must be writable and must not share memory.
 
     Raises
     ------
     TypeError
-        If a leaf is no array, or not of float32 or float64.
+        If a leaf is no array, or of another dtype.
     ValueError
         If there is no leaf, or ``in_place`` and a leaf is read-only or shares memory with another one.
 
@@ -64,10 +72,9 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
             if isinstance(leaf, float | int | list | tuple | np.generic)
             else hint_for(leaf)
         )
-        raise TypeError(f"{name}: {describe(leaf)}, expected an array of float32 or float64{hint}")
-    xp = namespace(leaf)
-    if leaf.dtype not in (xp.float32, xp.float64):
-        raise TypeError(f"{name}: dtype {leaf.dtype}, expected float32 or float64")
+        raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
+    if dtype_of(leaf) not in DTYPES:
+        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}")
     _check_unmasked(leaf, name)
     hindrance = hindrance_of(leaf) if in_place else None
     if hindrance == "requires grad":
@@ -110,6 +117,17 @@ def _is_lazy(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "dask"
 
 
+def check_complex(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
+    """Raise TypeError, which names the leaf, if a complex leaf has a rule that does what is refused."""
+    first: dict[int, int] = {}
+    for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
+        if is_complex(a):
+            first.setdefault(group, i)
+    for group, i in first.items():
+        if why := refusal_of_complex(rules[group]):
+            raise TypeError(f"{tree.name(i, 'params')}: dtype {arrays[i].dtype}: {why}")
+
+
 def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> Any:
     """Check the gradient of the parameter ``p``, leaf ``i`` of ``tree``; a NumPy scalar becomes an array.
 
@@ -137,7 +155,12 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
         raise error(f"{name}: {_a(describe(g))}, expected {_a(describe(p))} like its parameter")
     if g.shape != p.shape:
         raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {tuple(p.shape)}")
-    if not is_real(g):
+    if is_complex(p) and not is_complex(g):
+        raise TypeError(
+            f"{name}: dtype {g.dtype}, expected a complex one, best {p.dtype} like its parameter; the gradient of a real "
+            "loss by the conjugate, as torch returns it (of JAX's gradient take the conjugate)"
+        )
+    if not is_complex(p) and not is_real(g):
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     _check_unmasked(g, name)
     if is_numpy(g):

@@ -15,6 +15,7 @@ from gpuopt import leaves, notebook, states, tuning
 from gpuopt.accumulation import COUNT, SUM, Accumulation
 from gpuopt.arrays import assign, dtype_of, place
 from gpuopt.engines.choice import ENGINES, Engine, check_engine
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.step import Step
 from gpuopt.gradients import Clip, clipped, guard_of
@@ -35,6 +36,8 @@ OWN: Any = object()
 """Stands for the gradients that the parameters have themselves."""
 T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+Precision: TypeAlias = Literal["state32", "param"]
+PRECISIONS: tuple[Precision, ...] = ("state32", "param")
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 PAST = 4096
 """Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
@@ -46,9 +49,10 @@ class Optimizer:
     Parameters
     ----------
     params
-        Arrays of float32 or float64 in any nesting of dicts, lists and tuples (or one bare array). They are updated in
-        place, so they must be writable and must not share memory (of libraries other than NumPy and CuPy only the
-        same array twice is noticed). Tensors of torch lend their memory: ``model.parameters()`` will do.
+        Arrays of float32, float64, complex64, complex128, float16 or bfloat16 in any nesting of dicts, lists and tuples
+        (or one bare array). They are updated in place, so they must be writable and must not share memory (of libraries
+        other than NumPy and CuPy only the same array twice is noticed). Tensors of torch lend their memory:
+        ``model.parameters()`` will do.
     rule
         One rule, or several by glob: ``{"*.b": SGD(lr=0.1), "*": Adam()}``. A leaf gets the rule of the first
         pattern that matches its dotted path, such as ``dense.b``. None in place of a rule freezes the leaves of a
@@ -69,11 +73,14 @@ class Optimizer:
         sums that are a part of the state, one array like the parameter; the last one updates. A gradient of None counts
         as zeros, and a leaf that got none but None is left alone. ``clip`` and ``nonfinite`` look at the mean: with a bad
         gradient the update is left out, or raises, and the gradients with it are dropped. ``steps`` counts updates.
+    precision
+        Of leaves of float16 or bfloat16, with which is computed in float32: "state32" keeps the state in float32, "param" in
+        the leaf's own dtype. Both round to nearest.
 
     Raises
     ------
     TypeError
-        If a leaf is no array of float32 or float64, a rule no `Rule`, or its update not what an engine can run.
+        If a leaf is no array of these, a rule no `Rule`, or its update not what an engine can run.
     ValueError
         If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
@@ -100,8 +107,10 @@ class Optimizer:
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
         every: int = 1,
+        precision: Precision = "state32",
     ) -> None:
-        for name, value, known in (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE)):
+        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE), ("precision", precision, PRECISIONS))
+        for name, value, known in given:
             if value not in known:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
@@ -110,10 +119,12 @@ class Optimizer:
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
+        self._precision = precision
         self._every = Count().checked(every, "every")
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
+        leaves.check_complex(self._tree, self._arrays, self._original, self._groups)
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._carried = [dict(rule.carried) for rule in self._rules]
@@ -207,9 +218,10 @@ class Optimizer:
         ----------
         grads
             A gradient for each parameter, in the same nesting: an array of the same library, device and shape. Another
-            real dtype is cast to the parameter's. None leaves a parameter and its state alone. For NumPy and CuPy it may be of
-            any library that shares memory with them through DLPack: nothing is copied from device to device. Without
-            it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
+            real dtype is cast to the parameter's. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
+            loss: what torch returns; of JAX's gradient take the conjugate. None leaves a parameter and its state alone. For
+            NumPy and CuPy it may be of any library that shares memory with them through DLPack: nothing is copied from
+            device to device. Without it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
 
         Raises
         ------
@@ -440,7 +452,8 @@ class Optimizer:
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
         rules = self._rules if problems else tuning.rules_with(tuned, self._original)
-        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules)
+        dtypes = partial(slot_dtype, precision=self._precision)
+        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
         accumulated = states.accumulated_of(state, self._every, problems)
         waiting = [self._tree.paths[i] for i in self._rows] if accumulated else []
         sums = self._accumulation.sums if self._accumulation else []
@@ -570,7 +583,8 @@ class Optimizer:
         slots = before.slots if before else [{} for _ in self._arrays]
         seen = clipped(rules, self._clip)
         idle = set(range(len(self._arrays))) - self._rows.keys()
-        return Step(self._arrays, self._held.originals, self._groups, seen, slots, self._engine, guard, before, idle)
+        kept = slots, self._engine, guard, before, idle, self._precision
+        return Step(self._arrays, self._held.originals, self._groups, seen, *kept)
 
     @cached_property
     def _rows(self) -> dict[int, int]:

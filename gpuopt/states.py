@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import schedules
-from gpuopt.arrays import describe, detached, dtype_of, hindrance_of
+from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.rules.hyper import LONGEST
 from gpuopt.rules.slots import is_number, starts
 
@@ -112,7 +112,11 @@ def tuned_of(
 
 
 def expected_arrays(
-    paths: Sequence[str], arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule]
+    paths: Sequence[str],
+    arrays: Sequence[Any],
+    groups: Sequence[int],
+    rules: Sequence[Rule],
+    slot_dtype: Callable[[Rule, str, Any], Any],
 ) -> dict[Key, Any]:
     """Return what the arrays of a state must be like, by ``("params", path)`` and ``("state", path, slot)``.
 
@@ -122,13 +126,17 @@ def expected_arrays(
         Of each leaf: its path, the parameter, and the index of its rule.
     rules
         One for each group.
+    slot_dtype
+        From a rule, the name of a slot and the parameter, the dtype of the slot.
 
     """
     expected: dict[Key, Any] = {("params", path): a for path, a in zip(paths, arrays, strict=True)}
     declared = [starts(rule.slots) for rule in rules]
     for path, a, group in zip(paths, arrays, groups, strict=True):
         for slot, start in declared[group].items():
-            expected["state", path, slot] = np.zeros(()) if is_number(start) else a
+            same = is_number(start) or (dtype := slot_dtype(rules[group], slot, a)) == a.dtype
+            like = a if same else zeros_like(a, dtype)
+            expected["state", path, slot] = np.zeros(()) if is_number(start) else like
     return expected
 
 

@@ -149,7 +149,7 @@ ROWS = [
         ("cache",),
         adagrad,
         lambda torch, p, h: torch.optim.Adagrad(p, h["lr"], eps=h["eps"]),
-        defaults={"lr": 0.01, "eps": 1e-7, "eps_root": 0.0, "initial": 0.0},
+        defaults={"lr": 0.01, "eps": 1e-7, "eps_root": 0.0, "initial": 0.0, "components": False},
     ),
     Row(
         "rmsprop",
@@ -169,6 +169,7 @@ ROWS = [
             "centered": False,
             "initial": 0.0,
             "bias_correction": False,
+            "components": False,
         },
     ),
     Row(
@@ -189,6 +190,7 @@ ROWS = [
             "largest_corrected": False,
             "nesterov": False,
             "bias_correction": True,
+            "components": False,
         },
     ),
 ]

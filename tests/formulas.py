@@ -269,6 +269,7 @@ TRANSFORMS: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
     "Cautious": (gpuopt.chain(gpuopt.SGD(0.1, 0.9), gpuopt.Cautious()), cautious),
     "NonNegative": (gpuopt.chain(SGD, gpuopt.NonNegative()), lambda p, g, s, t: np.maximum(p - 0.1 * g, 0)),
     "Box": (gpuopt.chain(SGD, gpuopt.Box(0.5, 1.5)), lambda p, g, s, t: (p - 0.1 * g).clip(0.5, 1.5)),
+    "Magnitude": (gpuopt.chain(SGD, gpuopt.Magnitude(0.5, 1.5)), lambda p, g, s, t: (p - 0.1 * g).clip(0.5, 1.5)),
     "FISTA": (gpuopt.chain(SGD, gpuopt.SoftThreshold(0.5), gpuopt.Accelerate()), fista),
     "Lookahead": (gpuopt.chain(SGD, gpuopt.Lookahead(every=3)), lookahead),
     "Scale": (

@@ -97,6 +97,8 @@ def same_bits(a: Host, b: Host) -> bool:
     """Whether all elements have the same bits, where any NaN is as good as another."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
+    if a.dtype.kind == "c":
+        return same_bits(a.real.copy(), b.real.copy()) and same_bits(a.imag.copy(), b.imag.copy())
     as_integers = f"u{a.dtype.itemsize}"
     equal = np.ascontiguousarray(a).view(as_integers) == np.ascontiguousarray(b).view(as_integers)
     return bool(np.all(equal | (np.isnan(a) & np.isnan(b)))) if a.dtype.kind == "f" else bool(np.all(equal))

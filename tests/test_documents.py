@@ -8,7 +8,7 @@ import pytest
 import gpuopt
 
 ROOT = Path(__file__).parent.parent
-PAGES = [f"docs/{name}.md" for name in ("index", "start", "schedules", "constraints", "own")]
+PAGES = [f"docs/{name}.md" for name in ("index", "start", "schedules", "constraints", "own", "porting")]
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/model.md", "docs/own-loop.md", *PAGES])

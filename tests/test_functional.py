@@ -232,3 +232,16 @@ def test_are_differentiated_and_mapped() -> None:
 
     np.testing.assert_allclose(jax.vmap(of_one)(jax.numpy.ones((4, 3))), 0.9, rtol=1e-5)
     np.testing.assert_allclose(torch.vmap(of_one)(torch.ones(4, 3)), 0.9, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "c8", "c16"])
+def test_leaves_that_are_not_fused_are_updated_beside_others(dtype: str) -> None:
+    rule = gpuopt.Adam(lr=0.1)
+    params = {"a": np.ones(5, "f4"), "b": np.arange(5).astype(dtype)}
+    own = {name: p.copy() for name, p in params.items()}
+    opt, state = gpuopt.Optimizer(own, rule), gpuopt.init(rule, params)
+    for _ in range(3):
+        grads = {name: np.full_like(p, 2) for name, p in params.items()}
+        params, state = gpuopt.update(rule, params, grads, state)
+        opt.step(grads)
+    assert_same_bits(params, own)

@@ -89,7 +89,7 @@ def test_run(tmp_path: Path, kind: str) -> None:
     result = train(config, out=tmp_path / "<run>&", callbacks=[Change()])
     tree = parsed(result._repr_html_())
     rows = cells(tree)
-    assert ["steps", str(result.steps)] in rows
+    assert ["steps", f"{result.steps:,}"] in rows
     assert ["*", "Adam", "lr", "0.05", "0.02"] in rows
     assert ["*", "Adam", "beta1", "0.9", ""] in rows
     assert ["layers.0.w", "[3, 4]", "F32"] in rows

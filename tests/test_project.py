@@ -37,7 +37,7 @@ LAYERS: dict[str, set[str]] = {
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
-    "leaves": {"arrays", "engines", "lending", "suggest", "trees"},
+    "leaves": {"arrays", "engines", "lending", "rules/base", "suggest", "trees"},
     "gradients": {"engines", "rules/base"},
     "accumulation": {"arrays", "engines", "rules/base"},
     "optimizer": {
@@ -180,7 +180,7 @@ def imports(module: Path) -> Iterator[str]:
 def layer(name: str) -> str:
     """The layer of an absolute module name of gpuopt; "" is the package itself. What all rules share is one of its own."""
     parts = name.split(".")[1:]
-    shared = [["rules", name] for name in ("base", "formula", "hyper", "slots")]
+    shared = [["rules", name] for name in ("base", "formula", "hyper", "pairs", "slots")]
     return "rules/base" if parts in shared else "".join(parts[:1])
 
 
@@ -217,7 +217,14 @@ def test_libraries_stay_in_their_files(library: str) -> None:
 
 
 def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
-    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", "base", "formula", "hyper", "slots"}
+    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {
+        "__init__",
+        "base",
+        "formula",
+        "hyper",
+        "pairs",
+        "slots",
+    }
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
     assert {row.rule for row in ROWS} | {type(rule) for rule, _ in FORMULAS.values()} == set(RULES.values())
     for name, rule in RULES.items():

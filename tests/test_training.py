@@ -189,7 +189,7 @@ def test_default_folders_have_the_datas_name(blobs: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     folders = [train(Config(data=blobs, epochs=1)).folder for _ in range(3)]
     assert len(set(folders)) == 3
-    assert all(Path(folder).parent == Path("runs") and "blobs-" in folder for folder in folders)
+    assert all(Path(folder).parent == tmp_path / "runs" and "blobs-" in folder for folder in folders)
 
 
 def test_an_explosion_leaves_valid_json(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gpuopt.distributed.reduction import Reduction, Store, empty
 from gpuopt.distributed.sums import whole_within
 from gpuopt.distributed.transport import connect
 from gpuopt.engines import array, memory
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import judge
 from gpuopt.engines.step import Step
@@ -315,8 +316,10 @@ class Optimizer(Alone):
         if len(places) > 1 or not (is_numpy(self._arrays[0]) or is_cupy(self._arrays[0])):
             raise TypeError(f"params: arrays of {' and '.join(places)}, expected NumPy's, or CuPy's on one device")
         for i, a in enumerate(self._arrays):
+            name = self._tree.name(i, "params")
+            if dtype_of(a) not in {"float32", "float64"}:
+                raise TypeError(f"{name}: dtype {a.dtype}, expected float32 or float64 over several processes")
             if not memory.is_without_gaps(a):
-                name = self._tree.name(i, "params")
                 raise ValueError(f"{name}: strides {a.strides}, expected an array without gaps; copy it")
         rank, size = self._transport.rank, self._transport.size
         self._flat = [_flat(a, a) for a in self._arrays]
@@ -361,7 +364,7 @@ class Optimizer(Alone):
     def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
         """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
         whole = {
-            (i, name): _flat(array.started(slot, a, i, rules[self._groups[i]]), a)
+            (i, name): _flat(array.started(name, a, i, rules[self._groups[i]]), a)
             for i, a in enumerate(self._arrays)
             for name, slot in starts(rules[self._groups[i]].slots).items()
             if isinstance(slot, Given)
@@ -610,7 +613,7 @@ class Optimizer(Alone):
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
         rules = self._rules if problems else tuning.rules_with(tuned, self._original)
         states.accumulated_of(state, 1, problems)
-        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules)
+        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, slot_dtype)
         given = states.arrays_of(state, expected, lambda x, _: x, problems)
         carried = states.carried_of(state, self._by_pattern, problems)
         if problems:

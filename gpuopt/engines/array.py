@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place, zeros_like
+from gpuopt.engines.complexes import arithmetic_dtype, is_complex, joined, slot_dtype, taken_apart
 from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.engines.trace import SCALE
-from gpuopt.rules.slots import Given, Like, Shared, Slot, is_number, starts
+from gpuopt.rules.pairs import ComplexError, Lifted, Pair, applied
+from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -35,13 +37,13 @@ def assigning(target: Any, source: Any) -> Callable[[], object]:
     return partial(operator.setitem, target, ..., source)  # numpy.copyto asks a function in Python for its dispatch
 
 
-def started(slot: Slot, p: Any, index: int, rule: Rule) -> Any:
+def started(name: str, p: Any, index: int, rule: Rule) -> Any:
     """Return a slot before the first step: a new array on the device of ``p``, or a number.
 
     Parameters
     ----------
-    slot
-        Where it starts.
+    name
+        Of the slot.
     p, index
         The parameter, and which of all leaves it is.
     rule
@@ -53,23 +55,31 @@ def started(slot: Slot, p: Any, index: int, rule: Rule) -> Any:
         If the caller's arrays do not fit the parameter.
 
     """
+    slot: Any = starts(rule.slots)[name]
     if is_number(slot):
         return float(slot.start)
-    xp = namespace(p)
+    xp, dtype = namespace(p), slot_dtype(rule, name, p)
+
+    def full(start: float) -> Any:
+        both = is_complex(p) and rule.part(name) == "both"
+        return xp.full_like(p, complex(start, start) if both else start, dtype=dtype)
+
     with current(p):
         match slot:
             case Like("p"):
-                return xp.asarray(p, copy=True)
-            case Like(name):
-                return xp.full_like(p, rule.hyperparameter(name).at(0))
+                return xp.astype(p, dtype, copy=True)
+            case Like(source) | Real(Like(source)):
+                return full(rule.hyperparameter(source).at(0))
             case Given(value):
-                new = xp.zeros_like(p)
+                new = xp.zeros_like(p, dtype=dtype)
                 _, arrays = flatten(value, "array")
                 own = arrays[index] if len(arrays) > 1 else arrays[0]
                 if tuple(own.shape) != tuple(p.shape):
                     raise ValueError(f"an array of shape {tuple(own.shape)}, expected {tuple(p.shape)} like the leaf")
-                return xp.astype(brought(own, p), p.dtype) + new
-        return xp.full_like(p, slot.start)
+                if is_complex(own):
+                    raise ValueError(f"an array of {own.dtype}, expected one of real numbers")
+                return xp.astype(brought(own, p), dtype) + new
+        return full(slot.start)
 
 
 def update(
@@ -149,14 +159,24 @@ def _update(
     xp, name = namespace(p), rule.name
     declared = starts(rule.slots)
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
-    shape = p.shape
+    shape, stored, kinds = p.shape, p.dtype, {slot: x.dtype for slot, x in own.items() if hasattr(x, "dtype")}
     with np.errstate(all="ignore"), current(p):
         if g.dtype != p.dtype:
             g = xp.astype(g, p.dtype)
+        if (arithmetic := arithmetic_dtype(p)) != stored:
+            p, g = xp.astype(p, arithmetic), xp.astype(g, arithmetic)
+            own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
         if not shape:  # NumPy would make numbers of what is computed with arrays without axes
             p, g = xp.reshape(p, (1,)), xp.reshape(g, (1,))
             own = {slot: x if isinstance(x, Number) else xp.reshape(x, (1,)) for slot, x in own.items()}
-        new_p, new_slots = rule.update(Namespace(xp, p, group), p, g, SimpleNamespace(**own), SimpleNamespace(**h))
+        functions: Any = Namespace(xp, p, group)
+        if is_complex(p):
+            functions, own = Lifted(functions), {slot: taken_apart(x) for slot, x in own.items()}
+        arrays = taken_apart(p), taken_apart(g), SimpleNamespace(**own)
+        try:
+            new_p, new_slots = applied(rule, rule.update, functions, *arrays, SimpleNamespace(**h))
+        except ComplexError as error:
+            raise TypeError(f"{name}.update {error}") from None
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 
@@ -168,12 +188,18 @@ def _update(
             return float(new)
         if is_one_number(new) and not hasattr(new, "dtype"):
             raise TypeError(f"{name}.update returned {what}: the number {new}, expected an array like the parameter")
-        if new.dtype != p.dtype:
-            raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {p.dtype}")
+        if isinstance(new, Pair):
+            new = joined(new, p)
+        dtype = p.dtype if what == "p" else slot_dtype(rule, what, p)
+        if new.dtype != dtype:
+            raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {dtype}")
         if new.shape != p.shape:
             raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {p.shape}")
         if any(new is old for old in (p, g, *own.values())):
             new = xp.asarray(new, copy=True)
+        if new.dtype != (kind := kinds.get(what, stored)):
+            with np.errstate(all="ignore"):
+                new = xp.astype(new, kind)
         return new if shape else xp.reshape(new, ())
 
     with current(p):
@@ -188,7 +214,10 @@ def _update_blocks(
     after = [None] * (1 + len(slots))
     access = [["readonly"]] * len(before) + [["writeonly", "allocate"]] * len(after)
     flags = ["external_loop", "buffered", "zerosize_ok"]
-    dtypes = [p.dtype] * len(access)
+    kept = [p.dtype, *(x.dtype for x in slots.values())]
+    if g.dtype != p.dtype:
+        g = g.astype(p.dtype)
+    dtypes = [*kept, p.dtype, *kept]
     with np.nditer([*before, *after], flags, access, dtypes, casting="same_kind", buffersize=BLOCK) as blocks:  # type: ignore[call-overload]
         for block in blocks:
             (block_p, *block_slots, block_g), (new_p, *new_slots) = block[: len(before)], block[len(before) :]
@@ -205,7 +234,20 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
     declared, xp = starts(rule.slots), namespace(p)
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
     with np.errstate(all="ignore"), current(p):
-        found = rule.evaluation(Namespace(xp, p, Group()), p, SimpleNamespace(**own), SimpleNamespace(**h))
+        functions: Any = Namespace(xp, p, Group())
+        if (arithmetic := arithmetic_dtype(p)) != p.dtype:
+            wide = xp.astype(p, arithmetic)
+            own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
+            found = rule.evaluation(functions, wide, SimpleNamespace(**own), SimpleNamespace(**h))
+            found = p if found is wide else xp.astype(found, p.dtype)
+        elif not is_complex(p):
+            found = rule.evaluation(functions, p, SimpleNamespace(**own), SimpleNamespace(**h))
+        else:
+            pairs = SimpleNamespace(**{slot: taken_apart(x) for slot, x in own.items()})
+            pair = applied(
+                rule, rule.evaluation, Lifted(functions), whole := taken_apart(p), pairs, SimpleNamespace(**h)
+            )
+            found = p if pair is whole else joined(pair, p)
         return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
 
 
@@ -213,8 +255,10 @@ def sums_of_squares(g: Any, p: Any) -> list[float]:
     """Return the three sums of `gpuopt.engines.norms` of the gradient of ``p``, in the order in which the namespace adds."""
     xp = namespace(g)
     with current(g), np.errstate(all="ignore"):
-        exact = xp.astype(xp.astype(g, p.dtype), xp.float64)
-        return [float(xp.sum(exact * scale * (exact * scale))) for scale in SCALES]
+        own = taken_apart(xp.astype(g, p.dtype))
+        parts = (own.re, own.im) if isinstance(own, Pair) else (own,)
+        exact = [xp.astype(part, xp.float64) for part in parts]
+        return [sum(float(xp.sum(part * scale * (part * scale))) for part in exact) for scale in SCALES]
 
 
 def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool) -> None:
@@ -228,5 +272,8 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool)
     """
     sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
     p, g = zeros_like(sample), zeros_like(sample)
-    slots = {name: slot.start if is_number(slot) else zeros_like(p) for name, slot in starts(rule.slots).items()}
+    slots = {
+        name: slot.start if is_number(slot) else zeros_like(p, slot_dtype(rule, name, p))
+        for name, slot in starts(rule.slots).items()
+    }
     update(rule, p, g, slots, h)

@@ -9,7 +9,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import norms, table
-from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.dtypes import DTYPES, DType
 from gpuopt.engines.passes import passes, uniform, update
 from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
 
@@ -240,8 +240,12 @@ class _Loop:
             value = f"%v{k}"
             lines = self.prologue if k in same else self.body
             match program.nodes[k]:
-                case Node("load", (name,)):
-                    lines.append(f"{value} = load {T}, ptr {self.at(name)}{access}")
+                case Node("load", (name, *part)):
+                    address, stored = self.at(name, *part), variant.stored(name)
+                    if stored.stored:
+                        lines += [f"{value}.bits = load i16, ptr {address}{access}", *_widened(value, stored.name)]
+                    else:
+                        lines.append(f"{value} = load {T}, ptr {address}{access}")
                 case Node("coefficient", (index,)):
                     lines += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
                 case Node("number", (index,)):
@@ -266,29 +270,49 @@ class _Loop:
         lines.append(f"{value} = fptrunc double {number} to {self.dtype.llvm}")
         return value
 
-    def at(self, name: str) -> str:
-        """Address of the loop's element of an array."""
-        column, T = self._column(name), self.dtype.llvm  # noqa: N806 - a type
-        label = f"%a{column}"
+    def at(self, name: str, *part: int) -> str:
+        """Address of the loop's element of an array, or of one of its parts."""
+        label = f"%a{self._column(name)}"
         if label not in self._at:
             self._at.add(label)
             self.prologue += self.leaf(name)
-            self.prologue.append(f"{label}.chunk = getelementptr {T}, ptr {label}.leaf, i64 %start")
-            self.body.append(f"{label}.element = getelementptr inbounds {T}, ptr {label}.chunk, i64 %i")
-        return f"{label}.element"
+            self.prologue.append(f"{label}.chunk = getelementptr {self._type(name)}, ptr {label}.leaf, i64 %start")
+        return self._address(f"{label}.element", f"{label}.chunk", name, *part)
 
-    def store(self, name: str, value: int, when: int | None) -> None:
+    def store(self, name: str, part: tuple[int, ...], value: int, when: int | None) -> None:
         """Write an element; where it is not to be written, the write goes to a place that nobody reads."""
-        T, address = self.dtype.llvm, self.at(name)  # noqa: N806 - a type
+        T, address = self.dtype.llvm, self.at(name, *part)  # noqa: N806 - a type
         if when is not None:
             label = f"%a{self._column(name)}"
             if "%unread" not in self._at:
                 self._at.add("%unread")
-                self.prologue.append(f"%unread = alloca [{table.CHUNK} x {T}], align 64")
-            self.prologue.append(f"{label}.kept = select i1 {self.values[when]}, ptr {label}.chunk, ptr %unread")
-            self.body.append(f"{label}.written = getelementptr inbounds {T}, ptr {label}.kept, i64 %i")
-            address = f"{label}.written"
-        self.body.append(f"store {T} {self.values[value]}, ptr {address}{self.access}")
+                self.prologue.append(f"%unread = alloca [{table.CHUNK * self.dtype.parts} x {T}], align 64")
+            kept = f"{label}.kept{self.values[when].lstrip('%')}"
+            if kept not in self._at:
+                self._at.add(kept)
+                self.prologue.append(f"{kept} = select i1 {self.values[when]}, ptr {label}.chunk, ptr %unread")
+            address = self._address(f"{label}.written", kept, name, *part)
+        stored = self.variant.stored(name)
+        if stored.stored:
+            narrow = f"%w{self._column(name)}"
+            self.body += _narrowed(narrow, self.values[value], stored.name)
+            self.body.append(f"store i16 {narrow}, ptr {address}{self.access}")
+        else:
+            self.body.append(f"store {T} {self.values[value]}, ptr {address}{self.access}")
+
+    def _type(self, name: str) -> str:
+        """The type of an array's elements."""
+        if self.variant.stored(name).stored:
+            return "i16"
+        return f"[2 x {self.dtype.llvm}]" if name in self.variant.program.pairs else self.dtype.llvm
+
+    def _address(self, label: str, chunk: str, name: str, *part: int) -> str:
+        label += "".join(map(str, part))
+        if label not in self._at:
+            self._at.add(label)
+            indices = "".join(f", i64 {k}" for k in ("%i", *part))
+            self.body.append(f"{label} = getelementptr inbounds {self._type(name)}, ptr {chunk}{indices}")
+        return label
 
     def extended(self, value: int, name: str) -> str:
         """An element as a float64."""
@@ -325,13 +349,42 @@ def advance(variants: tuple[Variant, ...]) -> str:
     )
 
 
+def _widened(value: str, dtype: str) -> list[str]:
+    """IR of the float32 of 16 bits."""
+    if dtype == "float16":
+        return [f"{value}.half = bitcast i16 {value}.bits to half", f"{value} = fpext half {value}.half to float"]
+    return [
+        f"{value}.wide = zext i16 {value}.bits to i32",
+        f"{value}.high = shl i32 {value}.wide, 16",
+        f"{value} = bitcast i32 {value}.high to float",
+    ]
+
+
+def _narrowed(value: str, x: str, dtype: str) -> list[str]:
+    """IR of the 16 bits of a float32, rounded to nearest even."""
+    if dtype == "float16":
+        return [f"{value}.half = fptrunc float {x} to half", f"{value} = bitcast half {value}.half to i16"]
+    return [
+        f"{value}.bits = bitcast float {x} to i32",
+        f"{value}.high = lshr i32 {value}.bits, 16",
+        f"{value}.odd = and i32 {value}.high, 1",
+        f"{value}.half = add i32 {value}.odd, 32767",
+        f"{value}.up = add i32 {value}.bits, {value}.half",
+        f"{value}.nan = fcmp uno float {x}, {x}",
+        f"{value}.quiet = or i32 {value}.bits, 4194304",
+        f"{value}.kept = select i1 {value}.nan, i32 {value}.quiet, i32 {value}.up",
+        f"{value}.low = lshr i32 {value}.kept, 16",
+        f"{value} = trunc i32 {value}.low to i16",
+    ]
+
+
 def _update(i: int, variant: Variant) -> str:
     """The loop of one variant over ``n`` elements from ``start``."""
     last = update(variant.program)
     access, loop = 2 * i, 2 * i + 1
     code = _Loop(variant, last.elements, {}, f", !llvm.access.group !{access}")
     for store in last.stores:
-        code.store(store.name, store.value, store.when)
+        code.store(store.name, store.part, store.value, store.when)
     if not last.stores:
         return f"define internal void @update{i}({_ARGUMENTS}) {{\n  ret void\n}}"
     return _UPDATE.format(
@@ -492,25 +545,39 @@ def _reduce(label: str, variant: Variant, own: Pass, batch: Batch, sums: int, me
 
 def _terms(code: _Loop, number: int, kind: str, args: tuple[int, ...]) -> list[str]:
     """What an element adds to each column of a reduction."""
-    x = code.extended(args[0], f"%r{number}.x")
+    extended = [code.extended(arg, f"%r{number}.x{k}") for k, arg in enumerate(args)]
+    count = len(args) // 2 if kind == "dot" else len(args)  # parts of a number
+    x = extended[0]
     match kind:
         case "dot":
-            y = code.extended(args[1], f"%r{number}.y")
-            code.body.append(f"%r{number}.product = fmul double {x}, {y}")
-            return [f"%r{number}.product"]
+            products = [f"%r{number}.product{k}" for k in range(count)]
+            for k, product in enumerate(products):
+                code.body.append(f"{product} = fmul double {extended[k]}, {extended[k + count]}")
+            return [_added(code, products, f"%r{number}.product")]
         case "norm":
             squares = []
             for n, scale in enumerate(norms.SCALES[:1] if code.dtype.squares_fit else norms.SCALES):
                 factor = DTYPES["float64"].llvm_literal(scale.hex())
-                scaled, square = f"%r{number}.scaled{n}", f"%r{number}.square{n}"
-                code.body += [f"{scaled} = fmul double {x}, {factor}", f"{square} = fmul double {scaled}, {scaled}"]
-                squares.append(square)
+                own = []
+                for k, x in enumerate(extended):
+                    scaled, square = f"%r{number}.scaled{n}.{k}", f"%r{number}.square{n}.{k}"
+                    code.body += [f"{scaled} = fmul double {x}, {factor}", f"{square} = fmul double {scaled}, {scaled}"]
+                    own.append(square)
+                squares.append(_added(code, own, f"%r{number}.square{n}"))
             return squares
         case "max":
             code.body.append(f"%r{number}.new = fadd double {x}, 0.0")
             return [f"r{number}.new"]
         case _:
             return [x]
+
+
+def _added(code: _Loop, terms: list[str], name: str) -> str:
+    """The sum of the parts of a complex number, or the one number itself."""
+    if len(terms) == 2:
+        code.body.append(f"{name} = fadd double {terms[0]}, {terms[1]}")
+        return name
+    return terms[0]
 
 
 def _kept_infinite(name: str, column: int) -> list[str]:
@@ -806,7 +873,7 @@ def _slots(program: Program, numbers: _Numbers, values: dict[int, str]) -> list[
 
 
 def _types() -> list[tuple[str, str]]:
-    return [(dtype.llvm, dtype.llvm_suffix) for dtype in DTYPES.values()]
+    return list(dict.fromkeys((dtype.llvm, dtype.llvm_suffix) for dtype in DTYPES.values()))
 
 
 def _context(*names: str) -> str:
@@ -864,7 +931,7 @@ exit:
 
 # See gpuopt.engines.norms: lanes in order, then halves.
 _SUM = """
-define internal double @sum.{S}(ptr %g, i64 %n, double %scale) {{
+define internal double @sum.{name}(ptr %g, i64 %n, double %scale) {{
   %lanes = alloca [{LANES} x double], align 64
   call void @llvm.memset.p0.i64(ptr align 64 %lanes, i8 0, i64 {bytes}, i1 false)
   br label %row
@@ -877,11 +944,7 @@ row:
 element:
   %lane = phi i64 [ 0, %row ], [ %lane.next, %element ]
   %k = add nuw nsw i64 %start, %lane
-  %g.at = getelementptr inbounds {T}, ptr %g, i64 %k
-  %g.k = load {T}, ptr %g.at
-  %x = {extended}
-  %scaled = fmul double %x, %scale
-  %square = fmul double %scaled, %scaled
+{square}
   %lane.at = getelementptr inbounds double, ptr %lanes, i64 %lane
   %before = load double, ptr %lane.at
   %after = fadd double %before, %square
@@ -919,7 +982,6 @@ end:
 
 def measure() -> str:
     """LLVM IR of the sums of squares of every chunk."""
-    extended = {"float": "fpext float %g.k to double", "double": "fadd double %g.k, -0.0"}
     measure = _MEASURE.format(
         context=_context("table", "columns.count", "gradients", "chunks", "partials"),
         CHUNK=table.CHUNK,
@@ -928,20 +990,41 @@ def measure() -> str:
         sums="\n".join(map(_sums, DTYPES)),
     )
     return measure + "".join(
-        _SUM.format(T=T, S=S, LANES=norms.LANES, HALF=norms.LANES // 2, bytes=8 * norms.LANES, extended=extended[T])
-        for T, S in _types()
+        _SUM.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, bytes=8 * norms.LANES, square=_square(dtype))
+        for name, dtype in DTYPES.items()
     )
+
+
+def _square(dtype: DType) -> str:
+    """IR of the square of element ``%k`` (of a complex one, of its modulus), scaled."""
+    extended = {"float": "fpext float %g.{k} to double", "double": "fadd double %g.{k}, -0.0"}[dtype.llvm]
+    lines = []
+    for k in range(dtype.parts):
+        kind = "i16" if dtype.stored else dtype.llvm
+        lines.append(f"%g.at.{k} = getelementptr inbounds [{dtype.parts} x {kind}], ptr %g, i64 %k, i64 {k}")
+        if dtype.stored:
+            lines += [f"%g.{k}.bits = load i16, ptr %g.at.{k}", *_widened(f"%g.{k}", dtype.name)]
+        else:
+            lines.append(f"%g.{k} = load {dtype.llvm}, ptr %g.at.{k}")
+        lines += [
+            f"%x.{k} = {extended.format(k=k)}",
+            f"%scaled.{k} = fmul double %x.{k}, %scale",
+            f"%square{'' if dtype.parts == 1 else f'.{k}'} = fmul double %scaled.{k}, %scaled.{k}",
+        ]
+    if dtype.parts == 2:
+        lines.append("%square = fadd double %square.0, %square.1")
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _sums(name: str) -> str:
     """IR that adds up the squares of a chunk of a dtype, scaled ones too where squares may not fit."""
     dtype = DTYPES[name]
     scales = norms.SCALES[:1] if dtype.squares_fit else norms.SCALES
-    lines = [f"{name}:", f"  %{name}.g = getelementptr {dtype.llvm}, ptr %gradient, i64 %start"]
+    lines = [f"{name}:", f"  %{name}.g = getelementptr [{dtype.itemsize} x i8], ptr %gradient, i64 %start"]
     for k, scale in enumerate(scales):
         factor = DTYPES["float64"].llvm_literal(scale.hex())
         lines += [
-            f"  %{name}.sum{k} = call double @sum.{dtype.llvm_suffix}(ptr %{name}.g, i64 %n, double {factor})",
+            f"  %{name}.sum{k} = call double @sum.{name}(ptr %{name}.g, i64 %n, double {factor})",
             f"  store double %{name}.sum{k}, ptr %out{k}",
         ]
     return "\n".join([*lines, "  br label %next"])

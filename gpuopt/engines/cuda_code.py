@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +67,47 @@ _GLOBAL = """\
 #else
 #define ASSUME_GLOBAL(pointer)
 #endif
+"""
+
+_SMALL = """\
+__device__ __forceinline__ float wide_bfloat16(unsigned int bits)
+{
+    return __uint_as_float(bits << 16);
+}
+
+__device__ __forceinline__ unsigned int narrow_bfloat16(float x)
+{
+    const unsigned int bits = __float_as_uint(x);
+    return (x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest even
+}
+
+__device__ __forceinline__ float wide_float16(unsigned int bits)
+{
+#ifdef __CUDACC__
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((unsigned short)bits));
+    return x;
+#else
+    const unsigned int sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 0x3ffu;
+    if (exponent == 0) return __uint_as_float(sign | __float_as_uint((float)fraction * 5.9604644775390625e-08f));
+    return __uint_as_float(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13);
+#endif
+}
+
+__device__ __forceinline__ unsigned int narrow_float16(float x)
+{
+#ifdef __CUDACC__
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return bits;
+#else
+    const unsigned int all = __float_as_uint(x), sign = all >> 16 & 0x8000u, size = all & 0x7fffffffu;
+    if (size > 0x7f800000u) return sign | 0x7e00u;
+    if (size >= 0x477ff000u) return sign | 0x7c00u;
+    if (size < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(size) + 0.5f) - 0x3f000000u);
+    return sign | ((size + 0xfffu + (size >> 13 & 1u)) >> 13) - 0x1c000u;
+#endif
+}
 """
 
 _STEP = """\
@@ -151,6 +193,7 @@ def source(variants: tuple[Variant, ...]) -> str:
     return (
         _VALUES.format(bytes=table.VALUE_BYTES)
         + _GLOBAL
+        + _small(variants)
         + _STEP.format(
             **sizes,
             # Large rules: rather fewer blocks at once than spilled registers.
@@ -168,6 +211,11 @@ def source(variants: tuple[Variant, ...]) -> str:
             ),
         )
     )
+
+
+def _small(variants: Iterable[Variant]) -> str:
+    """Conversions, where there is anything of 16 bits."""
+    return _SMALL if any(DTYPES[v.dtype].stored for v in variants) else ""
 
 
 def _numbers_of(variants: Iterable[Variant]) -> int:
@@ -205,6 +253,8 @@ class _Loop:
         self.variant, self.T = variant, _ctype(variant)
         program, suffix = variant.program, DTYPES[variant.dtype].cuda_suffix
         self.arrays: dict[str, str] = {}
+        self.parts: dict[str, int] = {}
+        self.small: dict[str, str] = {}
         self.constants: dict[str, str] = {}
         self.body: list[str] = []
         self.terms: dict[int, str] = {}
@@ -213,8 +263,8 @@ class _Loop:
         for k in elements:
             term = f"v{k}"
             match program.nodes[k]:
-                case Node("load", (name,)):
-                    term = f"a_{self.array(name)}"
+                case Node("load", (name, *part)):
+                    term = _numbered("a", self.array(name), *part)
                 case Node("coefficient", (index,)):
                     self._constant(term, self.T, f"c[{index}]")
                 case Node("scale", ()):
@@ -222,7 +272,7 @@ class _Loop:
                 case Node("number", (index,)):
                     self._constant(term, self.T, f"({self.T}){numbers.get(index, f'own[{index}]')}")
                 case Node("literal", (number,)):
-                    term = _literal(number, variant.dtype)
+                    term = _literal(number, DTYPES[variant.dtype].arithmetic)
                 case Node(op, args):
                     kind = "bool" if op in (*COMPARISONS, *LOGIC) else self.T
                     formula = _OPERATIONS[op].format(*[self.terms[a] for a in args], s=suffix)
@@ -241,12 +291,41 @@ class _Loop:
             column = table.PARAMETER if name == "p" else table.SLOTS + slots.index(name)
             label, address = name if name == "p" else f"slot{slots.index(name)}", f"row[{column}]"
         self.arrays[label] = address
+        self.parts[label] = 2 if name in self.variant.program.pairs else 1
+        stored = self.variant.stored(name)
+        if stored.stored:
+            self.small[label] = stored.name
         return label
+
+    def kept(self, label: str) -> str:
+        """The type of an array's numbers in memory."""
+        return "unsigned short" if label in self.small else self.T
+
+    def read(self, label: str, term: str) -> str:
+        """A number of an array, from what is in memory."""
+        return f"wide_{self.small[label]}({term})" if label in self.small else term
+
+    def written(self, label: str, term: str) -> str:
+        """What is in memory of a number of an array."""
+        return f"narrow_{self.small[label]}({term})" if label in self.small else term
+
+    def at(self, label: str, index: str, part: int = 0) -> str:
+        """An element of an array, or one of its parts."""
+        parts = self.parts[label]
+        return f"at_{label}[{index}]" if parts == 1 else f"at_{label}[{parts} * {index} + {part}]"
+
+    def each(self, labels: Iterable[str]) -> list[tuple[str, int]]:
+        """Every part of these arrays."""
+        return [(label, part) for label in labels for part in range(self.parts[label])]
 
     @property
     def prologue(self) -> list[str]:
         """Statements before the loop."""
-        addresses = [f"{self.T}* at_{name} = ({self.T}*){address} + start;" for name, address in self.arrays.items()]
+        addresses = [
+            f"{self.kept(name)}* at_{name} = ({self.kept(name)}*){address} + "
+            f"{'start' if self.parts[name] == 1 else '2 * start'};"
+            for name, address in self.arrays.items()
+        ]
         return [*addresses, *(f"ASSUME_GLOBAL(at_{name});" for name in self.arrays), *self._prologue]
 
     def _constant(self, name: str, kind: str, formula: str) -> None:
@@ -254,50 +333,98 @@ class _Loop:
         self._prologue.append(f"const {kind} {name} = {formula};")
 
 
+def _numbered(kind: str, label: str, number: int = 0) -> str:
+    """A variable of an array; there may be several."""
+    return f"{kind}{number or ''}_{label}"
+
+
+def _half(name: str, element: int) -> str:
+    """The 16 bits of an element of the main loop."""
+    word = f"v_{name}.{'xyzw'[element // 2]}"
+    return f"{word} >> 16" if element % 2 else f"{word} & 0xffffu"
+
+
 def _update(i: int, variant: Variant) -> str:
     """The code of one variant: the element, and the loop over a chunk."""
     last = update(variant.program)
     code = _Loop(variant, last.elements, {})
-    T, width = code.T, 16 // DTYPES[variant.dtype].itemsize  # noqa: N806 - a type
+    T, lanes = code.T, "xyzw"[: 16 // ctypes.sizeof(DTYPES[variant.dtype].ctype)]  # noqa: N806 - a type
     read = list(code.arrays)
-    written = {code.array(store.name): store for store in last.stores}
+    written = {(code.array(store.name), store.part[0] if store.part else 0): store for store in last.stores}
     if not written:
         arguments = "const long long*, long long, double, long long, int, const void*, const double*"
         return f"__device__ __forceinline__ void update{i}({arguments}) {{}}\n"
     # Through locals of their own: one output may be another one's input.
     body = [
         *code.body,
-        *(f"const {T} r_{name} = {code.terms[store.value]};" for name, store in written.items()),
-        *(f"a_{name} = r_{name};" for name in written),
+        *(f"const {T} {_numbered('r', *at)} = {code.terms[store.value]};" for at, store in written.items()),
+        *(f"{_numbered('a', *at)} = {_numbered('r', *at)};" for at in written),
     ]
-    whens = {name: "" if store.when is None else f"if ({code.terms[store.when]}) " for name, store in written.items()}
+    # Of complex numbers both parts are written, or none.
+    whens = {at[0]: "" if store.when is None else f"if ({code.terms[store.when]}) " for at, store in written.items()}
     names = list(code.arrays)
+    every = code.each(names)
     constants = list(code.constants)
-    vector = f"{T}{width}"
+    # As many elements at a time as fill 16 bytes of the smallest array.
+    numbers = {name: 8 if name in code.small else len(lanes) for name in names}  # in 16 bytes
+    width = max(numbers[name] // code.parts[name] for name in names)
+    vector = {name: "uint4" if name in code.small else f"{T}{len(lanes)}" for name in names}
     newline = "\n    "
     deeper = newline + "    "
+
+    def lane(name: str, part: int, element: int) -> str:
+        """Where a part of an element of the main loop is."""
+        if name in code.small:
+            return _numbered("e", name, element)
+        k, own = divmod(element * code.parts[name] + part, len(lanes))
+        return f"{_numbered('v', name, k)}.{lanes[own]}"
+
+    vectors = [(name, k) for name in names for k in range(code.parts[name] * width // numbers[name])]
+    memory = {(name, k): f"(({vector[name]}*)&{code.at(name, 'i')})[{k}]" for name, k in vectors}
+    unpacked = [
+        f"{T} {_numbered('e', name, k)}{' = ' + code.read(name, _half(name, k)) if name in read else ''};"
+        for name in code.small
+        for k in range(width)
+    ]
+    packed = [
+        f"v_{name}.{word} = {code.written(name, _numbered('e', name, 2 * k))} "
+        f"| {code.written(name, _numbered('e', name, 2 * k + 1))} << 16;"
+        for name in code.small
+        if name in whens
+        for k, word in enumerate("xyzw")
+    ]
     return _UPDATE.format(
         i=i,
         T=T,
         width=width,
         threads=norms.LANES,
         arguments=", ".join(
-            [f"{T}{'&' if name in written else ''} a_{name}" for name in names]
+            [f"{T}{'&' if at in written else ''} {_numbered('a', *at)}" for at in every]
             + [f"{kind} {name}" for name, kind in code.constants.items()]
         ),
         body=newline.join(body),
         prologue=newline.join(code.prologue),
         alignment=" | ".join(f"(unsigned long long)at_{name}" for name in names),
         loads=deeper.join(
-            f"{vector} v_{name}{f' = *({vector}*)(at_{name} + i)' if name in read else ''};" for name in names
+            [f"{vector[at[0]]} {_numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors]
+            + unpacked
         ),
         elements=deeper.join(
-            f"element{i}({', '.join([f'v_{name}.{lane}' for name in names] + constants)});" for lane in "xyzw"[:width]
+            f"element{i}({', '.join([lane(*at, element) for at in every] + constants)});" for element in range(width)
         ),
-        stores=deeper.join(f"{when}*({vector}*)(at_{name} + i) = v_{name};" for name, when in whens.items()),
-        reads=" ".join(f"{T} s_{name}{f' = at_{name}[i]' if name in read else ''};" for name in names),
-        names=", ".join([f"s_{name}" for name in names] + constants),
-        writes=" ".join(f"{when}at_{name}[i] = s_{name};" for name, when in whens.items()),
+        stores=deeper.join(
+            packed + [f"{whens[at[0]]}{memory[at]} = {_numbered('v', *at)};" for at in vectors if at[0] in whens]
+        ),
+        reads=" ".join(
+            f"{T} {_numbered('s', name, part)}{' = ' + code.read(name, code.at(name, 'i', part)) if name in read else ''};"
+            for name, part in every
+        ),
+        names=", ".join([_numbered("s", *at) for at in every] + constants),
+        writes=" ".join(
+            f"{whens[name]}{code.at(name, 'i', part)} = {code.written(name, _numbered('s', name, part))};"
+            for name, part in every
+            if name in whens
+        ),
     )
 
 
@@ -471,6 +598,7 @@ def reduction(k: int, variants: tuple[Variant, ...]) -> str:
         _VALUES.format(bytes=table.VALUE_BYTES)
         + _GLOBAL
         + defined
+        + _small(variants)
         + _PASS.format(
             functions="".join(functions),
             columns=table.columns(variants),
@@ -519,10 +647,14 @@ def _reducing_loop(variant: Variant, own: Pass, batch: Batch, sums: int) -> dict
     dtype = DTYPES[variant.dtype]
     numbers, lines = _arithmetic(variant.program, own.before, {})
     code = _Loop(variant, batch.elements, numbers)
-    body = [f"const {code.T} a_{name} = at_{name}[i];" for name in code.arrays] + code.body
+    body = [
+        f"const {code.T} {_numbered('a', name, part)} = {code.read(name, code.at(name, 'i', part))};"
+        for name, part in code.each(code.arrays)
+    ] + code.body
     start, add = [], []
     for r in batch.reductions:
         x = [f"(double){code.terms[a]}" for a in r.args]
+        count = len(x) // 2 if r.kind == "dot" else len(x)  # parts of a number
         name, at = f"r{r.number}", r.column + (sums if r.kind == "max" else 0)
         match r.kind:
             case "max":
@@ -533,13 +665,16 @@ def _reducing_loop(variant: Variant, own: Pass, batch: Batch, sums: int) -> dict
                 for n, scale in enumerate(norms.SCALES[:1] if dtype.squares_fit else norms.SCALES):
                     start.append(f"double {name}_{n} = 0;")
                     factor = _literal(scale.hex(), "float64")
-                    body.append(f"{{ const double x = {x[0]} * {factor}; {name}_{n} += x * x; }}")
+                    scaled = "".join(f"const double x{k} = {part} * {factor}; " for k, part in enumerate(x))
+                    squares = " + ".join(f"x{k} * x{k}" for k in range(count))
+                    body.append(f"{{ {scaled}{name}_{n} += {squares}; }}")
                     add.append(f"add_lanes({name}_{n}, lanes, out + {at + n});")
                 if dtype.squares_fit:  # the sum of scaled squares is not taken; it has infinities and NaN, too
                     add.append(f"if (threadIdx.x == 0) out[{at + 1}] = FINITE(out[{at}]) ? 0 : out[{at}];")
             case _:
+                terms = [" * ".join(x[k::count]) for k in range(count)]
                 start.append(f"double {name} = 0;")
-                body.append(f"{name} += {' * '.join(x)};")
+                body.append(f"{name} += {' + '.join(terms)};")
                 add.append(f"add_lanes({name}, lanes, out + {at});")
     return {
         "prologue": "\n    ".join([*lines, *code.prologue, *start]),
@@ -606,12 +741,45 @@ def _literal(number: str, dtype: str) -> str:
 # See gpuopt.engines.norms. The last block to end adds up what all have found, and decides.
 _MEASURE = """\
 template <typename T>
+__device__ __forceinline__ double square(T g, double scale)
+{
+    const double x = (double)g * scale;
+    return x * x;
+}
+
+template <>
+__device__ __forceinline__ double square(float2 g, double scale)
+{
+    return square(g.x, scale) + square(g.y, scale);
+}
+
+template <>
+__device__ __forceinline__ double square(double2 g, double scale)
+{
+    return square(g.x, scale) + square(g.y, scale);
+}
+
+struct Half { unsigned short bits; };
+struct BFloat { unsigned short bits; };
+
+template <>
+__device__ __forceinline__ double square(Half g, double scale)
+{
+    return square(wide_float16(g.bits), scale);
+}
+
+template <>
+__device__ __forceinline__ double square(BFloat g, double scale)
+{
+    return square(wide_bfloat16(g.bits), scale);
+}
+
+template <typename T>
 __device__ __forceinline__ void sum_of_squares(const T* g, int n, double scale, double* lanes, double* out)
 {
     double sum = 0;
     for (int i = threadIdx.x; i < n; i += LANES) {
-        const double x = (double)g[i] * scale;
-        sum += x * x;
+        sum += square(g[i], scale);
     }
     lanes[threadIdx.x] = sum;
     __syncthreads();
@@ -689,8 +857,9 @@ def _sums(name: str) -> str:
     """Return the ``case`` for gradients of a dtype: it adds up squares, and scaled squares where plain ones may not fit."""
     dtype = DTYPES[name]
     scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
+    kind = {"float16": "Half", "bfloat16": "BFloat"}.get(name, f"{dtype.cuda}{dtype.parts if dtype.parts > 1 else ''}")
     calls = [
-        f"sum_of_squares((const {dtype.cuda}*)gradient + start, n, {scale}, lanes, out + {k});"
+        f"sum_of_squares((const {kind}*)gradient + start, n, {scale}, lanes, out + {k});"
         for k, scale in enumerate(scales)
     ]
     return f"case {dtype.number}: {' '.join(calls)} break;"
@@ -716,4 +885,4 @@ def measure() -> str:
         "SUMS": " ".join(map(_sums, DTYPES)),
     }
     defined = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    return defined + _VALUES.format(bytes=table.VALUE_BYTES) + _MEASURE
+    return defined + _VALUES.format(bytes=table.VALUE_BYTES) + _SMALL + _MEASURE

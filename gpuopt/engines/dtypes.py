@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,10 @@ class DType:
         The type of ctypes.
     squares_fit
         Whether no square of such a number overflows or vanishes in float64.
+    parts
+        Real numbers that an element has: two, if it is complex.
+    stored
+        Bytes of each of them in memory, if they are fewer than those of what it is computed in.
 
     """
 
@@ -39,11 +43,13 @@ class DType:
     cuda_suffix: str
     ctype: type[Any]
     squares_fit: bool
+    parts: int = 1
+    stored: int = 0
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return ctypes.sizeof(self.ctype)
+        return (self.stored or ctypes.sizeof(self.ctype)) * self.parts
 
     @property
     def number(self) -> int:
@@ -53,7 +59,7 @@ class DType:
     def rounded(self, number: str) -> Any:
         """A number, as `float.hex` writes it, rounded once to this dtype."""
         with np.errstate(all="ignore"):
-            return np.dtype(self.name).type(float.fromhex(number))
+            return np.dtype(self.arithmetic).type(float.fromhex(number))
 
     def llvm_literal(self, number: str) -> str:
         """A constant of LLVM IR, which spells float and double alike: as the bits of a double."""
@@ -61,10 +67,17 @@ class DType:
             return "0x" + struct.pack(">d", self.rounded(number)).hex()
 
 
+_float32 = DType("float32", "float32", "float", "f32", "float", "f", ctypes.c_float, squares_fit=True)
+_float64 = DType("float64", "float64", "double", "f64", "double", "", ctypes.c_double, squares_fit=False)
+
 DTYPES: dict[str, DType] = {
     dtype.name: dtype
     for dtype in (
-        DType("float32", "float32", "float", "f32", "float", "f", ctypes.c_float, squares_fit=True),
-        DType("float64", "float64", "double", "f64", "double", "", ctypes.c_double, squares_fit=False),
+        _float32,
+        _float64,
+        replace(_float32, name="complex64", parts=2),
+        replace(_float64, name="complex128", parts=2),
+        replace(_float32, name="float16", stored=2),
+        replace(_float32, name="bfloat16", stored=2),
     )
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import assign, dtype_of
+from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.table import PARAMETER, Segment, Table
 
@@ -80,7 +81,13 @@ class FusedStep:
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._table = Table(
             [
-                Segment(p.size, leaf.group, dtype_of(p), (place.pointer(p), *map(place.pointer, leaf.slots)))
+                Segment(
+                    p.size,
+                    leaf.group,
+                    dtype_of(p),
+                    _dtype_of_slots(leaf),
+                    (place.pointer(p), *map(place.pointer, leaf.slots)),
+                )
                 for p, leaf in zip(self._parameters, leaves.values(), strict=True)
             ],
             rules,
@@ -93,6 +100,10 @@ class FusedStep:
         self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
         self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
         self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
+
+    def computes(self, rules: Sequence[Rule]) -> bool:
+        """Whether the programs of these rules are the compiled ones."""
+        return self._table.computes(rules)
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.
@@ -165,6 +176,13 @@ class FusedStep:
         self._table.set_coefficients(scalars)
         calls = self.kernel.prepare()
         return (*self._copies_in, *calls, *self._copies_out) if self._copies_in else calls
+
+
+def _dtype_of_slots(leaf: Leaf) -> str:
+    """The dtype of a leaf's slots where that is the parameter's though it is not computed in; else that of its arithmetic."""
+    arithmetic = DTYPES[str(leaf.p.dtype)].arithmetic
+    kept = {str(slot.dtype) for slot in leaf.slots if slot.dtype == leaf.p.dtype}
+    return kept.pop() if kept and DTYPES[str(leaf.p.dtype)].stored else arithmetic
 
 
 def _dense_copy(place: Place, g: Any, p: Any) -> Any:

@@ -47,11 +47,12 @@ def is_without_gaps(array: Any) -> bool:
     return is_dense(array.shape, array.strides, array.dtype.itemsize)
 
 
-def dense_layout(array: Any) -> Layout:
-    """The layout of ``array`` if it is dense, else that of a C-ordered array like it."""
-    dtype = np.dtype(array.dtype)
-    if is_dense(array.shape, array.strides, dtype.itemsize):
-        return Layout(array.shape, dtype, array.strides)
+def dense_layout(array: Any, dtype: Any = None) -> Layout:
+    """The layout of ``array`` if it is dense, else that of a C-ordered array like it; of another dtype, if one is given."""
+    own = np.dtype(array.dtype)
+    dtype = np.dtype(dtype or own)
+    if is_dense(array.shape, array.strides, own.itemsize):
+        return Layout(array.shape, dtype, tuple(s // own.itemsize * dtype.itemsize for s in array.strides))
     strides = [dtype.itemsize] * len(array.shape)
     for axis in range(len(strides) - 2, -1, -1):
         strides[axis] = strides[axis + 1] * array.shape[axis + 1]

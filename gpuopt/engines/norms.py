@@ -1,7 +1,7 @@
 """Norms of the gradients before a step: whether gradients are finite, and by how much they are scaled down.
 
 The sums of squares are added up in float64 and in one fixed order, so that they are the same bits on every engine: of a
-chunk, element ``k`` goes to lane ``k % 256``, each lane adds up in order, and the lanes are added by halves; chunks,
+chunk, element ``k`` goes to lane ``k % 256`` (of a complex one, the square of the modulus), each lane adds up in order, and the lanes are added by halves; chunks,
 then leaves, are added in order. A square of a float32 neither overflows nor vanishes in float64. For float64 gradients
 two more sums are added up, of the elements scaled by powers of two, and the one that did neither is used.
 """
@@ -113,10 +113,11 @@ def root(sums: NDArray[np.float64]) -> float:
 def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     """Return the three sums of a flat NumPy array, the two scaled ones only for float64; the reference of the kernels."""
     scales = SCALES[:1] if DTYPES[flat.dtype.name].squares_fit else SCALES
-    exact, total = flat.astype(np.float64), np.zeros(3)
+    exact, total = [part.astype(np.float64) for part in parts_of(flat)], np.zeros(3)
     with np.errstate(all="ignore"):
         for k, scale in enumerate(scales):
-            total[k] = ordered_sum(np.square(exact * scale))
+            squares = [np.square(part * scale) for part in exact]
+            total[k] = ordered_sum(squares[0] + squares[1] if len(squares) == 2 else squares[0])
     return total
 
 
@@ -127,6 +128,11 @@ def chunk_sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     with np.errstate(all="ignore"):
         columns = [chunk_sums(np.square(exact * scale)) for scale in scales]
     return np.stack(columns + [np.zeros(len(columns[0]))] * (3 - len(columns)), axis=1)
+
+
+def parts_of(flat: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Real and imaginary part of a NumPy array, or a real one itself."""
+    return (flat.real, flat.imag) if flat.dtype.kind == "c" else (flat,)
 
 
 def ordered_sum(flat: NDArray[np.float64]) -> float:

@@ -35,7 +35,7 @@ class Reduction:
     kind, over
         "sum", "dot", "norm" or "max"; "leaf" or "group".
     args
-        The elements that it is made of.
+        The elements that it is made of; of complex ones, both parts of each.
     column
         Its first one, among those of the sums or among those of the largest elements.
 
@@ -110,9 +110,13 @@ class Pass:
 
 @dataclass(frozen=True)
 class Store:
-    """What the update writes: an element's value into an array; ``when`` is a truth value of the whole leaf, or None."""
+    """What the update writes: an element's value into an array; ``when`` is a truth value of the whole leaf, or None.
+
+    Of complex numbers ``part`` is one of both.
+    """
 
     name: str
+    part: tuple[int, ...]
     value: int
     when: int | None = None
 
@@ -181,7 +185,8 @@ def _batches(program: Program, numbers: Iterable[int]) -> tuple[Batch, ...]:
     """The loops that reduce what is to be reduced among these numbers."""
     found: list[Reduction] = []
     sums = largest = 0
-    for number in numbers:
+    # Those over the group first: they are in the same columns for real and for complex leaves.
+    for number in sorted(numbers, key=lambda k: program.numbers[k].args[1:2] != ("group",)):
         match program.numbers[number]:
             case Node("reduce", (kind, over, *args)):
                 found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
@@ -268,13 +273,19 @@ def _stores(program: Program) -> tuple[Store, ...]:
     """What is written: not what stays as it is, and only then what a truth value of the leaf decides over."""
     same = uniform(program)
     stores = []
-    for name, output in zip(("p", *program.slots), program.outputs, strict=True):
-        old = Node("load", (name,))
+    for name, part, output in program.stores:
+        old = Node("load", (name, *part))
         match program.nodes[output]:
             case node if node == old:
                 pass
             case Node("where", (when, value, other)) if when in same and program.nodes[other] == old:
-                stores.append(Store(name, value, when))
+                stores.append(Store(name, part, value, when))
             case _:
-                stores.append(Store(name, output))
+                stores.append(Store(name, part, output))
+    # Of complex numbers both parts are written, and by one condition.
+    whole = [Store(name, part, output) for name, part, output in program.stores if name in program.pairs]
+    for name in program.pairs:
+        conditions = [store.when for store in stores if store.name == name]
+        if conditions and (len(conditions) == 1 or conditions[0] != conditions[1]):
+            stores = [store for store in stores if store.name != name] + [s for s in whole if s.name == name]
     return tuple(stores)

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
     from gpuopt.engines.place import Place
     from gpuopt.rules.base import Rule
 
+FUSED = ("float32", "float64")
+"""Dtypes of leaves whose slots are stored like the leaf."""
+
 
 def pure_step(arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule]) -> PureStep | None:
     """Return the fused step for parameters like these; None if they cannot be fused, or not together."""
     place, *others = {place_of(a) for a in arrays}
-    if place is None or others or not (all(map(is_without_gaps, arrays)) and all(map(_is_elementwise, rules))):
+    if place is None or others or not all(str(a.dtype) in FUSED for a in arrays):
+        return None
+    if not (all(map(is_without_gaps, arrays)) and all(map(_is_elementwise, rules))):
         return None
     return PureStep(place, arrays, groups, rules)
 
@@ -76,7 +81,7 @@ class PureStep:
         ]  # each a buffer: who keeps parameters need not keep their state
         self._table = Table(
             [
-                Segment(p.size, g, str(p.dtype), (0,) * (1 + len(own[g])))
+                Segment(p.size, g, str(p.dtype), str(p.dtype), (0,) * (1 + len(own[g])))
                 for p, g in zip(parameters, groups, strict=True)
             ],
             rules,

@@ -11,7 +11,8 @@ import numpy as np
 
 from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
-from gpuopt.engines.norms import ordered_sum, root, sums_of_squares, with_infinities
+from gpuopt.engines.norms import ordered_sum, parts_of, root, sums_of_squares, with_infinities
+from gpuopt.rules.pairs import Pair, RealNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +165,7 @@ COMBINE: dict[str, Callable[[Sequence[Partial]], float]] = {
 """From the leaves' parts in order, the total."""
 
 
-class Namespace:
+class Namespace(RealNumbers):
     """The array API namespace of a leaf, and sums over that leaf and over all leaves of its group.
 
     Functions of numbers alone compute in float64.
@@ -216,7 +217,7 @@ class Namespace:
         return Number(self._sum(u))
 
     def dot(self, u: Any, v: Any) -> Number:
-        """Sum of the products of the leaf's elements."""
+        """Sum of the products of the leaf's elements; of pairs, of the products of their parts."""
         return Number(self._dot(u, v))
 
     def norm(self, u: Any) -> Number:
@@ -248,7 +249,9 @@ class Namespace:
 
     def _dot(self, u: Any, v: Any) -> float:
         with np.errstate(all="ignore"):
-            return ordered_sum(self._flat(u).astype(np.float64) * self._flat(v).astype(np.float64))
+            parts = zip(parts_of(self._flat(u)), parts_of(self._flat(v)), strict=True)
+            products = [a.astype(np.float64) * b.astype(np.float64) for a, b in parts]
+            return ordered_sum(products[0] + products[1] if len(products) == 2 else products[0])
 
     def _squares(self, u: Any) -> Any:
         return with_infinities(sums_of_squares(self._flat(u))[None])[0]
@@ -260,6 +263,11 @@ class Namespace:
     def _flat(self, u: Any) -> NDArray[Any]:
         """The elements as a flat array on the host, in the order in which the parameter's elements lie in memory."""
         self._group.reduces = True
+        if isinstance(u, Pair):
+            re, im = (np.asarray(self._flat(part)) for part in (u.re, u.im))
+            both = np.empty(re.shape, np.result_type(re.dtype, np.complex64))
+            both.real[...], both.imag[...] = re, im
+            return both
         if is_number(u):
             raise TypeError(f"an update reduces {u!r}, expected an array like the parameter")
         try:

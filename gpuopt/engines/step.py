@@ -9,12 +9,13 @@ import numpy as np
 
 from gpuopt import arrays as libraries
 from gpuopt.engines import array, memory
+from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.trace import SCALE, Program, traced
-from gpuopt.rules.slots import Filled, Shared, Slot, is_number, starts
+from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -51,6 +52,8 @@ class Step:
         same GPU is to decide.
     idle
         Leaves that are never updated, whatever is given as their gradients.
+    precision
+        In what the slots of leaves of 16 bits are kept.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class Step:
         guard: Guard | None = None,
         before: Step | None = None,
         idle: Collection[int] = (),
+        precision: str = "state32",
     ) -> None:
         self._guard = guard
         self._arrays, self._groups = arrays, groups
@@ -95,7 +99,7 @@ class Step:
         ]
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
-        self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state)
+        self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
         self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {
@@ -130,8 +134,10 @@ class Step:
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
-        same = all(new.slots == old.slots for new, old in zip(rules, self.rules, strict=True))
-        return same and [traced(rule) for rule in rules] == self._programs
+        same = all(_kinds(new) == _kinds(old) for new, old in zip(rules, self.rules, strict=True))
+        if not same or [traced(rule) for rule in rules] != self._programs:
+            return False
+        return all(step.computes(rules) for step in self._fused)  # complex leaves have programs of their own
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
         """Return what `Rule.at` gives for each group, from its carried numbers."""
@@ -370,6 +376,11 @@ def _can_be_fused(
     return [program is not None and not is_apart for program, is_apart in zip(programs, apart, strict=True)]
 
 
+def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
+    """The slots of a rule, and what they hold of a complex leaf."""
+    return rule.slots, {name: rule.part(name) for name in rule.slots}
+
+
 def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
     """The slots as a table has them."""
     numbers = [name for name in slots if is_number(declared[name])]
@@ -382,6 +393,7 @@ def _with_new_slots(
     homes: Sequence[Place | None],
     rules: Sequence[Rule],
     state: Sequence[Mapping[str, Any]],
+    precision: str,
 ) -> list[dict[str, Any]]:
     """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
 
@@ -390,6 +402,10 @@ def _with_new_slots(
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
+    for own, rule, p in zip(slots, rules, arrays, strict=True):
+        for name, value in own.items():
+            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p, precision)):
+                raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
@@ -399,13 +415,15 @@ def _with_new_slots(
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
         if place is not None:
-            new = place.zeros([memory.dense_layout(arrays[i]) for i in members])
+            new = place.zeros(
+                [memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
+            )
         else:
-            new = [libraries.zeros_like(arrays[i]) for i in members]
+            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
-            if declared[i][name] != Filled():
-                libraries.assign(value, array.started(declared[i][name], arrays[i], i, rules[i]))
+            if declared[i][name] not in (Filled(), Real()):
+                libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.dtypes import DTYPES, DType
 from gpuopt.engines.passes import passes, update
 from gpuopt.engines.trace import Program, trace
 
@@ -35,19 +35,35 @@ LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, PARAMETER, SLOTS = range(8
 
 @dataclass(frozen=True)
 class Variant:
-    """One body of a kernel: a program at a dtype (``"float32"`` or ``"float64"``)."""
+    """One body of a kernel: a program at a dtype of parameters."""
 
     program: Program
     dtype: str
+    slots: str = ""
+    """The dtype that slots are stored in, if that is not what is computed in."""
+
+    def stored(self, name: str) -> DType:
+        """How the numbers of an array are stored."""
+        return DTYPES[(self.slots or DTYPES[self.dtype].arithmetic) if name in self.program.slots else self.dtype]
+
+    @property
+    def arrays(self) -> float:
+        """Arrays as large as the parameter that a step reads and writes, all its passes together."""
+        program, last = self.program, update(self.program)
+        elements = [i for own in passes(program) for i in own.elements] + list(last.elements)
+        read = sum(program.nodes[i].op == "load" for i in elements)
+        written = sum(store.when is None for store in last.stores)
+        return (read + written) / DTYPES[self.dtype].parts
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A leaf as the table sees it: elements, group, dtype, and the addresses of its parameter and slots."""
+    """A leaf as the table sees it: elements, group, dtype, that of its slots, and the addresses of its parameter and slots."""
 
     length: int
     group: int
     dtype: str
+    slots: str
     pointers: tuple[int, ...]
 
 
@@ -57,7 +73,7 @@ class Table:
     Attributes
     ----------
     programs
-        The traced program of each group's rule.
+        The traced program of each group's rule, by group and dtype.
     variants
         The bodies that the kernel needs.
     rows
@@ -84,18 +100,21 @@ class Table:
     """
 
     def __init__(self, segments: Sequence[Segment], rules: Sequence[Rule]) -> None:
-        self.programs = programs = {group: trace(rules[group]) for group in sorted({s.group for s in segments})}
         lanes = dict.fromkeys((s.group, s.dtype) for s in segments)
-        variant_of = {(group, dtype): Variant(programs[group], dtype) for group, dtype in lanes}
+        kinds = {lane: (lane[0], DTYPES[lane[1]].parts == 2) for lane in lanes}
+        traced = {kind: trace(rules[kind[0]], is_complex=kind[1]) for kind in sorted(set(kinds.values()))}
+        self.programs = programs = {lane: traced[kind] for lane, kind in kinds.items()}
+        slots = {(s.group, s.dtype): s.slots for s in segments}
+        variant_of = {lane: Variant(programs[lane], lane[1], _stored(slots[lane], lane[1])) for lane in lanes}
         self.variants = tuple(dict.fromkeys(variant_of.values()))
         number_of = {lane: self.variants.index(variant) for lane, variant in variant_of.items()}
         offsets, size = {}, 0
         for group, dtype in lanes:
             offsets[group, dtype] = size
-            size += 8 * len(programs[group].coefficients)
+            size += 8 * len(programs[group, dtype].coefficients)
         scalars_at = {}
-        for group, program in programs.items():
-            scalars_at[group] = size
+        for kind, program in traced.items():
+            scalars_at[kind] = size
             size += 8 * len(program.number_scalars)
         if size > VALUE_BYTES:
             raise ValueError(
@@ -111,32 +130,26 @@ class Table:
         )
         self._lanes: list[tuple[int, Callable[[Mapping[str, float]], list[float]], Any]] = [
             # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
-            (group, programs[group].evaluate, (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
+            (group, program.evaluate, (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
             for (group, dtype), offset in offsets.items()
-            if (count := len(programs[group].coefficients))
+            if (count := len((program := programs[group, dtype]).coefficients))
         ]
         self._lanes += [
             (group, program.evaluate_for_numbers, (ctypes.c_double * count).from_buffer(self.values.data, offset))
-            for group, offset in scalars_at.items()
-            if (count := len((program := programs[group]).number_scalars))
+            for (group, is_complex), offset in scalars_at.items()
+            if (count := len((program := traced[group, is_complex]).number_scalars))
         ]
 
-        self.groups = len(programs)
+        _check_totals(traced)
+        group_of = {group: i for i, group in enumerate(dict.fromkeys(group for group, _ in traced))}
+        self.groups = len(group_of)
         self.numbers = max(len(program.numbers) for program in programs.values())
         self.rows = np.zeros((len(segments), columns(self.variants)), np.int64)
-        group_of = {group: i for i, group in enumerate(programs)}
         numbers = {name: dtype.number for name, dtype in DTYPES.items()}
         for i, s in enumerate(segments):
             lane = s.group, s.dtype
-            own = (
-                s.length,
-                numbers[s.dtype],
-                number_of[lane],
-                offsets[lane],
-                scalars_at[s.group],
-                group_of[s.group],
-                *s.pointers,
-            )
+            places = offsets[lane], scalars_at[kinds[lane]], group_of[s.group]
+            own = (s.length, numbers[s.dtype], number_of[lane], *places, *s.pointers)
             self.rows[i, : len(own)] = own
 
         self.scales = np.ones(len(segments))
@@ -148,6 +161,13 @@ class Table:
         self.chunks[:, 0] = np.repeat(np.arange(len(segments)), counts)
         self.chunks[:, 1] = (np.arange(len(self.chunks)) - first) * CHUNK
 
+    def computes(self, rules: Sequence[Rule]) -> bool:
+        """Whether the programs of these rules are those of the table."""
+        return all(
+            trace(rules[group], is_complex=DTYPES[dtype].parts == 2) == program
+            for (group, dtype), program in self.programs.items()
+        )
+
     @property
     def gradient_bytes(self) -> int:
         """Bytes of all gradients."""
@@ -156,7 +176,7 @@ class Table:
     @property
     def traffic(self) -> int:
         """Bytes that a step reads and writes."""
-        arrays = np.array([_arrays(v.program) for v in self.variants])[self.rows[:, VARIANT]]
+        arrays = np.array([v.arrays for v in self.variants])[self.rows[:, VARIANT]]
         return int(self._sizes @ arrays)
 
     @property
@@ -187,8 +207,18 @@ def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
     return sums if sums + largest else 1, largest
 
 
-def _arrays(program: Program) -> int:
-    """How many arrays a step of a program reads and writes, all its passes together."""
-    last = update(program)
-    read = [i for elements in (*(p.elements for p in passes(program)), last.elements) for i in elements]
-    return sum(program.nodes[i].op == "load" for i in read) + sum(store.when is None for store in last.stores)
+def _stored(slots: str, dtype: str) -> str:
+    """The dtype of slots, where it is not that of the arithmetic."""
+    return "" if slots == DTYPES[dtype].arithmetic else slots
+
+
+def _check_totals(programs: Mapping[tuple[int, bool], Program]) -> None:
+    """Raise TypeError where totals over a group are not made alike of real and of complex leaves."""
+    found: dict[int, Any] = {}
+    for (group, _), program in programs.items():
+        totals = [
+            [(r.kind, r.column) for batch in own.batches for r in batch.reductions if r.over == "group"]
+            for own in passes(program)
+        ]
+        if found.setdefault(group, totals) != totals:
+            raise TypeError("a rule takes other totals over real leaves than over complex ones, expected the same")

@@ -16,6 +16,7 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealNumbers, applied
 from gpuopt.rules.slots import Shared, is_number, starts
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Program:
     """Those that are arrays."""
     nodes: tuple[Node, ...]
     outputs: tuple[int, ...]
-    """Nodes of the new parameter and the new slots."""
+    """Nodes of the new parameter and the new slots; of complex ones, of their real and imaginary parts."""
     scalars: tuple[Node, ...]
     coefficients: tuple[int, ...]
     """Scalars that enter the loop: the node ``coefficient k`` is ``scalars[coefficients[k]]``."""
@@ -90,6 +91,16 @@ class Program:
     """Of `numbers`, those that the number slots become."""
     number_scalars: tuple[int, ...] = ()
     """Scalars that numbers are made of: the number ``scalar k`` is ``scalars[number_scalars[k]]``."""
+    pairs: frozenset[str] = frozenset()
+    """Arrays of complex numbers, among "p", "g" and the slots: nodes load their parts, ``("p", 0)`` and ``("p", 1)``."""
+
+    @property
+    def stores(self) -> list[tuple[str, tuple[int, ...], int]]:
+        """Of each output the array, the part (none, of real numbers) and the node."""
+        parts: list[tuple[str, tuple[int, ...]]] = []
+        for name in ("p", *self.slots):
+            parts += [(name, (0,)), (name, (1,))] if name in self.pairs else [(name, ())]
+        return [(*part, node) for part, node in zip(parts, self.outputs, strict=True)]
 
     @property
     def exact(self) -> bool:
@@ -132,13 +143,20 @@ class Program:
         return eval(code, {**_FUNCTIONS_ON_HOST})  # type: ignore[no-any-return]
 
 
-def trace(rule: Rule) -> Program:
+def trace(rule: Rule, *, is_complex: bool = False) -> Program:
     """Run ``rule.update`` on symbols.
+
+    Parameters
+    ----------
+    is_complex
+        Whether the parameters are complex numbers.
 
     Raises
     ------
     TraceError
         If the update branches on a value, calls what cannot be fused, or does not return its slots.
+    ComplexError
+        If the update does with complex numbers what is refused.
 
     """
     tape = _Tape(rule.name)
@@ -147,17 +165,34 @@ def trace(rule: Rule) -> Program:
         raise tape.error(f"has the slots {tuple(declared)}", "slots of other names than p and g")
     of_numbers = [name for name, start in declared.items() if is_number(start)]
     of_arrays = [name for name in declared if name not in of_numbers]
-    slots = {name: Number(tape, "slot", name) if name in of_numbers else tape.load(name) for name in declared}
+    pairs = {"p", "g", *(name for name in of_arrays if rule.part(name) != "real")} if is_complex else set()
+    real = Namespace(tape)
+    xp: Any = Lifted(real) if is_complex else real
+
+    def load(name: str) -> Symbol | Pair:
+        return Pair(*[Symbol(tape, "load", name, k) for k in range(2)]) if name in pairs else tape.load(name)
+
+    slots = {name: Number(tape, "slot", name) if name in of_numbers else load(name) for name in declared}
     # sorted: alike, whichever are schedules
     h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in sorted(rule.at(0))}
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
-    new_p, new_slots = rule.update(
-        Namespace(tape), tape.load("p"), tape.load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
-    )
+    try:
+        new_p, new_slots = applied(
+            rule, rule.update, xp, load("p"), load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
+        )
+    except ComplexError as error:
+        raise ComplexError(f"{rule.name}.update {error}") from None
     if set(new_slots) != set(slots):
         raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
-    outputs: list[Symbol] = [tape.element(value) for value in (new_p, *(new_slots[name] for name in of_arrays))]
+    outputs: list[Symbol] = []
+    for name, value in {"p": new_p, **{name: new_slots[name] for name in of_arrays}}.items():
+        if name in pairs:
+            outputs += [tape.element(x) for x in ((value.re, value.im) if isinstance(value, Pair) else (value, 0.0))]
+        elif isinstance(value, Pair):
+            raise ComplexError(f"{rule.name}.update returns complex numbers for {name}, expected real ones")
+        else:
+            outputs.append(tape.element(value))
     numbers: list[Number] = [tape.number(new_slots[name]) for name in of_numbers]
     if any(output.is_mask for output in (*outputs, *numbers)):
         raise tape.error("returns a truth value", "a number, as xp.where(condition, 1, 0) gives")
@@ -172,6 +207,7 @@ def trace(rule: Rule) -> Program:
         tuple(tape.numbers),
         tuple(number.index for number in numbers),
         tuple(tape.number_scalars),
+        frozenset(pairs),
     )
     _check_shared(tape, program)
     return program
@@ -183,6 +219,17 @@ def traced(rule: Rule) -> Program | None:
         return trace(rule)
     except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
         return None
+
+
+def refusal_of_complex(rule: Rule) -> str:
+    """Return why the rule is not for complex leaves, as far as tracing shows it."""
+    try:
+        trace(rule, is_complex=True)
+    except ComplexError as error:
+        return str(error)
+    except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
+        return ""
+    return ""
 
 
 def _check_shared(tape: _Tape, program: Program) -> None:
@@ -320,6 +367,8 @@ class _Expression:
 def _install_operators() -> None:
     def binary(op: str, *, swapped: bool = False) -> Callable[[_Expression, Any], Any]:
         def method(self: _Expression, other: Any) -> Any:
+            if isinstance(other, Pair):
+                return NotImplemented  # which knows better
             return self._apply(op, other, self) if swapped else self._apply(op, self, other)
 
         return method
@@ -414,7 +463,7 @@ class Symbol(_Expression):
         return self._apply("not", self)
 
 
-class Namespace:
+class Namespace(RealNumbers):
     """The array API's elementwise functions, on symbols."""
 
     _OPERATIONS: ClassVar[Mapping[str, str]] = {
@@ -441,7 +490,7 @@ class Namespace:
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         op = self._OPERATIONS.get(name)
         if op is None:
-            derived = [n for n in vars(Namespace) if not n.startswith("_")]
+            derived = [n for n in (*vars(Namespace), *vars(RealNumbers)) if not n.startswith("_")]
             known = ", ".join(sorted([*self._OPERATIONS, *derived]))
             raise self._tape.error(f"calls xp.{name}", f"elementwise functions ({known})")
 
@@ -522,7 +571,8 @@ class Namespace:
         """The largest element of all leaves of the group."""
         return self._reduced("max", "group", u)
 
-    def _reduced(self, kind: str, over: str, *values: Any) -> Number:
+    def _reduced(self, kind: str, over: str, *given: Any) -> Number:
+        values = [part for value in given for part in ((value.re, value.im) if isinstance(value, Pair) else (value,))]
         for value in values:
             if not isinstance(value, Symbol) or value.is_mask:
                 what = "truth values" if getattr(value, "is_mask", False) else f"{value!r:.40}"

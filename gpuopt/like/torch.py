@@ -1,4 +1,7 @@
-"""The algorithms of ``torch.optim`` (2.13), and its state dicts: `load_state_dict` reads one, `state_dict` writes one."""
+"""The algorithms of ``torch.optim`` (2.13), which updates both components of a complex number on their own.
+
+Its state dicts, too: `load_state_dict` reads one, `state_dict` writes one.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ def Adam(
 ) -> Rule:
     """``torch.optim.Adam``: ``weight_decay`` is a part of the gradient, unless it is decoupled."""
     return _around(
-        rules.Adam(lr, *betas, eps, amsgrad=amsgrad), weight_decay, maximize, decoupled=decoupled_weight_decay
+        rules.Adam(lr, *betas, eps, amsgrad=amsgrad, components=True),
+        weight_decay,
+        maximize,
+        decoupled=decoupled_weight_decay,
     )
 
 
@@ -79,7 +85,9 @@ def AdamW(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.AdamW``."""
-    return _around(rules.AdamW(lr, *betas, eps, amsgrad=amsgrad, weight_decay=weight_decay), 0, maximize)
+    return _around(
+        rules.AdamW(lr, *betas, eps, amsgrad=amsgrad, components=True, weight_decay=weight_decay), 0, maximize
+    )
 
 
 def NAdam(
@@ -93,7 +101,7 @@ def NAdam(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.NAdam``, which keeps the product of its momenta in float32."""
-    rule = rules.NAdam(lr, *betas, eps, momentum_decay=momentum_decay)
+    rule = rules.NAdam(lr, *betas, eps, components=True, momentum_decay=momentum_decay)
     return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
 
 
@@ -107,7 +115,7 @@ def RAdam(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.RAdam``: ``eps`` is added before the second moment is corrected."""
-    rule = rules.RAdam(lr, *betas, eps=0, eps_hat=eps)
+    rule = rules.RAdam(lr, *betas, eps=0, eps_hat=eps, components=True)
     return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
 
 
@@ -120,14 +128,14 @@ def Adamax(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.Adamax``: ``eps`` is inside of the maximum."""
-    return _around(rules.AdaMax(lr, *betas, eps=0, eps_inside=eps), weight_decay, maximize)
+    return _around(rules.AdaMax(lr, *betas, eps=0, eps_inside=eps, components=True), weight_decay, maximize)
 
 
 def Adadelta(
     lr: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6, weight_decay: Hyper = 0, *, maximize: bool = False
 ) -> Rule:
     """``torch.optim.Adadelta``."""
-    return _around(rules.AdaDelta(lr, rho, eps), weight_decay, maximize)
+    return _around(rules.AdaDelta(lr, rho, eps, components=True), weight_decay, maximize)
 
 
 def Adagrad(
@@ -140,7 +148,7 @@ def Adagrad(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.Adagrad``."""
-    rule = rules.AdaGrad(decayed(lr, lr_decay), eps, initial=initial_accumulator_value)
+    rule = rules.AdaGrad(decayed(lr, lr_decay), eps, components=True, initial=initial_accumulator_value)
     return _around(rule, weight_decay, maximize)
 
 
@@ -155,7 +163,7 @@ def RMSprop(
     maximize: bool = False,
 ) -> Rule:
     """``torch.optim.RMSprop``: the learning rate stays outside of the momentum."""
-    rule = rules.RMSProp(lr, alpha, eps, momentum=momentum, centered=centered, lr_in_velocity=False)
+    rule = rules.RMSProp(lr, alpha, eps, components=True, momentum=momentum, centered=centered, lr_in_velocity=False)
     return _around(rule, weight_decay, maximize)
 
 

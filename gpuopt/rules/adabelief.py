@@ -11,7 +11,7 @@ from gpuopt.rules.base import Array, Hyper, bounded
 
 @dataclass(frozen=True)
 class AdaBelief(Adam):
-    r"""AdaBelief (Zhuang et al. 2020, arXiv:2010.07468): `Adam` with ``v = beta2*v + (1-beta2)*(g-m)**2 + eps_belief``.
+    r"""AdaBelief (Zhuang et al. 2020, arXiv:2010.07468): `Adam` with ``v = beta2*v + (1-beta2)*|g-m|**2 + eps_belief``.
 
     Parameters
     ----------
@@ -34,6 +34,6 @@ class AdaBelief(Adam):
     eps: Hyper = bounded(1e-16, 0)
     eps_belief: Hyper = bounded(1e-16, 0)
 
-    def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
+    def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:
         """See :meth:`Adam.second_moment`."""
-        return h.beta2 * s.v + (1 - h.beta2) * ((g - m) * (g - m)) + h.eps_belief
+        return h.beta2 * s.v + (1 - h.beta2) * xp.abs2(g - m) + h.eps_belief

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.slots import real
 
 
 @dataclass(frozen=True)
@@ -14,9 +15,9 @@ class AdaDelta(Rule):
 
     ::
 
-        v = rho*v + (1-rho)*g*g
+        v = rho*v + (1-rho)*|g|**2
         move = sqrt(u + eps) / sqrt(v + eps) * g
-        u = rho*u + (1-rho)*move*move
+        u = rho*u + (1-rho)*|move|**2
         p -= lr*move
 
     Parameters
@@ -27,6 +28,8 @@ class AdaDelta(Rule):
         Fraction of both means that is kept, in [0, 1).
     eps
         Added inside of both roots, at least 0; it decides how large the first steps are.
+    components
+        Of complex leaves, see `Adam`.
 
     Warnings
     --------
@@ -46,12 +49,14 @@ class AdaDelta(Rule):
     lr: Hyper = bounded(1.0, 0)
     rho: Hyper = bounded(0.9, 0, 1)
     eps: Hyper = bounded(1e-6, 0)
+    _: KW_ONLY
+    components: bool = False
 
-    slots = ("v", "u")
+    slots = {"v": real(0.0), "u": real(0.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        v = h.rho * s.v + (1 - h.rho) * (g * g)
-        move = xp.sqrt(s.u + h.eps) / xp.sqrt(v + h.eps) * g
-        u = h.rho * s.u + (1 - h.rho) * (move * move)
+        v = h.rho * s.v + (1 - h.rho) * xp.abs2(g)
+        move = g * (xp.sqrt(s.u + h.eps) / xp.sqrt(v + h.eps))
+        u = h.rho * s.u + (1 - h.rho) * xp.abs2(move)
         return p - h.lr * move, {"v": v, "u": u}

@@ -6,14 +6,14 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
-from gpuopt.rules.slots import like
+from gpuopt.rules.slots import like, real
 
 
 @dataclass(frozen=True)
 class AdaGrad(Rule):
     r"""AdaGrad (Duchi, Hazan & Singer 2011, JMLR 12:2121).
 
-    ``cache += g*g;  p -= lr*g / (sqrt(cache + eps_root) + eps)``
+    ``cache += |g|**2;  p -= lr*g / (sqrt(cache + eps_root) + eps)``
 
     Parameters
     ----------
@@ -25,6 +25,8 @@ class AdaGrad(Rule):
         The same inside of the root, as in Keras and Optax.
     initial
         What the cache starts at, at least 0. Keras and Optax use 0.1.
+    components
+        Of complex leaves, see `Adam`.
 
     Warnings
     --------
@@ -46,11 +48,12 @@ class AdaGrad(Rule):
     _: KW_ONLY
     eps_root: Hyper = bounded(0.0, 0)
     initial: Hyper = bounded(0.0, 0)
+    components: bool = False
 
-    slots = {"cache": like("initial")}
+    slots = {"cache": real(like("initial"))}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        cache = s.cache + g * g
+        cache = s.cache + xp.abs2(g)
         square = cache + h.eps_root if self.eps_root else cache
         return p - h.lr * g / (xp.sqrt(square) + h.eps), {"cache": cache}

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.slots import Filled, Real, Slot
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Adam(Rule):
     ::
 
         m = beta1*m + (1-beta1)*g            m_hat = m / (1 - beta1**t)
-        v = beta2*v + (1-beta2)*g*g          v_hat = v / (1 - beta2**t)
+        v = beta2*v + (1-beta2)*|g|**2       v_hat = v / (1 - beta2**t)
         p -= lr * m_hat / (sqrt(v_hat) + eps)
 
     with ``t = 1`` at the first step of the optimizer.
@@ -41,6 +42,9 @@ class Adam(Rule):
         ``m_hat = beta1*m / (1 - beta1**(t+1)) + (1-beta1)*g / (1 - beta1**t)``, as Optax's ``nadam``; see also `NAdam`.
     bias_correction
         Without it, ``m_hat = m`` and ``v_hat = v``, as in MLX unless told otherwise.
+    components
+        Of complex leaves: whether both components are updated on their own, as in PyTorch. Otherwise ``|g|`` is the
+        modulus, as in Optax: a change of all phases changes nothing else, and ``v`` takes half the memory.
 
     Warnings
     --------
@@ -74,11 +78,13 @@ class Adam(Rule):
     largest_corrected: bool = False
     nesterov: bool = False
     bias_correction: bool = True
+    components: bool = False
 
     @property
-    def slots(self) -> tuple[str, ...]:
+    def slots(self) -> dict[str, Slot]:
         """Both moments; the largest second one for ``amsgrad``."""
-        return ("m", "v", "largest") if self.amsgrad else ("m", "v")
+        slots: dict[str, Slot] = {"m": Filled(), "v": Real()}
+        return {**slots, "largest": Real()} if self.amsgrad else slots
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
@@ -107,4 +113,4 @@ class Adam(Rule):
 
     def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
         """Return the new ``v``; rules that derive from this one have another."""
-        return h.beta2 * s.v + (1 - h.beta2) * (g * g)
+        return h.beta2 * s.v + (1 - h.beta2) * xp.abs2(g)

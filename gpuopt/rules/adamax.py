@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.slots import Filled, real
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class AdaMax(Rule):
         The same inside of the maximum, as in PyTorch and Optax.
     bias_correction
         Without it, the momentum is not divided by ``1 - beta1**t``, as in MLX.
+    components
+        Of complex leaves, see `Adam`.
 
     Examples
     --------
@@ -44,8 +47,10 @@ class AdaMax(Rule):
     eps: Hyper = bounded(1e-7, 0)
     eps_inside: Hyper = bounded(0.0, 0)
     bias_correction: bool = True
+    _: KW_ONLY
+    components: bool = False
 
-    slots = ("m", "u")
+    slots = {"m": Filled(), "u": real(0.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""

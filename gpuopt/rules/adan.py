@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.slots import Filled, real
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Adan(Rule):
 
         d = g - g_before                                   (0 at the first step)
         m = beta1*m + (1-beta1)*g;    v = beta2*v + (1-beta2)*d
-        n = beta3*n + (1-beta3)*(g + (1-beta2)*d)**2
+        n = beta3*n + (1-beta3)*|g + (1-beta2)*d|**2
         p -= lr * (m_hat + (1-beta2)*v_hat) / (sqrt(n_hat + eps_root) + eps)
 
     where hats are means corrected for their start at 0, as in `Adam`.
@@ -29,6 +30,8 @@ class Adan(Rule):
         Fractions of the means that are kept, in [0, 1). The paper writes 1 - beta, and beta2 where Optax has it, too.
     eps, eps_root
         Keep the division finite, at least 0: outside and inside of the root.
+    components
+        Of complex leaves, see `Adam`.
 
     Warnings
     --------
@@ -51,8 +54,10 @@ class Adan(Rule):
     beta3: Hyper = bounded(0.99, 0, 1)
     eps: Hyper = bounded(1e-8, 0)
     eps_root: Hyper = bounded(1e-8, 0)
+    _: KW_ONLY
+    components: bool = False
 
-    slots = ("m", "v", "n", "before")
+    slots = {"m": Filled(), "v": Filled(), "n": real(0.0), "before": Filled()}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
@@ -60,7 +65,7 @@ class Adan(Rule):
         ahead = g + (1 - h.beta2) * d
         m = h.beta1 * s.m + (1 - h.beta1) * g
         v = h.beta2 * s.v + (1 - h.beta2) * d
-        n = h.beta3 * s.n + (1 - h.beta3) * (ahead * ahead)
+        n = h.beta3 * s.n + (1 - h.beta3) * xp.abs2(ahead)
         move = m * (1 / (1 - h.beta1**h.t)) + (1 - h.beta2) / (1 - h.beta2**h.t) * v
         root = xp.sqrt(n * (1 / (1 - h.beta3**h.t)) + h.eps_root) + h.eps
         return p - h.lr * move / root, {"m": m, "v": v, "n": n, "before": g}

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from gpuopt.rules.hyper import LONGEST, Hyperparameter, is_traced, kind_of, unknown, untraceable
-from gpuopt.rules.slots import Slot, Slots
+from gpuopt.rules.slots import Given, Part, Real, Slot, Slots, starts
 
 GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
 """Names that `Rule.update` already has a meaning for."""
@@ -35,9 +35,19 @@ class Formula:
 
     __signature__ = _Signature()
 
+    components = False
+    """Whether a complex number is to be treated as two real numbers that have nothing to do with each other.
+
+    A subclass may say ``components = True``, or declare a hyperparameter ``components: bool``.
+    """
+    real_only = ""
+    """What to do instead, of a formula that makes no sense for complex numbers."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in _annotated(cls):
+            if name == "components":
+                continue
             if name in GIVEN or name.startswith("_") or any(name in vars(base) for base in _contracts(cls)):
                 meaning = GIVEN.get(name, "a name of gpuopt's own")
                 raise TypeError(f"{cls.__name__}: a hyperparameter {name!r}, expected another name: that is {meaning}")
@@ -72,6 +82,12 @@ class Formula:
         ``shared(0.0)`` one for all leaves of the group (see `gpuopt.rules.slots`).
         """
         return ()
+
+    def part(self, slot: str) -> Part:
+        """What a slot holds of a complex leaf: complex numbers, two real numbers each (`components`), or real ones."""
+        if self.components:
+            return "both"
+        return "real" if isinstance(starts(self.slots)[slot], Real | Given) else "complex"
 
     @property
     def carried(self) -> Mapping[str, float]:

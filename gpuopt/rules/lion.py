@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
@@ -20,6 +20,8 @@ class Lion(Rule):
         Learning rate, at least 0: how far every element moves. A third to a tenth of AdamW's.
     beta1, beta2
         Fractions of the momentum that are kept, for the step and for the next one, in [0, 1).
+    components
+        Of complex leaves: whether both components have a sign of their own; otherwise ``sign(z) = z / |z|``.
 
     Warnings
     --------
@@ -39,6 +41,8 @@ class Lion(Rule):
     lr: Hyper = bounded(1e-4, 0)
     beta1: Hyper = bounded(0.9, 0, 1)
     beta2: Hyper = bounded(0.99, 0, 1)
+    _: KW_ONLY
+    components: bool = False
 
     slots = ("m",)
 

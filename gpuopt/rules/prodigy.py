@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
-from gpuopt.rules.slots import Filled, Slot, like, shared
+from gpuopt.rules.slots import Filled, Slot, like, real, shared
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Prodigy(Rule):
     ::
 
         step = d*lr * sqrt(1 - beta2**t) / (1 - beta1**t)
-        m = beta1*m + (1-beta1)*d*g;    v = beta2*v + (1-beta2)*(d*g)**2
+        m = beta1*m + (1-beta1)*d*g;    v = beta2*v + (1-beta2)*|d*g|**2
         r = beta3*r + d/d0 * step * <g, p_start - p>;    s = beta3*s + step*d*g/d0
         d = max(d, growth * r / sum(|s|))
         p -= step * (m / (sqrt(v) + d*eps) + weight_decay*p)
@@ -39,6 +39,8 @@ class Prodigy(Rule):
         A factor of the estimate. PyTorch's calls it ``d_coef``.
     safeguard_warmup
         Leave ``lr`` out of the estimate, for long warm-ups.
+    components
+        Of complex leaves, see `Adam`.
 
     Examples
     --------
@@ -59,11 +61,13 @@ class Prodigy(Rule):
     d0: float = bounded(1e-6, 2.0**-149)
     growth: Hyper = bounded(1.0, 0)
     safeguard_warmup: bool = False
+    _: KW_ONLY
+    components: bool = False
 
     @property
     def slots(self) -> dict[str, Slot]:
         """Moments, the point of departure, and the estimate."""
-        arrays = dict.fromkeys(("m", "v", "s"), Filled(0.0))
+        arrays: dict[str, Slot] = {"m": Filled(0.0), "v": real(0.0), "s": Filled(0.0)}
         return {**arrays, "start": like("p"), "r": shared(0.0), "d": shared(self.d0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
@@ -71,7 +75,7 @@ class Prodigy(Rule):
         beta3, dg = h.beta2**0.5, s.d * g
         step = s.d * (h.lr * (1 - h.beta2**h.t) ** 0.5 / (1 - h.beta1**h.t))
         m = h.beta1 * s.m + (1 - h.beta1) * dg
-        v = h.beta2 * s.v + (1 - h.beta2) * (dg * dg)
+        v = h.beta2 * s.v + (1 - h.beta2) * xp.abs2(dg)
         total = beta3 * s.s + (s.d if self.safeguard_warmup else step) / h.d0 * dg
         r = beta3 * s.r + s.d / h.d0 * step * xp.total_dot(g, s.start - p)
         found = h.growth * r / xp.total(xp.abs(total))

@@ -6,14 +6,14 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
-from gpuopt.rules.slots import Filled, Slot, like
+from gpuopt.rules.slots import Filled, Slot, like, real
 
 
 @dataclass(frozen=True)
 class RMSProp(Rule):
     r"""RMSProp (Tieleman & Hinton 2012, Coursera "Neural Networks for Machine Learning", lecture 6.5).
 
-    ``cache = rho*cache + (1-rho)*g*g;  p -= lr*g / (sqrt(cache + eps_root) + eps)``
+    ``cache = rho*cache + (1-rho)*|g|**2;  p -= lr*g / (sqrt(cache + eps_root) + eps)``
 
     Parameters
     ----------
@@ -37,6 +37,8 @@ class RMSProp(Rule):
         What the cache starts at.
     bias_correction
         Divide both averages by ``1 - rho**t``, as `Adam` does.
+    components
+        Of complex leaves, see `Adam`.
 
     Warnings
     --------
@@ -65,11 +67,12 @@ class RMSProp(Rule):
     centered: bool = False
     initial: Hyper = bounded(0.0, 0)
     bias_correction: bool = False
+    components: bool = False
 
     @property
     def slots(self) -> dict[str, Slot]:
         """The cache; a velocity with momentum, an average gradient if centered."""
-        slots: dict[str, Slot] = {"cache": like("initial")}
+        slots: dict[str, Slot] = {"cache": real(like("initial"))}
         if self.momentum:
             slots["v"] = Filled(0.0)
         if self.centered:
@@ -78,7 +81,7 @@ class RMSProp(Rule):
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        cache = h.rho * s.cache + (1 - h.rho) * (g * g)
+        cache = h.rho * s.cache + (1 - h.rho) * xp.abs2(g)
         slots, square = {"cache": cache}, cache
         correction = 1 / (1 - h.rho**h.t) if self.bias_correction else 1.0
         if self.bias_correction:
@@ -86,7 +89,7 @@ class RMSProp(Rule):
         if self.centered:
             average = slots["average"] = h.rho * s.average + (1 - h.rho) * g
             mean = average * correction if self.bias_correction else average
-            square = square - mean * mean
+            square = square - xp.abs2(mean)
         if self.eps_root:
             square = square + h.eps_root
         root = xp.sqrt(square) + h.eps

@@ -16,6 +16,8 @@ class Rprop(Rule):
     Where the gradient has the sign that it had before, the step grows by ``grow``; where it has the other one, the step
     shrinks by ``shrink`` and the element stays for once. ``p -= sign(g)*step``. For gradients of a whole data set.
 
+    Both components of a complex number have steps of their own.
+
     Parameters
     ----------
     lr
@@ -45,6 +47,7 @@ class Rprop(Rule):
     largest: Hyper = bounded(50.0, 0)
     late: bool = False
 
+    components = True
     slots = {"step": like("lr"), "before": Filled(0.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:

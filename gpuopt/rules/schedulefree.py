@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
-from gpuopt.rules.slots import Filled, Slot, like
+from gpuopt.rules.slots import Slot, like, real
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -95,6 +95,8 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
         Keeps the division finite, at least 0; outside of the root.
     weight_decay
         At least 0; decoupled, at the point where gradients are computed.
+    components
+        Of complex leaves, see `Adam`.
 
     The other parameters are those of `ScheduleFreeSGD`.
 
@@ -113,14 +115,16 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     beta2: Hyper = bounded(0.999, 0, 1)
     eps: Hyper = bounded(1e-8, 0)
     weight_decay: Hyper = bounded(0.0, 0)
+    _: KW_ONLY
+    components: bool = False
 
     @property
     def slots(self) -> dict[str, Slot]:
         """``z`` and the second moment."""
-        return {**super().slots, "v": Filled(0.0)}
+        return {**super().slots, "v": real(0.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        v = h.beta2 * s.v + (1 - h.beta2) * (g * g)
+        v = h.beta2 * s.v + (1 - h.beta2) * xp.abs2(g)
         u = g / (xp.sqrt(v * (1 / (1 - h.beta2**h.t))) + h.eps) + h.weight_decay * p
         return self.moved(p, u, s, h, {"v": v})

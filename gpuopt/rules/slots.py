@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 __all__ = [
     "Filled",
     "Given",
     "Leaf",
     "Like",
+    "Part",
     "Real",
     "Shared",
     "Slot",
@@ -53,14 +54,14 @@ class Shared:
 
 @dataclass(frozen=True)
 class Real:
-    """A real number for each element, also where the parameter is complex."""
+    """A real number for each element, also where the parameter is complex; it may start at ``like("initial")``."""
 
-    start: float = 0.0
+    start: float | Like = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Arrays of the caller: one like the leaf, or a tree like the parameters."""
+    """Arrays of real numbers of the caller: one like the leaf, or a tree like the parameters."""
 
     value: Any
 
@@ -74,6 +75,9 @@ class Given:
 Slot: TypeAlias = Filled | Like | Leaf | Shared | Real | Given
 Slots: TypeAlias = tuple[str, ...] | Mapping[str, float | Slot]
 """What a rule may say: names of arrays that start at 0, or for each name where it starts."""
+
+Part: TypeAlias = Literal["real", "complex", "both"]
+"""What a slot holds of a complex leaf: a real number for each element, a complex one, or one for each component."""
 
 like, leaf, shared, real, given = Like, Leaf, Shared, Real, Given
 

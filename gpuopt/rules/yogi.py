@@ -7,14 +7,14 @@ from typing import Any
 
 from gpuopt.rules.adam import Adam
 from gpuopt.rules.base import Array, Hyper, bounded
-from gpuopt.rules.slots import Slot, like
+from gpuopt.rules.slots import Real, Slot, like, real
 
 
 @dataclass(frozen=True)
 class Yogi(Adam):
     r"""Yogi (Zaheer et al. 2018, "Adaptive methods for nonconvex optimization").
 
-    `Adam` with ``v -= (1-beta2) * sign(v - g*g) * g*g``.
+    `Adam` with ``v -= (1-beta2) * sign(v - |g|**2) * |g|**2``.
 
     Parameters
     ----------
@@ -39,10 +39,12 @@ class Yogi(Adam):
     initial: Hyper = bounded(1e-6, 0)
 
     @property
-    def slots(self) -> dict[str, Slot]:  # type: ignore[override]
+    def slots(self) -> dict[str, Slot]:
         """Moments that start at ``initial``."""
-        return {name: like("initial") for name in super().slots}
+        start = like("initial")
+        return {name: real(start) if isinstance(slot, Real) else start for name, slot in super().slots.items()}
 
     def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
         """See :meth:`Adam.second_moment`."""
-        return s.v - (1 - h.beta2) * (xp.sign(s.v - g * g) * (g * g))
+        square = xp.abs2(g)
+        return s.v - (1 - h.beta2) * (xp.sign(s.v - square) * square)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyperparameter, unknown
-from gpuopt.rules.slots import Like, Slot, starts
+from gpuopt.rules.pairs import applied
+from gpuopt.rules.slots import Like, Part, Real, Slot, starts
 from gpuopt.transforms.base import Transform
 
 if TYPE_CHECKING:
@@ -132,6 +133,12 @@ class Chain(Rule):
             for slot, start in starts(member.slots).items()
         }
 
+    def part(self, slot: str) -> Part:
+        """See `Rule.part`."""
+        name, _, own = slot.partition(".")
+        found: Part = self._named[name].part(own)
+        return found
+
     @property
     def carried(self) -> Mapping[str, float]:
         """Those of all members."""
@@ -179,22 +186,22 @@ class Chain(Rule):
 
         for name, member in self._named.items():
             if isinstance(member, Transform):
-                p, g, new = member.before(xp, p, g, slots[name], _Part(h, f"{name}."))
+                p, g, new = applied(member, member.before, xp, p, g, slots[name], _Part(h, f"{name}."))
                 keep(name, _checked(member, new))
-        p, new = self.rule.update(xp, p, g, slots[self._rule_name], h)
+        p, new = applied(self.rule, self.rule.update, xp, p, g, slots[self._rule_name], h)
         keep(self._rule_name, new)
         for name, member in self._named.items():
             if isinstance(member, Transform):
-                p, new = member.after(xp, old, p, g, slots[name], _Part(h, f"{name}."))
+                p, new = applied(member, member.after, xp, old, p, g, slots[name], _Part(h, f"{name}."))
                 keep(name, _checked(member, new))
         return p, new_slots
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
         """Of the last member that keeps an average."""
-        p = self.rule.evaluation(xp, p, _Part(s, f"{self._rule_name}."), h)
+        p = applied(self.rule, self.rule.evaluation, xp, p, _Part(s, f"{self._rule_name}."), h)
         for name, member in self._named.items():
             if isinstance(member, Transform):
-                p = member.evaluation(xp, p, _Part(s, f"{name}."), _Part(h, f"{name}."))
+                p = applied(member, member.evaluation, xp, p, _Part(s, f"{name}."), _Part(h, f"{name}."))
         return p
 
     @cached_property
@@ -207,6 +214,9 @@ class Chain(Rule):
 
     def _renamed(self, start: Slot, name: str, member: Formula) -> Slot:
         """The start of a slot, with the name that the chain has for a hyperparameter."""
+        if isinstance(start, Real) and isinstance(start.start, Like):
+            renamed: Any = self._renamed(start.start, name, member)
+            return Real(renamed)
         if not isinstance(start, Like) or start.source == "p" or isinstance(member, Rule):
             return start
         own = start.source in member.hyperparameters()

@@ -25,6 +25,8 @@ class NonNegative(Transform):
 
     """
 
+    real_only = "Magnitude(low, high) bounds the modulus of complex ones"
+
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
         return xp.maximum(new, 0), {}
@@ -59,6 +61,8 @@ class Box(Transform):
     low: Any = field(default=0.0, metadata={"kind": Arrays(or_number=True)})
     high: Any = field(default=1.0, metadata={"kind": Arrays(or_number=True)})
 
+    real_only = "Magnitude(low, high) bounds the modulus of complex ones"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not _is_ordered(self.low, self.high):
@@ -87,8 +91,53 @@ def _is_ordered(low: Any, high: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class Magnitude(Transform):
+    """Projection onto the numbers whose modulus is from ``low`` to ``high``: the phase, or the sign, stays.
+
+    0 becomes ``low``; a NaN stays. ``Magnitude(high=1.0)`` is what a transmission obeys, ``Magnitude(1.0, 1.0)`` what a
+    pure phase does.
+
+    Parameters
+    ----------
+    low, high
+        At least 0.
+
+    Raises
+    ------
+    ValueError
+        If ``low`` is above ``high``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.array([0.3 + 0.4j, 3.0 - 4.0j])
+    >>> opt = gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.Magnitude(high=1.0)))
+    >>> opt.step(np.zeros(2, complex))
+    >>> w
+    array([0.3+0.4j, 0.6-0.8j])
+
+    """
+
+    low: Hyper = bounded(0.0, 0)
+    high: Hyper = bounded(1.0, 0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
+            raise ValueError(f"Magnitude: low {self.low}, high {self.high}, expected low <= high")
+
+    def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Transform.after`."""
+        size = xp.abs(new)
+        bound = xp.minimum(xp.maximum(size, h.low), h.high)
+        unit = xp.where(size > 0, new / xp.where(size > 0, size, 1), xp.ones_like(new))
+        return xp.where(size == bound, new, unit * bound), {}
+
+
+@dataclass(frozen=True)
 class SoftThreshold(Transform):
-    """The proximal step of an L1 penalty: ``p = sign(p) * max(|p| - lr*strength, 0)``.
+    """The proximal step of an L1 penalty: ``p = sign(p) * max(|p| - lr*strength, 0)``, with ``sign(z) = z/|z|``.
 
     After `SGD` this is ISTA (Daubechies, Defrise & De Mol 2004), with `Accelerate` behind it FISTA.
 

@@ -30,7 +30,7 @@ class Maximize(Transform):
 
 @dataclass(frozen=True)
 class ClipValue(Transform):
-    """Cut every element of the gradient to ``[-limit, limit]``; a NaN stays.
+    """Cut every element of the gradient to ``[-limit, limit]``, of a complex one both components; a NaN stays.
 
     Parameters
     ----------
@@ -49,6 +49,8 @@ class ClipValue(Transform):
     """
 
     limit: Hyper = bounded(1.0, 0)
+
+    components = True
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""

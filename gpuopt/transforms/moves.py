@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Cautious(Transform):
     """Cautious updates (Liang et al. 2024, arXiv:2411.16085): elements that would move uphill stay.
 
+    Of a complex number, each component moves or stays.
+
     ``mask = (p_new - p)*g < 0;  p += (p_new - p) * mask / max(mean(mask), 0.001)``
 
     Parameters
@@ -36,6 +38,8 @@ class Cautious(Transform):
     """
 
     rescale: bool = True
+
+    components = True
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
@@ -76,7 +80,7 @@ class Scale(Transform):
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
-        return old + s.factor * (new - old), {"factor": s.factor}
+        return old + (new - old) * s.factor, {"factor": s.factor}
 
 
 @dataclass(frozen=True)

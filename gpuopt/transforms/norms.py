@@ -127,4 +127,4 @@ class Centralize(Transform):
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
-        return p, -xp.sum(g) / xp.sum(xp.ones_like(g)) + g, {}
+        return p, -xp.sum(g) / xp.sum(xp.ones_like(xp.real(g))) + g, {}

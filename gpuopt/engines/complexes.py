@@ -1,0 +1,73 @@
+"""Complex arrays of any library: taken apart for the array engine, and put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.arrays import dtype_of, is_cupy, is_numpy, namespace
+from gpuopt.rules.pairs import Pair
+
+if TYPE_CHECKING:
+    from gpuopt.rules.base import Rule
+
+
+SMALL = ("float16", "bfloat16")
+"""Dtypes that are stored and not computed in."""
+
+
+def is_complex(x: Any) -> bool:
+    """Whether an array is one of complex numbers."""
+    if is_numpy(x) or is_cupy(x):
+        return bool(x.dtype.kind == "c")
+    return bool(namespace(x).isdtype(x.dtype, "complex floating"))
+
+
+def real_dtype(x: Any) -> Any:
+    """Return the dtype of an array's parts, or of a real array itself."""
+    if not is_complex(x):
+        return x.dtype
+    xp = namespace(x)
+    return xp.float32 if x.dtype == xp.complex64 else xp.float64
+
+
+def arithmetic_dtype(x: Any) -> Any:
+    """Return the dtype in which is computed with an array: float32 for those of 16 bits, else its own."""
+    return namespace(x).float32 if dtype_of(x) in SMALL else x.dtype
+
+
+def slot_dtype(rule: Rule, slot: str, p: Any, precision: str = "state32") -> Any:
+    """Return the dtype of a slot of a parameter."""
+    if is_complex(p) and rule.part(slot) == "real":
+        return real_dtype(p)
+    return p.dtype if precision == "param" else arithmetic_dtype(p)
+
+
+def taken_apart(x: Any) -> Any:
+    """A pair of arrays of a complex one, anything else as it is."""
+    if not (hasattr(x, "dtype") and is_complex(x)):
+        return x
+    xp = namespace(x)
+    return Pair(xp.real(x), xp.imag(x))
+
+
+def joined(pair: Pair, like: Any) -> Any:
+    """Return a new complex array of the library, device and shape of ``like``; any bits may be among its parts."""
+    xp = namespace(like)
+    if is_numpy(like) or is_cupy(like):
+        new = xp.empty_like(like)
+        new.real[...], new.imag[...] = pair.re, pair.im
+        return new
+    zeros = xp.zeros_like(xp.real(like))
+    re, im = (xp.where(zeros == 0, x, zeros) for x in (pair.re, pair.im))  # a number may stand for an array
+    if hasattr(xp, "complex"):  # torch's
+        return xp.complex(re, im)
+    both = xp.stack([re, im], axis=-1)
+    if hasattr(both, "view"):  # JAX's
+        return both.view(like.dtype)[..., 0]
+    import array_api_compat
+
+    # The array API can only add i*im, which makes NaN of infinities: through the host.
+    host = np.from_dlpack(both, device="cpu").view(dtype_of(like))[..., 0]
+    return xp.asarray(host.copy(), device=array_api_compat.device(like))
