@@ -96,7 +96,7 @@ def test_run(tmp_path: Path, kind: str) -> None:
     text = "".join(tree.itertext())
     assert "Run <run>&" in text
     titles = [svg.get("aria-label") for svg in svgs(tree)]
-    loss = "loss (nats per sample)" if kind == "classes" else "loss (mean squared error)"
+    loss = "loss (cross-entropy, nats)" if kind == "classes" else "loss (mean squared error)"
     accuracy = ["accuracy (fraction of samples)"] * (kind == "classes")
     assert titles == [loss, *accuracy, "learning rate (per step)"]
     assert "step (number)" in text
@@ -106,7 +106,7 @@ def test_run(tmp_path: Path, kind: str) -> None:
     (tmp_path / "<run>&" / "checkpoint.safetensors").write_bytes(b"damaged")
     assert not svgs(parsed(result._repr_html_()))
     shutil.rmtree(tmp_path / "<run>&")
-    assert ["steps", str(result.steps)] in cells(parsed(result._repr_html_()))
+    assert ["steps", f"{result.steps:,}"] in cells(parsed(result._repr_html_()))
 
 
 @pytest.mark.parametrize(

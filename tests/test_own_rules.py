@@ -167,7 +167,7 @@ class Renamed(gpuopt.SGD):
 def test_a_rule_that_derives_from_another(engine: Any) -> None:
     w, plain, rng = np.ones(5), np.ones(5), np.random.RandomState(0)
     opt = gpuopt.Optimizer(w, Decayed(lr=0.1, weight_decay=0.5), engine=engine)
-    assert opt.rule.slots == ("m", "v")  # type: ignore[union-attr]
+    assert list(opt.rule.slots) == ["m", "v"]  # type: ignore[union-attr]
     m = v = np.zeros(5)
     for t in range(1, 4):
         g = rng.standard_normal(5)
