@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from gpuopt.training import Callback, Config, Training, UsageError, resume, trai
 
 
 def test_an_average_is_kept_evaluated_saved_and_gone_on_with(tmp_path: Path) -> None:
-    config = Config(hidden=(4,), epochs=12, optimizer="AdamW", hyperparameters={"weight_decay": 0.1}, average=0.9)
+    hyperparameters: dict[str, Any] = {"weight_decay": 0.1}
+    config = Config(
+        hidden=(4,), epochs=12, optimizer="AdamW", hyperparameters=hyperparameters, average=0.9, device="cpu"
+    )
     assert config.rule() == gpuopt.chain(gpuopt.AdamW(weight_decay=0.1), gpuopt.EMA(0.9))
     seen: list[Training] = []
 

@@ -104,7 +104,8 @@ def test_an_epoch_copies_the_order_of_its_samples_and_if_reported_its_scores(con
     copied = [x.nbytes for x in arrays(tmp_path / "told").values()]
     bytes_ = told.stats["memcpy"]["D2H"]["bytes"]
     assert (told.summary["h2d"], told.summary["d2h"], bytes_) == (1, 4 + len(copied), 4 * 16 + sum(copied))
-    assert told.summary["blocking_memcpy"] == told.summary["mallocs"] == 0
+    assert told.summary["blocking_memcpy"] == 0
+    assert told.summary["mallocs"] <= 1  # a block for the first report, which is kept
     within = counted(config, tmp_path / "within", 9, 11)  # scores are summed up on the device
     assert within.summary == {
         **dict.fromkeys(within.summary, 0),
