@@ -514,7 +514,7 @@ def test_a_hint_where_features_differ_in_size() -> None:
 def test_labels_of_bytes_and_of_large_numbers_and_frames_of_one_column(tmp_path: Path) -> None:
     for y, expected in (
         (CLASSES.astype("S"), CLASSES),
-        (np.where(CLASSES == "ja", 2**64 - 1, 5).astype("u8"), None),
+        (np.where(CLASSES == "ja", np.uint64(2**64 - 1), np.uint64(5)), None),
         (pd.DataFrame({"answer": CLASSES}), CLASSES),
     ):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))

@@ -89,9 +89,11 @@ def transforms() -> st.SearchStrategy[gpuopt.Transform]:
     known = [
         st.builds(kind, **{name: schedules_too for name in kind.hyperparameters() if name not in ("every", "rescale")})
         for name, kind in gpuopt.transforms.TRANSFORMS.items()
-        if name not in ("Scale", "Box")
+        if name not in ("Scale", "Box", "Magnitude")
     ]
-    return st.one_of(*known, st.builds(gpuopt.Box, st.just(-0.5), numbers))
+    return st.one_of(
+        *known, st.builds(gpuopt.Box, st.just(-0.5), numbers), st.builds(gpuopt.Magnitude, st.just(0.0), numbers)
+    )
 
 
 @st.composite
