@@ -298,6 +298,7 @@ def test_on_the_command_line(tmp_path: Path, quiet: list[str]) -> None:
 # After some errors no call of CUDA works: what is needed has to be on disk already.
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # events of a device that is broken
 @pytest.mark.parametrize("saved", [True, False])
 def test_after_an_error_that_lasts_the_cpu_goes_on_from_the_last_checkpoint(
     config: Config, tmp_path: Path, saved: bool
@@ -315,6 +316,7 @@ def test_after_an_error_that_lasts_the_cpu_goes_on_from_the_last_checkpoint(
         assert rows(tmp_path / "run") == rows(tmp_path / "cpu")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # events of a device that is broken
 def test_after_an_error_that_lasts_the_message_says_where_the_checkpoint_is(config: Config, tmp_path: Path) -> None:
     fail = At(14, lambda _: cudasim.fail_launch(5, 719))
     with pytest.raises(
