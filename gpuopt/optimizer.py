@@ -14,10 +14,12 @@ import numpy as np
 from gpuopt import leaves, notebook, states, tuning
 from gpuopt.accumulation import COUNT, SUM, Accumulation
 from gpuopt.arrays import assign, dtype_of, place
+from gpuopt.engines import storage
 from gpuopt.engines.choice import ENGINES, Engine, check_engine
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.step import Step
+from gpuopt.engines.storage import LOW, Precision, Stochastic
 from gpuopt.gradients import Clip, clipped, guard_of
 from gpuopt.groups import Frozen, Rules, match, shown
 from gpuopt.lending import view_of
@@ -36,8 +38,6 @@ OWN: Any = object()
 """Stands for the gradients that the parameters have themselves."""
 T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
-Precision: TypeAlias = Literal["state32", "param"]
-PRECISIONS: tuple[Precision, ...] = ("state32", "param")
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 PAST = 4096
 """Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
@@ -74,13 +74,16 @@ class Optimizer:
         as zeros, and a leaf that got none but None is left alone. ``clip`` and ``nonfinite`` look at the mean: with a bad
         gradient the update is left out, or raises, and the gradients with it are dropped. ``steps`` counts updates.
     precision
-        Of leaves of float16 or bfloat16, with which is computed in float32: "state32" keeps the state in float32, "param" in
-        the leaf's own dtype. Both round to nearest.
+        Of leaves of float16 or bfloat16, with which is computed in float32. "state32" keeps the state in float32, "param" in
+        the leaf's own dtype; both round to nearest. "split" keeps the other 16 bits of a bfloat16 leaf beside it, so that it
+        follows the float32 trajectory to the bit; "stochastic", or `Stochastic` with a seed, rounds at random. The state is
+        float32 in both.
 
     Raises
     ------
     TypeError
-        If a leaf is no array of these, a rule no `Rule`, or its update not what an engine can run.
+        If a leaf is no array of these, or not one that ``precision`` is for; a rule no `Rule`, or its update not what an
+        engine can run.
     ValueError
         If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
@@ -107,9 +110,9 @@ class Optimizer:
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
         every: int = 1,
-        precision: Precision = "state32",
+        precision: Precision | Stochastic = "state32",
     ) -> None:
-        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE), ("precision", precision, PRECISIONS))
+        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
         for name, value, known in given:
             if value not in known:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
@@ -119,12 +122,13 @@ class Optimizer:
         self._engine = engine
         self._clip = clip
         self._nonfinite = nonfinite
-        self._precision = precision
+        self._precision, self._seed = storage.checked(precision)
         self._every = Count().checked(every, "every")
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
         leaves.check_complex(self._tree, self._arrays, self._original, self._groups)
+        leaves.check_precision(self._tree, self._arrays, self._rows, self._precision)
         self._rules = self._original
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._rules]
         self._carried = [dict(rule.carried) for rule in self._rules]
@@ -372,6 +376,7 @@ class Optimizer:
                     raise ValueError(f"{rule.name}: {name} is a tree like the old parameters; make a new optimizer")
         original = {pattern: shown(rule) for pattern, rule in zip(self._patterns, self._original, strict=True)}
         options: dict[str, Any] = {"engine": self._engine, "clip": self._clip, "nonfinite": self._nonfinite}
+        options["precision"] = self._precision if self._seed is None else Stochastic(self._seed)
         new = type(self)(params, self._original[0] if self._single else original, every=self._every, **options)
         with self._lock:  # not before: a fork waits for it, and making an optimizer waits for a fork
             self._raise_overdue(wait=True)
@@ -414,7 +419,7 @@ class Optimizer:
         Returns
         -------
         dict
-            ``steps``; ``accumulated``, if gradients are waiting; ``rules``: by pattern, the rule's name and what `tune`
+            ``steps``; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded at random; ``rules``: by pattern, the rule's name and what `tune`
             changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
             ones: copy what must not change with the next step.
 
@@ -425,6 +430,7 @@ class Optimizer:
             return {
                 "steps": self._steps,
                 **({"accumulated": self.accumulated} if self.accumulated else {}),
+                **({} if self._seed is None else {"seed": self._seed}),
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {
@@ -454,6 +460,12 @@ class Optimizer:
         rules = self._rules if problems else tuning.rules_with(tuned, self._original)
         dtypes = partial(slot_dtype, precision=self._precision)
         expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
+        expected |= {
+            ("state", path, LOW): own[LOW]
+            for path, own in zip(self._tree.paths, self._step.slots, strict=True)
+            if LOW in own
+        }
+        seed = states.seed_of(state, self._seed, problems)
         accumulated = states.accumulated_of(state, self._every, problems)
         waiting = [self._tree.paths[i] for i in self._rows] if accumulated else []
         sums = self._accumulation.sums if self._accumulation else []
@@ -476,7 +488,7 @@ class Optimizer:
                 changes += step.copying(own, given["state", path, SUM])
             if self._accumulation is not None:
                 changes.append(partial(vars(self._accumulation).update, taken=accumulated, counts=counts))
-            changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
+            changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried, _seed=seed))
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
@@ -631,7 +643,8 @@ class Optimizer:
             count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
             if self._nonfinite == "raise" and any(carried):
                 self._past.append((self._steps, self._carried))
-            self._step(ready, scalars, count)
+            key = 0 if self._seed is None else storage.split_mix(self._seed, self._steps)
+            self._step(ready, scalars, count, key)
         if self._nonfinite == "raise":
             self._step.report()
 

@@ -64,6 +64,17 @@ def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) ->
     return given
 
 
+def seed_of(state: Mapping[str, Any], own: int | None, problems: list[str]) -> int | None:
+    """Return the seed in a state; what does not fit an optimizer with its ``own`` seed is appended to ``problems``."""
+    given = state.get("seed")
+    if own is None:
+        if given is not None:
+            problems.append("seed: unexpected; it is of precision='stochastic'")
+    elif type(given) is not int or not 0 <= given < 1 << 64:
+        problems.append(f"seed: {given!r:.40}, expected an integer from 0 to 2**64 - 1")
+    return given if own is not None else None
+
+
 def counts_of(
     given: Mapping[tuple[str, ...], Any], slot: str, paths: Sequence[str], most: int, problems: list[str]
 ) -> list[int]:
