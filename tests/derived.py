@@ -1,6 +1,6 @@
 """What is written down of all rules in files that cannot look for themselves: ``python tests/derived.py`` writes it.
 
-Type checkers read the names that `gpuopt` exports, people read the table in README.md. `test_project.py` compares.
+Type checkers read the names that `gpuopt` exports, people read the table in docs/rules.md. `test_project.py` compares.
 """
 
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ def table() -> str:
 DERIVED: dict[str, tuple[str, str, Callable[[], str]]] = {
     "gpuopt/__init__.py": ("if TYPE_CHECKING:  # `nox -s derive` writes this\n", "else:\n", exports),
     "docs/conventions.md": (MARK, "<!-- end of the table -->\n", conventions.table),
-    "README.md": (MARK, "<!-- end of the table -->\n", table),
+    "docs/rules.md": (MARK, "<!-- end of the table -->\n", table),
 }
 
 
