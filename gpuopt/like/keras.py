@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lamb", "Lion", "Nadam", "RMSprop"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Common(TypedDict, total=False):
     """What every optimizer of Keras has."""
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SGD", "AdaDelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "RMSprop"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Betas = tuple[float, float]
 
 

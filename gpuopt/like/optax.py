@@ -57,6 +57,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def sgd(learning_rate: Hyper, momentum: Hyper | None = None, nesterov: bool = False) -> Rule:
     """``optax.sgd``: the learning rate stays outside of the momentum.
 

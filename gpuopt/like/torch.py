@@ -35,6 +35,11 @@ __all__ = [
     "state_dict",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Betas = tuple[float, float]
 
 
