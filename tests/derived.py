@@ -36,7 +36,7 @@ def table() -> str:
         hyperparameters = ", ".join(f"`{h}={getattr(made, h)!r}`" for h in made.hyperparameters())
         arrays = [name for name, start in starts(made.slots).items() if not is_number(start)]
         counts = sorted({len(arrays), *(len(row.slots) for row in ROWS if row.rule is rule)})
-        doc = (rule.__doc__ or "").partition("\n")[0]
+        doc = (rule.__doc__ or "").partition("\n")[0].replace("|", r"\|")
         lines.append(f"| `{name}` | {hyperparameters} | {' or '.join(map(str, counts))} | {doc} |")
     return "\n".join([*lines, ""])
 
