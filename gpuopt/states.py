@@ -11,10 +11,12 @@ import numpy as np
 
 from gpuopt import schedules
 from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
+from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST
 from gpuopt.rules.slots import is_number, starts
 
 if TYPE_CHECKING:
+    from gpuopt.engines.storage import Precision
     from gpuopt.rules.base import Rule
     from gpuopt.tuning import Tuned
 
@@ -64,28 +66,30 @@ def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) ->
     return given
 
 
-def seed_of(state: Mapping[str, Any], own: int | None, problems: list[str]) -> int | None:
-    """Return the seed in a state; what does not fit an optimizer with its ``own`` seed is appended to ``problems``."""
+def precision_of(state: Mapping[str, Any], own: Precision | Stochastic, problems: list[str]) -> Precision | Stochastic:
+    """Return an optimizer's ``own`` precision, with the seed in a state; what does not fit is appended to ``problems``."""
     given = state.get("seed")
-    if own is None:
-        if given is not None:
-            problems.append("seed: unexpected; it is of precision='stochastic'")
-    elif type(given) is not int or not 0 <= given < 1 << 64:
-        problems.append(f"seed: {given!r:.40}, expected an integer from 0 to 2**64 - 1")
-    return given if own is not None else None
+    if not isinstance(own, Stochastic):
+        problems += ["seed: unexpected; it is of precision='stochastic'"] if given is not None else []
+        return own
+    try:
+        return Stochastic(given)  # type: ignore[arg-type]
+    except ValueError as error:
+        problems.append(f"seed: {error}")
+        return own
 
 
 def counts_of(
-    given: Mapping[tuple[str, ...], Any], slot: str, paths: Sequence[str], most: int, problems: list[str]
-) -> list[int]:
+    given: Mapping[tuple[str, ...], Any], slot: str, paths: Mapping[int, str], most: int, problems: list[str]
+) -> dict[int, int]:
     """Return how many gradients of each leaf are waiting; what is no such number is appended to ``problems``."""
-    counts = []
-    for path in paths:
+    counts = {}
+    for i, path in paths.items():
         number = float(given.get(("state", path, slot), 0))
         if number not in range(most + 1):
             problems.append(f"state/{path}/{slot}: {number}, expected a number of gradients up to {most}")
             number = 0
-        counts.append(int(number))
+        counts[i] = int(number)
     return counts
 
 

@@ -9,7 +9,6 @@ from conformance import ROWS, Row
 from spaces import Space, assert_same_bits, opened
 
 import gpuopt
-from gpuopt.engines.choice import Engine
 
 
 def dtype_of(name: str) -> Any:
@@ -188,7 +187,7 @@ def test_split_is_float32_to_the_bit(row: Row) -> None:
     dtype, random = dtype_of("bfloat16"), np.random.RandomState(0)
     start = (1 + random.random_sample((60, 71))).astype(dtype)
     gradients = [random.standard_normal(start.shape).astype(dtype) for _ in range(4)]
-    engines: list[tuple[Engine, str]] = [("array", "C"), ("fused", "F"), ("auto", "strided")]
+    engines: list[tuple[Any, str]] = [("array", "C"), ("fused", "F"), ("auto", "strided")]
     for engine, layout in engines:
         w, wide = NUMPY.put(start, layout), NUMPY.put(start.astype("f4"), layout)
         opt = gpuopt.Optimizer(w, row.make(), engine=engine, precision="split")
@@ -364,7 +363,7 @@ def test_seeds() -> None:
     assert random.state_dict()["seed"] == 5
     with pytest.raises(ValueError, match=r"seed: unexpected"):
         plain.load_state_dict(random.state_dict())
-    with pytest.raises(ValueError, match=r"seed: None, expected an integer"):
+    with pytest.raises(ValueError, match=r"seed: .*None, expected an integer"):
         random.load_state_dict(plain.state_dict())
 
 
