@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "load", "save", "save_state"]
 
 FORMAT = 1
+NUMBERS = ("accumulated", "seed", "scale")
+"""What some states have beside the steps."""
 DTYPES = {
     **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
@@ -120,7 +122,7 @@ def save_state(
     live |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
     tensors = {name: to_numpy(x) for name, x in live.items()}
     pairs = [name for name, x in tensors.items() if x.dtype.kind == "c"]
-    waiting = "".join(f'"{name}": {content[name]}, ' for name in ("accumulated", "seed") if name in content)
+    waiting = "".join(f'"{name}": {json.dumps(content[name])}, ' for name in NUMBERS if name in content)
     named = f', "complex": {json.dumps(pairs)}' if pairs else ""
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}{named}}}'
     write(path, tensors | {name: _as_pairs(tensors[name]) for name in pairs}, {"gpuopt": about})
@@ -200,7 +202,7 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
                     state.setdefault(leaf, {})[slot] = x
                 case None:
                     raise CheckpointError(f"{path}: unexpected array {name!r}")
-        numbers = {name: about[name] for name in ("steps", "accumulated", "seed", "rules") if name in about}
+        numbers = {name: about[name] for name in ("steps", "rules", *NUMBERS) if name in about}
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:
