@@ -47,7 +47,7 @@ ARRAYS = "arrays/"
 """Of somebody's own, beside parameters and state."""
 NAMES = {code: name for name, code in DTYPES.items()}
 LOG = logging.getLogger("gpuopt")
-SMALL = ("float16", "bfloat16")  # whose slots may be float32
+SMALL = ("float16", "bfloat16")  # whose slots may be float32, or their other bits
 REAL = {"complex64": "float32", "complex128": "float64"}
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 
@@ -120,7 +120,7 @@ def save_state(
     live |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
     tensors = {name: to_numpy(x) for name, x in live.items()}
     pairs = [name for name, x in tensors.items() if x.dtype.kind == "c"]
-    waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
+    waiting = "".join(f'"{name}": {content[name]}, ' for name in ("accumulated", "seed") if name in content)
     named = f', "complex": {json.dumps(pairs)}' if pairs else ""
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}{named}}}'
     write(path, tensors | {name: _as_pairs(tensors[name]) for name in pairs}, {"gpuopt": about})
@@ -180,7 +180,7 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
             return False
         own_dtype = dtype_of(x)
         if own_dtype in SMALL and place and place[1]:
-            return shape == tuple(x.shape) and dtype in {own_dtype, "float32"}
+            return shape == tuple(x.shape) and dtype in {own_dtype, "float32", "uint16"}
         if real := REAL.get(own_dtype):
             return shape in {(*x.shape, 2), tuple(x.shape)} and dtype == real
         return shape == tuple(x.shape) and dtype == own_dtype
@@ -200,7 +200,7 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
                     state.setdefault(leaf, {})[slot] = x
                 case None:
                     raise CheckpointError(f"{path}: unexpected array {name!r}")
-        numbers = {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
+        numbers = {name: about[name] for name in ("steps", "accumulated", "seed", "rules") if name in about}
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:

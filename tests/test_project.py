@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "notebook": {"markup", "rules/base", "schedules"},
     "tuning": {"rules/base", "schedules", "suggest"},
     "groups": {"rules", "suggest", "trees"},
-    "states": {"arrays", "rules/base", "schedules", "tuning"},
+    "states": {"arrays", "engines", "rules/base", "schedules", "tuning"},
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
