@@ -203,8 +203,8 @@ def read(opt: Optimizer, state: Mapping[str, Any], names: Sequence[str] | None, 
             continue
         known, prefix = parts(rule)
         for name in starts(rule.slots):
-            there = [theirs.get(path, {}).get(t) for t, ours in known.slots.items() if prefix + ours == name]
-            given = next((x for x in there if x is not None), None)
+            found = [theirs.get(path, {}).get(t) for t, ours in known.slots.items() if prefix + ours == name]
+            given = next((x for x in found if x is not None), None)
             if given is None:
                 fresh = fresh or init(opt.rule, opt.params).slots
                 given = dict(_leaves(opt, fresh[name]))[path]
