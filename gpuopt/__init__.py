@@ -57,6 +57,7 @@ __all__ = [
 if TYPE_CHECKING:  # `nox -s derive` writes this
     from gpuopt.rules.adabelief import AdaBelief
     from gpuopt.rules.adadelta import AdaDelta
+    from gpuopt.rules.adafactor import Adafactor
     from gpuopt.rules.adagrad import AdaGrad
     from gpuopt.rules.adam import Adam
     from gpuopt.rules.adamax import AdaMax
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
     from gpuopt.rules.lars import LARS
     from gpuopt.rules.lbfgs import LBFGS
     from gpuopt.rules.lion import Lion
+    from gpuopt.rules.muon import Muon
     from gpuopt.rules.nadam import NAdam
     from gpuopt.rules.nonlinearcg import NonlinearCG
     from gpuopt.rules.novograd import Novograd
@@ -99,6 +101,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
         "AdaDelta",
         "AdaGrad",
         "AdaMax",
+        "Adafactor",
         "Adam",
         "AdamW",
         "Adan",
@@ -115,6 +118,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
         "Lookahead",
         "Magnitude",
         "Maximize",
+        "Muon",
         "NAdam",
         "NonNegative",
         "NonlinearCG",

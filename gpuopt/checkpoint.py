@@ -178,12 +178,10 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
             return True  # a number of a leaf or of a group
         if x is None:
             return False
-        own_dtype = dtype_of(x)
-        if own_dtype in SMALL and place and place[1]:
-            return shape == tuple(x.shape) and dtype in {own_dtype, "float32", "uint16"}
-        if real := REAL.get(own_dtype):
-            return shape in {(*x.shape, 2), tuple(x.shape)} and dtype == real
-        return shape == tuple(x.shape) and dtype == own_dtype
+        own_dtype, is_slot = dtype_of(x), bool(place and place[1])
+        dtypes = {own_dtype, "float32", "uint16"} if own_dtype in SMALL and is_slot else {REAL.get(own_dtype, own_dtype)}
+        shapes = [(*x.shape, 2), tuple(x.shape)] if own_dtype in REAL else [tuple(x.shape)]
+        return dtype in dtypes and any(shape == one or (is_slot and _is_extent(shape, one)) for one in shapes)
 
     def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
         tensors, about = verified(path, fits)
@@ -281,6 +279,11 @@ def read(
             return tensors, file.metadata() or {}
     except (SafetensorError, ValueError) as error:  # ValueError: 0 times too much
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+
+
+def _is_extent(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a shape is another one but for axes of length 1."""
+    return len(shape) == len(whole) and all(n in (1, m) for n, m in zip(shape, whole, strict=True))
 
 
 def _expect_optimizer(opt: Any) -> None:

@@ -13,7 +13,7 @@ from gpuopt import schedules
 from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST
-from gpuopt.rules.slots import is_number, starts
+from gpuopt.rules.slots import is_number, shape_of, starts
 
 if TYPE_CHECKING:
     from gpuopt.engines.storage import Precision
@@ -149,9 +149,12 @@ def expected_arrays(
     declared = [starts(rule.slots) for rule in rules]
     for path, a, group in zip(paths, arrays, groups, strict=True):
         for slot, start in declared[group].items():
-            same = is_number(start) or (dtype := slot_dtype(rules[group], slot, a)) == a.dtype
-            like = a if same else zeros_like(a, dtype)
-            expected["state", path, slot] = np.zeros(()) if is_number(start) else like
+            if is_number(start):
+                expected["state", path, slot] = np.zeros(())
+                continue
+            dtype, shape = slot_dtype(rules[group], slot, a), shape_of(start, tuple(a.shape))
+            is_like_leaf = dtype == a.dtype and shape == tuple(a.shape)
+            expected["state", path, slot] = a if is_like_leaf else zeros_like(a, dtype, shape)
     return expected
 
 
