@@ -13,6 +13,7 @@ from gpuopt import schedules
 from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.rules.hyper import LONGEST
 from gpuopt.rules.slots import is_number, starts
+from gpuopt.suggest import printable
 
 if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 
 _MISSING = object()
+MOST = 20
+"""Problems that the message of a state names; of more it says how many."""
 
 
 def rules_to_plain(
@@ -183,7 +186,9 @@ def arrays_of(
 
 def misfit(problems: Sequence[str]) -> ValueError:
     """The error of a state that does not fit."""
-    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+    shown = [printable(problem, 1000) for problem in sorted(problems)[:MOST]]
+    more = [f"and {len(problems) - MOST:,} more"] if len(problems) > MOST else []
+    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join([*shown, *more]))
 
 
 def check_nesting(state: Any) -> None:

@@ -33,7 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "notebook": {"markup", "rules/base", "schedules"},
     "tuning": {"rules/base", "suggest"},
     "groups": {"rules", "suggest", "trees"},
-    "states": {"arrays", "rules/base", "schedules", "tuning"},
+    "states": {"arrays", "rules/base", "schedules", "suggest", "tuning"},
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
@@ -58,7 +58,7 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "lending": set(),
     "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
-    "checkpoint": {"arrays", "optimizer"},
+    "checkpoint": {"arrays", "optimizer", "suggest"},
     "distributed": {
         "",
         "arrays",
@@ -91,6 +91,7 @@ LAYERS: dict[str, set[str]] = {
         "rules",
         "rules/base",
         "schedules",
+        "suggest",
     },
     "training": {
         "",
