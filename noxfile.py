@@ -68,7 +68,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def derive(session: nox.Session) -> None:
-    """Write what is derived from the rules: the names for type checkers, the table in README.md."""
+    """Write what is derived from the rules: the names for type checkers, the table in docs/rules.md."""
     session.install("-e.[train]")
     session.run("python", "tests/derived.py")
 

@@ -92,6 +92,19 @@ class Training(Loop):
         Why the training ends early.
     error : exception or None
         What broke it off.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Callback, Config, train
+    >>> class Halve(Callback):
+    ...     def epoch(self, training):
+    ...         if training.epoch == 3:
+    ...             training.tune(lr=training.optimizer.lr / 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(Config(epochs=5), out=f"{folder}/run", callbacks=[Halve()], report=False)
+    >>> result.epochs
+    5
     """
 
     def __init__(

@@ -70,6 +70,15 @@ class Result:
         Time of the training, without its interruptions.
     stopped : str or None
         Why a callback ended it early.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(Config(epochs=2, device="cpu"), out=f"{folder}/run", report=False)
+    >>> result.backend, result.epochs, result.stopped
+    ('numpy', 2, None)
     """
 
     folder: str
@@ -97,7 +106,20 @@ class Result:
 
 
 class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
-    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on."""
+    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, GPUFailure, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     try:
+    ...         done = train(Config(epochs=1), out=f"{folder}/run", report=False)
+    ...     except GPUFailure as error:
+    ...         print(error)
+    >>> done.epochs
+    1
+    """
 
 
 def train(
@@ -200,6 +222,16 @@ def resume(
         If the folder or the data cannot be used, or there is nothing left to do.
     ExplodedError, SavingError, BackendUnavailable, GPUFailure, Interrupted
         As for `train`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, resume, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first = train(Config(epochs=2), out=f"{folder}/run", report=False)
+    ...     result = resume(f"{folder}/run", epochs=5, report=False)
+    >>> first.epochs, result.epochs
+    (2, 5)
     """
     folder = RunFolder(path)
     folder.read_config()  # or there is nothing to lock
