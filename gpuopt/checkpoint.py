@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import describe, dtype_of, to_numpy
+from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -197,7 +198,7 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
                 case leaf, slot:
                     state.setdefault(leaf, {})[slot] = x
                 case None:
-                    raise CheckpointError(f"{path}: unexpected array {name!r}")
+                    raise CheckpointError(f"{path}: unexpected array {_named(name)}")
         numbers = {name: about[name] for name in ("steps", "accumulated", "seed", "rules") if name in about}
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
@@ -334,7 +335,7 @@ def verified(
     found = _checksums(arrays, {key: text for key, text in metadata.items() if key != "crc32"})
     damaged = [name for name, checksum in found.items() if recorded.get(name) != checksum]
     if damaged:
-        raise CheckpointError(f"{path}: damaged: wrong checksum of {', '.join(map(repr, damaged))}")
+        raise CheckpointError(f"{path}: damaged: wrong checksum of {listed(damaged, shown=_named)}")
     return tensors, about
 
 
@@ -343,6 +344,10 @@ def _json(value: Any, expected: str) -> str:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{expected}: {error}") from None
+
+
+def _named(name: str) -> str:
+    return printable(repr(name), 300)
 
 
 def _is_names(value: Any) -> bool:

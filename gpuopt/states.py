@@ -14,6 +14,7 @@ from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST
 from gpuopt.rules.slots import is_number, shape_of, starts
+from gpuopt.suggest import printable
 
 if TYPE_CHECKING:
     from gpuopt.engines.storage import Precision
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _MISSING = object()
+MOST = 20
+"""Problems that the message of a state names; of more it says how many."""
 
 
 def rules_to_plain(
@@ -201,7 +204,9 @@ def arrays_of(
 
 def misfit(problems: Sequence[str]) -> ValueError:
     """The error of a state that does not fit."""
-    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+    shown = [printable(problem, 1000) for problem in sorted(problems)[:MOST]]
+    more = [f"and {len(problems) - MOST:,} more"] if len(problems) > MOST else []
+    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join([*shown, *more]))
 
 
 def check_nesting(state: Any) -> None:
