@@ -59,6 +59,7 @@ __all__ = [
 if TYPE_CHECKING:  # `nox -s derive` writes this
     from gpuopt.rules.adabelief import AdaBelief
     from gpuopt.rules.adadelta import AdaDelta
+    from gpuopt.rules.adafactor import Adafactor
     from gpuopt.rules.adagrad import AdaGrad
     from gpuopt.rules.adam import Adam
     from gpuopt.rules.adamax import AdaMax
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
     from gpuopt.rules.lars import LARS
     from gpuopt.rules.lbfgs import LBFGS
     from gpuopt.rules.lion import Lion
+    from gpuopt.rules.muon import Muon
     from gpuopt.rules.nadam import NAdam
     from gpuopt.rules.nonlinearcg import NonlinearCG
     from gpuopt.rules.novograd import Novograd
@@ -101,6 +103,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
         "AdaDelta",
         "AdaGrad",
         "AdaMax",
+        "Adafactor",
         "Adam",
         "AdamW",
         "Adan",
@@ -117,6 +120,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
         "Lookahead",
         "Magnitude",
         "Maximize",
+        "Muon",
         "NAdam",
         "NonNegative",
         "NonlinearCG",

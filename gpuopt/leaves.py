@@ -120,8 +120,20 @@ def _is_lazy(x: Any) -> bool:
     return type(x).__module__.partition(".")[0] == "dask"
 
 
-def check_complex(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
-    """Raise TypeError, which names the leaf, if a complex leaf has a rule that does what is refused."""
+def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
+    """Check that each leaf can have its rule.
+
+    Raises
+    ------
+    TypeError
+        If a complex leaf has a rule that does what is refused.
+    ValueError
+        If the rule is not for leaves of that shape.
+
+    """
+    for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
+        if why := rules[group].unfit(tuple(a.shape)):
+            raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(a.shape)}: {why}")
     first: dict[int, int] = {}
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
         if is_complex(a):

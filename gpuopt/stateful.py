@@ -68,7 +68,7 @@ class Stateful:
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
-        leaves.check_complex(self._tree, self._arrays, self._original, self._groups)
+        leaves.check_rules(self._tree, self._arrays, self._original, self._groups)
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._original]
         self._carried = [dict(rule.carried) for rule in self._original]
         self._steps = self._skipped = 0

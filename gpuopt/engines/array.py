@@ -20,7 +20,7 @@ from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.engines.trace import SCALE
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, applied
-from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, starts
+from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def started(name: str, p: Any, index: int, rule: Rule) -> Any:
 
     def full(start: float) -> Any:
         both = is_complex(p) and rule.part(name) == "both"
-        return xp.full_like(p, complex(start, start) if both else start, dtype=dtype)
+        new = zeros_like(p, dtype, shape_of(slot, tuple(p.shape)))
+        return xp.full_like(new, complex(start, start) if both else start) if start else new
 
     with current(p):
         match slot:
@@ -193,8 +194,9 @@ def _update(
         dtype = p.dtype if what == "p" else slot_dtype(rule, what, p)
         if new.dtype != dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {dtype}")
-        if new.shape != p.shape:
-            raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {p.shape}")
+        expected = p.shape if what == "p" else shape_of(declared[what], p.shape)
+        if new.shape != expected:
+            raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {expected}")
         if any(new is old for old in (p, g, *own.values())):
             new = xp.asarray(new, copy=True)
         if new.dtype != (kind := kinds.get(what, stored)):
@@ -272,7 +274,9 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool)
     sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
     p, g = zeros_like(sample), zeros_like(sample)
     slots = {
-        name: slot.start if is_number(slot) else zeros_like(p, slot_dtype(rule, name, p))
+        name: slot.start
+        if is_number(slot)
+        else zeros_like(p, slot_dtype(rule, name, p), shape_of(slot, tuple(p.shape)))
         for name, slot in starts(rule.slots).items()
     }
     update(rule, p, g, slots, h)

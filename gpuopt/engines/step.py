@@ -17,7 +17,7 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.trace import SCALE, Program, traced
-from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
+from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, shape_of, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -483,12 +483,14 @@ def _with_new_slots(
             elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
+        like = [
+            (arrays[i], slot_dtype(rules[i], name, arrays[i], precision), shape_of(declared[i][name], arrays[i].shape))
+            for i in members
+        ]
         if place is not None:
-            new = place.zeros(
-                [memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
-            )
+            new = place.zeros([memory.dense_layout(*own) for own in like])
         else:
-            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
+            new = [libraries.zeros_like(*own) for own in like]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
             if declared[i][name] not in (Filled(), Real()):
