@@ -207,12 +207,12 @@ class Held:
             If one is not of a kind that has.
 
         """
-        for i, p in enumerate(self.tree.leaves_of(self._params, "params")):
-            if not is_tensor(p):
-                raise TypeError(
-                    f"step: no gradients given, and {self.tree.name(i, 'params')}, {_a(describe(p))}, has none of its own; "
-                    "expected opt.step(grads)"
-                )
+        if len(self.lenders.tensors) < len(self.arrays):
+            i, p = next((i, p) for i, p in enumerate(self.originals) if not self.lenders.lends(i))
+            raise TypeError(
+                f"step: no gradients given, and {self.tree.name(i, 'params')}, {_a(describe(p))}, has none of its own; "
+                "expected opt.step(grads)"
+            )
         return self.lenders.gradients()
 
     def check(self, i: int, p: Any) -> None:

@@ -11,7 +11,7 @@ from gpuopt.arrays import dtype_of, place
 from gpuopt.engines.choice import ENGINES, Engine
 from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
-from gpuopt.lending import view_of
+from gpuopt.lending import views_of
 from gpuopt.rules.hyper import Count
 from gpuopt.stateful import Nonfinite, Precision, Stateful
 
@@ -207,7 +207,7 @@ class Optimizer(Stateful):
         """
         ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
         if self._held.lenders:
-            ready = list(map(view_of, ready))
+            ready = views_of(ready)
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
