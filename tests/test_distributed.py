@@ -51,16 +51,24 @@ def launch(
     """Run a scenario on n processes; return the exit status, what was printed, and how long it took."""
     command = [launcher(), "-n", str(n), sys.executable, str(Path(ranks.__file__)), scenario, str(folder)]
     start = time.monotonic()
-    done = subprocess.run(
+    with subprocess.Popen(
         command,
         env={**AS_ROOT, **os.environ, "GPUOPT_NUM_THREADS": "1", **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=seconds,
-        check=False,
-    )
-    return done.returncode, done.stdout, time.monotonic() - start
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # so that the launcher ends its processes, too
+            output, _ = process.communicate(timeout=30)
+            raise AssertionError(
+                f"{scenario} on {n} processes took longer than {seconds} s:\n{output[-6000:]}"
+            ) from None
+        finally:
+            process.kill()
+    return process.returncode, output, time.monotonic() - start
 
 
 def succeeds(n: int, scenario: str, folder: Path, **env: str) -> None:
