@@ -180,7 +180,9 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         if x is None:
             return False
         own_dtype, is_slot = dtype_of(x), bool(place and place[1])
-        dtypes = {own_dtype, "float32", "uint16"} if own_dtype in SMALL and is_slot else {REAL.get(own_dtype, own_dtype)}
+        dtypes = (
+            {own_dtype, "float32", "uint16"} if own_dtype in SMALL and is_slot else {REAL.get(own_dtype, own_dtype)}
+        )
         shapes = [(*x.shape, 2), tuple(x.shape)] if own_dtype in REAL else [tuple(x.shape)]
         return dtype in dtypes and any(shape == one or (is_slot and _is_extent(shape, one)) for one in shapes)
 
