@@ -16,7 +16,7 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import DynamicScale, checked_scale
 from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
-from gpuopt.lending import view_of
+from gpuopt.lending import views_of
 from gpuopt.rules.hyper import Count
 from gpuopt.stateful import Nonfinite, Stateful
 
@@ -239,7 +239,7 @@ class Optimizer(Stateful):
         """
         ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
         if self._held.lenders:
-            ready = list(map(view_of, ready))
+            ready = views_of(ready)
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)

@@ -131,7 +131,7 @@ def update_group(
         If the rule changes a shape.
 
     """
-    group = Group()
+    group = Group(rule=rule.name)
     while True:
         new = []
         for i, (p, g, slots) in enumerate(leaves):
