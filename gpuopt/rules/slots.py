@@ -95,7 +95,7 @@ class Matrix:
 
     """
 
-    least: int = 1
+    least: int = 0
     longest: bool = False
 
     def axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
