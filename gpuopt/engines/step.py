@@ -403,15 +403,13 @@ def _with_new_slots(
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     for own, starting, rule, p in zip(slots, declared, rules, arrays, strict=True):
-        for name, value in own.items():
-            if value is None or is_number(starting[name]):
-                continue
-            if value.dtype != (dtype := slot_dtype(rule, name, p, precision)):
-                raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {dtype}; make a new optimizer")
-            if tuple(value.shape) != (shape := shape_of(starting[name], tuple(p.shape))):
-                raise ValueError(
-                    f"{rule.name}: slot {name}: shape {value.shape}, expected {shape}; make a new optimizer"
-                )
+        there = {name: value for name, value in own.items() if value is not None and not is_number(starting[name])}
+        for name, value in there.items():
+            known = str(value.dtype), tuple(value.shape)
+            wanted = str(slot_dtype(rule, name, p, precision)), shape_of(starting[name], tuple(p.shape))
+            if known != wanted:
+                given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
+                raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():

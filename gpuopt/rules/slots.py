@@ -95,7 +95,7 @@ class Matrix:
 
     """
 
-    least: int = 0
+    least: int = 1
     longest: bool = False
 
     def axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
