@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import schedules
 from gpuopt.backends import Backend, BackendUnavailable, backend
+from gpuopt.engines.storage import Stochastic
 from gpuopt.engines.threads import get_num_threads, set_num_threads
 from gpuopt.functional import State, evaluation, init, update
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
@@ -32,6 +33,7 @@ __all__ = [
     "Rule",
     "Run",
     "State",
+    "Stochastic",
     "Transform",
     "backend",
     "bounded",

@@ -188,9 +188,12 @@ class _Plan:
     frozen: list[int]
     fused: PureStep
 
+    def __post_init__(self) -> None:
+        self._names = dict(self.fused.slots).keys()
+
     def slots_of(self, state: State) -> dict[str, list[Any]] | None:
         """Return the slots by leaf; None if they are others than those of the rules."""
-        if state.slots.keys() != dict(self.fused.slots).keys():
+        if state.slots.keys() != self._names:
             return None
         return {name: self.tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
 

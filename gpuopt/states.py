@@ -11,10 +11,13 @@ import numpy as np
 
 from gpuopt import schedules
 from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
+from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST
 from gpuopt.rules.slots import is_number, shape_of, starts
+from gpuopt.suggest import printable
 
 if TYPE_CHECKING:
+    from gpuopt.engines.storage import Precision
     from gpuopt.rules.base import Rule
     from gpuopt.tuning import Tuned
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _MISSING = object()
+MOST = 20
+"""Problems that the message of a state names; of more it says how many."""
 
 
 def rules_to_plain(
@@ -62,6 +67,19 @@ def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) ->
         problems.append(f"accumulated: {given!r:.40} gradients, expected fewer than every={every}")
         return 0
     return given
+
+
+def precision_of(state: Mapping[str, Any], own: Precision | Stochastic, problems: list[str]) -> Precision | Stochastic:
+    """Return an optimizer's ``own`` precision, with the seed in a state; what does not fit is appended to ``problems``."""
+    given = state.get("seed")
+    if not isinstance(own, Stochastic):
+        problems += ["seed: unexpected; it is of precision='stochastic'"] if given is not None else []
+        return own
+    try:
+        return Stochastic(given)  # type: ignore[arg-type]
+    except ValueError as error:
+        problems.append(f"seed: {error}")
+        return own
 
 
 def counts_of(
@@ -186,7 +204,9 @@ def arrays_of(
 
 def misfit(problems: Sequence[str]) -> ValueError:
     """The error of a state that does not fit."""
-    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+    shown = [printable(problem, 1000) for problem in sorted(problems)[:MOST]]
+    more = [f"and {len(problems) - MOST:,} more"] if len(problems) > MOST else []
+    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join([*shown, *more]))
 
 
 def check_nesting(state: Any) -> None:

@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "notebook": {"markup", "rules/base", "schedules"},
     "tuning": {"rules/base", "schedules", "suggest"},
     "groups": {"rules", "suggest", "trees"},
-    "states": {"arrays", "rules/base", "schedules", "tuning"},
+    "states": {"arrays", "engines", "rules/base", "schedules", "suggest", "tuning"},
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
@@ -67,7 +67,7 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "lending": set(),
     "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
-    "checkpoint": {"arrays", "optimizer"},
+    "checkpoint": {"arrays", "optimizer", "suggest"},
     "distributed": {
         "",
         "arrays",
@@ -100,6 +100,7 @@ LAYERS: dict[str, set[str]] = {
         "rules",
         "rules/base",
         "schedules",
+        "suggest",
     },
     "training": {
         "",

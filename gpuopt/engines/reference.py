@@ -137,6 +137,8 @@ class Group:
     """Of each leaf, in this round: what each total that it came by is made of."""
     reduces: bool = False
     """Whether an update has asked for any reduction."""
+    rule: str = "an update"
+    """What it is of, for messages."""
 
     def settle(self) -> bool:
         """Work out the totals that all leaves have come by; return whether any is new."""
@@ -295,8 +297,8 @@ class Namespace(RealNumbers):
                 values = np.from_dlpack(u, device="cpu")
             except TypeError as error:
                 raise TypeError(
-                    "an update takes a norm or a sum of an array whose values are not known yet; expected an elementwise "
-                    "rule inside of jit, or an update outside of it"
+                    f"{self._group.rule} takes a norm or a sum of an array whose values are not known yet; expected an "
+                    "elementwise rule inside of jit, or an update outside of it"
                 ) from error
         if values.dtype.kind != "f":
             given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
