@@ -471,10 +471,14 @@ def _with_new_slots(
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
-    for own, rule, p in zip(slots, rules, arrays, strict=True):
-        for name, value in own.items():
-            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p, precision)):
-                raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {expected}; make a new optimizer")
+    for own, starting, rule, p in zip(slots, declared, rules, arrays, strict=True):
+        there = {name: value for name, value in own.items() if value is not None and not is_number(starting[name])}
+        for name, value in there.items():
+            known = str(value.dtype), tuple(value.shape)
+            wanted = str(slot_dtype(rule, name, p, precision)), shape_of(starting[name], tuple(p.shape))
+            if known != wanted:
+                given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
+                raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
