@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import io
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ import numpy as np
 from gpuopt.arrays import describe, dtype_of, to_numpy
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
