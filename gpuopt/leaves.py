@@ -20,6 +20,7 @@ from gpuopt.arrays import (
     place,
     shared,
 )
+from gpuopt.engines import storage
 from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
@@ -29,6 +30,8 @@ from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
 
@@ -124,8 +127,20 @@ def _library(x: Any) -> str:
     return type(x).__module__.partition(".")[0]
 
 
-def check_complex(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
-    """Raise TypeError, which names the leaf, if a complex leaf has a rule that does what is refused."""
+def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
+    """Check that each leaf can have its rule.
+
+    Raises
+    ------
+    TypeError
+        If a complex leaf has a rule that does what is refused.
+    ValueError
+        If the rule is not for leaves of that shape.
+
+    """
+    for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
+        if why := rules[group].unfit(tuple(a.shape)):
+            raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(a.shape)}: {why}")
     first: dict[int, int] = {}
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
         if is_complex(a):
@@ -133,6 +148,26 @@ def check_complex(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list
     for group, i in first.items():
         if why := refusal_of_complex(rules[group]):
             raise TypeError(f"{tree.name(i, 'params')}: dtype {arrays[i].dtype}: {why}")
+
+
+def check_precision(tree: Tree, arrays: list[Any], updated: Collection[int], precision: str) -> None:
+    """Raise TypeError, which names the leaf, where a precision is not for it, or for none of them.
+
+    ``updated`` are the leaves that are not frozen. Leaves of more than 16 bits are kept as they are beside those that a precision is for.
+    """
+    fitting = storage.FITTING.get(precision, ())
+    own = {i: dtype_of(arrays[i]) for i in updated} if fitting else {}
+    small = {i for i, dtype in own.items() if DTYPES[dtype].stored}
+    wrong = sorted(i for i in small or own if own[i] not in fitting)
+    for i in wrong:
+        other = "; precision='stochastic' is for it, too" if own[i] in storage.FITTING["stochastic"] else ""
+        raise TypeError(
+            f"{tree.name(i, 'params')}: dtype {own[i]}, expected {' or '.join(fitting)} for precision={precision!r}{other}"
+        )
+    for i in (i for i in small if not storage.can_keep(arrays[i], precision)):
+        raise TypeError(
+            f"{tree.name(i, 'params')}: {_a(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}"
+        )
 
 
 def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> Any:
