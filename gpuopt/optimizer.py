@@ -6,27 +6,32 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpuopt import notebook, tuning
 from gpuopt.arrays import dtype_of, place
+from gpuopt.engines import storage
 from gpuopt.engines.choice import ENGINES, Engine
+from gpuopt.engines.interrupts import in_one_go
+from gpuopt.engines.norms import DynamicScale, checked_scale
 from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
-from gpuopt.lending import view_of
+from gpuopt.lending import views_of
 from gpuopt.rules.hyper import Count
-from gpuopt.stateful import Nonfinite, Precision, Stateful
+from gpuopt.stateful import Nonfinite, Stateful
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import SupportsFloat
 
+    from gpuopt.engines.storage import Precision, Stochastic
     from gpuopt.rules.base import Rule
     from gpuopt.rules.hyper import Hyper
 
-__all__ = ["NONFINITE", "Nonfinite", "Optimizer", "Precision"]
+__all__ = ["NONFINITE", "Nonfinite", "Optimizer"]
 
 OWN: Any = object()
 """Stands for the gradients that the parameters have themselves."""
-PRECISIONS: tuple[Precision, ...] = ("state32", "param")
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
@@ -61,13 +66,20 @@ class Optimizer(Stateful):
         as zeros, and a leaf that got none but None is left alone. ``clip`` and ``nonfinite`` look at the mean: with a bad
         gradient the update is left out, or raises, and the gradients with it are dropped. ``steps`` counts updates.
     precision
-        Of leaves of float16 or bfloat16, with which is computed in float32: "state32" keeps the state in float32, "param" in
-        the leaf's own dtype. Both round to nearest.
+        Of leaves of float16 or bfloat16, with which is computed in float32. "state32" keeps the state in float32, "param" in
+        the leaf's own dtype; both round to nearest. "split" keeps the other 16 bits of a bfloat16 leaf beside it, so that it
+        follows the float32 trajectory to the bit; "stochastic", or `Stochastic` with a seed, rounds at random. The state is
+        float32 in both.
+    scale
+        By what the loss was multiplied, so that small gradients do not vanish in 16 bits: a number, or a `DynamicScale`, that
+        falls when a gradient is not finite, in a step that then changes nothing (as by ``nonfinite="skip"``), and grows after
+        many good ones. Gradients are divided by it before anything else, also before they are clipped.
 
     Raises
     ------
     TypeError
-        If a leaf is no array of these, a rule no `Rule`, or its update not what an engine can run.
+        If a leaf is no array of these, or not one that ``precision`` is for; a rule no `Rule`, or its update not what an
+        engine can run.
     ValueError
         If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
@@ -94,14 +106,20 @@ class Optimizer(Stateful):
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
         every: int = 1,
-        precision: Precision = "state32",
+        precision: Precision | Stochastic = "state32",
+        scale: float | DynamicScale | None = None,
     ) -> None:
-        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE), ("precision", precision, PRECISIONS))
+        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
         for name, value, known in given:
             if value not in known:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: {clip!r}, expected one such as gpuopt.clip_by_global_norm(1.0)")
+        if isinstance(scale, DynamicScale) and nonfinite == "raise":
+            raise ValueError(
+                "nonfinite: 'raise' with a DynamicScale, whose gradients are expected to overflow now and then; expected "
+                "'skip' or 'ignore', which then skips, too"
+            )
         super().__init__(
             list(params) if isinstance(params, Iterator) else params,
             rule,
@@ -109,7 +127,8 @@ class Optimizer(Stateful):
             clip=clip,
             nonfinite=nonfinite,
             every=Count().checked(every, "every"),
-            precision=precision,
+            precision=storage.checked(precision),
+            scale=checked_scale(scale, "scale") if not isinstance(scale, DynamicScale | None) else scale,
         )
 
     @property
@@ -172,7 +191,20 @@ class Optimizer(Stateful):
 
         NaN unless the optimizer clips by a norm or looks for non-finite gradients. A GPU is waited for.
         """
-        return self._step.norm
+        return self._step.norm / (self._scale if isinstance(self._scale, float) else 1.0)
+
+    @property
+    def scale(self) -> float:
+        """What the next loss is to be multiplied by: 1, unless there is an option ``scale``. A GPU is waited for."""
+        return self._step.loss_scale[0] if isinstance(self._scale, DynamicScale) else self._scale or 1.0
+
+    @property
+    def scale_array(self) -> Any:
+        """As `scale`, without waiting: an array of float64 without axes, of a GPU's library if a GPU holds all parameters.
+
+        It is that of the next loss; ask again after each step.
+        """
+        return self._step.scale_array if isinstance(self._scale, DynamicScale) else np.array(self.scale)
 
     @property
     def skipped(self) -> int:
@@ -191,7 +223,7 @@ class Optimizer(Stateful):
         ----------
         grads
             A gradient for each parameter, in the same nesting: an array of the same library, device and shape. Another
-            real dtype is cast to the parameter's. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
+            real dtype is cast to the one that is computed in. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
             loss: what torch returns; of JAX's gradient take the conjugate. None leaves a parameter and its state alone. For
             NumPy and CuPy it may be of any library that shares memory with them through DLPack: nothing is copied from
             device to device. Without it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
@@ -207,11 +239,12 @@ class Optimizer(Stateful):
         """
         ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
         if self._held.lenders:
-            ready = list(map(view_of, ready))
+            ready = views_of(ready)
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
+            limit *= self._scale if isinstance(self._scale, float) else 1.0
             if self._every > 1 and not self._gather(ready):
                 return
             self._step.bind(ready, self._held.now(), self._held.checked)
@@ -341,11 +374,12 @@ class Optimizer(Stateful):
             raise self._held.not_finite(bad, self._steps)
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         if bad:
-            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
+            count = partial(vars(self).update, _skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
+            in_one_go([*self._step.settling(), count])
         else:
             count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
             if self._nonfinite == "raise" and any(carried):
                 self._past.append((self._steps, self._carried))
-            self._step(ready, scalars, count)
+            self._step(ready, scalars, count, storage.key_of(self._precision, self._steps))
         if self._nonfinite == "raise":
             self._step.report()

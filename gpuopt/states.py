@@ -11,11 +11,13 @@ import numpy as np
 
 from gpuopt import schedules
 from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
+from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST
-from gpuopt.rules.slots import is_number, starts
+from gpuopt.rules.slots import is_number, shape_of, starts
 from gpuopt.suggest import printable
 
 if TYPE_CHECKING:
+    from gpuopt.engines.storage import Precision
     from gpuopt.rules.base import Rule
     from gpuopt.tuning import Tuned
 
@@ -65,6 +67,30 @@ def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) ->
         problems.append(f"accumulated: {given!r:.40} gradients, expected fewer than every={every}")
         return 0
     return given
+
+
+def precision_of(state: Mapping[str, Any], own: Precision | Stochastic, problems: list[str]) -> Precision | Stochastic:
+    """Return an optimizer's ``own`` precision, with the seed in a state; what does not fit is appended to ``problems``."""
+    given = state.get("seed")
+    if not isinstance(own, Stochastic):
+        problems += ["seed: unexpected; it is of precision='stochastic'"] if given is not None else []
+        return own
+    try:
+        return Stochastic(given)  # type: ignore[arg-type]
+    except ValueError as error:
+        problems.append(f"seed: {error}")
+        return own
+
+
+def scale_of(state: Mapping[str, Any], problems: list[str]) -> tuple[float, float] | None:
+    """Return the scale of the loss in a state and its good steps, None if there are none; what does not fit is appended."""
+    match state.get("scale"):
+        case None:
+            return None
+        case (float(scale), float(good)) if 0 < scale < math.inf and good >= 0:
+            return scale, good
+    problems.append(f"scale: {state['scale']!r:.40}, expected a positive number and a number of steps")
+    return None
 
 
 def counts_of(
@@ -137,9 +163,12 @@ def expected_arrays(
     declared = [starts(rule.slots) for rule in rules]
     for path, a, group in zip(paths, arrays, groups, strict=True):
         for slot, start in declared[group].items():
-            same = is_number(start) or (dtype := slot_dtype(rules[group], slot, a)) == a.dtype
-            like = a if same else zeros_like(a, dtype)
-            expected["state", path, slot] = np.zeros(()) if is_number(start) else like
+            if is_number(start):
+                expected["state", path, slot] = np.zeros(())
+                continue
+            dtype, shape = slot_dtype(rules[group], slot, a), shape_of(start, tuple(a.shape))
+            is_like_leaf = dtype == a.dtype and shape == tuple(a.shape)
+            expected["state", path, slot] = a if is_like_leaf else zeros_like(a, dtype, shape)
     return expected
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt import arrays as libraries
-from gpuopt.engines import array, memory
-from gpuopt.engines.complexes import slot_dtype
+from gpuopt.engines import array, memory, storage
+from gpuopt.engines.complexes import arithmetic_dtype, slot_dtype
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.trace import SCALE, Program, traced
-from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
+from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, shape_of, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -53,7 +55,7 @@ class Step:
     idle
         Leaves that are never updated, whatever is given as their gradients.
     precision
-        In what the slots of leaves of 16 bits are kept.
+        How leaves of 16 bits and their slots are kept; see `gpuopt.engines.storage`.
 
     Attributes
     ----------
@@ -80,6 +82,7 @@ class Step:
         precision: str = "state32",
     ) -> None:
         self._guard = guard
+        self._precision = precision
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
@@ -100,6 +103,13 @@ class Step:
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
         self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
+        split = [
+            i
+            for i, a in enumerate(arrays)
+            if storage.way_of(libraries.dtype_of(a), precision) == "split" and i not in idle
+        ]
+        for i, low in zip(split, _lower_bits([arrays[i] for i in split], [state[i] for i in split]), strict=True):
+            self.slots[i][storage.LOW] = low
         self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {
@@ -122,15 +132,34 @@ class Step:
         heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
-                i: Leaf(groups[i], held[i], arrays[i], _arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
+                i: Leaf(
+                    groups[i],
+                    held[i],
+                    arrays[i],
+                    _arrays_first(self.slots[i], starts(rules[groups[i]].slots)),
+                    storage.way_of(libraries.dtype_of(arrays[i]), precision),
+                    self.slots[i].get(storage.LOW, i),
+                )
                 for i in together
                 if self._places[i] is place
             }
             self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir._fused[0] if heir else None))
         self._scales = np.ones(len(arrays))
+        scale = guard.scale if guard else None
+        self._loss = self._next_loss = np.array([scale.initial if scale else 1.0, 0.0])
         self._norm = math.nan
-        self._judge: Any = self._fused[0].kernel if decides and hasattr(self._fused[0].kernel, "judge") else None
+        self._decides = decides
         self.inherits = heir is not None
+        if scale and not heir:
+            if before:
+                self._loss = self._next_loss = np.array(before.loss_scale)
+            in_one_go(self.setting_scale(*self._loss), self.restoring())
+
+    @property
+    def _judge(self) -> Any:
+        """The kernel of a GPU that decides by itself."""
+        kernel = self._fused[0].kernel if self._decides else None
+        return kernel if hasattr(kernel, "judge") else None
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
@@ -182,9 +211,9 @@ class Step:
         """
         if self._guard is None:
             return []
-        clip, skip = self._guard.clip, self._guard.skip
+        clip, skip, scale = self._guard.clip, self._guard.skip, self._guard.scale
         if self._judge is not None:
-            self._judge.judge(clip, limit, sticky=wait_for_host, skip=skip)
+            self._judge.judge(clip, limit, sticky=wait_for_host, skip=skip, scale=scale)
             return []
         sums = np.zeros((len(self._arrays), 3))
         for step in self._fused:
@@ -194,12 +223,37 @@ class Step:
             if g is not None and (libraries.is_numpy(p) or libraries.is_cupy(p)):
                 flat = memory.in_memory_order(libraries.to_numpy(g), p)
                 with np.errstate(all="ignore"):
-                    sums[i] = sums_of_squares(flat.astype(p.dtype, copy=False))
+                    sums[i] = sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
             elif g is not None:
                 sums[i] = array.sums_of_squares(g, p)
-        verdict = judge(sums, clip, limit)
+        verdict = judge(sums, clip, limit, float(self._loss[0]))
         self.decided(verdict.norm, verdict.scales)
+        if scale:
+            self._next_loss = np.array(scale.next(*self._loss.tolist(), is_finite=bool(verdict.finite.all())))
         return np.flatnonzero(~verdict.finite).tolist() if skip else []
+
+    @property
+    def loss_scale(self) -> tuple[float, float]:
+        """What gradients are divided by, and how many good steps there were since it changed. A GPU is waited for."""
+        scale, good = self._loss.tolist() if self._judge is None else self._judge.loss_scale().get().tolist()
+        return scale, good
+
+    @property
+    def scale_array(self) -> Any:
+        """What gradients are divided by, as an array without axes where that is known."""
+        return (self._loss if self._judge is None else self._judge.loss_scale())[0]
+
+    def setting_scale(self, scale: float, good: float) -> list[Callable[[], object]]:
+        """Return what sets `loss_scale`: functions written in C, with `restoring` after them."""
+        own = np.array([scale, good])
+        judge = [] if self._judge is None else self._judge.setting_scale(own)
+        return [partial(operator.setitem, self._loss, ..., own), *judge]
+
+    def settling(self) -> list[Callable[[], object]]:
+        """Return what goes on with the scale that the last look at the gradients has led to: functions written in C."""
+        return (
+            [partial(operator.setitem, self._loss, ..., self._next_loss)] if self._guard and self._guard.scale else []
+        )
 
     def chunk_sums(self, gradients: Sequence[Any]) -> list[NDArray[np.float64]]:
         """Return the sums of squares of each chunk of each gradient (of `bind`), of shape (chunks, 3); 0 for None.
@@ -211,7 +265,7 @@ class Step:
             g, p = gradients[i], self._arrays[i]
             flat = np.zeros(p.size, p.dtype) if g is None else memory.in_memory_order(libraries.to_numpy(g), p)
             with np.errstate(all="ignore"):
-                found[i] = chunk_sums_of_squares(flat.astype(p.dtype, copy=False))
+                found[i] = chunk_sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
         return [found[i] for i in range(len(self._arrays))]
 
     def decided(self, norm: float, scales: NDArray[np.float64]) -> None:
@@ -256,7 +310,7 @@ class Step:
         return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
-        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None]
+        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None], key: int = 0
     ) -> None:
         """Update every leaf whose gradient is not None, and count the step: all of it, or nothing.
 
@@ -268,16 +322,18 @@ class Step:
             Of each group, what `Rule.at` gave.
         count
             Counts the step; written in C.
+        key
+            Of the step, for what is rounded at random: see `gpuopt.engines.storage.split_mix`.
 
         """
         calls: list[Callable[[], object]] = []
         for step in self._fused:
-            calls += step.prepare(scalars)
+            calls += step.prepare(scalars, key)
         if self._alone:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
-                calls += self._writes(group, members, gradients, scalars[group]) if members else []
-        in_one_go((*calls, count), self.restoring())
+                calls += self._writes(group, members, gradients, scalars[group], key) if members else []
+        in_one_go((*calls, *self.settling(), count), self.restoring())
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
         """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
@@ -288,10 +344,17 @@ class Step:
             Of each group, what `Rule.at` gave for the last step.
 
         """
-        return [
-            array.evaluation(self.rules[group], p, slots, scalars[group])
-            for p, group, slots in zip(self._arrays, self._groups, self.slots, strict=True)
-        ]
+        found = []
+        for i, (p, group, slots) in enumerate(zip(self._arrays, self._groups, self.slots, strict=True)):
+            rule, whole = self.rules[group], self._loaded(i)
+            own = {name: slots[name] for name in starts(rule.slots)}
+            value = array.evaluation(rule, whole, own, scalars[group])
+            found.append(p if value is whole else value if value.dtype == p.dtype else value.astype(p.dtype))
+        return found
+
+    def _loaded(self, i: int) -> Any:
+        """A leaf as the array engine computes with it."""
+        return storage.loaded(self._arrays[i], self.slots[i], self._precision)
 
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
@@ -311,16 +374,19 @@ class Step:
         return place.copying(target, source) if place else [array.assigning(target, source)]
 
     def _writes(
-        self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float]
+        self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float], key: int
     ) -> list[Callable[[], object]]:
         """Compute the update of the leaves of a group, and return what writes the results."""
         rule = self.rules[group]
         declared = starts(rule.slots)
         before = [
             (
-                self._arrays[i],
+                self._loaded(i),
                 gradients[i],
-                {name: float(x) if is_number(declared[name]) else x for name, x in self.slots[i].items()},
+                {
+                    name: float(self.slots[i][name]) if is_number(slot) else self.slots[i][name]
+                    for name, slot in declared.items()
+                },
             )
             for i in members
         ]
@@ -333,7 +399,10 @@ class Step:
         results = [
             pair
             for i, (new_p, new_slots) in zip(members, after, strict=True)
-            for pair in [(self._arrays[i], new_p), *((self.slots[i][name], new) for name, new in new_slots.items())]
+            for pair in [
+                *storage.stored(new_p, self._arrays[i], self.slots[i], self._precision, key, i),
+                *((self.slots[i][name], new) for name, new in new_slots.items()),
+            ]
         ]
         shared = {name: after[0][1][name] for name, slot in declared.items() if isinstance(slot, Shared)}
         others = [i for i, own in enumerate(self._groups) if own == group and i not in members]
@@ -383,8 +452,8 @@ def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
 
 def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
     """The slots as a table has them."""
-    numbers = [name for name in slots if is_number(declared[name])]
-    return tuple(slots[name] for name in (*(name for name in slots if name not in numbers), *numbers))
+    numbers = [name for name, slot in declared.items() if is_number(slot)]
+    return tuple(slots[name] for name in (*(name for name in declared if name not in numbers), *numbers))
 
 
 def _with_new_slots(
@@ -402,10 +471,14 @@ def _with_new_slots(
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
-    for own, rule, p in zip(slots, rules, arrays, strict=True):
-        for name, value in own.items():
-            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p, precision)):
-                raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {expected}; make a new optimizer")
+    for own, starting, rule, p in zip(slots, declared, rules, arrays, strict=True):
+        there = {name: value for name, value in own.items() if value is not None and not is_number(starting[name])}
+        for name, value in there.items():
+            known = str(value.dtype), tuple(value.shape)
+            wanted = str(slot_dtype(rule, name, p, precision)), shape_of(starting[name], tuple(p.shape))
+            if known != wanted:
+                given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
+                raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():
@@ -414,17 +487,32 @@ def _with_new_slots(
             elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
+        like = [
+            (arrays[i], slot_dtype(rules[i], name, arrays[i], precision), shape_of(declared[i][name], arrays[i].shape))
+            for i in members
+        ]
         if place is not None:
-            new = place.zeros(
-                [memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
-            )
+            new = place.zeros([memory.dense_layout(*own) for own in like])
         else:
-            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
+            new = [libraries.zeros_like(*own) for own in like]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
             if declared[i][name] not in (Filled(), Real()):
                 libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
+
+
+def _lower_bits(leaves: Sequence[Any], state: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The arrays of the lower 16 bits of leaves: those of the state, or new ones."""
+    found = [own.get(storage.LOW) for own in state]
+    missing = [i for i, low in enumerate(found) if low is None]
+    for place in dict.fromkeys(place_of(leaves[i]) for i in missing):
+        members = [i for i in missing if place_of(leaves[i]) is place]
+        layouts = [memory.dense_layout(leaves[i], np.uint16) for i in members]
+        new = place.zeros(layouts) if place else [np.zeros(layout.shape, np.uint16) for layout in layouts]
+        for i, low in zip(members, new, strict=True):
+            found[i] = low
+    return found
 
 
 def _number(value: Any, home: Place | None) -> Any:
