@@ -17,9 +17,7 @@ import numpy as np
 import gpuopt
 import gpuopt.distributed
 from gpuopt.distributed import RankError, cuts, sums, transport
-from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
-from gpuopt.rules.slots import is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,22 +50,17 @@ def mean(step: int) -> dict[str, Any]:
     return {name: None if g is None else g / np.asarray(PARTS, g.dtype) for name, g in total.items()}
 
 
-def elementwise() -> dict[str, Any]:
-    """Every rule of the library that several processes can take, by name."""
-    return {name: rule for name, cls in RULES.items() if _is_elementwise(rule := cls(lr=0.1))}
+def every_rule() -> dict[str, Any]:
+    """Every rule of the library, by name."""
+    return {name: cls(lr=0.1, memory=3) if name == "LBFGS" else cls(lr=0.1) for name, cls in RULES.items()}
 
 
-def _is_elementwise(rule: gpuopt.Rule) -> bool:
-    program = traced(rule)
-    return program is not None and program.is_elementwise and not any(map(is_number, starts(rule.slots).values()))
-
-
-def options() -> dict[str, tuple[Any, dict[str, Any], bool]]:
-    """Rule, options and whether something is tuned on the way, by name."""
+def options() -> dict[str, tuple[Any, dict[str, Any], dict[str, float]]]:
+    """Rule, options and what is tuned on the way, by name."""
     adam = gpuopt.Adam(lr=0.1)
     falling = gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, decay=0.5))
-    table: dict[str, tuple[Any, dict[str, Any], bool]] = {
-        name: (rule, {}, False) for name, rule in elementwise().items()
+    table: dict[str, tuple[Any, dict[str, Any], dict[str, float]]] = {
+        name: (rule, {}, {}) for name, rule in every_rule().items()
     }
     for name, clip in {
         "value": gpuopt.clip_by_value(0.5),
@@ -75,13 +68,20 @@ def options() -> dict[str, tuple[Any, dict[str, Any], bool]]:
         "global": gpuopt.clip_by_global_norm(gpuopt.schedules.inverse_time(5.0, decay=0.5)),
     }.items():
         for nonfinite in ("ignore", "skip", "raise"):
-            table[f"clip {name} {nonfinite}"] = (adam, {"clip": clip, "nonfinite": nonfinite}, False)
+            table[f"clip {name} {nonfinite}"] = (adam, {"clip": clip, "nonfinite": nonfinite}, {})
     chained = gpuopt.chain(gpuopt.L2(1e-2), adam, gpuopt.Box(np.full(SHAPES["e"], -1.0), 1.0), gpuopt.EMA(0.9))
     return table | {
-        "schedule": (falling, {}, False),
-        "tuned": (gpuopt.SGD(lr=0.1), {}, True),
-        "groups": ({"[ab]": gpuopt.Lion(lr=0.1), "*": falling}, {"clip": gpuopt.clip_by_global_norm(1.0)}, False),
-        "chain": ({"e": chained, "*": adam}, {}, False),
+        "schedule": (falling, {}, {}),
+        "tuned": (gpuopt.SGD(lr=0.1), {}, {"lr": 0.05, "momentum": 0.5}),
+        "groups": ({"[ab]": gpuopt.Lion(lr=0.1), "*": falling}, {"clip": gpuopt.clip_by_global_norm(1.0)}, {}),
+        "chain": ({"e": chained, "*": adam}, {}, {}),
+        "chain of norms": (
+            gpuopt.chain(gpuopt.ClipGlobalNorm(5.0), gpuopt.LAMB(lr=0.1), gpuopt.EMA(0.9)),
+            {},
+            {"lr": 0.05},
+        ),
+        "totals by group": ({"[ae]": gpuopt.Prodigy(), "*": gpuopt.Novograd(lr=0.1)}, {}, {}),
+        "sums and a clip": (gpuopt.LARS(lr=0.1), {"clip": gpuopt.clip_by_norm(2.0), "nonfinite": "skip"}, {}),
     }
 
 
@@ -108,11 +108,11 @@ def _host(x: Any) -> Any:
     return x.get() if hasattr(x, "get") else x
 
 
-def run(opt: Any, take: Callable[[int], None], *, tuned: bool = False) -> str:
+def run(opt: Any, take: Callable[[int], None], tuned: dict[str, float]) -> str:
     """Take the steps, and look at the bits."""
     for step in range(STEPS):
         if tuned and step == 1:
-            opt.tune(lr=0.05, momentum=0.5)
+            opt.tune(**tuned)
         take(step)
     return digest(opt)
 
@@ -122,7 +122,7 @@ def alone() -> dict[str, str]:
     found = {}
     for name, (rule, more, tuned) in options().items():
         opt = gpuopt.Optimizer(params(), rule, **more)
-        found[name] = run(opt, lambda step, opt=opt: opt.step(mean(step)), tuned=tuned)  # type: ignore[misc]
+        found[name] = run(opt, lambda step, opt=opt: opt.step(mean(step)), tuned)  # type: ignore[misc]
     return found
 
 
@@ -141,7 +141,7 @@ def together(comm: Any, space: Callable[[Any], Any] = lambda x: x, **more: Any) 
             continue
         mine = {leaf: space(p) for leaf, p in params(comm.rank if comm else 0).items()}  # those of rank 0 count
         opt = gpuopt.distributed.Optimizer(mine, rule, comm, parts=PARTS, shard=k % 3 != 0, **own, **more)
-        found[name] = run(opt, lambda step, opt=opt: take(opt, step), tuned=tuned)  # type: ignore[misc]
+        found[name] = run(opt, lambda step, opt=opt: take(opt, step), tuned)  # type: ignore[misc]
     return found
 
 
@@ -277,9 +277,6 @@ def settings(comm: Any) -> None:
         "rank 1: TypeError: rule: 'Adam'": lambda: gpuopt.distributed.Optimizer(w, names, comm),
         "every rank: ValueError: parts: 1, expected a whole number of at least 3": lambda: gpuopt.distributed.Optimizer(
             w, gpuopt.SGD(), comm, parts=1
-        ),
-        "every rank: TypeError: rule '*': LAMB is not elementwise": lambda: gpuopt.distributed.Optimizer(
-            w, gpuopt.LAMB(), comm
         ),
     }
     for message, make in makes.items():

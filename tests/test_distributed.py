@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,6 +261,14 @@ def test_a_tree_of_parts_is_the_same_on_any_number_of_processes(parts: int, proc
     assert sums[additions[-1][0] if additions else 0] == tree(0, parts)
 
 
-def test_rules_that_sum_are_refused() -> None:
-    with pytest.raises(TypeError, match="LAMB is not elementwise"):
-        gpuopt.distributed.Optimizer(np.zeros(2), gpuopt.LAMB(), None)
+@dataclass(frozen=True)
+class Sorts(gpuopt.Rule):
+    """Looks at whole leaves."""
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:
+        return p - xp.sort(g), {}
+
+
+def test_rules_that_cannot_be_traced_are_refused() -> None:
+    with pytest.raises(TypeError, match="Sorts looks at whole leaves, of which a process has only parts"):
+        gpuopt.distributed.Optimizer(np.zeros(2), Sorts(), None)

@@ -13,7 +13,7 @@ import gpuopt
 from gpuopt import leaves, states, tuning
 from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, place, to_numpy, zeros_like
 from gpuopt.distributed.agreement import RankError, agree, listed
-from gpuopt.distributed.cuts import buckets_of, order_of_chunks
+from gpuopt.distributed.cuts import Piece, buckets_of, order_of_chunks
 from gpuopt.distributed.reduction import Reduction, Store, empty
 from gpuopt.distributed.sums import whole_within
 from gpuopt.distributed.transport import connect
@@ -21,9 +21,11 @@ from gpuopt.engines import array, memory
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import judge
+from gpuopt.engines.place import host
 from gpuopt.engines.step import Step
 from gpuopt.engines.table import CHUNK
 from gpuopt.engines.trace import traced
+from gpuopt.engines.whole import Parts
 from gpuopt.gradients import Clip, clipped
 from gpuopt.optimizer import Optimizer as Alone
 from gpuopt.rules.slots import Given, is_number, starts
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuopt.distributed.cuts import Piece
     from gpuopt.distributed.sums import Node
     from gpuopt.distributed.transport import Way
     from gpuopt.groups import Rules
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 NOT_GIVEN: Any = object()
+NO_BUCKET = -1
+"""Of a segment without elements."""
 T = TypeVar("T")
 
 
@@ -61,7 +64,7 @@ class Optimizer(Alone):
         Arrays of NumPy, or of CuPy on one device, that fill their memory without gaps, in any nesting; of the same shapes
         and dtypes on each process. They get the values of rank 0.
     rule
-        As for `gpuopt.Optimizer`: elementwise rules.
+        As for `gpuopt.Optimizer`, but for rules that look at whole leaves otherwise than by sums and largest elements.
     comm
         A communicator of mpi4py, such as ``MPI.COMM_WORLD``. None: this process alone, without MPI.
     shard
@@ -222,10 +225,7 @@ class Optimizer(Alone):
         """Exchange and add up, look at the sums, agree once more, update, and exchange the parameters."""
         buckets = [k for k, b in enumerate(self._buckets) if any(present[piece.leaf] for piece in b.pieces)]
         gradients, error = self._reduction(nodes, buckets)
-        ready = [
-            gradients[k][piece.place] if present[piece.leaf] and gradients[k] is not None else None
-            for k, piece in self._segments
-        ]
+        ready = [self._gradient(gradients, k, piece) if present[piece.leaf] else None for k, piece in self._segments]
         verdict = None
         try:
             self._step.bind(ready, self._own, lambda _i, g, _p: g)
@@ -243,6 +243,8 @@ class Optimizer(Alone):
             if bad:
                 vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
                 return
+        if self._step.widths:
+            self._agree(self._reduced(scalars, present), {})
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
         if self._shard:
@@ -327,7 +329,11 @@ class Optimizer(Alone):
         self._shares: list[list[tuple[int, Piece]]] = [
             [(k, piece) for k, bucket in enumerate(self._buckets) for piece in bucket.pieces_of(r)] for r in range(size)
         ]
-        self._segments = self._shares[rank] if self._shard else [one for own in self._shares for one in own]
+        self._segments = list(self._shares[rank]) if self._shard else [one for own in self._shares for one in own]
+        # Of each leaf a segment at least: so all processes compile the same, and know the numbers of all leaves.
+        there = {piece.leaf for _, piece in self._segments}
+        self._segments += [(NO_BUCKET, Piece(i, 0, 0, 0)) for i in range(len(self._arrays)) if i not in there]
+        self._first_segment = {piece.leaf: s for s, (_, piece) in reversed(list(enumerate(self._segments)))}
         self._own = [self._flat[piece.leaf][piece.start : piece.stop] for _, piece in self._segments]
         self._chunk_order, self._chunk_counts = order_of_chunks(self._buckets, size, len(self._arrays))
         self._chunk_cuts = np.cumsum(
@@ -345,21 +351,36 @@ class Optimizer(Alone):
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         for pattern, rule in zip(self._patterns, rules, strict=True):
             program = traced(rule)
-            numbers = any(map(is_number, starts(rule.slots).values()))
-            if program is None or not program.is_elementwise or numbers:
+            if program is None:
                 raise TypeError(
-                    f"rule {pattern!r}: {rule.name} is not elementwise: it sums over a leaf or looks at whole ones, which "
-                    "several processes cannot do yet; expected a rule such as Adam(), and clip=... for norms of gradients"
+                    f"rule {pattern!r}: {rule.name} looks at whole leaves, of which a process has only parts; expected a "
+                    "rule whose update can be traced: elementwise operations, sums, norms and totals"
                 )
+            if not program.is_elementwise or any(map(is_number, starts(rule.slots).values())):
+                host()  # who works numbers out
         if not self._met:
             self._agree(None, self._setting(rules))
             self._met = True
             self._spread(dict(enumerate(self._flat)), from_first=True)  # before slots are made that begin as copies
         groups = [self._groups[piece.leaf] for _, piece in self._segments]
-        slots: Sequence[Mapping[str, Any]] = before.slots if before else self._given_slots(rules)
+        slots = self._with_numbers(rules, before.slots if before else self._given_slots(rules))
         idle = [s for s, (_, piece) in enumerate(self._segments) if piece.leaf not in self._rows]
         seen = clipped(rules, self._clip)
-        return Step(self._own, self._own, groups, seen, slots, self._engine, None, before, idle)
+        parts = Parts([piece.leaf for _, piece in self._segments], [a.size for a in self._arrays])
+        return Step(self._own, self._own, groups, seen, slots, self._engine, None, before, idle, parts=parts)
+
+    def _with_numbers(self, rules: list[Rule], slots: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Slots of segments, with those that are numbers of their leaf: one for all segments of a leaf."""
+        found = [dict(own) for own in slots]
+        for i, a in enumerate(self._arrays):
+            of_leaf = [s for s, (_, piece) in enumerate(self._segments) if piece.leaf == i]
+            for name, slot in starts(rules[self._groups[i]].slots).items():
+                if is_number(slot) and name not in found[of_leaf[0]]:
+                    number = empty(a, 1, "float64").reshape(())
+                    number[...] = slot.start
+                    for s in of_leaf:
+                        found[s][name] = number
+        return found
 
     def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
         """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
@@ -465,6 +486,35 @@ class Optimizer(Alone):
             np.add.at(sums, np.repeat(np.arange(len(sums)), self._chunk_counts), chunks[self._chunk_order])
         return sums, error
 
+    def _reduced(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> Exception | None:
+        """Add up, pass by pass, what the rules need of whole leaves; return what went wrong in this process."""
+        rank = self._transport.rank
+        error: Exception | None = None
+        try:
+            self._step.begin(scalars, present)
+        except Exception as caught:  # noqa: BLE001 - all processes are told
+            error = caught
+        for k, width in enumerate(self._step.widths):
+            chunks = np.zeros((self._chunk_cuts[-1], width))
+            own = chunks[slice(*self._chunk_cuts[rank : rank + 2])] if self._shard else chunks
+            try:
+                own[:] = np.concatenate(self._step.reduce(k))
+            except Exception as caught:  # noqa: BLE001 - all processes are told
+                error = error or caught
+            if self._shard:
+                self._transport.gather(chunks.reshape(-1), [width * cut for cut in self._chunk_cuts])
+            try:
+                self._step.know(k, chunks[self._chunk_order])
+            except Exception as caught:  # noqa: BLE001 - all processes are told
+                error = error or caught
+        return error
+
+    def _gradient(self, gradients: Sequence[Any], k: int, piece: Piece) -> Any:
+        """The gradient of a segment, which may have no elements."""
+        if k == NO_BUCKET:
+            return self._flat[piece.leaf][:0]
+        return None if gradients[k] is None else gradients[k][piece.place]
+
     def _blame(self, nodes: list[tuple[Node, list[Any]]], bad: list[int]) -> NoReturn:
         """Raise the error of gradients that are not finite: on all processes the same."""
         own = []
@@ -552,7 +602,10 @@ class Optimizer(Alone):
         declared = [tuple(starts(self._rules[group].slots)) for group in self._groups]
         state: dict[str, dict[str, Any]] = {path: {} for path in self._tree.paths}
         for name in dict.fromkeys(name for names in declared for name in names):
-            found = whole(name, [i for i, names in enumerate(declared) if name in names])
+            members = [i for i, names in enumerate(declared) if name in names]
+            numbers = [i for i in members if is_number(starts(self._rules[self._groups[i]].slots)[name])]
+            found = whole(name, [i for i in members if i not in numbers])
+            found |= {i: self._step.slots[self._first_segment[i]][name] for i in numbers}
             for i, x in found.items():
                 state[self._tree.paths[i]][name] = x
         return {
@@ -639,7 +692,11 @@ class Optimizer(Alone):
                 i = self._tree.paths.index(key[1])
                 source = given[key] if content is None else _at(content, key)
                 try:
-                    flat = memory.in_memory_order(to_numpy(arrived(source)), self._arrays[i])
+                    host_array = to_numpy(arrived(source))
+                    if key[0] == "state" and is_number(starts(rules[self._groups[i]].slots)[key[2]]):
+                        news.append((step.slots[self._first_segment[i]][key[2]], host_array.reshape(())))
+                        continue
+                    flat = memory.in_memory_order(host_array, self._arrays[i])
                     if key[0] == "params":
                         news.append((self._flat[i], flat))
                     else:

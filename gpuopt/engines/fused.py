@@ -10,7 +10,9 @@ import numpy as np
 from gpuopt.arrays import assign, dtype_of
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
-from gpuopt.engines.table import PARAMETER, Segment, Table
+from gpuopt.engines.place import host
+from gpuopt.engines.table import PARAMETER, Segment, Table, reduction_passes, widths
+from gpuopt.engines.whole import Parts, WholeLeaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +38,8 @@ class Leaf:
         The array as it is updated.
     slots
         Of the rule: first the arrays; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+    numbers
+        How many of the slots are numbers: the last ones.
 
     """
 
@@ -43,6 +47,7 @@ class Leaf:
     held: Any
     p: Any
     slots: tuple[Any, ...]
+    numbers: int = 0
 
 
 class FusedStep:
@@ -63,6 +68,9 @@ class FusedStep:
         All that a step may write to in this place.
     before
         The step of the same leaves that this one replaces, if there is one.
+    parts
+        If these leaves are parts of others: of which ones. Then `begin`, and for each pass `reduce` and `know` come before
+        `prepare`.
 
     """
 
@@ -73,25 +81,32 @@ class FusedStep:
         rules: Sequence[Rule],
         reach: Overlaps,
         before: FusedStep | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.place = place
         self.members = list(leaves)
         with_gaps = [leaf.p for leaf in leaves.values() if not is_without_gaps(leaf.p)]
         stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
-        self._table = Table(
-            [
-                Segment(
-                    p.size,
-                    leaf.group,
-                    dtype_of(p),
-                    _dtype_of_slots(leaf),
-                    (place.pointer(p), *map(place.pointer, leaf.slots)),
-                )
-                for p, leaf in zip(self._parameters, leaves.values(), strict=True)
-            ],
-            rules,
-        )
+        segments = [
+            Segment(
+                p.size,
+                leaf.group,
+                dtype_of(p),
+                _dtype_of_slots(leaf),
+                (place.pointer(p), *map(place.pointer, leaf.slots)),
+            )
+            for p, leaf in zip(self._parameters, leaves.values(), strict=True)
+        ]
+        self._table = Table(segments, rules)
+        self.widths = [
+            sum(widths(k, self._table.variants)) if parts else 0 for k in range(reduction_passes(self._table.variants))
+        ]
+        self._whole: WholeLeaves | None = None
+        if parts is not None and self.widths:
+            of_members = Parts([parts.leaf_of[i] for i in self.members], parts.sizes)
+            numbers = [leaf.slots[len(leaf.slots) - leaf.numbers :] for leaf in leaves.values()]
+            self._whole = WholeLeaves(segments, numbers, of_members, rules, host(), place)
         self._lookup = place.lookup([leaf.held for leaf in leaves.values()], self._parameters, self._table.gradients)
         self._sizes = np.array([p.nbytes for p in self._parameters])
         self._is_bound = False  # whether the gradients of the last step are in the table, and none is in the way
@@ -163,9 +178,26 @@ class FusedStep:
 
     def chunk_sums(self) -> dict[int, NDArray[np.float64]]:
         """Return the sums of squares of each chunk of these leaves' gradients, by leaf."""
-        sums, segments = self.kernel.chunk_sums(), self._table.chunks[:, 0]
-        ends = np.searchsorted(segments, np.arange(len(self.members)), side="right")
-        return dict(zip(self.members, np.split(sums, ends[:-1]), strict=True))
+        return self._by_leaf(self.kernel.chunk_sums())
+
+    def _by_leaf(self, sums: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
+        """What was added up of each chunk, by leaf."""
+        return dict(zip(self.members, np.split(sums, self._table.first_chunks[1:-1]), strict=True))
+
+    def begin(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> None:
+        """Before the first pass of a step of parts; see `WholeLeaves.begin`."""
+        self._table.set_coefficients(scalars)
+        if self._whole is not None:
+            self._whole.begin(scalars, present)
+
+    def reduce(self, k: int) -> dict[int, NDArray[np.float64]]:
+        """Return what pass ``k`` adds up of each chunk, by leaf."""
+        return self._by_leaf(self.kernel.reduce(k))
+
+    def know(self, k: int, sums: NDArray[np.float64]) -> None:
+        """Take over what pass ``k`` added up of all chunks of the whole leaves."""
+        assert self._whole is not None
+        self.kernel.know(self._whole.numbers(k, sums))
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
@@ -174,7 +206,7 @@ class FusedStep:
     def prepare(self, scalars: Sequence[Mapping[str, float]]) -> Sequence[Callable[[], object]]:
         """Return what updates the leaves with these scalars (of each group, what `Rule.at` gave); see `Kernel.prepare`."""
         self._table.set_coefficients(scalars)
-        calls = self.kernel.prepare()
+        calls = self.kernel.prepare() if self._whole is None else [*self.kernel.updating(), *self._whole.keeping()]
         return (*self._copies_in, *calls, *self._copies_out) if self._copies_in else calls
 
 

@@ -14,6 +14,7 @@ from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
+from gpuopt.engines.table import CHUNK
 from gpuopt.engines.trace import SCALE, Program, traced
 from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.norms import Guard
     from gpuopt.engines.place import Place
+    from gpuopt.engines.whole import Parts
     from gpuopt.rules.base import Rule
 
 
@@ -54,6 +56,9 @@ class Step:
         Leaves that are never updated, whatever is given as their gradients.
     precision
         In what the slots of leaves of 16 bits are kept.
+    parts
+        If ``arrays`` are parts of leaves: of which ones. Rules that add up then need `begin`, and for each pass `reduce` and
+        `know`, before the step.
 
     Attributes
     ----------
@@ -78,6 +83,7 @@ class Step:
         before: Step | None = None,
         idle: Collection[int] = (),
         precision: str = "state32",
+        parts: Parts | None = None,
     ) -> None:
         self._guard = guard
         self._arrays, self._groups = arrays, groups
@@ -122,11 +128,12 @@ class Step:
         heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
-                i: Leaf(groups[i], held[i], arrays[i], _arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
+                i: Leaf(groups[i], held[i], arrays[i], *_arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
                 for i in together
                 if self._places[i] is place
             }
-            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir._fused[0] if heir else None))
+            former = heir._fused[0] if heir else None
+            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], former, parts))
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
         self._judge: Any = self._fused[0].kernel if decides and hasattr(self._fused[0].kernel, "judge") else None
@@ -213,6 +220,27 @@ class Step:
             with np.errstate(all="ignore"):
                 found[i] = chunk_sums_of_squares(flat.astype(p.dtype, copy=False))
         return [found[i] for i in range(len(self._arrays))]
+
+    @property
+    def widths(self) -> list[int]:
+        """Of parts of leaves: of each reduction pass, how much it adds up of each chunk."""
+        return self._fused[0].widths if self._fused else []
+
+    def begin(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> None:
+        """Before the first pass over parts of leaves: the scalars, and whether each whole leaf has a gradient."""
+        self._fused[0].begin(scalars, present)
+
+    def reduce(self, k: int) -> list[NDArray[np.float64]]:
+        """Return what pass ``k`` adds up of each chunk of each part, of shape (chunks, columns)."""
+        found = self._fused[0].reduce(k)
+        return [
+            found[i] if i in found else np.zeros((-(-a.size // CHUNK), self.widths[k]))
+            for i, a in enumerate(self._arrays)
+        ]
+
+    def know(self, k: int, sums: NDArray[np.float64]) -> None:
+        """Take over what pass ``k`` added up of all chunks of all whole leaves, of shape (chunks, columns)."""
+        self._fused[0].know(k, sums)
 
     def decided(self, norm: float, scales: NDArray[np.float64]) -> None:
         """Take over the norm of all gradients, and what each gradient is multiplied by."""
@@ -381,10 +409,11 @@ def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
     return rule.slots, {name: rule.part(name) for name in rule.slots}
 
 
-def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
-    """The slots as a table has them."""
+def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[tuple[Any, ...], int]:
+    """The slots as a table has them, and how many of them are numbers."""
     numbers = [name for name in slots if is_number(declared[name])]
-    return tuple(slots[name] for name in (*(name for name in slots if name not in numbers), *numbers))
+    arrays = [name for name in slots if name not in numbers]
+    return tuple(slots[name] for name in (*arrays, *numbers)), len(numbers)
 
 
 def _with_new_slots(
