@@ -20,6 +20,11 @@ PYPROJECT = nox.project.load_toml()
 PYTHON_VERSIONS = nox.project.python_versions(PYPROJECT)
 OLDEST_PYTHON = PYTHON_VERSIONS[0]
 EMULATOR = "GPUOPT_CUDA_EMULATOR"
+QUICK = ("-m", "not slow")  # the long searches run once, on the oldest Python
+OUTSIDE = tuple(
+    f"tests/test_{name}.py"
+    for name in ("cli", "documents", "live", "model", "optimizer", "own_loop", "pictures", "project")
+)
 CORE = """
 import numpy as np, gpuopt
 opt = gpuopt.Optimizer(np.ones(3), gpuopt.Adam(), engine="fused")
@@ -63,7 +68,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def derive(session: nox.Session) -> None:
-    """Write what is derived from the rules: the names for type checkers, the table in README.md."""
+    """Write what is derived from the rules: the names for type checkers, the table in docs/rules.md."""
     session.install("-e.[train]")
     session.run("python", "tests/derived.py")
 
@@ -83,7 +88,7 @@ def tests(session: nox.Session) -> None:
         pytest_with_coverage(session)
     else:
         session.install(package(), *dependencies("test"))
-        session.run("pytest", *session.posargs)
+        session.run("pytest", *QUICK, *session.posargs)
 
 
 @nox.session(python=OLDEST_PYTHON)
@@ -103,7 +108,7 @@ def tests_emulated(session: nox.Session) -> None:
     # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip.
     session.install("-e.[train]", "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
     session.run("bash", f"{emulator}/build.sh", "python", external=True)
-    pytest_with_coverage(session, launcher=("bash", f"{emulator}/run.sh"))
+    pytest_with_coverage(session, *QUICK, launcher=("bash", f"{emulator}/run.sh"))
 
 
 @nox.session(python=OLDEST_PYTHON, default=False)
@@ -153,7 +158,7 @@ def build(session: nox.Session) -> None:
         with session.chdir(outside):
             session.run("gpuopt", "--version")
             session.run("gpuopt", "train", "--epochs", "50", "--out", "run")
-            session.run("pytest", *session.posargs)
+            session.run("pytest", *(session.posargs or OUTSIDE))
 
 
 @nox.session(python=OLDEST_PYTHON, default=False)
@@ -194,7 +199,7 @@ def minimums(session: nox.Session) -> None:
     """Run the tests with the oldest versions that pyproject.toml allows."""
     session.install("--resolution=lowest-direct", "-e.[data,train]")
     session.install(*dependencies("test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *QUICK, *session.posargs)
 
 
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", default=False)

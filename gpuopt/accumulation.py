@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import zeros_like
+from gpuopt.arrays import assign, zeros_like
 from gpuopt.engines.complexes import arithmetic_dtype
 from gpuopt.engines.step import Step
 from gpuopt.rules.base import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gpuopt.engines.choice import Engine
 
@@ -36,7 +36,7 @@ class Gather(Rule):
 
 
 class Accumulation:
-    """Sums of the gradients since the last update, one a leaf; then their mean.
+    """Sums of the gradients since the last update, one a leaf; then their mean. With ``every=1`` there is nothing to gather.
 
     A sum is an array like the parameter, and gathering is a step like any other: sums are what it updates, all of them in
     one call or launch.
@@ -44,7 +44,9 @@ class Accumulation:
     Parameters
     ----------
     arrays
-        The parameters that are updated.
+        The parameters.
+    updated
+        The leaves that are updated, as indices of ``arrays``.
     every
         Gradients for one update.
     engine
@@ -53,7 +55,7 @@ class Accumulation:
     Attributes
     ----------
     sums
-        Of each leaf; after the last gradient the mean.
+        Of each leaf that is updated, by index; after the last gradient the mean.
     counts
         Gradients that each leaf has got, None left out.
     taken
@@ -61,12 +63,13 @@ class Accumulation:
 
     """
 
-    def __init__(self, arrays: Sequence[Any], every: int, engine: Engine) -> None:
+    def __init__(self, arrays: Sequence[Any], updated: Iterable[int], every: int, engine: Engine) -> None:
         self.every = every
-        self.sums = [zeros_like(a, arithmetic_dtype(a)) for a in arrays]
-        self.counts = [0] * len(arrays)
+        self.sums = {i: zeros_like(arrays[i], arithmetic_dtype(arrays[i])) for i in updated} if every > 1 else {}
+        self.counts = dict.fromkeys(self.sums, 0)
         self.taken = 0
-        self._step = Step(self.sums, self.sums, [0] * len(arrays), [Gather()], [{} for _ in arrays], engine)
+        sums = list(self.sums.values())
+        self._step = Step(sums, sums, [0] * len(sums), [Gather()], [{} for _ in sums], engine)
 
     @property
     def waiting(self) -> int:
@@ -78,33 +81,45 @@ class Accumulation:
         """Whether the next gradient is the last one before an update."""
         return self.waiting + 1 == self.every
 
-    def add(self, gradients: Sequence[Any], checked: Callable[[int, Any, Any], Any]) -> list[Any]:
+    def add(self, gradients: list[Any], checked: Callable[[int, Any], Any]) -> None:
         """Add a gradient to each sum, or raise and change nothing.
 
         Parameters
         ----------
         gradients
-            Of each leaf; None adds nothing.
+            Of each leaf; None adds nothing. If these are the last ones before an update, the means replace them; None stays
+            of a leaf that got none at all.
         checked
-            As of `Step.bind`.
-
-        Returns
-        -------
-        list
-            Of each leaf, the mean if this was the last gradient; None for a leaf that got none at all.
+            Called with the index of a leaf and its gradient: returns it as an array that fits (or None), or raises an error.
 
         """
         begins, ends = self.waiting == 0, self.completes
-        counts = [(not begins) * n + (g is not None) for n, g in zip(self.counts, gradients, strict=True)]
+        members, sums = list(self.sums), list(self.sums.values())
+        counts = {i: (not begins) * n + (gradients[i] is not None) for i, n in self.counts.items()}
         ready = [
-            zeros_like(own) if g is None and (begins or (ends and n)) else g
-            for g, n, own in zip(gradients, counts, self.sums, strict=True)
+            zeros_like(own) if (g := gradients[i]) is None and (begins or (ends and counts[i])) else g
+            for i, own in self.sums.items()
         ]
-        self._step.bind(ready, self.sums, checked)
+        self._step.bind(ready, sums, lambda row, g, _: checked(members[row], g))
         h = {"first": float(begins), "divisor": float(self.every if ends else 1)}
-        self._step(ready, [h], partial(vars(self).update, counts=counts, taken=self.waiting + 1))
-        return [own if n else None for own, n in zip(self.sums, counts, strict=True)]
+        self._step(ready, [h], self.setting(self.waiting + 1, counts))
+        if ends:
+            for i, own in self.sums.items():
+                gradients[i] = own if counts[i] else None
+
+    def setting(self, taken: int, counts: Mapping[int, int]) -> Callable[[], None]:
+        """Return what says how many gradients are in the sums: a function written in C."""
+        return partial(vars(self).update, taken=taken, counts={i: counts.get(i, 0) for i in self.sums})
 
     def slots(self, i: int) -> dict[str, Any]:
         """What there is of a leaf to be saved: nothing, unless gradients are waiting."""
-        return {SUM: self.sums[i], COUNT: np.array(float(self.counts[i]))} if self.waiting else {}
+        if not self.waiting or i not in self.sums:
+            return {}
+        return {SUM: self.sums[i], COUNT: np.array(float(self.counts[i]))}
+
+    def take_over(self, old: Accumulation, pairs: Iterable[tuple[int, int]]) -> None:
+        """Go on with the gradients that wait at another one: those of each of its leaves, the second of a pair."""
+        there = {i: k for i, k in pairs if i in self.sums and k in old.sums}
+        self.setting(old.waiting, {i: old.counts[k] for i, k in there.items()})()
+        for i, k in there.items():
+            assign(self.sums[i], old.sums[k])

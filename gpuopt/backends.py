@@ -46,7 +46,18 @@ __all__ = [
 
 
 class BackendUnavailable(RuntimeError):  # noqa: N818  (the name is part of the public contract)
-    """An array library or device that was asked for cannot be had; the message says why and what to do."""
+    """An array library or device that was asked for cannot be had; the message says why and what to do.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> try:
+    ...     backend = gpuopt.backend("cupy:99")
+    ... except gpuopt.BackendUnavailable:  # the message says why, and what to do
+    ...     backend = gpuopt.backend("numpy")
+    >>> backend.name
+    'numpy'
+    """
 
 
 @dataclass(frozen=True)

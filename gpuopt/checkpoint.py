@@ -53,7 +53,22 @@ HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 
 
 class CheckpointError(ValueError):
-    """A file is no checkpoint, is damaged, has another version, or does not fit the optimizer; the message names it."""
+    """A file is no checkpoint, is damaged, has another version, or does not fit the optimizer; the message names it.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, gpuopt
+    >>> opt = gpuopt.Optimizer(np.ones(2), gpuopt.SGD())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "damaged")
+    ...     with open(file, "wb") as out:
+    ...         _ = out.write(b"something else")
+    ...     try:
+    ...         gpuopt.load(file, opt)
+    ...     except gpuopt.CheckpointError:
+    ...         print("refused")
+    refused
+    """
 
 
 def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] | None = None) -> None:

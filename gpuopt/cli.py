@@ -593,7 +593,7 @@ def tune(
             raise training.UsageError(answer["refused"])
         if not request:
             now = answer["now"]
-            epoch = f", epoch {now['epoch']}/{now['epochs']}" if "epoch" in now else ""
+            epoch = f", epoch {now['epoch']}/{now['epochs']}" if "epochs" in now else ""
             typer.echo(f"step {now['step']:,} of {now['steps']:,}{epoch}  {describe(now)}")
             typer.echo("  ".join(f"{name}={value}" for name, value in now["hyperparameters"].items()))
             typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))

@@ -37,6 +37,13 @@ class State(NamedTuple):
     carried
         By pattern of a rule (``"*"`` for a single one), the numbers of the host that it carries from step to step.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> state = gpuopt.init(gpuopt.SGD(momentum=0.9), np.zeros(2))
+    >>> state.steps, state.slots["v"]
+    (0, array([0., 0.]))
     """
 
     steps: int

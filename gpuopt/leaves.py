@@ -240,6 +240,10 @@ class Held:
     def checked(self, i: int, g: Any, p: Any) -> Any:
         """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""
         self.check(i, p)
+        return self.fitting(i, g)
+
+    def fitting(self, i: int, g: Any) -> Any:
+        """Check a gradient, and return it as an array that fits, or None; see `gradient`."""
         return None if g is None else gradient(g, self.arrays[i], self.tree, i)
 
 

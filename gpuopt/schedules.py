@@ -216,6 +216,15 @@ def schedule(function: Callable[Concatenate[int, P], float]) -> Callable[P, Sche
     The annotations say what is allowed: ``float`` (any finite number), ``int``, or one of `NonNegative`, `Positive`,
     `Fraction`, `Count`; others are written ``Annotated[type, Domain(...)]``. Arguments are checked once, when the schedule
     is made: TypeError for a missing or unknown argument or a wrong type, ValueError for a value out of range.
+
+    Examples
+    --------
+    >>> @schedule
+    ... def halved(step: int, initial: float, after: Count) -> float:
+    ...     return initial if step < after else initial / 2
+    >>> halved(1.0, after=10)(10)
+    0.5
+    >>> del SCHEDULES["halved"]
     """
     name = function.__name__
     if name in SCHEDULES and SCHEDULES[name].__module__ != function.__module__:
@@ -279,6 +288,8 @@ def _half_cosine(fraction: float) -> float:
 def constant(step: int, value: float) -> float:
     """The same value at every step.
 
+    Examples
+    --------
     >>> constant(0.1)(1000)
     0.1
     """
@@ -291,9 +302,13 @@ def inverse_time(step: int, initial: float, decay: NonNegative) -> float:
 
     Parameters
     ----------
-    initial : value at step 0.
-    decay : >= 0, per step; after ``1 / decay`` steps the value has halved.
+    initial
+        Value at step 0.
+    decay
+        >= 0, per step; after ``1 / decay`` steps the value has halved.
 
+    Examples
+    --------
     >>> inverse_time(1.0, decay=0.1)(1)
     0.9090909090909091
     """
@@ -306,10 +321,15 @@ def exponential(step: int, initial: float, decay: Positive, every: Count = 1) ->
 
     Parameters
     ----------
-    initial : value at step 0.
-    decay : > 0, the factor over `every` steps; above 1 the value grows.
-    every : steps in which the value is multiplied by `decay`.
+    initial
+        Value at step 0.
+    decay
+        > 0, the factor over `every` steps; above 1 the value grows.
+    every
+        Steps in which the value is multiplied by `decay`.
 
+    Examples
+    --------
     >>> exponential(1.0, decay=0.5, every=10)(20)
     0.25
     """
@@ -322,10 +342,15 @@ def step(step: int, initial: float, factor: Positive, every: Count) -> float:
 
     Parameters
     ----------
-    initial : value of the first `every` steps.
-    factor : > 0, from one stair to the next.
-    every : width of a stair in steps.
+    initial
+        Value of the first `every` steps.
+    factor
+        > 0, from one stair to the next.
+    every
+        Width of a stair in steps.
 
+    Examples
+    --------
     >>> halving = step(1.0, factor=0.5, every=10)
     >>> halving(9), halving(10), halving(20)
     (1.0, 0.5, 0.25)
@@ -349,10 +374,15 @@ def piecewise(
 
     Parameters
     ----------
-    initial : value before the first boundary.
-    boundaries : steps at which the value changes, increasing.
-    values : as many as boundaries.
+    initial
+        Value before the first boundary.
+    boundaries
+        Steps at which the value changes, increasing.
+    values
+        As many as boundaries.
 
+    Examples
+    --------
     >>> pieces = piecewise(0.1, boundaries=[100, 200], values=[0.03, 0.01])
     >>> pieces(99), pieces(100), pieces(200)
     (0.1, 0.03, 0.01)
@@ -367,10 +397,15 @@ def polynomial(step: int, initial: float, steps: Count, final: float = 0.0, powe
 
     Parameters
     ----------
-    initial, final : values at step 0 and from step `steps` on.
-    steps : number of steps in which the value gets from one to the other.
-    power : > 0; 1 is a straight line.
+    initial, final
+        Values at step 0 and from step `steps` on.
+    steps
+        Number of steps in which the value gets from one to the other.
+    power
+        > 0; 1 is a straight line.
 
+    Examples
+    --------
     >>> polynomial(1.0, steps=100)(25)
     0.75
     """
@@ -388,10 +423,15 @@ def linear_warmup(
 
     Parameters
     ----------
-    peak : value from step `warmup` on; or a schedule, which starts there, counting from 0.
-    warmup : number of steps of the line.
-    start : value at step 0. With the default the first step changes nothing; ``start = peak / warmup`` uses it.
+    peak
+        Value from step `warmup` on; or a schedule, which starts there, counting from 0.
+    warmup
+        Number of steps of the line.
+    start
+        Value at step 0. With the default the first step changes nothing; ``start = peak / warmup`` uses it.
 
+    Examples
+    --------
     >>> linear_warmup(1.0, warmup=4)(1)
     0.25
     >>> warm_cosine = linear_warmup(cosine(1.0, steps=100), warmup=4)
@@ -427,11 +467,17 @@ def cosine(
 
     Parameters
     ----------
-    initial, final : values at the start and at the end of each cycle.
-    steps : number of steps of all cycles together.
-    cycles : how many there are; 1 means no restart.
-    growth : how many times longer than the cycle before it each one is.
+    initial, final
+        Values at the start and at the end of each cycle.
+    steps
+        Number of steps of all cycles together.
+    cycles
+        How many there are; 1 means no restart.
+    growth
+        How many times longer than the cycle before it each one is.
 
+    Examples
+    --------
     >>> cosine(1.0, steps=100)(50)
     0.5
     >>> restarts = cosine(1.0, steps=70, cycles=3, growth=2)  # of 10, 20 and 40 steps
@@ -475,11 +521,17 @@ def one_cycle(
 
     Parameters
     ----------
-    peak : highest value.
-    steps : number of steps of the cycle.
-    pct_start : fraction of the steps on the way up, between 0 and 1.
-    div_factor, final_div_factor : > 0, as above.
+    peak
+        Highest value.
+    steps
+        Number of steps of the cycle.
+    pct_start
+        Fraction of the steps on the way up, between 0 and 1.
+    div_factor, final_div_factor
+        > 0, as above.
 
+    Examples
+    --------
     >>> cycle = one_cycle(1.0, steps=100)
     >>> cycle(0), cycle(30)
     (0.04, 1.0)
@@ -517,9 +569,13 @@ def join(
 
     Parameters
     ----------
-    schedules : one or more.
-    boundaries : steps at which the next schedule takes over, increasing; one fewer than schedules.
+    schedules
+        One or more.
+    boundaries
+        Steps at which the next schedule takes over, increasing; one fewer than schedules.
 
+    Examples
+    --------
     >>> both = join([linear_warmup(1.0, warmup=10), inverse_time(1.0, decay=0.1)], boundaries=[10])
     >>> both(5), both(10), both(20)
     (0.5, 1.0, 0.5)
@@ -534,9 +590,13 @@ def scaled(step: int, schedule: Annotated[Schedule, Domain("a schedule", _schedu
 
     Parameters
     ----------
-    schedule : the other one.
-    factor : any number.
+    schedule
+        The other one.
+    factor
+        Any number.
 
+    Examples
+    --------
     >>> scaled(inverse_time(1.0, decay=1.0), factor=0.5)(1)
     0.25
     """
@@ -566,15 +626,25 @@ def plateau(
 
     Parameters
     ----------
-    initial : value at the beginning.
-    factor : between 0 and 1.
-    patience : times that the metric may fail to get better.
-    threshold : >= 0; to be better is to be below ``best - threshold * |best|``. A NaN is never better.
-    cooldown : times after a fall for which nothing is counted.
-    final : the value never falls below.
-    maximize : whether larger metrics are better.
-    falls, best, waited, cooling : falls so far, the best metric, times without a better one, times that cooling will last.
+    initial
+        Value at the beginning.
+    factor
+        Between 0 and 1.
+    patience
+        Times that the metric may fail to get better.
+    threshold
+        >= 0; to be better is to be below ``best - threshold * |best|``. A NaN is never better.
+    cooldown
+        Times after a fall for which nothing is counted.
+    final
+        The value never falls below.
+    maximize
+        Whether larger metrics are better.
+    falls, best, waited, cooling
+        Falls so far, the best metric, times without a better one, times that cooling will last.
 
+    Examples
+    --------
     >>> falling = plateau(1.0, factor=0.5, patience=1)
     >>> for loss in (3.0, 2.0, 2.0, 2.5):
     ...     falling = falling.told(loss)
@@ -618,6 +688,8 @@ _LISTENERS["plateau"] = _heard
 def from_dict(data: Mapping[str, Any]) -> Schedule:
     """The schedule that :meth:`Schedule.to_dict` wrote. ValueError if there is no such schedule or its arguments do not fit.
 
+    Examples
+    --------
     >>> from_dict({"schedule": "inverse_time", "arguments": {"initial": 1.0, "decay": 0.1}})
     inverse_time(initial=1.0, decay=0.1)
     """
@@ -645,14 +717,20 @@ def parse(text: str, *, initial: float, steps: int) -> Schedule:
 
     Parameters
     ----------
-    text : the schedule; the `repr` of any schedule is one.
-    initial : the starting or highest value (arguments `initial`, `peak`, `value`) where `text` gives none.
-    steps : the argument `steps` of the outermost schedule where `text` gives none.
+    text
+        The schedule; the `repr` of any schedule is one.
+    initial
+        The starting or highest value (arguments `initial`, `peak`, `value`) where `text` gives none.
+    steps
+        The argument `steps` of the outermost schedule where `text` gives none.
 
     Raises
     ------
-    ValueError : for what cannot be read, an unknown schedule or argument (the nearest name is suggested), a bad value.
+    ValueError
+        For what cannot be read, an unknown schedule or argument (the nearest name is suggested), a bad value.
 
+    Examples
+    --------
     >>> parse("inverse_time:decay=1e-3", initial=1.0, steps=500)
     inverse_time(initial=1.0, decay=0.001)
     >>> parse("polynomial:power=2", initial=1.0, steps=500)

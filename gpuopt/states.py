@@ -65,16 +65,16 @@ def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) ->
 
 
 def counts_of(
-    given: Mapping[tuple[str, ...], Any], slot: str, paths: Sequence[str], most: int, problems: list[str]
-) -> list[int]:
+    given: Mapping[tuple[str, ...], Any], slot: str, paths: Mapping[int, str], most: int, problems: list[str]
+) -> dict[int, int]:
     """Return how many gradients of each leaf are waiting; what is no such number is appended to ``problems``."""
-    counts = []
-    for path in paths:
+    counts = {}
+    for i, path in paths.items():
         number = float(given.get(("state", path, slot), 0))
         if number not in range(most + 1):
             problems.append(f"state/{path}/{slot}: {number}, expected a number of gradients up to {most}")
             number = 0
-        counts.append(int(number))
+        counts[i] = int(number)
     return counts
 
 

@@ -6,10 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuopt.rules.hyper import Hyper, unknown
+from gpuopt.schedules import Schedule
 from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import SupportsFloat
 
     from gpuopt.rules.base import Rule
 
@@ -53,4 +55,27 @@ def tuned(
 
 def rules_with(tuned: Sequence[Tuned], original: Sequence[Rule]) -> list[Rule]:
     """Return rules with their changes; raise TypeError or ValueError if a value is out of range."""
-    return [dataclasses.replace(rule, **own) for rule, own in zip(original, tuned, strict=True)]
+    return [dataclasses.replace(rule, **own) if own else rule for rule, own in zip(original, tuned, strict=True)]
+
+
+def schedules_of(rule: Rule) -> dict[str, Schedule]:
+    """Return the hyperparameters of a rule that are schedules of ours, by name."""
+    values = {name: getattr(rule, name) for name in rule.hyperparameters()}
+    return {name: value for name, value in values.items() if isinstance(value, Schedule)}
+
+
+def heard(rules: Sequence[Rule], metric: SupportsFloat) -> list[Tuned]:
+    """Return what schedules that listen make of a metric: of each rule, what changes.
+
+    Raises
+    ------
+    TypeError
+        If the metric is no number.
+
+    """
+    try:
+        number = float(metric)
+    except (TypeError, ValueError):
+        raise TypeError(f"tell: {metric!r:.80}, expected a number") from None
+    told = [{name: (value, value.told(number)) for name, value in schedules_of(rule).items()} for rule in rules]
+    return [{name: new for name, (old, new) in own.items() if new != old} for own in told]

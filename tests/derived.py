@@ -1,6 +1,6 @@
 """What is written down of all rules in files that cannot look for themselves: ``python tests/derived.py`` writes it.
 
-Type checkers read the names that `gpuopt` exports, people read the table in README.md. `test_project.py` compares.
+Type checkers read the names that `gpuopt` exports, people read the table in docs/rules.md. `test_project.py` compares.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ def table() -> str:
         hyperparameters = ", ".join(f"`{h}={getattr(made, h)!r}`" for h in made.hyperparameters())
         arrays = [name for name, start in starts(made.slots).items() if not is_number(start)]
         counts = sorted({len(arrays), *(len(row.slots) for row in ROWS if row.rule is rule)})
-        doc = (rule.__doc__ or "").partition("\n")[0]
+        doc = (rule.__doc__ or "").partition("\n")[0].replace("|", r"\|")
         lines.append(f"| `{name}` | {hyperparameters} | {' or '.join(map(str, counts))} | {doc} |")
     return "\n".join([*lines, ""])
 
@@ -45,7 +45,7 @@ def table() -> str:
 DERIVED: dict[str, tuple[str, str, Callable[[], str]]] = {
     "gpuopt/__init__.py": ("if TYPE_CHECKING:  # `nox -s derive` writes this\n", "else:\n", exports),
     "docs/conventions.md": (MARK, "<!-- end of the table -->\n", conventions.table),
-    "README.md": (MARK, "<!-- end of the table -->\n", table),
+    "docs/rules.md": (MARK, "<!-- end of the table -->\n", table),
 }
 
 

@@ -21,6 +21,7 @@ from gpuopt.rules import RULES
 CASES = len(set(check.variants())) + (len(check.GUARDS) - 1) * len(set(check.variants(flags=False)))
 
 
+@pytest.mark.slow
 def test_all_bits_agree_on_the_cpu() -> None:
     cpu_finding = next(iter(check.check(seconds=200)))
     assert cpu_finding.engine == "numpy"
@@ -79,6 +80,7 @@ def shows_contraction(finding: check.Finding) -> None:
         assert part in shown
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("contraction")
 def test_a_planted_error_is_found() -> None:
     shows_contraction(next(iter(check.check(seconds=200))))
@@ -100,6 +102,7 @@ def test_an_error_planted_on_a_gpu_is_found(cupy_space: Space, monkeypatch: pyte
         shows_contraction(finding)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("contraction")
 def test_the_command_fails_where_bits_differ() -> None:
     code, output = command("check", "--seconds", "5")
@@ -107,6 +110,7 @@ def test_the_command_fails_where_bits_differ() -> None:
     assert "differs  " in output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_rules")
 def test_the_command() -> None:
     code, output = command("check", "--seconds", "200")

@@ -366,6 +366,7 @@ def test_other_files(path: Path, raw: bytes) -> None:
         gpuopt.load(path, gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
 
 
+@pytest.mark.slow
 def test_every_truncation_and_every_flipped_bit_is_noticed(path: Path) -> None:
     opt = gpuopt.Optimizer({"w": np.arange(3.0), "b": np.ones((), "f4")}, gpuopt.SGD(momentum=0.9))
     opt.step({"w": np.ones(3), "b": None})

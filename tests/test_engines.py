@@ -52,6 +52,7 @@ def problems(draw: st.DrawFn, layouts: list[str]) -> Problem:
     return Problem(rules, first + others, draw(st.sampled_from([1, 3, 8])), draw(st.integers(0, 1000)))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(problems(list(LAYOUTS)))
 def test_on_numpy_fused_and_array_agree_to_the_bit(problem: Problem) -> None:
@@ -114,6 +115,7 @@ def of_chain(rule: gpuopt.Rule, seed: int) -> Problem:
     return Problem([rule], leaves, 5, seed)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(chains(), st.integers(0, 1000))
 def test_on_numpy_random_chains_agree_to_the_bit(rule: gpuopt.Rule, seed: int) -> None:

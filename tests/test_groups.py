@@ -97,7 +97,7 @@ SHOWN: list[tuple[Any, Any, str]] = [
     (
         np.ones(()),
         gpuopt.SGD(),
-        "Optimizer(SGD(lr=0.01, momentum=0.0, nesterov=False, dampening=0.0, dampen_first=False, lr_in_velocity=True), 1 leaf, 1 parameter of float64 on numpy, 0 steps)",
+        "Optimizer(SGD(lr=0.01, momentum=0.0, nesterov=False), 1 leaf, 1 parameter of float64 on numpy, 0 steps)",
     ),
     (
         ONE,
@@ -107,7 +107,7 @@ SHOWN: list[tuple[Any, Any, str]] = [
     (
         np.ones(12_345),
         gpuopt.SGD(),
-        "Optimizer(SGD(lr=0.01, momentum=0.0, nesterov=False, dampening=0.0, dampen_first=False, lr_in_velocity=True), 1 leaf, 12,345 parameters of float64 on numpy, 0 steps)",
+        "Optimizer(SGD(lr=0.01, momentum=0.0, nesterov=False), 1 leaf, 12,345 parameters of float64 on numpy, 0 steps)",
     ),
 ]
 

@@ -72,6 +72,7 @@ def interrupted(opt: gpuopt.Optimizer, grads: dict[str, Any], line: int, number:
     return left <= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", ["the same gradients", "others"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM], ids=lambda number: number.name)
@@ -198,6 +199,7 @@ os._exit(0)  # without signals on the way out
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "pause", "options"),
     [

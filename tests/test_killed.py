@@ -85,6 +85,7 @@ def killed(name: str, folder: str, random: Random, longest: float, most: int) ->
                 return  # killed after its last act
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_runs_end_like_others(name: str, request: pytest.FixtureRequest) -> None:
     begin = time.perf_counter()

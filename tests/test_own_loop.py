@@ -68,6 +68,7 @@ def simple(folder: Path, n: int = 10, **options: Any) -> gpuopt.Run:
     return run
 
 
+@pytest.mark.slow
 @posix
 def test_killed_at_any_moment_it_ends_like_others(whole: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     begin = time.perf_counter()

@@ -137,6 +137,7 @@ def chains(draw: st.DrawFn) -> Problem:
     return problem([rule], draw(st.sampled_from(sorted(VALUES))), ["C", "strided"], draw(st.integers(0, 99)), 4)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(chains())
 def test_on_numpy_chains_give_the_same_bits(asked: Problem) -> None:

@@ -114,3 +114,11 @@ def test_what_does_not_fit(rule: Any, params: Any, words: str) -> None:
         opt.with_params(params)
     opt.step({"a": np.ones(2)})
     assert opt.steps == 1
+
+
+def test_the_options_stay() -> None:
+    options: dict[str, Any] = {"clip": gpuopt.clip_by_norm(1.0), "nonfinite": "skip", "every": 2, "precision": "param"}
+    opt = gpuopt.Optimizer({"a": np.ones(3, np.float16)}, gpuopt.Adam(), **options)
+    more = opt.with_params({"a": np.ones(3, np.float16), "b": np.ones(2, np.float16)})
+    assert {name: getattr(more, f"_{name}") for name in options} == options
+    assert {x.dtype for own in more.state_dict()["state"].values() for x in own.values()} == {np.dtype("float16")}

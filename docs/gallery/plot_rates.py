@@ -1,9 +1,10 @@
 """
-Learning rates: too small, too large, and a way out of a local minimum
-======================================================================
+Learning rates: too small, too large, much too large
+====================================================
 
-Plain descent with a rate that is too small stagnates, with one that is too large it bounces, and with a good one it stays in the
-nearest valley. Momentum rolls on.
+Plain descent with a rate that is too small stagnates, with one that is too large it bounces from side to side, with one that is
+much too large it explodes. With a good one it stays in the nearest valley, even if there is a deeper one:
+:ref:`sphx_glr_auto_gallery_plot_momentum.py`.
 """
 
 import matplotlib.pyplot as plt
@@ -20,26 +21,30 @@ def slope(x):
     return 4 * x**3 - 8 * x + 1
 
 
-def path(rule, start=2.0, steps=60):
+def path(rule, start=1.6, steps=60):
     x = np.array([start])
     opt = gpuopt.Optimizer(x, rule)
     seen = [start]
-    for _ in range(steps):
+    while len(seen) <= steps and abs(seen[-1]) < 10:
         opt.step(slope(x))
-        seen.append(float(x[0]))
+        seen.append(x.item())
     return np.array(seen)
 
 
 cases = {
-    "0.001: too small": gpuopt.SGD(lr=0.001),
-    "0.09: bounces": gpuopt.SGD(lr=0.09),
-    "0.02: stays in the local minimum": gpuopt.SGD(lr=0.02),
-    "0.02 and momentum: rolls out of it": gpuopt.SGD(lr=0.02, momentum=0.85),
+    "0.001: stagnates": gpuopt.SGD(lr=0.001),
+    "0.02: arrives": gpuopt.SGD(lr=0.02),
+    "0.14: bounces": gpuopt.SGD(lr=0.14),
+    "0.35: explodes": gpuopt.SGD(lr=0.35),
 }
-figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, sharey=True, layout="constrained")
-grid = np.linspace(-2.2, 2.2, 300)
+figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
+grid = np.linspace(-3, 2.5, 300)
 for axis, (title, rule) in zip(axes.flat, cases.items(), strict=True):
     seen = path(rule)
     axis.plot(grid, f(grid), color="0.7")
     axis.plot(seen, f(seen), "o-", markersize=3, linewidth=0.8)
-    axis.set_title(title)
+    axis.set(title=title)
+    if np.ptp(seen) < 1:
+        axis.set(xlim=(0.6, 2), ylim=(-2.8, -0.5))
+    else:
+        axis.set(xlim=(-3, 2.5), ylim=(-8, 30))

@@ -25,6 +25,16 @@ class RankError(RuntimeError):
     everywhere : bool
         Whether every process raises this error.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt.distributed
+    >>> opt = gpuopt.distributed.Optimizer({"w": np.zeros(3)}, gpuopt.Adam(), None)  # one process, which raises its own error
+    >>> try:
+    ...     opt.step({"w": np.zeros(2)})
+    ... except (gpuopt.distributed.RankError, ValueError) as error:
+    ...     print(error)
+    grads['w']: shape (2,), expected (3,)
     """
 
     def __init__(self, message: str, ranks: tuple[int, ...] = (), *, everywhere: bool = True) -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lamb", "Lion", "Nadam", "RMSprop"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 class Common(TypedDict, total=False):
     """What every optimizer of Keras has."""
 
@@ -58,7 +62,15 @@ def _around(rule: Rule, common: Common) -> Rule:
 
 
 def SGD(learning_rate: Hyper = 0.01, momentum: Hyper = 0.0, nesterov: bool = False, **common: Unpack[Common]) -> Rule:
-    """``keras.optimizers.SGD``."""
+    """``keras.optimizers.SGD``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.SGD() == gpuopt.SGD()
+    True
+
+    """
     return _around(rules.SGD(learning_rate, momentum, nesterov), common)
 
 
@@ -70,7 +82,15 @@ def Adam(
     amsgrad: bool = False,
     **common: Unpack[Common],
 ) -> Rule:
-    """``keras.optimizers.Adam``: ``epsilon`` is added before the second moment is corrected."""
+    """``keras.optimizers.Adam``: ``epsilon`` is added before the second moment is corrected.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.Adam() == gpuopt.Adam(eps=0, eps_hat=1e-07)
+    True
+
+    """
     return _around(rules.Adam(learning_rate, beta_1, beta_2, eps=0, eps_hat=epsilon, amsgrad=amsgrad), common)
 
 
@@ -83,7 +103,15 @@ def AdamW(
     amsgrad: bool = False,
     **common: Any,
 ) -> Rule:
-    """``keras.optimizers.AdamW``; further arguments as for the others."""
+    """``keras.optimizers.AdamW``; further arguments as for the others.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.AdamW() == gpuopt.chain(gpuopt.WeightDecay(rate=0.004), gpuopt.Adam(eps=0, eps_hat=1e-07))
+    True
+
+    """
     return Adam(learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay=weight_decay, **common)
 
 
@@ -94,7 +122,15 @@ def Nadam(
     epsilon: Hyper = 1e-7,
     **common: Unpack[Common],
 ) -> Rule:
-    """``keras.optimizers.Nadam``."""
+    """``keras.optimizers.Nadam``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.Nadam() == gpuopt.NAdam(momentum_decay=1.0)
+    True
+
+    """
     return _around(rules.NAdam(learning_rate, beta_1, beta_2, epsilon, momentum_decay=1.0), common)
 
 
@@ -105,12 +141,28 @@ def Adamax(
     epsilon: Hyper = 1e-7,
     **common: Unpack[Common],
 ) -> Rule:
-    """``keras.optimizers.Adamax``."""
+    """``keras.optimizers.Adamax``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.Adamax() == gpuopt.AdaMax(lr=0.001)
+    True
+
+    """
     return _around(rules.AdaMax(learning_rate, beta_1, beta_2, epsilon), common)
 
 
 def Adadelta(learning_rate: Hyper = 0.001, rho: Hyper = 0.95, epsilon: Hyper = 1e-7, **common: Unpack[Common]) -> Rule:
-    """``keras.optimizers.Adadelta``."""
+    """``keras.optimizers.Adadelta``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.Adadelta() == gpuopt.AdaDelta(lr=0.001, rho=0.95, eps=1e-07)
+    True
+
+    """
     return _around(rules.AdaDelta(learning_rate, rho, epsilon), common)
 
 
@@ -120,7 +172,15 @@ def Adagrad(
     epsilon: Hyper = 1e-7,
     **common: Unpack[Common],
 ) -> Rule:
-    """``keras.optimizers.Adagrad``: ``epsilon`` is inside of the root."""
+    """``keras.optimizers.Adagrad``: ``epsilon`` is inside of the root.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.Adagrad() == gpuopt.AdaGrad(lr=0.001, eps=0, eps_root=1e-07, initial=0.1)
+    True
+
+    """
     return _around(rules.AdaGrad(learning_rate, 0, eps_root=epsilon, initial=initial_accumulator_value), common)
 
 
@@ -132,12 +192,28 @@ def RMSprop(
     centered: bool = False,
     **common: Unpack[Common],
 ) -> Rule:
-    """``keras.optimizers.RMSprop``: ``epsilon`` is inside of the root."""
+    """``keras.optimizers.RMSprop``: ``epsilon`` is inside of the root.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.RMSprop() == gpuopt.RMSProp(eps=0, eps_root=1e-07)
+    True
+
+    """
     return _around(rules.RMSProp(learning_rate, rho, 0, eps_root=epsilon, momentum=momentum, centered=centered), common)
 
 
 def Lion(learning_rate: Hyper = 0.001, beta_1: Hyper = 0.9, beta_2: Hyper = 0.99, **common: Unpack[Common]) -> Rule:
-    """``keras.optimizers.Lion``."""
+    """``keras.optimizers.Lion``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.Lion() == gpuopt.Lion(lr=0.001)
+    True
+
+    """
     return _around(rules.Lion(learning_rate, beta_1, beta_2), common)
 
 
@@ -148,5 +224,13 @@ def Lamb(
     epsilon: Hyper = 1e-7,
     **common: Unpack[Common],
 ) -> Rule:
-    """``keras.optimizers.Lamb``."""
+    """``keras.optimizers.Lamb``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.keras.Lamb() == gpuopt.LAMB(eps=1e-07)
+    True
+
+    """
     return _around(rules.LAMB(learning_rate, beta_1, beta_2, epsilon), common)

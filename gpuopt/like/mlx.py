@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["SGD", "AdaDelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "RMSprop"]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Betas = tuple[float, float]
 
 
@@ -23,28 +28,68 @@ def SGD(
     dampening: Hyper = 0.0,
     nesterov: bool = False,
 ) -> Rule:
-    """``mlx.optimizers.SGD``: the first step is dampened, too."""
+    """``mlx.optimizers.SGD``: the first step is dampened, too.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.SGD(learning_rate=0.01) == gpuopt.SGD(dampen_first=True, lr_in_velocity=False)
+    True
+
+    """
     rule = rules.SGD(learning_rate, momentum, nesterov, dampening=dampening, dampen_first=True, lr_in_velocity=False)
     return around(rule, (L2, weight_decay))
 
 
 def RMSprop(learning_rate: Hyper, alpha: Hyper = 0.99, eps: Hyper = 1e-8) -> Rule:
-    """``mlx.optimizers.RMSprop``."""
+    """``mlx.optimizers.RMSprop``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.RMSprop(learning_rate=0.01) == gpuopt.RMSProp(lr=0.01, rho=0.99, eps=1e-08)
+    True
+
+    """
     return rules.RMSProp(learning_rate, alpha, eps)
 
 
 def Adagrad(learning_rate: Hyper, eps: Hyper = 1e-8) -> Rule:
-    """``mlx.optimizers.Adagrad``."""
+    """``mlx.optimizers.Adagrad``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.Adagrad(learning_rate=0.01) == gpuopt.AdaGrad(eps=1e-08)
+    True
+
+    """
     return rules.AdaGrad(learning_rate, eps)
 
 
 def AdaDelta(learning_rate: Hyper, rho: Hyper = 0.9, eps: Hyper = 1e-6) -> Rule:
-    """``mlx.optimizers.AdaDelta``."""
+    """``mlx.optimizers.AdaDelta``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.AdaDelta(learning_rate=0.01) == gpuopt.AdaDelta(lr=0.01)
+    True
+
+    """
     return rules.AdaDelta(learning_rate, rho, eps)
 
 
 def Adam(learning_rate: Hyper, betas: Betas = (0.9, 0.999), eps: Hyper = 1e-8, bias_correction: bool = False) -> Rule:
-    """``mlx.optimizers.Adam``."""
+    """``mlx.optimizers.Adam``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.Adam(learning_rate=0.01) == gpuopt.Adam(lr=0.01, eps=1e-08, bias_correction=False)
+    True
+
+    """
     return rules.Adam(learning_rate, *betas, eps, bias_correction=bias_correction)
 
 
@@ -55,15 +100,39 @@ def AdamW(
     weight_decay: Hyper = 0.01,
     bias_correction: bool = False,
 ) -> Rule:
-    """``mlx.optimizers.AdamW``."""
+    """``mlx.optimizers.AdamW``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.AdamW(learning_rate=0.01) == gpuopt.AdamW(lr=0.01, eps=1e-08, bias_correction=False)
+    True
+
+    """
     return rules.AdamW(learning_rate, *betas, eps, bias_correction=bias_correction, weight_decay=weight_decay)
 
 
 def Adamax(learning_rate: Hyper, betas: Betas = (0.9, 0.999), eps: Hyper = 1e-8) -> Rule:
-    """``mlx.optimizers.Adamax``."""
+    """``mlx.optimizers.Adamax``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.Adamax(learning_rate=0.01) == gpuopt.AdaMax(lr=0.01, eps=1e-08, bias_correction=False)
+    True
+
+    """
     return rules.AdaMax(learning_rate, *betas, eps, bias_correction=False)
 
 
 def Lion(learning_rate: Hyper, betas: Betas = (0.9, 0.99), weight_decay: Hyper = 0.0) -> Rule:
-    """``mlx.optimizers.Lion``."""
+    """``mlx.optimizers.Lion``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.mlx.Lion(learning_rate=0.01) == gpuopt.Lion(lr=0.01)
+    True
+
+    """
     return around(rules.Lion(learning_rate, *betas), (WeightDecay, weight_decay))

@@ -57,8 +57,20 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def sgd(learning_rate: Hyper, momentum: Hyper | None = None, nesterov: bool = False) -> Rule:
-    """``optax.sgd``: the learning rate stays outside of the momentum."""
+    """``optax.sgd``: the learning rate stays outside of the momentum.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.sgd(learning_rate=0.01) == gpuopt.SGD(lr_in_velocity=False)
+    True
+
+    """
     return SGD(learning_rate, momentum or 0, nesterov, lr_in_velocity=False)
 
 
@@ -71,7 +83,15 @@ def adam(
     *,
     nesterov: bool = False,
 ) -> Rule:
-    """``optax.adam``."""
+    """``optax.adam``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.adam(learning_rate=0.01) == gpuopt.Adam(lr=0.01, eps=1e-08)
+    True
+
+    """
     return Adam(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov)
 
 
@@ -85,12 +105,28 @@ def adamw(
     *,
     nesterov: bool = False,
 ) -> Rule:
-    """``optax.adamw``."""
+    """``optax.adamw``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.adamw(learning_rate=0.01) == gpuopt.AdamW(lr=0.01, eps=1e-08, weight_decay=0.0001)
+    True
+
+    """
     return AdamW(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov, weight_decay=weight_decay)
 
 
 def nadam(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0) -> Rule:
-    """``optax.nadam``: the momentum does not grow, unlike that of `gpuopt.NAdam`."""
+    """``optax.nadam``: the momentum does not grow, unlike that of `gpuopt.NAdam`.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.nadam(learning_rate=0.01) == gpuopt.Adam(lr=0.01, eps=1e-08, nesterov=True)
+    True
+
+    """
     return adam(learning_rate, b1, b2, eps, eps_root, nesterov=True)
 
 
@@ -102,34 +138,85 @@ def nadamw(
     eps_root: Hyper = 0.0,
     weight_decay: Hyper = 1e-4,
 ) -> Rule:
-    """``optax.nadamw``."""
+    """``optax.nadamw``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.AdamW(lr=0.01, eps=1e-08, nesterov=True, weight_decay=0.0001)
+    >>> gpuopt.like.optax.nadamw(learning_rate=0.01) == own
+    True
+
+    """
     return adamw(learning_rate, b1, b2, eps, eps_root, weight_decay, nesterov=True)
 
 
 def amsgrad(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, eps_root: Hyper = 0.0) -> Rule:
-    """``optax.amsgrad``: the largest of the corrected second moments."""
+    """``optax.amsgrad``: the largest of the corrected second moments.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.Adam(lr=0.01, eps=1e-08, amsgrad=True, largest_corrected=True)
+    >>> gpuopt.like.optax.amsgrad(learning_rate=0.01) == own
+    True
+
+    """
     return Adam(learning_rate, b1, b2, eps, eps_root=eps_root, amsgrad=True, largest_corrected=True)
 
 
 def adamax(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Rule:
-    """``optax.adamax``."""
+    """``optax.adamax``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.adamax(learning_rate=0.01) == gpuopt.AdaMax(lr=0.01, eps=0, eps_inside=1e-08)
+    True
+
+    """
     return AdaMax(learning_rate, b1, b2, eps=0, eps_inside=eps)
 
 
 def adamaxw(
     learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, weight_decay: Hyper = 1e-4
 ) -> Rule:
-    """``optax.adamaxw``."""
+    """``optax.adamaxw``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.chain(gpuopt.WeightDecay(rate=0.0001), gpuopt.AdaMax(lr=0.01, eps=0, eps_inside=1e-08))
+    >>> gpuopt.like.optax.adamaxw(learning_rate=0.01) == own
+    True
+
+    """
     return around(adamax(learning_rate, b1, b2, eps), (WeightDecay, weight_decay))
 
 
 def adadelta(learning_rate: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6, weight_decay: Hyper = 0.0) -> Rule:
-    """``optax.adadelta``; its default without a learning rate is a step uphill, here 1."""
+    """``optax.adadelta``; its default without a learning rate is a step uphill, here 1.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.adadelta() == gpuopt.AdaDelta()
+    True
+
+    """
     return around(AdaDelta(learning_rate, rho, eps), (L2, weight_decay))
 
 
 def adagrad(learning_rate: Hyper, initial_accumulator_value: float = 0.1, eps: Hyper = 1e-7) -> Rule:
-    """``optax.adagrad``: ``eps`` is inside of the root."""
+    """``optax.adagrad``: ``eps`` is inside of the root.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.adagrad(learning_rate=0.01) == gpuopt.AdaGrad(eps=0, eps_root=1e-07, initial=0.1)
+    True
+
+    """
     return AdaGrad(learning_rate, eps=0, eps_root=eps, initial=initial_accumulator_value)
 
 
@@ -144,7 +231,15 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Rule:
-    """``optax.rmsprop``: the learning rate is inside of the momentum."""
+    """``optax.rmsprop``: the learning rate is inside of the momentum.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.rmsprop(learning_rate=0.01) == gpuopt.RMSProp(lr=0.01, eps=0, eps_root=1e-08)
+    True
+
+    """
     outside, inside = (0.0, eps) if eps_in_sqrt else (eps, 0.0)
     return RMSProp(
         *(learning_rate, decay, outside),
@@ -167,12 +262,28 @@ def radam(
     *,
     nesterov: bool = False,
 ) -> Rule:
-    """``optax.radam``."""
+    """``optax.radam``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.radam(learning_rate=0.01) == gpuopt.RAdam(lr=0.01, eps=1e-08)
+    True
+
+    """
     return RAdam(learning_rate, b1, b2, eps, eps_root=eps_root, nesterov=nesterov, threshold=threshold)
 
 
 def yogi(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-3) -> Rule:
-    """``optax.yogi``."""
+    """``optax.yogi``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.yogi(learning_rate=0.01) == gpuopt.Yogi()
+    True
+
+    """
     return Yogi(learning_rate, b1, b2, eps)
 
 
@@ -185,7 +296,15 @@ def adabelief(
     *,
     nesterov: bool = False,
 ) -> Rule:
-    """``optax.adabelief``."""
+    """``optax.adabelief``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.adabelief(learning_rate=0.01) == gpuopt.AdaBelief(lr=0.01)
+    True
+
+    """
     return AdaBelief(learning_rate, b1, b2, eps, nesterov=nesterov, eps_belief=eps_root)
 
 
@@ -198,12 +317,29 @@ def adan(
     eps_root: Hyper = 1e-8,
     weight_decay: Hyper = 0.0,
 ) -> Rule:
-    """``optax.adan``."""
+    """``optax.adan``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.adan(learning_rate=0.01) == gpuopt.Adan(lr=0.01)
+    True
+
+    """
     return around(Adan(learning_rate, b1, b2, b3, eps, eps_root), (WeightDecay, weight_decay))
 
 
 def lion(learning_rate: Hyper, b1: Hyper = 0.9, b2: Hyper = 0.99, weight_decay: Hyper = 1e-3) -> Rule:
-    """``optax.lion``."""
+    """``optax.lion``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.chain(gpuopt.WeightDecay(rate=0.001), gpuopt.Lion(lr=0.01))
+    >>> gpuopt.like.optax.lion(learning_rate=0.01) == own
+    True
+
+    """
     return around(Lion(learning_rate, b1, b2), (WeightDecay, weight_decay))
 
 
@@ -214,7 +350,15 @@ def rprop(
     min_step_size: Hyper = 1e-6,
     max_step_size: Hyper = 50.0,
 ) -> Rule:
-    """``optax.rprop``, which makes each move one step late."""
+    """``optax.rprop``, which makes each move one step late.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.rprop(learning_rate=0.01) == gpuopt.Rprop(late=True)
+    True
+
+    """
     return Rprop(learning_rate, eta_minus, eta_plus, min_step_size, max_step_size, late=True)
 
 
@@ -226,7 +370,15 @@ def lamb(
     eps_root: Hyper = 0.0,
     weight_decay: Hyper = 0.0,
 ) -> Rule:
-    """``optax.lamb``."""
+    """``optax.lamb``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.lamb(learning_rate=0.01) == gpuopt.LAMB(lr=0.01)
+    True
+
+    """
     return LAMB(learning_rate, b1, b2, eps, eps_root=eps_root, weight_decay=weight_decay)
 
 
@@ -238,7 +390,15 @@ def lars(
     momentum: Hyper = 0.9,
     nesterov: bool = False,
 ) -> Rule:
-    """``optax.lars``."""
+    """``optax.lars``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.lars(learning_rate=0.01) == gpuopt.LARS(lr=0.01)
+    True
+
+    """
     return LARS(learning_rate, momentum, weight_decay, trust_coefficient, eps, nesterov)
 
 
@@ -250,12 +410,28 @@ def novograd(
     eps_root: Hyper = 0.0,
     weight_decay: Hyper = 0.0,
 ) -> Rule:
-    """``optax.novograd``."""
+    """``optax.novograd``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.novograd(learning_rate=0.01) == gpuopt.Novograd(lr=0.01)
+    True
+
+    """
     return Novograd(learning_rate, b1, b2, eps, eps_root, weight_decay)
 
 
 def fromage(learning_rate: Hyper, min_norm: Hyper = 1e-6) -> Rule:
-    """``optax.fromage``."""
+    """``optax.fromage``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.fromage(learning_rate=0.01) == gpuopt.Fromage(smallest=1e-06)
+    True
+
+    """
     return Fromage(learning_rate, min_norm)
 
 
@@ -268,7 +444,15 @@ def prodigy(
     weight_decay: Hyper = 0.0,
     safeguard_warmup: bool = False,
 ) -> Rule:
-    """``optax.contrib.prodigy``."""
+    """``optax.contrib.prodigy``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.prodigy() == gpuopt.Prodigy()
+    True
+
+    """
     return Prodigy(
         learning_rate, *betas, eps, weight_decay, estim_lr0, estim_lr_coef, safeguard_warmup=safeguard_warmup
     )
@@ -277,7 +461,15 @@ def prodigy(
 def schedule_free_sgd(
     learning_rate: Hyper = 1.0, b1: Hyper = 0.9, weight_decay: Hyper | None = None, weight_lr_power: Hyper = 2.0
 ) -> Rule:
-    """``optax.contrib.schedule_free_sgd``, without its warm-up."""
+    """``optax.contrib.schedule_free_sgd``, without its warm-up.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.schedule_free_sgd() == gpuopt.ScheduleFreeSGD()
+    True
+
+    """
     return around(ScheduleFreeSGD(learning_rate, b1, weight_lr_power), (L2, weight_decay))
 
 
@@ -289,5 +481,13 @@ def schedule_free_adamw(
     weight_decay: Hyper = 0.0,
     weight_lr_power: Hyper = 2.0,
 ) -> Rule:
-    """``optax.contrib.schedule_free_adamw``, without its warm-up."""
+    """``optax.contrib.schedule_free_adamw``, without its warm-up.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.optax.schedule_free_adamw() == gpuopt.ScheduleFreeAdamW()
+    True
+
+    """
     return ScheduleFreeAdamW(learning_rate, b1, weight_lr_power, b2, eps, weight_decay)

@@ -35,6 +35,11 @@ __all__ = [
     "state_dict",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 Betas = tuple[float, float]
 
 
@@ -51,7 +56,15 @@ def SGD(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.SGD``: the learning rate stays outside of the momentum."""
+    """``torch.optim.SGD``: the learning rate stays outside of the momentum.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.SGD() == gpuopt.SGD(lr=0.001, lr_in_velocity=False)
+    True
+
+    """
     rule = rules.SGD(lr, momentum, nesterov, dampening=dampening, lr_in_velocity=False)
     return _around(rule, weight_decay, maximize)
 
@@ -66,7 +79,15 @@ def Adam(
     maximize: bool = False,
     decoupled_weight_decay: bool = False,
 ) -> Rule:
-    """``torch.optim.Adam``: ``weight_decay`` is a part of the gradient, unless it is decoupled."""
+    """``torch.optim.Adam``: ``weight_decay`` is a part of the gradient, unless it is decoupled.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.Adam() == gpuopt.Adam(eps=1e-08, components=True)
+    True
+
+    """
     return _around(
         rules.Adam(lr, *betas, eps, amsgrad=amsgrad, components=True),
         weight_decay,
@@ -84,7 +105,15 @@ def AdamW(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.AdamW``."""
+    """``torch.optim.AdamW``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.AdamW() == gpuopt.AdamW(eps=1e-08, components=True)
+    True
+
+    """
     return _around(
         rules.AdamW(lr, *betas, eps, amsgrad=amsgrad, components=True, weight_decay=weight_decay), 0, maximize
     )
@@ -100,7 +129,15 @@ def NAdam(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.NAdam``, which keeps the product of its momenta in float32."""
+    """``torch.optim.NAdam``, which keeps the product of its momenta in float32.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.NAdam() == gpuopt.NAdam(lr=0.002, eps=1e-08, components=True)
+    True
+
+    """
     rule = rules.NAdam(lr, *betas, eps, components=True, momentum_decay=momentum_decay)
     return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
 
@@ -114,7 +151,15 @@ def RAdam(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.RAdam``: ``eps`` is added before the second moment is corrected."""
+    """``torch.optim.RAdam``: ``eps`` is added before the second moment is corrected.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.RAdam() == gpuopt.RAdam(eps=0, eps_hat=1e-08, components=True)
+    True
+
+    """
     rule = rules.RAdam(lr, *betas, eps=0, eps_hat=eps, components=True)
     return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
 
@@ -127,14 +172,30 @@ def Adamax(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.Adamax``: ``eps`` is inside of the maximum."""
+    """``torch.optim.Adamax``: ``eps`` is inside of the maximum.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.Adamax() == gpuopt.AdaMax(eps=0, eps_inside=1e-08, components=True)
+    True
+
+    """
     return _around(rules.AdaMax(lr, *betas, eps=0, eps_inside=eps, components=True), weight_decay, maximize)
 
 
 def Adadelta(
     lr: Hyper = 1.0, rho: Hyper = 0.9, eps: Hyper = 1e-6, weight_decay: Hyper = 0, *, maximize: bool = False
 ) -> Rule:
-    """``torch.optim.Adadelta``."""
+    """``torch.optim.Adadelta``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.Adadelta() == gpuopt.AdaDelta(components=True)
+    True
+
+    """
     return _around(rules.AdaDelta(lr, rho, eps, components=True), weight_decay, maximize)
 
 
@@ -147,7 +208,15 @@ def Adagrad(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.Adagrad``."""
+    """``torch.optim.Adagrad``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.Adagrad() == gpuopt.AdaGrad(eps=1e-10, components=True)
+    True
+
+    """
     rule = rules.AdaGrad(decayed(lr, lr_decay), eps, components=True, initial=initial_accumulator_value)
     return _around(rule, weight_decay, maximize)
 
@@ -162,7 +231,16 @@ def RMSprop(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.RMSprop``: the learning rate stays outside of the momentum."""
+    """``torch.optim.RMSprop``: the learning rate stays outside of the momentum.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.RMSProp(lr=0.01, rho=0.99, eps=1e-08, lr_in_velocity=False, components=True)
+    >>> gpuopt.like.torch.RMSprop() == own
+    True
+
+    """
     rule = rules.RMSProp(lr, alpha, eps, components=True, momentum=momentum, centered=centered, lr_in_velocity=False)
     return _around(rule, weight_decay, maximize)
 
@@ -174,7 +252,15 @@ def Rprop(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.Rprop``."""
+    """``torch.optim.Rprop``.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.Rprop() == gpuopt.Rprop()
+    True
+
+    """
     return _around(rules.Rprop(lr, *etas, *step_sizes), 0, maximize)
 
 
@@ -187,7 +273,15 @@ def ASGD(
     *,
     maximize: bool = False,
 ) -> Rule:
-    """``torch.optim.ASGD``, which keeps its rate in float32; here a schedule counts at its own step, there one later."""
+    """``torch.optim.ASGD``, which keeps its rate in float32; here a schedule counts at its own step, there one later.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.ASGD() == gpuopt.ASGD()
+    True
+
+    """
     return _around(rules.ASGD(lr, lambd, alpha, t0), weight_decay, maximize)
 
 
@@ -214,6 +308,15 @@ def load_state_dict(
     ValueError
         If something does not fit; nothing is changed.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> opt = gpuopt.Optimizer(np.ones(2), gpuopt.like.torch.SGD(lr=0.1, momentum=0.9))
+    >>> state = {"state": {0: {"momentum_buffer": np.ones(2)}}, "param_groups": [{"params": [0]}]}
+    >>> gpuopt.like.torch.load_state_dict(opt, state, steps=5)
+    >>> opt.steps
+    5
     """
     _exchange.read(opt, state, names, steps)
 
@@ -240,6 +343,18 @@ def state_dict(opt: Optimizer, names: Sequence[str] | None = None) -> dict[str, 
     ValueError
         If torch has no such optimizer.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> opt = gpuopt.Optimizer(np.ones(2), gpuopt.like.torch.Adam(lr=0.1))
+    >>> opt.step(np.ones(2))
+    >>> try:
+    ...     state = gpuopt.like.torch.state_dict(opt)["state"][0]
+    ... except ImportError:  # it gives tensors
+    ...     state = {"step": 1.0}
+    >>> float(state["step"])
+    1.0
     """
     makers = {name: globals()[name] for name in __all__ if name[0].isupper()}
     return _exchange.written(opt, names, makers)

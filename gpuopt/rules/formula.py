@@ -45,6 +45,8 @@ class Formula:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "__repr__" not in vars(cls):  # else the dataclass would write one of its own
+            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
         for name in _annotated(cls):
             if name == "components":
                 continue
@@ -72,6 +74,15 @@ class Formula:
             object.__setattr__(self, name, self.hyperparameter(name).value)
         _check_slots(self.name, self.slots)
         _check_carried(self.name, self.carried, type(self).coefficients is not Formula.coefficients)
+
+    def __repr__(self) -> str:
+        """As it was called; what is given by keyword alone is shown where it is not as usual."""
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in self.hyperparameters()}
+        shown = {
+            name: value for name, value in values.items() if not fields[name].kw_only or value != fields[name].default
+        }
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @property
     def slots(self) -> Slots:

@@ -111,8 +111,8 @@ class Loop:
         self.stopped: str | None = None
         self.error: BaseException | None = None
         self._callbacks: Sequence[Callback] = ()
-        self._began = time.perf_counter()
-        self._halted: float | None = None  # the time, while it stands still
+        self._began = 0.0
+        self._halted: float | None = 0.0  # the time, while it stands still
         self._untold: deque[Pending] = deque()
         self._moved = False
 
@@ -124,10 +124,22 @@ class Loop:
     @property
     def position(self) -> Row:
         """Where it stands beside the optimizer, in JSON's types, ``seconds`` among them; set it to go on from there."""
-        raise NotImplementedError
+        return {"seconds": self.seconds, **self._place()}
 
     @position.setter
     def position(self, position: Row) -> None:
+        seconds = position["seconds"]
+        self._began, self._halted = time.perf_counter() - seconds, None if self._halted is None else seconds
+        self._moved = True
+        self._untold.clear()
+        self._move(position)
+
+    def _place(self) -> Row:
+        """What a subclass adds to the position."""
+        raise NotImplementedError
+
+    def _move(self, position: Row) -> None:
+        """Go there; TypeError, ValueError or KeyError, before anything is changed, if it is no position."""
         raise NotImplementedError
 
     @property
@@ -156,6 +168,10 @@ class Loop:
     def stop(self, reason: str) -> None:
         """End it after the current step."""
         self.stopped = reason
+
+    def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
+        """Why it ends at a step when its loss has not become lower than `lowest`, which it was after another step."""
+        return f"no lower loss in {step - since:,} steps"
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -231,7 +247,9 @@ class Loop:
     def _driven(self, callbacks: Sequence[Callback]) -> Iterator[Iterator[int]]:
         """Start and end what hangs on it; inside, its steps: those that are left, or until it is stopped."""
         self._callbacks = callbacks
+        self._go()
         with contextlib.ExitStack() as ends:
+            ends.callback(self._halt)
             try:
                 for callback in callbacks:
                     callback.start(self)
@@ -285,11 +303,17 @@ class Loop:
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:
         """What is done in it takes no time of its own."""
-        self._halted = self.seconds
+        self._halt()
         try:
             yield
         finally:
-            self._began, self._halted = time.perf_counter() - self._halted, None
+            self._go()
+
+    def _halt(self) -> None:
+        self._halted = self.seconds
+
+    def _go(self) -> None:
+        self._began, self._halted = time.perf_counter() - self.seconds, None
 
 
 def spread(first: int, end: int, rule: Rule) -> list[int]:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import sys
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
 from gpuopt.arrays import describe, dtype_of, fetch, is_cupy, is_numpy
-from gpuopt.errors import ExplodedError, UsageError
+from gpuopt.errors import UsageError
 from gpuopt.optimizer import Optimizer
 from gpuopt.runs.control.signals import stopping
-from gpuopt.runs.control.steering import Steering
 from gpuopt.runs.loop import Callback, Loop
-from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.images import Images
+from gpuopt.runs.recording import begin, conclude
 from gpuopt.runs.report.process import is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
 from gpuopt.runs.saving.explosions import OnExplosion
@@ -40,6 +38,7 @@ __all__ = ["Run"]
 ROWS, LOOKS = 1000, 100
 """Rows of metrics in a run, and how often is looked whether it goes well, at most and about."""
 GO_ON = "To go on, run the same program again"
+CURE = "a lower learning rate, clipping, or on_explosion='rollback'"
 
 
 class Run(Loop):
@@ -133,12 +132,11 @@ class Run(Loop):
         self._about = _described(optimizer)
         self._files = RunFolder.opened(folder)
         self.folder = self._files.path
-        self._page: Callback | None = None
+        self._given = list(callbacks)
         if live:
             from gpuopt.runs.control.live import Page
 
-            self._page = Page(None if live is True else live)
-        self._given = list(callbacks)
+            self._given.append(Page(None if live is True else live))
         self._wanted = is_wanted() if report is None else report
         self._n = 0
         self._is_inside = self._is_stepped = self._is_over = False
@@ -234,27 +232,16 @@ class Run(Loop):
                 f"{self.folder}: remembers {', '.join(missing)}, expected run.remember for each before run.steps"
             )
         self._reset(n)
-        checkpoints, go_on = self._checkpoints, f"{GO_ON} ({self.folder})"
+        checkpoints = self._checkpoints
         try:
             with (
                 self._lock,
-                saving(checkpoints, go_on),
+                saving(checkpoints, f"{GO_ON} ({self.folder})"),
                 reported(self._files, wanted=self._wanted) as drawing,
                 stopping(self) as signals,
             ):
-                self._files.write_config(self._content(checkpoints))
-                self._files.summary.unlink(missing_ok=True)
-                page = [] if self._page is None else [self._page]
-                hanging = [
-                    checkpoints.metrics,
-                    *self._given,
-                    *page,
-                    *drawing,
-                    self._images,
-                    checkpoints,
-                    Steering(checkpoints),
-                ]
-                with self._driven(hanging) as left:
+                own = [*self._given, *drawing, self._images]
+                with self._driven(begin(self, checkpoints, {"optimizer": self._about}, own)) as left:
                     try:
                         for step in left:
                             self._is_stepped = False
@@ -267,40 +254,23 @@ class Run(Loop):
                             raise
                         self.stopped = self.stopped or "left by the loop"
                         self._own.leave(stepped=self._is_stepped)
-                self._conclude(checkpoints, interrupted=bool(signals))
+                self.finished = self.optimizer.steps >= n and self.stopped is None
+                if self.finished or not signals:
+                    conclude(self, checkpoints, self._summary(), f"{GO_ON} with {CURE}")
         finally:
             self._is_inside = False
-            self._own.seconds = self.seconds
             self._is_over, self._last_mark = True, self._mark()
 
     def _reset(self, n: int) -> None:
         self._n, self.error, self.stopped, self.finished = n, None, None, False
         self._every, self._look_every = -(-n // ROWS), -(-n // LOOKS)
         self._is_inside = True
-        self._began = time.perf_counter() - self._own.seconds
         self._own.settle()
 
-    def _content(self, checkpoints: Checkpoints) -> dict[str, Any]:
-        versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
-        optimizer = self._about
-        return {**versions, "steps": self._n, "optimizer": optimizer, "resumed": checkpoints.noted()}
-
-    def _conclude(self, checkpoints: Checkpoints, *, interrupted: bool) -> None:
-        steps = self.optimizer.steps
-        self.finished = steps >= self._n and self.stopped is None
-        if not interrupted or self.finished:
-            about = {
-                "folder": str(self.folder),
-                "steps": steps,
-                **_arriving(self._metrics)(),
-                "lowest_loss": checkpoints.lowest,
-            }
-            write_json(self._files.summary, {**about, "seconds": round(self.seconds, 3), "stopped": self.stopped})
-        if checkpoints.explosions.message is not None:
-            cure = "a lower learning rate, clipping, or on_explosion='rollback'"
-            raise ExplodedError(
-                f"{checkpoints.explosions.message}; the state after step {steps} is saved. {GO_ON} with {cure}"
-            )
+    def _summary(self) -> Row:
+        measured = {**_arriving(self._metrics)(), "lowest_loss": self._checkpoints.lowest}
+        ended = {"seconds": round(self.seconds, 3), "stopped": self.stopped}
+        return {"folder": str(self.folder), "steps": self.optimizer.steps, **measured, **ended}
 
     def step(self, grads: Any, *, loss: Any = None, **metrics: Any) -> None:
         """Step the optimizer, and take metrics of this step.
@@ -430,17 +400,11 @@ class Run(Loop):
     def put_back(self, arrays: Mapping[str, Any]) -> None:
         self._own.put_back(arrays)
 
-    @property
-    def position(self) -> Row:
-        return {"seconds": self.seconds, **self._own.position()}
+    def _place(self) -> Row:
+        return self._own.position()
 
-    @position.setter
-    def position(self, position: Row) -> None:
+    def _move(self, position: Row) -> None:
         self._own.move(position)
-        self._own.seconds = position["seconds"]
-        self._began = time.perf_counter() - position["seconds"]
-        self._moved = True
-        self._untold.clear()
 
     def probe(self) -> Callable[[], float]:
         if "loss" not in self._metrics:

@@ -54,6 +54,17 @@ class Model:
     matmul : {"float32", "float64"}
     state : str
         The file of the run folder that the parameters are from.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, load_model, train
+    >>> x = np.array([[1.0], [2.0], [3.0], [4.0]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = train(Config(epochs=2), data=(x, ["low", "low", "high", "high"]), out=f"{folder}/run", report=False)
+    ...     model = load_model(f"{folder}/run")
+    >>> model.features, model.classes, model.layers[0], model.layers[-1]
+    (('x0',), array(['high', 'low'], dtype='<U4'), 1, 2)
     """
 
     params: Params
@@ -233,6 +244,16 @@ def load_model(path: str | Path) -> Model:
     ------
     UsageError
         If it is no run folder, damaged, of a newer version, or has no checkpoint yet.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, load_model, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = train(Config(epochs=2), out=f"{folder}/run", report=False)
+    ...     model = load_model(f"{folder}/run")
+    >>> model.predict([[0.5, 0.5]]).shape
+    (1,)
     """
     from gpuopt import checkpoint
     from gpuopt.optimizer import Optimizer

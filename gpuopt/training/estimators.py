@@ -129,7 +129,15 @@ class PerceptronClassifier(Estimator):
 
 
 class PerceptronRegressor(Estimator):
-    """A multilayer perceptron that predicts numbers; parameters as those of `PerceptronClassifier`."""
+    """A multilayer perceptron that predicts numbers; parameters as those of `PerceptronClassifier`.
+
+    Examples
+    --------
+    >>> regressor = PerceptronRegressor(hidden=(8,), epochs=300, lr=0.01)
+    >>> x = [[0.0], [1.0], [2.0], [3.0]]
+    >>> bool(regressor.fit(x, [0.0, 2.0, 4.0, 6.0]).score(x, [0.0, 2.0, 4.0, 6.0]) > 0.99)
+    True
+    """
 
     _task = "regression"
 

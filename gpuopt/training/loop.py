@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,8 +52,6 @@ class Position:
     """Batches of the current epoch done."""
     score: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Of these batches, if the epoch is reported."""
-    seconds: float = 0.0
-    """Time that the training took until here."""
     norms: list[float] = field(default_factory=lambda: [math.nan, math.nan])
     """Of gradient and update in the epoch's last batch, if that is done and the epoch is reported."""
     lr: float = math.nan
@@ -67,7 +64,7 @@ class Position:
         if not all(type(n) is int and 0 <= n < 2**63 for n in (position.epoch, position.batch)):
             raise ValueError(f"expected whole numbers, got {position}")
         (loss, correct), (gradient_norm, update_norm) = position.score, position.norms
-        if not all(map(is_number, (loss, correct, position.seconds, gradient_norm, update_norm, position.lr))):
+        if not all(map(is_number, (loss, correct, gradient_norm, update_norm, position.lr))):
             raise ValueError(f"expected numbers, got {position}")
         return position
 
@@ -95,6 +92,19 @@ class Training(Loop):
         Why the training ends early.
     error : exception or None
         What broke it off.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Callback, Config, train
+    >>> class Halve(Callback):
+    ...     def epoch(self, training):
+    ...         if training.epoch == 3:
+    ...             training.tune(lr=training.optimizer.lr / 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(Config(epochs=5), out=f"{folder}/run", callbacks=[Halve()], report=False)
+    >>> result.epochs
+    5
     """
 
     def __init__(
@@ -136,26 +146,25 @@ class Training(Loop):
         """The device as the command line calls it."""
         return device(self.backend)
 
-    @property
-    def position(self) -> Row:
+    def _place(self) -> Row:
         if self._batch == 0:  # a GPU need not be asked
-            return dataclasses.asdict(Position(self.epoch, seconds=self.seconds))
+            return dataclasses.asdict(Position(self.epoch))
         score, norms = (x.tolist() for x in fetch([self._score, self._norms])())
-        return dataclasses.asdict(Position(self.epoch, self._batch, score, self.seconds, norms, self._lr))
+        return dataclasses.asdict(Position(self.epoch, self._batch, score, norms, self._lr))
 
-    @position.setter
-    def position(self, given: Row) -> None:
-        position = Position.checked(given)
-        if position.epoch * self.batches + position.batch != self.optimizer.steps:  # a best one's, as it once was
-            position = Position(*divmod(self.optimizer.steps, self.batches), seconds=position.seconds)
-        self.epoch, self._batch = position.epoch, position.batch
-        self._score = self.backend.asarray(position.score)
-        self._norms, self._lr = self.backend.asarray(position.norms), position.lr
-        self._began = time.perf_counter() - position.seconds
-        self._moved = True
-        self._untold.clear()
+    def _move(self, position: Row) -> None:
+        to = Position.checked({name: value for name, value in position.items() if name != "seconds"})
+        if to.epoch * self.batches + to.batch != self.optimizer.steps:  # a best one's, as it once was
+            to = Position(*divmod(self.optimizer.steps, self.batches))
+        self.epoch, self._batch = to.epoch, to.batch
+        self._score = self.backend.asarray(to.score)
+        self._norms, self._lr = self.backend.asarray(to.norms), to.lr
         if self._batch == self.batches:  # saved by an older version between its last step and its row
             self._end_epoch(reported=self._is_reported(self.epoch + 1))
+
+    def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
+        best = f"the lowest test loss, {lowest:.6g}, is that of epoch {since // self.batches}"
+        return f"{best}; patience of {self.config.patience} epochs"
 
     @property
     def row(self) -> Row | None:

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import math
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends, schedules
-from gpuopt.errors import ExplodedError, Interrupted, UsageError
+from gpuopt.errors import Interrupted, UsageError
 from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
 from gpuopt.rules import Rule
 from gpuopt.runs.control.signals import stopping
-from gpuopt.runs.control.steering import Steering
-from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.record.folder import RunFolder
+from gpuopt.runs.recording import begin, conclude
 from gpuopt.runs.report.process import is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, saving
 from gpuopt.runs.secondary import warn
@@ -30,7 +29,6 @@ from gpuopt.training.config import ARRAYS, Config, OnGPUError
 from gpuopt.training.data import from_arrays, load, spiral
 from gpuopt.training.loop import Training, device
 from gpuopt.training.model import Perceptron, initial_params
-from gpuopt.training.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,6 +70,15 @@ class Result:
         Time of the training, without its interruptions.
     stopped : str or None
         Why a callback ended it early.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(Config(epochs=2, device="cpu"), out=f"{folder}/run", report=False)
+    >>> result.backend, result.epochs, result.stopped
+    ('numpy', 2, None)
     """
 
     folder: str
@@ -99,7 +106,20 @@ class Result:
 
 
 class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
-    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on."""
+    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, GPUFailure, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     try:
+    ...         done = train(Config(epochs=1), out=f"{folder}/run", report=False)
+    ...     except GPUFailure as error:
+    ...         print(error)
+    >>> done.epochs
+    1
+    """
 
 
 def train(
@@ -156,7 +176,9 @@ def train(
     training, content = _prepared(config, data)
     folder = RunFolder.create(out, training.data.name)
     with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report, drawing=DRAWING) as own:
-        return _run(training, content, _checkpoints(folder, training.config), [*callbacks, *own])
+        return _run(
+            training, content, _checkpoints(folder, training.config, training.batches), [*callbacks, *own], data
+        )
 
 
 def resume(
@@ -200,6 +222,16 @@ def resume(
         If the folder or the data cannot be used, or there is nothing left to do.
     ExplodedError, SavingError, BackendUnavailable, GPUFailure, Interrupted
         As for `train`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, resume, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first = train(Config(epochs=2), out=f"{folder}/run", report=False)
+    ...     result = resume(f"{folder}/run", epochs=5, report=False)
+    >>> first.epochs, result.epochs
+    (2, 5)
     """
     folder = RunFolder(path)
     folder.read_config()  # or there is nothing to lock
@@ -249,7 +281,7 @@ def _resumed(
     training, content = _prepared(config, arrays)
     if before.get("data_sha256") != content["data_sha256"]:
         raise UsageError(f"{config.data}: is not the data that the run {folder.path} was started with")
-    checkpoints = _checkpoints(folder, training.config)
+    checkpoints = _checkpoints(folder, training.config, training.batches)
     checkpoints.restore(training)
     if folder.summary.exists() and training.epoch >= config.epochs:
         done = f"is finished, {training.epoch} epochs of {config.epochs}"
@@ -260,7 +292,7 @@ def _resumed(
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
     with reported(folder, wanted=report, drawing=DRAWING) as own:
-        return _run(training, content, checkpoints, [*callbacks, *own])
+        return _run(training, content, checkpoints, [*callbacks, *own], arrays)
 
 
 def _prepared(config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
@@ -317,13 +349,13 @@ def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -
     nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
     optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
     training = Training(config, backend, data, network, optimizer, needed)
-    versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
-    about = {"data_sha256": checksum, "steps": training.total, "units": training.units}
-    return training, {**versions, **about, "config": config.to_json()}
+    return training, {"data_sha256": checksum, "units": training.units, "config": config.to_json()}
 
 
-def _checkpoints(folder: RunFolder, config: Config) -> Checkpoints:
-    return Checkpoints(folder, config.checkpoint_every, config.keep, config.on_explosion)
+def _checkpoints(folder: RunFolder, config: Config, batches: int = 1) -> Checkpoints:
+    """What saves a run with so many batches in an epoch."""
+    patience = None if config.patience is None else config.patience * batches
+    return Checkpoints(folder, config.checkpoint_every, config.keep, config.on_explosion, patience)
 
 
 def _parameters(widths: Sequence[int]) -> int:
@@ -412,16 +444,19 @@ def _stretched(schedule: Any, factor: float) -> Any:
 
 
 def _run(
-    training: Training, content: Mapping[str, Any], checkpoints: Checkpoints, callbacks: Sequence[Callback]
+    training: Training,
+    content: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    callbacks: Sequence[Callback],
+    arrays: Sequence[Any] | None,
 ) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
     folder = checkpoints.folder
     with saving(checkpoints, _to_go_on(folder)):
-        folder.write_config({**content, "resumed": checkpoints.noted()})
+        hanging = begin(training, checkpoints, content, callbacks)
         write_model(folder, training.data, training.config)
-        folder.summary.unlink(missing_ok=True)
         try:
-            return _finished(training, checkpoints, callbacks)
+            return _finished(training, checkpoints, hanging)
         except Exception as error:
             words = backends.gpu_failure(error)
             if words is None:
@@ -433,10 +468,10 @@ def _run(
                 go_on = f"{CURES}: gpuopt train --resume {shlex.quote(str(folder.path))} --device cpu"
                 raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
-    training, content = _on(backend, training.config)
-    checkpoints = _checkpoints(folder, training.config)
+    training, content = _on(backend, training.config, arrays)
+    checkpoints = _checkpoints(folder, training.config, training.batches)
     checkpoints.restore(training)
-    return _run(training, content, checkpoints, callbacks)
+    return _run(training, content, checkpoints, callbacks, arrays)
 
 
 def _to_go_on(folder: RunFolder) -> str:
@@ -457,22 +492,18 @@ def _rescued(training: Training, checkpoints: Checkpoints) -> bool:
     return True
 
 
-def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[Callback]) -> Result:
-    config, path = training.config, checkpoints.folder.path
-    training.folder = path
-    go_on = _to_go_on(checkpoints.folder)
+def _finished(training: Training, checkpoints: Checkpoints, hanging: Sequence[Callback]) -> Result:
+    config, go_on = training.config, _to_go_on(checkpoints.folder)
     with stopping(training) as signals:
-        patience = [] if config.patience is None else [Patience(config.patience)]
-        training.run([checkpoints.metrics, *callbacks, *patience, checkpoints, Steering(checkpoints)])
+        training.run(hanging)
     if signals and training.epoch < config.epochs:
         where = f"{signals[0].name} after {training.optimizer.steps} steps, in epoch {training.epoch + 1} of {config.epochs}"
         raise Interrupted(f"stopped by {where}; saved. {go_on}", signals[0])
-    seconds = training.seconds
     if config.patience is not None and checkpoints.folder.best.exists():
         training.become(checkpoints.folder.best)
     final = training.evaluate()
     result = Result(
-        folder=str(path),
+        folder=str(checkpoints.folder.path),
         backend=training.backend.name,
         device=training.device,
         reason=training.backend.reason,
@@ -482,16 +513,13 @@ def _finished(training: Training, checkpoints: Checkpoints, callbacks: Sequence[
         train_accuracy=final["accuracy"],
         test_loss=final.get("test_loss"),
         test_accuracy=final.get("test_accuracy"),
-        seconds=round(seconds, 3),
+        seconds=round(training.seconds, 3),
         stopped=training.stopped,
         train_rmse=final.get("rmse"),
         train_r2=final.get("r2"),
         test_rmse=final.get("test_rmse"),
         test_r2=final.get("test_r2"),
     )
-    write_json(checkpoints.folder.summary, dataclasses.asdict(result))
-    if checkpoints.explosions.message is not None:
-        saved = f"the state after step {result.steps} is saved"
-        cure = "with --lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
-        raise ExplodedError(f"{checkpoints.explosions.message}; {saved}. {go_on} {cure}")
+    cure = "with --lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
+    conclude(training, checkpoints, dataclasses.asdict(result), f"{go_on} {cure}")
     return result

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file, expect_room
+from gpuopt.runs.loop import is_number
 from gpuopt.runs.record.folder import RunFolder
+from gpuopt.runs.record.metrics import whole
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from gpuopt.runs.loop import Row
@@ -62,15 +65,13 @@ class History:
         if not folder.config.exists():
             raise UsageError(f"{path}: is no run folder: it has no config.json")
         content = folder.read_config()
-        lines = _content(folder.metrics).splitlines(keepends=True)
-        if lines and not lines[-1].endswith(b"\n"):
-            del lines[-1]  # it is being written, or was when the run was killed
-        rows: list[Row] = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(_row(line))
-            except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
-                raise UsageError(f"{folder.metrics}: line {number} is not readable") from None
+        written = _content(folder.metrics)
+        rows, size = whole(written)
+        counts = ["step", "epoch"] if "config" in content else ["step"]  # in a loop of one's own an epoch is any number
+        good = next((number for number, row in enumerate(rows) if not _can_be_drawn(row, counts)), len(rows))
+        # A line without an end is being written, or was when the run was killed.
+        if good < len(rows) or b"\n" in written[size:]:
+            raise UsageError(f"{folder.metrics}: line {good + 1} is not readable")
         events = [row for row in rows if "event" in row]
         try:
             summary = dict(json.loads(_content(folder.summary))) if folder.summary.exists() else None
@@ -111,18 +112,16 @@ class History:
         return unit if isinstance(unit, str) else None
 
 
-def _row(line: bytes) -> Row:
-    """A row of metrics or an event; what cannot be drawn is one of many errors."""
-    row: Row = json.loads(line)
+def _can_be_drawn(row: Row, counts: Sequence[str]) -> bool:
+    """Whether it is an event at a step, or a row of numbers, of which some count from 1."""
     if "event" in row:
-        counts, least = [row["step"]], 0
-        fits = type(row["event"]) is str
-    else:
-        counts, least = [row["step"], row.get("epoch", 1)], 1
-        fits = all(x is None or math.isfinite(x) for x in row.values())
-    if not fits or not all(type(n) is int and least <= n < 2**53 for n in counts):
-        raise ValueError(row)
-    return row
+        return type(row["event"]) is str and _is_count(row.get("step"), 0)
+    are_numbers = all(x is None or (is_number(x) and math.isfinite(x)) for x in row.values())
+    return are_numbers and "step" in row and all(_is_count(row[name], 1) for name in counts if name in row)
+
+
+def _is_count(n: object, least: int) -> bool:
+    return type(n) is int and least <= n < 2**53
 
 
 def _content(path: Path) -> bytes:

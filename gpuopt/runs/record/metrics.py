@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gpuopt.runs.loop import Loop, Row
 
-__all__ = ["Metrics", "finite"]
+__all__ = ["Metrics", "finite", "whole"]
 
 MOST_LOST = 1 << 24  # bytes that are looked at of what is cut off
 
@@ -64,7 +64,7 @@ class Metrics(Callback):
         except OSError as error:
             raise UsageError(f"{self._path}: {error.strerror}") from None
         self.written, self.checksum = written, checksum
-        self.lost, self.lost_checksum = _rows(lost), zlib.crc32(lost)
+        self.lost, self.lost_checksum = whole(lost)[0], zlib.crc32(lost)
 
     def start(self, run: Loop) -> None:  # noqa: ARG002
         self._file = self._path.open("ab", buffering=0)
@@ -130,10 +130,11 @@ def finite(content: Mapping[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
 
 
-def _rows(lines: bytes) -> list[Row]:
-    """The rows that are whole, up to the first one that is not."""
+def whole(content: bytes) -> tuple[list[Row], int]:
+    """The rows up to the first one that is not whole, being written or damaged, and the bytes that they take."""
     rows: list[Row] = []
-    for line in lines.splitlines(keepends=True):
+    size = 0
+    for line in content.splitlines(keepends=True):
         try:
             row = json.loads(line) if line.endswith(b"\n") else None
         except (RecursionError, ValueError):
@@ -141,4 +142,5 @@ def _rows(lines: bytes) -> list[Row]:
         if not isinstance(row, dict):
             break
         rows.append(row)
-    return rows
+        size += len(line)
+    return rows, size

@@ -148,7 +148,7 @@ class Checkpoints(Callback):
             if loss is not None and loss < self._lowest:
                 self._lowest, self._lowest_at, self._best = loss, row["step"], self.explosions.good
             elif self._patience is not None and row["step"] - self._lowest_at >= self._patience:
-                run.stop(f"no lower loss in {row['step'] - self._lowest_at:,} steps")
+                run.stop(run.impatience(self._lowest, self._lowest_at, row["step"]))
 
     def end(self, run: Loop) -> None:
         if run.error is None:  # a step may have been broken off in its middle

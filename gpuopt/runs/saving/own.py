@@ -28,15 +28,12 @@ class Own:
     ----------
     values : dict
         Of `remember`, by name, as they are now.
-    seconds : float
-        That the run took, where it does not go on.
     """
 
     def __init__(self, seed: int) -> None:
         self.values: dict[str, Any] = {}
         self._random = np.random.default_rng(seed)
         self._moved_by: list[tuple[str, Any]] = []  # generators that somebody has, by name
-        self.seconds = 0.0
         self._seed = seed
         self._drawn: list[int] = []  # batches, of each iterator
         self._found: set[str] = set()  # values of the checkpoint

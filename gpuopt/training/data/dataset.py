@@ -25,6 +25,12 @@ class Samples:
     ----------
     x : float32 array of shape (samples, features), or `Rows`, which makes such arrays of a file that stays on the disk
     y : int64 array of shape (samples,), indices of classes; or float32 array of shape (samples, outputs)
+
+    Examples
+    --------
+    >>> samples = Samples(np.zeros((3, 2), np.float32), np.array([0, 1, 1]))
+    >>> len(samples)
+    3
     """
 
     x: Any
@@ -50,6 +56,12 @@ class Dataset:
         How its outputs become predictions, likewise.
     notes : tuple of str
         What was taken for what, and the option that says otherwise.
+
+    Examples
+    --------
+    >>> data = spiral(np.random.RandomState(0), samples=10, classes=2)
+    >>> data.name, data.features, data.outputs, data.classes, data.test
+    ('spiral', 2, 2, (0, 1), None)
     """
 
     name: str

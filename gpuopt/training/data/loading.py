@@ -102,6 +102,16 @@ def load(path: str | Path, target: str | None = None, task: Task = "auto", **opt
     ------
     UsageError
         What is wrong with the file, naming the array or column and the row (rows count from 0).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/points.npz", x=np.eye(4), y=np.array(["a", "b", "a", "b"]))
+    ...     data = load(f"{folder}/points.npz")
+    >>> data.name, data.features, data.classes
+    ('points', 4, ('a', 'b'))
     """
     path = Path(path)
     how = Reading(target=target, task=task, **options)

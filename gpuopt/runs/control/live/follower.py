@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt.errors import UsageError
 from gpuopt.runs.control.channel import Client
 from gpuopt.runs.record.events import NO_METRICS, is_number
+from gpuopt.runs.record.metrics import whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,14 +124,13 @@ class Follower:
                     self.events.clear()
                     self._read = 0
                 file.seek(self._read)
-                whole = file.read().rpartition(b"\n")[0]
+                rows, size = whole(file.read())
         except OSError:
             return
-        if whole:
+        if rows:
             self.version += 1
-            self._read += len(whole) + 1
-            for line in whole.splitlines():
-                row = json.loads(line)
+            self._read += size
+            for row in rows:
                 self._add(self.events if "event" in row else self.rows, row)
                 if "event" in row and isinstance(row.get("back_to_step"), int):
                     back = {"step": row["back_to_step"], "lr": row.get("lr"), "seconds": self._seconds}

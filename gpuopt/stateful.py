@@ -1,0 +1,335 @@
+"""What an optimizer is made of and what it keeps: saved, restored, copied, and moved on to other leaves."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar
+
+import numpy as np
+
+from gpuopt import leaves, states, tuning
+from gpuopt.accumulation import COUNT, SUM, Accumulation
+from gpuopt.arrays import assign, dtype_of
+from gpuopt.engines.choice import Engine, check_engine
+from gpuopt.engines.complexes import slot_dtype
+from gpuopt.engines.interrupts import forks, in_one_go
+from gpuopt.engines.step import Step
+from gpuopt.gradients import Clip, clipped, guard_of
+from gpuopt.groups import Frozen, match, shown
+from gpuopt.rules.base import Rule
+from gpuopt.rules.slots import Given, Shared, starts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gpuopt.groups import Rules
+    from gpuopt.rules.hyper import Hyper
+
+T = TypeVar("T")
+Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+Precision: TypeAlias = Literal["state32", "param"]
+PAST = 4096
+"""Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
+
+
+class Stateful:
+    """Base class of `gpuopt.Optimizer`: its leaves, rules and state.
+
+    What is of this process alone (addresses, kernels, locks) is made by `_prepare`, when an optimizer is made and when one is
+    unpickled or copied. Everything else is state, and one of its parts never changes without the others.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        rule: Rules,
+        *,
+        engine: Engine,
+        clip: Clip | None,
+        nonfinite: Nonfinite,
+        every: int,
+        precision: Precision,
+    ) -> None:
+        self._params = params
+        self._engine: Engine = engine
+        self._clip = clip
+        self._nonfinite: Nonfinite = nonfinite
+        self._precision: Precision = precision
+        self._every = every
+        self._read_leaves()
+        self._single = isinstance(rule, Rule)
+        self._patterns, self._original, self._groups = match(rule, self._tree)
+        leaves.check_complex(self._tree, self._arrays, self._original, self._groups)
+        self._tuned: list[dict[str, Hyper]] = [{} for _ in self._original]
+        self._carried = [dict(rule.carried) for rule in self._original]
+        self._steps = self._skipped = 0
+        self._past: deque[tuple[int, list[dict[str, float]]]] = deque(maxlen=PAST)
+        self._prepare()
+
+    def _read_leaves(self) -> None:
+        """Find and check the leaves of the parameters."""
+        self._held = leaves.Held(self._params)
+        self._tree, self._arrays = self._held.tree, self._held.arrays
+        check_engine(self._engine, self._arrays, partial(self._tree.name, root="params"))
+
+    def _prepare(self) -> None:
+        """Make what is of this process: the rules as they are tuned, their step, and the memory that both need."""
+        self._rules = tuning.rules_with(self._tuned, self._original)
+        frozen = [isinstance(self._original[group], Frozen) for group in self._groups]
+        self._rows = frozenset(i for i, is_frozen in enumerate(frozen) if not is_frozen)
+        self._lock = threading.RLock()
+        self._step = self._prepared(self._rules)
+        self._accumulation = Accumulation(self._arrays, sorted(self._rows), self._every, self._engine)
+        forks.register(self)
+
+    def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
+        """Make the step for these rules, with the slots of the step that it replaces."""
+        guard = guard_of(self._clip, skip=self._nonfinite != "ignore")
+        slots = before.slots if before else [{} for _ in self._arrays]
+        idle = set(range(len(self._arrays))) - self._rows
+        kept = slots, self._engine, guard, before, idle, self._precision
+        return Step(self._arrays, self._held.originals, self._groups, clipped(rules, self._clip), *kept)
+
+    @property
+    def _by_pattern(self) -> dict[str, Rule]:
+        return dict(zip(self._patterns, self._rules, strict=True))
+
+    @property
+    def _skipped_by_now(self) -> int:
+        """Steps that were left out for a gradient that was not finite. A GPU is waited for."""
+        return self._skipped + self._step.count_skipped()()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on from here.
+
+        Returns
+        -------
+        dict
+            ``steps``; ``accumulated``, if gradients are waiting; ``rules``: by pattern, the rule's name and what `tune`
+            changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
+            ones: copy what must not change with the next step.
+
+        """
+        with self._lock:
+            self._raise_overdue(wait=True)
+            self._held.check_all()
+            return {
+                "steps": self._steps,
+                **({"accumulated": waiting} if (waiting := self._accumulation.waiting) else {}),
+                "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
+                "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
+                "state": {
+                    path: {**own, **self._accumulation.slots(i)}
+                    for i, (path, own) in enumerate(zip(self._tree.paths, self._step.slots, strict=True))
+                },
+            }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Parameters
+        ----------
+        state
+            Of an optimizer with the same leaves and rules; its arrays may be of any library and device. Hyperparameters
+            stay as they are here, but for those that had been changed by `tune`.
+
+        Raises
+        ------
+        ValueError
+            If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
+
+        """
+        states.check_nesting(state)
+        problems: list[str] = []
+        tuned = states.tuned_of(state, self._patterns, self._original, problems)
+        rules = self._rules if problems else tuning.rules_with(tuned, self._original)
+        dtypes = partial(slot_dtype, precision=self._precision)
+        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
+        accumulated = states.accumulated_of(state, self._every, problems)
+        sums = self._accumulation.sums if accumulated else {}
+        waiting = {i: self._tree.paths[i] for i in sums}
+        expected |= {("state", path, SUM): sums[i] for i, path in waiting.items()}
+        expected |= {("state", path, COUNT): np.zeros(()) for path in waiting.values()}
+        given = states.arrays_of(state, expected, self._step.readable, problems)
+        counts = states.counts_of(given, COUNT, waiting, accumulated, problems)
+        carried = states.carried_of(state, self._by_pattern, problems)
+        if problems:
+            raise states.misfit(problems)
+
+        with self._lock:
+            self._held.check_all()
+            step, changes = self._with_rules(rules, tuned)
+            for i, path in enumerate(self._tree.paths):
+                changes += step.copying(self._arrays[i], given["params", path])
+                for slot, own in step.slots[i].items():
+                    changes += step.copying(own, given["state", path, slot])
+            for i, path in waiting.items():
+                changes += step.copying(sums[i], given["state", path, SUM])
+            changes.append(self._accumulation.setting(accumulated, counts))
+            changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
+            if self._nonfinite == "raise":
+                changes += step.pardoning()
+            in_one_go(changes, step.restoring())
+            if self._held.lenders:
+                self._held.lenders.tell()
+
+    def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have the state written; `gpuopt.checkpoint` knows how."""
+        with self._lock:  # other threads step when it is written
+            write(self.state_dict())
+
+    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
+        """Go on from the state that is read, and return what came with it."""
+        self._held.check_all()
+        state, more = read()
+        self.load_state_dict(state)
+        return more
+
+    def with_params(self, params: Any) -> Self:
+        """Return an optimizer for other leaves, which goes on with the state of those that there were before.
+
+        Parameters
+        ----------
+        params
+            As for `Optimizer`. A leaf with the path of one that is here keeps its state, wherever the array is now; the
+            others start anew. All get the rule of the pattern that matches.
+
+        Returns
+        -------
+        Optimizer
+            With its own copy of the state, the same options, tuned hyperparameters and number of steps. This one stays as it
+            is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `Optimizer`; if a leaf has another shape or dtype than before; if a rule has a tree of arrays like the old
+            parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import gpuopt
+        >>> params = {"a": np.zeros(2), "b": np.zeros(3)}
+        >>> opt = gpuopt.Optimizer(params, gpuopt.Adam(lr=0.1))
+        >>> opt.step({"a": np.ones(2), "b": np.ones(3)})
+        >>> del params["b"]
+        >>> params["c"] = np.zeros(1)
+        >>> opt = opt.with_params(params)
+        >>> opt.step({"a": np.ones(2), "c": np.ones(1)})
+        >>> opt.steps, params["a"].round(6)
+        (2, array([-0.2, -0.2]))
+
+        """
+        for rule in self._original:
+            for name, start in starts(rule.slots).items():
+                if isinstance(start, Given) and not hasattr(start.value, "shape"):
+                    raise ValueError(f"{rule.name}: {name} is a tree like the old parameters; make a new optimizer")
+        given: Rules = (
+            self._original[0] if self._single else dict(zip(self._patterns, map(shown, self._original), strict=True))
+        )
+        options = {name: getattr(self, f"_{name}") for name in ("engine", "clip", "nonfinite", "every", "precision")}
+        new = type(self)(params, given, **options)
+        with self._lock:  # not before: a fork waits for it, and making an optimizer waits for a fork
+            self._raise_overdue(wait=True)
+            new._take_over(self)
+        return new
+
+    def _take_over(self, old: Self) -> None:
+        """Go on with the state of the leaves of another optimizer that have the same paths."""
+        there = {path: i for i, path in enumerate(old._tree.paths)}
+        pairs = [(i, there[path]) for i, path in enumerate(self._tree.paths) if path in there]
+        for i, k in pairs:
+            now, before = (f"shape {tuple(a.shape)} of {dtype_of(a)}" for a in (self._arrays[i], old._arrays[k]))
+            if now != before:
+                cure = "give it another name, or leave it out once"
+                raise ValueError(f"{self._tree.name(i, 'params')}: {now}, expected {before} as before; {cure}")
+        self._steps, self._carried = old._steps, copy.deepcopy(old._carried)
+        self._skipped = old._skipped_by_now
+        self._retune(old._tuned)
+        shared = {
+            (old._groups[k], name): own[name]
+            for k, own in enumerate(old._step.slots)
+            for name, start in starts(old._rules[old._groups[k]].slots).items()
+            if isinstance(start, Shared)
+        }
+        for i, own in enumerate(self._step.slots):
+            for name, target in own.items():
+                if (self._groups[i], name) in shared:
+                    assign(target, shared[self._groups[i], name])
+        for i, k in pairs:
+            for name, target in self._step.slots[i].items():
+                assign(target, old._step.slots[k][name])
+        self._accumulation.take_over(old._accumulation, pairs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: without kernels and addresses, which are of this process."""
+        own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_accumulation")
+        with self._lock:
+            self._raise_overdue(wait=True)
+            self._held.check_all()
+            kept = {name: value for name, value in vars(self).items() if name not in own}
+            waiting = self._accumulation.sums, self._accumulation.counts, self._accumulation.waiting
+            return kept | {"_skipped": self._skipped_by_now, "slots": self._step.slots, "waiting": waiting}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make them anew."""
+        vars(self).update({name: value for name, value in state.items() if name not in ("slots", "waiting")})
+        self._read_leaves()
+        self._prepare()
+        for own, copied in zip(self._step.slots, state["slots"], strict=True):
+            for slot, value in copied.items():  # laid out like the parameter, which a copy may not be as it was
+                assign(own[slot], value)
+        sums, counts, taken = state["waiting"]
+        self._accumulation.setting(taken, counts)()
+        for i, copied in sums.items():
+            assign(self._accumulation.sums[i], copied)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy between two steps of other threads."""
+        memo[id(self)] = new = type(self).__new__(type(self))
+        with self._lock:
+            state = copy.deepcopy(self.__getstate__(), memo)
+        new.__setstate__(state)  # not under the lock, which a fork waits for
+        return new
+
+    def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
+        """Go on with other hyperparameters."""
+        step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
+        if step is not self._step and not step.inherits:
+            self._raise_overdue(wait=True)
+        in_one_go(changes)
+
+    def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
+        """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
+        seen, step = clipped(rules, self._clip), self._step
+        skipped = self._skipped
+        if not step.computes(seen):
+            step = self._prepared(rules, step)
+            if self._nonfinite == "skip" and not step.inherits:
+                skipped = self._skipped_by_now
+        changes: list[Callable[[], object]] = [
+            partial(setattr, step, "rules", seen),
+            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned, _skipped=skipped),
+        ]
+        return step, changes
+
+    def _raise_overdue(self, *, wait: bool = False) -> None:
+        """Raise the error of a step that a GPU left out."""
+        overdue = self._step.overdue(wait=wait) if self._nonfinite == "raise" else None
+        if overdue is not None:
+            skipped, bad = overdue
+            then = self._steps - skipped
+            carried = dict(self._past).get(then, self._carried)
+            in_one_go(
+                [
+                    partial(vars(self).update, _steps=then, _carried=carried),
+                    self._accumulation.setting(0, {}),
+                    *self._step.pardoning(),
+                ],
+                self._step.restoring(),
+            )
+            raise self._held.not_finite(bad, self._steps)
