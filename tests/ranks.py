@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy as np
 
 import gpuopt
 import gpuopt.distributed
+import gpuopt.training
 from gpuopt.distributed import RankError, cuts, sums, transport
 from gpuopt.rules import RULES
 
@@ -170,7 +172,16 @@ def on_devices(comm: Any, folder: Path) -> None:
     import cupy
 
     small_buckets()
-    only = {"Adam", "SGD", "clip global raise", "clip norm skip", "chain", "groups"}
+    only = {
+        "Adam",
+        "clip global raise",
+        "clip norm skip",
+        "chain",
+        "groups",
+        "LAMB",
+        "chain of norms",
+        "totals by group",
+    }
     found = {way: together(comm, cupy.asarray, transport=way, timeout=60.0, only=only) for way in ("host", "nccl")}
     for way in ("host", "nccl"):
         opt = gpuopt.distributed.Optimizer(cupy.zeros(20_000, "f4"), gpuopt.Adam(), comm, transport=way, timeout=60.0)
@@ -344,6 +355,70 @@ def training(comm: Any, folder: Path) -> None:
     found = digest(opt)
     if comm.rank == 0:
         (folder / "training.json").write_text(json.dumps(found))
+
+
+class Falling(gpuopt.training.Callback):
+    """Lowers the learning rate on the way: on rank 0 alone, where callbacks are."""
+
+    def step(self, run: Any) -> None:
+        if run.optimizer.steps == 4:
+            run.tune(lr=0.05)
+
+
+def own_loop(comm: Any, folder: Path) -> None:
+    """A loop of one's own, which on three processes is stopped by a signal that one of them gets."""
+    rule = gpuopt.chain(gpuopt.LAMB(lr=0.1), gpuopt.EMA(0.9))
+    opt = gpuopt.distributed.Optimizer(params(comm.rank if comm else 0), rule, comm, parts=PARTS)
+    made = np.zeros(3)
+    with gpuopt.Run(folder / "run", opt, checkpoint_every=3, callbacks=[Falling()], report=False) as run:
+        drawn, count = run.remember("made", made), run.remember("count", [0])
+        for step in run.steps(12):
+            noise = run.random.normal(size=SHAPES["e"]).astype("f4")
+            for i in opt.mine:
+                opt.add(gradient(step, i) | {"e": noise})
+            if comm and (comm.size, comm.rank, step) == (3, 1, 6):
+                os.kill(os.getpid(), signal.SIGTERM)
+            drawn += 1
+            count[0] += 1
+            run.step(loss=1.0 / (step + 1))
+    assert (drawn == opt.steps).all()
+    assert count == [opt.steps]
+    assert run.finished is (not comm or comm.size != 3)
+    assert run.stopped == (None if run.finished else "SIGTERM")
+    assert opt.steps == (12 if run.finished else 7)
+    found = digest(opt)
+    if not comm or comm.rank == 0:
+        (folder / "run.json").write_text(json.dumps(found))
+
+
+def broken_loop(comm: Any, folder: Path) -> None:
+    """What rank 0 cannot do is the error of all: a folder of another optimizer, a checkpoint that cannot be written."""
+    opt = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm)
+    with gpuopt.Run(folder / "run", opt, checkpoint_every=1, report=False) as run:
+        for _ in run.steps(2):
+            run.step(np.ones(3))
+    assert run.finished
+    other = gpuopt.distributed.Optimizer(np.zeros(4), gpuopt.SGD(), comm)
+    told = _broken(lambda: gpuopt.Run(folder / "run", other))
+    assert "holds a run of another optimizer" in told, told
+
+    def writes_no_more() -> None:
+        again = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm)
+        with gpuopt.Run(folder / "other", again, checkpoint_every=1, report=False) as run:
+            for step in run.steps(50):
+                if comm.rank == 0 and step == 3:
+                    shutil.rmtree(folder / "other")
+                run.step(np.ones(3))
+
+    assert "Error" in _broken(writes_no_more)
+
+
+def _broken(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - whichever it is
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("no error")
 
 
 def killed_on_devices(comm: Any, folder: Path) -> None:

@@ -135,6 +135,28 @@ def test_a_training_that_is_killed_goes_on_with_fewer_processes(tmp_path: Path) 
     assert found.split()[2] == ranks.digest(opt).split()[2]
 
 
+def test_a_loop_of_ones_own_on_any_number_of_processes(tmp_path: Path) -> None:
+    """Stopped on 3 by a signal that one of them got, gone on with on 2: to the bit what one process does alone."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    ranks.own_loop(None, alone)
+    succeeds(3, "own_loop", tmp_path)
+    succeeds(2, "own_loop", tmp_path)
+    assert (tmp_path / "run.json").read_text() == (alone / "run.json").read_text()
+    rows = [
+        [
+            {name: value for name, value in json.loads(line).items() if name != "seconds"}
+            for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (tmp_path, alone)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_what_breaks_a_loop_on_rank_0_breaks_it_on_all(tmp_path: Path) -> None:
+    succeeds(3, "broken_loop", tmp_path)
+
+
 @pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
 @pytest.mark.parametrize(
     ("n", "more"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -32,7 +33,7 @@ from gpuopt.rules.slots import Given, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
     from gpuopt.distributed.transport import Way
     from gpuopt.groups import Rules
     from gpuopt.optimizer import Nonfinite
-    from gpuopt.rules.base import Rule
+    from gpuopt.rules.base import Hyper, Rule
 
+Role: TypeAlias = Literal["equal", "leader", "follower"]
 NOT_GIVEN: Any = object()
+LED = ("_load", "_retune", "_save", "evaluation", "state_dict")
+"""What rank 0 does and the others follow in."""
 NO_BUCKET = -1
 """Of a segment without elements."""
 T = TypeVar("T")
@@ -85,6 +89,12 @@ class Optimizer(Alone):
     ----------
     mine : range
         The parts of this process.
+    rank, size : int
+        Which process this is, and how many there are.
+    wish : int
+        A number, such as that of a signal, that this process wishes all others to know with the next step.
+    wished : int
+        The highest number that a process has wished.
 
     Raises
     ------
@@ -135,6 +145,9 @@ class Optimizer(Alone):
         self._kept: Exception | None = None
         self._nodes: list[tuple[Node, Store]] = []
         self._count = 0
+        self._role: Role = "equal"
+        self._announced = 0
+        self.wish = self.wished = 0
         self._present: list[bool] | None = None
         self._stores: list[Store] = []
         error: Exception | None = None
@@ -212,7 +225,7 @@ class Optimizer(Alone):
                 error = caught
             present = self._present or [False] * len(self._arrays)
             self._forget()
-            self._agree(error, view)
+            self._agree(error, view, self.wish)
             self._take(nodes, present, scalars, limit)
 
     def _take(
@@ -250,9 +263,81 @@ class Optimizer(Alone):
         if self._shard:
             self._spread({i: flat for i, flat in enumerate(self._flat) if present[i]})
 
+    # ---- one process leads, the others follow
+
+    @property
+    def rank(self) -> int:
+        """See the class."""
+        return self._transport.rank
+
+    @property
+    def size(self) -> int:
+        """See the class."""
+        return self._transport.size
+
+    @property
+    def leads(self) -> bool:
+        """Whether others follow what is done here."""
+        return self._role == "leader"
+
+    @contextlib.contextmanager
+    def leading(self, role: Role = "leader") -> Iterator[None]:
+        """On rank 0: what is called in here, others that `follow` do, too; or again nobody, as an "equal"."""
+        before, self._role = self._role, role
+        try:
+            yield
+        finally:
+            self._role = before
+
+    def say(self, word: str, *args: Any) -> None:
+        """On rank 0: let the others, which `follow`, hear a word of the caller's."""
+        self._transport.say((word, args))
+
+    def follow(self) -> tuple[str, tuple[Any, ...]]:
+        """On all but rank 0: do as rank 0 does, until it says a word of its own, which is returned with what belongs to it.
+
+        Raises
+        ------
+        RankError
+            If the word is "broken": with what belongs to it as the message.
+
+        """
+        before, self._role = self._role, "follower"
+        try:
+            while True:
+                word, args = self._transport.hear()
+                if word == "broken":
+                    raise RankError(args[0], (0,))
+                if word not in LED:
+                    return word, args
+                with contextlib.suppress(RankError):  # which rank 0 has as well, and says what follows
+                    getattr(self, word)(*args)
+        finally:
+            self._role = before
+
+    @contextlib.contextmanager
+    def _led(self, word: str, *args: Any) -> Iterator[None]:
+        """Let those who follow do the same, unless this is part of what they do already."""
+        with self._lock:
+            if self._role == "leader" and not self._announced:
+                self.say(word, *args)
+            self._announced += 1
+            try:
+                yield
+            finally:
+                self._announced -= 1
+
+    def rows_of(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return numbers of all parts, of shape (parts, columns), from those of this process's; collective."""
+        rows = np.zeros((self._parts, own.shape[1]))
+        rows[self.mine.start : self.mine.stop] = own
+        cuts = [own.shape[1] * (self._parts * rank // self.size) for rank in range(self.size + 1)]
+        self._transport.gather(rows.reshape(-1), cuts)
+        return rows
+
     def evaluation(self) -> Any:
         """Return the tree to evaluate with, as `gpuopt.Optimizer.evaluation`; collective."""
-        with self._lock:
+        with self._led("evaluation"):
             last = [
                 rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
             ]
@@ -272,13 +357,16 @@ class Optimizer(Alone):
 
         The state is put together on every process: `gpuopt.save` needs the memory for it on rank 0 only.
         """
-        with self._lock:
+        with self._led("state_dict"):
             self._held.check_all()
-            return self._content(self._whole)
+            return self._content(self._whole if self._role == "equal" else self._whole_at_first)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, the same on every process; see `gpuopt.Optimizer.load_state_dict`; collective."""
-        self._restore(state, None, lambda x: x)
+        if self._role == "leader":
+            self._load(lambda: (state, None))
+        else:
+            self._restore(state, None, lambda x: x)
 
     def with_params(self, params: Any) -> NoReturn:  # noqa: ARG002
         """Not for several processes: save, make another one, load."""
@@ -533,10 +621,10 @@ class Optimizer(Alone):
             raise FloatingPointError(failed[0])
         raise RankError(listed(failed, self._transport.size), tuple(failed))
 
-    def _agree(self, error: Exception | None, view: Mapping[str, Any]) -> None:
+    def _agree(self, error: Exception | None, view: Mapping[str, Any], wish: int = 0) -> None:
         if self._transport.size == 1 and error is not None:
             raise error
-        agree(self._transport, error, view)
+        self.wished = max(self.wished, agree(self._transport, error, view, wish))
 
     # ---- whole arrays
 
@@ -620,23 +708,33 @@ class Optimizer(Alone):
 
     # ---- files: rank 0 reads and writes
 
-    def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
-        with self._lock:
+    def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
+        with self._led("_retune", tuned):
+            super()._retune(tuned)
+
+    def _save(self, write: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        with self._led("_save"):
             self._agree(None, {"steps": self._steps})
             error: Exception | None = None
             content = self._content(self._whole_at_first)
             if self._transport.rank == 0:
+                assert write is not None
                 try:
                     write(content)
                 except Exception as caught:  # noqa: BLE001 - all processes are told
                     error = caught
             self._agree(error, {})
 
-    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
+    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None = None) -> T:
+        with self._led("_load"):
+            return self._loaded(read)
+
+    def _loaded(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None) -> T:
         content: Any = None
         more: Any = None
         error: Exception | None = None
         if self._transport.rank == 0:
+            assert read is not None
             try:
                 content, more = read()
             except Exception as caught:  # noqa: BLE001 - all processes are told

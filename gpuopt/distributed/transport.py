@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import pickle
 import time
 from contextlib import suppress
@@ -48,6 +49,13 @@ class Transport:
         """Return a small object of each process."""
         return [thing]
 
+    def say(self, thing: Any) -> None:
+        """On rank 0: let all others `hear` a small object."""
+
+    def hear(self) -> Any:
+        """On all but rank 0: wait, however long it takes, for what rank 0 has to `say`."""
+        raise NotImplementedError
+
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """Send arrays and receive others; between two processes in the order of the lists."""
 
@@ -77,6 +85,8 @@ class MPI(Transport):
     """
 
     way = "host"
+    has_left = False
+    """Whether this process ends all."""
 
     def __init__(self, comm: Any, timeout: float | None) -> None:
         library = _mpi()
@@ -111,6 +121,20 @@ class MPI(Transport):
         texts[cuts[self.rank] : cuts[self.rank + 1]] = text
         self.gather(texts, cuts)
         return [pickle.loads(texts[a:b].tobytes()) for a, b in pairwise(cuts)]
+
+    def say(self, thing: Any) -> None:
+        """See :meth:`Transport.say`."""
+        text = np.frombuffer(pickle.dumps(thing), np.uint8)
+        self.broadcast(np.array([text.size], np.int64))
+        self.broadcast(text.copy())
+
+    def hear(self) -> Any:
+        """See :meth:`Transport.hear`."""
+        size = np.zeros(1, np.int64)
+        self._wait([self._comm.Ibcast(size, 0)], size, timeout=math.inf)
+        text = np.empty(int(size[0]), np.uint8)
+        self.broadcast(text)
+        return pickle.loads(text.tobytes())
 
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """See :meth:`Transport.exchange`."""
@@ -154,22 +178,25 @@ class MPI(Transport):
 
         if patience:
             time.sleep(patience)
+        MPI.has_left = True  # what is finalized in the meantime waits for nobody
         mpi4py.run.set_abort_status(1)
 
-    def _wait(self, requests: list[Any], *buffers: Any) -> None:
-        """Wait until all are done; what they read and write is kept until then."""
-        if self._stuck:
-            raise RankError("another process did not come in time before; start all of them anew", everywhere=False)
-        if self._timeout is None:
+    def _wait(self, requests: list[Any], *buffers: Any, timeout: float | None = None) -> None:
+        """Wait until all are done, without haste where a time is given; what they read and write is kept until then."""
+        if self._stuck or MPI.has_left:
+            why = "this process ends" if MPI.has_left else "another process did not come in time before"
+            raise RankError(f"{why}; start all of them anew", everywhere=False)
+        timeout = self._timeout if timeout is None else timeout
+        if timeout is None:
             self._library.Request.Waitall(requests)
             return
         start = time.monotonic()
         while not self._library.Request.Testall(requests):
             waited = time.monotonic() - start
-            if waited > self._timeout:
+            if waited > timeout:
                 self._stuck = [requests, buffers]
                 raise RankError(
-                    f"rank {self.rank} waited {self._timeout:g} s for another process, which has ended, is stuck or takes "
+                    f"rank {self.rank} waited {timeout:g} s for another process, which has ended, is stuck or takes "
                     "longer: look there, or give a longer timeout",
                     everywhere=False,
                 )
