@@ -91,6 +91,8 @@ class Optimizer(Alone):
         The parts of this process.
     rank, size : int
         Which process this is, and how many there are.
+    measures : bool
+        Whether to measure `gradient_norm` in any case; the same on all processes.
     wish : int
         A number, such as that of a signal, that this process wishes all others to know with the next step.
     wished : int
@@ -148,6 +150,7 @@ class Optimizer(Alone):
         self._role: Role = "equal"
         self._announced = 0
         self.wish = self.wished = 0
+        self.measures = False
         self._present: list[bool] | None = None
         self._stores: list[Store] = []
         error: Exception | None = None
@@ -489,7 +492,7 @@ class Optimizer(Alone):
 
     @property
     def _looks(self) -> bool:
-        return self._clip_by is not None or self._nonfinite != "ignore"
+        return self.measures or self._clip_by is not None or self._nonfinite != "ignore"
 
     # ---- gradients
 
