@@ -690,21 +690,18 @@ def check(
 def _team(processes: int | None) -> Iterator[Team | None]:
     """The processes of this MPI job, if there are several; those that are asked for are started, and it ends with them."""
     from gpuopt import training
-    from gpuopt.training.team import comm_of_job
+    from gpuopt.training.team import team_of_job
 
-    comm = comm_of_job()
-    if comm is None and processes is not None:
+    team = team_of_job()
+    if team is None and processes is not None:
         from gpuopt.training.launch import launched
 
         if processes < 1:
             raise training.UsageError(f"--processes {processes}: expected a positive integer")
         if processes > 1:
             raise typer.Exit(launched(processes, sys.argv[1:]))
-    if comm is None:
-        yield None
-    else:
-        with training.Team(comm) as team:
-            yield team
+    with team or contextlib.nullcontext():
+        yield team
 
 
 @contextlib.contextmanager

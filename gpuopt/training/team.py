@@ -26,41 +26,39 @@ if TYPE_CHECKING:
     from gpuopt.training.loop import Array
     from gpuopt.training.model import Params
 
-__all__ = ["Team", "Together", "comm_of_job"]
+__all__ = ["Team", "Together", "team_of_job"]
 
-SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK")
-"""Variables of which launchers set one at least."""
+LAUNCHED = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMI_RANK"}
+"""Variables of which a launcher sets one at least."""
 LEADER = "GPUOPT_LEADER"
 """The variable with the file to which rank 0 writes its process id, for whoever started the launcher."""
 
 
-def comm_of_job() -> Any:
-    """Return the communicator of all processes of an MPI job, or None where this process is alone.
+def team_of_job() -> Team | None:
+    """Return the processes that an MPI launcher started; None if this one is alone.
 
     Raises
     ------
     UsageError
-        If a launcher started several processes, which cannot find each other.
+        If there are several, which cannot find each other.
 
     """
-    if not any(name in os.environ for name in SIZES):
+    if not LAUNCHED.intersection(os.environ):
         return None
+    from gpuopt.distributed.transport import world
+
     try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        sizes = [int(os.environ[name]) for name in SIZES[:2] if os.environ.get(name, "").isdigit()]
-        if max(sizes, default=1) == 1:
-            return None
-        raise UsageError(
-            f"started by an MPI launcher, but mpi4py cannot be used ({error}); `pip install gpuopt[mpi]`"
-        ) from None
-    if MPI.COMM_WORLD.size == 1:
+        comm = world()
+    except ImportError as error:
+        raise UsageError(f"started by an MPI launcher, but {error}") from None
+    team = Team(comm)
+    if team.size == 1:
         return None
-    if MPI.COMM_WORLD.rank == 0 and (file := os.environ.get(LEADER)):
+    if team.leads and (file := os.environ.get(LEADER)):
         new = Path(f"{file}.new")
         new.write_text(str(os.getpid()))
         new.replace(file)
-    return MPI.COMM_WORLD
+    return team
 
 
 class Team:
@@ -150,14 +148,16 @@ class Together(Training):
         from gpuopt.distributed import RankError
 
         with self.backend.use(), np.errstate(all="ignore"), wishing(self.optimizer):
-            while (heard := self.optimizer.follow())[0] == "step":
-                self.epoch, self._batch, scored, measured = heard[1]
+            while True:
+                word, args = self.optimizer.follow()
+                if word != "step":
+                    return word, args
+                self.epoch, self._batch, scored, measured = args
                 try:
                     self._compute(*self._samples(self._batch), scored=scored, measured=measured)
                 except RankError as error:
                     if not error.everywhere:
                         raise  # else rank 0 says what follows
-        return heard
 
     def _update(self, x: Array, y: Array, *, scored: bool, measured: bool) -> tuple[Any, Any]:
         if self.optimizer.leads:
