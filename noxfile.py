@@ -165,7 +165,7 @@ def build(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the pages into docs/_build/html; a warning is an error, and nothing is fetched. ``-- -D plot_gallery=0`` is quick."""
     session.install("-e.[train]", *dependencies("docs"))
-    options = ["-W", "--keep-going", "-b", "html", *session.posargs]
+    options = ["-q", "-W", "--keep-going", "-b", "html", *session.posargs]
     session.run("python", "-m", "sphinx", *options, "docs", "docs/_build/html", env={"MPLBACKEND": "agg"})
 
 

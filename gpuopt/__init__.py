@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import schedules
 from gpuopt.backends import Backend, BackendUnavailable, backend
+from gpuopt.engines.storage import Stochastic
 from gpuopt.engines.threads import get_num_threads, set_num_threads
 from gpuopt.functional import State, evaluation, init, update
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
@@ -32,6 +33,7 @@ __all__ = [
     "Rule",
     "Run",
     "State",
+    "Stochastic",
     "Transform",
     "backend",
     "bounded",
@@ -55,6 +57,7 @@ __all__ = [
 if TYPE_CHECKING:  # `nox -s derive` writes this
     from gpuopt.rules.adabelief import AdaBelief
     from gpuopt.rules.adadelta import AdaDelta
+    from gpuopt.rules.adafactor import Adafactor
     from gpuopt.rules.adagrad import AdaGrad
     from gpuopt.rules.adam import Adam
     from gpuopt.rules.adamax import AdaMax
@@ -67,6 +70,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
     from gpuopt.rules.lars import LARS
     from gpuopt.rules.lbfgs import LBFGS
     from gpuopt.rules.lion import Lion
+    from gpuopt.rules.muon import Muon
     from gpuopt.rules.nadam import NAdam
     from gpuopt.rules.nonlinearcg import NonlinearCG
     from gpuopt.rules.novograd import Novograd
@@ -97,6 +101,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
         "AdaDelta",
         "AdaGrad",
         "AdaMax",
+        "Adafactor",
         "Adam",
         "AdamW",
         "Adan",
@@ -113,6 +118,7 @@ if TYPE_CHECKING:  # `nox -s derive` writes this
         "Lookahead",
         "Magnitude",
         "Maximize",
+        "Muon",
         "NAdam",
         "NonNegative",
         "NonlinearCG",

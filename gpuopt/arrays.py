@@ -136,10 +136,17 @@ def current(x: Any) -> AbstractContextManager[object]:
     return x.device if is_cupy(x) else nullcontext()
 
 
-def zeros_like(x: Any, dtype: Any = None) -> Any:
-    """Return a new array of zeros like ``x``, on its device."""
+def zeros_like(x: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) -> Any:
+    """Return a new array of zeros like ``x``, on its device; of another dtype or shape, if one is given."""
+    xp, dtype = namespace(x), dtype or x.dtype
     with current(x):
-        return namespace(x).zeros_like(x, dtype=dtype or x.dtype)
+        if shape is None or shape == tuple(x.shape):
+            return xp.zeros_like(x, dtype=dtype)
+        if is_numpy(x) or is_cupy(x):
+            return xp.zeros(shape, dtype=dtype)
+        import array_api_compat
+
+        return xp.zeros(shape, dtype=dtype, device=array_api_compat.device(x))
 
 
 def to_numpy(x: Any) -> NDArray[Any]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import describe, dtype_of, to_numpy
+from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ ARRAYS = "arrays/"
 """Of somebody's own, beside parameters and state."""
 NAMES = {code: name for name, code in DTYPES.items()}
 LOG = logging.getLogger("gpuopt")
-SMALL = ("float16", "bfloat16")  # whose slots may be float32
+SMALL = ("float16", "bfloat16")  # whose slots may be float32, or their other bits
 REAL = {"complex64": "float32", "complex128": "float64"}
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 
@@ -120,7 +121,7 @@ def save_state(
     live |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
     tensors = {name: to_numpy(x) for name, x in live.items()}
     pairs = [name for name, x in tensors.items() if x.dtype.kind == "c"]
-    waiting = f'"accumulated": {n}, ' if (n := content.get("accumulated", 0)) else ""
+    waiting = "".join(f'"{name}": {content[name]}, ' for name in ("accumulated", "seed") if name in content)
     named = f', "complex": {json.dumps(pairs)}' if pairs else ""
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}{named}}}'
     write(path, tensors | {name: _as_pairs(tensors[name]) for name in pairs}, {"gpuopt": about})
@@ -178,12 +179,12 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
             return True  # a number of a leaf or of a group
         if x is None:
             return False
-        own_dtype = dtype_of(x)
-        if own_dtype in SMALL and place and place[1]:
-            return shape == tuple(x.shape) and dtype in {own_dtype, "float32"}
-        if real := REAL.get(own_dtype):
-            return shape in {(*x.shape, 2), tuple(x.shape)} and dtype == real
-        return shape == tuple(x.shape) and dtype == own_dtype
+        own_dtype, is_slot = dtype_of(x), bool(place and place[1])
+        dtypes = (
+            {own_dtype, "float32", "uint16"} if own_dtype in SMALL and is_slot else {REAL.get(own_dtype, own_dtype)}
+        )
+        shapes = [(*x.shape, 2), tuple(x.shape)] if own_dtype in REAL else [tuple(x.shape)]
+        return dtype in dtypes and any(shape == one or (is_slot and _is_extent(shape, one)) for one in shapes)
 
     def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
         tensors, about = verified(path, fits)
@@ -199,8 +200,8 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
                 case leaf, slot:
                     state.setdefault(leaf, {})[slot] = x
                 case None:
-                    raise CheckpointError(f"{path}: unexpected array {name!r}")
-        numbers = {name: about[name] for name in ("steps", "accumulated", "rules") if name in about}
+                    raise CheckpointError(f"{path}: unexpected array {_named(name)}")
+        numbers = {name: about[name] for name in ("steps", "accumulated", "seed", "rules") if name in about}
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:
@@ -283,6 +284,11 @@ def read(
         raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
 
 
+def _is_extent(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether a shape is another one but for axes of length 1."""
+    return len(shape) == len(whole) and all(n in (1, m) for n, m in zip(shape, whole, strict=True))
+
+
 def _expect_optimizer(opt: Any) -> None:
     if not hasattr(opt, "load_state_dict"):
         raise TypeError(f"opt: {describe(opt)}, expected a gpuopt.Optimizer")
@@ -331,7 +337,7 @@ def verified(
     found = _checksums(arrays, {key: text for key, text in metadata.items() if key != "crc32"})
     damaged = [name for name, checksum in found.items() if recorded.get(name) != checksum]
     if damaged:
-        raise CheckpointError(f"{path}: damaged: wrong checksum of {', '.join(map(repr, damaged))}")
+        raise CheckpointError(f"{path}: damaged: wrong checksum of {listed(damaged, shown=_named)}")
     return tensors, about
 
 
@@ -340,6 +346,10 @@ def _json(value: Any, expected: str) -> str:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"{expected}: {error}") from None
+
+
+def _named(name: str) -> str:
+    return printable(repr(name), 300)
 
 
 def _is_names(value: Any) -> bool:

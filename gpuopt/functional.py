@@ -13,7 +13,7 @@ from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.pure import pure_step
 from gpuopt.groups import Frozen, match
 from gpuopt.rules.hyper import is_traced
-from gpuopt.rules.slots import Shared, Slot, is_number, starts
+from gpuopt.rules.slots import Shared, Slot, is_number, shape_of, starts
 from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def init(rule: Rules, params: Any) -> State:
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
-    leaves.check_complex(tree, arrays, rules, groups)
+    leaves.check_rules(tree, arrays, rules, groups)
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name in rules[group].slots:
@@ -188,9 +188,12 @@ class _Plan:
     frozen: list[int]
     fused: PureStep
 
+    def __post_init__(self) -> None:
+        self._names = dict(self.fused.slots).keys()
+
     def slots_of(self, state: State) -> dict[str, list[Any]] | None:
         """Return the slots by leaf; None if they are others than those of the rules."""
-        if state.slots.keys() != dict(self.fused.slots).keys():
+        if state.slots.keys() != self._names:
             return None
         return {name: self.tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
 
@@ -329,8 +332,9 @@ def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
             return
         expected = "a number"
     else:
-        if is_array(own) and are_together(own, p) and (own.shape, own.dtype) == (p.shape, dtype):
+        shape = shape_of(slot, tuple(p.shape))
+        if is_array(own) and are_together(own, p) and (tuple(own.shape), own.dtype) == (shape, dtype):
             return
-        expected = f"a {describe(p)} of {p.shape}, {dtype} like its parameter"
+        expected = f"a {describe(p)} of {shape}, {dtype} like its parameter"
     given = f"{describe(own)} of {own.shape}, {own.dtype}" if is_array(own) else describe(own)
     raise ValueError(f"{name}: {given}, expected {expected}; gpuopt.init makes one")

@@ -20,6 +20,7 @@ from gpuopt.arrays import (
     place,
     shared,
 )
+from gpuopt.engines import storage
 from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
@@ -29,6 +30,8 @@ from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
 
@@ -102,23 +105,42 @@ def _lent(x: Any, name: str) -> Any:
 
 def hint_for(x: Any) -> str:
     """What to give instead of an object that is no array but has one."""
-    library, kind = type(x).__module__.partition(".")[0], type(x).__name__
-    if library == "dask":
+    library, kind = _library(x), type(x).__name__
+    if _is_lazy(x):
         return (
             "; its blocks are computed when they are asked for, there is no memory to update: x.compute() is an array"
         )
     if kind == "PyCapsule":
         return "; a capsule can be taken once, the array that made it as often as one likes: give that"
+    if (library, kind) == ("xarray", "Dataset"):
+        return "; x[name].values is the array of one of its variables"
     values = {"xarray": "values", "pandas": "to_numpy()", "pint": "magnitude", "unyt": "value", "astropy": "value"}
     return f"; x.{values[library]} is its array" if library in values else ""
 
 
 def _is_lazy(x: Any) -> bool:
-    return type(x).__module__.partition(".")[0] == "dask"
+    wrapped = {"xarray": "data", "pint": "magnitude"}.get(_library(x))
+    return "dask" in {_library(x), _library(getattr(x, wrapped, None)) if wrapped else ""}
 
 
-def check_complex(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
-    """Raise TypeError, which names the leaf, if a complex leaf has a rule that does what is refused."""
+def _library(x: Any) -> str:
+    return type(x).__module__.partition(".")[0]
+
+
+def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
+    """Check that each leaf can have its rule.
+
+    Raises
+    ------
+    TypeError
+        If a complex leaf has a rule that does what is refused.
+    ValueError
+        If the rule is not for leaves of that shape.
+
+    """
+    for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
+        if why := rules[group].unfit(tuple(a.shape)):
+            raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(a.shape)}: {why}")
     first: dict[int, int] = {}
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
         if is_complex(a):
@@ -126,6 +148,26 @@ def check_complex(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list
     for group, i in first.items():
         if why := refusal_of_complex(rules[group]):
             raise TypeError(f"{tree.name(i, 'params')}: dtype {arrays[i].dtype}: {why}")
+
+
+def check_precision(tree: Tree, arrays: list[Any], updated: Collection[int], precision: str) -> None:
+    """Raise TypeError, which names the leaf, where a precision is not for it, or for none of them.
+
+    ``updated`` are the leaves that are not frozen. Leaves of more than 16 bits are kept as they are beside those that a precision is for.
+    """
+    fitting = storage.FITTING.get(precision, ())
+    own = {i: dtype_of(arrays[i]) for i in updated} if fitting else {}
+    small = {i for i, dtype in own.items() if DTYPES[dtype].stored}
+    wrong = sorted(i for i in small or own if own[i] not in fitting)
+    for i in wrong:
+        other = "; precision='stochastic' is for it, too" if own[i] in storage.FITTING["stochastic"] else ""
+        raise TypeError(
+            f"{tree.name(i, 'params')}: dtype {own[i]}, expected {' or '.join(fitting)} for precision={precision!r}{other}"
+        )
+    for i in (i for i in small if not storage.can_keep(arrays[i], precision)):
+        raise TypeError(
+            f"{tree.name(i, 'params')}: {_a(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}"
+        )
 
 
 def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> Any:
@@ -146,9 +188,10 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     name = tree.name(i, "grads")
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)
-    if not is_array(g) or _is_lazy(g):
-        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint_for(g)}")
-    g = g if attached else shared(g, p)
+    hint = hint_for(g)
+    g = g if hint else shared(g, p)
+    if hint or not is_array(g):
+        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")
     if not are_together(g, p):
         given, expected = place(g), place(p)
         error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError
@@ -207,12 +250,12 @@ class Held:
             If one is not of a kind that has.
 
         """
-        for i, p in enumerate(self.tree.leaves_of(self._params, "params")):
-            if not is_tensor(p):
-                raise TypeError(
-                    f"step: no gradients given, and {self.tree.name(i, 'params')}, {_a(describe(p))}, has none of its own; "
-                    "expected opt.step(grads)"
-                )
+        if len(self.lenders.tensors) < len(self.arrays):
+            i, p = next((i, p) for i, p in enumerate(self.originals) if not self.lenders.lends(i))
+            raise TypeError(
+                f"step: no gradients given, and {self.tree.name(i, 'params')}, {_a(describe(p))}, has none of its own; "
+                "expected opt.step(grads)"
+            )
         return self.lenders.gradients()
 
     def check(self, i: int, p: Any) -> None:

@@ -34,6 +34,15 @@ def view_of(x: Any) -> Any:
         return x
 
 
+def views_of(xs: Sequence[Any]) -> list[Any]:
+    """Return `view_of` each, faster for many."""
+    tensor = sys.modules["torch"].Tensor if "torch" in sys.modules else ()
+    try:
+        return [x.numpy() if isinstance(x, tensor) else x for x in xs]
+    except (RuntimeError, TypeError):  # one that does not lend its memory to NumPy, or requires a gradient
+        return list(map(view_of, xs))
+
+
 class Lenders:
     """The leaves that lend their memory.
 
@@ -54,6 +63,10 @@ class Lenders:
     def __bool__(self) -> bool:
         """Whether there are any."""
         return bool(self.tensors)
+
+    def lends(self, i: int) -> bool:
+        """Whether leaf ``i`` is one of them."""
+        return self._pointers[i] is not None
 
     def arrays_of(self, leaves: Iterable[Any]) -> list[Any]:
         """Return the array of each leaf that is the tensor that it was; others are returned as they are."""

@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import notebook, tuning
 from gpuopt.arrays import dtype_of, place
+from gpuopt.engines import storage
 from gpuopt.engines.choice import ENGINES, Engine
 from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
-from gpuopt.lending import view_of
+from gpuopt.lending import views_of
 from gpuopt.rules.hyper import Count
-from gpuopt.stateful import Nonfinite, Precision, Stateful
+from gpuopt.stateful import Nonfinite, Stateful
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import SupportsFloat
 
+    from gpuopt.engines.storage import Precision, Stochastic
     from gpuopt.rules.base import Rule
     from gpuopt.rules.hyper import Hyper
 
-__all__ = ["NONFINITE", "Nonfinite", "Optimizer", "Precision"]
+__all__ = ["NONFINITE", "Nonfinite", "Optimizer"]
 
 OWN: Any = object()
 """Stands for the gradients that the parameters have themselves."""
-PRECISIONS: tuple[Precision, ...] = ("state32", "param")
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 
@@ -61,13 +62,16 @@ class Optimizer(Stateful):
         as zeros, and a leaf that got none but None is left alone. ``clip`` and ``nonfinite`` look at the mean: with a bad
         gradient the update is left out, or raises, and the gradients with it are dropped. ``steps`` counts updates.
     precision
-        Of leaves of float16 or bfloat16, with which is computed in float32: "state32" keeps the state in float32, "param" in
-        the leaf's own dtype. Both round to nearest.
+        Of leaves of float16 or bfloat16, with which is computed in float32. "state32" keeps the state in float32, "param" in
+        the leaf's own dtype; both round to nearest. "split" keeps the other 16 bits of a bfloat16 leaf beside it, so that it
+        follows the float32 trajectory to the bit; "stochastic", or `Stochastic` with a seed, rounds at random. The state is
+        float32 in both.
 
     Raises
     ------
     TypeError
-        If a leaf is no array of these, a rule no `Rule`, or its update not what an engine can run.
+        If a leaf is no array of these, or not one that ``precision`` is for; a rule no `Rule`, or its update not what an
+        engine can run.
     ValueError
         If a leaf is read-only or shares memory with another one, if a leaf has no rule, or a pattern gets no leaf.
 
@@ -94,9 +98,9 @@ class Optimizer(Stateful):
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
         every: int = 1,
-        precision: Precision = "state32",
+        precision: Precision | Stochastic = "state32",
     ) -> None:
-        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE), ("precision", precision, PRECISIONS))
+        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
         for name, value, known in given:
             if value not in known:
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
@@ -109,7 +113,7 @@ class Optimizer(Stateful):
             clip=clip,
             nonfinite=nonfinite,
             every=Count().checked(every, "every"),
-            precision=precision,
+            precision=storage.checked(precision),
         )
 
     @property
@@ -207,7 +211,7 @@ class Optimizer(Stateful):
         """
         ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
         if self._held.lenders:
-            ready = list(map(view_of, ready))
+            ready = views_of(ready)
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
@@ -346,6 +350,6 @@ class Optimizer(Stateful):
             count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
             if self._nonfinite == "raise" and any(carried):
                 self._past.append((self._steps, self._carried))
-            self._step(ready, scalars, count)
+            self._step(ready, scalars, count, storage.key_of(self._precision, self._steps))
         if self._nonfinite == "raise":
             self._step.report()

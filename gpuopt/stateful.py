@@ -13,10 +13,12 @@ import numpy as np
 from gpuopt import leaves, states, tuning
 from gpuopt.accumulation import COUNT, SUM, Accumulation
 from gpuopt.arrays import assign, dtype_of
+from gpuopt.engines import storage
 from gpuopt.engines.choice import Engine, check_engine
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.step import Step
+from gpuopt.engines.storage import LOW, Precision, Stochastic
 from gpuopt.gradients import Clip, clipped, guard_of
 from gpuopt.groups import Frozen, match, shown
 from gpuopt.rules.base import Rule
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
-Precision: TypeAlias = Literal["state32", "param"]
 PAST = 4096
 """Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
 
@@ -51,18 +52,18 @@ class Stateful:
         clip: Clip | None,
         nonfinite: Nonfinite,
         every: int,
-        precision: Precision,
+        precision: Precision | Stochastic,
     ) -> None:
         self._params = params
         self._engine: Engine = engine
         self._clip = clip
         self._nonfinite: Nonfinite = nonfinite
-        self._precision: Precision = precision
+        self._precision: Precision | Stochastic = precision
         self._every = every
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
-        leaves.check_complex(self._tree, self._arrays, self._original, self._groups)
+        leaves.check_rules(self._tree, self._arrays, self._original, self._groups)
         self._tuned: list[dict[str, Hyper]] = [{} for _ in self._original]
         self._carried = [dict(rule.carried) for rule in self._original]
         self._steps = self._skipped = 0
@@ -80,6 +81,7 @@ class Stateful:
         self._rules = tuning.rules_with(self._tuned, self._original)
         frozen = [isinstance(self._original[group], Frozen) for group in self._groups]
         self._rows = frozenset(i for i, is_frozen in enumerate(frozen) if not is_frozen)
+        leaves.check_precision(self._tree, self._arrays, self._rows, storage.name_of(self._precision))
         self._lock = threading.RLock()
         self._step = self._prepared(self._rules)
         self._accumulation = Accumulation(self._arrays, sorted(self._rows), self._every, self._engine)
@@ -90,7 +92,7 @@ class Stateful:
         guard = guard_of(self._clip, skip=self._nonfinite != "ignore")
         slots = before.slots if before else [{} for _ in self._arrays]
         idle = set(range(len(self._arrays))) - self._rows
-        kept = slots, self._engine, guard, before, idle, self._precision
+        kept = slots, self._engine, guard, before, idle, storage.name_of(self._precision)
         return Step(self._arrays, self._held.originals, self._groups, clipped(rules, self._clip), *kept)
 
     @property
@@ -108,8 +110,8 @@ class Stateful:
         Returns
         -------
         dict
-            ``steps``; ``accumulated``, if gradients are waiting; ``rules``: by pattern, the rule's name and what `tune`
-            changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
+            ``steps``; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded at random; ``rules``: by
+            pattern, the rule's name and what `tune` changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
             ones: copy what must not change with the next step.
 
         """
@@ -119,6 +121,7 @@ class Stateful:
             return {
                 "steps": self._steps,
                 **({"accumulated": waiting} if (waiting := self._accumulation.waiting) else {}),
+                **({"seed": self._precision.seed} if isinstance(self._precision, Stochastic) else {}),
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {
@@ -146,8 +149,14 @@ class Stateful:
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
         rules = self._rules if problems else tuning.rules_with(tuned, self._original)
-        dtypes = partial(slot_dtype, precision=self._precision)
+        dtypes = partial(slot_dtype, precision=storage.name_of(self._precision))
         expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
+        expected |= {
+            ("state", path, LOW): own[LOW]
+            for path, own in zip(self._tree.paths, self._step.slots, strict=True)
+            if LOW in own
+        }
+        precision = states.precision_of(state, self._precision, problems)
         accumulated = states.accumulated_of(state, self._every, problems)
         sums = self._accumulation.sums if accumulated else {}
         waiting = {i: self._tree.paths[i] for i in sums}
@@ -169,7 +178,8 @@ class Stateful:
             for i, path in waiting.items():
                 changes += step.copying(sums[i], given["state", path, SUM])
             changes.append(self._accumulation.setting(accumulated, counts))
-            changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
+            numbers = {"_steps": int(state["steps"]), "_carried": carried, "_precision": precision}
+            changes.append(partial(vars(self).update, **numbers))
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())

@@ -11,10 +11,13 @@ import numpy as np
 
 from gpuopt import schedules
 from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
+from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST
-from gpuopt.rules.slots import is_number, starts
+from gpuopt.rules.slots import is_number, shape_of, starts
+from gpuopt.suggest import printable
 
 if TYPE_CHECKING:
+    from gpuopt.engines.storage import Precision
     from gpuopt.rules.base import Rule
     from gpuopt.tuning import Tuned
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _MISSING = object()
+MOST = 20
+"""Problems that the message of a state names; of more it says how many."""
 
 
 def rules_to_plain(
@@ -62,6 +67,19 @@ def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) ->
         problems.append(f"accumulated: {given!r:.40} gradients, expected fewer than every={every}")
         return 0
     return given
+
+
+def precision_of(state: Mapping[str, Any], own: Precision | Stochastic, problems: list[str]) -> Precision | Stochastic:
+    """Return an optimizer's ``own`` precision, with the seed in a state; what does not fit is appended to ``problems``."""
+    given = state.get("seed")
+    if not isinstance(own, Stochastic):
+        problems += ["seed: unexpected; it is of precision='stochastic'"] if given is not None else []
+        return own
+    try:
+        return Stochastic(given)  # type: ignore[arg-type]
+    except ValueError as error:
+        problems.append(f"seed: {error}")
+        return own
 
 
 def counts_of(
@@ -134,9 +152,12 @@ def expected_arrays(
     declared = [starts(rule.slots) for rule in rules]
     for path, a, group in zip(paths, arrays, groups, strict=True):
         for slot, start in declared[group].items():
-            same = is_number(start) or (dtype := slot_dtype(rules[group], slot, a)) == a.dtype
-            like = a if same else zeros_like(a, dtype)
-            expected["state", path, slot] = np.zeros(()) if is_number(start) else like
+            if is_number(start):
+                expected["state", path, slot] = np.zeros(())
+                continue
+            dtype, shape = slot_dtype(rules[group], slot, a), shape_of(start, tuple(a.shape))
+            is_like_leaf = dtype == a.dtype and shape == tuple(a.shape)
+            expected["state", path, slot] = a if is_like_leaf else zeros_like(a, dtype, shape)
     return expected
 
 
@@ -183,7 +204,9 @@ def arrays_of(
 
 def misfit(problems: Sequence[str]) -> ValueError:
     """The error of a state that does not fit."""
-    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join(sorted(problems)))
+    shown = [printable(problem, 1000) for problem in sorted(problems)[:MOST]]
+    more = [f"and {len(problems) - MOST:,} more"] if len(problems) > MOST else []
+    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join([*shown, *more]))
 
 
 def check_nesting(state: Any) -> None:

@@ -1,4 +1,4 @@
-"""The known name that was probably meant: one that other libraries call so, or that is spelt nearly so."""
+"""Names in messages: those that there are, and the one that was probably meant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["did_you_mean", "listed"]
+__all__ = ["did_you_mean", "listed", "printable"]
 
 MOST = 1000
 """Names among which a misspelling is looked for: among 100,000 leaves that would take seconds."""
@@ -89,6 +89,16 @@ def listed(names: Iterable[str], most: int = 20, shown: Callable[[str], str] = s
     """Return names with commas between; of many the first, and how many more there are."""
     every = [*names]
     return ", ".join(map(shown, every[:most])) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
+def printable(value: object, longest: int = 60) -> str:
+    r"""A name or text from a file, for a terminal: without control characters, and not endlessly long.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)[: longest + 1])
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _nearest(given: str, known: list[str]) -> list[str]:

@@ -70,7 +70,7 @@ class Tree:
 
     def build(self, leaves: list[Any]) -> Any:
         """Put a tree of this shape together."""
-        return optree.tree_unflatten(self.spec, leaves)
+        return self.spec.unflatten(leaves)
 
 
 def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:

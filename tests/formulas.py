@@ -224,6 +224,25 @@ def cautious(p: Any, g: Any, s: dict[str, Any], t: int) -> Any:
     return p + np.where(downhill, s["v"], 0) / max(np.mean(downhill), 1e-3)
 
 
+def muon(p: Any, g: Any, s: dict[str, Any], t: int) -> Any:
+    """Newton-Schulz is a polynomial of the singular values."""
+    m = mean(s, "m", 0.95, g)
+    left, x, right = np.linalg.svd(0.95 * m + 0.05 * g, full_matrices=False)
+    x = x / (np.linalg.norm(x) + 1e-7)
+    for _ in range(5):
+        x = 3.4445 * x - 4.7750 * x**3 + 2.0315 * x**5
+    scale = max(1, p.shape[0] / p.shape[1]) ** 0.5
+    return p - 0.02 * 0.1 * p - 0.02 * scale * (left * x) @ right
+
+
+def adafactor(p: Any, g: Any, s: dict[str, Any], t: int) -> Any:
+    beta = 1 - t**-0.8
+    r, c = mean(s, "r", beta, np.mean(g**2 + 1e-30, 1)), mean(s, "c", beta, np.mean(g**2 + 1e-30, 0))
+    u = g / (np.outer(r, c) / np.mean(r)) ** 0.5
+    step = min(0.05, t**-0.5) * max(1e-3, np.mean(p**2) ** 0.5)
+    return p - step * u / max(1, np.mean(u**2) ** 0.5)
+
+
 SGD = gpuopt.SGD(0.1)
 
 
@@ -257,6 +276,11 @@ RULES: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
     "LBFGS": (gpuopt.LBFGS(0.01, memory=3), lbfgs),
 }
 RULES_ALONE = [SGD, gpuopt.Adam(0.1), *(rule for rule, _ in RULES.values())]
+MATRICES: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
+    "Muon": (gpuopt.Muon(weight_decay=0.1), muon),
+    "Adafactor": (gpuopt.Adafactor(0.05), adafactor),
+}
+"""Rules that see the shape of a leaf, for matrices of more rows than columns."""
 TRANSFORMS: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
     "L2": (gpuopt.chain(gpuopt.L2(0.5), SGD), lambda p, g, s, t: p - 0.1 * (g + 0.5 * p)),
     "WeightDecay": (gpuopt.chain(gpuopt.WeightDecay(0.5), SGD), lambda p, g, s, t: p - 0.1 * g - 0.1 * 0.5 * p),

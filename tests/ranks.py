@@ -19,6 +19,7 @@ import gpuopt
 import gpuopt.distributed
 import gpuopt.training
 from gpuopt.distributed import RankError, cuts, sums, transport
+from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def mean(step: int) -> dict[str, Any]:
 
 
 def every_rule() -> dict[str, Any]:
-    """Every rule of the library, by name."""
-    return {name: cls(lr=0.1, memory=3) if name == "LBFGS" else cls(lr=0.1) for name, cls in RULES.items()}
+    """Every rule of the library that can be traced, by name."""
+    made = {name: cls(lr=0.1, memory=2) if name == "LBFGS" else cls(lr=0.1) for name, cls in RULES.items()}
+    return {name: rule for name, rule in made.items() if traced(rule) is not None}
 
 
 def options() -> dict[str, tuple[Any, dict[str, Any], dict[str, float]]]:

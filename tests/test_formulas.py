@@ -6,28 +6,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formulas import RULES, TRANSFORMS, Recurrence, engines
+from formulas import MATRICES, RULES, TRANSFORMS, Recurrence, engines
 from spaces import Space, assert_same_bits
 
 import gpuopt
 from gpuopt.rules import Hyper, Rule
 from gpuopt.rules.slots import leaf, like, shared
 
-FORMULAS = {**RULES, **TRANSFORMS}
+FORMULAS = {**RULES, **TRANSFORMS, **MATRICES}
 MOST = {"f4": 1e-4, "f8": 1e-11}  # of the distance moved
 
 
-def problem(steps: int, size: int = 64) -> tuple[Any, list[Any]]:
+def problem(steps: int, rule: gpuopt.Rule) -> tuple[Any, list[Any]]:
     """Parameters between 1 and 2, and the gradients of a quadratic with noise, all of them float32 numbers."""
     random = np.random.RandomState(0)
-    sizes = 10.0 ** random.uniform(-2, 0, size)
-    p = (1 + random.random_sample(size)).astype("f4")
-    return p, [(sizes * (1 + random.standard_normal(size))).astype("f4") for _ in range(steps)]
+    shape = (16, 4) if isinstance(rule, gpuopt.Muon | gpuopt.Adafactor) else (64,)
+    sizes = 10.0 ** random.uniform(-2, 0, shape)
+    p = (1 + random.random_sample(shape)).astype("f4")
+    return p, [(sizes * (1 + random.standard_normal(shape))).astype("f4") for _ in range(steps)]
 
 
 @pytest.mark.parametrize(("rule", "recurrence"), FORMULAS.values(), ids=FORMULAS)
 def test_agrees_with_the_recurrence(rule: gpuopt.Rule, recurrence: Recurrence, space: Space) -> None:
-    start, gradients = problem(60)
+    start, gradients = problem(60, rule)
     measures = isinstance(rule, gpuopt.BarzilaiBorwein | gpuopt.LBFGS)  # curvature, of which noise has none
     for dtype, most in {"f8": MOST["f8"]}.items() if measures else MOST.items():
         p, kept = start.astype("f8"), dict[str, Any]()
@@ -52,7 +53,7 @@ def test_every_rule_and_transform_has_a_formula() -> None:
 
     from gpuopt import rules, transforms
 
-    rows = {type(rule) for rule, _ in RULES.values()} | {row.rule for row in ROWS}
+    rows = {type(rule) for rule, _ in (RULES | MATRICES).values()} | {row.rule for row in ROWS}
     assert rows == set(rules.RULES.values())
     members = {type(member) for rule, _ in TRANSFORMS.values() for member in rule.members}  # type: ignore[attr-defined]
     assert members - {gpuopt.SGD} == set(transforms.TRANSFORMS.values()) - {gpuopt.EMA}
@@ -64,7 +65,7 @@ def test_every_rule_and_transform_has_a_formula() -> None:
 def test_an_optimizer_saved_in_the_middle_goes_on_to_the_same_bits(
     rule: gpuopt.Rule, dtype: str, engine: Any, fused_space: Space, tmp_path: Any
 ) -> None:
-    start, gradients = problem(7)
+    start, gradients = problem(7, rule)
 
     def optimizer() -> gpuopt.Optimizer:
         return gpuopt.Optimizer({"a": fused_space.put(start.astype(dtype))}, rule, engine=engine)
@@ -86,7 +87,8 @@ def test_an_optimizer_saved_in_the_middle_goes_on_to_the_same_bits(
     assert_same_bits(fused_space.got(second), fused_space.got(whole))
     assert_same_bits(fused_space.got(third), fused_space.got(whole))
     pure = {"a": p["a"], **{f"a/{name}": np.asarray(own["a"]) for name, own in state.slots.items()}}
-    assert_same_bits(pure, fused_space.got(whole))
+    if fused_space.name == "numpy" or not isinstance(rule, gpuopt.Muon):  # whose products have the bits of the library
+        assert_same_bits(pure, fused_space.got(whole))
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])

@@ -205,7 +205,7 @@ def test_are_compiled_by_jax(rule: Any, options: Any) -> None:
         (gpuopt.Adam(lr=gpuopt.schedules.cosine(0.1, steps=5)), r"Adam: lr: cannot be traced, .* outside of jit"),
         (gpuopt.ScheduleFreeSGD(), r"ScheduleFreeSGD: coefficients: cannot be traced"),
         (gpuopt.Prodigy(), r"a number of the host that is not known yet; Prodigy cannot be traced"),
-        (gpuopt.LAMB(), r"a norm or a sum of an array whose values are not known yet"),
+        (gpuopt.LAMB(), r"LAMB takes a norm or a sum of an array whose values are not known yet"),
     ],
     ids=["schedule", "coefficients", "numbers", "norms"],
 )

@@ -502,3 +502,27 @@ def test_states_that_are_no_states(state: Any) -> None:
     opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD())
     with pytest.raises(ValueError, match="the state does not fit"):
         opt.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", ["params", "state", "rules"])
+def test_states_with_many_foreign_names(kind: str) -> None:
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD())
+    state = opt.state_dict()
+    foreign: Any = {"params": np.ones(1), "state": {"m": np.ones(1)}, "rules": {"name": "SGD", "tuned": {}}}[kind]
+    state[kind] = {**state[kind], **{f"k\x1b{i}": foreign for i in range(100_000)}}
+    with pytest.raises(ValueError, match="the state does not fit") as error:
+        opt.load_state_dict(state)
+    assert len(str(error.value)) < 2000
+    assert "\x1b" not in str(error.value)
+    assert kind == "rules" or "99,980 more" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["params/k{}", "arrays/k{}", "state/k{}/m", "odd{}"])
+def test_a_checkpoint_with_many_foreign_arrays(run: RunFolder, tmp_path: Path, kind: str) -> None:
+    folder = handed_on(run, tmp_path)
+    arrays, about = checkpoint.verified(run.checkpoint)
+    foreign = {kind.format(number): np.zeros((), np.float32) for number in range(5000)}
+    checkpoint.write(folder / "checkpoint.safetensors", {**arrays, **foreign}, {"gpuopt": json.dumps(about)})
+    with pytest.raises(UsageError, match=r"checkpoint\.safetensors: ") as error:
+        resume(folder, epochs=9)
+    assert len(str(error.value)) < 1500

@@ -117,16 +117,45 @@ def stranger(library: str, name: str) -> Any:
     return type(name, (), {"__module__": ModuleType(library).__name__})()
 
 
+def wrapping(library: str, **members: Any) -> Any:
+    """One that has something in it."""
+    found = stranger(library, "Wrapped")
+    vars(found).update(members)
+    return found
+
+
+class Exporter:
+    """What can nothing but lend its memory."""
+
+    def __init__(self, x: Any) -> None:
+        self._x = x
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._x.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._x.__dlpack_device__()
+
+
+def test_gradients_of_whatever_lends_its_memory() -> None:
+    w, rule = np.zeros(3, np.float32), gpuopt.SGD(lr=1.0)
+    gpuopt.Optimizer(w, rule).step(Exporter(np.ones(3, np.float32)))
+    new, _ = gpuopt.update(rule, w, Exporter(np.ones(3, np.float32)), gpuopt.init(rule, w))
+    assert (w.tolist(), new.tolist()) == ([-1] * 3, [-2] * 3)
+
+
 @pytest.mark.parametrize(
     ("x", "words"),
     [
         (stranger("xarray.core", "DataArray"), r"DataArray, expected .*; x\.values is its array"),
+        (stranger("xarray.core", "Dataset"), r"Dataset, expected .*; x\[name\]\.values is the array of one of its"),
+        (wrapping("xarray.core", data=stranger("dask.array", "Array")), r"its blocks .*: x\.compute\(\) is an array"),
         (stranger("pandas", "Series"), r"Series, expected .*; x\.to_numpy\(\) is its array"),
         (stranger("pint", "Quantity"), r"Quantity, expected .*; x\.magnitude is its array"),
         (stranger("dask.array", "Array"), r"Array, expected .*no memory to update: x\.compute\(\) is an array"),
         (np.zeros(3).__dlpack__(), r"PyCapsule, expected .*; a capsule can be taken once"),
     ],
-    ids=["xarray", "pandas", "pint", "dask", "capsule"],
+    ids=["xarray", "data set", "lazy xarray", "pandas", "pint", "dask", "capsule"],
 )
 def test_hints(x: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):

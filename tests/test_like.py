@@ -14,6 +14,8 @@ Peer: TypeAlias = Callable[[str, dict[str, Any], Leaves, list[Leaves]], Leaves]
 
 SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 4), (2, 3, 5)]
 LR = 2.0**-7  # exact in float32, in which MLX keeps it
+MATRICES: list[tuple[int, ...]] = [(3, 4), (4, 3), (1, 6), (6, 1), (12, 16)]
+"""Shapes for rules that take no others."""
 REDUCE = {"lamb", "lars", "novograd", "fromage", "prodigy", "Lamb"}
 
 # Of each library: algorithm, arguments beside the learning rate, and the deviation allowed where the peer keeps float32.
@@ -39,6 +41,10 @@ CASES: dict[str, list[tuple[str, dict[str, Any], float]]] = {
         ("Rprop", {}, 1e-11),
         ("ASGD", {}, 1e-7),
         ("ASGD", {"t0": 20.0, "weight_decay": 0.01}, 1e-7),
+        ("Adafactor", {}, 1e-11),
+        ("Adafactor", {"eps": (1e-6, 1e-2), "d": 1.25, "weight_decay": 0.1, "maximize": True}, 1e-11),
+        ("Muon", {}, 1e-2),  # it iterates in bfloat16
+        ("Muon", {"nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}, 1e-2),
     ],
     "optax": [
         ("sgd", {}, 1e-11),
@@ -72,6 +78,11 @@ CASES: dict[str, list[tuple[str, dict[str, Any], float]]] = {
         ("prodigy", {"safeguard_warmup": True}, 1e-11),
         ("schedule_free_sgd", {"weight_decay": 0.01}, 1e-11),
         ("schedule_free_adamw", {"weight_decay": 0.01}, 1e-11),
+        ("adafactor", {"min_dim_size_to_factor": 3}, 1e-6),  # its decay is float32
+        ("adafactor", {"clipping_threshold": None, "momentum": 0.9, "weight_decay_rate": 0.01}, 1e-6),
+        ("adafactor", {"min_dim_size_to_factor": 1, "multiply_by_parameter_scale": False}, 1e-6),
+        ("muon", {}, 1e-11),
+        ("muon", {"nesterov": False, "weight_decay": 0.1, "consistent_rms": 0.2}, 1e-11),
     ],
     "keras": [
         ("SGD", {}, 1e-11),
@@ -107,13 +118,14 @@ CASES: dict[str, list[tuple[str, dict[str, Any], float]]] = {
 }
 
 
-def problem(steps: int) -> tuple[Leaves, list[Leaves]]:
+def problem(steps: int, name: str = "") -> tuple[Leaves, list[Leaves]]:
     """Parameters between 1 and 2, and gradients of many sizes."""
     random = np.random.RandomState(0)
-    p = [np.asarray(1 + random.random_sample(shape)) for shape in SHAPES]
-    sizes = 10 ** random.uniform(-3, 0, (steps, len(SHAPES)))
+    shapes = MATRICES if name.lower() == "muon" else SHAPES
+    p = [np.asarray(1 + random.random_sample(shape)) for shape in shapes]
+    sizes = 10 ** random.uniform(-3, 0, (steps, len(shapes)))
     gradients = [
-        [np.asarray(random.standard_normal(shape) * size) for shape, size in zip(SHAPES, row, strict=True)]
+        [np.asarray(random.standard_normal(shape) * size) for shape, size in zip(shapes, row, strict=True)]
         for row in sizes
     ]
     return p, gradients
@@ -212,7 +224,7 @@ def deviation(ours: Leaves, theirs: Leaves, start: Leaves) -> float:
 def test_goes_where_the_other_library_goes(library: str, name: str, h: dict[str, Any], most: float) -> None:
     lr = "lr" if library == "torch" else "learning_rate"
     h = {lr: 1.0 if name == "prodigy" else LR, **h}
-    p, gradients = problem(60 if name in REDUCE else 200)
+    p, gradients = problem(60 if name in REDUCE else 200, name)
     theirs = PEERS[library](name, h, p, gradients)
     for engine in ("array", "auto"):
         assert deviation(steps_of(made(library, name, h), p, gradients, engine), theirs, p) <= most
@@ -223,7 +235,7 @@ def test_goes_where_the_other_library_goes(library: str, name: str, h: dict[str,
 @pytest.mark.parametrize(("name", "h", "most"), CASES["torch"], ids=str)
 def test_goes_on_from_the_state_of_torch_and_the_reverse(name: str, h: dict[str, Any], most: float, half: str) -> None:
     torch = pytest.importorskip("torch")
-    p, gradients = problem(12)
+    p, gradients = problem(12, name)
     names = ["b", "a", "c", "e", "d"]  # torch's order, which is not that of the leaves
     h = {"lr": LR, **h}
 
@@ -247,7 +259,9 @@ def test_goes_on_from_the_state_of_torch_and_the_reverse(name: str, h: dict[str,
         for key, tensor in zip(names, tensors, strict=True):
             ours.params[key][...] = tensor.detach().numpy()
         gpuopt.like.torch.load_state_dict(ours, theirs.state_dict(), names)
-        assert ours.steps == (5 if name != "SGD" else 1 if h.get("momentum") else 0)
+        assert ours.steps == (
+            {"SGD": int("momentum" in h), "Muon": 1}.get(name, 5)
+        )  # who does not need it has no count
         go(ours, [], gradients[5:])
     else:
         go(ours, [], gradients[:5])
@@ -264,6 +278,7 @@ def test_goes_on_from_the_state_of_torch_and_the_reverse(name: str, h: dict[str,
             go(ours, [], gradients[5:])
     go(theirs, tensors, gradients[5:])
     ended = [ours.params[key] for key in names]
+    most *= 2 if name == "Muon" else 1  # bfloat16 errs more in few steps than in many
     assert deviation(ended, [tensor.detach().numpy() for tensor in tensors], p) <= most
 
 

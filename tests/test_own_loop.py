@@ -289,6 +289,22 @@ def array(folder: Path) -> None:
         run.step(np.ones(3), loss=np.ones(3))
 
 
+def named(name: str, value: Any = 1.0) -> Callable[[Path], None]:
+    def opened(folder: Path) -> None:
+        run = gpuopt.Run(folder, optimizer())
+        for _ in run.steps(3):
+            run.step(np.ones(3), **{name: value})
+
+    return opened
+
+
+def late_array(folder: Path) -> None:
+    """At a step of which no row is written."""
+    run = gpuopt.Run(folder, optimizer())
+    for step in run.steps(10_000):
+        run.step(np.ones(3), loss=1.0 if step != 17 else np.ones(3))
+
+
 def remember(value: Any) -> Callable[[Path], None]:
     return lambda folder: gpuopt.Run(folder, optimizer()).remember("x", value)
 
@@ -355,6 +371,12 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "two steps": (twice, RuntimeError, "a second time in one step"),
     "no step": (never, RuntimeError, r"step 0 ended without run.step\(...\)"),
     "an array for a metric": (array, TypeError, r"run.step: loss: an array of shape \(3,\), expected a number"),
+    "an array at a later step": (late_array, TypeError, r"run.step: loss: an array of shape \(3,\), expected a number"),
+    "a text for a metric": (named("loss", "low"), TypeError, "run.step: loss: str, expected a number"),
+    "a complex metric": (named("loss", np.complex128(1)), TypeError, "run.step: loss: "),
+    "a metric called step": (named("step"), TypeError, "run.step: step: rows of metrics have it already"),
+    "a metric called event": (named("event"), TypeError, "run.step: event: rows of metrics have it already"),
+    "numbers as keys": (remember({"a": [{1: 2}]}), TypeError, "run.remember: x: dict: .*keys of a dict must be text"),
     "a function": (remember(print), TypeError, "run.remember: x: .*expected an array, a generator"),
     "objects": (remember(np.array([None])), TypeError, "run.remember: x: "),
     "read-only": (remember(np.broadcast_to(1.0, 3)), TypeError, "read-only"),
@@ -380,6 +402,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "keep": (made(keep=0), UsageError, "keep: 0, expected a positive integer"),
     "patience": (made(patience=1.5), UsageError, "patience: 1.5, expected a positive integer"),
     "on_explosion": (made(on_explosion="pray"), UsageError, "on_explosion: 'pray', expected stop"),
+    "skip": (
+        made(on_explosion="skip"),
+        UsageError,
+        "on_explosion: 'skip', expected an Optimizer with nonfinite='skip'",
+    ),
     "an image's name": (image("../x", np.ones(3)), ValueError, "run.image: '../x': expected a name"),
     "an image of text": (image("x", np.array(["a"])), TypeError, "run.image: x: .*expected numbers"),
     "an image of three axes": (image("x", np.ones((2, 2, 2))), TypeError, "run.image: x: .*expected numbers"),
@@ -468,3 +495,43 @@ def test_cuda_is_not_waited_for(tmp_path: Path, cupy_space: Any) -> None:
         run.close()
     assert waited == {980: 0, 1010: 1}
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 1000]
+
+
+def test_metrics_of_any_kind_of_number(tmp_path: Path) -> None:
+    """Numbers of Python and NumPy, and an epoch, which `gpuopt plot` reads again."""
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    steps: Any = np.int64(4)
+    for step in run.steps(steps):
+        run.step(run.optimizer.params, loss=np.float32(2 - step / 4), epoch=step / 2, hits=np.int64(3), rising=True)
+    assert (
+        rows(tmp_path / "run")[1].items() >= {"step": 2, "loss": 1.75, "epoch": 0.5, "hits": 3.0, "rising": 1.0}.items()
+    )
+    assert History.read(tmp_path / "run").points("epoch") == ([1, 2, 3, 4], [0, 0.5, 1, 1.5])
+
+
+def test_tensors_that_have_gradients_of_their_own(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    w = torch.ones(3, requires_grad=True)
+    with gpuopt.Run(tmp_path / "run", gpuopt.Optimizer(w, gpuopt.SGD(lr=0.1))) as run:
+        for _ in run.steps(20):
+            w.grad = None
+            loss = (w**2).sum()
+            loss.backward()
+            run.step(loss=loss)
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
+    assert rows(tmp_path / "run")[0]["loss"] == 3.0
+
+
+def test_a_row_for_each_update_of_several_gradients(tmp_path: Path) -> None:
+    def go(n: int, end: int | None = None) -> list[int]:
+        opt = gpuopt.Optimizer(np.ones(3), gpuopt.Adam(0.1), every=2)
+        taken = []
+        for step in (run := gpuopt.Run(tmp_path / "run", opt)).steps(n):
+            run.step(2 * opt.params, loss=float((opt.params**2).sum()))
+            taken.append(step)
+            if len(taken) == end:
+                break
+        return taken
+
+    assert go(4, 3) + go(4) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conformance import ROWS
 from derived import DERIVED, current
+from formulas import MATRICES
 from formulas import RULES as FORMULAS
 
 import gpuopt
@@ -33,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "notebook": {"markup", "rules/base", "schedules"},
     "tuning": {"rules/base", "schedules", "suggest"},
     "groups": {"rules", "suggest", "trees"},
-    "states": {"arrays", "rules/base", "schedules", "tuning"},
+    "states": {"arrays", "engines", "rules/base", "schedules", "suggest", "tuning"},
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
@@ -66,7 +67,7 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "lending": set(),
     "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
-    "checkpoint": {"arrays", "optimizer"},
+    "checkpoint": {"arrays", "optimizer", "suggest"},
     "distributed": {
         "",
         "arrays",
@@ -99,6 +100,7 @@ LAYERS: dict[str, set[str]] = {
         "rules",
         "rules/base",
         "schedules",
+        "suggest",
     },
     "training": {
         "",
@@ -235,7 +237,9 @@ def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
         "slots",
     }
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
-    assert {row.rule for row in ROWS} | {type(rule) for rule, _ in FORMULAS.values()} == set(RULES.values())
+    assert {row.rule for row in ROWS} | {type(rule) for rule, _ in (FORMULAS | MATRICES).values()} == set(
+        RULES.values()
+    )
     for name, rule in RULES.items():
         assert rule.__name__ == name
         assert getattr(gpuopt, name) is rule

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance import DEFAULTS, ROWS, Row
+from formulas import MATRICES
 from formulas import RULES as FORMULAS
 from spaces import DENSE, LAYOUTS, Space, assert_same_bits
 
@@ -113,7 +114,9 @@ def test_integer_gradients_by_hand(rule: gpuopt.Rule, first: list[float], second
 
 
 def test_every_rule_has_its_rows() -> None:
-    assert {row.rule for row in ROWS} | {type(rule) for rule, _ in FORMULAS.values()} == set(RULES.values())
+    assert {row.rule for row in ROWS} | {type(rule) for rule, _ in (FORMULAS | MATRICES).values()} == set(
+        RULES.values()
+    )
     assert len({row.id for row in ROWS}) == len(ROWS)
     assert len(DEFAULTS) == sum(row.defaults is not None for row in ROWS)
 

@@ -28,6 +28,7 @@ from gpuopt.engines.table import CHUNK
 from gpuopt.engines.trace import traced
 from gpuopt.engines.whole import Parts
 from gpuopt.gradients import Clip, clipped
+from gpuopt.optimizer import OWN
 from gpuopt.optimizer import Optimizer as Alone
 from gpuopt.rules.slots import Given, is_number, starts
 from gpuopt.trees import flatten
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Hyper, Rule
 
 Role: TypeAlias = Literal["equal", "leader", "follower"]
-NOT_GIVEN: Any = object()
 LED = ("_load", "_retune", "_save", "evaluation", "state_dict")
 """What rank 0 does and the others follow in."""
 NO_BUCKET = -1
@@ -191,7 +191,7 @@ class Optimizer(Alone):
                 self._forget()
                 self._kept = error
 
-    def step(self, grads: Any = NOT_GIVEN) -> None:
+    def step(self, grads: Any = OWN) -> None:
         """Update the parameters on all processes, by the gradients that were added.
 
         Parameters
@@ -543,7 +543,7 @@ class Optimizer(Alone):
         """The sums of this process's parts, each a flat array for each bucket."""
         if self._kept is not None:
             raise self._kept
-        if grads is NOT_GIVEN:
+        if grads is OWN:
             if self._count != len(self.mine):
                 raise ValueError(
                     f"step: {self._count} of this process's {len(self.mine)} parts were added, expected one `add` for each "

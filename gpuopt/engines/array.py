@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place, zeros_like
-from gpuopt.engines.complexes import arithmetic_dtype, is_complex, joined, slot_dtype, taken_apart
+from gpuopt.engines.complexes import arithmetic_dtype, gradient_dtype, is_complex, joined, slot_dtype, taken_apart
 from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.engines.trace import SCALE
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, applied
-from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, starts
+from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def started(name: str, p: Any, index: int, rule: Rule) -> Any:
 
     def full(start: float) -> Any:
         both = is_complex(p) and rule.part(name) == "both"
-        return xp.full_like(p, complex(start, start) if both else start, dtype=dtype)
+        new = zeros_like(p, dtype, shape_of(slot, tuple(p.shape)))
+        return xp.full_like(new, complex(start, start) if both else start) if start else new
 
     with current(p):
         match slot:
@@ -85,7 +86,7 @@ def started(name: str, p: Any, index: int, rule: Rule) -> Any:
 def update(
     rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], *, elementwise: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the new parameter and slots, all of them new arrays. The gradient is cast to the parameter's dtype.
+    """Return the new parameter and slots, all of them new arrays. The gradient is cast to the dtype of the arithmetic.
 
     The rule is run on whole arrays; NumPy arrays are cut into blocks if the rule is known to be elementwise.
 
@@ -115,7 +116,7 @@ def update_group(
     rule
         Of the group.
     leaves
-        Parameter, gradient (which is cast to the parameter's dtype) and slots.
+        Parameter, gradient (which is cast to the dtype of the arithmetic) and slots.
     h
         What `Rule.at` gave.
     scales
@@ -130,7 +131,7 @@ def update_group(
         If the rule changes a shape.
 
     """
-    group = Group()
+    group = Group(rule=rule.name)
     while True:
         new = []
         for i, (p, g, slots) in enumerate(leaves):
@@ -161,10 +162,10 @@ def _update(
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
     shape, stored, kinds = p.shape, p.dtype, {slot: x.dtype for slot, x in own.items() if hasattr(x, "dtype")}
     with np.errstate(all="ignore"), current(p):
-        if g.dtype != p.dtype:
-            g = xp.astype(g, p.dtype)
-        if (arithmetic := arithmetic_dtype(p)) != stored:
-            p, g = xp.astype(p, arithmetic), xp.astype(g, arithmetic)
+        if g.dtype != (arithmetic := arithmetic_dtype(p)):
+            g = xp.astype(g, arithmetic)
+        if arithmetic != stored:
+            p = xp.astype(p, arithmetic)
             own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
         if not shape:  # NumPy would make numbers of what is computed with arrays without axes
             p, g = xp.reshape(p, (1,)), xp.reshape(g, (1,))
@@ -193,8 +194,9 @@ def _update(
         dtype = p.dtype if what == "p" else slot_dtype(rule, what, p)
         if new.dtype != dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {dtype}")
-        if new.shape != p.shape:
-            raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {p.shape}")
+        expected = p.shape if what == "p" else shape_of(declared[what], p.shape)
+        if new.shape != expected:
+            raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {expected}")
         if any(new is old for old in (p, g, *own.values())):
             new = xp.asarray(new, copy=True)
         if new.dtype != (kind := kinds.get(what, stored)):
@@ -215,9 +217,8 @@ def _update_blocks(
     access = [["readonly"]] * len(before) + [["writeonly", "allocate"]] * len(after)
     flags = ["external_loop", "buffered", "zerosize_ok"]
     kept = [p.dtype, *(x.dtype for x in slots.values())]
-    if g.dtype != p.dtype:
-        g = g.astype(p.dtype)
-    dtypes = [*kept, p.dtype, *kept]
+    g = g.astype(gradient_dtype(g, p), copy=False)
+    dtypes = [*kept, g.dtype, *kept]
     with np.nditer([*before, *after], flags, access, dtypes, casting="same_kind", buffersize=BLOCK) as blocks:  # type: ignore[call-overload]
         for block in blocks:
             (block_p, *block_slots, block_g), (new_p, *new_slots) = block[: len(before)], block[len(before) :]
@@ -255,7 +256,7 @@ def sums_of_squares(g: Any, p: Any) -> list[float]:
     """Return the three sums of `gpuopt.engines.norms` of the gradient of ``p``, in the order in which the namespace adds."""
     xp = namespace(g)
     with current(g), np.errstate(all="ignore"):
-        own = taken_apart(xp.astype(g, p.dtype))
+        own = taken_apart(xp.astype(g, arithmetic_dtype(p)))
         parts = (own.re, own.im) if isinstance(own, Pair) else (own,)
         exact = [xp.astype(part, xp.float64) for part in parts]
         return [sum(float(xp.sum(part * scale * (part * scale))) for part in exact) for scale in SCALES]
@@ -273,7 +274,9 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool)
     sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
     p, g = zeros_like(sample), zeros_like(sample)
     slots = {
-        name: slot.start if is_number(slot) else zeros_like(p, slot_dtype(rule, name, p))
+        name: slot.start
+        if is_number(slot)
+        else zeros_like(p, slot_dtype(rule, name, p), shape_of(slot, tuple(p.shape)))
         for name, slot in starts(rule.slots).items()
     }
     update(rule, p, g, slots, h)

@@ -37,6 +37,11 @@ def arithmetic_dtype(x: Any) -> Any:
     return namespace(x).float32 if dtype_of(x) in SMALL else x.dtype
 
 
+def gradient_dtype(g: Any, p: Any) -> Any:
+    """Return the dtype in which a gradient is read: its own if it is the parameter's, else that of the arithmetic."""
+    return p.dtype if g.dtype == p.dtype else arithmetic_dtype(p)
+
+
 def slot_dtype(rule: Rule, slot: str, p: Any, precision: str = "state32") -> Any:
     """Return the dtype of a slot of a parameter."""
     if is_complex(p) and rule.part(slot) == "real":

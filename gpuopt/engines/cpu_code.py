@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from gpuopt.engines import norms, table
+from gpuopt.engines import norms, storage, table
 from gpuopt.engines.dtypes import DTYPES, DType
 from gpuopt.engines.passes import passes, uniform, update
 from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
@@ -41,6 +41,8 @@ _OVER_CHUNKS = """
 define void @{name}(ptr %context, i64 %begin, i64 %end) {{
 entry:
 {context}
+  %key.at = getelementptr i8, ptr %values, i64 {KEY}
+  %key = load i64, ptr %key.at
   %any = icmp slt i64 %begin, %end
   br i1 %any, label %chunk, label %exit
 chunk:
@@ -137,10 +139,10 @@ exit:
 """
 
 _CALL = """variant{i}:
-  call void @{function}{i}(ptr %row, ptr %gradient, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n{more})
+  call void @{function}{i}(ptr %row, ptr %gradient, double %scale, i64 %key, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n{more})
   br label %next"""
 
-_ARGUMENTS = "ptr %row, ptr %g.leaf, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n"
+_ARGUMENTS = "ptr %row, ptr %g.leaf, double %scale, i64 %key, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n"
 
 # The elements are independent of each other, and LLVM is told so: a gradient may well be its own parameter.
 _UPDATE = """
@@ -166,6 +168,8 @@ def source(variants: tuple[Variant, ...]) -> str:
     functions = ("fabs", "sqrt", *INEXACT)
     declarations = [f"declare {T} @llvm.{name}.{S}({T})" for name in functions for T, S in _types()]
     code = ["declare i64 @llvm.smin.i64(i64, i64)", *declarations]
+    if any(v.precision for v in variants):
+        code.append(storage.LLVM)
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
     code += [_update(i, variant) for i, variant in enumerate(variants)]
     if table.reduction_passes(variants):
@@ -203,6 +207,7 @@ def _over_chunks(
         before=before,
         numbers=max(len(v.program.numbers) for v in variants),
         CHUNK=table.CHUNK,
+        KEY=table.KEY,
         COEFFICIENTS=table.COEFFICIENTS,
         SCALARS=table.SCALARS,
         VARIANT=table.VARIANT,
@@ -241,11 +246,7 @@ class _Loop:
             lines = self.prologue if k in same else self.body
             match program.nodes[k]:
                 case Node("load", (name, *part)):
-                    address, stored = self.at(name, *part), variant.stored(name)
-                    if stored.stored:
-                        lines += [f"{value}.bits = load i16, ptr {address}{access}", *_widened(value, stored.name)]
-                    else:
-                        lines.append(f"{value} = load {T}, ptr {address}{access}")
+                    lines += self._loaded(value, name, part)
                 case Node("coefficient", (index,)):
                     lines += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
                 case Node("number", (index,)):
@@ -281,6 +282,31 @@ class _Loop:
 
     def store(self, name: str, part: tuple[int, ...], value: int, when: int | None) -> None:
         """Write an element; where it is not to be written, the write goes to a place that nobody reads."""
+        T, stored, term = self.dtype.llvm, self.variant.stored(name), self.values[value]  # noqa: N806 - a type
+        if not stored.stored:
+            self._write(T, term, name, part, when)
+        elif name == "p" and self.variant.precision == "split":
+            for half, where in (("high", "p"), ("low", storage.LOW)):
+                self.body.append(f"%p.{half} = call i16 @{half}(float {term})")
+                self._write("i16", f"%p.{half}", where, part, when)
+        elif name == "p" and self.variant.precision == "stochastic":
+            self.prologue += [
+                f"%number.at = getelementptr i64, ptr %row, i64 {table.REST}",
+                "%number = load i64, ptr %number.at",
+                "%leaf.key = call i64 @leaf.key(i64 %key, i64 %number)",
+            ]
+            self.body += [
+                "%element = add i64 %start, %i",
+                "%random = call i32 @random(i64 %leaf.key, i64 %element)",
+                f"%p.bits = call i16 @random.{stored.name}(float {term}, i32 %random)",
+            ]
+            self._write("i16", "%p.bits", name, part, when)
+        else:
+            narrow = f"%w{self._column(name)}"
+            self.body.append(f"{narrow} = call i16 @narrow.{stored.name}(float {term})")
+            self._write("i16", narrow, name, part, when)
+
+    def _write(self, kind: str, term: str, name: str, part: tuple[int, ...], when: int | None) -> None:
         T, address = self.dtype.llvm, self.at(name, *part)  # noqa: N806 - a type
         if when is not None:
             label = f"%a{self._column(name)}"
@@ -292,17 +318,22 @@ class _Loop:
                 self._at.add(kept)
                 self.prologue.append(f"{kept} = select i1 {self.values[when]}, ptr {label}.chunk, ptr %unread")
             address = self._address(f"{label}.written", kept, name, *part)
-        stored = self.variant.stored(name)
-        if stored.stored:
-            narrow = f"%w{self._column(name)}"
-            self.body += _narrowed(narrow, self.values[value], stored.name)
-            self.body.append(f"store i16 {narrow}, ptr {address}{self.access}")
-        else:
-            self.body.append(f"store {T} {self.values[value]}, ptr {address}{self.access}")
+        self.body.append(f"store {kind} {term}, ptr {address}{self.access}")
+
+    def _loaded(self, value: str, name: str, part: Iterable[int]) -> list[str]:
+        """Lines that read an element."""
+        address, stored = self.at(name, *part), self.variant.stored(name)
+        if not stored.stored:
+            return [f"{value} = load {self.dtype.llvm}, ptr {address}{self.access}"]
+        lines = [f"{value}.bits = load i16, ptr {address}{self.access}"]
+        if name == "p" and self.variant.precision == "split":
+            lines.append(f"{value}.low = load i16, ptr {self.at(storage.LOW)}{self.access}")
+            return [*lines, f"{value} = call float @joined(i16 {value}.bits, i16 {value}.low)"]
+        return [*lines, f"{value} = call float @wide.{stored.name}(i16 {value}.bits)"]
 
     def _type(self, name: str) -> str:
         """The type of an array's elements."""
-        if self.variant.stored(name).stored:
+        if name == storage.LOW or self.variant.stored(name).stored:
             return "i16"
         return f"[2 x {self.dtype.llvm}]" if name in self.variant.program.pairs else self.dtype.llvm
 
@@ -332,9 +363,8 @@ class _Loop:
         ]
 
     def _column(self, name: str) -> int:
-        if name == "g":
-            return 0
-        return table.PARAMETER if name == "p" else table.SLOTS + self.variant.program.slots.index(name)
+        fixed = {"g": 0, "p": table.PARAMETER, storage.LOW: table.REST}
+        return fixed[name] if name in fixed else table.SLOTS + self.variant.program.slots.index(name)
 
 
 def advance(variants: tuple[Variant, ...]) -> str:
@@ -347,35 +377,6 @@ def advance(variants: tuple[Variant, ...]) -> str:
         PARAMETER=table.PARAMETER,
         CHUNK=table.CHUNK,
     )
-
-
-def _widened(value: str, dtype: str) -> list[str]:
-    """IR of the float32 of 16 bits."""
-    if dtype == "float16":
-        return [f"{value}.half = bitcast i16 {value}.bits to half", f"{value} = fpext half {value}.half to float"]
-    return [
-        f"{value}.wide = zext i16 {value}.bits to i32",
-        f"{value}.high = shl i32 {value}.wide, 16",
-        f"{value} = bitcast i32 {value}.high to float",
-    ]
-
-
-def _narrowed(value: str, x: str, dtype: str) -> list[str]:
-    """IR of the 16 bits of a float32, rounded to nearest even."""
-    if dtype == "float16":
-        return [f"{value}.half = fptrunc float {x} to half", f"{value} = bitcast half {value}.half to i16"]
-    return [
-        f"{value}.bits = bitcast float {x} to i32",
-        f"{value}.high = lshr i32 {value}.bits, 16",
-        f"{value}.odd = and i32 {value}.high, 1",
-        f"{value}.half = add i32 {value}.odd, 32767",
-        f"{value}.up = add i32 {value}.bits, {value}.half",
-        f"{value}.nan = fcmp uno float {x}, {x}",
-        f"{value}.quiet = or i32 {value}.bits, 4194304",
-        f"{value}.kept = select i1 {value}.nan, i32 {value}.quiet, i32 {value}.up",
-        f"{value}.low = lshr i32 {value}.kept, 16",
-        f"{value} = trunc i32 {value}.low to i16",
-    ]
 
 
 def _update(i: int, variant: Variant) -> str:
@@ -484,8 +485,7 @@ def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> lis
     code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, "\n  ".join(before), ", ptr %out")]
     for i in reducing:
         loops = range(len(own[i].batches))
-        call = "call void @reduce{k}.{i}.{n}(ptr %row, ptr %g.leaf, double %scale, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n, ptr %out)"
-        calls = "\n  ".join(call.format(k=k, i=i, n=n) for n in loops)
+        calls = "\n  ".join(f"call void @reduce{k}.{i}.{n}({_ARGUMENTS}, ptr %out)" for n in loops)
         code += [_reduce(f"{k}.{i}.{n}", variants[i], own[i], own[i].batches[n], sums, next(metadata)) for n in loops]
         code.append(f"define internal void @reduce{k}.{i}({_ARGUMENTS}, ptr %out) {{\n  {calls}\n  ret void\n}}")
     code.append(_numbers(k, variants, own, sums, largest))
@@ -989,9 +989,15 @@ def measure() -> str:
         cases=" ".join(f"i64 {dtype.number}, label %{name}" for name, dtype in DTYPES.items()),
         sums="\n".join(map(_sums, DTYPES)),
     )
-    return measure + "".join(
-        _SUM.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, bytes=8 * norms.LANES, square=_square(dtype))
-        for name, dtype in DTYPES.items()
+    return (
+        measure
+        + storage.LLVM
+        + "".join(
+            _SUM.format(
+                name=name, LANES=norms.LANES, HALF=norms.LANES // 2, bytes=8 * norms.LANES, square=_square(dtype)
+            )
+            for name, dtype in DTYPES.items()
+        )
     )
 
 
@@ -1003,7 +1009,10 @@ def _square(dtype: DType) -> str:
         kind = "i16" if dtype.stored else dtype.llvm
         lines.append(f"%g.at.{k} = getelementptr inbounds [{dtype.parts} x {kind}], ptr %g, i64 %k, i64 {k}")
         if dtype.stored:
-            lines += [f"%g.{k}.bits = load i16, ptr %g.at.{k}", *_widened(f"%g.{k}", dtype.name)]
+            lines += [
+                f"%g.{k}.bits = load i16, ptr %g.at.{k}",
+                f"%g.{k} = call float @wide.{dtype.name}(i16 %g.{k}.bits)",
+            ]
         else:
             lines.append(f"%g.{k} = load {dtype.llvm}, ptr %g.at.{k}")
         lines += [

@@ -29,8 +29,8 @@ _ITEMS = 8
 _DATA, _NDIM, _SHAPE, _STRIDES, _DTYPE, _FLAGS = 0, 8, 16, 24, 40, 48
 _WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE, of the flags
 
-RECORD = np.dtype([(name, np.int64) for name in ("object", "data", "ndim", "dtype", "axes")])
-"""What is known of a leaf: addresses, number of axes, and where in the table of axes its own begin."""
+RECORD = np.dtype([(name, np.int64) for name in ("object", "data", "ndim", "dtype", "gradient", "axes")])
+"""What is known of a leaf: addresses (of the dtype of its gradient, too), number of axes, and where in the table of axes its own begin."""
 AXIS = np.dtype([(name, np.int64) for name in ("size", "leaf_stride", "gradient_stride")])
 
 
@@ -40,7 +40,7 @@ class Lookup:
     def __init__(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         self._addresses = addresses
         self._leaves = list(leaves)  # kept alive: an object is known by its address
-        self._dtypes = [leaf.dtype for leaf in leaves]
+        self._dtypes = [(leaf.dtype, p.dtype) for leaf, p in zip(leaves, parameters, strict=True)]
         self._others = np.empty(len(leaves), np.int64)
         self._look: Callable[[int, int], int] | None = None
         if structures_are_known():
@@ -68,7 +68,9 @@ class Lookup:
         records["object"] = [id(leaf) for leaf in leaves]
         records["data"] = [leaf.__array_interface__["data"][0] for leaf in leaves]
         records["ndim"] = ndims
-        records["dtype"] = [id(dtype) for dtype in self._dtypes]
+        records["dtype"], records["gradient"] = (
+            np.array([(id(own), id(gradient)) for own, gradient in self._dtypes], np.int64).reshape(-1, 2).T
+        )
         records["axes"] = np.cumsum(ndims) - ndims
         axes = np.zeros(int(ndims.sum()), AXIS)
         for field, values in (
@@ -187,7 +189,7 @@ g.look:
 {g_fields}
   %g.ndim64 = zext i32 %g.ndim to i64
   %g.same.ndim = icmp eq i64 %g.ndim64, %known.ndim
-  %g.same.dtype = icmp eq ptr %g.dtype, %known.dtype
+  %g.same.dtype = icmp eq ptr %g.dtype, %known.gradient
   %g.same = and i1 %g.same.ndim, %g.same.dtype
   br i1 %g.same, label %g.axis, label %other
 g.axis:
@@ -252,7 +254,7 @@ def source() -> str:
         lines += [load(f"{x}.{name}", "i32", x, HEADER + at) for name, at in {"ndim": _NDIM, "flags": _FLAGS}.items()]
         return "\n".join(lines)
 
-    kinds = {"object": "ptr", "data": "ptr", "ndim": "i64", "dtype": "ptr", "axes": "i64"}
+    kinds = {"object": "ptr", "data": "ptr", "ndim": "i64", "dtype": "ptr", "gradient": "ptr", "axes": "i64"}
     pointers = ("none", "array", "records", "axes", "addresses", "others")
     return _BIND.format(
         context="\n".join(load(name, "ptr", "context", 8 * i) for i, name in enumerate(pointers)),

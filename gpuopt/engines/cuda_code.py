@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuopt.engines import norms, table
+from gpuopt.engines import norms, storage, table
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import operands, passes, uniform, update
 from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
@@ -69,47 +69,6 @@ _GLOBAL = """\
 #endif
 """
 
-_SMALL = """\
-__device__ __forceinline__ float wide_bfloat16(unsigned int bits)
-{
-    return __uint_as_float(bits << 16);
-}
-
-__device__ __forceinline__ unsigned int narrow_bfloat16(float x)
-{
-    const unsigned int bits = __float_as_uint(x);
-    return (x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest even
-}
-
-__device__ __forceinline__ float wide_float16(unsigned int bits)
-{
-#ifdef __CUDACC__
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((unsigned short)bits));
-    return x;
-#else
-    const unsigned int sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, fraction = bits & 0x3ffu;
-    if (exponent == 0) return __uint_as_float(sign | __float_as_uint((float)fraction * 5.9604644775390625e-08f));
-    return __uint_as_float(sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13);
-#endif
-}
-
-__device__ __forceinline__ unsigned int narrow_float16(float x)
-{
-#ifdef __CUDACC__
-    unsigned short bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-    return bits;
-#else
-    const unsigned int all = __float_as_uint(x), sign = all >> 16 & 0x8000u, size = all & 0x7fffffffu;
-    if (size > 0x7f800000u) return sign | 0x7e00u;
-    if (size >= 0x477ff000u) return sign | 0x7c00u;
-    if (size < 0x38800000u) return sign | (__float_as_uint(__uint_as_float(size) + 0.5f) - 0x3f000000u);
-    return sign | ((size + 0xfffu + (size >> 13 & 1u)) >> 13) - 0x1c000u;
-#endif
-}
-"""
-
 _STEP = """\
 {functions}
 extern "C" __global__ void __launch_bounds__({bounds})
@@ -127,6 +86,7 @@ step(const long long* table, const long long* gradients, const long long* chunks
     const long long rest = row[{LENGTH}] - start;
     const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
     const unsigned char* c = values.bytes + row[{COEFFICIENTS}];
+    const unsigned long long key = *(const unsigned long long*)(values.bytes + {KEY});
     const double* own = numbers + segment * {numbers};
     switch (row[{VARIANT}]) {{
 {cases}
@@ -156,7 +116,7 @@ __device__ __forceinline__ void element{i}({arguments})
     {body}
 }}
 
-__device__ __forceinline__ void update{i}(const long long* row, long long gradient, double leaf_scale, long long start, int n, const {T}* c, const double* own)
+__device__ __forceinline__ void update{i}(const long long* row, long long gradient, double leaf_scale, unsigned long long key, long long start, int n, const {T}* c, const double* own)
 {{
     {prologue}
     const bool aligned = (({alignment}) & 15) == 0;
@@ -202,11 +162,12 @@ def source(variants: tuple[Variant, ...]) -> str:
             keep=keep if with_slots else "",
             LENGTH=table.LENGTH,
             CHUNK=table.CHUNK,
+            KEY=table.KEY,
             SKIP=SKIP,
             SCALES=SCALES,
             COEFFICIENTS=table.COEFFICIENTS,
             cases="\n".join(
-                f"    case {i}: update{i}(row, gradient, scale, start, n, (const {_ctype(v)}*)c, own); break;"
+                f"    case {i}: update{i}(row, gradient, scale, key, start, n, (const {_ctype(v)}*)c, own); break;"
                 for i, v in enumerate(variants)
             ),
         )
@@ -215,7 +176,7 @@ def source(variants: tuple[Variant, ...]) -> str:
 
 def _small(variants: Iterable[Variant]) -> str:
     """Conversions, where there is anything of 16 bits."""
-    return _SMALL if any(DTYPES[v.dtype].stored for v in variants) else ""
+    return storage.CUDA if any(v.precision for v in variants) else ""
 
 
 def _numbers_of(variants: Iterable[Variant]) -> int:
@@ -251,6 +212,7 @@ class _Loop:
 
     def __init__(self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str]) -> None:
         self.variant, self.T = variant, _ctype(variant)
+        self.is_random = variant.precision == "stochastic"
         program, suffix = variant.program, DTYPES[variant.dtype].cuda_suffix
         self.arrays: dict[str, str] = {}
         self.parts: dict[str, int] = {}
@@ -305,8 +267,10 @@ class _Loop:
         """A number of an array, from what is in memory."""
         return f"wide_{self.small[label]}({term})" if label in self.small else term
 
-    def written(self, label: str, term: str) -> str:
+    def written(self, label: str, term: str, index: str) -> str:
         """What is in memory of a number of an array."""
+        if label == "p" and self.is_random:
+            return f"random_{self.small[label]}({term}, random_bits(own_key, (unsigned int)start + {index}))"
         return f"narrow_{self.small[label]}({term})" if label in self.small else term
 
     def at(self, label: str, index: str, part: int = 0) -> str:
@@ -352,7 +316,9 @@ def _update(i: int, variant: Variant) -> str:
     read = list(code.arrays)
     written = {(code.array(store.name), store.part[0] if store.part else 0): store for store in last.stores}
     if not written:
-        arguments = "const long long*, long long, double, long long, int, const void*, const double*"
+        arguments = (
+            "const long long*, long long, double, unsigned long long, long long, int, const void*, const double*"
+        )
         return f"__device__ __forceinline__ void update{i}({arguments}) {{}}\n"
     # Through locals of their own: one output may be another one's input.
     body = [
@@ -387,8 +353,8 @@ def _update(i: int, variant: Variant) -> str:
         for k in range(width)
     ]
     packed = [
-        f"v_{name}.{word} = {code.written(name, _numbered('e', name, 2 * k))} "
-        f"| {code.written(name, _numbered('e', name, 2 * k + 1))} << 16;"
+        f"v_{name}.{word} = {code.written(name, _numbered('e', name, 2 * k), f'i + {2 * k}')} "
+        f"| {code.written(name, _numbered('e', name, 2 * k + 1), f'i + {2 * k + 1}')} << 16;"
         for name in code.small
         if name in whens
         for k, word in enumerate("xyzw")
@@ -403,7 +369,12 @@ def _update(i: int, variant: Variant) -> str:
             + [f"{kind} {name}" for name, kind in code.constants.items()]
         ),
         body=newline.join(body),
-        prologue=newline.join(code.prologue),
+        prologue=newline.join(
+            [
+                *code.prologue,
+                *([f"const unsigned long long own_key = leaf_key(key, row[{table.REST}]);"] * code.is_random),
+            ]
+        ),
         alignment=" | ".join(f"(unsigned long long)at_{name}" for name in names),
         loads=deeper.join(
             [f"{vector[at[0]]} {_numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors]
@@ -421,7 +392,7 @@ def _update(i: int, variant: Variant) -> str:
         ),
         names=", ".join([_numbered("s", *at) for at in every] + constants),
         writes=" ".join(
-            f"{whens[name]}{code.at(name, 'i', part)} = {code.written(name, _numbered('s', name, part))};"
+            f"{whens[name]}{code.at(name, 'i', part)} = {code.written(name, _numbered('s', name, part), 'i')};"
             for name, part in every
             if name in whens
         ),
@@ -885,4 +856,4 @@ def measure() -> str:
         "SUMS": " ".join(map(_sums, DTYPES)),
     }
     defined = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    return defined + _VALUES.format(bytes=table.VALUE_BYTES) + _SMALL + _MEASURE
+    return defined + _VALUES.format(bytes=table.VALUE_BYTES) + storage.CUDA + _MEASURE

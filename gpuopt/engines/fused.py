@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import assign, dtype_of
-from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.complexes import gradient_dtype
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.place import host
 from gpuopt.engines.table import PARAMETER, Segment, Table, reduction_passes, widths
@@ -38,6 +38,10 @@ class Leaf:
         The array as it is updated.
     slots
         Of the rule: first the arrays; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+    precision
+        How a leaf of 16 bits is stored; see `gpuopt.engines.storage`.
+    rest
+        What that needs beside the parameter: the array of its lower bits, or the number of the leaf.
     numbers
         How many of the slots are numbers: the last ones.
 
@@ -47,6 +51,8 @@ class Leaf:
     held: Any
     p: Any
     slots: tuple[Any, ...]
+    precision: str = ""
+    rest: Any = 0
     numbers: int = 0
 
 
@@ -54,7 +60,8 @@ class FusedStep:
     """A table of leaves and the kernel that updates them all.
 
     A leaf that does not fill its memory without gaps is updated in a dense stand-in: its values are copied there before the
-    kernel runs, and back afterwards.
+    kernel runs, and back afterwards. A leaf of 16 bits may get gradients of its own dtype or of float32; when one comes that
+    the kernel was not made for, another kernel is.
 
     Parameters
     ----------
@@ -88,33 +95,49 @@ class FusedStep:
         with_gaps = [leaf.p for leaf in leaves.values() if not is_without_gaps(leaf.p)]
         stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
+        self._leaves, self._rules = list(leaves.values()), rules
+        self._parts = parts and Parts([parts.leaf_of[i] for i in self.members], parts.sizes)
+        self._reach = reach
+        own = before.expects if before and before.members == self.members else [p.dtype for p in self._parameters]
+        self._make(own, before.kernel if before else None)
+        self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
+        self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
+
+    def _make(self, expects: list[Any], before: Kernel | None) -> None:
+        """Make the table and the kernel, for gradients of these dtypes."""
+        pointer = self.place.pointer
         segments = [
             Segment(
                 p.size,
                 leaf.group,
                 dtype_of(p),
-                _dtype_of_slots(leaf),
-                (place.pointer(p), *map(place.pointer, leaf.slots)),
+                str(dtype),
+                (pointer(p), *map(pointer, leaf.slots)),
+                leaf.precision,
+                leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
             )
-            for p, leaf in zip(self._parameters, leaves.values(), strict=True)
+            for p, dtype, leaf in zip(self._parameters, expects, self._leaves, strict=True)
         ]
-        self._table = Table(segments, rules)
-        self.widths = [
-            sum(widths(k, self._table.variants)) if parts else 0 for k in range(reduction_passes(self._table.variants))
+        table = Table(segments, self._rules)
+        passes = range(reduction_passes(table.variants)) if self._parts else ()
+        self.widths = [sum(widths(k, table.variants)) for k in passes]
+        numbers = [leaf.slots[len(leaf.slots) - leaf.numbers :] for leaf in self._leaves]
+        self._whole = (
+            WholeLeaves(segments, numbers, self._parts, self._rules, host(), self.place)
+            if self._parts and self.widths
+            else None
+        )
+        like = [
+            p if p.dtype == dtype else self.place.stand_in(dense_layout(p, dtype))
+            for p, dtype in zip(self._parameters, expects, strict=True)
         ]
-        self._whole: WholeLeaves | None = None
-        if parts is not None and self.widths:
-            of_members = Parts([parts.leaf_of[i] for i in self.members], parts.sizes)
-            numbers = [leaf.slots[len(leaf.slots) - leaf.numbers :] for leaf in leaves.values()]
-            self._whole = WholeLeaves(segments, numbers, of_members, rules, host(), place)
-        self._lookup = place.lookup([leaf.held for leaf in leaves.values()], self._parameters, self._table.gradients)
-        self._sizes = np.array([p.nbytes for p in self._parameters])
+        lookup = self.place.lookup([leaf.held for leaf in self._leaves], like, table.gradients)
+        self.kernel: Kernel = self.place.kernel(table, before)
+        self.expects, self._table, self._lookup, self._like = expects, table, lookup, like
+        self._sizes = np.array([p.nbytes for p in like])
+        self._apart = np.array([p.dtype != dtype for p, dtype in zip(self._parameters, expects, strict=True)])
         self._is_bound = False  # whether the gradients of the last step are in the table, and none is in the way
         self._known: dict[bytes, list[int]] = {}
-        self._reach = reach
-        self.kernel: Kernel = place.kernel(self._table, before and before.kernel)
-        self._copies_in = [call for p in with_gaps for call in place.copying(stand_ins[id(p)], p)]
-        self._copies_out = [call for p in with_gaps for call in place.copying(p, stand_ins[id(p)])]
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether the programs of these rules are the compiled ones."""
@@ -143,12 +166,20 @@ class FusedStep:
         if rows is None and were_bound:
             self._is_bound = True
             return
+        expects = list(self.expects)
         for row in rows or ():
-            i, p = self.members[row], self._parameters[row]
+            i = self.members[row]
             g = gradients[i] = checked(i, own[row], held[row])
+            if g is not None:
+                expects[row] = np.dtype(gradient_dtype(g, self._parameters[row]))
+        if expects != self.expects:
+            self._make(expects, self.kernel)
+            rows = self._lookup([gradients[i] for i in self.members], held)
+        for row in rows or ():
+            g, like = gradients[self.members[row]], self._like[row]
             if g is None:
                 continue
-            if g.dtype == p.dtype and same_strides(g, p):
+            if g.dtype == like.dtype and same_strides(g, like):
                 self._lookup.record(row, g)
             else:
                 self._copy(row, gradients)
@@ -158,7 +189,7 @@ class FusedStep:
 
     def _copy(self, row: int, gradients: list[Any]) -> None:
         i = self.members[row]
-        gradients[i] = _dense_copy(self.place, gradients[i], self._parameters[row])
+        gradients[i] = _dense_copy(self.place, gradients[i], self._like[row])
         self._lookup.record(row, gradients[i], once=True)
 
     def _in_the_way(self) -> list[int]:
@@ -166,7 +197,8 @@ class FusedStep:
         addresses = self._table.gradients.tobytes()
         if addresses not in self._known:
             starts = self._table.gradients
-            rows = self._reach(starts, starts + self._sizes) & (starts != self._table.rows[:, PARAMETER])
+            is_other = self._apart | (starts != self._table.rows[:, PARAMETER])
+            rows = self._reach(starts, starts + self._sizes) & is_other
             if len(self._known) == 8:  # a loop that makes new gradients gets the same few addresses over and over
                 self._known.clear()
             self._known[addresses] = np.flatnonzero(rows).tolist()
@@ -203,22 +235,18 @@ class FusedStep:
         """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
         self.kernel.scale(factors[self.members])
 
-    def prepare(self, scalars: Sequence[Mapping[str, float]]) -> Sequence[Callable[[], object]]:
-        """Return what updates the leaves with these scalars (of each group, what `Rule.at` gave); see `Kernel.prepare`."""
-        self._table.set_coefficients(scalars)
+    def prepare(self, scalars: Sequence[Mapping[str, float]], key: int) -> Sequence[Callable[[], object]]:
+        """Return what updates the leaves with these scalars (of each group, what `Rule.at` gave); see `Kernel.prepare`.
+
+        ``key`` is that of the step, for what is rounded at random.
+        """
+        self._table.set_coefficients(scalars, key)
         calls = self.kernel.prepare() if self._whole is None else [*self.kernel.updating(), *self._whole.keeping()]
         return (*self._copies_in, *calls, *self._copies_out) if self._copies_in else calls
 
 
-def _dtype_of_slots(leaf: Leaf) -> str:
-    """The dtype of a leaf's slots where that is the parameter's though it is not computed in; else that of its arithmetic."""
-    arithmetic = DTYPES[str(leaf.p.dtype)].arithmetic
-    kept = {str(slot.dtype) for slot in leaf.slots if slot.dtype == leaf.p.dtype}
-    return kept.pop() if kept and DTYPES[str(leaf.p.dtype)].stored else arithmetic
-
-
-def _dense_copy(place: Place, g: Any, p: Any) -> Any:
-    """Return a gradient cast and laid out like its parameter, without gaps."""
-    (new,) = place.zeros([dense_layout(p)])
+def _dense_copy(place: Place, g: Any, like: Any) -> Any:
+    """Return a gradient cast and laid out like an array, without gaps."""
+    (new,) = place.zeros([dense_layout(like)])
     assign(new, g)
     return new

@@ -47,16 +47,16 @@ def is_without_gaps(array: Any) -> bool:
     return is_dense(array.shape, array.strides, array.dtype.itemsize)
 
 
-def dense_layout(array: Any, dtype: Any = None) -> Layout:
-    """The layout of ``array`` if it is dense, else that of a C-ordered array like it; of another dtype, if one is given."""
+def dense_layout(array: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) -> Layout:
+    """The layout of ``array`` if it is dense, else that of a C-ordered array like it; of another dtype or shape, if given."""
     own = np.dtype(array.dtype)
-    dtype = np.dtype(dtype or own)
-    if is_dense(array.shape, array.strides, own.itemsize):
-        return Layout(array.shape, dtype, tuple(s // own.itemsize * dtype.itemsize for s in array.strides))
-    strides = [dtype.itemsize] * len(array.shape)
+    dtype, shape = np.dtype(dtype or own), array.shape if shape is None else shape
+    if shape == array.shape and is_dense(array.shape, array.strides, own.itemsize):
+        return Layout(shape, dtype, tuple(s // own.itemsize * dtype.itemsize for s in array.strides))
+    strides = [dtype.itemsize] * len(shape)
     for axis in range(len(strides) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * array.shape[axis + 1]
-    return Layout(array.shape, dtype, tuple(strides))
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return Layout(shape, dtype, tuple(strides))
 
 
 def same_strides(a: Any, b: Any) -> bool:

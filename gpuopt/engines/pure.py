@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gpuopt.engines.place import Place
     from gpuopt.rules.base import Rule
 
+SMALL = 4096
+"""Bytes of parameters and state that lie in one buffer."""
 FUSED = ("float32", "float64")
 """Dtypes of leaves whose slots are stored like the leaf."""
 
@@ -76,9 +78,10 @@ class PureStep:
         self._leaf_of = rows.tolist()
         layouts = [dense_layout(p) for p in parameters]
         self._layouts = [layouts[i] for i in self._leaf_of]
-        self._parts = [
-            (part, *side_by_side(part)) for part in (layouts, self._layouts[len(layouts) :]) if part
-        ]  # each a buffer: who keeps parameters need not keep their state
+        # Each a buffer: who keeps parameters need not keep their state, unless both are so small that it costs more to ask twice.
+        whole = side_by_side(self._layouts)[1] <= SMALL
+        parts = [self._layouts] if whole else [layouts, self._layouts[len(layouts) :]]
+        self._parts = [(part, *side_by_side(part)) for part in parts if part]
         self._table = Table(
             [
                 Segment(p.size, g, str(p.dtype), str(p.dtype), (0,) * (1 + len(own[g])))
@@ -94,6 +97,7 @@ class PureStep:
         self._moves = np.zeros((len(leaves), width - PARAMETER, 2), np.int64)
         self._sources, self._bytes = self._moves.reshape(-1, 2).T
         self._source_at = rows * (width - PARAMETER) + columns
+        self._brings = False
         self._places = self._table.rows.reshape(-1)
         self._place_at = rows * width + PARAMETER + columns
         self._itemsizes = np.array([layout.dtype.itemsize for layout in self._layouts], np.int64)
@@ -141,11 +145,11 @@ class PureStep:
         if donate and self._can_write(arrays):
             self._make_room(given, count)
             new = arrays
-            self._bytes[:] = 0
+            self._bring(False)
             self._places[self._place_at] = old
         else:
             new, places = self._made()
-            self._bytes[self._source_at] = self._itemsizes
+            self._bring(True)
             self._sources[self._source_at] = old
             self._places[self._place_at] = places
         self._table.gradients[:] = starts
@@ -154,6 +158,13 @@ class PureStep:
         if np.count_nonzero(starts) == len(starts):
             return new
         return [a if starts[i] else before for a, before, i in zip(new, arrays, self._leaf_of, strict=True)]
+
+    def _bring(self, brings: bool) -> None:
+        """Say whether the arrays are brought to new places."""
+        if brings is not self._brings:
+            self._bytes[:] = 0
+            self._bytes[self._source_at] = self._itemsizes * brings
+            self._brings = brings
 
     def _replace(self, given: list[Any], k: int, g: Any) -> None:
         """Take a gradient that has been checked; one that is not laid out like its parameter becomes a copy that is."""

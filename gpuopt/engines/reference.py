@@ -137,6 +137,8 @@ class Group:
     """Of each leaf, in this round: what each total that it came by is made of."""
     reduces: bool = False
     """Whether an update has asked for any reduction."""
+    rule: str = "an update"
+    """What it is of, for messages."""
 
     def settle(self) -> bool:
         """Work out the totals that all leaves have come by; return whether any is new."""
@@ -212,9 +214,27 @@ class Namespace(RealNumbers):
             values[0] = self._xp.full_like(self._like, values[0])
         return self._xp.where(condition, *values)
 
-    def sum(self, u: Any) -> Number:
-        """Sum of the leaf's elements."""
-        return Number(self._sum(u))
+    def whole(self, f: Callable[..., Any], *args: Any) -> Any:
+        """``f(xp, *args)`` of whole arrays, such as matrix products; ``xp`` is the library's own namespace.
+
+        What `f` computes has the bits of the library.
+        """
+        return f(self._xp, *args)
+
+    def sum(self, u: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
+        """Sum of the leaf's elements, a number; along an axis or several of them, an array.
+
+        Along an axis of ``n`` elements it is by halves: with ``k`` the largest power of two up to ``n``, what lies beyond
+        ``k`` is added to the first elements, then the second half to the first one, until one is left. These are
+        operations of elements alone, so the bits are the same in every library.
+        """
+        if axis is None:
+            return Number(self._sum(u))
+        axes = [own % len(u.shape) for own in ((axis,) if isinstance(axis, int) else axis)]
+        for own in axes:
+            u = _summed(self._xp, u, own)
+        kept = tuple(n for own, n in enumerate(u.shape) if own not in axes)
+        return u if keepdims else self._xp.reshape(u, kept)
 
     def dot(self, u: Any, v: Any) -> Number:
         """Sum of the products of the leaf's elements; of pairs, of the products of their parts."""
@@ -277,8 +297,8 @@ class Namespace(RealNumbers):
                 values = np.from_dlpack(u, device="cpu")
             except TypeError as error:
                 raise TypeError(
-                    "an update takes a norm or a sum of an array whose values are not known yet; expected an elementwise "
-                    "rule inside of jit, or an update outside of it"
+                    f"{self._group.rule} takes a norm or a sum of an array whose values are not known yet; expected an "
+                    "elementwise rule inside of jit, or an update outside of it"
                 ) from error
         if values.dtype.kind != "f":
             given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
@@ -293,3 +313,21 @@ class Namespace(RealNumbers):
 
 def _is_truth(x: Any) -> bool:
     return isinstance(x, bool | np.bool_)
+
+
+def _summed(xp: Any, u: Any, axis: int) -> Any:
+    """The sum along an axis, of which one element is left; see `Namespace.sum`."""
+
+    def part(first: int, last: int) -> Any:
+        return u[(*[slice(None)] * axis, slice(first, last), ...)]
+
+    n = u.shape[axis]
+    if n == 0:
+        return xp.sum(u, axis=axis, keepdims=True)
+    k = 1 << (n.bit_length() - 1)
+    if k < n:
+        u = xp.concat([part(0, n - k) + part(k, n), part(n - k, k)], axis=axis)
+    while k > 1:
+        k //= 2
+        u = part(0, k) + part(k, 2 * k)
+    return u

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import arrays as libraries
-from gpuopt.engines import array, memory
-from gpuopt.engines.complexes import slot_dtype
+from gpuopt.engines import array, memory, storage
+from gpuopt.engines.complexes import arithmetic_dtype, slot_dtype
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
 from gpuopt.engines.table import CHUNK
 from gpuopt.engines.trace import SCALE, Program, traced
-from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, starts
+from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, shape_of, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -55,7 +55,7 @@ class Step:
     idle
         Leaves that are never updated, whatever is given as their gradients.
     precision
-        In what the slots of leaves of 16 bits are kept.
+        How leaves of 16 bits and their slots are kept; see `gpuopt.engines.storage`.
     parts
         If ``arrays`` are parts of leaves: of which ones. Rules that add up then need `begin`, and for each pass `reduce` and
         `know`, before the step.
@@ -86,6 +86,7 @@ class Step:
         parts: Parts | None = None,
     ) -> None:
         self._guard = guard
+        self._precision = precision
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
@@ -106,6 +107,13 @@ class Step:
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
         self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
+        split = [
+            i
+            for i, a in enumerate(arrays)
+            if storage.way_of(libraries.dtype_of(a), precision) == "split" and i not in idle
+        ]
+        for i, low in zip(split, _lower_bits([arrays[i] for i in split], [state[i] for i in split]), strict=True):
+            self.slots[i][storage.LOW] = low
         self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
         for i in {
@@ -128,7 +136,15 @@ class Step:
         heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
-                i: Leaf(groups[i], held[i], arrays[i], *_arrays_first(self.slots[i], starts(rules[groups[i]].slots)))
+                i: Leaf(
+                    groups[i],
+                    held[i],
+                    arrays[i],
+                    _arrays_first(self.slots[i], starts(rules[groups[i]].slots)),
+                    storage.way_of(libraries.dtype_of(arrays[i]), precision),
+                    self.slots[i].get(storage.LOW, i),
+                    sum(map(is_number, starts(rules[groups[i]].slots).values())),
+                )
                 for i in together
                 if self._places[i] is place
             }
@@ -136,8 +152,14 @@ class Step:
             self._fused.append(FusedStep(place, leaves, rules, self._reach[place], former, parts))
         self._scales = np.ones(len(arrays))
         self._norm = math.nan
-        self._judge: Any = self._fused[0].kernel if decides and hasattr(self._fused[0].kernel, "judge") else None
+        self._decides = decides
         self.inherits = heir is not None
+
+    @property
+    def _judge(self) -> Any:
+        """The kernel of a GPU that decides by itself."""
+        kernel = self._fused[0].kernel if self._decides else None
+        return kernel if hasattr(kernel, "judge") else None
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
@@ -201,7 +223,7 @@ class Step:
             if g is not None and (libraries.is_numpy(p) or libraries.is_cupy(p)):
                 flat = memory.in_memory_order(libraries.to_numpy(g), p)
                 with np.errstate(all="ignore"):
-                    sums[i] = sums_of_squares(flat.astype(p.dtype, copy=False))
+                    sums[i] = sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
             elif g is not None:
                 sums[i] = array.sums_of_squares(g, p)
         verdict = judge(sums, clip, limit)
@@ -218,7 +240,7 @@ class Step:
             g, p = gradients[i], self._arrays[i]
             flat = np.zeros(p.size, p.dtype) if g is None else memory.in_memory_order(libraries.to_numpy(g), p)
             with np.errstate(all="ignore"):
-                found[i] = chunk_sums_of_squares(flat.astype(p.dtype, copy=False))
+                found[i] = chunk_sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
         return [found[i] for i in range(len(self._arrays))]
 
     @property
@@ -284,7 +306,7 @@ class Step:
         return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
-        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None]
+        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None], key: int = 0
     ) -> None:
         """Update every leaf whose gradient is not None, and count the step: all of it, or nothing.
 
@@ -296,15 +318,17 @@ class Step:
             Of each group, what `Rule.at` gave.
         count
             Counts the step; written in C.
+        key
+            Of the step, for what is rounded at random: see `gpuopt.engines.storage.split_mix`.
 
         """
         calls: list[Callable[[], object]] = []
         for step in self._fused:
-            calls += step.prepare(scalars)
+            calls += step.prepare(scalars, key)
         if self._alone:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
-                calls += self._writes(group, members, gradients, scalars[group]) if members else []
+                calls += self._writes(group, members, gradients, scalars[group], key) if members else []
         in_one_go((*calls, count), self.restoring())
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
@@ -316,10 +340,17 @@ class Step:
             Of each group, what `Rule.at` gave for the last step.
 
         """
-        return [
-            array.evaluation(self.rules[group], p, slots, scalars[group])
-            for p, group, slots in zip(self._arrays, self._groups, self.slots, strict=True)
-        ]
+        found = []
+        for i, (p, group, slots) in enumerate(zip(self._arrays, self._groups, self.slots, strict=True)):
+            rule, whole = self.rules[group], self._loaded(i)
+            own = {name: slots[name] for name in starts(rule.slots)}
+            value = array.evaluation(rule, whole, own, scalars[group])
+            found.append(p if value is whole else value if value.dtype == p.dtype else value.astype(p.dtype))
+        return found
+
+    def _loaded(self, i: int) -> Any:
+        """A leaf as the array engine computes with it."""
+        return storage.loaded(self._arrays[i], self.slots[i], self._precision)
 
     def readable(self, x: Any, own: Any) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
@@ -339,16 +370,19 @@ class Step:
         return place.copying(target, source) if place else [array.assigning(target, source)]
 
     def _writes(
-        self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float]
+        self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float], key: int
     ) -> list[Callable[[], object]]:
         """Compute the update of the leaves of a group, and return what writes the results."""
         rule = self.rules[group]
         declared = starts(rule.slots)
         before = [
             (
-                self._arrays[i],
+                self._loaded(i),
                 gradients[i],
-                {name: float(x) if is_number(declared[name]) else x for name, x in self.slots[i].items()},
+                {
+                    name: float(self.slots[i][name]) if is_number(slot) else self.slots[i][name]
+                    for name, slot in declared.items()
+                },
             )
             for i in members
         ]
@@ -361,7 +395,10 @@ class Step:
         results = [
             pair
             for i, (new_p, new_slots) in zip(members, after, strict=True)
-            for pair in [(self._arrays[i], new_p), *((self.slots[i][name], new) for name, new in new_slots.items())]
+            for pair in [
+                *storage.stored(new_p, self._arrays[i], self.slots[i], self._precision, key, i),
+                *((self.slots[i][name], new) for name, new in new_slots.items()),
+            ]
         ]
         shared = {name: after[0][1][name] for name, slot in declared.items() if isinstance(slot, Shared)}
         others = [i for i, own in enumerate(self._groups) if own == group and i not in members]
@@ -409,11 +446,10 @@ def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
     return rule.slots, {name: rule.part(name) for name in rule.slots}
 
 
-def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[tuple[Any, ...], int]:
-    """The slots as a table has them, and how many of them are numbers."""
-    numbers = [name for name in slots if is_number(declared[name])]
-    arrays = [name for name in slots if name not in numbers]
-    return tuple(slots[name] for name in (*arrays, *numbers)), len(numbers)
+def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
+    """The slots as a table has them."""
+    numbers = [name for name, slot in declared.items() if is_number(slot)]
+    return tuple(slots[name] for name in (*(name for name in declared if name not in numbers), *numbers))
 
 
 def _with_new_slots(
@@ -443,17 +479,32 @@ def _with_new_slots(
             elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
+        like = [
+            (arrays[i], slot_dtype(rules[i], name, arrays[i], precision), shape_of(declared[i][name], arrays[i].shape))
+            for i in members
+        ]
         if place is not None:
-            new = place.zeros(
-                [memory.dense_layout(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
-            )
+            new = place.zeros([memory.dense_layout(*own) for own in like])
         else:
-            new = [libraries.zeros_like(arrays[i], slot_dtype(rules[i], name, arrays[i], precision)) for i in members]
+            new = [libraries.zeros_like(*own) for own in like]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
             if declared[i][name] not in (Filled(), Real()):
                 libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
+
+
+def _lower_bits(leaves: Sequence[Any], state: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The arrays of the lower 16 bits of leaves: those of the state, or new ones."""
+    found = [own.get(storage.LOW) for own in state]
+    missing = [i for i, low in enumerate(found) if low is None]
+    for place in dict.fromkeys(place_of(leaves[i]) for i in missing):
+        members = [i for i in missing if place_of(leaves[i]) is place]
+        layouts = [memory.dense_layout(leaves[i], np.uint16) for i in members]
+        new = place.zeros(layouts) if place else [np.zeros(layout.shape, np.uint16) for layout in layouts]
+        for i, low in zip(members, new, strict=True):
+            found[i] = low
+    return found
 
 
 def _number(value: Any, home: Place | None) -> Any:

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 CHUNK = 4096
 """Elements in a chunk."""
 
-VALUE_BYTES = 3584
+VALUE_BYTES = 3592
 """Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA allows 4,096 bytes."""
 
-LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, PARAMETER, SLOTS = range(8)
+LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, REST, PARAMETER, SLOTS = range(9)
 """Columns of the table; the addresses of the slots fill the rest, those that are arrays first."""
+
+KEY = 0
+"""Where in the values of a step the 64 bits are that leaves are rounded at random by."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,17 @@ class Variant:
 
     program: Program
     dtype: str
-    slots: str = ""
-    """The dtype that slots are stored in, if that is not what is computed in."""
+    precision: str = ""
+    """Of a parameter of 16 bits: how it and its slots are stored; see `gpuopt.engines.storage`."""
+    gradient: str = ""
+    """The dtype of gradients, if that is not the parameter's."""
 
     def stored(self, name: str) -> DType:
         """How the numbers of an array are stored."""
-        return DTYPES[(self.slots or DTYPES[self.dtype].arithmetic) if name in self.program.slots else self.dtype]
+        if name == "g":
+            return DTYPES[self.gradient or self.dtype]
+        is_slot = name in self.program.slots and self.precision != "param"
+        return DTYPES[DTYPES[self.dtype].arithmetic if is_slot else self.dtype]
 
     @property
     def arrays(self) -> float:
@@ -58,13 +66,30 @@ class Variant:
 
 @dataclass(frozen=True)
 class Segment:
-    """A leaf as the table sees it: elements, group, dtype, that of its slots, and the addresses of its parameter and slots."""
+    """A leaf as the table sees it.
+
+    Attributes
+    ----------
+    length, group
+        Its elements; the index of its rule.
+    dtype, gradient
+        Of the parameter and of its gradients.
+    pointers
+        Addresses of parameter and slots.
+    precision
+        As of a `Variant`.
+    rest
+        What its precision needs: the address of the lower bits, or the number of the leaf.
+
+    """
 
     length: int
     group: int
     dtype: str
-    slots: str
+    gradient: str
     pointers: tuple[int, ...]
+    precision: str = ""
+    rest: int = 0
 
 
 class Table:
@@ -92,7 +117,7 @@ class Table:
     numbers
         How many a segment has at most.
     values
-        Of this step, as one buffer of bytes: the coefficients, for each group and dtype in its own dtype; for each group the
+        Of this step, as one buffer of bytes: a key for what is random; the coefficients, for each group and dtype in its own dtype; for each group the
         scalars of its numbers, in float64; and `gradients`.
     gradients_at
         Where in `values` the gradients begin; -1 if they are elsewhere.
@@ -104,11 +129,13 @@ class Table:
         kinds = {lane: (lane[0], DTYPES[lane[1]].parts == 2) for lane in lanes}
         traced = {kind: trace(rules[kind[0]], is_complex=kind[1]) for kind in sorted(set(kinds.values()))}
         self.programs = programs = {lane: traced[kind] for lane, kind in kinds.items()}
-        slots = {(s.group, s.dtype): s.slots for s in segments}
-        variant_of = {lane: Variant(programs[lane], lane[1], _stored(slots[lane], lane[1])) for lane in lanes}
-        self.variants = tuple(dict.fromkeys(variant_of.values()))
-        number_of = {lane: self.variants.index(variant) for lane, variant in variant_of.items()}
-        offsets, size = {}, 0
+        own_variants = [
+            Variant(programs[s.group, s.dtype], s.dtype, s.precision, s.gradient if s.gradient != s.dtype else "")
+            for s in segments
+        ]
+        self.variants = tuple(dict.fromkeys(own_variants))
+        number_of = {variant: number for number, variant in enumerate(self.variants)}
+        offsets, size = {}, KEY + 8
         for group, dtype in lanes:
             offsets[group, dtype] = size
             size += 8 * len(programs[group, dtype].coefficients)
@@ -118,7 +145,7 @@ class Table:
             size += 8 * len(program.number_scalars)
         if size > VALUE_BYTES:
             raise ValueError(
-                f"the rules of one step have {size // 8} coefficients, expected at most {VALUE_BYTES // 8}; "
+                f"the rules of one step have {size // 8 - 1} coefficients, expected at most {VALUE_BYTES // 8 - 1}; "
                 "make fewer groups, or update by engine='array'"
             )
         self.values = np.zeros(VALUE_BYTES, np.uint8)
@@ -128,6 +155,7 @@ class Table:
             if self.gradients_at < 0
             else self.values[size:][: 8 * len(segments)].view(np.int64)
         )
+        self._key = ctypes.c_uint64.from_buffer(self.values.data, KEY)
         self._lanes: list[tuple[int, Callable[[Mapping[str, float]], list[float]], Any]] = [
             # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
             (group, program.evaluate, (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
@@ -149,7 +177,7 @@ class Table:
         for i, s in enumerate(segments):
             lane = s.group, s.dtype
             places = offsets[lane], scalars_at[kinds[lane]], group_of[s.group]
-            own = (s.length, numbers[s.dtype], number_of[lane], *places, *s.pointers)
+            own = (s.length, numbers[s.gradient], number_of[own_variants[i]], *places, s.rest, *s.pointers)
             self.rows[i, : len(own)] = own
 
         self.scales = np.ones(len(segments))
@@ -184,8 +212,9 @@ class Table:
         itemsizes = np.array([dtype.itemsize for dtype in DTYPES.values()])
         return np.asarray(self.rows[:, LENGTH] * itemsizes[self.rows[:, DTYPE]])
 
-    def set_coefficients(self, scalars: Sequence[Mapping[str, float]]) -> None:
+    def set_coefficients(self, scalars: Sequence[Mapping[str, float]], key: int = 0) -> None:
         """Evaluate the coefficients of a step, from what `Rule.at` gave for each group; each is rounded once, here."""
+        self._key.value = key
         for group, evaluate, lane in self._lanes:
             lane[:] = evaluate(scalars[group])
 
@@ -205,11 +234,6 @@ def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
     own = [found[k] for v in variants if len(found := passes(v.program)) > k]
     sums, largest = max(p.sums for p in own), max(p.largest for p in own)
     return sums if sums + largest else 1, largest
-
-
-def _stored(slots: str, dtype: str) -> str:
-    """The dtype of slots, where it is not that of the arithmetic."""
-    return "" if slots == DTYPES[dtype].arithmetic else slots
 
 
 def _check_totals(programs: Mapping[tuple[int, bool], Program]) -> None:

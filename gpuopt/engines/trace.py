@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealNumbers, applied
-from gpuopt.rules.slots import Shared, is_number, starts
+from gpuopt.rules.slots import Columns, Rows, Shared, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -163,6 +163,8 @@ def trace(rule: Rule, *, is_complex: bool = False) -> Program:
     declared = starts(rule.slots)
     if {"p", "g"} & set(declared):
         raise tape.error(f"has the slots {tuple(declared)}", "slots of other names than p and g")
+    if extents := [name for name, start in declared.items() if isinstance(start, Rows | Columns)]:
+        raise tape.error(f"has the slots {', '.join(extents)} of rows and columns", "slots like the leaf")
     of_numbers = [name for name, start in declared.items() if is_number(start)]
     of_arrays = [name for name in declared if name not in of_numbers]
     pairs = {"p", "g", *(name for name in of_arrays if rule.part(name) != "real")} if is_complex else set()
@@ -539,8 +541,14 @@ class Namespace(RealNumbers):
         zero_or_nan = self.where(self.equal(x, 0), 0, x)
         return self.where(self.greater(x, 0), 1, self.where(self.less(x, 0), -1, zero_or_nan))
 
-    def sum(self, u: Any) -> Number:
+    def whole(self, f: Any, *args: Any) -> NoReturn:  # noqa: ARG002 - see `gpuopt.engines.reference`
+        """Not fused."""
+        raise self._tape.error("calls xp.whole", "what is elementwise, and sums")
+
+    def sum(self, u: Any, **options: Any) -> Number:
         """Sum of the leaf's elements."""
+        if options:
+            raise self._tape.error("sums along an axis", "sums over the leaf")
         return self._reduced("sum", "leaf", u)
 
     def dot(self, u: Any, v: Any) -> Number:

@@ -29,9 +29,9 @@ class Names:
     algorithm
         The optimizer.
     slots
-        Arrays of the state.
+        Arrays of the state; of several for one of the rule's, a parameter has one.
     hyperparameters
-        Of a group: one of the rule's, or several for a tuple.
+        Of a group: one of the rule's, or several for a tuple, or what to make of the rule.
     carried
         Numbers of the state that are carried from step to step.
     ahead
@@ -41,7 +41,7 @@ class Names:
 
     algorithm: str
     slots: Mapping[str, str]
-    hyperparameters: Mapping[str, str | tuple[str, ...]]
+    hyperparameters: Mapping[str, str | tuple[str, ...] | Callable[[Any], Any]]
     carried: Mapping[str, str] = field(default_factory=dict)
     ahead: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,6 +77,28 @@ NAMES: dict[str, Names] = {
         {"lr": "lr", "lambd": "decay", "alpha": "power", "t0": "start"},
         ahead={"eta": "eta", "mu": "weight"},
     ),
+    "Adafactor": Names(
+        "Adafactor",
+        {"row_var": "r", "col_var": "c", "variance": "c"},
+        {
+            "lr": "lr",
+            "d": "clip",
+            "weight_decay": "weight_decay",
+            "beta2_decay": lambda rule: -rule.decay,
+            "eps": lambda rule: (None if rule.machine_eps else rule.floor, rule.smallest),
+        },
+    ),
+    "Muon": Names(
+        "Muon",
+        {"momentum_buffer": "m"},
+        {
+            **{name: name for name in ("lr", "weight_decay", "momentum", "nesterov")},
+            "eps": "floor",
+            "ns_steps": "iterations",
+            "ns_coefficients": ("a", "b", "c"),
+            "adjust_lr_fn": lambda rule: "match_rms_adamw" if rule.rms else None,
+        },
+    ),
 }
 """By rule."""
 
@@ -111,10 +133,12 @@ def group_of(rule: Rule, step: int, makers: Mapping[str, Callable[..., Rule]]) -
     now = {name: x for name, x in rule.at(step).items() if name in rule.hyperparameters()}
     rule = dataclasses.replace(rule, **now)
     own = rule.rule if isinstance(rule, Chain) else rule
-    group: dict[str, Any] = {
-        name: tuple(getattr(own, n) for n in ours) if isinstance(ours, tuple) else getattr(own, ours)
-        for name, ours in names.hyperparameters.items()
-    }
+    group: dict[str, Any] = {}
+    for name, ours in names.hyperparameters.items():
+        if callable(ours):
+            group[name] = ours(own)
+        else:
+            group[name] = tuple(getattr(own, n) for n in ours) if isinstance(ours, tuple) else getattr(own, ours)
     for member in rule.members if isinstance(rule, Chain) else ():
         match member:
             case L2(rate):
@@ -179,8 +203,8 @@ def read(opt: Optimizer, state: Mapping[str, Any], names: Sequence[str] | None, 
             continue
         known, prefix = parts(rule)
         for name in starts(rule.slots):
-            there = next((t for t, ours in known.slots.items() if prefix + ours == name), None)
-            given = theirs.get(path, {}).get(there) if there else None
+            found = [theirs.get(path, {}).get(t) for t, ours in known.slots.items() if prefix + ours == name]
+            given = next((x for x in found if x is not None), None)
             if given is None:
                 fresh = fresh or init(opt.rule, opt.params).slots
                 given = dict(_leaves(opt, fresh[name]))[path]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.like._common import around
 from gpuopt.rules.adabelief import AdaBelief
 from gpuopt.rules.adadelta import AdaDelta
+from gpuopt.rules.adafactor import Adafactor
 from gpuopt.rules.adagrad import AdaGrad
 from gpuopt.rules.adam import Adam
 from gpuopt.rules.adamax import AdaMax
@@ -16,6 +17,7 @@ from gpuopt.rules.fromage import Fromage
 from gpuopt.rules.lamb import LAMB
 from gpuopt.rules.lars import LARS
 from gpuopt.rules.lion import Lion
+from gpuopt.rules.muon import Muon
 from gpuopt.rules.novograd import Novograd
 from gpuopt.rules.prodigy import Prodigy
 from gpuopt.rules.radam import RAdam
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "adabelief",
     "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
     "adamax",
@@ -43,6 +46,7 @@ __all__ = [
     "lamb",
     "lars",
     "lion",
+    "muon",
     "nadam",
     "nadamw",
     "novograd",
@@ -491,3 +495,63 @@ def schedule_free_adamw(
 
     """
     return ScheduleFreeAdamW(learning_rate, b1, weight_lr_power, b2, eps, weight_decay)
+
+
+def adafactor(
+    learning_rate: Hyper | None = None,
+    min_dim_size_to_factor: int = 128,
+    decay_rate: Hyper = 0.8,
+    multiply_by_parameter_scale: bool = True,
+    clipping_threshold: Hyper | None = 1.0,
+    momentum: Hyper | None = None,
+    weight_decay_rate: Hyper | None = None,
+    eps: Hyper = 1e-30,
+    factored: bool = True,
+) -> Rule:
+    """``optax.adafactor``, which computes its decay in float32; the weight decay leaves out the learning rate.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.Adafactor(lr=0.01, relative_step=False, decay_alone=True, least=128, longest=True)
+    >>> gpuopt.like.optax.adafactor(learning_rate=0.01) == own
+    True
+
+    """
+    return Adafactor(
+        *(1.0 if learning_rate is None else learning_rate, decay_rate, eps, 1e-3),
+        *(clipping_threshold or 0.0, weight_decay_rate or 0.0),
+        momentum=momentum or 0.0,
+        relative_step=False,
+        relative_size=multiply_by_parameter_scale,
+        decay_alone=True,
+        least=min_dim_size_to_factor if factored else 2**53,
+        longest=True,
+    )
+
+
+def muon(
+    learning_rate: Hyper,
+    ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    ns_steps: int = 5,
+    beta: Hyper = 0.95,
+    eps: Hyper = 1e-8,
+    weight_decay: Hyper = 0.0,
+    *,
+    nesterov: bool = True,
+    consistent_rms: Hyper | None = None,
+) -> Rule:
+    """``optax.contrib.muon`` of matrices; all other leaves have ``adamw(learning_rate, weight_decay=0)`` there, here by a glob.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.Muon(lr=0.01, eps=1e-8, bias_correction=True, inputs_first=True)
+    >>> gpuopt.like.optax.muon(learning_rate=0.01) == own
+    True
+
+    """
+    a, b, c = ns_coeffs
+    iteration: dict[str, Any] = {"iterations": ns_steps, "a": a, "b": b, "c": c, "bias_correction": True}
+    rms = consistent_rms or 0.0
+    return Muon(learning_rate, beta, weight_decay, eps, nesterov=nesterov, rms=rms, inputs_first=True, **iteration)

@@ -23,10 +23,12 @@ __all__ = [
     "ASGD",
     "SGD",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
@@ -283,6 +285,64 @@ def ASGD(
 
     """
     return _around(rules.ASGD(lr, lambd, alpha, t0), weight_decay, maximize)
+
+
+def Adafactor(
+    lr: Hyper = 0.01,
+    beta2_decay: float = -0.8,
+    eps: tuple[float | None, float] = (None, 1e-3),
+    d: Hyper = 1.0,
+    weight_decay: Hyper = 0.0,
+    *,
+    maximize: bool = False,
+) -> Rule:
+    """``torch.optim.Adafactor``; the first ``eps`` is that of the dtype in which is computed, unless it is given.
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> gpuopt.like.torch.Adafactor() == gpuopt.Adafactor(eps=0.0, machine_eps=True)
+    True
+
+    """
+    first, smallest = eps
+    rule = rules.Adafactor(
+        *(lr, -beta2_decay, 0.0, smallest, d, weight_decay), floor=first or 0.0, machine_eps=first is None
+    )
+    return _around(rule, 0, maximize)
+
+
+def Muon(
+    lr: Hyper = 0.001,
+    weight_decay: Hyper = 0.1,
+    momentum: Hyper = 0.95,
+    nesterov: bool = True,
+    ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    eps: Hyper = 1e-7,
+    ns_steps: int = 5,
+    adjust_lr_fn: str | None = None,
+) -> Rule:
+    """``torch.optim.Muon``, which iterates in bfloat16; here so where the leaf's library has it, as JAX.
+
+    Raises
+    ------
+    ValueError
+        If ``adjust_lr_fn`` is none of "original" and "match_rms_adamw".
+
+    Examples
+    --------
+    >>> import gpuopt
+    >>> own = gpuopt.Muon(lr=0.001, weight_decay=0.1, eps=0.0, floor=1e-7, bfloat16=True)
+    >>> gpuopt.like.torch.Muon() == own
+    True
+
+    """
+    if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
+        raise ValueError(f"adjust_lr_fn: {adjust_lr_fn!r}, expected 'original' or 'match_rms_adamw'")
+    a, b, c = ns_coefficients
+    rms = 0.2 if adjust_lr_fn == "match_rms_adamw" else 0.0
+    iteration: dict[str, Any] = {"iterations": ns_steps, "a": a, "b": b, "c": c, "floor": eps, "bfloat16": True}
+    return rules.Muon(lr, momentum, weight_decay, 0.0, nesterov=nesterov, rms=rms, **iteration)
 
 
 def load_state_dict(

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from gpuopt.rules.hyper import LONGEST, Hyperparameter, is_traced, kind_of, unknown, untraceable
-from gpuopt.rules.slots import Given, Part, Real, Slot, Slots, starts
+from gpuopt.rules.slots import Part, Slot, Slots, is_real, starts
 
 GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
 """Names that `Rule.update` already has a meaning for."""
@@ -90,7 +90,8 @@ class Formula:
 
         In a mapping, ``{"v": 1.0}`` starts at a number, ``{"z": like("p")}`` as a copy of the parameter,
         ``{"size": like("lr")}`` at a hyperparameter's first value; ``leaf(0.0)`` is one float64 number a leaf,
-        ``shared(0.0)`` one for all leaves of the group (see `gpuopt.rules.slots`).
+        ``shared(0.0)`` one for all leaves of the group, ``rows(0.0)`` and ``columns(0.0)`` one for each row and each
+        column of a leaf that is a matrix (see `gpuopt.rules.slots`).
         """
         return ()
 
@@ -98,7 +99,11 @@ class Formula:
         """What a slot holds of a complex leaf: complex numbers, two real numbers each (`components`), or real ones."""
         if self.components:
             return "both"
-        return "real" if isinstance(starts(self.slots)[slot], Real | Given) else "complex"
+        return "real" if is_real(starts(self.slots)[slot]) else "complex"
+
+    def unfit(self, shape: tuple[int, ...]) -> str:  # noqa: ARG002 - for subclasses
+        """Why a leaf of this shape cannot have this formula, and what to do instead; empty if it can."""
+        return ""
 
     @property
     def carried(self) -> Mapping[str, float]:

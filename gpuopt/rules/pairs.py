@@ -318,13 +318,13 @@ class Lifted:
         slope = short / long
         return self._xp.where((long > 0) & (long < float("inf")), long * self._xp.sqrt(slope * slope + 1), long)
 
-    def _sum(self, name: str, u: Any) -> Any:
-        """The sum of complex numbers is one; of parts that are apart, one number."""
+    def _sum(self, name: str, u: Any, **options: Any) -> Any:
+        """The sum of complex numbers is one; of parts that are apart, one number, or along an axis an array of such parts."""
         function = getattr(self._xp, name)
         if not isinstance(u, Pair):
-            return function(u)
-        first, second = function(u.re), function(u.im)
-        return first + second if u.apart else Pair(first, second)
+            return function(u, **options)
+        first, second = function(u.re, **options), function(u.im, **options)
+        return first + second if u.apart and not options else Pair(first, second, apart=u.apart)
 
     def _dot(self, name: str, u: Any, v: Any) -> Any:
         """``<u,v>``, the real part of the sum of ``conj(u)*v``: the product of both as vectors of real numbers."""
@@ -352,7 +352,7 @@ def _install_reductions() -> None:
     }
 
     def method(kind: Callable[..., Any], name: str) -> Callable[..., Any]:
-        return lambda self, *args: kind(self, name, *args)
+        return lambda self, *args, **options: kind(self, name, *args, **options)
 
     for names, kind in kinds.items():
         for name in names:

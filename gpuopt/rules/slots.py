@@ -7,19 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeGuard
 
 __all__ = [
+    "Columns",
     "Filled",
     "Given",
     "Leaf",
     "Like",
+    "Matrix",
     "Part",
     "Real",
+    "Rows",
     "Shared",
     "Slot",
     "Slots",
+    "columns",
     "given",
     "leaf",
     "like",
     "real",
+    "rows",
     "shared",
 ]
 
@@ -72,14 +77,80 @@ class Given:
         return id(self.value)
 
 
-Slot: TypeAlias = Filled | Like | Leaf | Shared | Real | Given
+@dataclass(frozen=True)
+class Matrix:
+    """Which two axes of a leaf number the rows and the columns of a matrix; all others number matrices.
+
+    Attributes
+    ----------
+    least
+        Elements that each of the two axes must have; a leaf that has fewer, or no two axes, is no matrix.
+    longest
+        Whether they are the two longest axes, the longest one that of the columns; otherwise the last two.
+
+    Examples
+    --------
+    >>> Matrix().axes((4, 2, 3)), Matrix(longest=True).axes((4, 2, 3)), Matrix(least=3).axes((4, 2)), Matrix().axes((4,))
+    ((1, 2), (2, 0), None, None)
+
+    """
+
+    least: int = 1
+    longest: bool = False
+
+    def axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """Return the axes of the rows and of the columns; None of a leaf that is no matrix."""
+        if len(shape) < 2:
+            return None
+        axes = range(len(shape))
+        first, second = (sorted(axes, key=lambda axis: shape[axis]) if self.longest else axes)[-2:]
+        return (first, second) if min(shape[first], shape[second]) >= self.least else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A real number for each row of a matrix: an array like the leaf, with length 1 along the columns' axis.
+
+    Of a leaf that is no matrix, one number.
+    """
+
+    start: float = 0.0
+    matrix: Matrix = Matrix()
+
+    def shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the slot of a leaf."""
+        axes = self.matrix.axes(leaf)
+        return _with_one(leaf, axes[1]) if axes else (1,) * len(leaf)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A real number for each column of a matrix: an array like the leaf, with length 1 along the rows' axis.
+
+    Of a leaf that is no matrix, one for each element.
+    """
+
+    start: float = 0.0
+    matrix: Matrix = Matrix()
+
+    def shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the slot of a leaf."""
+        axes = self.matrix.axes(leaf)
+        return _with_one(leaf, axes[0]) if axes else leaf
+
+
+def _with_one(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], 1, *shape[axis + 1 :])
+
+
+Slot: TypeAlias = Filled | Like | Leaf | Shared | Real | Given | Rows | Columns
 Slots: TypeAlias = tuple[str, ...] | Mapping[str, float | Slot]
 """What a rule may say: names of arrays that start at 0, or for each name where it starts."""
 
 Part: TypeAlias = Literal["real", "complex", "both"]
 """What a slot holds of a complex leaf: a real number for each element, a complex one, or one for each component."""
 
-like, leaf, shared, real, given = Like, Leaf, Shared, Real, Given
+like, leaf, shared, real, given, rows, columns = Like, Leaf, Shared, Real, Given, Rows, Columns
 
 
 def starts(slots: Slots) -> dict[str, Slot]:
@@ -99,3 +170,13 @@ def starts(slots: Slots) -> dict[str, Slot]:
 def is_number(slot: Slot) -> TypeGuard[Leaf | Shared]:
     """Whether a slot is one number and not an array."""
     return isinstance(slot, Leaf | Shared)
+
+
+def is_real(slot: Slot) -> bool:
+    """Whether a slot holds real numbers, also of a complex leaf."""
+    return isinstance(slot, Real | Given | Rows | Columns)
+
+
+def shape_of(slot: Slot, leaf: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a slot that is an array, of a leaf of this shape."""
+    return slot.shape(leaf) if isinstance(slot, Rows | Columns) else leaf

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.optimizer import OWN
 from gpuopt.runs.loop import Loop
 from gpuopt.runs.processes import wishing
 from gpuopt.runs.run import Run
@@ -61,7 +62,7 @@ class Follower(Run):
             self._is_inside = False
         self.finished, self.stopped = heard[1]
 
-    def step(self, grads: Any = None, *, loss: Any = None, **metrics: Any) -> None:  # noqa: ARG002
+    def step(self, grads: Any = OWN, *, loss: Any = None, **metrics: Any) -> None:  # noqa: ARG002
         """See `Run.step`; rank 0 takes the metrics."""
         self._expect_inside()
         self._step(grads)

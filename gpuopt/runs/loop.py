@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.backends import gpu_failure
+from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
     import signal
@@ -152,7 +153,7 @@ class Loop:
     def put_back(self, arrays: Arrays) -> None:
         """Write saved `arrays` into those of its own; ValueError, before anything is changed, if they do not fit."""
         if arrays:
-            raise ValueError(f"arrays of somebody's own: {', '.join(arrays)}, expected none")
+            raise ValueError(f"arrays of somebody's own: {listed(arrays, shown=printable)}, expected none")
 
     def probe(self) -> Callable[[], float]:
         """Measure the loss with the parameters as they are; what is returned waits for it."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 
-from gpuopt.arrays import describe, dtype_of, fetch, is_cupy, is_numpy
+from gpuopt.arrays import describe, detached, dtype_of, fetch, is_cupy, is_numpy
 from gpuopt.errors import UsageError
-from gpuopt.optimizer import Optimizer
+from gpuopt.optimizer import OWN, Optimizer
 from gpuopt.runs.control.signals import stopping
 from gpuopt.runs.loop import Callback, Loop
 from gpuopt.runs.processes import as_leader, heed, is_shared, leading, say
@@ -22,8 +22,9 @@ from gpuopt.runs.recording import begin, conclude
 from gpuopt.runs.report.process import is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
 from gpuopt.runs.saving.explosions import OnExplosion
-from gpuopt.runs.saving.own import Own
+from gpuopt.runs.saving.own import Own, is_count
 from gpuopt.schedules import Schedule
+from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
+TAKEN = frozenset({"event", "lr", "seconds", "step"})
 ROWS, LOOKS = 1000, 100
 """Rows of metrics in a run, and how often is looked whether it goes well, at most and about."""
 GO_ON = "To go on, run the same program again"
@@ -131,10 +133,14 @@ class Run(Loop):
             raise TypeError(f"optimizer: {describe(optimizer)}, expected a gpuopt.Optimizer")
         expect_interval(checkpoint_every, "checkpoint_every: ")
         for name, count in (("keep", keep), ("patience", patience)):
-            if not (type(count) is int and count > 0) and not (name == "patience" and count is None):
+            if not is_count(count) and not (name == "patience" and count is None):
                 raise UsageError(f"{name}: {count!r}, expected a positive integer")
         if on_explosion not in get_args(OnExplosion):
             raise UsageError(f"on_explosion: {on_explosion!r}, expected {', '.join(get_args(OnExplosion))}")
+        if on_explosion == "skip" and optimizer._nonfinite != "skip":
+            raise UsageError(
+                "on_explosion: 'skip', expected an Optimizer with nonfinite='skip', which leaves steps out"
+            )
         super().__init__(optimizer)
         self.is_asynchronous = any(map(is_cupy, optimizer.state_dict()["params"].values()))
         self.finished = False
@@ -222,11 +228,11 @@ class Run(Loop):
         SavingError
             If a checkpoint or the metrics cannot be written, on a full disk for instance; the checkpoint before is whole.
         """
-        if not _is_count(n):
+        if not is_count(n):
             raise UsageError(f"run.steps({n!r}): expected how many steps in all, a positive integer")
         if self._is_inside:
             raise RuntimeError("run.steps: the loop before still goes on, expected it to have ended")
-        loop = self._steps(n)
+        loop = self._steps(int(n))
         self._loop = weakref.ref(loop)
         if self._entered:
             self._held = loop
@@ -278,13 +284,13 @@ class Run(Loop):
         ended = {"seconds": round(self.seconds, 3), "stopped": self.stopped}
         return {"folder": str(self.folder), "steps": self.optimizer.steps, **measured, **ended}
 
-    def step(self, grads: Any = None, *, loss: Any = None, **metrics: Any) -> None:
+    def step(self, grads: Any = OWN, *, loss: Any = None, **metrics: Any) -> None:
         """Step the optimizer, and take metrics of this step.
 
         Parameters
         ----------
         grads
-            See `Optimizer.step`. None: those that an optimizer of several processes was given by `add`, or tensors' own.
+            See `Optimizer.step`; without them tensors' own are taken, or those that an optimizer of several processes got by `add`.
         loss, **metrics
             Numbers, or arrays of one number, on a device, too, which is not waited for. The loss is what tells whether the run goes
             well. About a thousand rows of a run are written.
@@ -294,24 +300,29 @@ class Run(Loop):
         RuntimeError
             Outside of a loop over `steps`, or twice in one of its steps.
         TypeError
-            If a metric is no number.
+            If a metric is no number, or has a name that rows have: event, lr, seconds, step.
         """
         self._expect_inside()
+        if not TAKEN.isdisjoint(metrics):
+            names = ", ".join(sorted(TAKEN.intersection(metrics)))
+            raise TypeError(f"run.step: {names}: rows of metrics have it already, expected another name")
         if loss is not None:
             metrics = {"loss": loss, **metrics}
+        for name, value in metrics.items():
+            if type(value) is not float:
+                metrics[name] = _scalar(name, value)
         optimizer = self.optimizer
         step = optimizer.steps + 1
         due = step % self._every == 0 or step in (1, self._n)
         if due:
-            values = {name: _scalar(name, value) for name, value in metrics.items()}
             lr = self.hyperparameters().get("lr")
         self._step(grads)
         self._metrics = metrics
-        if due:
-            self._record(self._row(step, values, lr), judged=step % self._look_every == 0 or step in (1, self._n))
+        if due and optimizer.steps == step:  # no gradient that only waits for others
+            self._record(self._row(step, metrics, lr), judged=step % self._look_every == 0 or step in (1, self._n))
 
     def _step(self, grads: Any) -> None:
-        self.optimizer.step(*([] if grads is None else [grads]))
+        self.optimizer.step(grads)
         self._is_stepped = True
         heed(self)
 
@@ -320,7 +331,7 @@ class Run(Loop):
         if missing:
             self._lock.close()
             raise UsageError(
-                f"{self.folder}: remembers {', '.join(missing)}, expected run.remember for each before run.steps"
+                f"{self.folder}: remembers {listed(missing, shown=printable)}, expected run.remember for each before run.steps"
             )
 
     def _expect_inside(self) -> None:
@@ -483,10 +494,6 @@ def _described(optimizer: Optimizer) -> dict[str, str]:
     return {**rules, **leaves}
 
 
-def _is_count(n: object) -> bool:
-    return type(n) is int and n > 0
-
-
 def _hyper(rule: Any, name: str) -> str:
     value = getattr(rule, name)
     shown = (
@@ -499,11 +506,11 @@ def _hyper(rule: Any, name: str) -> str:
 
 def _scalar(name: str, value: Any) -> Any:
     """A metric as a float, or as an array of one number that is on its way."""
-    if type(value) is float or isinstance(value, int | float | np.number | np.bool_):
+    if isinstance(value, int | float | np.floating | np.integer | np.bool_):
         return float(value)
-    shape = getattr(value, "shape", None)
-    if shape == () and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):
-        return value
+    shape, kind = getattr(value, "shape", None), getattr(getattr(value, "dtype", None), "kind", "f")
+    if shape == () and kind in "biuf" and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):
+        return detached(value)
     what = describe(value) if shape is None else f"an array of shape {tuple(shape)}"
     raise TypeError(f"run.step: {name}: {what}, expected a number or an array without axes, as its mean is")
 

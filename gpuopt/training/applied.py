@@ -155,7 +155,7 @@ class Model:
         UsageError
             As `predict`, and if targets do not fit: another number of them, a label that was not there.
         """
-        part = as_part(x, y)
+        part = as_part(x, y)  # of what was read, with its targets
         found, name = values(part), part.y_name
         if found.ndim < 1 or len(found) != len(part.x):
             raise UsageError(
@@ -164,30 +164,31 @@ class Model:
         if self.target.classes is None:
             if found.dtype.kind not in "biuf":
                 raise UsageError(f"{name}: dtype {found.dtype}, expected the numbers that are to be predicted")
-            return scores(found, self.predict(part.x))
+            return scores(found, self.predict(part))
         found = found.reshape(-1)
         if found.dtype.kind == "f" and self.target.labels.dtype.kind == "i" and (found == np.trunc(found)).all():
             found = found.astype(np.int64)
         index = class_indices(name, found, self.target.labels, "the training set")
-        likely = self.predict_proba(part.x)
+        likely = self.predict_proba(part)
         with np.errstate(divide="ignore"):
             loss = float(-np.log(likely[np.arange(len(index)), index]).mean())
         return {"loss": loss, "accuracy": float((likely.argmax(axis=1) == index).mean())}
 
     def outputs(self, x: Raw) -> NDArray[np.float32]:
         """What the network itself gives, float32 of shape (samples, outputs)."""
-        raw = as_part(x, np.zeros(0)).x
+        part = as_part(x, np.zeros(0))
+        raw, name = part.x, part.x_name
         if raw.ndim < 2:
-            raise UsageError(f"x: shape {raw.shape}, expected (samples, features)")
+            raise UsageError(f"{name}: shape {raw.shape}, expected (samples, features)")
         network = Perceptron(
             np, self.target.classes is not None, np.float64 if self.matmul == "float64" else None, self.activation
         )
         out = np.empty((len(raw), self.target.outputs), np.float32)
         for first in range(0, len(raw), BLOCK):
             chosen = slice(first, first + BLOCK)
-            matrix = self.prepared.matrix(raw[chosen], "x")
+            matrix = self.prepared.matrix(raw[chosen], name)
             with np.errstate(all="ignore"):
-                out[chosen] = network.outputs(self.params, self.prepared(matrix, "x", first))
+                out[chosen] = network.outputs(self.params, self.prepared(matrix, name, first))
         return out
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import pictures
-from gpuopt.training.data.preparation import printable
+from gpuopt.suggest import printable
 from gpuopt.training.model import Perceptron
 
 if TYPE_CHECKING:

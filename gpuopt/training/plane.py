@@ -10,9 +10,9 @@ import numpy as np
 
 from gpuopt import pictures
 from gpuopt.errors import UsageError
+from gpuopt.suggest import printable
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, load, spiral
-from gpuopt.training.data.preparation import printable
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file, expect_memory
-from gpuopt.training.data.preparation import listed, printable
-from gpuopt.training.data.sources import labelled, reading, unlabelled
+from gpuopt.suggest import printable
+from gpuopt.training.data.preparation import listed
+from gpuopt.training.data.sources import as_part, labelled, reading, unlabelled
 from gpuopt.training.data.tables import TABLES
 
 if TYPE_CHECKING:
@@ -67,10 +69,10 @@ def predict_file(
     with reading(path):
         expect_file(path)
         texts = [column.name for column in model.prepared.columns or () if column.categories is not None]
-        x, _, notes = unlabelled(path, encoding=encoding, text=texts)
-        said = [*notes, *_unused(model, x)]
-        expect_memory("the predictions", 12 * len(x) * model.target.outputs)
-        columns = _columns(model, x, proba=proba)
+        part = unlabelled(path, encoding=encoding, text=texts)
+        said = [*part.notes, *_unused(model, part.x)]
+        expect_memory("the predictions", 12 * len(part.x) * model.target.outputs)
+        columns = _columns(model, part, proba=proba)
     _write(columns, target)
     return said
 
@@ -90,18 +92,19 @@ def evaluate_file(
         expect_file(path)
         if path.suffix.lower() not in TABLES:
             part = labelled(path, labels=labels)
-            return model.evaluate(part.x, part.y) | {"samples": len(part.x)}, list(part.notes)
+            return model.evaluate(part, part.y) | {"samples": len(part.x)}, list(part.notes)
         texts = [column.name for column in model.prepared.columns or () if column.categories is not None]
         if model.target.classes is not None and model.target.labels.dtype.kind == "U":
             texts += model.target.names
-        raw, _, notes = unlabelled(path, encoding=encoding, text=texts)
-        table: Any = raw
+        part = unlabelled(path, encoding=encoding, text=texts)
+        table: Any = part.x
         names = list(model.target.names)
         if missing := [name for name in names if name not in table.columns]:
             raise UsageError(f"has no column {listed(missing)} to compare with; it has {listed(list(table.columns))}")
         y = table[names[0]] if len(names) == 1 else table[names]
-        rest = table.drop(columns=names)
-        return model.evaluate(rest, y) | {"samples": len(rest)}, [*notes, *_unused(model, rest)]
+        known = as_part(table.drop(columns=names), y)
+        found = model.evaluate(dataclasses.replace(known, x_name=part.x_name), y)
+        return found | {"samples": len(known.x)}, [*part.notes, *_unused(model, known.x)]
 
 
 def _unused(model: Model, x: Any) -> list[str]:

@@ -139,6 +139,10 @@ class Chain(Rule):
         found: Part = self._named[name].part(own)
         return found
 
+    def unfit(self, shape: tuple[int, ...]) -> str:
+        """What the first member says that has something against it."""
+        return next((why for member in self.members if (why := member.unfit(shape))), "")
+
     @property
     def carried(self) -> Mapping[str, float]:
         """Those of all members."""

@@ -232,6 +232,8 @@ def _say(file: BufferedRWPair, message: Message) -> None:
 def _nobody(folder: RunFolder) -> UsageError:
     if not folder.config.exists():
         return UsageError(f"{folder.path}: is no run folder: it has no config.json")
-    return UsageError(
-        f"{folder.path}: no training is running in this folder; gpuopt train --resume {shlex.quote(str(folder.path))}"
-    )
+    with contextlib.suppress(UsageError):
+        if "config" not in folder.read_config():
+            return UsageError(f"{folder.path}: no run goes on in this folder; its program, run again, goes on with it")
+    cure = f"gpuopt train --resume {shlex.quote(str(folder.path))}"
+    return UsageError(f"{folder.path}: no training is running in this folder; {cure}")

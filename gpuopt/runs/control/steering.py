@@ -31,6 +31,7 @@ from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.metrics import finite
 from gpuopt.runs.saving.checkpoints import HAND
 from gpuopt.runs.saving.snapshots import Snapshot
+from gpuopt.suggest import listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -220,7 +221,7 @@ class Steering(Callback):
 
         states, step = self._states(), run.optimizer.steps
         if to not in states:
-            raise UsageError(f"rollback {to}: no such state, expected one of {', '.join(states)}")
+            raise UsageError(f"rollback {to}: no such state, expected one of {listed(states)}")
         kept = {"last": self._checkpoints.explosions.good, "change": self._before}.get(to)
         if kept is not None:
             kept.restore(run)

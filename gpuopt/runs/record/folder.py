@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.metrics import finite
+from gpuopt.suggest import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -134,7 +135,8 @@ class RunFolder:
             raise UsageError(f"{self.metrics}: cannot be written: {error.strerror}") from None
         with file, _alone(self.path, file.fileno()) as is_ours:
             if not is_ours:
-                raise UsageError(f"{self.path}: another process is training in this folder")
+                cure = f"gpuopt tune {shlex.quote(str(self.path))} --stop ends it"
+                raise UsageError(f"{self.path}: another process is training in this folder; {cure}")
             for temporary in self.path.glob("*.tmp"):
                 try:
                     temporary.unlink(missing_ok=True)
@@ -216,7 +218,7 @@ class RunFolder:
         """
         from gpuopt import checkpoint
 
-        others = ", ".join(file.name for file in reversed(self.kept().values()))
+        others = listed(file.name for file in reversed(self.kept().values()))
         hint = f"; there are earlier ones, to be renamed to {self.checkpoint.name}: {others}" if others else ""
         try:
             return checkpoint.load_state(self.checkpoint, optimizer)
@@ -281,21 +283,18 @@ def _alone(folder: Path, descriptor: int) -> Iterator[bool]:
         from filelock import FileLock, Timeout
 
         lock = FileLock(folder / LOCK)
-        try:
+        with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
         try:
-            yield True
+            yield lock.is_locked
         finally:
             lock.release()
         return
+    is_free = True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        yield False
-        return
+        is_free = False
     except OSError:  # a file system without locks
         pass
-    yield True
+    yield is_free

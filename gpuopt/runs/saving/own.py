@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Own"]
+__all__ = ["Own", "is_count"]
 
 RANDOM = "run.random"
 
@@ -86,11 +86,11 @@ class Own:
     def batches(self, samples: Any, size: Any) -> Iterator[NDArray[np.intp]]:
         """See `gpuopt.Run.batches`."""
         for name, count in (("samples", samples), ("size", size)):
-            if not isinstance(count, int) or count < 1:
+            if not is_count(count):
                 raise UsageError(f"run.batches: {name}: {count!r}, expected a positive integer")
         number = len(self._drawn)
         self._drawn.append(self._saved_drawn[number] if number < len(self._saved_drawn) else 0)
-        return self._indices(number, samples, size)
+        return self._indices(number, int(samples), int(size))
 
     def _indices(self, number: int, samples: int, size: int) -> Iterator[NDArray[np.intp]]:
         each = -(-samples // size)
@@ -167,6 +167,11 @@ class Own:
         return {"drawn": self._drawn[:], "generators": {name: _state(value) for name, value in self._moved_by}}
 
 
+def is_count(n: object) -> bool:
+    """Whether it is a positive integer, of Python or NumPy."""
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n > 0)
+
+
 def _is_array(x: object) -> bool:
     return is_numpy(x) or is_cupy(x)
 
@@ -190,11 +195,21 @@ def _expect_savable(name: str, value: Any) -> None:
         return
     try:
         json.dumps(value)
+        if any(not isinstance(key, str) for key in _keys(value)):
+            raise TypeError("keys of a dict must be text: JSON has no others")  # noqa: TRY301
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(
             f"run.remember: {name}: {describe(value)}: expected an array, a generator of numpy.random, or numbers, text, "
             f"lists and dicts ({error})"
         ) from None
+
+
+def _keys(value: Any) -> Iterator[Any]:
+    """Of every dict in a value."""
+    if isinstance(value, dict):
+        yield from value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        yield from _keys(one)
 
 
 def _real_dtype(dtype: Any) -> Any:

@@ -12,8 +12,9 @@ import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import available, expect_file, expect_memory
+from gpuopt.suggest import printable
 from gpuopt.training.data.dataset import Dataset, Samples, Task
-from gpuopt.training.data.preparation import Column, Features, Missing, Rows, Target, listed, printable
+from gpuopt.training.data.preparation import Column, Features, Missing, Rows, Target, listed
 from gpuopt.training.data.sources import Part, as_part, reading, training_parts
 from gpuopt.training.data.targets import decided, learned_target, targets
 

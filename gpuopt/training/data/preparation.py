@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from gpuopt import suggest
 from gpuopt.errors import UsageError
+from gpuopt.suggest import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     Raw: TypeAlias = "NDArray[Any] | pd.DataFrame"
 
-__all__ = ["BYTE", "Column", "Features", "Missing", "Rows", "Target", "listed", "printable"]
+__all__ = ["BYTE", "Column", "Features", "Missing", "Rows", "Target", "listed"]
 
 Missing: TypeAlias = Literal["mean", "drop"]
 BLOCK = 1 << 22
@@ -401,18 +403,7 @@ def listed(names: Sequence[Any], most: int = 12) -> str:
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
     """
-    shown = ", ".join(printable(name) for name in list(names)[:most])
-    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def printable(value: Any, longest: int = 60) -> str:
-    r"""A name or text from a file, for a terminal: without control characters, and not endlessly long.
-
-    >>> printable("a\x1b[31mb")
-    'a\\x1b[31mb'
-    """
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)[: longest + 1])
-    return text if len(text) <= longest else f"{text[:longest]}..."
+    return suggest.listed(names, most, printable)
 
 
 def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
@@ -420,11 +411,13 @@ def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
 
     if not pd.api.types.is_numeric_dtype(values.dtype):
         texts = values.dropna()
-        such = f" such as {printable(repr(texts.iloc[0]))}" if len(texts) else ""
-        cure = "--one-hot makes categories of text, --ignore leaves a column out"
-        raise UsageError(
-            f"column {printable(repr(name))}: holds {_kind(values)}{such}, a feature must be numbers; {cure}"
-        )
+        odd = texts[pd.to_numeric(texts.astype(str), errors="coerce").isna()]
+        shown = odd if len(odd) else texts
+        such = f" such as {printable(repr(shown.iloc[0]))}" if len(shown) else ""
+        where = f" (row {odd.index[0]})" if len(odd) else ""
+        cure = "trained with --one-hot it may hold categories, --ignore leaves a column out"
+        what = f"column {printable(repr(name))}: holds {_kind(values)}{such}, a feature must be numbers{where}"
+        raise UsageError(f"{what}; {cure}")
     return values.to_numpy(np.float64, na_value=np.nan)  # type: ignore[no-any-return]
 
 

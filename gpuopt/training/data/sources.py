@@ -11,9 +11,9 @@ import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
-from gpuopt.suggest import did_you_mean
+from gpuopt.suggest import did_you_mean, printable
 from gpuopt.training.data.archive import Archive
-from gpuopt.training.data.preparation import listed, printable
+from gpuopt.training.data.preparation import listed
 from gpuopt.training.data.tables import TABLES, Table, read_table
 
 if TYPE_CHECKING:
@@ -92,14 +92,14 @@ def training_parts(path: Path, *, target: str | None, labels: str | None, encodi
         return [Part(path.name, mapped(path), y.name, np.asarray(mapped(y)))]
 
 
-def unlabelled(path: Path, *, encoding: str | None, text: Collection[str]) -> tuple[Raw, str, tuple[str, ...]]:
-    """Raw features to predict for, what to call them, and what was taken for what; the table as a whole."""
+def unlabelled(path: Path, *, encoding: str | None, text: Collection[str]) -> Part:
+    """Raw features to predict for, without targets; the table as a whole."""
     suffix = path.suffix.lower()
     if suffix in TABLES:
         table = read_table(path, encoding=encoding, text=text)
-        return table.frame, "the table", table.notes
+        return Part("the table", table.frame, "", None, table.notes)
     if suffix == ".npy":
-        return mapped(path), path.name, ()
+        return Part(path.name, mapped(path), "", None)
     if suffix != ".npz":
         raise UsageError(f"{path}: expected a file .npz, .csv, .parquet or .npy")
     with path.open("rb") as file:
@@ -108,7 +108,7 @@ def unlabelled(path: Path, *, encoding: str | None, text: Collection[str]) -> tu
         if name is None:
             raise UsageError(f"has no array x, x_test or x_train; it has {listed(arrays.names) or 'nothing'}")
         notes = () if name == "x" else (f"The features are the array {name}",)
-        return arrays[name], name, notes
+        return Part(name, arrays[name], "", None, notes)
 
 
 def labelled(path: Path, *, labels: str | None) -> Part:
@@ -159,8 +159,12 @@ def table_part(table: Table, target: str | None) -> Part:
 
 
 def as_part(x: Any, y: Any, ends: str = "") -> Part:
-    """What was given from Python: arrays, data frames, anything that NumPy makes an array of."""
-    return Part(f"x{ends}", _given(x, f"x{ends}"), _called(y, f"y{ends}"), _given(y, f"y{ends}"))
+    """What was given from Python: arrays, data frames, anything that NumPy makes an array of; what was read is one already."""
+    return (
+        x
+        if isinstance(x, Part)
+        else Part(f"x{ends}", _given(x, f"x{ends}"), _called(y, f"y{ends}"), _given(y, f"y{ends}"))
+    )
 
 
 def _given(value: Any, name: str) -> Any:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_memory, expect_room
-from gpuopt.training.data.preparation import listed, printable
+from gpuopt.suggest import printable
+from gpuopt.training.data.preparation import listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection

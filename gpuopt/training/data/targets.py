@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.errors import UsageError
-from gpuopt.training.data.preparation import Target, printable
+from gpuopt.suggest import printable
+from gpuopt.training.data.preparation import Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

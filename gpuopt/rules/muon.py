@@ -1,0 +1,137 @@
+"""Muon: momentum whose matrices are made orthogonal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from typing import Any
+
+from gpuopt.rules.base import Array, Hyper, Rule, bounded
+from gpuopt.rules.hyper import Count
+
+
+@dataclass(frozen=True)
+class Muon(Rule):
+    r"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), for matrices.
+
+    ::
+
+        m = momentum*m + (1-momentum)*g
+        u = momentum*m + (1-momentum)*g                          with nesterov, else m
+        p = (1 - lr*weight_decay)*p - lr * scale * orthogonal(u)
+
+    ``orthogonal(u)`` has the singular vectors of ``u`` and singular values near 1: of ``x = u / (norm(u) + eps)``, ``iterations``
+    times ``x = a*x + (b*A + c*A@A) @ x`` with ``A = x@x.T`` (Newton-Schulz), in the dtype in which is computed with the leaf. The
+    matrix has a row for each index of the leaf's first axis, as the authors do with convolution kernels.
+    ``scale`` is ``sqrt(max(1, rows/columns))``.
+
+    Parameters
+    ----------
+    lr
+        Learning rate, at least 0.
+    momentum
+        Fraction of the momentum that is kept, in [0, 1).
+    weight_decay
+        At least 0.
+    eps
+        Added to the norm, at least 0.
+    nesterov
+        Look ahead by one step of the momentum.
+    bias_correction
+        Correct the momentum for its start at zero, as Optax does.
+    iterations
+        Of Newton-Schulz, at least 1.
+    a, b, c
+        Coefficients of the iteration.
+    floor
+        The least norm that is divided by, at least 0; PyTorch has its ``eps`` here.
+    rms
+        If not 0, ``scale`` is ``rms * sqrt(max(rows, columns))`` (Liu et al. 2025, arXiv:2502.16982), which moves each element
+        by about ``rms``: with 0.2, learning rates of `AdamW` will do.
+    inputs_first
+        Whether the leaf's first axis is that of the inputs, as in ``x @ w``: ``scale`` is ``sqrt(max(1, columns/rows))`` then.
+    bfloat16
+        Iterate in bfloat16, where the library has it.
+
+    Warnings
+    --------
+    Vectors and numbers, such as biases, need a rule of their own: ``{"*.b": Adam(), "*": Muon()}``. Its authors leave
+    embeddings and the last layer to Adam, too.
+
+    Matrix products are those of the leaf's library: the last bits differ from library to library, and from device to device.
+    The rule is not fused.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> params = {"dense": {"w": np.zeros((2, 2)), "b": np.zeros(2)}}
+    >>> opt = gpuopt.Optimizer(params, {"*.b": gpuopt.Adam(lr=0.01), "*": gpuopt.Muon(lr=0.1)})
+    >>> opt.step({"dense": {"w": np.array([[3.0, 0.0], [0.0, 0.001]]), "b": np.ones(2)}})
+    >>> params["dense"]["w"].round(2) + 0.0, params["dense"]["b"].round(4)
+    (array([[-0.07,  0.  ],
+           [ 0.  , -0.02]]), array([-0.01, -0.01]))
+
+    """
+
+    lr: Hyper = bounded(0.02, 0)
+    momentum: Hyper = bounded(0.95, 0, 1)
+    weight_decay: Hyper = bounded(0.0, 0)
+    eps: Hyper = bounded(1e-7, 0)
+    _: KW_ONLY
+    nesterov: bool = True
+    bias_correction: bool = False
+    iterations: int = field(default=5, metadata={"kind": Count()})
+    a: Hyper = bounded(3.4445)
+    b: Hyper = bounded(-4.7750)
+    c: Hyper = bounded(2.0315)
+    floor: Hyper = bounded(0.0, 0)
+    rms: Hyper = bounded(0.0, 0)
+    inputs_first: bool = False
+    bfloat16: bool = False
+
+    slots = ("m",)
+    real_only = "split them in real matrices, or take AdamW"
+
+    def unfit(self, shape: tuple[int, ...]) -> str:
+        """See :meth:`Rule.unfit`."""
+        if len(shape) >= 2:
+            return ""
+        return f"{self.name} is for matrices; give others a rule by their path, such as {{'*.b': Adam(), '*': Muon()}}"
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        """See :meth:`Rule.update`."""
+        m = h.momentum * s.m + (1 - h.momentum) * g
+        now, ahead = 1.0, 1.0
+        if self.bias_correction:
+            now, ahead = 1 / (1 - h.momentum**h.t), 1 / (1 - h.momentum ** (h.t + 1))
+        u = h.momentum * ahead * m + (1 - h.momentum) * now * g if self.nesterov else now * m
+        move = xp.whole(partial(self.move, h=h), u)
+        return p * (1 - h.lr * h.weight_decay) - h.lr * move, {"m": m}
+
+    def move(self, xp: Any, u: Array, h: Any) -> Array:
+        """Return the move of a whole leaf, before its learning rate."""
+        rows, columns = u.shape[0], math.prod(u.shape[1:])
+        if not rows * columns:
+            return u
+        x = xp.reshape(u, (rows, columns))
+        if self.bfloat16 and hasattr(xp, "bfloat16"):
+            x = xp.astype(x, xp.bfloat16)
+        x = self.orthogonal(xp, x.T, h).T if rows > columns else self.orthogonal(xp, x, h)
+        tall = columns / rows if self.inputs_first else rows / columns
+        scale = h.rms * max(rows, columns) ** 0.5 if self.rms else max(1.0, tall) ** 0.5
+        return scale * xp.reshape(xp.astype(x, u.dtype), u.shape)
+
+    def orthogonal(self, xp: Any, x: Array, h: Any) -> Array:
+        """Return a wide matrix with all its singular values near 1."""
+        largest = xp.max(xp.abs(x))  # without it, squares would overflow or vanish
+        x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
+        norm = xp.sqrt(xp.sum(x * x))
+        if self.floor:
+            norm = xp.maximum(norm, h.floor / largest)
+        x = x / (norm + h.eps / largest)
+        for _ in range(self.iterations):
+            gram = x @ x.T
+            x = h.a * x + (h.b * gram + h.c * (gram @ gram)) @ x
+        return x
