@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import schedules
 from gpuopt.backends import Backend, BackendUnavailable, backend
+from gpuopt.engines.norms import DynamicScale
 from gpuopt.engines.storage import Stochastic
 from gpuopt.engines.threads import get_num_threads, set_num_threads
 from gpuopt.functional import State, evaluation, init, update
@@ -28,6 +29,7 @@ __all__ = [
     "BackendUnavailable",
     "CheckpointError",
     "Clip",
+    "DynamicScale",
     "Hyper",
     "Optimizer",
     "Rule",

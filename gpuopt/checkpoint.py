@@ -28,6 +28,7 @@ from gpuopt.arrays import describe, dtype_of, to_numpy
 from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "load", "save", "save_state"]
 
 FORMAT = 1
+NUMBERS = ("accumulated", "seed", "scale")
+"""What some states have beside the steps."""
 DTYPES = {
     **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
     **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
@@ -121,7 +124,7 @@ def save_state(
     live |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
     tensors = {name: to_numpy(x) for name, x in live.items()}
     pairs = [name for name, x in tensors.items() if x.dtype.kind == "c"]
-    waiting = "".join(f'"{name}": {content[name]}, ' for name in ("accumulated", "seed") if name in content)
+    waiting = "".join(f'"{name}": {json.dumps(content[name])}, ' for name in NUMBERS if name in content)
     named = f', "complex": {json.dumps(pairs)}' if pairs else ""
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}{named}}}'
     write(path, tensors | {name: _as_pairs(tensors[name]) for name in pairs}, {"gpuopt": about})
@@ -168,10 +171,10 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
     _expect_optimizer(opt)
     # Not of `state_dict`, which raises the error of a step that was left out.
     own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
-    place_of = functools.cache(_place)
+    places: dict[str, tuple[str, str] | None] = {}
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
-        place = place_of(name)
+        place = places[name] = _place(name)
         x = own.get(place[0]) if place else None
         if name.startswith(ARRAYS):
             return True
@@ -194,14 +197,14 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         state: dict[str, dict[str, Any]] = {}
         arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
         for name, x in tensors.items():
-            match place_of(name):
+            match places.get(name):
                 case leaf, "":
                     params[leaf] = x
                 case leaf, slot:
                     state.setdefault(leaf, {})[slot] = x
                 case None:
                     raise CheckpointError(f"{path}: unexpected array {_named(name)}")
-        numbers = {name: about[name] for name in ("steps", "accumulated", "seed", "rules") if name in about}
+        numbers = {name: about[name] for name in ("steps", "rules", *NUMBERS) if name in about}
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:
@@ -220,17 +223,23 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     """
     target = Path(os.path.realpath(path))  # a link is followed, not replaced
     arrays = {  # the largest items first: so each one is aligned
-        name: np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C")
+        name: x
+        if x.dtype.isnative and x.flags.c_contiguous
+        else np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C")
         for name, x in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     }
-    header: dict[str, Any] = {"__metadata__": {**metadata, "crc32": json.dumps(_checksums(arrays, metadata))}}
+    about = {**metadata, "crc32": json.dumps(_checksums(arrays, metadata))}
+    parts = [f'"__metadata__": {json.dumps(about, ensure_ascii=False)}']
+    quoted = json.JSONEncoder(ensure_ascii=False).encode
     end = 0
     for name, x in arrays.items():
         if (dtype := dtype_of(x)) not in DTYPES:
             raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
         begin, end = end, end + x.nbytes
-        header[name] = {"dtype": DTYPES[dtype], "shape": x.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, ensure_ascii=False).encode()
+        parts.append(
+            f'{quoted(name)}: {{"dtype": "{DTYPES[dtype]}", "shape": {list(x.shape)}, "data_offsets": [{begin}, {end}]}}'
+        )
+    text = f"{{{', '.join(parts)}}}".encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:
         raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
@@ -268,20 +277,46 @@ def read(
 
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a folder; a pipe would block)
         raise CheckpointError(f"{path}: not a file")
-    with open(path, "rb"):  # noqa: PTH123  (for Python's own errors)
-        pass
+    with open(path, "rb") as file:  # noqa: PTH123  (Python's own errors)
+        try:
+            with safe_open(path, framework="numpy"):  # it checks the header; a call for each tensor would take too long
+                pass
+            text = file.read(int.from_bytes(file.read(8), "little"))
+            header = json.loads(text)
+            metadata = header.pop("__metadata__", None) or {}
+            return _arrays(file, len(text) + 8, header, wanted), metadata
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # the latter: of another file
+            raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+
+
+def _arrays(
+    file: io.BufferedReader, begin: int, header: Mapping[str, Any], wanted: Callable[[str, tuple[int, ...], str], bool]
+) -> dict[str, Any]:
+    """The arrays of a file whose data begin there; see :func:`read`."""
+    known = DTYPES.keys() if "ml_dtypes" in sys.modules else DTYPES.keys() - {"bfloat16"}
+    stored = {name: np.dtype(name).newbyteorder("<") for name in known}
     tensors: dict[str, Any] = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118
-                about = file.get_slice(name)
-                shape, dtype = tuple(about.get_shape()), NAMES.get(about.get_dtype(), about.get_dtype())
-                known = dtype in DTYPES and (dtype != "bfloat16" or "ml_dtypes" in sys.modules)
-                readable = known and wanted(name, shape, dtype)
-                tensors[name] = file.get_tensor(name) if readable else SimpleNamespace(shape=shape, dtype=dtype)
-            return tensors, file.metadata() or {}
-    except (SafetensorError, ValueError) as error:  # ValueError: 0 times too much
-        raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+    for name, about in header.items():
+        shape, code, (start, stop) = tuple(about["shape"]), about["dtype"], about["data_offsets"]
+        dtype = NAMES.get(code, code)
+        if dtype not in known or not wanted(name, shape, dtype):
+            tensors[name] = SimpleNamespace(shape=shape, dtype=dtype)
+            continue
+        array = np.empty(shape, stored[dtype])
+        if array.nbytes != stop - start:
+            raise ValueError(f"{name!r} takes {array.nbytes} bytes, not {stop - start}")
+        if begin + start != file.tell():
+            file.seek(begin + start)
+        if file.readinto(_bytes(array)) != stop - start:
+            raise ValueError(f"{name!r} is cut off")
+        tensors[name] = array if array.dtype.isnative else array.astype(dtype)
+    return tensors
 
 
 def _is_extent(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -378,13 +413,14 @@ def _parsed(text: str) -> Any:
     return None
 
 
-def _checksums(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, int]:
+def _checksums(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, int]:
     checksums = {key: zlib.crc32(text.encode()) for key, text in metadata.items()}
-    return checksums | {name: zlib.crc32(_bytes(x)) for name, x in tensors.items()}
+    return checksums | {name: zlib.crc32(_bytes(x)) for name, x in arrays.items()}
 
 
 def _bytes(x: NDArray[Any]) -> memoryview:
-    return memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer
+    """The memory of an array without gaps, in C order."""
+    return x.data if x.dtype.isbuiltin == 1 else memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""Clipping: a gradient that is too large is cut or scaled down, as a part of the step."""
+"""What is done to gradients as a part of the step: the scale of the loss is taken out, and what is too large is clipped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from gpuopt.engines.norms import Guard
+from gpuopt.engines.norms import DynamicScale, Guard
 from gpuopt.engines.trace import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
@@ -113,10 +113,11 @@ def clip_by_global_norm(limit: Hyper) -> Clip:
 
 @dataclass(frozen=True)
 class Clipped(Rule):
-    """A rule that sees clipped gradients."""
+    """A rule that sees gradients without the scale of the loss, and clipped."""
 
     rule: Rule
-    clip: Clip
+    clip: Clip | None
+    scale: float | DynamicScale | None = None
 
     def __post_init__(self) -> None:
         """Both have been checked."""
@@ -145,17 +146,25 @@ class Clipped(Rule):
         return self.rule.hyperparameter(name)
 
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Scalars of the wrapped rule; and the limit, or a place for each leaf's scale."""
-        clip = {"_limit": self.clip.limit.at(step)} if self.clip.by == "value" else {SCALE: 1.0}
-        return (self.rule.at(step, given) if given else self.rule.at(step)) | clip
+        """Scalars of the wrapped rule; and the limit, the scale of the loss, a place for each leaf's scale."""
+        h = self.rule.at(step, given) if given else self.rule.at(step)
+        if isinstance(self.scale, float):
+            h["_loss_scale"] = self.scale
+        if isinstance(self.scale, DynamicScale) or (self.clip and self.clip.by != "value"):
+            h[SCALE] = 1.0
+        if self.clip and self.clip.by == "value":
+            h["_limit"] = self.clip.limit.at(step)
+        return h
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        if self.clip.by == "value":
+        if isinstance(self.scale, float):
+            g = g / h._loss_scale
+        if hasattr(h, SCALE):
+            g = g * getattr(h, SCALE)
+        if self.clip and self.clip.by == "value":
             g = apart(g)
             g = together(xp.where(g > h._limit, h._limit, xp.where(g < -h._limit, -h._limit, g)))
-        else:
-            g = g * getattr(h, SCALE)
         return applied(self.rule, self.rule.update, xp, p, g, s, h)  # type: ignore[no-any-return]
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
@@ -163,12 +172,13 @@ class Clipped(Rule):
         return applied(self.rule, self.rule.evaluation, xp, p, s, h)
 
 
-def clipped(rules: list[Rule], clip: Clip | None) -> list[Rule]:
-    """Return the rules as they are with clipped gradients."""
-    return rules if clip is None else [Clipped(rule, clip) for rule in rules]
+def clipped(rules: list[Rule], clip: Clip | None, scale: float | DynamicScale | None = None) -> list[Rule]:
+    """Return the rules as they are with gradients that are divided by ``scale`` and clipped."""
+    return rules if clip is None and scale is None else [Clipped(rule, clip, scale) for rule in rules]
 
 
-def guard_of(clip: Clip | None, *, skip: bool) -> Guard | None:
+def guard_of(clip: Clip | None, scale: float | DynamicScale | None = None, *, skip: bool) -> Guard | None:
     """Return what a step has to look for in the gradients: norms to clip to, and with ``skip`` what is not finite."""
     by = None if clip is None or clip.by == "value" else clip.by
-    return Guard(by, skip) if by or skip else None
+    dynamic = scale if isinstance(scale, DynamicScale) else None
+    return Guard(by, skip or dynamic is not None, dynamic) if by or skip or dynamic else None

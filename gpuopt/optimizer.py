@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpuopt import notebook, tuning
 from gpuopt.arrays import dtype_of, place
 from gpuopt.engines import storage
 from gpuopt.engines.choice import ENGINES, Engine
+from gpuopt.engines.interrupts import in_one_go
+from gpuopt.engines.norms import DynamicScale, checked_scale
 from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
 from gpuopt.lending import views_of
@@ -66,6 +70,10 @@ class Optimizer(Stateful):
         the leaf's own dtype; both round to nearest. "split" keeps the other 16 bits of a bfloat16 leaf beside it, so that it
         follows the float32 trajectory to the bit; "stochastic", or `Stochastic` with a seed, rounds at random. The state is
         float32 in both.
+    scale
+        By what the loss was multiplied, so that small gradients do not vanish in 16 bits: a number, or a `DynamicScale`, that
+        falls when a gradient is not finite, in a step that then changes nothing (as by ``nonfinite="skip"``), and grows after
+        many good ones. Gradients are divided by it before anything else, also before they are clipped.
 
     Raises
     ------
@@ -99,6 +107,7 @@ class Optimizer(Stateful):
         nonfinite: Nonfinite = "ignore",
         every: int = 1,
         precision: Precision | Stochastic = "state32",
+        scale: float | DynamicScale | None = None,
     ) -> None:
         given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
         for name, value, known in given:
@@ -106,6 +115,11 @@ class Optimizer(Stateful):
                 raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: {clip!r}, expected one such as gpuopt.clip_by_global_norm(1.0)")
+        if isinstance(scale, DynamicScale) and nonfinite == "raise":
+            raise ValueError(
+                "nonfinite: 'raise' with a DynamicScale, whose gradients are expected to overflow now and then; expected "
+                "'skip' or 'ignore', which then skips, too"
+            )
         super().__init__(
             list(params) if isinstance(params, Iterator) else params,
             rule,
@@ -114,6 +128,7 @@ class Optimizer(Stateful):
             nonfinite=nonfinite,
             every=Count().checked(every, "every"),
             precision=storage.checked(precision),
+            scale=checked_scale(scale, "scale") if not isinstance(scale, DynamicScale | None) else scale,
         )
 
     @property
@@ -176,7 +191,20 @@ class Optimizer(Stateful):
 
         NaN unless the optimizer clips by a norm or looks for non-finite gradients. A GPU is waited for.
         """
-        return self._step.norm
+        return self._step.norm / (self._scale if isinstance(self._scale, float) else 1.0)
+
+    @property
+    def scale(self) -> float:
+        """What the next loss is to be multiplied by: 1, unless there is an option ``scale``. A GPU is waited for."""
+        return self._step.loss_scale[0] if isinstance(self._scale, DynamicScale) else self._scale or 1.0
+
+    @property
+    def scale_array(self) -> Any:
+        """As `scale`, without waiting: an array of float64 without axes, of a GPU's library if a GPU holds all parameters.
+
+        It is that of the next loss; ask again after each step.
+        """
+        return self._step.scale_array if isinstance(self._scale, DynamicScale) else np.array(self.scale)
 
     @property
     def skipped(self) -> int:
@@ -195,7 +223,7 @@ class Optimizer(Stateful):
         ----------
         grads
             A gradient for each parameter, in the same nesting: an array of the same library, device and shape. Another
-            real dtype is cast to the parameter's. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
+            real dtype is cast to the one that is computed in. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
             loss: what torch returns; of JAX's gradient take the conjugate. None leaves a parameter and its state alone. For
             NumPy and CuPy it may be of any library that shares memory with them through DLPack: nothing is copied from
             device to device. Without it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
@@ -216,6 +244,7 @@ class Optimizer(Stateful):
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
             limit = self._clip.limit.at(self._steps) if self._clip else 0.0
+            limit *= self._scale if isinstance(self._scale, float) else 1.0
             if self._every > 1 and not self._gather(ready):
                 return
             self._step.bind(ready, self._held.now(), self._held.checked)
@@ -345,7 +374,8 @@ class Optimizer(Stateful):
             raise self._held.not_finite(bad, self._steps)
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         if bad:
-            vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
+            count = partial(vars(self).update, _skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
+            in_one_go([*self._step.settling(), count])
         else:
             count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
             if self._nonfinite == "raise" and any(carried):

@@ -17,6 +17,7 @@ from gpuopt.engines import storage
 from gpuopt.engines.choice import Engine, check_engine
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
+from gpuopt.engines.norms import DynamicScale
 from gpuopt.engines.step import Step
 from gpuopt.engines.storage import LOW, Precision, Stochastic
 from gpuopt.gradients import Clip, clipped, guard_of
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+OPTIONS = ("engine", "clip", "nonfinite", "every", "precision", "scale")
+"""Of an optimizer: other leaves get the same."""
 PAST = 4096
 """Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
 
@@ -53,6 +56,7 @@ class Stateful:
         nonfinite: Nonfinite,
         every: int,
         precision: Precision | Stochastic,
+        scale: float | DynamicScale | None,
     ) -> None:
         self._params = params
         self._engine: Engine = engine
@@ -60,6 +64,7 @@ class Stateful:
         self._nonfinite: Nonfinite = nonfinite
         self._precision: Precision | Stochastic = precision
         self._every = every
+        self._scale = scale
         self._read_leaves()
         self._single = isinstance(rule, Rule)
         self._patterns, self._original, self._groups = match(rule, self._tree)
@@ -89,11 +94,12 @@ class Stateful:
 
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         """Make the step for these rules, with the slots of the step that it replaces."""
-        guard = guard_of(self._clip, skip=self._nonfinite != "ignore")
+        guard = guard_of(self._clip, self._scale, skip=self._nonfinite != "ignore")
         slots = before.slots if before else [{} for _ in self._arrays]
         idle = set(range(len(self._arrays))) - self._rows
         kept = slots, self._engine, guard, before, idle, storage.name_of(self._precision)
-        return Step(self._arrays, self._held.originals, self._groups, clipped(rules, self._clip), *kept)
+        seen = clipped(rules, self._clip, self._scale)
+        return Step(self._arrays, self._held.originals, self._groups, seen, *kept)
 
     @property
     def _by_pattern(self) -> dict[str, Rule]:
@@ -110,7 +116,8 @@ class Stateful:
         Returns
         -------
         dict
-            ``steps``; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded at random; ``rules``: by
+            ``steps``; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded at random; ``scale``, if it is
+            dynamic, and its good steps; ``rules``: by
             pattern, the rule's name and what `tune` changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
             ones: copy what must not change with the next step.
 
@@ -122,6 +129,7 @@ class Stateful:
                 "steps": self._steps,
                 **({"accumulated": waiting} if (waiting := self._accumulation.waiting) else {}),
                 **({"seed": self._precision.seed} if isinstance(self._precision, Stochastic) else {}),
+                **({"scale": self._step.loss_scale} if isinstance(self._scale, DynamicScale) else {}),
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {
@@ -157,6 +165,7 @@ class Stateful:
             if LOW in own
         }
         precision = states.precision_of(state, self._precision, problems)
+        scale = states.scale_of(state, problems) if isinstance(self._scale, DynamicScale) else None
         accumulated = states.accumulated_of(state, self._every, problems)
         sums = self._accumulation.sums if accumulated else {}
         waiting = {i: self._tree.paths[i] for i in sums}
@@ -180,6 +189,8 @@ class Stateful:
             changes.append(self._accumulation.setting(accumulated, counts))
             numbers = {"_steps": int(state["steps"]), "_carried": carried, "_precision": precision}
             changes.append(partial(vars(self).update, **numbers))
+            if scale:
+                changes += step.setting_scale(*scale)
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
@@ -241,7 +252,7 @@ class Stateful:
         given: Rules = (
             self._original[0] if self._single else dict(zip(self._patterns, map(shown, self._original), strict=True))
         )
-        options = {name: getattr(self, f"_{name}") for name in ("engine", "clip", "nonfinite", "every", "precision")}
+        options = {name: getattr(self, f"_{name}") for name in OPTIONS}
         new = type(self)(params, given, **options)
         with self._lock:  # not before: a fork waits for it, and making an optimizer waits for a fork
             self._raise_overdue(wait=True)
@@ -274,6 +285,8 @@ class Stateful:
             for name, target in self._step.slots[i].items():
                 assign(target, old._step.slots[k][name])
         self._accumulation.take_over(old._accumulation, pairs)
+        if isinstance(self._scale, DynamicScale):
+            in_one_go(self._step.setting_scale(*old._step.loss_scale), self._step.restoring())
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
@@ -283,11 +296,15 @@ class Stateful:
             self._held.check_all()
             kept = {name: value for name, value in vars(self).items() if name not in own}
             waiting = self._accumulation.sums, self._accumulation.counts, self._accumulation.waiting
-            return kept | {"_skipped": self._skipped_by_now, "slots": self._step.slots, "waiting": waiting}
+            scale = self._step.loss_scale if isinstance(self._scale, DynamicScale) else None
+            found = {"slots": self._step.slots, "waiting": waiting, "loss_scale": scale}
+            return kept | found | {"_skipped": self._skipped_by_now}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make them anew."""
-        vars(self).update({name: value for name, value in state.items() if name not in ("slots", "waiting")})
+        vars(self).update(
+            {name: value for name, value in state.items() if name not in ("slots", "waiting", "loss_scale")}
+        )
         self._read_leaves()
         self._prepare()
         for own, copied in zip(self._step.slots, state["slots"], strict=True):
@@ -297,6 +314,8 @@ class Stateful:
         self._accumulation.setting(taken, counts)()
         for i, copied in sums.items():
             assign(self._accumulation.sums[i], copied)
+        if state["loss_scale"]:
+            in_one_go(self._step.setting_scale(*state["loss_scale"]), self._step.restoring())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy between two steps of other threads."""
@@ -315,11 +334,11 @@ class Stateful:
 
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
         """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
-        seen, step = clipped(rules, self._clip), self._step
+        seen, step = clipped(rules, self._clip, self._scale), self._step
         skipped = self._skipped
         if not step.computes(seen):
             step = self._prepared(rules, step)
-            if self._nonfinite == "skip" and not step.inherits:
+            if self._nonfinite != "raise" and not step.inherits:
                 skipped = self._skipped_by_now
         changes: list[Callable[[], object]] = [
             partial(setattr, step, "rules", seen),

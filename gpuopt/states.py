@@ -82,6 +82,17 @@ def precision_of(state: Mapping[str, Any], own: Precision | Stochastic, problems
         return own
 
 
+def scale_of(state: Mapping[str, Any], problems: list[str]) -> tuple[float, float] | None:
+    """Return the scale of the loss in a state and its good steps, None if there are none; what does not fit is appended."""
+    match state.get("scale"):
+        case None:
+            return None
+        case (float(scale), float(good)) if 0 < scale < math.inf and good >= 0:
+            return scale, good
+    problems.append(f"scale: {state['scale']!r:.40}, expected a positive number and a number of steps")
+    return None
+
+
 def counts_of(
     given: Mapping[tuple[str, ...], Any], slot: str, paths: Mapping[int, str], most: int, problems: list[str]
 ) -> dict[int, int]:

@@ -355,6 +355,14 @@ def test_a_gradient_in_its_own_leafs_memory() -> None:
     assert_same(w, want.astype("f2"))
 
 
+@pytest.mark.parametrize(
+    ("precision", "state"), [("state32", 8), ("param", 4), ("split", 10), ("stochastic", 8)], ids=str
+)
+def test_memory_is_that_of_the_table_in_the_documentation(precision: Any, state: int) -> None:
+    opt = gpuopt.Optimizer(np.ones(10, dtype_of("bfloat16")), gpuopt.Adam(), precision=precision)
+    assert sum(x.nbytes for x in opt.state_dict()["state"][""].values()) == 10 * state
+
+
 def test_seeds() -> None:
     with pytest.raises(ValueError, match=r"Stochastic: seed: -1, expected an integer from 0"):
         gpuopt.Stochastic(-1)

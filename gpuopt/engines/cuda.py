@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.memory import Layout
+    from gpuopt.engines.norms import DynamicScale
     from gpuopt.engines.table import Table
 
 DIGEST = hashlib.sha256().digest_size
@@ -260,7 +261,9 @@ class CUDAKernel:
 
         return prepare
 
-    def judge(self, clip: str | None, limit: float, *, sticky: bool, skip: bool) -> None:
+    def judge(
+        self, clip: str | None, limit: float, *, sticky: bool, skip: bool, scale: DynamicScale | None = None
+    ) -> None:
         """Have the device decide on the gradients when the next step comes; the host is not told.
 
         Parameters
@@ -269,11 +272,26 @@ class CUDAKernel:
             How and to which norm gradients are scaled down.
         sticky, skip
             Whether to leave out a step with a gradient that is not finite, and with ``sticky`` all that follow, too.
+        scale
+            How the number that gradients are divided by goes on.
 
         """
-        self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip))
+        self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip), scale)
 
-    def _measuring(self, clip: str | None, limit: float, skip: int) -> Callable[[], object]:
+    def loss_scale(self) -> Any:
+        """Return an array on the device: what gradients are divided by, and for how many good steps that is so."""
+        with self._device:
+            return self._verdict[cuda_code.LOSS_SCALE : cuda_code.SCALES]
+
+    def setting_scale(self, numbers: NDArray[np.float64]) -> tuple[Callable[[], object], ...]:
+        """Return what sets `loss_scale`: functions written in C, with `Place.restoring` after them."""
+        self._scale_to_send = numbers  # kept alive; CUDA stages what comes from pageable memory before it returns
+        there = self._verdict.data + 8 * cuda_code.LOSS_SCALE
+        return self._choose, partial(there.copy_from_host_async, numbers.ctypes.data, numbers.nbytes)
+
+    def _measuring(
+        self, clip: str | None, limit: float, skip: int, scale: DynamicScale | None = None
+    ) -> Callable[[], object]:
         """Return the launch that measures the gradients and decides whether they are used, and by how much they are scaled."""
         import cupy
 
@@ -294,7 +312,8 @@ class CUDAKernel:
         function, first_chunk, partials, sums, finished = self._measured
         segments_, columns = (np.int64(n) for n in self._table.rows.shape)
         arrays = (self._gradients, self._chunks, first_chunk, partials, sums, self._verdict, finished)
-        decision = (np.int32(cuda_code.CLIPS.index(clip)), np.float64(limit), np.int32(skip))
+        growth = (scale.factor, scale.every) if scale else (0, 0)
+        decision = (np.int32(cuda_code.CLIPS.index(clip)), np.float64(limit), np.int32(skip), *map(np.float64, growth))
         return self._launch(function, self._rows, columns, segments_, *arrays, *decision)
 
     def sums(self) -> NDArray[np.float64]:
@@ -321,7 +340,7 @@ class CUDAKernel:
     def verdict(self) -> Callable[[], tuple[int, float]]:
         """Ask how many steps were left out, and for the norm of the last gradients; what is returned waits for the device."""
         with self._device:
-            arrive = fetch([self._verdict[cuda_code.SKIPPED : cuda_code.SCALES]])
+            arrive = fetch([self._verdict[cuda_code.SKIPPED : cuda_code.LOSS_SCALE]])
 
         def found() -> tuple[int, float]:
             skipped, norm = arrive()[0].tolist()

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from gpuopt.engines.table import Variant
     from gpuopt.engines.trace import Program
 
-SKIP, SKIPPED, NORM, SCALES = range(4)
-"""Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, the scales."""
+SKIP, SKIPPED, NORM, LOSS_SCALE, GOOD, SCALES = range(6)
+"""Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, what the
+gradients are divided by, for how many good steps that is so, the scales."""
 
 CLIPS = (None, "norm", "global_norm")
 STICKY = 2
@@ -770,7 +771,7 @@ __device__ double root(const double* sums)
 extern "C" __global__ void __launch_bounds__(LANES)
 measure(const long long* table, long long columns, long long segments, const long long* gradients,
         const long long* chunks, const long long* first_chunk, double* partials, double* sums, double* verdict, unsigned int* finished,
-        int clip, double limit, int skip, int gradients_at, const GRID_CONSTANT Values values)
+        int clip, double limit, int skip, double factor, double every, int gradients_at, const GRID_CONSTANT Values values)
 {
     __shared__ double lanes[LANES];
     __shared__ bool last;
@@ -802,6 +803,7 @@ measure(const long long* table, long long columns, long long segments, const lon
         if (!FINITE(a) && b == 0) b = a;  // of float32, for which the scaled sum is not computed
         sums[3 * s] = a; sums[3 * s + 1] = b; sums[3 * s + 2] = c;
     }
+    const double loss_scale = factor != 0 ? verdict[LOSS_SCALE] : 1;  // as it was before this step
     __syncthreads();
     if (threadIdx.x == 0) {
         double total[3] = {0, 0, 0};
@@ -810,15 +812,21 @@ measure(const long long* table, long long columns, long long segments, const lon
             for (int k = 0; k < 3; ++k) total[k] += sums[3 * s + k];
             finite = finite && FINITE(sums[3 * s + 1]);
         }
-        verdict[NORM] = root(total);
+        verdict[NORM] = root(total) / loss_scale;
         verdict[SKIP] = skip && !finite;
         verdict[SKIPPED] += skip && !finite;
+        if (factor != 0) {
+            const bool stays = finite && verdict[GOOD] + 1 < every;
+            const double next = stays ? loss_scale : finite ? loss_scale * factor : loss_scale / factor;
+            verdict[GOOD] = stays ? verdict[GOOD] + 1 : 0;
+            verdict[LOSS_SCALE] = next >= SMALLEST && next <= LARGEST ? next : loss_scale;
+        }
         *finished = 0;
     }
     __syncthreads();
     for (long long s = threadIdx.x; s < segments; s += LANES) {
-        const double norm = clip == GLOBAL_NORM ? verdict[NORM] : root(sums + 3 * s);
-        verdict[SCALES + s] = clip && norm > limit ? limit / norm : 1;
+        const double norm = clip == GLOBAL_NORM ? verdict[NORM] : root(sums + 3 * s) / loss_scale;
+        verdict[SCALES + s] = (clip && norm > limit ? limit / norm : 1) / loss_scale;
     }
 }
 """
@@ -846,7 +854,11 @@ def measure() -> str:
         "SKIP": SKIP,
         "SKIPPED": SKIPPED,
         "NORM": NORM,
+        "LOSS_SCALE": LOSS_SCALE,
+        "GOOD": GOOD,
         "SCALES": SCALES,
+        "SMALLEST": _literal(norms.SMALLEST.hex(), "float64"),
+        "LARGEST": _literal(norms.LARGEST.hex(), "float64"),
         "GLOBAL_NORM": CLIPS.index("global_norm"),
         "STICKY": STICKY,
         "SMALL": _literal(norms.SCALES[1].hex(), "float64"),

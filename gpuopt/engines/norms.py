@@ -8,7 +8,9 @@ two more sums are added up, of the elements scaled by powers of two, and the one
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +27,79 @@ TINY = 2.0**-900
 """Below this a sum of squares may have lost elements."""
 BATCH = 64
 """Chunks that the reference sums at a time."""
+SMALLEST, LARGEST = 2.0**-126, 2.0**127
+"""Between these a loss is scaled: float32 has them."""
+
+
+@dataclass(frozen=True)
+class DynamicScale:
+    """By what a loss is multiplied, so that its gradients neither vanish nor overflow in 16 bits.
+
+    The optimizer divides the gradients by it. After a step with a gradient that is not finite, which changes nothing, the scale
+    is divided by ``factor``; after ``every`` good steps in a row it is multiplied by it (Micikevicius et al. 2018,
+    arXiv:1710.03740; PyTorch's ``GradScaler``). It stays between ``2**-126`` and ``2**127``. On a GPU, the GPU does all that, and nothing waits for it.
+
+    Parameters
+    ----------
+    initial
+        Scale of the first loss.
+    factor
+        Larger than 1; best a power of 2, by which gradients are divided exactly.
+    every
+        Good steps, at least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of them is not such a number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gpuopt
+    >>> w = np.ones(2, np.float16)
+    >>> opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0), scale=gpuopt.DynamicScale(2.0**10, every=2))
+    >>> for loss in (np.inf, 1.0, 1.0):
+    ...     opt.step(np.full(2, 0.25 * opt.scale * loss, np.float16))
+    ...     print(w, opt.scale, opt.skipped)
+    [1. 1.] 512.0 1
+    [0.75 0.75] 512.0 1
+    [0.5 0.5] 1024.0 1
+
+    """
+
+    initial: float = 65536.0
+    factor: float = 2.0
+    every: int = 2000
+
+    def __post_init__(self) -> None:
+        for name, above in (("initial", 0.0), ("factor", 1.0)):
+            object.__setattr__(self, name, checked_scale(getattr(self, name), f"DynamicScale: {name}", above))
+        if type(self.every) is not int or self.every < 1:
+            raise ValueError(f"DynamicScale: every: got {self.every!r:.80}, expected a positive integer")
+
+    def next(self, scale: float, good: float, *, is_finite: bool) -> tuple[float, float]:
+        """Return the scale after a step, and how many good ones in a row there were by then since it changed."""
+        if is_finite and good + 1 < self.every:
+            return scale, good + 1
+        new = scale * self.factor if is_finite else scale / self.factor
+        return new if SMALLEST <= new <= LARGEST else scale, 0.0
+
+
+def checked_scale(value: Any, where: str, above: float = 0.0) -> float:
+    """Return a number by which a loss is multiplied.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no finite number above ``above``; the message begins with ``where``.
+
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{where}: got {value!r:.80} ({type(value).__name__}), expected a number above {above:g}")
+    if not above < float(value) < math.inf:
+        raise ValueError(f"{where}: got {float(value)}, expected a finite number above {above:g}")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -37,11 +112,14 @@ class Guard:
         Whether gradients are scaled down by their leaf's norm, by the norm of all, or not.
     skip
         Whether a step with a NaN or an infinity in a gradient is left out.
+    scale
+        What finds the number that the gradients are divided by.
 
     """
 
     clip: Literal["norm", "global_norm"] | None
     skip: bool
+    scale: DynamicScale | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +142,7 @@ class Verdict:
     finite: NDArray[np.bool_]
 
 
-def judge(sums: NDArray[np.float64], clip: str | None, limit: float) -> Verdict:
+def judge(sums: NDArray[np.float64], clip: str | None, limit: float, scale: float = 1.0) -> Verdict:
     """Decide from the sums of squares by how much gradients are scaled, and which are finite.
 
     Parameters
@@ -73,15 +151,17 @@ def judge(sums: NDArray[np.float64], clip: str | None, limit: float) -> Verdict:
         Of each leaf the three sums of squares, of shape (leaves, 3); of a leaf without gradient, 0.
     clip, limit
         How and to which norm gradients are scaled down.
+    scale
+        What they are divided by before.
 
     """
     with np.errstate(all="ignore"):
         sums = with_infinities(sums)
         total = np.cumsum(sums, axis=0)[-1:]  # in order, unlike numpy.sum
-        norms, norm = _root(sums), _root(total)[0]
+        norms, norm = _root(sums) / scale, _root(total)[0] / scale
         measured = np.full(len(sums), norm) if clip == "global_norm" else norms
         scales = np.where(measured > limit, limit / measured, 1.0) if clip else np.ones(len(sums))
-    return Verdict(float(norm), scales, is_finite(sums))
+    return Verdict(float(norm), scales / scale, is_finite(sums))
 
 
 def is_finite(sums: NDArray[np.float64]) -> NDArray[np.bool_]:

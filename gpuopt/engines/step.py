@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,9 +153,15 @@ class Step:
             former = heir._fused[0] if heir else None
             self._fused.append(FusedStep(place, leaves, rules, self._reach[place], former, parts))
         self._scales = np.ones(len(arrays))
+        scale = guard.scale if guard else None
+        self._loss = self._next_loss = np.array([scale.initial if scale else 1.0, 0.0])
         self._norm = math.nan
         self._decides = decides
         self.inherits = heir is not None
+        if scale and not heir:
+            if before:
+                self._loss = self._next_loss = np.array(before.loss_scale)
+            in_one_go(self.setting_scale(*self._loss), self.restoring())
 
     @property
     def _judge(self) -> Any:
@@ -211,9 +219,9 @@ class Step:
         """
         if self._guard is None:
             return []
-        clip, skip = self._guard.clip, self._guard.skip
+        clip, skip, scale = self._guard.clip, self._guard.skip, self._guard.scale
         if self._judge is not None:
-            self._judge.judge(clip, limit, sticky=wait_for_host, skip=skip)
+            self._judge.judge(clip, limit, sticky=wait_for_host, skip=skip, scale=scale)
             return []
         sums = np.zeros((len(self._arrays), 3))
         for step in self._fused:
@@ -226,9 +234,34 @@ class Step:
                     sums[i] = sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
             elif g is not None:
                 sums[i] = array.sums_of_squares(g, p)
-        verdict = judge(sums, clip, limit)
+        verdict = judge(sums, clip, limit, float(self._loss[0]))
         self.decided(verdict.norm, verdict.scales)
+        if scale:
+            self._next_loss = np.array(scale.next(*self._loss.tolist(), is_finite=bool(verdict.finite.all())))
         return np.flatnonzero(~verdict.finite).tolist() if skip else []
+
+    @property
+    def loss_scale(self) -> tuple[float, float]:
+        """What gradients are divided by, and how many good steps there were since it changed. A GPU is waited for."""
+        scale, good = self._loss.tolist() if self._judge is None else self._judge.loss_scale().get().tolist()
+        return scale, good
+
+    @property
+    def scale_array(self) -> Any:
+        """What gradients are divided by, as an array without axes where that is known."""
+        return (self._loss if self._judge is None else self._judge.loss_scale())[0]
+
+    def setting_scale(self, scale: float, good: float) -> list[Callable[[], object]]:
+        """Return what sets `loss_scale`: functions written in C, with `restoring` after them."""
+        own = np.array([scale, good])
+        judge = [] if self._judge is None else self._judge.setting_scale(own)
+        return [partial(operator.setitem, self._loss, ..., own), *judge]
+
+    def settling(self) -> list[Callable[[], object]]:
+        """Return what goes on with the scale that the last look at the gradients has led to: functions written in C."""
+        return (
+            [partial(operator.setitem, self._loss, ..., self._next_loss)] if self._guard and self._guard.scale else []
+        )
 
     def chunk_sums(self, gradients: Sequence[Any]) -> list[NDArray[np.float64]]:
         """Return the sums of squares of each chunk of each gradient (of `bind`), of shape (chunks, 3); 0 for None.
@@ -329,7 +362,7 @@ class Step:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
                 calls += self._writes(group, members, gradients, scalars[group], key) if members else []
-        in_one_go((*calls, count), self.restoring())
+        in_one_go((*calls, *self.settling(), count), self.restoring())
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
         """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
@@ -467,10 +500,14 @@ def _with_new_slots(
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
-    for own, rule, p in zip(slots, rules, arrays, strict=True):
-        for name, value in own.items():
-            if value is not None and value.shape and value.dtype != (expected := slot_dtype(rule, name, p, precision)):
-                raise ValueError(f"{rule.name}: slot {name}: {value.dtype}, expected {expected}; make a new optimizer")
+    for own, starting, rule, p in zip(slots, declared, rules, arrays, strict=True):
+        there = {name: value for name, value in own.items() if value is not None and not is_number(starting[name])}
+        for name, value in there.items():
+            known = str(value.dtype), tuple(value.shape)
+            wanted = str(slot_dtype(rule, name, p, precision)), shape_of(starting[name], tuple(p.shape))
+            if known != wanted:
+                given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
+                raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
     missing: dict[tuple[Place | None, str], list[int]] = {}
     for i, own in enumerate(slots):
         for name, value in own.items():

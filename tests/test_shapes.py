@@ -1,0 +1,297 @@
+"""Rules that see the shape of a leaf: whole leaves, sums along axes, slots of rows and columns, and what they are not for."""
+
+import pickle
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from spaces import LAYOUTS, Space, assert_same_bits
+
+import gpuopt
+from gpuopt.rules.slots import Matrix, columns, rows
+
+ADAFACTOR, MUON = gpuopt.Adafactor(0.05), gpuopt.Muon(0.02)
+each_rule = pytest.mark.parametrize("rule", [ADAFACTOR, MUON], ids=lambda rule: rule.name)
+
+
+def values(seed: int, shape: Any, dtype: str = "f8") -> Any:
+    return np.asarray(np.random.RandomState(seed).standard_normal(shape)).astype(dtype)
+
+
+def moved(rule: gpuopt.Rule, p: Any, gradients: list[Any], **options: Any) -> Any:
+    opt = gpuopt.Optimizer(p.copy(), rule, **options)
+    for g in gradients:
+        opt.step(g)
+    return opt.params
+
+
+# Sums along axes
+
+
+@dataclass(frozen=True)
+class Sums(gpuopt.Rule):
+    """Keeps the sums of rows and columns, and moves by all of them."""
+
+    slots = {"r": rows(1.0, Matrix(least=0)), "c": columns(0.0, Matrix(least=0))}  # noqa: RUF012
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        r, c = (xp.sum(g, axis=axis, keepdims=True) for axis in (-1, 0))
+        both = xp.sum(g, axis=(0, 1), keepdims=True)
+        return p - both, {"r": s.r + r, "c": s.c + c}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (7, 1), (5, 13), (16, 64), (0, 2), (2, 0)], ids=str)
+def test_sums_along_axes(shape: tuple[int, int], space: Space) -> None:
+    p, g = np.zeros(shape), values(0, shape)
+    opt = gpuopt.Optimizer(space.put(p), Sums())
+    opt.step(space.put(g))
+    got = space.got(opt)
+    np.testing.assert_allclose(got["/r"], 1 + g.sum(-1, keepdims=True), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(got["/c"], g.sum(0, keepdims=True), rtol=0, atol=1e-14)
+    np.testing.assert_allclose(got[""], p - g.sum(), rtol=0, atol=1e-13)
+    numpy = gpuopt.Optimizer(p.copy(), Sums())
+    numpy.step(g)
+    assert_same_bits(got, {"": numpy.params, **{f"/{k}": x for k, x in numpy.state_dict()["state"][""].items()}})
+
+
+def test_sums_are_by_halves() -> None:
+    """Half the elements twice as far apart as float32 can tell: one after the other, they would be lost."""
+    g = np.full((1, 2**20), 2.0**-20, "f4")
+    opt = gpuopt.Optimizer(np.zeros((1, 2**20), "f4"), Sums())
+    opt.step(g)
+    assert opt.state_dict()["state"][""]["r"].tolist() == [[2.0]]
+
+
+def test_sums_without_kept_axes() -> None:
+    @dataclass(frozen=True)
+    class Flat(gpuopt.Rule):
+        def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+            return p - xp.sum(g, axis=(0, -1))[None, :, None], {}
+
+    g = values(0, (2, 3, 4))
+    np.testing.assert_allclose(moved(Flat(), 0 * g, [g])[1, :, 2], -g.sum((0, 2)), atol=1e-14)
+
+
+# Slots of rows and columns
+
+
+@pytest.mark.parametrize(
+    ("shape", "matrix", "r", "c"),
+    [
+        ((), Matrix(), (), ()),
+        ((5,), Matrix(), (1,), (5,)),
+        ((3, 4), Matrix(), (3, 1), (1, 4)),
+        ((3, 4), Matrix(least=4), (1, 1), (3, 4)),
+        ((2, 3, 4), Matrix(), (2, 3, 1), (2, 1, 4)),
+        ((4, 2, 3), Matrix(longest=True), (1, 2, 3), (4, 2, 1)),
+        ((4, 2, 3), Matrix(least=4, longest=True), (1, 1, 1), (4, 2, 3)),
+    ],
+    ids=str,
+)
+def test_shapes_of_rows_and_columns(shape: Any, matrix: Matrix, r: Any, c: Any) -> None:
+    assert (rows(0.0, matrix).shape(shape), columns(0.0, matrix).shape(shape)) == (r, c)
+    rule = gpuopt.Adafactor(least=matrix.least, longest=matrix.longest)
+    opt = gpuopt.Optimizer(np.ones(shape), rule)
+    opt.step(np.ones(shape))
+    assert [slot.shape for slot in opt.state_dict()["state"][""].values()] == [r, c]
+    state = gpuopt.init(rule, np.ones(shape))
+    p, state = gpuopt.update(rule, np.ones(shape), np.ones(shape), state)
+    assert [slot.shape for slot in state.slots.values()] == [r, c]
+    np.testing.assert_array_equal(p, opt.params)
+
+
+@each_rule
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout(rule: gpuopt.Rule, layout: str, fused_space: Space) -> None:
+    w, g = fused_space.put(values(0, (4, 6, 5)), layout), [values(k, (4, 6, 5)) for k in range(1, 4)]
+    opt = gpuopt.Optimizer(w, rule)
+    for x in g:
+        opt.step(fused_space.put(x, "F"))
+    np.testing.assert_allclose(fused_space.get(w), moved(rule, values(0, (4, 6, 5)), g), rtol=1e-12)
+
+
+def test_state_of_rows_and_columns_goes_wherever_state_goes(tmp_path: Any) -> None:
+    rule = gpuopt.chain(gpuopt.ClipGlobalNorm(1.0), gpuopt.Adafactor(0.05, momentum=0.9), gpuopt.EMA(0.9))
+    shapes = {"a": (3, 4), "b": (5,), "c": (), "d": (2, 3, 4)}
+
+    def made(*names: str) -> gpuopt.Optimizer:
+        return gpuopt.Optimizer({name: values(0, shapes[name]) for name in names or shapes}, rule)
+
+    def go(opt: gpuopt.Optimizer, *steps: int) -> gpuopt.Optimizer:
+        for k in steps:
+            opt.step({name: values(k, x.shape) for name, x in opt.params.items()})
+        return opt
+
+    def held(opt: gpuopt.Optimizer) -> Any:
+        state = opt.state_dict()
+        return {**state["params"], **{f"{p}/{s}": x for p, own in state["state"].items() for s, x in own.items()}}
+
+    whole, first = go(made(), 1, 2, 3, 4), go(made(), 1, 2)
+    gpuopt.save(tmp_path / "x.safetensors", first)
+    loaded, given = made(), made()
+    gpuopt.load(tmp_path / "x.safetensors", loaded)
+    given.load_state_dict(first.state_dict())
+    for opt in (loaded, given, pickle.loads(pickle.dumps(first)), first.with_params(first.params)):
+        assert_same_bits(held(go(opt, 3, 4)), held(whole))
+        assert_same_bits(opt.evaluation(), whole.evaluation())
+    assert "Adafactor" in first._repr_html_()
+    state = first.state_dict()
+    state["state"]["a"]["Adafactor.r"] = np.zeros((3, 4))
+    with pytest.raises(ValueError, match=r"state/a/Adafactor.r: shape \(3, 4\), expected \(3, 1\)"):
+        loaded.load_state_dict(state)
+    fewer = gpuopt.Optimizer({"a": np.ones((3, 4))}, gpuopt.Adafactor(least=4))
+    gpuopt.save(tmp_path / "y.safetensors", fewer)
+    with pytest.raises(gpuopt.CheckpointError, match=r"state/a/c: shape \(3, 4\), expected \(1, 4\)"):
+        gpuopt.load(tmp_path / "y.safetensors", gpuopt.Optimizer({"a": np.ones((3, 4))}, gpuopt.Adafactor()))
+    with pytest.raises(
+        ValueError, match=r"slot r: float64 of \(1, 1\), expected float64 of \(3, 1\); make a new optimizer"
+    ):
+        fewer.tune(least=1)
+    assert fewer.rule == gpuopt.Adafactor(least=4)
+    p = np.ones((3, 4))
+    other = gpuopt.init(gpuopt.Adafactor(least=4), p)
+    with pytest.raises(ValueError, match=r"state.slots\['r'\].*expected a numpy array of \(3, 1\), float64"):
+        gpuopt.update(gpuopt.Adafactor(), p, p, other)
+
+
+@each_rule
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_leaves_of_16_bits_are_computed_in_float32(rule: gpuopt.Rule, dtype: str) -> None:
+    kind = np.dtype(getattr(pytest.importorskip("ml_dtypes"), dtype)) if dtype == "bfloat16" else np.dtype(dtype)
+    w, g = values(0, (4, 6)).astype(kind), [values(k, (4, 6)).astype(kind) for k in range(1, 4)]
+    opt = gpuopt.Optimizer(w.copy(), rule)
+    p, state = w, gpuopt.init(rule, w.astype("f4"))
+    for x in g:
+        opt.step(x)
+        wide, state = gpuopt.update(rule, p.astype("f4"), x.astype("f4"), state)
+        p = wide.astype(kind)
+    np.testing.assert_array_equal(opt.params.astype("f4"), p.astype("f4"))
+    assert {str(slot.dtype) for slot in opt.state_dict()["state"][""].values()} == {"float32"}
+
+
+# The rules
+
+
+def test_convolution_kernels_are_flattened_to_a_row_for_each_output(space: Space) -> None:
+    p, g = values(0, (4, 2, 3, 3)), values(1, (4, 2, 3, 3))
+    w = space.put(p)
+    gpuopt.Optimizer(w, MUON).step(space.put(g))
+    flat = moved(MUON, p.reshape(4, 18), [g.reshape(4, 18)])
+    np.testing.assert_allclose(space.get(w).reshape(4, 18), flat, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_moves_of_muon_do_not_depend_on_the_size_of_the_gradient(dtype: str, size: float) -> None:
+    g = values(0, (5, 7), dtype)
+    rule, p = gpuopt.Muon(1.0, eps=0.0), np.zeros((5, 7), dtype)
+    want = np.linalg.svd(moved(rule, p, [g]), compute_uv=False)
+    assert np.all((want > 0.6) & (want < 1.3))
+    np.testing.assert_allclose(
+        np.linalg.svd(moved(rule, p, [g * g.dtype.type(size)]), compute_uv=False), want, rtol=1e-4
+    )
+
+
+@each_rule
+def test_nothing_comes_of_nothing(rule: gpuopt.Rule, space: Space) -> None:
+    for shape in ((3, 2), (0, 2), (3, 0)):
+        w = space.put(np.ones(shape))
+        opt = gpuopt.Optimizer(w, rule)
+        opt.step(space.put(np.zeros(shape)))
+        assert not any(map(np.any, map(np.isnan, space.got(opt).values())))
+        np.testing.assert_array_equal(space.get(w), np.ones(shape))
+
+
+@pytest.mark.peers
+def test_adafactor_is_that_of_optax_with_a_decay_in_float64() -> None:
+    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    rms, clip = optax.scale_by_factored_rms, optax.clip_by_block_rms
+    shapes = [(), (7,), (4, 3), (5, 2, 6)]
+    rule = gpuopt.like.optax.adafactor(0.01, min_dim_size_to_factor=3)
+    with jax.enable_x64(True):
+        theirs = optax.chain(
+            rms(min_dim_size_to_factor=3, decay_rate_fn=lambda step, power: 1 - (step + 1.0) ** -power),
+            clip(1.0),
+            optax.scale(0.01),
+            optax.scale_by_param_block_rms(),
+            optax.scale(-1),
+        )
+        p = [values(k, shape) for k, shape in enumerate(shapes)]
+        opt = gpuopt.Optimizer([x.copy() for x in p], rule)
+        q = [jax.numpy.asarray(x) for x in p]
+        state, update = theirs.init(q), jax.jit(theirs.update)
+        for step in range(200):
+            g = [values(10 * step + k, shape) * 10.0 ** -(step % 4) for k, shape in enumerate(shapes)]
+            moves, state = update([jax.numpy.asarray(x) for x in g], state, q)
+            q = optax.apply_updates(q, moves)
+            opt.step(g)
+    for ours, own, start in zip(opt.params, q, p, strict=True):
+        assert np.max(np.abs(ours - np.asarray(own))) <= 1e-11 * np.max(np.abs(ours - start))
+
+
+@pytest.mark.peers
+@each_rule
+def test_under_jit(rule: gpuopt.Rule) -> None:
+    jax = pytest.importorskip("jax")
+    p, g = values(0, (4, 3), "f4"), values(1, (4, 3), "f4")
+    want, _ = gpuopt.update(rule, p, g, gpuopt.init(rule, p))
+    w = jax.numpy.asarray(p)
+    step = jax.jit(lambda p, g, state: gpuopt.update(rule, p, g, state))
+    got, state = step(w, jax.numpy.asarray(g), gpuopt.init(rule, w))
+    np.testing.assert_allclose(np.asarray(got), want, rtol=1e-5)
+    assert int(state.steps) == 1
+
+
+# What they are not for
+
+
+@each_rule
+def test_what_is_not_elementwise_is_not_fused(rule: gpuopt.Rule) -> None:
+    p = {"w": np.ones((2, 3)), "b": np.ones(3)}
+    with pytest.raises(TypeError, match=rf"{rule.name}.update (calls xp.whole|has the slots r, c).*engine='array'"):
+        gpuopt.Optimizer(p["w"], rule, engine="fused")
+    opt = gpuopt.Optimizer(p, {"w": rule, "*": gpuopt.Adam()})
+    opt.step({"w": np.ones((2, 3)), "b": np.ones(3)})
+    assert np.all(p["w"] < 1)
+    assert np.all(p["b"] < 1)
+
+
+@pytest.mark.parametrize("rule", [MUON, gpuopt.chain(gpuopt.L2(0.1), MUON, gpuopt.EMA())], ids=["alone", "in a chain"])
+@pytest.mark.parametrize("shape", [(), (3,)], ids=str)
+def test_muon_is_for_matrices(rule: gpuopt.Rule, shape: Any) -> None:
+    p = {"w": np.ones((2, 2)), "b": np.ones(shape)}
+    words = re.escape(
+        f"params['b']: shape {shape}: Muon is for matrices; give others a rule by their path, such as {{'*.b'"
+    )
+    for make in (gpuopt.Optimizer, lambda p, rule: gpuopt.init(rule, p)):
+        with pytest.raises(ValueError, match=words):
+            make(p, rule)
+
+
+@pytest.mark.parametrize("engine", ["auto", "array"])
+def test_muon_is_for_real_numbers(engine: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"params\['w'\]: dtype complex64: .*Muon, which is for real leaves only; split"
+    ):
+        gpuopt.Optimizer({"w": np.ones((2, 2), "c8")}, MUON, engine=engine)
+
+
+def test_what_torch_does_not_know() -> None:
+    with pytest.raises(ValueError, match="adjust_lr_fn: 'rms', expected 'original' or 'match_rms_adamw'"):
+        gpuopt.like.torch.Muon(adjust_lr_fn="rms")
+
+
+@dataclass(frozen=True)
+class Wrong(Sums):
+    """Keeps something of another shape than it says."""
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        new, slots = super().update(xp, p, g, s, h)
+        return new, {**slots, "r": xp.sum(g, axis=(0, 1), keepdims=True)}
+
+
+def test_a_slot_of_another_shape_than_it_says() -> None:
+    with pytest.raises(ValueError, match=r"Wrong.update returned r with shape \(1, 1\), expected \(3, 1\)"):
+        gpuopt.Optimizer(np.ones((3, 2)), Wrong())
