@@ -89,6 +89,46 @@ def options() -> dict[str, tuple[Any, dict[str, Any], dict[str, float]]]:
     }
 
 
+def kinds(comm: Any, folder: Path) -> None:
+    """Complex leaves and those of 16 bits, with slots of several dtypes, saved and loaded."""
+    shapes: dict[str, tuple[int, str]] = {
+        "a": (9_000, "complex64"),
+        "b": (700, "complex128"),
+        "c": (9_001, "float16"),
+        "d": (300_000, "complex64"),
+        "e": (5, "float32"),
+    }
+
+    def made(*seed: int) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        return {
+            name: np.asarray(rng.normal(size=n) + 1j * rng.normal(size=n), dtype)
+            if dtype.startswith("complex")
+            else np.asarray(rng.normal(size=n), dtype)
+            for name, (n, dtype) in shapes.items()
+        }
+
+    rules = {"[ac]": gpuopt.Adam(lr=0.1), "b": gpuopt.Adam(lr=0.1, components=True), "*": gpuopt.LAMB(lr=0.1)}
+    more: dict[str, Any] = {"clip": gpuopt.clip_by_global_norm(1.0), "nonfinite": "raise"}
+    opt = gpuopt.distributed.Optimizer(made(comm.rank), rules, comm, parts=PARTS, **more)
+    alone = gpuopt.Optimizer(made(0), rules, **more)
+    for step in range(STEPS):
+        for i in opt.mine:
+            opt.add(made(step, i))
+        opt.step()
+        total = gpuopt.distributed.tree_sum([made(step, i) for i in range(PARTS)])
+        alone.step({name: g / np.asarray(PARTS, g.dtype) for name, g in total.items()})
+    assert digest(opt) == digest(alone)
+    file = folder / "kinds.safetensors"
+    gpuopt.save(file, opt)
+    again = gpuopt.distributed.Optimizer(made(5), rules, comm, parts=PARTS, shard=False, **more)
+    gpuopt.load(file, again)
+    assert _state(again) == _state(opt)
+    other = gpuopt.Optimizer(made(6), rules, **more)
+    gpuopt.load(file, other)
+    assert _state(other) == _state(opt)
+
+
 def digest(opt: gpuopt.Optimizer) -> str:
     """Of all bits of parameters, state and what is evaluated; collective."""
     state = opt.state_dict()

@@ -103,6 +103,11 @@ def test_the_same_bits_on_any_number_of_processes(reference: tuple[Path, dict[st
     assert ranks.digest(other).split()[2] == want["loaded"].split()[2]
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_complex_leaves_and_those_of_16_bits(tmp_path: Path, n: int) -> None:
+    succeeds(n, "kinds", tmp_path)
+
+
 def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 

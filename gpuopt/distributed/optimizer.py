@@ -410,8 +410,6 @@ class Optimizer(Alone):
             raise TypeError(f"params: arrays of {' and '.join(places)}, expected NumPy's, or CuPy's on one device")
         for i, a in enumerate(self._arrays):
             name = self._tree.name(i, "params")
-            if dtype_of(a) not in {"float32", "float64"}:
-                raise TypeError(f"{name}: dtype {a.dtype}, expected float32 or float64 over several processes")
             if not memory.is_without_gaps(a):
                 raise ValueError(f"{name}: strides {a.strides}, expected an array without gaps; copy it")
         rank, size = self._transport.rank, self._transport.size
@@ -644,12 +642,14 @@ class Optimizer(Alone):
             if len(bucket.pieces) == 1:
                 move(flat[pieces[0].leaf][pieces[0].start : pieces[0].stop], *cuts)
                 continue
-            packed = empty(self._arrays[0], bucket.size, bucket.dtype)
-            for piece in pieces:
-                packed[piece.place] = flat[piece.leaf][piece.start : piece.stop]
-            move(packed, *cuts)
-            for piece in pieces:
-                flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
+            for dtype in dict.fromkeys(flat[piece.leaf].dtype for piece in pieces):  # of slots there may be several
+                own = [piece for piece in pieces if flat[piece.leaf].dtype == dtype]
+                packed = empty(self._arrays[0], bucket.size, dtype)
+                for piece in own:
+                    packed[piece.place] = flat[piece.leaf][piece.start : piece.stop]
+                move(packed, *cuts)
+                for piece in own:
+                    flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
 
     def _fill(self, whole: Mapping[int, Any], segments: Sequence[Any]) -> None:
         """Fill arrays, by leaf, from what each process has of its segments."""
@@ -662,7 +662,7 @@ class Optimizer(Alone):
 
     def _whole(self, name: str, members: list[int]) -> dict[int, Any]:
         """A slot of these leaves, put together on every process."""
-        found = {i: zeros_like(self._arrays[i]) for i in members}
+        found = {i: zeros_like(self._arrays[i], self._slot_dtype(name, i)) for i in members}
         self._fill(found, [slots.get(name) for slots in self._step.slots])
         return found
 
@@ -670,17 +670,29 @@ class Optimizer(Alone):
         """The same in the memory of the host, on rank 0 alone."""
         if not self._shard or self._transport.size == 1:
             return self._whole(name, members) if self._transport.rank == 0 else {}
+        found: dict[int, Any] = {}
+        dtypes = {i: self._slot_dtype(name, i) for i in members}
+        for dtype in dict.fromkeys(dtypes.values()):
+            found |= self._gathered(name, [i for i in members if dtypes[i] == dtype], dtype)
+        return found
+
+    def _slot_dtype(self, name: str, i: int) -> Any:
+        """The dtype of a slot of a leaf."""
+        return slot_dtype(self._rules[self._groups[i]], name, self._arrays[i])
+
+    def _gathered(self, name: str, members: list[int], dtype: Any) -> dict[int, Any]:
+        """The same, of leaves whose slots have this dtype."""
         first = self._transport.rank == 0
-        found = {i: np.zeros_like(to_numpy(self._arrays[i])) for i in members} if first else {}
+        found = {i: np.zeros_like(to_numpy(self._arrays[i]), dtype) for i in members} if first else {}
         flat = {i: _flat(x, x) for i, x in found.items()}
         for k, bucket in enumerate(self._buckets):
             if not any(piece.leaf in members for piece in bucket.pieces):
                 continue
             share = bucket.share(self._transport.rank)
             base = 0 if first else share.start
-            packed = np.zeros(bucket.size if first else share.stop - share.start, bucket.dtype)
+            packed = np.zeros(bucket.size if first else share.stop - share.start, dtype)
             for (own, piece), slots in zip(self._segments, self._step.slots, strict=True):
-                if own == k and name in slots:
+                if own == k and piece.leaf in members:
                     packed[piece.offset - base :][: piece.size] = to_numpy(slots[name])
             self._transport.gather_at_first(packed, bucket.cuts)
             if first:

@@ -149,7 +149,7 @@ class MPI(Transport):
         """See :meth:`Transport.gather`."""
         starts = [flat.dtype.itemsize * cut for cut in cuts]
         sizes = [b - a for a, b in pairwise(starts)]
-        message = [flat, sizes, starts[:-1], self._library.BYTE]
+        message = [_buffer(flat), sizes, starts[:-1], self._library.BYTE]
         self._wait([self._comm.Iallgatherv(self._library.IN_PLACE, message)], message)
 
     def gather_at_first(self, flat: Any, cuts: Sequence[int]) -> None:
@@ -204,7 +204,7 @@ class MPI(Transport):
 
 def _buffer(x: Any) -> Any:
     """An array as mpi4py takes it: bytes, which need no type of MPI's."""
-    return memoryview(x.data).cast("B") if isinstance(x, np.ndarray) and x.size else x
+    return x.view(np.uint8) if isinstance(x, np.ndarray) else x
 
 
 _hooked: list[MPI] = []
