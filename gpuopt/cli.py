@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gpuopt.rules import Rule
-    from gpuopt.training import Config, Result
+    from gpuopt.training import Config, Result, Team
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -173,6 +173,12 @@ ReportEvery = Annotated[
     int | None,
     typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
 ]
+Labels = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The .npy file with the targets, where the data are an x.npy.")
+]
+Encoding = Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file, as in cp1252. Default: UTF-8.")]
+Folder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
+Going = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that goes on.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -187,12 +193,8 @@ def train(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out. May be repeated.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of --data x.npy.")
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of a .csv file, as in cp1252. Default: UTF-8.")
-    ] = None,
+    labels: Labels = None,
+    encoding: Encoding = None,
     unscaled_target: Annotated[
         bool,
         typer.Option("--unscaled-target", help="Train a regression on the target as it is; by default it is scaled."),
@@ -308,6 +310,17 @@ def train(
         str | None,
         typer.Option(metavar="HOST", help="Address on which --live listens. Default: 127.0.0.1, this machine alone."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Train on N processes of this machine, over MPI. Needs gpuopt[mpi] and an MPI."),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Cut each batch into N parts, whoever computes them; the result depends on N alone. Default: one a process.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a multilayer perceptron.
@@ -319,15 +332,19 @@ def train(
     Ctrl-C lets the current step end, saves, and says how to resume. `gpuopt tune` changes a training while it runs.
     """
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
-    for name in ("quiet", "live", "live_host"):
+    for name in ("quiet", "live", "live_host", "processes"):
         given.pop(name, None)
     report = None if given.pop("no_report", None) is None else False
-    with _told_plainly():
+    with _told_plainly(), _team(processes) as team:
+        if team is not None and not team.leads:
+            team.serve()
+            return
         from gpuopt import training
         from gpuopt.runs.secondary import warned
         from gpuopt.training.progress import progress
 
-        callbacks = [] if quiet else [progress()]
+        # What a launcher passes on is no terminal, even if it looks like one.
+        callbacks = [] if quiet else [progress(plain=team is not None)]
         if live or live_host is not None:
             from gpuopt.runs.control.live import Page
 
@@ -335,10 +352,10 @@ def train(
         if given.pop("resume", None) is not None:
             for name in set(given) - RESUMABLE:
                 raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
-            result = training.resume(str(resume), **given, callbacks=callbacks, report=report)
+            result = training.resume(str(resume), **given, callbacks=callbacks, report=report, team=team)
         else:
             given.pop("out", None)
-            result = training.train(_config(given), out=out, callbacks=callbacks, report=report)
+            result = training.train(_config(given), out=out, callbacks=callbacks, report=report, team=team)
         if not quiet:
             with warned("the result is not printed (%s)"):
                 _tell(result, "Test set" if validation is None else "Validation part")
@@ -346,14 +363,14 @@ def train(
 
 @app.command(cls=Command)
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Folder,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file .csv, .parquet, .npz (with x) or .npy.")],
     out: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="A file .csv, .npz or .parquet. Default: .csv to the standard output."),
     ] = None,
     proba: Annotated[bool, typer.Option("--proba", help="The probability of each class, too.")] = False,
-    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+    encoding: Encoding = None,
 ) -> None:
     """Predict with the model of a run, for each row of a file.
 
@@ -370,10 +387,10 @@ def predict(
 
 @app.command(cls=Command)
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Folder,
     data: Annotated[str, typer.Argument(metavar="DATA", help="As for predict, with the targets in it.")],
-    labels: Annotated[str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of x.npy.")] = None,
-    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+    labels: Labels = None,
+    encoding: Encoding = None,
 ) -> None:
     """Say how good the model of a run is on a file that has the targets: accuracy, or RMSE and R2."""
     with _told_plainly():
@@ -389,7 +406,7 @@ def evaluate(
 
 @app.command(cls=Command)
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Folder,
     kind: Annotated[str, typer.Option("--format", metavar="onnx|npz", help="onnx needs gpuopt[onnx].")] = "onnx",
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Default: model.onnx or model.npz in the run folder.")
@@ -442,7 +459,7 @@ def compare(
         typer.Argument(
             metavar="[OPTIMIZER...]",
             help="As NAME or NAME:ARG=VALUE,... like SGD:lr=0.1,momentum=0.9. Without arguments it gets ones that suit "
-            "most data. Default: SGD, AdaGrad, RMSProp and Adam.",
+            f"most data. NAME: {NAMES}. Default: SGD, AdaGrad, RMSProp and Adam.",
         ),
     ] = None,
     data: Data = None,
@@ -500,7 +517,9 @@ def landscape(
     name: Annotated[str, typer.Argument(metavar="[NAME|all]", help="What to draw.")] = "ravine",
     optimizers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[OPTIMIZER...]", help="Others than the built-in ones, as NAME:ARG=VALUE,..."),
+        typer.Argument(
+            metavar="[OPTIMIZER...]", help=f"Others than the built-in ones, as NAME:ARG=VALUE,...; NAME: {NAMES}."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: what shows it best.")] = None,
     start: Annotated[str | None, typer.Option(metavar="X,Y", help="Default: what shows it best.")] = None,
@@ -541,12 +560,13 @@ def landscape(
 
 @app.command(cls=Command)
 def tune(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is training.")],
+    run: Going,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[NAME=VALUE]...",
-            help="Hyperparameters from the next step on, as in lr=0.01 or lr=cosine. A bad value changes nothing.",
+            help="Hyperparameters from the next step on, as in lr=0.01, or lr=cosine or another schedule: "
+            f"{SCHEDULED}. A bad value changes nothing.",
         ),
     ] = None,
     rollback: Annotated[
@@ -601,7 +621,7 @@ def tune(
 
 @app.command(cls=Command)
 def live(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")],
+    run: Going,
     live_host: Annotated[
         str | None, typer.Option("--host", metavar="HOST", help="Address, or ADDRESS:PORT. Default: 127.0.0.1.")
     ] = None,
@@ -669,6 +689,24 @@ def check(
         )
     if not all(finding.agrees for finding in found):
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _team(processes: int | None) -> Iterator[Team | None]:
+    """The processes of this MPI job, if there are several; those that are asked for are started, and it ends with them."""
+    from gpuopt import training
+    from gpuopt.training.team import team_of_job
+
+    team = team_of_job()
+    if team is None and processes is not None:
+        from gpuopt.training.launch import launched
+
+        if processes < 1:
+            raise training.UsageError(f"--processes {processes}: expected a positive integer")
+        if processes > 1:
+            raise typer.Exit(launched(processes, sys.argv[1:]))
+    with team or contextlib.nullcontext():
+        yield team
 
 
 @contextlib.contextmanager
