@@ -202,6 +202,8 @@ def arrays_of(
             problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
         elif new.dtype is not own.dtype and dtype_of(new) != dtype_of(own):
             problems.append(f"{'/'.join(key)}: dtype {dtype_of(new)}, expected {dtype_of(own)}")
+        elif isinstance(new, np.ndarray) and isinstance(new, np.ma.MaskedArray):
+            problems.append(f"{'/'.join(key)}: a masked array, whose mask would get lost, expected a plain one")
         elif hindrance := hindrance_of(own):
             problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
         else:

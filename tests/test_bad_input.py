@@ -378,3 +378,11 @@ def check_gradients(space: Space, make: Callable[[], Any], error: type[Exception
     with pytest.raises(error, match=words):
         gpuopt.update(rule, params, make(), state)
     assert np.array_equal(space.get(params["dense"]["w"]), space.get(good(space)["dense"]["w"]))
+
+
+def test_a_state_with_a_mask() -> None:
+    opt = gpuopt.Optimizer(np.ones(2), gpuopt.SGD(0.1, 0.9))
+    state = opt.state_dict()
+    state["state"][""]["v"] = np.ma.array(np.zeros(2), mask=True)
+    with pytest.raises(ValueError, match="state//v: a masked array, whose mask would get lost, expected a plain one"):
+        opt.load_state_dict(state)

@@ -265,3 +265,66 @@ def test_steps_of_other_types() -> None:
     step: Any = np.int64(3)
     assert gpuopt.Adam().at(step) == gpuopt.Adam().at(3)
     assert gpuopt.Adam(lr=gpuopt.schedules.step(1.0, 0.5, every=1)).at(2**53 - 1)["lr"] == 0.0
+
+
+@dataclass(frozen=True)
+class Returning(Rule):
+    """Returns what it is told to."""
+
+    result: Callable[[Any, Any], Any] = lambda p, g: (p - g, {})
+
+    def hyperparameters(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ()
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return self.result(p, g)
+
+
+RETURNED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "nothing": (lambda p, g: None, r"update returned NoneType, expected \(p, slots\)$"),
+    "an array": (lambda p, g: p - g, r"update returned \w+, expected \(p, slots\)$"),
+    "too much": (lambda p, g: (p, g, {}), r"update returned 3 values, expected \(p, slots\)$"),
+    "None for p": (lambda p, g: (None, {}), "update returned None for p, expected a value$"),
+    "slots that are no dict": (
+        lambda p, g: (p, g),
+        r"update returned \w+ for its slots, expected a dict, {} if it has none$",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "array", "fused"])
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a chain"])
+@pytest.mark.parametrize("case", RETURNED)
+def test_what_updates_may_not_return(case: str, inside: bool, engine: Any) -> None:
+    result, words = RETURNED[case]
+    rule: Any = Returning(result)
+    with pytest.raises(TypeError, match=f"^Returning[.]{words}"):
+        gpuopt.Optimizer(np.ones(2), gpuopt.chain(gpuopt.L2(0.1), rule) if inside else rule, engine=engine)
+
+
+def test_what_transforms_may_not_be() -> None:
+    @dataclass(frozen=True)
+    class Nothing(gpuopt.Transform):
+        def before(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+            return None
+
+    with pytest.raises(TypeError, match=r"^Nothing\.before returned NoneType, expected \(p, g, slots\)$"):
+        gpuopt.Optimizer(np.ones(2), gpuopt.chain(Nothing(), gpuopt.SGD()))
+    with pytest.raises(TypeError, match=r"^chain: Transform defines neither before nor after"):
+        gpuopt.chain(gpuopt.Transform(), gpuopt.SGD())
+
+
+def test_an_update_that_draws_random_numbers_is_run_as_it_is() -> None:
+    random = np.random.RandomState(0)
+    rule = Returning(lambda p, g: (p - random.standard_normal() * g, {}))
+    w = np.zeros((40_000, 2))[:, 0]  # of more than one block, if there were blocks
+    opt = gpuopt.Optimizer(w, rule)
+    steps = []
+    for _ in range(2):
+        before = w.copy()
+        opt.step(np.ones_like(w))
+        steps.append(w - before)
+    assert [np.ptp(step) < 1e-12 for step in steps] == [True, True]
+    assert steps[0][0] != steps[1][0]
+    with pytest.raises(TypeError, match=r"does something else each time .* engine='array' runs it as it is$"):
+        gpuopt.Optimizer(np.ones(2), rule, engine="fused")

@@ -19,6 +19,7 @@ from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.engines.trace import SCALE
+from gpuopt.rules.formula import returned
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, applied
 from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flatten
@@ -175,9 +176,10 @@ def _update(
             functions, own = Lifted(functions), {slot: taken_apart(x) for slot, x in own.items()}
         arrays = taken_apart(p), taken_apart(g), SimpleNamespace(**own)
         try:
-            new_p, new_slots = applied(rule, rule.update, functions, *arrays, SimpleNamespace(**h))
+            found = applied(rule, rule.update, functions, *arrays, SimpleNamespace(**h))
         except ComplexError as error:
             raise TypeError(f"{name}.update {error}") from None
+    new_p, new_slots = returned(f"{name}.update", found, "p", "slots")
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 

@@ -41,7 +41,7 @@ def pure_step(arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule
 
 
 def _is_elementwise(rule: Rule) -> bool:
-    program = traced(rule)
+    program = traced(rule, twice=True)
     return program is not None and program.is_elementwise
 
 

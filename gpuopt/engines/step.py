@@ -92,7 +92,7 @@ class Step:
         self._arrays, self._groups = arrays, groups
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
-        self._programs = [traced(rule) for rule in rules]
+        self._programs = [traced(rule, twice=True) for rule in rules]
         self._elementwise = [program is not None and program.is_elementwise for program in self._programs]
         homes: list[set[str]] = [set() for _ in rules]
         for a, group in zip(arrays, groups, strict=True):

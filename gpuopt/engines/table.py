@@ -127,7 +127,7 @@ class Table:
     def __init__(self, segments: Sequence[Segment], rules: Sequence[Rule]) -> None:
         lanes = dict.fromkeys((s.group, s.dtype) for s in segments)
         kinds = {lane: (lane[0], DTYPES[lane[1]].parts == 2) for lane in lanes}
-        traced = {kind: trace(rules[kind[0]], is_complex=kind[1]) for kind in sorted(set(kinds.values()))}
+        traced = {kind: trace(rules[kind[0]], is_complex=kind[1], twice=True) for kind in sorted(set(kinds.values()))}
         self.programs = programs = {lane: traced[kind] for lane, kind in kinds.items()}
         own_variants = [
             Variant(programs[s.group, s.dtype], s.dtype, s.precision, s.gradient if s.gradient != s.dtype else "")

@@ -16,6 +16,7 @@ from numbers import Real
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from gpuopt.rules.formula import returned
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealNumbers, applied
 from gpuopt.rules.slots import Columns, Rows, Shared, is_number, starts
 
@@ -143,22 +144,34 @@ class Program:
         return eval(code, {**_FUNCTIONS_ON_HOST})  # type: ignore[no-any-return]
 
 
-def trace(rule: Rule, *, is_complex: bool = False) -> Program:
+def trace(rule: Rule, *, is_complex: bool = False, twice: bool = False) -> Program:
     """Run ``rule.update`` on symbols.
 
     Parameters
     ----------
     is_complex
         Whether the parameters are complex numbers.
+    twice
+        Whether to do so again, and compare: an update that draws random numbers would be fused with the first ones for good.
 
     Raises
     ------
     TraceError
-        If the update branches on a value, calls what cannot be fused, or does not return its slots.
+        If the update is another one the second time, branches on a value, calls what cannot be fused, or does not return its slots.
     ComplexError
         If the update does with complex numbers what is refused.
 
     """
+    program = _recorded(rule, is_complex=is_complex)
+    if twice and _recorded(rule, is_complex=is_complex) != program:
+        raise TraceError(
+            f"{rule.name}.update does something else each time that it is called (random numbers? a count of its own?); "
+            "to be fused it needs to be the same formula; engine='array' runs it as it is"
+        )
+    return program
+
+
+def _recorded(rule: Rule, *, is_complex: bool) -> Program:
     tape = _Tape(rule.name)
     declared = starts(rule.slots)
     if {"p", "g"} & set(declared):
@@ -180,11 +193,13 @@ def trace(rule: Rule, *, is_complex: bool = False) -> Program:
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
     try:
-        new_p, new_slots = applied(
-            rule, rule.update, xp, load("p"), load("g"), SimpleNamespace(**slots), SimpleNamespace(**h)
-        )
+        found = applied(rule, rule.update, xp, load("p"), load("g"), SimpleNamespace(**slots), SimpleNamespace(**h))
     except ComplexError as error:
         raise ComplexError(f"{rule.name}.update {error}") from None
+    try:
+        new_p, new_slots = returned(f"{tape.rule}.update", found, "p", "slots")
+    except TypeError as error:
+        raise TraceError(str(error)) from None
     if set(new_slots) != set(slots):
         raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
     outputs: list[Symbol] = []
@@ -215,10 +230,10 @@ def trace(rule: Rule, *, is_complex: bool = False) -> Program:
     return program
 
 
-def traced(rule: Rule) -> Program | None:
-    """The program of a rule, or None if it cannot be traced."""
+def traced(rule: Rule, *, twice: bool = False) -> Program | None:
+    """The program of a rule, or None if it cannot be traced; see `trace`."""
     try:
-        return trace(rule)
+        return trace(rule, twice=twice)
     except Exception:  # noqa: BLE001 - whatever a user's code raises when it is run on symbols
         return None
 

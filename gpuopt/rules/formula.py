@@ -223,6 +223,21 @@ class Formula:
         return found
 
 
+def returned(what: str, value: Any, *expected: str) -> tuple[Any, ...]:
+    """Return what a formula returned, a tuple that ends with a dict of slots; raise TypeError if it is none."""
+    names = f"({', '.join(expected)})"
+    if not isinstance(value, tuple | list) or len(value) != len(expected):
+        given = f"{len(value)} values" if isinstance(value, tuple | list) else type(value).__name__
+        raise TypeError(f"{what} returned {given}, expected {names}")
+    *arrays, slots = value
+    if not isinstance(slots, dict):
+        raise TypeError(f"{what} returned {type(slots).__name__} for its slots, expected a dict, {{}} if it has none")
+    for name, x in (*zip(expected, arrays, strict=False), *slots.items()):
+        if x is None:
+            raise TypeError(f"{what} returned None for {name}, expected a value")
+    return tuple(value)
+
+
 def _annotated(cls: type) -> list[str]:
     """Names that a class annotates itself, which makes them fields of a dataclass."""
     if sys.version_info >= (3, 14):

@@ -28,7 +28,8 @@ class SGD(Rule):
     momentum
         Fraction of the previous update that is kept, in [0, 1). At 0 there is no velocity ``v`` and no state.
     nesterov
-        Look ahead along the new velocity (Sutskever et al. 2013, "On the importance of initialization and momentum").
+        Look ahead along the new velocity (Sutskever et al. 2013, "On the importance of initialization and momentum"). With
+        ``momentum=0`` there is none, and the formula is that of plain descent (PyTorch refuses it).
     dampening
         Fraction of the gradient that ``v`` does not get, in [0, 1]; the first step gets all of it, as in PyTorch.
     dampen_first

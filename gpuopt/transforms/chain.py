@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.base import Array, Rule
+from gpuopt.rules.formula import returned
 from gpuopt.rules.hyper import Hyperparameter, unknown
 from gpuopt.rules.pairs import applied
 from gpuopt.rules.slots import Like, Part, Real, Slot, starts
@@ -60,6 +61,10 @@ def chain(*members: Transform | Rule) -> Chain:
         if not isinstance(member, Transform | Rule):
             given = f"{member.__name__}, a class" if isinstance(member, type) else repr(member)
             raise TypeError(f"chain: {given:.80}, expected rules and transforms, such as EMA(0.999)")
+        if isinstance(member, Transform) and all(
+            getattr(type(member), name) is getattr(Transform, name) for name in ("before", "after", "evaluation")
+        ):
+            raise TypeError(f"chain: {member.name} defines neither before nor after, expected a transform that does")
     rules = [i for i, member in enumerate(flat) if isinstance(member, Rule)]
     if len(rules) != 1:
         there = ", ".join(flat[i].name for i in rules) or "no rule"
@@ -190,14 +195,17 @@ class Chain(Rule):
 
         for name, member in self._named.items():
             if isinstance(member, Transform):
-                p, g, new = applied(member, member.before, xp, p, g, slots[name], _Part(h, f"{name}."))
-                keep(name, _checked(member, new))
-        p, new = applied(self.rule, self.rule.update, xp, p, g, slots[self._rule_name], h)
+                found = applied(member, member.before, xp, p, g, slots[name], _Part(h, f"{name}."))
+                p, g, new = returned(f"{member.name}.before", found, "p", "g", "slots")
+                keep(name, new)
+        found = applied(self.rule, self.rule.update, xp, p, g, slots[self._rule_name], h)
+        p, new = returned(f"{self.rule.name}.update", found, "p", "slots")
         keep(self._rule_name, new)
         for name, member in self._named.items():
             if isinstance(member, Transform):
-                p, new = applied(member, member.after, xp, old, p, g, slots[name], _Part(h, f"{name}."))
-                keep(name, _checked(member, new))
+                found = applied(member, member.after, xp, old, p, g, slots[name], _Part(h, f"{name}."))
+                p, new = returned(f"{member.name}.after", found, "p", "slots")
+                keep(name, new)
         return p, new_slots
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
@@ -246,9 +254,3 @@ class _Part:
 
 def _works_after(member: Transform) -> bool:
     return type(member).after is not Transform.after or type(member).before is Transform.before
-
-
-def _checked(member: Transform, new: Any) -> dict[str, Any]:
-    if not isinstance(new, dict):
-        raise TypeError(f"{member.name} returned {new!r:.80} for its slots, expected a dict, {{}} if it has none")
-    return new
