@@ -420,7 +420,7 @@ def _checksums(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) 
 
 def _bytes(x: NDArray[Any]) -> memoryview:
     """The memory of an array without gaps, in C order."""
-    return x.data if x.dtype.isbuiltin else memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
+    return x.data if x.dtype.isbuiltin == 1 else memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gpuopt.rules import Rule
-    from gpuopt.training import Config, Result
+    from gpuopt.training import Config, Result, Team
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -310,6 +310,17 @@ def train(
         str | None,
         typer.Option(metavar="HOST", help="Address on which --live listens. Default: 127.0.0.1, this machine alone."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Train on N processes of this machine, over MPI. Needs gpuopt[mpi] and an MPI."),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Cut each batch into N parts, whoever computes them; the result depends on N alone. Default: one a process.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train a multilayer perceptron.
@@ -321,15 +332,19 @@ def train(
     Ctrl-C lets the current step end, saves, and says how to resume. `gpuopt tune` changes a training while it runs.
     """
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
-    for name in ("quiet", "live", "live_host"):
+    for name in ("quiet", "live", "live_host", "processes"):
         given.pop(name, None)
     report = None if given.pop("no_report", None) is None else False
-    with _told_plainly():
+    with _told_plainly(), _team(processes) as team:
+        if team is not None and not team.leads:
+            team.serve()
+            return
         from gpuopt import training
         from gpuopt.runs.secondary import warned
         from gpuopt.training.progress import progress
 
-        callbacks = [] if quiet else [progress()]
+        # What a launcher passes on is no terminal, even if it looks like one.
+        callbacks = [] if quiet else [progress(plain=team is not None)]
         if live or live_host is not None:
             from gpuopt.runs.control.live import Page
 
@@ -337,10 +352,10 @@ def train(
         if given.pop("resume", None) is not None:
             for name in set(given) - RESUMABLE:
                 raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
-            result = training.resume(str(resume), **given, callbacks=callbacks, report=report)
+            result = training.resume(str(resume), **given, callbacks=callbacks, report=report, team=team)
         else:
             given.pop("out", None)
-            result = training.train(_config(given), out=out, callbacks=callbacks, report=report)
+            result = training.train(_config(given), out=out, callbacks=callbacks, report=report, team=team)
         if not quiet:
             with warned("the result is not printed (%s)"):
                 _tell(result, "Test set" if validation is None else "Validation part")
@@ -674,6 +689,24 @@ def check(
         )
     if not all(finding.agrees for finding in found):
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _team(processes: int | None) -> Iterator[Team | None]:
+    """The processes of this MPI job, if there are several; those that are asked for are started, and it ends with them."""
+    from gpuopt import training
+    from gpuopt.training.team import team_of_job
+
+    team = team_of_job()
+    if team is None and processes is not None:
+        from gpuopt.training.launch import launched
+
+        if processes < 1:
+            raise training.UsageError(f"--processes {processes}: expected a positive integer")
+        if processes > 1:
+            raise typer.Exit(launched(processes, sys.argv[1:]))
+    with team or contextlib.nullcontext():
+        yield team
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,10 +17,10 @@ import numpy as np
 
 import gpuopt
 import gpuopt.distributed
+import gpuopt.training
 from gpuopt.distributed import RankError, cuts, sums, transport
 from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
-from gpuopt.rules.slots import is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,22 +53,18 @@ def mean(step: int) -> dict[str, Any]:
     return {name: None if g is None else g / np.asarray(PARTS, g.dtype) for name, g in total.items()}
 
 
-def elementwise() -> dict[str, Any]:
-    """Every rule of the library that several processes can take, by name."""
-    return {name: rule for name, cls in RULES.items() if _is_elementwise(rule := cls(lr=0.1))}
+def every_rule() -> dict[str, Any]:
+    """Every rule of the library that can be traced, by name."""
+    made = {name: cls(lr=0.1, memory=2) if name == "LBFGS" else cls(lr=0.1) for name, cls in RULES.items()}
+    return {name: rule for name, rule in made.items() if traced(rule) is not None}
 
 
-def _is_elementwise(rule: gpuopt.Rule) -> bool:
-    program = traced(rule)
-    return program is not None and program.is_elementwise and not any(map(is_number, starts(rule.slots).values()))
-
-
-def options() -> dict[str, tuple[Any, dict[str, Any], bool]]:
-    """Rule, options and whether something is tuned on the way, by name."""
+def options() -> dict[str, tuple[Any, dict[str, Any], dict[str, float]]]:
+    """Rule, options and what is tuned on the way, by name."""
     adam = gpuopt.Adam(lr=0.1)
     falling = gpuopt.Adam(lr=gpuopt.schedules.inverse_time(0.1, decay=0.5))
-    table: dict[str, tuple[Any, dict[str, Any], bool]] = {
-        name: (rule, {}, False) for name, rule in elementwise().items()
+    table: dict[str, tuple[Any, dict[str, Any], dict[str, float]]] = {
+        name: (rule, {}, {}) for name, rule in every_rule().items()
     }
     for name, clip in {
         "value": gpuopt.clip_by_value(0.5),
@@ -75,14 +72,61 @@ def options() -> dict[str, tuple[Any, dict[str, Any], bool]]:
         "global": gpuopt.clip_by_global_norm(gpuopt.schedules.inverse_time(5.0, decay=0.5)),
     }.items():
         for nonfinite in ("ignore", "skip", "raise"):
-            table[f"clip {name} {nonfinite}"] = (adam, {"clip": clip, "nonfinite": nonfinite}, False)
+            table[f"clip {name} {nonfinite}"] = (adam, {"clip": clip, "nonfinite": nonfinite}, {})
     chained = gpuopt.chain(gpuopt.L2(1e-2), adam, gpuopt.Box(np.full(SHAPES["e"], -1.0), 1.0), gpuopt.EMA(0.9))
     return table | {
-        "schedule": (falling, {}, False),
-        "tuned": (gpuopt.SGD(lr=0.1), {}, True),
-        "groups": ({"[ab]": gpuopt.Lion(lr=0.1), "*": falling}, {"clip": gpuopt.clip_by_global_norm(1.0)}, False),
-        "chain": ({"e": chained, "*": adam}, {}, False),
+        "schedule": (falling, {}, {}),
+        "tuned": (gpuopt.SGD(lr=0.1), {}, {"lr": 0.05, "momentum": 0.5}),
+        "groups": ({"[ab]": gpuopt.Lion(lr=0.1), "*": falling}, {"clip": gpuopt.clip_by_global_norm(1.0)}, {}),
+        "chain": ({"e": chained, "*": adam}, {}, {}),
+        "chain of norms": (
+            gpuopt.chain(gpuopt.ClipGlobalNorm(5.0), gpuopt.LAMB(lr=0.1), gpuopt.EMA(0.9)),
+            {},
+            {"lr": 0.05},
+        ),
+        "totals by group": ({"[ae]": gpuopt.Prodigy(), "*": gpuopt.Novograd(lr=0.1)}, {}, {}),
+        "sums and a clip": (gpuopt.LARS(lr=0.1), {"clip": gpuopt.clip_by_norm(2.0), "nonfinite": "skip"}, {}),
     }
+
+
+def kinds(comm: Any, folder: Path) -> None:
+    """Complex leaves and those of 16 bits, with slots of several dtypes, saved and loaded."""
+    shapes: dict[str, tuple[int, str]] = {
+        "a": (9_000, "complex64"),
+        "b": (700, "complex128"),
+        "c": (9_001, "float16"),
+        "d": (300_000, "complex64"),
+        "e": (5, "float32"),
+    }
+
+    def made(*seed: int) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        return {
+            name: np.asarray(rng.normal(size=n) + 1j * rng.normal(size=n), dtype)
+            if dtype.startswith("complex")
+            else np.asarray(rng.normal(size=n), dtype)
+            for name, (n, dtype) in shapes.items()
+        }
+
+    rules = {"[ac]": gpuopt.Adam(lr=0.1), "b": gpuopt.Adam(lr=0.1, components=True), "*": gpuopt.LAMB(lr=0.1)}
+    more: dict[str, Any] = {"clip": gpuopt.clip_by_global_norm(1.0), "nonfinite": "raise"}
+    opt = gpuopt.distributed.Optimizer(made(comm.rank), rules, comm, parts=PARTS, **more)
+    alone = gpuopt.Optimizer(made(0), rules, **more)
+    for step in range(STEPS):
+        for i in opt.mine:
+            opt.add(made(step, i))
+        opt.step()
+        total = gpuopt.distributed.tree_sum([made(step, i) for i in range(PARTS)])
+        alone.step({name: g / np.asarray(PARTS, g.dtype) for name, g in total.items()})
+    assert digest(opt) == digest(alone)
+    file = folder / "kinds.safetensors"
+    gpuopt.save(file, opt)
+    again = gpuopt.distributed.Optimizer(made(5), rules, comm, parts=PARTS, shard=False, **more)
+    gpuopt.load(file, again)
+    assert _state(again) == _state(opt)
+    other = gpuopt.Optimizer(made(6), rules, **more)
+    gpuopt.load(file, other)
+    assert _state(other) == _state(opt)
 
 
 def digest(opt: gpuopt.Optimizer) -> str:
@@ -108,11 +152,11 @@ def _host(x: Any) -> Any:
     return x.get() if hasattr(x, "get") else x
 
 
-def run(opt: Any, take: Callable[[int], None], *, tuned: bool = False) -> str:
+def run(opt: Any, take: Callable[[int], None], tuned: dict[str, float]) -> str:
     """Take the steps, and look at the bits."""
     for step in range(STEPS):
         if tuned and step == 1:
-            opt.tune(lr=0.05, momentum=0.5)
+            opt.tune(**tuned)
         take(step)
     return digest(opt)
 
@@ -122,7 +166,7 @@ def alone() -> dict[str, str]:
     found = {}
     for name, (rule, more, tuned) in options().items():
         opt = gpuopt.Optimizer(params(), rule, **more)
-        found[name] = run(opt, lambda step, opt=opt: opt.step(mean(step)), tuned=tuned)  # type: ignore[misc]
+        found[name] = run(opt, lambda step, opt=opt: opt.step(mean(step)), tuned)  # type: ignore[misc]
     return found
 
 
@@ -141,7 +185,7 @@ def together(comm: Any, space: Callable[[Any], Any] = lambda x: x, **more: Any) 
             continue
         mine = {leaf: space(p) for leaf, p in params(comm.rank if comm else 0).items()}  # those of rank 0 count
         opt = gpuopt.distributed.Optimizer(mine, rule, comm, parts=PARTS, shard=k % 3 != 0, **own, **more)
-        found[name] = run(opt, lambda step, opt=opt: take(opt, step), tuned=tuned)  # type: ignore[misc]
+        found[name] = run(opt, lambda step, opt=opt: take(opt, step), tuned)  # type: ignore[misc]
     return found
 
 
@@ -170,7 +214,16 @@ def on_devices(comm: Any, folder: Path) -> None:
     import cupy
 
     small_buckets()
-    only = {"Adam", "SGD", "clip global raise", "clip norm skip", "chain", "groups"}
+    only = {
+        "Adam",
+        "clip global raise",
+        "clip norm skip",
+        "chain",
+        "groups",
+        "LAMB",
+        "chain of norms",
+        "totals by group",
+    }
     found = {way: together(comm, cupy.asarray, transport=way, timeout=60.0, only=only) for way in ("host", "nccl")}
     for way in ("host", "nccl"):
         opt = gpuopt.distributed.Optimizer(cupy.zeros(20_000, "f4"), gpuopt.Adam(), comm, transport=way, timeout=60.0)
@@ -278,9 +331,6 @@ def settings(comm: Any) -> None:
         "every rank: ValueError: parts: 1, expected a whole number of at least 3": lambda: gpuopt.distributed.Optimizer(
             w, gpuopt.SGD(), comm, parts=1
         ),
-        "every rank: TypeError: rule '*': LAMB is not elementwise": lambda: gpuopt.distributed.Optimizer(
-            w, gpuopt.LAMB(), comm
-        ),
     }
     for message, make in makes.items():
         told = _told(make)
@@ -347,6 +397,70 @@ def training(comm: Any, folder: Path) -> None:
     found = digest(opt)
     if comm.rank == 0:
         (folder / "training.json").write_text(json.dumps(found))
+
+
+class Falling(gpuopt.training.Callback):
+    """Lowers the learning rate on the way: on rank 0 alone, where callbacks are."""
+
+    def step(self, run: Any) -> None:
+        if run.optimizer.steps == 4:
+            run.tune(lr=0.05)
+
+
+def own_loop(comm: Any, folder: Path) -> None:
+    """A loop of one's own, which on three processes is stopped by a signal that one of them gets."""
+    rule = gpuopt.chain(gpuopt.LAMB(lr=0.1), gpuopt.EMA(0.9))
+    opt = gpuopt.distributed.Optimizer(params(comm.rank if comm else 0), rule, comm, parts=PARTS)
+    made = np.zeros(3)
+    with gpuopt.Run(folder / "run", opt, checkpoint_every=3, callbacks=[Falling()], report=False) as run:
+        drawn, count = run.remember("made", made), run.remember("count", [0])
+        for step in run.steps(12):
+            noise = run.random.normal(size=SHAPES["e"]).astype("f4")
+            for i in opt.mine:
+                opt.add(gradient(step, i) | {"e": noise})
+            if comm and (comm.size, comm.rank, step) == (3, 1, 6):
+                os.kill(os.getpid(), signal.SIGTERM)
+            drawn += 1
+            count[0] += 1
+            run.step(loss=1.0 / (step + 1))
+    assert (drawn == opt.steps).all()
+    assert count == [opt.steps]
+    assert run.finished is (not comm or comm.size != 3)
+    assert run.stopped == (None if run.finished else "SIGTERM")
+    assert opt.steps == (12 if run.finished else 7)
+    found = digest(opt)
+    if not comm or comm.rank == 0:
+        (folder / "run.json").write_text(json.dumps(found))
+
+
+def broken_loop(comm: Any, folder: Path) -> None:
+    """What rank 0 cannot do is the error of all: a folder of another optimizer, a checkpoint that cannot be written."""
+    opt = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm)
+    with gpuopt.Run(folder / "run", opt, checkpoint_every=1, report=False) as run:
+        for _ in run.steps(2):
+            run.step(np.ones(3))
+    assert run.finished
+    other = gpuopt.distributed.Optimizer(np.zeros(4), gpuopt.SGD(), comm)
+    told = _broken(lambda: gpuopt.Run(folder / "run", other))
+    assert "holds a run of another optimizer" in told, told
+
+    def writes_no_more() -> None:
+        again = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm)
+        with gpuopt.Run(folder / "other", again, checkpoint_every=1, report=False) as run:
+            for step in run.steps(50):
+                if comm.rank == 0 and step == 3:
+                    shutil.rmtree(folder / "other")
+                run.step(np.ones(3))
+
+    assert "Error" in _broken(writes_no_more)
+
+
+def _broken(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - whichever it is
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("no error")
 
 
 def killed_on_devices(comm: Any, folder: Path) -> None:

@@ -184,6 +184,7 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "clip_norm": 5.0,
         "clip_value": None,
         "average": None,
+        "parts": None,
     }
 
 

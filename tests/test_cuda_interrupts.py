@@ -12,7 +12,7 @@ import test_interrupts
 from spaces import Space
 
 import gpuopt
-from gpuopt import optimizer
+from gpuopt import optimizer, stateful
 from gpuopt.engines import cuda, interrupts, step
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -47,8 +47,8 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             sys.setprofile(None)
         assert seen.pop(0) == "in_one_go"
 
-    monkeypatch.setattr(step, "in_one_go", watched)
-    monkeypatch.setattr(optimizer, "in_one_go", watched)
+    for module in (step, optimizer, stateful):
+        monkeypatch.setattr(module, "in_one_go", watched)
     return seen
 
 

@@ -6,9 +6,11 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 
 import gpuopt
 import gpuopt.distributed
+from gpuopt import checkpoint
 from gpuopt.distributed.cuts import buckets_of, order_of_chunks
 from gpuopt.distributed.sums import middle, plan, whole_within
 
@@ -100,6 +103,11 @@ def test_the_same_bits_on_any_number_of_processes(reference: tuple[Path, dict[st
     assert ranks.digest(other).split()[2] == want["loaded"].split()[2]
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_complex_leaves_and_those_of_16_bits(tmp_path: Path, n: int) -> None:
+    succeeds(n, "kinds", tmp_path)
+
+
 def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 
@@ -132,6 +140,108 @@ def test_a_training_that_is_killed_goes_on_with_fewer_processes(tmp_path: Path) 
         opt.step(ranks.mean(step))
     found = json.loads((tmp_path / "training.json").read_text())
     assert found.split()[2] == ranks.digest(opt).split()[2]
+
+
+def test_a_loop_of_ones_own_on_any_number_of_processes(tmp_path: Path) -> None:
+    """Stopped on 3 by a signal that one of them got, gone on with on 2: to the bit what one process does alone."""
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    ranks.own_loop(None, alone)
+    succeeds(3, "own_loop", tmp_path)
+    succeeds(2, "own_loop", tmp_path)
+    assert (tmp_path / "run.json").read_text() == (alone / "run.json").read_text()
+    rows = [
+        [
+            {name: value for name, value in json.loads(line).items() if name != "seconds"}
+            for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (tmp_path, alone)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_what_breaks_a_loop_on_rank_0_breaks_it_on_all(tmp_path: Path) -> None:
+    succeeds(3, "broken_loop", tmp_path)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "gpuopt", "train", *arguments, "--no-report"]
+
+
+def trained(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Arrays of the checkpoint, and rows of metrics but for the time."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    arrays, _ = checkpoint.read(folder / "checkpoint.safetensors")
+    return arrays, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_on_4_goes_on_on_2_and_alone(tmp_path: Path, signum: signal.Signals) -> None:
+    launcher()
+    options = [
+        "--epochs",
+        "150",
+        "--batch-size",
+        "70",
+        "--optimizer",
+        "lamb",
+        "--dropout",
+        "0.1",
+        "--report-every",
+        "10",
+    ]
+    alone = tmp_path / "alone"
+    subprocess.run(command(*options, "--parts", "4", "--out", str(alone)), check=True, timeout=120, capture_output=True)
+    folder = tmp_path / "run"
+    with subprocess.Popen(
+        command(*options, "--processes", "4", "--out", str(folder)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            end = time.monotonic() + 60
+            while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text().count("\n") > 1:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            process.send_signal(signum)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert f"stopped by {signum.name} after" in output
+    assert process.returncode == 128 + signum
+    before = len(trained(folder)[1])
+    assert before < len(trained(alone)[1])
+    many = "3" if signum == signal.SIGINT else "1"
+    done = subprocess.run(
+        command("--resume", str(folder), "--processes", many),
+        check=False, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    (want, rows), (found, found_rows) = trained(alone), trained(folder)
+    assert [row for row in found_rows if "event" not in row] == rows
+    assert found.keys() == want.keys()
+    for name, x in want.items():
+        np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--processes", "0"], "--processes 0: expected a positive integer"),
+        (["--parts", "2", "--processes", "3"], "--processes 3: more than the 2 parts that each batch of this run has"),
+        (["--processes", "2", "--data", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_a_command_that_cannot_be_run_says_so_once(tmp_path: Path, arguments: list[str], said: str) -> None:
+    launcher()
+    done = subprocess.run(
+        command(*arguments, "--out", str(tmp_path / "run")), check=False, timeout=60, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done
+    assert (done.stdout + done.stderr).count(said) == 1, done
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
@@ -260,6 +370,14 @@ def test_a_tree_of_parts_is_the_same_on_any_number_of_processes(parts: int, proc
     assert sums[additions[-1][0] if additions else 0] == tree(0, parts)
 
 
-def test_rules_that_sum_are_refused() -> None:
-    with pytest.raises(TypeError, match="LAMB is not elementwise"):
-        gpuopt.distributed.Optimizer(np.zeros(2), gpuopt.LAMB(), None)
+@dataclass(frozen=True)
+class Sorts(gpuopt.Rule):
+    """Looks at whole leaves."""
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:
+        return p - xp.sort(g), {}
+
+
+def test_rules_that_cannot_be_traced_are_refused() -> None:
+    with pytest.raises(TypeError, match="Sorts looks at whole leaves, of which a process has only parts"):
+        gpuopt.distributed.Optimizer(np.zeros(2), Sorts(), None)

@@ -108,6 +108,7 @@ LAYERS: dict[str, set[str]] = {
         "backends",
         "checkpoint",
         "diagnosis",
+        "distributed",
         "errors",
         "gradients",
         "limits",

@@ -43,7 +43,7 @@ class RankError(RuntimeError):
         self.everywhere = everywhere
 
 
-def agree(transport: Transport, error: BaseException | None, view: Mapping[str, Any]) -> None:
+def agree(transport: Transport, error: BaseException | None, view: Mapping[str, Any], wish: int = 0) -> int:
     """Go on if all processes are well and see the same; one small reduction.
 
     Parameters
@@ -52,6 +52,13 @@ def agree(transport: Transport, error: BaseException | None, view: Mapping[str, 
         What went wrong in this process, if anything did.
     view
         What must be the same everywhere, by a name for messages.
+    wish
+        A number that this process wishes all to know.
+
+    Returns
+    -------
+    int
+        The highest wish of all.
 
     Raises
     ------
@@ -60,9 +67,9 @@ def agree(transport: Transport, error: BaseException | None, view: Mapping[str, 
 
     """
     digest = int.from_bytes(hashlib.blake2b(repr(view).encode(), digest_size=7).digest(), "little")
-    highest = transport.highest(np.array([error is not None, digest, -digest], np.int64))
+    highest = transport.highest(np.array([error is not None, digest, -digest, wish], np.int64))
     if not highest[0] and highest[1] == -highest[2]:
-        return
+        return int(highest[3])
     own = None if error is None else (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     found = transport.told((own, {name: repr(value) for name, value in view.items()}))
     failed = {rank: message for rank, (message, _) in enumerate(found) if message is not None}

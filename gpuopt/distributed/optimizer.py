@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -13,7 +14,7 @@ import gpuopt
 from gpuopt import leaves, states, tuning
 from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, place, to_numpy, zeros_like
 from gpuopt.distributed.agreement import RankError, agree, listed
-from gpuopt.distributed.cuts import buckets_of, order_of_chunks
+from gpuopt.distributed.cuts import Piece, buckets_of, order_of_chunks
 from gpuopt.distributed.reduction import Reduction, Store, empty
 from gpuopt.distributed.sums import whole_within
 from gpuopt.distributed.transport import connect
@@ -21,27 +22,33 @@ from gpuopt.engines import array, memory
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import judge
+from gpuopt.engines.place import host
 from gpuopt.engines.step import Step
 from gpuopt.engines.table import CHUNK
 from gpuopt.engines.trace import traced
+from gpuopt.engines.whole import Parts
 from gpuopt.gradients import Clip, clipped
+from gpuopt.optimizer import OWN
 from gpuopt.optimizer import Optimizer as Alone
 from gpuopt.rules.slots import Given, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from gpuopt.distributed.cuts import Piece
     from gpuopt.distributed.sums import Node
     from gpuopt.distributed.transport import Way
     from gpuopt.groups import Rules
     from gpuopt.optimizer import Nonfinite
-    from gpuopt.rules.base import Rule
+    from gpuopt.rules.base import Hyper, Rule
 
-NOT_GIVEN: Any = object()
+Role: TypeAlias = Literal["equal", "leader", "follower"]
+LED = ("_load", "_retune", "_save", "evaluation", "state_dict")
+"""What rank 0 does and the others follow in."""
+NO_BUCKET = -1
+"""Of a segment without elements."""
 T = TypeVar("T")
 
 
@@ -61,7 +68,7 @@ class Optimizer(Alone):
         Arrays of NumPy, or of CuPy on one device, that fill their memory without gaps, in any nesting; of the same shapes
         and dtypes on each process. They get the values of rank 0.
     rule
-        As for `gpuopt.Optimizer`: elementwise rules.
+        As for `gpuopt.Optimizer`, but for rules that look at whole leaves otherwise than by sums and largest elements.
     comm
         A communicator of mpi4py, such as ``MPI.COMM_WORLD``. None: this process alone, without MPI.
     shard
@@ -82,6 +89,14 @@ class Optimizer(Alone):
     ----------
     mine : range
         The parts of this process.
+    rank, size : int
+        Which process this is, and how many there are.
+    measures : bool
+        Whether to measure `gradient_norm` in any case; the same on all processes.
+    wish : int
+        A number, such as that of a signal, that this process wishes all others to know with the next step.
+    wished : int
+        The highest number that a process has wished.
 
     Raises
     ------
@@ -132,6 +147,10 @@ class Optimizer(Alone):
         self._kept: Exception | None = None
         self._nodes: list[tuple[Node, Store]] = []
         self._count = 0
+        self._role: Role = "equal"
+        self._announced = 0
+        self.wish = self.wished = 0
+        self.measures = False
         self._present: list[bool] | None = None
         self._stores: list[Store] = []
         error: Exception | None = None
@@ -172,7 +191,7 @@ class Optimizer(Alone):
                 self._forget()
                 self._kept = error
 
-    def step(self, grads: Any = NOT_GIVEN) -> None:
+    def step(self, grads: Any = OWN) -> None:
         """Update the parameters on all processes, by the gradients that were added.
 
         Parameters
@@ -209,7 +228,7 @@ class Optimizer(Alone):
                 error = caught
             present = self._present or [False] * len(self._arrays)
             self._forget()
-            self._agree(error, view)
+            self._agree(error, view, self.wish)
             self._take(nodes, present, scalars, limit)
 
     def _take(
@@ -222,10 +241,7 @@ class Optimizer(Alone):
         """Exchange and add up, look at the sums, agree once more, update, and exchange the parameters."""
         buckets = [k for k, b in enumerate(self._buckets) if any(present[piece.leaf] for piece in b.pieces)]
         gradients, error = self._reduction(nodes, buckets)
-        ready = [
-            gradients[k][piece.place] if present[piece.leaf] and gradients[k] is not None else None
-            for k, piece in self._segments
-        ]
+        ready = [self._gradient(gradients, k, piece) if present[piece.leaf] else None for k, piece in self._segments]
         verdict = None
         try:
             self._step.bind(ready, self._own, lambda _i, g, _p: g)
@@ -243,14 +259,88 @@ class Optimizer(Alone):
             if bad:
                 vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
                 return
+        if self._step.widths:
+            self._agree(self._reduced(scalars, present), {})
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
         if self._shard:
             self._spread({i: flat for i, flat in enumerate(self._flat) if present[i]})
 
+    # ---- one process leads, the others follow
+
+    @property
+    def rank(self) -> int:
+        """See the class."""
+        return self._transport.rank
+
+    @property
+    def size(self) -> int:
+        """See the class."""
+        return self._transport.size
+
+    @property
+    def leads(self) -> bool:
+        """Whether others follow what is done here."""
+        return self._role == "leader"
+
+    @contextlib.contextmanager
+    def leading(self, role: Role = "leader") -> Iterator[None]:
+        """On rank 0: what is called in here, others that `follow` do, too; or again nobody, as an "equal"."""
+        before, self._role = self._role, role
+        try:
+            yield
+        finally:
+            self._role = before
+
+    def say(self, word: str, *args: Any) -> None:
+        """On rank 0: let the others, which `follow`, hear a word of the caller's."""
+        self._transport.say((word, args))
+
+    def follow(self) -> tuple[str, tuple[Any, ...]]:
+        """On all but rank 0: do as rank 0 does, until it says a word of its own, which is returned with what belongs to it.
+
+        Raises
+        ------
+        RankError
+            If the word is "broken": with what belongs to it as the message.
+
+        """
+        before, self._role = self._role, "follower"
+        try:
+            while True:
+                word, args = self._transport.hear()
+                if word == "broken":
+                    raise RankError(args[0], (0,))
+                if word not in LED:
+                    return word, args
+                with contextlib.suppress(RankError):  # which rank 0 has as well, and says what follows
+                    getattr(self, word)(*args)
+        finally:
+            self._role = before
+
+    @contextlib.contextmanager
+    def _led(self, word: str, *args: Any) -> Iterator[None]:
+        """Let those who follow do the same, unless this is part of what they do already."""
+        with self._lock:
+            if self._role == "leader" and not self._announced:
+                self.say(word, *args)
+            self._announced += 1
+            try:
+                yield
+            finally:
+                self._announced -= 1
+
+    def rows_of(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return numbers of all parts, of shape (parts, columns), from those of this process's; collective."""
+        rows = np.zeros((self._parts, own.shape[1]))
+        rows[self.mine.start : self.mine.stop] = own
+        cuts = [own.shape[1] * (self._parts * rank // self.size) for rank in range(self.size + 1)]
+        self._transport.gather(rows.reshape(-1), cuts)
+        return rows
+
     def evaluation(self) -> Any:
         """Return the tree to evaluate with, as `gpuopt.Optimizer.evaluation`; collective."""
-        with self._lock:
+        with self._led("evaluation"):
             last = [
                 rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
             ]
@@ -270,13 +360,16 @@ class Optimizer(Alone):
 
         The state is put together on every process: `gpuopt.save` needs the memory for it on rank 0 only.
         """
-        with self._lock:
+        with self._led("state_dict"):
             self._held.check_all()
-            return self._content(self._whole)
+            return self._content(self._whole if self._role == "equal" else self._whole_at_first)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, the same on every process; see `gpuopt.Optimizer.load_state_dict`; collective."""
-        self._restore(state, None, lambda x: x)
+        if self._role == "leader":
+            self._load(lambda: (state, None))
+        else:
+            self._restore(state, None, lambda x: x)
 
     def with_params(self, params: Any) -> NoReturn:  # noqa: ARG002
         """Not for several processes: save, make another one, load."""
@@ -317,8 +410,6 @@ class Optimizer(Alone):
             raise TypeError(f"params: arrays of {' and '.join(places)}, expected NumPy's, or CuPy's on one device")
         for i, a in enumerate(self._arrays):
             name = self._tree.name(i, "params")
-            if dtype_of(a) not in {"float32", "float64"}:
-                raise TypeError(f"{name}: dtype {a.dtype}, expected float32 or float64 over several processes")
             if not memory.is_without_gaps(a):
                 raise ValueError(f"{name}: strides {a.strides}, expected an array without gaps; copy it")
         rank, size = self._transport.rank, self._transport.size
@@ -327,7 +418,11 @@ class Optimizer(Alone):
         self._shares: list[list[tuple[int, Piece]]] = [
             [(k, piece) for k, bucket in enumerate(self._buckets) for piece in bucket.pieces_of(r)] for r in range(size)
         ]
-        self._segments = self._shares[rank] if self._shard else [one for own in self._shares for one in own]
+        self._segments = list(self._shares[rank]) if self._shard else [one for own in self._shares for one in own]
+        # Of each leaf a segment at least: so all processes compile the same, and know the numbers of all leaves.
+        there = {piece.leaf for _, piece in self._segments}
+        self._segments += [(NO_BUCKET, Piece(i, 0, 0, 0)) for i in range(len(self._arrays)) if i not in there]
+        self._first_segment = {piece.leaf: s for s, (_, piece) in reversed(list(enumerate(self._segments)))}
         self._own = [self._flat[piece.leaf][piece.start : piece.stop] for _, piece in self._segments]
         self._chunk_order, self._chunk_counts = order_of_chunks(self._buckets, size, len(self._arrays))
         self._chunk_cuts = np.cumsum(
@@ -345,21 +440,36 @@ class Optimizer(Alone):
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         for pattern, rule in zip(self._patterns, rules, strict=True):
             program = traced(rule)
-            numbers = any(map(is_number, starts(rule.slots).values()))
-            if program is None or not program.is_elementwise or numbers:
+            if program is None:
                 raise TypeError(
-                    f"rule {pattern!r}: {rule.name} is not elementwise: it sums over a leaf or looks at whole ones, which "
-                    "several processes cannot do yet; expected a rule such as Adam(), and clip=... for norms of gradients"
+                    f"rule {pattern!r}: {rule.name} looks at whole leaves, of which a process has only parts; expected a "
+                    "rule whose update can be traced: elementwise operations, sums, norms and totals"
                 )
+            if not program.is_elementwise or any(map(is_number, starts(rule.slots).values())):
+                host()  # who works numbers out
         if not self._met:
             self._agree(None, self._setting(rules))
             self._met = True
             self._spread(dict(enumerate(self._flat)), from_first=True)  # before slots are made that begin as copies
         groups = [self._groups[piece.leaf] for _, piece in self._segments]
-        slots: Sequence[Mapping[str, Any]] = before.slots if before else self._given_slots(rules)
+        slots = self._with_numbers(rules, before.slots if before else self._given_slots(rules))
         idle = [s for s, (_, piece) in enumerate(self._segments) if piece.leaf not in self._rows]
         seen = clipped(rules, self._clip)
-        return Step(self._own, self._own, groups, seen, slots, self._engine, None, before, idle)
+        parts = Parts([piece.leaf for _, piece in self._segments], [a.size for a in self._arrays])
+        return Step(self._own, self._own, groups, seen, slots, self._engine, None, before, idle, parts=parts)
+
+    def _with_numbers(self, rules: list[Rule], slots: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Slots of segments, with those that are numbers of their leaf: one for all segments of a leaf."""
+        found = [dict(own) for own in slots]
+        for i, a in enumerate(self._arrays):
+            of_leaf = [s for s, (_, piece) in enumerate(self._segments) if piece.leaf == i]
+            for name, slot in starts(rules[self._groups[i]].slots).items():
+                if is_number(slot) and name not in found[of_leaf[0]]:
+                    number = empty(a, 1, "float64").reshape(())
+                    number[...] = slot.start
+                    for s in of_leaf:
+                        found[s][name] = number
+        return found
 
     def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
         """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
@@ -380,7 +490,7 @@ class Optimizer(Alone):
 
     @property
     def _looks(self) -> bool:
-        return self._clip_by is not None or self._nonfinite != "ignore"
+        return self.measures or self._clip_by is not None or self._nonfinite != "ignore"
 
     # ---- gradients
 
@@ -431,7 +541,7 @@ class Optimizer(Alone):
         """The sums of this process's parts, each a flat array for each bucket."""
         if self._kept is not None:
             raise self._kept
-        if grads is NOT_GIVEN:
+        if grads is OWN:
             if self._count != len(self.mine):
                 raise ValueError(
                     f"step: {self._count} of this process's {len(self.mine)} parts were added, expected one `add` for each "
@@ -465,6 +575,35 @@ class Optimizer(Alone):
             np.add.at(sums, np.repeat(np.arange(len(sums)), self._chunk_counts), chunks[self._chunk_order])
         return sums, error
 
+    def _reduced(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> Exception | None:
+        """Add up, pass by pass, what the rules need of whole leaves; return what went wrong in this process."""
+        rank = self._transport.rank
+        error: Exception | None = None
+        try:
+            self._step.begin(scalars, present)
+        except Exception as caught:  # noqa: BLE001 - all processes are told
+            error = caught
+        for k, width in enumerate(self._step.widths):
+            chunks = np.zeros((self._chunk_cuts[-1], width))
+            own = chunks[slice(*self._chunk_cuts[rank : rank + 2])] if self._shard else chunks
+            try:
+                own[:] = np.concatenate(self._step.reduce(k))
+            except Exception as caught:  # noqa: BLE001 - all processes are told
+                error = error or caught
+            if self._shard:
+                self._transport.gather(chunks.reshape(-1), [width * cut for cut in self._chunk_cuts])
+            try:
+                self._step.know(k, chunks[self._chunk_order])
+            except Exception as caught:  # noqa: BLE001 - all processes are told
+                error = error or caught
+        return error
+
+    def _gradient(self, gradients: Sequence[Any], k: int, piece: Piece) -> Any:
+        """The gradient of a segment, which may have no elements."""
+        if k == NO_BUCKET:
+            return self._flat[piece.leaf][:0]
+        return None if gradients[k] is None else gradients[k][piece.place]
+
     def _blame(self, nodes: list[tuple[Node, list[Any]]], bad: list[int]) -> NoReturn:
         """Raise the error of gradients that are not finite: on all processes the same."""
         own = []
@@ -483,10 +622,10 @@ class Optimizer(Alone):
             raise FloatingPointError(failed[0])
         raise RankError(listed(failed, self._transport.size), tuple(failed))
 
-    def _agree(self, error: Exception | None, view: Mapping[str, Any]) -> None:
+    def _agree(self, error: Exception | None, view: Mapping[str, Any], wish: int = 0) -> None:
         if self._transport.size == 1 and error is not None:
             raise error
-        agree(self._transport, error, view)
+        self.wished = max(self.wished, agree(self._transport, error, view, wish))
 
     # ---- whole arrays
 
@@ -503,12 +642,14 @@ class Optimizer(Alone):
             if len(bucket.pieces) == 1:
                 move(flat[pieces[0].leaf][pieces[0].start : pieces[0].stop], *cuts)
                 continue
-            packed = empty(self._arrays[0], bucket.size, bucket.dtype)
-            for piece in pieces:
-                packed[piece.place] = flat[piece.leaf][piece.start : piece.stop]
-            move(packed, *cuts)
-            for piece in pieces:
-                flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
+            for dtype in dict.fromkeys(flat[piece.leaf].dtype for piece in pieces):  # of slots there may be several
+                own = [piece for piece in pieces if flat[piece.leaf].dtype == dtype]
+                packed = empty(self._arrays[0], bucket.size, dtype)
+                for piece in own:
+                    packed[piece.place] = flat[piece.leaf][piece.start : piece.stop]
+                move(packed, *cuts)
+                for piece in own:
+                    flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
 
     def _fill(self, whole: Mapping[int, Any], segments: Sequence[Any]) -> None:
         """Fill arrays, by leaf, from what each process has of its segments."""
@@ -521,7 +662,7 @@ class Optimizer(Alone):
 
     def _whole(self, name: str, members: list[int]) -> dict[int, Any]:
         """A slot of these leaves, put together on every process."""
-        found = {i: zeros_like(self._arrays[i]) for i in members}
+        found = {i: zeros_like(self._arrays[i], self._slot_dtype(name, i)) for i in members}
         self._fill(found, [slots.get(name) for slots in self._step.slots])
         return found
 
@@ -529,17 +670,29 @@ class Optimizer(Alone):
         """The same in the memory of the host, on rank 0 alone."""
         if not self._shard or self._transport.size == 1:
             return self._whole(name, members) if self._transport.rank == 0 else {}
+        found: dict[int, Any] = {}
+        dtypes = {i: self._slot_dtype(name, i) for i in members}
+        for dtype in dict.fromkeys(dtypes.values()):
+            found |= self._gathered(name, [i for i in members if dtypes[i] == dtype], dtype)
+        return found
+
+    def _slot_dtype(self, name: str, i: int) -> Any:
+        """The dtype of a slot of a leaf."""
+        return slot_dtype(self._rules[self._groups[i]], name, self._arrays[i])
+
+    def _gathered(self, name: str, members: list[int], dtype: Any) -> dict[int, Any]:
+        """The same, of leaves whose slots have this dtype."""
         first = self._transport.rank == 0
-        found = {i: np.zeros_like(to_numpy(self._arrays[i])) for i in members} if first else {}
+        found = {i: np.zeros_like(to_numpy(self._arrays[i]), dtype) for i in members} if first else {}
         flat = {i: _flat(x, x) for i, x in found.items()}
         for k, bucket in enumerate(self._buckets):
             if not any(piece.leaf in members for piece in bucket.pieces):
                 continue
             share = bucket.share(self._transport.rank)
             base = 0 if first else share.start
-            packed = np.zeros(bucket.size if first else share.stop - share.start, bucket.dtype)
+            packed = np.zeros(bucket.size if first else share.stop - share.start, dtype)
             for (own, piece), slots in zip(self._segments, self._step.slots, strict=True):
-                if own == k and name in slots:
+                if own == k and piece.leaf in members:
                     packed[piece.offset - base :][: piece.size] = to_numpy(slots[name])
             self._transport.gather_at_first(packed, bucket.cuts)
             if first:
@@ -552,7 +705,10 @@ class Optimizer(Alone):
         declared = [tuple(starts(self._rules[group].slots)) for group in self._groups]
         state: dict[str, dict[str, Any]] = {path: {} for path in self._tree.paths}
         for name in dict.fromkeys(name for names in declared for name in names):
-            found = whole(name, [i for i, names in enumerate(declared) if name in names])
+            members = [i for i, names in enumerate(declared) if name in names]
+            numbers = [i for i in members if is_number(starts(self._rules[self._groups[i]].slots)[name])]
+            found = whole(name, [i for i in members if i not in numbers])
+            found |= {i: self._step.slots[self._first_segment[i]][name] for i in numbers}
             for i, x in found.items():
                 state[self._tree.paths[i]][name] = x
         return {
@@ -567,23 +723,33 @@ class Optimizer(Alone):
 
     # ---- files: rank 0 reads and writes
 
-    def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
-        with self._lock:
+    def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
+        with self._led("_retune", tuned):
+            super()._retune(tuned)
+
+    def _save(self, write: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+        with self._led("_save"):
             self._agree(None, {"steps": self._steps})
             error: Exception | None = None
             content = self._content(self._whole_at_first)
             if self._transport.rank == 0:
+                assert write is not None
                 try:
                     write(content)
                 except Exception as caught:  # noqa: BLE001 - all processes are told
                     error = caught
             self._agree(error, {})
 
-    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
+    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None = None) -> T:
+        with self._led("_load"):
+            return self._loaded(read)
+
+    def _loaded(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None) -> T:
         content: Any = None
         more: Any = None
         error: Exception | None = None
         if self._transport.rank == 0:
+            assert read is not None
             try:
                 content, more = read()
             except Exception as caught:  # noqa: BLE001 - all processes are told
@@ -639,7 +805,11 @@ class Optimizer(Alone):
                 i = self._tree.paths.index(key[1])
                 source = given[key] if content is None else _at(content, key)
                 try:
-                    flat = memory.in_memory_order(to_numpy(arrived(source)), self._arrays[i])
+                    host_array = to_numpy(arrived(source))
+                    if key[0] == "state" and is_number(starts(rules[self._groups[i]].slots)[key[2]]):
+                        news.append((step.slots[self._first_segment[i]][key[2]], host_array.reshape(())))
+                        continue
+                    flat = memory.in_memory_order(host_array, self._arrays[i])
                     if key[0] == "params":
                         news.append((self._flat[i], flat))
                     else:

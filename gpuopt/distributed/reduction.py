@@ -9,6 +9,7 @@ import numpy as np
 from gpuopt.arrays import current, namespace
 from gpuopt.distributed.agreement import RankError
 from gpuopt.distributed.sums import Into, Mean, Share, Sum, plan, whole_within
+from gpuopt.engines.complexes import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 
-def empty(example: Any, size: int, dtype: str) -> Any:
+def empty(example: Any, size: int, dtype: Any) -> Any:
     """Return a new flat array, on the device of another one."""
     with current(example):
         return namespace(example).empty(size, dtype=np.dtype(dtype))
@@ -223,12 +224,16 @@ class Reduction:
         last = len(grouped)
         additions = [
             (
-                Into([rows[target] for target, _ in pairs], self._rule(last=level == last)),
+                Into(
+                    [rows[target] for target, _ in pairs], self._rule(last=level == last and bucket.dtype not in SMALL)
+                ),
                 [source for _, source in pairs],
             )
             for level, pairs in sorted(grouped.items())
             if n
         ]
+        if n and self._average and bucket.dtype in SMALL:  # the sum is rounded first, as that of arrays is
+            additions.append((Into([rows[self._result]], Share(float(self._parts))), [self._result]))
         self._made[k] = (result, rows, additions)
         return self._made[k]
 

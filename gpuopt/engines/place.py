@@ -44,6 +44,18 @@ class Kernel(Protocol):
         The functions are written in C: see `gpuopt.engines.interrupts.in_one_go`. `Place.restoring` belongs after them.
         """
 
+    def updating(self) -> Sequence[Callable[[], object]]:
+        """As `prepare`, of the last pass alone, after `know`."""
+
+    def reduce(self, k: int) -> NDArray[Any]:
+        """Return what reduction pass ``k`` adds up of each chunk, of shape (chunks, columns)."""
+
+    def numbers(self, k: int, sums: NDArray[Any]) -> NDArray[Any]:
+        """Return the numbers of each row that are known after pass ``k``, from what it adds up; slots are written to."""
+
+    def know(self, numbers: NDArray[Any]) -> None:
+        """Take over the numbers of each row, which later passes need."""
+
     def advancing(self, moves: NDArray[Any]) -> Callable[[], Sequence[Callable[[], object]]]:
         """Return what does as `prepare`, but brings the arrays from elsewhere to where the table has them by then.
 
@@ -122,6 +134,21 @@ def place_of(array: Any) -> Place | None:
     if is_cupy(array):
         return _cuda(array.device.id)
     return None
+
+
+def host() -> Place:
+    """Return the place of NumPy's arrays.
+
+    Raises
+    ------
+    RuntimeError
+        If no machine code can be made here.
+
+    """
+    place = _cpu()
+    if place is None:
+        raise RuntimeError("no machine code can be made on this machine, which works out the numbers of a rule")
+    return place
 
 
 @cache

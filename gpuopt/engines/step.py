@@ -16,6 +16,7 @@ from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
+from gpuopt.engines.table import CHUNK
 from gpuopt.engines.trace import SCALE, Program, traced
 from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, shape_of, starts
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.norms import Guard
     from gpuopt.engines.place import Place
+    from gpuopt.engines.whole import Parts
     from gpuopt.rules.base import Rule
 
 
@@ -56,6 +58,9 @@ class Step:
         Leaves that are never updated, whatever is given as their gradients.
     precision
         How leaves of 16 bits and their slots are kept; see `gpuopt.engines.storage`.
+    parts
+        If ``arrays`` are parts of leaves: of which ones. Rules that add up then need `begin`, and for each pass `reduce` and
+        `know`, before the step.
 
     Attributes
     ----------
@@ -80,6 +85,7 @@ class Step:
         before: Step | None = None,
         idle: Collection[int] = (),
         precision: str = "state32",
+        parts: Parts | None = None,
     ) -> None:
         self._guard = guard
         self._precision = precision
@@ -139,11 +145,13 @@ class Step:
                     _arrays_first(self.slots[i], starts(rules[groups[i]].slots)),
                     storage.way_of(libraries.dtype_of(arrays[i]), precision),
                     self.slots[i].get(storage.LOW, i),
+                    sum(map(is_number, starts(rules[groups[i]].slots).values())),
                 )
                 for i in together
                 if self._places[i] is place
             }
-            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], heir._fused[0] if heir else None))
+            former = heir._fused[0] if heir else None
+            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], former, parts))
         self._scales = np.ones(len(arrays))
         scale = guard.scale if guard else None
         self._loss = self._next_loss = np.array([scale.initial if scale else 1.0, 0.0])
@@ -267,6 +275,27 @@ class Step:
             with np.errstate(all="ignore"):
                 found[i] = chunk_sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
         return [found[i] for i in range(len(self._arrays))]
+
+    @property
+    def widths(self) -> list[int]:
+        """Of parts of leaves: of each reduction pass, how much it adds up of each chunk."""
+        return self._fused[0].widths if self._fused else []
+
+    def begin(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> None:
+        """Before the first pass over parts of leaves: the scalars, and whether each whole leaf has a gradient."""
+        self._fused[0].begin(scalars, present)
+
+    def reduce(self, k: int) -> list[NDArray[np.float64]]:
+        """Return what pass ``k`` adds up of each chunk of each part, of shape (chunks, columns)."""
+        found = self._fused[0].reduce(k)
+        return [
+            found[i] if i in found else np.zeros((-(-a.size // CHUNK), self.widths[k]))
+            for i, a in enumerate(self._arrays)
+        ]
+
+    def know(self, k: int, sums: NDArray[np.float64]) -> None:
+        """Take over what pass ``k`` added up of all chunks of all whole leaves, of shape (chunks, columns)."""
+        self._fused[0].know(k, sums)
 
     def decided(self, norm: float, scales: NDArray[np.float64]) -> None:
         """Take over the norm of all gradients, and what each gradient is multiplied by."""

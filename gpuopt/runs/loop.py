@@ -15,6 +15,7 @@ from gpuopt.backends import gpu_failure
 from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -110,6 +111,7 @@ class Loop:
         self.optimizer = optimizer
         self.folder: Path | None = None
         self.stopped: str | None = None
+        self.signals: list[signal.Signals] = []  # that it is stopped by
         self.error: BaseException | None = None
         self._callbacks: Sequence[Callback] = ()
         self._began = 0.0

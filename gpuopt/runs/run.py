@@ -15,6 +15,7 @@ from gpuopt.errors import UsageError
 from gpuopt.optimizer import OWN, Optimizer
 from gpuopt.runs.control.signals import stopping
 from gpuopt.runs.loop import Callback, Loop
+from gpuopt.runs.processes import as_leader, heed, is_shared, leading, say
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.images import Images
 from gpuopt.runs.recording import begin, conclude
@@ -105,6 +106,15 @@ class Run(Loop):
 
     worse, jump = 1000.0, 1000.0  # nothing is known of its loss
 
+    def __new__(cls, folder: Any, optimizer: Any, *args: Any, **options: Any) -> Self:  # noqa: ARG004
+        """Of several processes, rank 0 has the run, and the others follow."""
+        if is_shared(optimizer) and optimizer.rank:
+            from gpuopt.runs.follower import Follower
+
+            return super().__new__(Follower)  # type: ignore[return-value]
+        return super().__new__(cls)
+
+    @as_leader
     def __init__(
         self,
         folder: str | Path,
@@ -231,12 +241,7 @@ class Run(Loop):
     def _steps(self, n: int) -> Generator[int]:
         if self._is_over:
             self._begin_again()
-        missing = self._own.missing()
-        if missing:
-            self._lock.close()
-            raise UsageError(
-                f"{self.folder}: remembers {listed(missing, shown=printable)}, expected run.remember for each before run.steps"
-            )
+        self._expect_remembered()
         self._reset(n)
         checkpoints = self._checkpoints
         try:
@@ -245,15 +250,16 @@ class Run(Loop):
                 saving(checkpoints, f"{GO_ON} ({self.folder})"),
                 reported(self._files, wanted=self._wanted) as drawing,
                 stopping(self) as signals,
+                leading(self) as in_body,
             ):
                 own = [*self._given, *drawing, self._images]
                 with self._driven(begin(self, checkpoints, {"optimizer": self._about}, own)) as left:
                     try:
                         for step in left:
                             self._is_stepped = False
-                            yield step
-                            if not self._is_stepped:
-                                raise RuntimeError(f"run.steps: step {step} ended without run.step(...), expected one")
+                            with in_body(step):
+                                yield step
+                            self._expect_stepped(step)
                             self._own.settle()
                     except GeneratorExit:
                         if self.error is not None:  # what broke off the body
@@ -284,7 +290,7 @@ class Run(Loop):
         Parameters
         ----------
         grads
-            See `Optimizer.step`; without them tensors' own are taken.
+            See `Optimizer.step`; without them tensors' own are taken, or those that an optimizer of several processes got by `add`.
         loss, **metrics
             Numbers, or arrays of one number, on a device, too, which is not waited for. The loss is what tells whether the run goes
             well. About a thousand rows of a run are written.
@@ -296,9 +302,7 @@ class Run(Loop):
         TypeError
             If a metric is no number, or has a name that rows have: event, lr, seconds, step.
         """
-        if not self._is_inside or self._is_stepped:
-            where = "a second time in one step" if self._is_inside else "outside of a loop"
-            raise RuntimeError(f"run.step: called {where}, expected once in each step of `for step in run.steps(n):`")
+        self._expect_inside()
         if not TAKEN.isdisjoint(metrics):
             names = ", ".join(sorted(TAKEN.intersection(metrics)))
             raise TypeError(f"run.step: {names}: rows of metrics have it already, expected another name")
@@ -312,11 +316,32 @@ class Run(Loop):
         due = step % self._every == 0 or step in (1, self._n)
         if due:
             lr = self.hyperparameters().get("lr")
-        optimizer.step(grads)
-        self._is_stepped = True
+        self._step(grads)
         self._metrics = metrics
         if due and optimizer.steps == step:  # no gradient that only waits for others
             self._record(self._row(step, metrics, lr), judged=step % self._look_every == 0 or step in (1, self._n))
+
+    def _step(self, grads: Any) -> None:
+        self.optimizer.step(grads)
+        self._is_stepped = True
+        heed(self)
+
+    def _expect_remembered(self) -> None:
+        missing = self._own.missing()
+        if missing:
+            self._lock.close()
+            raise UsageError(
+                f"{self.folder}: remembers {listed(missing, shown=printable)}, expected run.remember for each before run.steps"
+            )
+
+    def _expect_inside(self) -> None:
+        if not self._is_inside or self._is_stepped:
+            where = "a second time in one step" if self._is_inside else "outside of a loop"
+            raise RuntimeError(f"run.step: called {where}, expected once in each step of `for step in run.steps(n):`")
+
+    def _expect_stepped(self, step: int) -> None:
+        if not self._is_stepped:
+            raise RuntimeError(f"run.steps: step {step} ended without run.step(...), expected one")
 
     def _row(self, step: int, values: Row, lr: float | None) -> Callable[[], Row]:
         """What it measured, and where it was; what is returned waits for it."""
@@ -409,12 +434,14 @@ class Run(Loop):
         return self._own.arrays
 
     def put_back(self, arrays: Mapping[str, Any]) -> None:
+        say(self.optimizer, "put_back", dict(arrays))
         self._own.put_back(arrays)
 
     def _place(self) -> Row:
         return self._own.position()
 
     def _move(self, position: Row) -> None:
+        say(self.optimizer, "move", position)
         self._own.move(position)
 
     def probe(self) -> Callable[[], float]:

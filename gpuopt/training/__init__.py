@@ -9,6 +9,7 @@ from gpuopt.training.estimators import PerceptronClassifier, PerceptronRegressor
 from gpuopt.training.loop import Training
 from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.run import GPUFailure, Result, resume, train
+from gpuopt.training.team import Team
 
 __all__ = [
     "Callback",
@@ -24,6 +25,7 @@ __all__ = [
     "Result",
     "Samples",
     "SavingError",
+    "Team",
     "Training",
     "UsageError",
     "initial_params",

@@ -112,6 +112,9 @@ class Config:
         Default: "full" for the spiral, 128 for a file.
     seed : int
         Of the spiral, the initial weights and the order of the samples.
+    parts : int, optional
+        Cut each batch into so many parts, which as many processes compute, or fewer. The result depends on how many there are
+        in its last bits, not on who computes them. Default: one for each process; None for a process alone.
     device : str
         "auto", "cpu", "cuda" or "cuda:N".
     on_gpu_error : {"stop", "cpu"}
@@ -181,6 +184,7 @@ class Config:
     clip_norm: float | None = None
     clip_value: float | None = None
     average: float | None = None
+    parts: int | None = None
     _filled: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What was not chosen, and what it became; `dataclasses.replace` hands it on."""
 
@@ -284,7 +288,9 @@ class Config:
         expect(
             share is None or (_is_positive(share) and share < 1), "validation", "a number between 0 and 1, as in 0.2"
         )
-        expect(self.patience is None or _is_count(self.patience), "patience", COUNT)
+        for option in ("patience", "parts"):
+            count = getattr(self, option)
+            expect(count is None or _is_count(count), option, COUNT)
         expect(self.class_weights in {None, "balanced"}, "class_weights", "balanced")
         expect(self.dropout == 0 or (_is_positive(self.dropout) and self.dropout < 1), "dropout", "a number in [0, 1)")
         decay = self.weight_decay

@@ -230,17 +230,26 @@ class Training(Loop):
         batch, params = self._batch, optimizer.params
         reported, is_last = self._is_reported(self.epoch + 1), batch + 1 == self.batches
         x, y = self._samples(batch)
-        key = hash_of(self.config.seed, optimizer.steps) if network.dropout else 0
-        outputs, grads = network.gradients(params, x, y, *([key] if key else []))
-        score = self._score + network.score(outputs, y) if reported else self._score
         before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if reported and is_last else []
         lr = optimizer.lr if before else math.nan
-        optimizer.step(grads)  # the last thing that may fail: until then the position is that before the step
-        self._batch, self._score = batch + 1, score
+        score, square = self._update(x, y, scored=reported, measured=bool(before))
+        self._batch, self._score = batch + 1, self._score + score if reported else self._score
         if is_last:
             if before:
-                self._norms, self._lr = self._measured(grads, before), lr
+                self._norms, self._lr = self._measured(square, before), lr
             self._end_epoch(reported=reported)
+
+    def _update(self, x: Array, y: Array, *, scored: bool, measured: bool) -> tuple[Array, Array]:
+        """Update by the gradient of a batch; return its score and the square of the gradient's norm, if they are wanted.
+
+        The update is the last thing that may fail: until then the position is that before the step.
+        """
+        network, optimizer = self.network, self.optimizer
+        key = hash_of(self.config.seed, optimizer.steps) if network.dropout else 0
+        outputs, grads = network.gradients(optimizer.params, x, y, *([key] if key else []))
+        score = network.score(outputs, y) if scored else None
+        optimizer.step(grads)
+        return score, self._square(_arrays(grads)) if measured else None
 
     def _end_epoch(self, *, reported: bool) -> None:
         self._row = self._report() if reported else None
@@ -310,14 +319,16 @@ class Training(Loop):
 
         return row
 
-    def _measured(self, grads: Params, before: list[Array]) -> Array:
+    def _measured(self, square: Array, before: list[Array]) -> Array:
         """The norms of gradient and update, on the device: a GPU is not waited for."""
         xp = self.network.xp
-        updates = [p - old for p, old in zip(_arrays(self.optimizer.params), before, strict=True)]
-        squares = [
-            sum(xp.sum(xp.astype(x, xp.float64) ** 2) for x in arrays) for arrays in (list(_arrays(grads)), updates)
-        ]
-        return xp.sqrt(xp.stack(squares))
+        updates = (p - old for p, old in zip(_arrays(self.optimizer.params), before, strict=True))
+        return xp.sqrt(xp.stack([square, self._square(updates)]))
+
+    def _square(self, arrays: Iterable[Array]) -> Array:
+        """The sum of the squares of all elements."""
+        xp = self.network.xp
+        return sum(xp.sum(xp.astype(x, xp.float64) ** 2) for x in arrays)
 
     def _scored(self, blocks: Iterable[tuple[Array, Array]], params: Params | None = None) -> Array:
         """The score of all samples, a block at a time; without parameters, by those to evaluate with."""

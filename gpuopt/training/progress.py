@@ -25,9 +25,9 @@ __all__ = ["Live", "Plain", "progress"]
 LINES = 10
 
 
-def progress() -> Callback:
-    """A `Live` line if the standard output is a terminal, `Plain` lines otherwise; neither ends a training that cannot print."""
-    return Secondary(Live() if is_terminal() else Plain(), "printing how it goes")
+def progress(*, plain: bool = False) -> Callback:
+    """A `Live` line if the standard output is a terminal, or `Plain` lines; neither ends a training that cannot print."""
+    return Secondary(Live() if is_terminal() and not plain else Plain(), "printing how it goes")
 
 
 def is_terminal() -> bool:

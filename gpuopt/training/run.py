@@ -29,6 +29,7 @@ from gpuopt.training.config import ARRAYS, Config, OnGPUError
 from gpuopt.training.data import from_arrays, load, spiral
 from gpuopt.training.loop import Training, device
 from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.team import Team, Together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,6 +130,7 @@ def train(
     out: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     report: bool | None = None,
+    team: Team | None = None,
 ) -> Result:
     """Train a network and write a run folder.
 
@@ -145,6 +147,8 @@ def train(
     report : bool, optional
         Whether ``report.html`` and its pictures are drawn at the end; default: yes, unless the environment variable
         ``GPUOPT_REPORT`` is 0. `gpuopt.training.report.draw` does it later.
+    team : Team, optional
+        The processes that compute the gradients: `train` is for rank 0, `Team.serve` for the others.
 
     Raises
     ------
@@ -173,11 +177,13 @@ def train(
     config = config or Config()
     if data is not None:
         config = config.on_arrays()
-    training, content = _prepared(config, data)
+    if team is not None:
+        config = dataclasses.replace(config, parts=team.parts(config))
+    training, content = _prepared(config, data, team)
     folder = RunFolder.create(out, training.data.name)
     with folder.locked(), reported(folder, wanted=is_wanted() if report is None else report, drawing=DRAWING) as own:
         return _run(
-            training, content, _checkpoints(folder, training.config, training.batches), [*callbacks, *own], data
+            training, content, _checkpoints(folder, training.config, training.batches), [*callbacks, *own], data, team
         )
 
 
@@ -195,6 +201,7 @@ def resume(
     clip_value: float | None = None,
     callbacks: Sequence[Callback] = (),
     report: bool | None = None,
+    team: Team | None = None,
 ) -> Result:
     """Go on with a run that was interrupted, from its last checkpoint.
 
@@ -216,8 +223,8 @@ def resume(
         Default: as before.
     lr, clip_norm, clip_value : float, optional
         From here on; default: as before. What saves a run that exploded.
-    callbacks, report
-        As for `train`.
+    callbacks, report, team
+        As for `train`. There may be other processes than before, as many as a batch has parts at most.
 
     Raises
     ------
@@ -250,7 +257,8 @@ def resume(
     changes = {name: value for name, value in changes.items() if value is not None}
     with folder.locked():
         given = None if labels is None else str(labels)
-        return _resumed(folder, changes, lr, callbacks, data, given, report=is_wanted() if report is None else report)
+        wanted = is_wanted() if report is None else report
+        return _resumed(folder, changes, lr, callbacks, data, given, report=wanted, team=team)
 
 
 def _resumed(
@@ -262,6 +270,7 @@ def _resumed(
     labels: str | None,
     *,
     report: bool,
+    team: Team | None,
 ) -> Result:
     before = folder.read_config()
     try:
@@ -275,7 +284,7 @@ def _resumed(
     epochs = config.epochs
     config = dataclasses.replace(_extended(config, changes.get("epochs")), **changes)
     arrays = None if isinstance(data, str | Path) else data
-    training, content = _prepared(config, arrays)
+    training, content = _prepared(config, arrays, team)
     known = {"labels_sha256": content["labels_sha256"], **before}  # older versions noted none
     for key, given in (("data_sha256", config.data), ("labels_sha256", config.labels)):
         if known.get(key) != content[key]:
@@ -293,7 +302,7 @@ def _resumed(
     elif config.epochs != epochs:
         _stretch_what_was_tuned(training, checkpoints, config.epochs / epochs)
     with reported(folder, wanted=report, drawing=DRAWING) as own:
-        return _run(training, content, checkpoints, [*callbacks, *own], arrays)
+        return _run(training, content, checkpoints, [*callbacks, *own], arrays, team)
 
 
 def _moved(config: Config, folder: RunFolder, data: Sequence[Any] | str | Path | None, labels: str | None) -> Config:
@@ -314,14 +323,23 @@ def _moved(config: Config, folder: RunFolder, data: Sequence[Any] | str | Path |
     return config
 
 
-def _prepared(config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
+def prepared(config: Config, arrays: Sequence[Any] | None, team: Team) -> Together:
+    """Return a training on another process than rank 0."""
+    training, _ = _prepared(config, arrays, team)
+    assert isinstance(training, Together)
+    return training
+
+
+def _prepared(
+    config: Config, arrays: Sequence[Any] | None = None, team: Team | None = None
+) -> tuple[Training, dict[str, Any]]:
     """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
     try:
         backend = backends.backend(config.device, matmul=True)
     except ValueError as error:
         raise UsageError(f"--device {config.device}: {error}") from None
     try:
-        return _on(backend, config, arrays)
+        return _on(backend, config, arrays, team)
     except Exception as error:
         words = backends.gpu_failure(error)
         if words is None:
@@ -329,11 +347,14 @@ def _prepared(config: Config, arrays: Sequence[Any] | None = None) -> tuple[Trai
         failure = f"{device(backend)} failed before the first step ({words})"
         if config.on_gpu_error == "stop":
             raise GPUFailure(f"{failure}; nothing was written. {CURES}: gpuopt train --device cpu") from error
-    return _on(dataclasses.replace(backends.backend("cpu"), reason=failure), config, arrays)
+    return _on(dataclasses.replace(backends.backend("cpu"), reason=failure), config, arrays, team)
 
 
-def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -> tuple[Training, dict[str, Any]]:
+def _on(
+    backend: Backend, config: Config, arrays: Sequence[Any] | None = None, team: Team | None = None
+) -> tuple[Training, dict[str, Any]]:
     """The same on a certain backend."""
+    given = config, arrays
     random = np.random.RandomState(config.seed)
     config.expect_data()
     how = dataclasses.asdict(config.reading)
@@ -365,8 +386,12 @@ def _on(backend: Backend, config: Config, arrays: Sequence[Any] | None = None) -
     weights = None if config.class_weights is None else backend.asarray(_weights(data))
     network = Perceptron(xp, data.classes is not None, matmul, config.activation, config.dropout, weights)
     nonfinite: Nonfinite = "skip" if config.on_explosion == "skip" else "ignore"
-    optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
-    training = Training(config, backend, data, network, optimizer, needed)
+    if config.parts is None and team is None:
+        optimizer = Optimizer(params, config.rule(), clip=config.clip, nonfinite=nonfinite)
+        training = Training(config, backend, data, network, optimizer, needed)
+    else:
+        optimizer = (team or Team(None)).optimizer(params, config, nonfinite, given, checksum)
+        training = Together(config, backend, data, network, optimizer, needed)
     checksums = {
         "data_sha256": checksum,
         "labels_sha256": None if config.labels is None else _checksum(Path(config.labels)),
@@ -489,6 +514,7 @@ def _run(
     checkpoints: Checkpoints,
     callbacks: Sequence[Callback],
     arrays: Sequence[Any] | None,
+    team: Team | None,
 ) -> Result:
     """Train to the end; if the GPU fails on the way, save what there is, and stop or go on on the CPU."""
     folder = checkpoints.folder
@@ -508,10 +534,10 @@ def _run(
                 go_on = f"{CURES}: gpuopt train --resume {shlex.quote(str(folder.path))} --device cpu"
                 raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
-    training, content = _on(backend, training.config, arrays)
+    training, content = _on(backend, training.config, arrays, team)
     checkpoints = _checkpoints(folder, training.config, training.batches)
     checkpoints.restore(training)
-    return _run(training, content, checkpoints, callbacks, arrays)
+    return _run(training, content, checkpoints, callbacks, arrays, team)
 
 
 def _to_go_on(folder: RunFolder) -> str:

@@ -20,6 +20,7 @@ __all__ = ["stopping"]
 def stopping(run: Loop) -> Iterator[list[signal.Signals]]:
     """Let Ctrl-C, SIGTERM and a terminal that closes stop a loop after the current step; a second one leaves at once."""
     caught: list[signal.Signals] = []
+    run.signals = caught
 
     def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
         caught.append(signal.Signals(signum))

@@ -1,0 +1,117 @@
+"""A loop over many processes: rank 0 has the run, and decides; the others follow.
+
+Rank 0 alone has the folder, the page and whoever steers. Between two steps the others do with the optimizer what rank 0 does
+with it, and hear what is theirs: the next step, values that were saved, the end. In the body of a step all are equals. A signal
+that another process gets is a wish, which rank 0 learns with the next step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from gpuopt.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from gpuopt.runs.loop import Loop
+
+P = ParamSpec("P")
+
+__all__ = ["as_leader", "heed", "leading", "say", "wishing"]
+
+
+def is_shared(optimizer: Any) -> bool:
+    """Whether it is an optimizer of several processes."""
+    return isinstance(optimizer, Optimizer) and getattr(optimizer, "size", 1) > 1
+
+
+def say(optimizer: Any, word: str, *args: Any) -> None:
+    """Let those who follow hear a word; nothing where nobody follows."""
+    if is_shared(optimizer) and optimizer.leads:
+        optimizer.say(word, *args)
+
+
+def as_leader(method: Callable[P, None]) -> Callable[P, None]:
+    """Let those who follow hear how a method ends, of which the second argument is the optimizer."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> None:
+        optimizer: Any = args[2] if len(args) > 2 else options.get("optimizer")
+        with _told(optimizer):
+            method(*args, **options)
+        if is_shared(optimizer):
+            optimizer.say("begun")
+
+    return call
+
+
+@contextlib.contextmanager
+def leading(run: Loop) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
+    """Lead those who follow; for the body of each step there is what is to be around it."""
+    optimizer: Any = run.optimizer
+    if not is_shared(optimizer):
+        yield lambda _: contextlib.nullcontext()
+        return
+    optimizer.wish = optimizer.wished = 0
+
+    @contextlib.contextmanager
+    def body(step: int) -> Iterator[None]:
+        optimizer.say("step", step)
+        with optimizer.leading("equal"):
+            yield
+
+    with _told(optimizer):
+        yield body
+    if run.error is None:
+        optimizer.say("end", getattr(run, "finished", False), run.stopped)
+
+
+@contextlib.contextmanager
+def _told(optimizer: Any) -> Iterator[None]:
+    """Lead; let those who follow hear of an error. One that breaks off a body closes the loop: there all are equals."""
+    if not is_shared(optimizer):
+        yield
+        return
+    try:
+        with optimizer.leading():
+            yield
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        optimizer.say("broken", f"rank 0: {type(error).__name__}: {error}")
+        raise
+
+
+def heed(run: Loop) -> None:
+    """Stop after this step if another process got a signal."""
+    wished = getattr(run.optimizer, "wished", 0)
+    if wished and run.stopped is None:
+        run.signals.append(signal.Signals(wished))
+        run.stop(run.signals[0].name)
+
+
+@contextlib.contextmanager
+def wishing(optimizer: Any) -> Iterator[None]:
+    """On another process than rank 0: make of the first signal a wish; a second one leaves at once."""
+
+    def handle(signum: int, frame: Any) -> None:  # noqa: ARG001
+        optimizer.wish = signum
+        restore()
+
+    def restore() -> None:
+        for known, before in handlers.items():
+            signal.signal(known, before)
+
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        restore()
