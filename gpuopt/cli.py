@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-RESUMABLE = {"data", "epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
+RESUMABLE = {"data", "labels", "epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
 """Options that a resumed run may have anew."""
 NAMES = f"{', '.join([*RULES][:-1])} or {[*RULES][-1]}"
 SCHEDULED = ", ".join(name for name in SCHEDULES if name not in {"join", "scaled"})
@@ -266,7 +266,7 @@ def train(
         typer.Option(
             metavar="DIR",
             help="Go on with the run in this folder, as if it had not been interrupted. Of the other options only "
-            "--data (moved), --epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
+            "--data and --labels (moved), --epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
             "go with it.",
         ),
     ] = None,

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from running import rows
 from typer.testing import CliRunner
 
 import gpuopt
 from gpuopt.cli import app
-from gpuopt.training import Config, Model, UsageError, load, load_model, resume, train
+from gpuopt.training import Callback, Config, Model, UsageError, load, load_model, resume, train
 from gpuopt.training.activations import ACTIVATIONS
 from gpuopt.training.data import from_arrays
 from gpuopt.training.data.preparation import Features
@@ -533,3 +534,35 @@ def test_estimators() -> None:
     assert classifier.fit(X, CLASSES).score(X, CLASSES) == (classifier.predict(X) == CLASSES).mean() > 0.9
     assert classifier.classes_.tolist() == ["ja", "nein"]
     assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5
+
+
+def test_labels_are_known_by_their_checksum_too(tmp_path: Path) -> None:
+    x, y = RANDOM.randn(60, 3), RANDOM.randint(2, size=60)
+    for name, array in {"x": x, "y": y, "other": 1 - y}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    config = Config(data=str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"), epochs=2, device="cpu")
+    train(config, out=tmp_path / "run", report=False)
+    (tmp_path / "there").mkdir()
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.npy").rename(tmp_path / "there" / f"{name}.npy")
+    with pytest.raises(UsageError, match=r"y\.npy: No such file"):
+        resume(tmp_path / "run", data=tmp_path / "there" / "x.npy", epochs=3)
+    with pytest.raises(UsageError, match=r"other\.npy: is not the data that the run .* was started with"):
+        resume(tmp_path / "run", data=tmp_path / "there" / "x.npy", labels=tmp_path / "other.npy", epochs=3)
+    moved = tmp_path / "there" / "y.npy"
+    assert resume(tmp_path / "run", data=tmp_path / "there" / "x.npy", labels=moved, epochs=3).epochs == 3
+
+
+def test_a_schedule_that_was_chosen_by_hand_is_stretched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Hand(Callback):
+        def step(self, training: Any) -> None:
+            if training.optimizer.steps == 2:
+                training.tune("hand", lr="cosine")
+
+    config = Config(optimizer="SGD", lr=0.5, epochs=4, hidden=(4,), device="cpu", report_every=1)
+    train(config, out=tmp_path / "run", callbacks=[Hand()], report=False)
+    resume(tmp_path / "run", epochs=8, report=False)
+    assert "lr: the schedule that was chosen while it ran is stretched, 2 times as long" in caplog.text
+    rates = [row["lr"] for row in rows(tmp_path / "run")]
+    assert min(rates) > 0.01
+    assert rates[-1] < rates[-2] < rates[-3]

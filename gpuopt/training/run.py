@@ -191,6 +191,7 @@ def resume(
     path: str | Path,
     *,
     data: Sequence[Any] | str | Path | None = None,
+    labels: str | Path | None = None,
     epochs: int | None = None,
     device: str | None = None,
     on_gpu_error: OnGPUError | None = None,
@@ -213,6 +214,8 @@ def resume(
         The run folder.
     data : sequence or path, optional
         The arrays that it was started with; or the file, if that was moved: it is known by its checksum.
+    labels : path, optional
+        Likewise the file with the targets of an ``.npy`` file.
     epochs : int, optional
         How many it shall have in all; default: as before. A run that is finished can be extended; schedules that were made
         for its epochs are stretched over the new ones, which is said.
@@ -253,9 +256,9 @@ def resume(
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     with folder.locked():
-        return _resumed(
-            folder, changes, lr, callbacks, data, report=is_wanted() if report is None else report, team=team
-        )
+        given = None if labels is None else str(labels)
+        wanted = is_wanted() if report is None else report
+        return _resumed(folder, changes, lr, callbacks, data, given, report=wanted, team=team)
 
 
 def _resumed(
@@ -264,6 +267,7 @@ def _resumed(
     lr: float | None,
     callbacks: Sequence[Callback],
     data: Sequence[Any] | str | Path | None,
+    labels: str | None,
     *,
     report: bool,
     team: Team | None,
@@ -276,21 +280,15 @@ def _resumed(
         raise UsageError(f"{folder.config}: {error}") from None
     if changes.keys() & {"clip_norm", "clip_value"}:
         config = dataclasses.replace(config, clip_norm=None, clip_value=None)
-    if data is not None and (config.data == ARRAYS) is isinstance(data, str | Path):
-        expected = "the arrays that the run was started with" if config.data == ARRAYS else "the run's data file"
-        raise UsageError(f"data: {type(data).__name__}, expected {expected}")
+    config = _moved(config, folder, data, labels)
+    epochs = config.epochs
+    config = dataclasses.replace(_extended(config, changes.get("epochs")), **changes)
     arrays = None if isinstance(data, str | Path) else data
-    if config.data == ARRAYS and arrays is None:
-        raise UsageError(
-            f"--resume {folder.path}: was trained on arrays; resume(path, data=(x, y)) goes on from Python"
-        )
-    if isinstance(data, str | Path):
-        config = dataclasses.replace(config, data=str(data))
-    config = _extended(config, changes.get("epochs"))
-    config = dataclasses.replace(config, **changes)
     training, content = _prepared(config, arrays, team)
-    if before.get("data_sha256") != content["data_sha256"]:
-        raise UsageError(f"{config.data}: is not the data that the run {folder.path} was started with")
+    known = {"labels_sha256": content["labels_sha256"], **before}  # older versions noted none
+    for key, given in (("data_sha256", config.data), ("labels_sha256", config.labels)):
+        if known.get(key) != content[key]:
+            raise UsageError(f"{given}: is not the data that the run {folder.path} was started with")
     checkpoints = _checkpoints(folder, training.config, training.batches)
     checkpoints.restore(training)
     if folder.summary.exists() and training.epoch >= config.epochs:
@@ -298,11 +296,31 @@ def _resumed(
         raise UsageError(f"--resume {shlex.quote(str(folder.path))}: {done}; --epochs with a larger number extends it")
     if lr is not None:
         try:
-            checkpoints.choose(training, lr)
+            checkpoints.choose(training, "lr", lr)
         except ValueError as error:
             raise UsageError(f"--lr {lr}: {error}") from None
+    elif config.epochs != epochs:
+        _stretch_what_was_tuned(training, checkpoints, config.epochs / epochs)
     with reported(folder, wanted=report, drawing=DRAWING) as own:
         return _run(training, content, checkpoints, [*callbacks, *own], arrays, team)
+
+
+def _moved(config: Config, folder: RunFolder, data: Sequence[Any] | str | Path | None, labels: str | None) -> Config:
+    """The same with its data where they are by now."""
+    if data is not None and (config.data == ARRAYS) is isinstance(data, str | Path):
+        expected = "the arrays that the run was started with" if config.data == ARRAYS else "the run's data file"
+        raise UsageError(f"data: {type(data).__name__}, expected {expected}")
+    if config.data == ARRAYS and data is None:
+        raise UsageError(
+            f"--resume {folder.path}: was trained on arrays; resume(path, data=(x, y)) goes on from Python"
+        )
+    if isinstance(data, str | Path):
+        config = dataclasses.replace(config, data=str(data))
+    if labels is not None:
+        if config.labels is None:
+            raise UsageError(f"--labels {labels}: the run {folder.path} was started without")
+        config = dataclasses.replace(config, labels=labels)
+    return config
 
 
 def prepared(config: Config, arrays: Sequence[Any] | None, team: Team) -> Together:
@@ -351,8 +369,7 @@ def _on(
         path = Path(config.data).absolute()  # a run may be resumed from another folder
         labels = None if config.labels is None else str(Path(config.labels).absolute())
         data = load(path, **{**how, "labels": labels})
-        with path.open("rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        checksum = _checksum(path)
         config = dataclasses.replace(config, data=str(path), labels=labels)
     if config.patience is not None and data.test is None:
         raise UsageError(
@@ -375,7 +392,11 @@ def _on(
     else:
         optimizer = (team or Team(None)).optimizer(params, config, nonfinite, given, checksum)
         training = Together(config, backend, data, network, optimizer, needed)
-    return training, {"data_sha256": checksum, "units": training.units, "config": config.to_json()}
+    checksums = {
+        "data_sha256": checksum,
+        "labels_sha256": None if config.labels is None else _checksum(Path(config.labels)),
+    }
+    return training, {**checksums, "units": training.units, "config": config.to_json()}
 
 
 def _checkpoints(folder: RunFolder, config: Config, batches: int = 1) -> Checkpoints:
@@ -429,6 +450,11 @@ def _weights(data: Dataset) -> NDArray[np.float32]:
     return (len(data.train) / (data.outputs * np.maximum(counts, 1))).astype(np.float32)
 
 
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _digest(arrays: Sequence[Any]) -> str:
     """A checksum of what was given as arrays."""
     found = hashlib.sha256()
@@ -452,6 +478,19 @@ def _extended(config: Config, epochs: int | None) -> Config:
     return (
         dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changed)) if changed else config
     )
+
+
+def _stretch_what_was_tuned(training: Training, checkpoints: Checkpoints, factor: float) -> None:
+    """As a change by hand, stretch the schedules that were chosen by hand while it ran."""
+    given: Any = training.config.optimizer
+    (rule,) = training.rules.values()
+    values = {name: getattr(rule, name) for name in rule.hyperparameters()}
+    chosen = {name: value for name, value in values.items() if value != getattr(given, name)}
+    chosen |= {row["name"]: schedules.from_dict(row["schedule"]) for row in checkpoints.pending if "schedule" in row}
+    for name, value in chosen.items():
+        if isinstance(value, schedules.Schedule) and (longer := _stretched(value, factor)) != value:
+            checkpoints.choose(training, name, longer)
+            warn("%s: the schedule that was chosen while it ran is stretched, %s times as long", name, f"{factor:.4g}")
 
 
 def _stretched(schedule: Any, factor: float) -> Any:

@@ -17,6 +17,7 @@ from gpuopt.runs.saving.background import Background
 from gpuopt.runs.saving.explosions import Explosions, Progress
 from gpuopt.runs.saving.snapshots import Snapshot
 from gpuopt.runs.secondary import warn
+from gpuopt.schedules import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,8 +108,8 @@ class Checkpoints(Callback):
         """The lowest loss that a row told; None if there is none."""
         return self._lowest if math.isfinite(self._lowest) else None
 
-    def choose(self, run: Loop, lr: float) -> None:
-        """Let the learning rate be another one from here on: as a change by hand, instead of those that are pending.
+    def choose(self, run: Loop, name: str, value: Any) -> None:
+        """Let a hyperparameter be another one from here on: as a change by hand, instead of those that are pending.
 
         Raises
         ------
@@ -117,9 +118,17 @@ class Checkpoints(Callback):
         """
         rule: Any = run.optimizer.rule
         step = run.optimizer.steps
-        rates = {"old": rule.at(step)["lr"], "new": dataclasses.replace(rule, lr=lr).at(step)["lr"]}
-        others = [row for row in self.pending if row.get("name") != "lr"]
-        self.pending = [{"event": "tune", "step": step, "name": "lr", **rates, "by": HAND}, *others]
+        changed = dataclasses.replace(rule, **{name: value})
+        row = {
+            "event": "tune",
+            "step": step,
+            "name": name,
+            "old": rule.at(step)[name],
+            "new": changed.at(step)[name],
+            "by": HAND,
+        }
+        schedule = {"schedule": value.to_dict()} if isinstance(value, Schedule) else {}
+        self.pending = [row | schedule, *(row for row in self.pending if row.get("name") != name)]
 
     def noted(self) -> dict[str, Any]:
         """What `restore` needs, besides the last checkpoint, once the rows that are lost are cut off."""
