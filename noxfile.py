@@ -177,6 +177,7 @@ def release(session: nox.Session) -> None:
     if session.run(*git, "status", "--porcelain", external=True, silent=True):
         session.error("the tree has changes, expected a clean one: what is released must be what is tagged")
     session.run("validate-pyproject", "pyproject.toml")
+    session.run("sp-repo-review", ".")
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--outdir", folder)
         files = sorted(map(str, Path(folder).iterdir()))

@@ -255,7 +255,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         error.filename = str(
             path
@@ -423,7 +423,7 @@ def _bytes(x: NDArray[Any]) -> memoryview:
     return x.data if x.dtype.isbuiltin == 1 else memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last. Windows cannot, and does not need to; where a file system cannot, the file is there all the same."""
     if os.name != "posix":
         return

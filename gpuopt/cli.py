@@ -173,6 +173,12 @@ ReportEvery = Annotated[
     int | None,
     typer.Option(metavar="N", help="Epochs from one row of metrics to the next. Default: about 100 rows."),
 ]
+Labels = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The .npy file with the targets, where the data are an x.npy.")
+]
+Encoding = Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file, as in cp1252. Default: UTF-8.")]
+Folder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")]
+Going = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that goes on.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
@@ -187,12 +193,8 @@ def train(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out. May be repeated.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of --data x.npy.")
-    ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of a .csv file, as in cp1252. Default: UTF-8.")
-    ] = None,
+    labels: Labels = None,
+    encoding: Encoding = None,
     unscaled_target: Annotated[
         bool,
         typer.Option("--unscaled-target", help="Train a regression on the target as it is; by default it is scaled."),
@@ -361,14 +363,14 @@ def train(
 
 @app.command(cls=Command)
 def predict(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Folder,
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file .csv, .parquet, .npz (with x) or .npy.")],
     out: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="A file .csv, .npz or .parquet. Default: .csv to the standard output."),
     ] = None,
     proba: Annotated[bool, typer.Option("--proba", help="The probability of each class, too.")] = False,
-    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+    encoding: Encoding = None,
 ) -> None:
     """Predict with the model of a run, for each row of a file.
 
@@ -385,10 +387,10 @@ def predict(
 
 @app.command(cls=Command)
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Folder,
     data: Annotated[str, typer.Argument(metavar="DATA", help="As for predict, with the targets in it.")],
-    labels: Annotated[str | None, typer.Option(metavar="FILE", help="The .npy file with the targets of x.npy.")] = None,
-    encoding: Annotated[str | None, typer.Option(metavar="NAME", help="Of a .csv file.")] = None,
+    labels: Labels = None,
+    encoding: Encoding = None,
 ) -> None:
     """Say how good the model of a run is on a file that has the targets: accuracy, or RMSE and R2."""
     with _told_plainly():
@@ -404,7 +406,7 @@ def evaluate(
 
 @app.command(cls=Command)
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Folder,
     kind: Annotated[str, typer.Option("--format", metavar="onnx|npz", help="onnx needs gpuopt[onnx].")] = "onnx",
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Default: model.onnx or model.npz in the run folder.")
@@ -457,7 +459,7 @@ def compare(
         typer.Argument(
             metavar="[OPTIMIZER...]",
             help="As NAME or NAME:ARG=VALUE,... like SGD:lr=0.1,momentum=0.9. Without arguments it gets ones that suit "
-            "most data. Default: SGD, AdaGrad, RMSProp and Adam.",
+            f"most data. NAME: {NAMES}. Default: SGD, AdaGrad, RMSProp and Adam.",
         ),
     ] = None,
     data: Data = None,
@@ -515,7 +517,9 @@ def landscape(
     name: Annotated[str, typer.Argument(metavar="[NAME|all]", help="What to draw.")] = "ravine",
     optimizers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[OPTIMIZER...]", help="Others than the built-in ones, as NAME:ARG=VALUE,..."),
+        typer.Argument(
+            metavar="[OPTIMIZER...]", help=f"Others than the built-in ones, as NAME:ARG=VALUE,...; NAME: {NAMES}."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: what shows it best.")] = None,
     start: Annotated[str | None, typer.Option(metavar="X,Y", help="Default: what shows it best.")] = None,
@@ -556,12 +560,13 @@ def landscape(
 
 @app.command(cls=Command)
 def tune(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is training.")],
+    run: Going,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[NAME=VALUE]...",
-            help="Hyperparameters from the next step on, as in lr=0.01 or lr=cosine. A bad value changes nothing.",
+            help="Hyperparameters from the next step on, as in lr=0.01, or lr=cosine or another schedule: "
+            f"{SCHEDULED}. A bad value changes nothing.",
         ),
     ] = None,
     rollback: Annotated[
@@ -616,7 +621,7 @@ def tune(
 
 @app.command(cls=Command)
 def live(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that is going on.")],
+    run: Going,
     live_host: Annotated[
         str | None, typer.Option("--host", metavar="HOST", help="Address, or ADDRESS:PORT. Default: 127.0.0.1.")
     ] = None,

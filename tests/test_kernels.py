@@ -20,6 +20,18 @@ from gpuopt.engines.trace import trace
 
 ARCHITECTURES = ["sm_70", "sm_80", "sm_90", "sm_100"]
 KERNELS = {f"{row.id}_{dtype}": (row, dtype) for row in ROWS for dtype in ("float32", "float64")}
+ADAM = gpuopt.Adam()
+STORED = {
+    "float16": (Variant(trace(ADAM), "float16", "state32"), 6, 5),
+    "float16_param": (Variant(trace(ADAM), "float16", "param"), 4, 3),
+    "float16_stochastic": (Variant(trace(ADAM), "float16", "stochastic"), 6, 5),
+    "float16_from_float32": (Variant(trace(ADAM), "float16", "state32", "float32"), 7, 5),
+    "bfloat16": (Variant(trace(ADAM), "bfloat16", "state32"), 6, 5),
+    "complex64": (Variant(trace(ADAM, is_complex=True), "complex64"), 7, 5),
+    "complex128": (Variant(trace(ADAM, is_complex=True), "complex128"), 7, 5),
+}
+"""Adam, stored otherwise than it is computed; loads and stores of 128 bits for 8 elements of 16 bits, 4 of complex64 (whose second
+moment is real), 2 of complex128."""
 REDUCING = {"lamb": gpuopt.LAMB(), "prodigy": gpuopt.Prodigy(), "lbfgs": gpuopt.LBFGS(memory=5)}
 PASSES = {f"{name}_{dtype}": (rule, dtype) for name, rule in REDUCING.items() for dtype in ("float32", "float64")}
 
@@ -42,6 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (row, dtype) in KERNELS.items():
         source = cuda_code.source((Variant(trace(row.make()), dtype),))
         sources.append(f"namespace {name} {{\n{source.replace('step(', f'{name}(')}\n}}\n")
+    for name, (variant, _, _) in STORED.items():
+        source = cuda_code.source((variant,)).replace("step(", f"stored_{name}(")
+        sources.append(f"namespace stored_{name} {{\n{source}\n}}\n")
     for name, (rule, dtype) in PASSES.items():
         variants = (Variant(trace(rule), dtype),)
         for last, source in ((True, cuda_code.source(variants)), (False, cuda_code.reduction(0, variants))):
@@ -61,7 +76,7 @@ def resources(folder: Path) -> dict[tuple[str, str], str]:
     said = run("nvcc", "-fatbin", "-fmad=false", "-Xptxas=-v", "--threads=0", *codes, "kernels.cu", folder=folder)
     blocks = re.split(r"Compiling entry function '(\w+)' for '(\w+)'", said)[1:]
     found = {(name, target): text for name, target, text in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True)}
-    names = [*KERNELS, *PASSES, *(f"{name}_last" for name in PASSES)]
+    names = [*KERNELS, *PASSES, *(f"{name}_last" for name in PASSES), *(f"stored_{name}" for name in STORED)]
     assert found.keys() == {(name, target) for name in names for target in targets}
     return found
 
@@ -94,6 +109,15 @@ def test_the_main_path_moves_128_bits_at_a_time(name: str, ptx: dict[str, str]) 
     assert loads * arrays == stores * (arrays + 1)
 
 
+@pytest.mark.parametrize("name", STORED)
+def test_what_is_stored_otherwise_moves_128_bits_at_a_time(name: str, ptx: dict[str, str]) -> None:
+    _, loads, stores = STORED[name]
+    found = [re.findall(rf"\b{op}\.global(?:\.\w+)*(\.v\d\.\w+)", ptx[f"stored_{name}"]) for op in ("ld", "st")]
+    assert all(re.fullmatch(r"\.v4\.[fbu]32|\.v2\.[fbu]64", kind) for kinds in found for kind in kinds)
+    assert len(found[1]) >= stores
+    assert len(found[0]) * stores == len(found[1]) * loads  # the loop may be unrolled
+
+
 @pytest.mark.parametrize("architecture", ["compute_60", "compute_70", "compute_90"])
 @pytest.mark.parametrize("kernel", ["step", "measure"])
 def test_nvrtc_compiles_it_for_old_and_new_devices(kernel: str, architecture: str) -> None:
@@ -106,6 +130,8 @@ def test_nvrtc_compiles_it_for_old_and_new_devices(kernel: str, architecture: st
     assert nvrtc._compiled(library, text, architecture)
 
 
-@pytest.mark.parametrize("name", [*KERNELS, *PASSES, *(f"{name}_last" for name in PASSES)])
+@pytest.mark.parametrize(
+    "name", [*KERNELS, *PASSES, *(f"{name}_last" for name in PASSES), *(f"stored_{name}" for name in STORED)]
+)
 def test_nothing_is_contracted_or_flushed(name: str, ptx: dict[str, str]) -> None:
     assert not re.findall(r"\bfma\.|\.ftz|\.approx", ptx[name])

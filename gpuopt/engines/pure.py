@@ -98,6 +98,7 @@ class PureStep:
         self._sources, self._bytes = self._moves.reshape(-1, 2).T
         self._source_at = rows * (width - PARAMETER) + columns
         self._brings = False
+        self._apart = b""  # addresses of arrays that were found to share no memory
         self._places = self._table.rows.reshape(-1)
         self._place_at = rows * width + PARAMETER + columns
         self._itemsizes = np.array([layout.dtype.itemsize for layout in self._layouts], np.int64)
@@ -181,18 +182,24 @@ class PureStep:
         """Whether all of the arrays may be written to, and share no memory."""
         if not all(a.flags.writeable for a in arrays if is_numpy(a)):
             return False
+        if self._addresses.tobytes() == self._apart:
+            return True
         starts, ends = self._reach(slice(0, len(arrays)))
         order = np.argsort(starts)
         return not (ends[order][:-1] > starts[order][1:]).any()
 
     def _make_room(self, given: list[Any], count: int) -> None:
         """Copy the gradients that lie where this step writes before it has read them."""
+        if (now := self._addresses.tobytes()) == self._apart:
+            return
         starts, ends = self._reach(slice(0, count))
         begins, stops = self._reach(slice(count, None))
         order = np.argsort(starts)
         before = np.searchsorted(starts[order], stops)
         meets = (before > 0) & (ends[order][before - 1] > begins) & (begins != starts[: len(begins)])
-        for k in (np.flatnonzero(meets & (begins > 0)) + count).tolist():
+        if not (found := (np.flatnonzero(meets & (begins > 0)) + count).tolist()):
+            self._apart = now
+        for k in found:
             self._replace(given, k, self._copy(given[k], k))
 
     def _reach(self, part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -116,6 +116,8 @@ class Steering(Callback):
                     return
                 with self._checkpoints.metrics.together():
                     refused = self._do(run, request)
+                if self._told:  # before it is answered: it shall last
+                    self._checkpoints.metrics.sync()
                 self._write()
                 if "step" in request and refused is None:
                     self._waiting = answers

@@ -135,8 +135,7 @@ class RunFolder:
             raise UsageError(f"{self.metrics}: cannot be written: {error.strerror}") from None
         with file, _alone(self.path, file.fileno()) as is_ours:
             if not is_ours:
-                cure = f"gpuopt tune {shlex.quote(str(self.path))} --stop ends it"
-                raise UsageError(f"{self.path}: another process is training in this folder; {cure}")
+                raise UsageError(f"{self.path}: another process is training in this folder")
             for temporary in self.path.glob("*.tmp"):
                 try:
                     temporary.unlink(missing_ok=True)
@@ -255,7 +254,9 @@ class RunFolder:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file as a whole or not at all, to stay."""
+    from gpuopt.checkpoint import sync_folder
+
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("w") as file:
@@ -263,6 +264,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)
         raise

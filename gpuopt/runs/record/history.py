@@ -12,7 +12,7 @@ from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file, expect_room
 from gpuopt.runs.loop import is_number
 from gpuopt.runs.record.folder import RunFolder
-from gpuopt.runs.record.metrics import whole
+from gpuopt.runs.record.metrics import MORE, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,8 @@ class History:
         counts = ["step", "epoch"] if "config" in content else ["step"]  # in a loop of one's own an epoch is any number
         good = next((number for number, row in enumerate(rows) if not _can_be_drawn(row, counts)), len(rows))
         # A line without an end is being written, or was when the run was killed.
-        if good < len(rows) or b"\n" in written[size:]:
+        rest = written[size:].replace(MORE.encode(), b"")
+        if good < len(rows) or b"\n" in rest:
             raise UsageError(f"{folder.metrics}: line {good + 1} is not readable")
         events = [row for row in rows if "event" in row]
         try:

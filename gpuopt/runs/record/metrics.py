@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Metrics", "finite", "whole"]
 
+MORE = " \n"
+"""The end of a line that counts only with the next one: of rows that were written together."""
 MOST_LOST = 1 << 24  # bytes that are looked at of what is cut off
 
 
@@ -41,7 +43,7 @@ class Metrics(Callback):
         self.lost: list[Row] = []
         self._path = path
         self._file: IO[bytes] | None = None
-        self._held: list[bytes] | None = None
+        self._held: list[Mapping[str, Any]] | None = None
 
     def restore(self, written: int, checksum: int) -> None:
         """Go on after the first bytes of the file, as a checkpoint has noted them.
@@ -82,7 +84,7 @@ class Metrics(Callback):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What is added inside is written in one go: a process that is killed has written all of it or nothing."""
+        """What is added inside is written in one go, and counts as a whole or not at all."""
         self._held = self._held or []
         try:
             yield
@@ -93,8 +95,8 @@ class Metrics(Callback):
     def flush(self) -> None:
         """Write what is held back."""
         if self._held:
-            lines, self._held = b"".join(self._held), []
-            self._write(lines)
+            rows, self._held = self._held, []
+            self._write(b"".join([*(_line(row, MORE) for row in rows[:-1]), _line(rows[-1])]))
 
     def sync(self) -> None:
         """Make the rows last, before a checkpoint vouches for them."""
@@ -106,11 +108,10 @@ class Metrics(Callback):
             raise
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        line = (json.dumps(finite(row)) + "\n").encode()
         if self._held is not None:
-            self._held.append(line)
+            self._held.append(row)
         else:
-            self._write(line)
+            self._write(_line(row))
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None
@@ -125,6 +126,10 @@ class Metrics(Callback):
         self.checksum = zlib.crc32(line, self.checksum)
 
 
+def _line(row: Mapping[str, Any], end: str = "\n") -> bytes:
+    return (json.dumps(finite(row)) + end).encode()
+
+
 def finite(content: Mapping[str, Any]) -> dict[str, Any]:
     """What exploded as None: JSON has no NaN and no infinity."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
@@ -133,7 +138,8 @@ def finite(content: Mapping[str, Any]) -> dict[str, Any]:
 def whole(content: bytes) -> tuple[list[Row], int]:
     """The rows up to the first one that is not whole, being written or damaged, and the bytes that they take."""
     rows: list[Row] = []
-    size = 0
+    group: list[Row] = []
+    size = taken = 0
     for line in content.splitlines(keepends=True):
         try:
             row = json.loads(line) if line.endswith(b"\n") else None
@@ -141,6 +147,9 @@ def whole(content: bytes) -> tuple[list[Row], int]:
             row = None
         if not isinstance(row, dict):
             break
-        rows.append(row)
-        size += len(line)
+        group.append(row)
+        taken += len(line)
+        if not line.endswith(MORE.encode()):
+            rows += group
+            group, size = [], taken
     return rows, size
