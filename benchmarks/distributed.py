@@ -1,6 +1,6 @@
 """Adam over many processes of one machine: ours over MPI, beside torch over gloo, DDP's way and ZeRO's.
 
-mpiexec -n 2 python -m benchmarks.distributed [--leaves 10] [--size 1_000_000] [--repeat 15]
+mpiexec -n 2 python -m benchmarks.distributed [--leaves 10] [--size 1_000_000] [--repeat 15] [--only DDP]
 
 Every process has its own gradients; a step makes the mean of them and updates all parameters. All take turns, each between
 two barriers, with as many threads a process as processors are for it; what counts is the slowest process of each sample.
@@ -92,15 +92,18 @@ def main() -> None:
     parser.add_argument("--leaves", type=int, default=10)
     parser.add_argument("--size", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument(
+        "--only", default="", help="beside ours only what has this in its name: all take memory at once"
+    )
     chosen = parser.parse_args()
     comm = MPI.COMM_WORLD
     threads = max(1, len(os.sched_getaffinity(0)) // comm.size)
     gpuopt.set_num_threads(threads)
     size = chosen.leaves, chosen.size
-    steps = {
-        "gpuopt.distributed": ours(comm, *size, shard=True),
-        "gpuopt.distributed, shard=False": ours(comm, *size, shard=False),
-        "Allreduce of MPI, gpuopt.Optimizer": mpi(comm, *size),
+    makes: dict[str, Callable[[], tuple[Callable[[], object], int]]] = {
+        "gpuopt.distributed": lambda: ours(comm, *size, shard=True),
+        "gpuopt.distributed, shard=False": lambda: ours(comm, *size, shard=False),
+        "Allreduce of MPI, gpuopt.Optimizer": lambda: mpi(comm, *size),
     }
     try:
         import torch
@@ -111,9 +114,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         file = comm.bcast(tempfile.mktemp())
         dist.init_process_group("gloo", init_method=f"file://{file}", rank=comm.rank, world_size=comm.size)
-        steps["torch Adam fused, all_reduce as DDP"] = torchs(comm, *size, zero=False)
-        steps["torch ZeroRedundancyOptimizer"] = torchs(comm, *size, zero=True)
+        makes["torch Adam fused, all_reduce as DDP"] = lambda: torchs(comm, *size, zero=False)
+        makes["torch ZeroRedundancyOptimizer"] = lambda: torchs(comm, *size, zero=True)
 
+    steps = {name: make() for name, make in makes.items() if chosen.only in name or name == "gpuopt.distributed"}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(chosen.repeat):
         for name, (step, _) in steps.items():

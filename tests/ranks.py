@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -444,12 +444,15 @@ def broken_loop(comm: Any, folder: Path) -> None:
     told = _broken(lambda: gpuopt.Run(folder / "run", other))
     assert "holds a run of another optimizer" in told, told
 
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
     def writes_no_more() -> None:
         again = gpuopt.distributed.Optimizer(np.zeros(3), gpuopt.SGD(), comm)
         with gpuopt.Run(folder / "other", again, checkpoint_every=1, report=False) as run:
             for step in run.steps(50):
                 if comm.rank == 0 and step == 3:
-                    shutil.rmtree(folder / "other")
+                    run._files.save = full  # type: ignore[method-assign]
                 run.step(np.ones(3))
 
     assert "Error" in _broken(writes_no_more)

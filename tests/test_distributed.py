@@ -49,7 +49,7 @@ def launcher() -> str:
 
 
 def launch(
-    n: int, scenario: str, folder: Path, seconds: float = 240, env: Mapping[str, str] | None = None
+    n: int, scenario: str, folder: Path, seconds: float = 480, env: Mapping[str, str] | None = None
 ) -> tuple[int, str, float]:
     """Run a scenario on n processes; return the exit status, what was printed, and how long it took."""
     command = [launcher(), "-n", str(n), sys.executable, str(Path(ranks.__file__)), scenario, str(folder)]
