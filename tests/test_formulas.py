@@ -239,7 +239,7 @@ def test_says_what_is_wrong(make: Any, error: type[Exception], words: str) -> No
     ("rule", "words"),
     [
         (Truth(), "truth value|xp.sum"),
-        (gpuopt.chain(gpuopt.SGD(), Silent()), "Silent returned None for its slots, expected a dict"),
+        (gpuopt.chain(gpuopt.SGD(), Silent()), "Silent.after returned NoneType for its slots, expected a dict"),
     ],
     ids=["truth", "silent"],
 )
