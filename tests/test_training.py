@@ -644,6 +644,13 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": "Adm"}, f"--optimizer Adm: unknown (did you mean Adam?); known: {KNOWN}"),
     ({"optimizer": ""}, f"--optimizer : unknown; known: {KNOWN}"),
     ({"optimizer": "xyz"}, f"--optimizer xyz: unknown; known: {KNOWN}"),
+    (
+        {"optimizer": "Muon"},
+        (
+            "--optimizer Muon: the biases of this network are vectors: Muon is for matrices; give others a rule by their "
+            "path, such as {'*.b': Adam(), '*': Muon()}"
+        ),
+    ),
     ({"lr": -1.0}, "--lr -1.0: Adam: lr: got -1.0, expected a number in [0, inf)"),
     ({"lr": float("nan")}, "--lr nan: Adam: lr: got nan"),
     ({"schedule": "cosin"}, "--schedule cosin: unknown schedule 'cosin' (did you mean 'cosine'?)"),

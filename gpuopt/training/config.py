@@ -353,6 +353,8 @@ class Config:
                 rule = dataclasses.replace(rule, **{name: chosen})
             except (TypeError, ValueError) as error:
                 raise UsageError(f"{option}: {error}") from None
+        if why := rule.unfit((1,)):
+            raise UsageError(f"--optimizer {rule.name}: the biases of this network are vectors: {why}")
         return rule
 
     def _check_schedules(self, rule: Rule, steps: int) -> None:
