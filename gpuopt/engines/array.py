@@ -242,7 +242,8 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
     """
     whole = storage.loaded(p, slots, precision)
     found = _evaluation(rule, whole, {name: slots[name] for name in starts(rule.slots)}, h)
-    return p if found is whole else namespace(p).astype(found, p.dtype, copy=False)
+    with current(p), np.errstate(all="ignore"):
+        return p if found is whole else namespace(p).astype(found, p.dtype, copy=False)
 
 
 def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
