@@ -534,7 +534,9 @@ def test_whole_numbers_keep_all_their_digits(tmp_path: Path) -> None:
     far = np.array([large + 1, large, large + 1, large], np.uint64)
     assert from_arrays((x, far, x, far.astype(np.int64))).classes == (large, large + 1)
     for y in (far.astype(float), np.array([1e300, -1e300] * 2)):
-        with pytest.raises(UsageError, match=r"y: row 0 is .*, a label as a float64, which has lost digits; expected int"):
+        with pytest.raises(
+            UsageError, match=r"y: row 0 is .*, a label as a float64, which has lost digits; expected int"
+        ):
             from_arrays((x, y), task="classification")
     top = np.array([1, 2**63 + 1] * 2, np.uint64)
     for other in (np.array([-1] * 4), np.array([large + 1] * 4)):  # -1 is none of them, nor is a neighbour
