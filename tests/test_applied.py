@@ -540,7 +540,7 @@ def test_whole_numbers_keep_all_their_digits(tmp_path: Path) -> None:
             from_arrays((x, y), task="classification")
     top = np.array([1, 2**63 + 1] * 2, np.uint64)
     for other in (np.array([-1] * 4), np.array([large + 1] * 4)):  # -1 is none of them, nor is a neighbour
-        with pytest.raises(UsageError, match="y_test: row 0 is .*, a label that y_train lacks"):
+        with pytest.raises(UsageError, match=r"y_test: row 0 is .*, a label that y_train lacks"):
             from_arrays((x, np.where(top == 1, np.uint64(large), top), x, other))
     model = trained(tmp_path / "run", X, np.where(CLASSES == "ja", top[1], top[0]), epochs=1)
     FRAME.to_csv(tmp_path / "x.csv", index=False)
