@@ -18,7 +18,7 @@ from gpuopt.training.activations import Activation
 from gpuopt.training.config import Config
 from gpuopt.training.data.preparation import Features, Target
 from gpuopt.training.data.sources import as_part
-from gpuopt.training.data.targets import class_indices, values
+from gpuopt.training.data.targets import class_indices, values, whole
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ class Model:
                 raise UsageError(f"{name}: dtype {found.dtype}, expected the numbers that are to be predicted")
             return scores(found, self.predict(part))
         found = found.reshape(-1)
-        if found.dtype.kind == "f" and self.target.labels.dtype.kind == "i" and (found == np.trunc(found)).all():
-            found = found.astype(np.int64)
+        if found.dtype.kind == "f" and self.target.labels.dtype.kind in "iu" and (found == np.trunc(found)).all():
+            found = whole(name, found)
         index = class_indices(name, found, self.target.labels, "the training set")
         likely = self.predict_proba(part)
         with np.errstate(divide="ignore"):
