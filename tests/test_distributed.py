@@ -113,6 +113,10 @@ def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 
 
+def test_memory_of_each_process(tmp_path: Path) -> None:
+    succeeds(4, "shares", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("scenario", "said"),
     [
@@ -194,9 +198,11 @@ def test_a_command_that_is_stopped_on_4_goes_on_on_2_and_alone(tmp_path: Path, s
     alone = tmp_path / "alone"
     subprocess.run(command(*options, "--parts", "4", "--out", str(alone)), check=True, timeout=120, capture_output=True)
     folder = tmp_path / "run"
-    status, output = disturbed(
-        command(*options, "--processes", "4", "--out", str(folder)), folder, lambda process: process.send_signal(signum)
-    )
+
+    def stop(process: subprocess.Popen[str]) -> None:
+        process.send_signal(signum)
+
+    status, output = disturbed(command(*options, "--processes", "4", "--out", str(folder)), folder, stop)
     assert f"stopped by {signum.name} after" in output
     assert status == 128 + signum
     before = len(trained(folder)[1])
