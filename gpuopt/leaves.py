@@ -18,6 +18,7 @@ from gpuopt.arrays import (
     is_deleted,
     is_numpy,
     is_real,
+    is_tensor,
     place,
     shared,
 )
@@ -26,7 +27,7 @@ from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.trace import refusal_of_complex
-from gpuopt.lending import Lenders, is_tensor, readable, view_of, why_without_memory
+from gpuopt.lending import Lenders, readable, view_of, why_without_memory
 from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
@@ -168,8 +169,9 @@ def check_precision(tree: Tree, arrays: list[Any], updated: Collection[int], pre
             f"{tree.name(i, 'params')}: dtype {own[i]}, expected {' or '.join(fitting)} for precision={precision!r}{other}"
         )
     for i in (i for i in small if not storage.can_keep(arrays[i], precision)):
+        hint = "; with the package ml_dtypes, NumPy can have its memory" if place(arrays[i]) == "torch:cpu" else ""
         raise TypeError(
-            f"{tree.name(i, 'params')}: {_a(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}"
+            f"{tree.name(i, 'params')}: {_a(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}{hint}"
         )
 
 

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.arrays import dtype_of, is_tensor, to_numpy
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-
-def is_tensor(x: Any) -> bool:
-    """Whether ``x`` is a tensor of torch. Torch is not imported for it: without torch there are no such tensors."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    return tensor is not None and isinstance(x, tensor)
+    from numpy.typing import NDArray
 
 
 def view_of(x: Any) -> Any:
@@ -29,24 +27,31 @@ def view_of(x: Any) -> Any:
     if x.device.type != "cpu":
         return x
     try:
-        return x.numpy()
-    except (RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
+        return to_numpy(x)
+    except (ImportError, RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
         return x
+
+
+def _tensor_over(a: NDArray[Any]) -> Any:
+    """A tensor over the memory of an array."""
+    torch = sys.modules["torch"]
+    return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if dtype_of(a) == "bfloat16" else torch.from_numpy(a)
 
 
 def readable(x: Any, like: Any) -> Any:
     """Return a tensor as the library of another array reads it; anything else is returned as it is.
 
-    What DLPack would pass on without a mark that it bears (conjugate, negative, all zeros) is copied, and so is bfloat16,
-    as float32, for NumPy.
+    What DLPack would pass on without a mark that it bears (conjugate, negative, all zeros) is copied.
     """
     if not is_tensor(x) or is_tensor(like) or str(x.layout) != "torch.strided":
         return x
     x = x.detach()
     if not isinstance(like, np.ndarray) or x.device.type != "cpu":
         return x.resolve_conj().resolve_neg()
+    if not is_tensor(view := view_of(x)):
+        return view
     try:
-        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy(force=True)
+        return x.numpy(force=True)
     except (RuntimeError, TypeError):  # of a subclass, or of a dtype that NumPy has not
         return x
 
@@ -125,6 +130,6 @@ class Lenders:
     def like(self, arrays: Sequence[Any]) -> list[Any]:
         """Return new arrays as tensors, where the leaves are tensors."""
         return [
-            sys.modules["torch"].from_numpy(a) if is_tensor(x) and isinstance(a, np.ndarray) else a
+            _tensor_over(a) if is_tensor(x) and isinstance(a, np.ndarray) else a
             for a, x in zip(arrays, self._given, strict=True)
         ]

@@ -225,7 +225,7 @@ class Optimizer(Stateful):
             real dtype is cast to the one that is computed in. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
             loss: what torch returns; of JAX's gradient take the conjugate. None leaves a parameter and its state alone. For
             NumPy and CuPy it may be of any library that shares memory with them through DLPack: nothing is copied from
-            device to device, and for NumPy only torch's bfloat16 and tensors that are marked as conjugate or negative.
+            device to device, and of torch only what is marked as conjugate or negative.
             Without it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
 
         Raises
