@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 
+ON_HOST = 1
+"""The host's memory, in DLPack."""
+
+
 def is_numpy(x: object) -> bool:
     """Whether `x` is a NumPy array (a NumPy scalar is not one)."""
     return isinstance(x, np.ndarray)
@@ -132,6 +136,14 @@ def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
     return None if array_api_compat.is_writeable_array(x) else "read-only"
 
 
+def is_deleted(x: Any) -> bool:
+    """Whether an array of JAX has no values any more, as one that was donated; of one that is traced it is not known."""
+    try:
+        return bool(x.is_deleted())
+    except (AttributeError, TypeError):
+        return False
+
+
 def detached(x: Any) -> Any:
     """The values of an array alone: with what they were computed from, parameters and state would keep all of it."""
     return x.detach() if getattr(x, "requires_grad", False) else x
@@ -202,11 +214,18 @@ def shared(source: Any, target: Any) -> Any:
     if is_numpy(source) or is_cupy(source) or not (is_numpy(target) or is_cupy(target)):
         return source
     library: Any = np if is_numpy(target) else sys.modules["cupy"]
+    refusals = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
     try:
         with current(target):
             return library.from_dlpack(detached(source))
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        return source
+    except refusals:
+        pass
+    try:  # what NumPy's DLPack has no name for, such as JAX's bfloat16, the library itself may lend
+        if is_numpy(target) and source.__dlpack_device__()[0] == ON_HOST:
+            return np.asarray(source)
+    except refusals:
+        pass
+    return source
 
 
 def assign(target: Any, source: Any) -> None:
