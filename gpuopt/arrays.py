@@ -30,6 +30,12 @@ def is_cupy(x: object) -> bool:
     return ndarray is not None and isinstance(x, ndarray)
 
 
+def is_tensor(x: Any) -> bool:
+    """Whether ``x`` is a tensor of torch. Torch is not imported for it: without torch there are no such tensors."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(x, tensor)
+
+
 def is_array(x: Any) -> bool:
     """Whether ``x`` is an array of some array API library."""
     import array_api_compat
@@ -159,6 +165,10 @@ def to_numpy(x: Any) -> NDArray[Any]:
 
     A NumPy array is returned as it is, everything else is copied where that is needed.
     """
+    if is_tensor(x) and dtype_of(x) == "bfloat16":  # NumPy's arrays of the same bits have their dtype from elsewhere
+        import ml_dtypes
+
+        return np.asarray(x.detach().view(sys.modules["torch"].int16)).view(ml_dtypes.bfloat16)
     return x.get(order="A") if is_cupy(x) else np.asarray(x)
 
 

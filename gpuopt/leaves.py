@@ -17,6 +17,7 @@ from gpuopt.arrays import (
     is_cupy,
     is_numpy,
     is_real,
+    is_tensor,
     place,
     shared,
 )
@@ -25,7 +26,7 @@ from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.trace import refusal_of_complex
-from gpuopt.lending import Lenders, is_tensor, view_of
+from gpuopt.lending import Lenders, view_of
 from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
@@ -165,8 +166,9 @@ def check_precision(tree: Tree, arrays: list[Any], updated: Collection[int], pre
             f"{tree.name(i, 'params')}: dtype {own[i]}, expected {' or '.join(fitting)} for precision={precision!r}{other}"
         )
     for i in (i for i in small if not storage.can_keep(arrays[i], precision)):
+        hint = "; with the package ml_dtypes, NumPy can have its memory" if place(arrays[i]) == "torch:cpu" else ""
         raise TypeError(
-            f"{tree.name(i, 'params')}: {_a(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}"
+            f"{tree.name(i, 'params')}: {_a(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}{hint}"
         )
 
 
@@ -189,7 +191,7 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)
     hint = hint_for(g)
-    g = g if hint else shared(g, p)
+    g = g if hint else shared(view_of(g) if is_numpy(p) else g, p)
     if hint or not is_array(g):
         raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")
     if not are_together(g, p):

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.arrays import dtype_of, is_tensor, to_numpy
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-
-def is_tensor(x: Any) -> bool:
-    """Whether ``x`` is a tensor of torch. Torch is not imported for it: without torch there are no such tensors."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    return tensor is not None and isinstance(x, tensor)
+    from numpy.typing import NDArray
 
 
 def view_of(x: Any) -> Any:
@@ -29,9 +27,15 @@ def view_of(x: Any) -> Any:
     if x.device.type != "cpu":
         return x
     try:
-        return x.numpy()
-    except (RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
+        return to_numpy(x)
+    except (ImportError, RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
         return x
+
+
+def _tensor_over(a: NDArray[Any]) -> Any:
+    """A tensor over the memory of an array."""
+    torch = sys.modules["torch"]
+    return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if dtype_of(a) == "bfloat16" else torch.from_numpy(a)
 
 
 def views_of(xs: Sequence[Any]) -> list[Any]:
@@ -86,6 +90,6 @@ class Lenders:
     def like(self, arrays: Sequence[Any]) -> list[Any]:
         """Return new arrays as tensors, where the leaves are tensors."""
         return [
-            sys.modules["torch"].from_numpy(a) if is_tensor(x) and isinstance(a, np.ndarray) else a
+            _tensor_over(a) if is_tensor(x) and isinstance(a, np.ndarray) else a
             for a, x in zip(arrays, self._given, strict=True)
         ]

@@ -3,6 +3,7 @@
 ``--soak`` tries two thousand of each kind: ten thousand checkpoints and data files, and those of a run folder.
 """
 
+import contextlib
 import gc
 import gzip
 import json
@@ -108,6 +109,16 @@ def test_every_bit_of_an_arrays_header(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with pytest.raises(UsageError, match=r"a\.npz: "):
             load(path)
+
+
+def test_every_byte_of_a_footer(tmp_path: Path) -> None:
+    """Damaged statistics end the process in pyarrow's own reading of a column's metadata."""
+    content, path = parquet(a=X[:, 0], y=Y), tmp_path / "a.parquet"
+    for at in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 4):
+        for bit in (1, 16):
+            path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
+            with contextlib.suppress(UsageError):
+                load(path, "y")
 
 
 def peak() -> int:
@@ -512,9 +523,10 @@ def test_states_with_many_foreign_names(kind: str) -> None:
     state[kind] = {**state[kind], **{f"k\x1b{i}": foreign for i in range(100_000)}}
     with pytest.raises(ValueError, match="the state does not fit") as error:
         opt.load_state_dict(state)
-    assert len(str(error.value)) < 2000
     assert "\x1b" not in str(error.value)
-    assert kind == "rules" or "99,980 more" in str(error.value)
+    assert re.search("100,00[01] (groups|entries)", str(error.value))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("kind", ["params/k{}", "arrays/k{}", "state/k{}/m", "odd{}"])

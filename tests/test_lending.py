@@ -1,6 +1,7 @@
 """Tensors lend their memory, and arrays of other libraries are gradients, where nothing has to be copied for it."""
 
 import copy
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,64 @@ def test_a_training_is_torchs_to_rounding(torch: Any, engine: Any) -> None:
             optimizer.step()
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+SMALL = [
+    (dtype, precision)
+    for dtype in ("float16", "bfloat16")
+    for precision in ("state32", "param", "split", "stochastic")
+    if (dtype, precision) != ("float16", "split")
+]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("dtype", "precision"), SMALL)
+def test_tensors_of_16_bits_lend_their_memory(torch: Any, dtype: str, precision: Any) -> None:
+    own = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.float16
+    torch.manual_seed(0)
+    w = torch.randn(5000).to(getattr(torch, dtype)).requires_grad_()
+    there, master = w.detach().float().numpy().astype(own), torch.nn.Parameter(w.detach().float())
+    rule, version = gpuopt.like.torch.AdamW(lr=1e-2), w._version
+    opt, numpys = (gpuopt.Optimizer(p, rule, engine="fused", precision=precision) for p in (w, there))
+    torchs = torch.optim.AdamW([master], lr=1e-2)
+    for _ in range(5):
+        w.grad, master.grad = None, None
+        (w * w).sum().backward()
+        numpys.step(w.grad)  # NumPy's leaf takes the tensor's memory as its gradient
+        opt.step()
+        master.grad = w.grad.float()
+        torchs.step()
+        if precision != "split":
+            master.data = master.data.to(w.dtype).float()
+    np.testing.assert_array_equal(w.detach().float().numpy(), there.astype(np.float32))
+    assert w._version == version + 5
+    if precision in ("state32", "split"):
+        torch.testing.assert_close(w.detach(), master.detach().to(w.dtype), rtol=torch.finfo(w.dtype).eps, atol=1e-3)
+    loaded = {**opt.state_dict(), "params": {"": torch.full_like(w, 5.0)}}
+    opt.load_state_dict(loaded)
+    assert w.detach().unique().tolist() == [5.0]
+    assert opt.evaluation() is w
+
+
+@pytest.mark.peers
+def test_averages_of_16_bit_tensors_are_tensors(torch: Any) -> None:
+    pytest.importorskip("ml_dtypes")
+    w = torch.ones(4, dtype=torch.bfloat16)
+    opt = gpuopt.Optimizer(w, gpuopt.chain(gpuopt.SGD(lr=1.0), gpuopt.EMA(0.5)))
+    opt.step(torch.ones(4))
+    assert (w.tolist(), opt.evaluation().tolist(), opt.evaluation().dtype) == ([0] * 4, [0.5] * 4, torch.bfloat16)
+
+
+@pytest.mark.peers
+def test_what_16_bit_tensors_need(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    w = torch.ones(4, dtype=torch.bfloat16)
+    gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0)).step(torch.ones(4, dtype=torch.bfloat16))
+    assert w.tolist() == [0] * 4
+    with pytest.raises(
+        TypeError, match=r"params: a torch:cpu array, expected one of NumPy .* with the package ml_dtypes"
+    ):
+        gpuopt.Optimizer(w, gpuopt.SGD(), precision="split")
 
 
 @pytest.mark.peers

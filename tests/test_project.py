@@ -65,7 +65,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "functional": {"arrays", "engines", "groups", "leaves", "rules/base", "trees"},
     "__main__": {"cli"},
-    "lending": set(),
+    "lending": {"arrays"},
     "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
     "tensorfile": {"arrays"},
     "checkpoint": {"arrays", "optimizer", "suggest", "tensorfile"},

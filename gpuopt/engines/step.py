@@ -374,17 +374,10 @@ class Step:
             Of each group, what `Rule.at` gave for the last step.
 
         """
-        found = []
-        for i, (p, group, slots) in enumerate(zip(self._arrays, self._groups, self.slots, strict=True)):
-            rule, whole = self.rules[group], self._loaded(i)
-            own = {name: slots[name] for name in starts(rule.slots)}
-            value = array.evaluation(rule, whole, own, scalars[group])
-            found.append(p if value is whole else value if value.dtype == p.dtype else value.astype(p.dtype))
-        return found
-
-    def _loaded(self, i: int) -> Any:
-        """A leaf as the array engine computes with it."""
-        return storage.loaded(self._arrays[i], self.slots[i], self._precision)
+        return [
+            array.evaluation(self.rules[group], p, slots, scalars[group], self._precision)
+            for p, group, slots in zip(self._arrays, self._groups, self.slots, strict=True)
+        ]
 
     def readable(self, x: Any, own: Any, *, is_apart: bool = False) -> Any:
         """Return the values of an array of any library as one like ``own``, which can be read until all have been written to.
@@ -414,7 +407,7 @@ class Step:
         declared = starts(rule.slots)
         before = [
             (
-                self._loaded(i),
+                storage.loaded(self._arrays[i], self.slots[i], self._precision),
                 gradients[i],
                 {
                     name: float(self.slots[i][name]) if is_number(slot) else self.slots[i][name]
