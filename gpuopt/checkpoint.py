@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from gpuopt.tensorfile import CheckpointError, checksums, read, write
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -168,11 +169,24 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:
-        return opt._load(read)
+        with _uncollected():
+            return opt._load(read)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would go over the many new objects of many leaves, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @functools.lru_cache(1024)  # of many leaves few are unlike the others
