@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import gpuopt
 import gpuopt.distributed
-from gpuopt import checkpoint
+from gpuopt import tensorfile
 from gpuopt.distributed.cuts import buckets_of, order_of_chunks
 from gpuopt.distributed.sums import middle, plan, whole_within
 
@@ -176,7 +176,7 @@ def command(*arguments: str) -> list[str]:
 def trained(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Arrays of the checkpoint, and rows of metrics but for the time."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    arrays, _ = checkpoint.read(folder / "checkpoint.safetensors")
+    arrays, _ = tensorfile.read(folder / "checkpoint.safetensors")
     return arrays, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 

@@ -256,7 +256,7 @@ def load_model(path: str | Path) -> Model:
     >>> model.predict([[0.5, 0.5]]).shape
     (1,)
     """
-    from gpuopt import checkpoint
+    from gpuopt import checkpoint, tensorfile
     from gpuopt.optimizer import Optimizer
 
     folder = RunFolder(path)
@@ -278,7 +278,7 @@ def load_model(path: str | Path) -> Model:
         saved = folder.checkpoint  # of a run that was killed before its first best one
     try:
         expected = {f"params/layers.{i}.{n}" for i in range(len(layers) - 1) for n in "wb"}
-        shapes = {name: tuple(x.shape) for name, x in checkpoint.read(saved, lambda *_: False)[0].items()}
+        shapes = {name: tuple(x.shape) for name, x in tensorfile.read(saved, lambda *_: False)[0].items()}
         given = {name: shape for name, shape in shapes.items() if name.startswith("params/")}
         wanted = {f"params/layers.{i}.w": pair for i, pair in enumerate(itertools.pairwise(layers))}
         if given.keys() != expected or any(given[name] != shape for name, shape in wanted.items()):
