@@ -235,11 +235,11 @@ def test_a_command_of_which_a_process_is_killed_goes_on_with_fewer(tmp_path: Pat
     assert done.returncode == 0, done.stdout
     for arguments, rank in (([*options, "--processes", "3", "--out"], 1), (["--processes", "2", "--resume"], 0)):
         start = time.monotonic()
-        status, output = disturbed(
-            command(*arguments, str(folder)),
-            folder,
-            lambda _, rank=rank: os.kill(process_of(rank, folder), signal.SIGKILL),
-        )
+
+        def kill(_: object, rank: int = rank) -> None:
+            os.kill(process_of(rank, folder), signal.SIGKILL)
+
+        status, output = disturbed(command(*arguments, str(folder)), folder, kill)
         assert status not in {0, 1, 2}, output
         assert "processes was lost" in output
         assert "`gpuopt train --resume FOLDER` goes on from the last checkpoint" in output
