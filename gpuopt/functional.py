@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt import leaves
-from gpuopt.arrays import are_together, describe, is_array
-from gpuopt.engines import array
+from gpuopt.arrays import are_together, describe, dtype_of, is_array, namespace
+from gpuopt.engines import array, storage
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.pure import pure_step
+from gpuopt.engines.storage import Stochastic
 from gpuopt.groups import Frozen, match
 from gpuopt.rules.hyper import is_traced
-from gpuopt.rules.slots import Shared, Slot, is_number, shape_of, starts
+from gpuopt.rules.slots import Filled, Shared, Slot, is_number, shape_of, starts
 from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gpuopt.engines.pure import PureStep
+    from gpuopt.engines.storage import Precision
     from gpuopt.groups import Rules
     from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
@@ -36,6 +38,9 @@ class State(NamedTuple):
         By slot, a tree like the parameters, of arrays or of numbers; None for a leaf whose rule has no such slot.
     carried
         By pattern of a rule (``"*"`` for a single one), the numbers of the host that it carries from step to step.
+    precision
+        Empty for "state32"; else the name of the precision, with the seed of what is rounded at random: a name that is a key
+        is no leaf of this tree.
 
     Examples
     --------
@@ -49,13 +54,15 @@ class State(NamedTuple):
     steps: int
     slots: dict[str, Any]
     carried: Mapping[str, Mapping[str, float]] = {}  # not a proxy of one: no other library takes that for a tree
+    precision: Mapping[str, Any] = {}
 
     def __repr__(self) -> str:
-        carried = f", carried={self.carried!r}" if self.carried else ""
-        return f"State(steps={self.steps!r}, slots={self.slots!r}{carried})"
+        more = {"carried": self.carried, "precision": self.precision}
+        shown = "".join(f", {name}={value!r}" for name, value in more.items() if value)
+        return f"State(steps={self.steps!r}, slots={self.slots!r}{shown})"
 
 
-def init(rule: Rules, params: Any) -> State:
+def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state32") -> State:
     """Return the state before the first step.
 
     Parameters
@@ -63,7 +70,9 @@ def init(rule: Rules, params: Any) -> State:
     rule
         One rule, or several by glob, as for `Optimizer`.
     params
-        Arrays of float32, float64, complex64 or complex128 of any array API library, in any nesting.
+        Arrays of float16, bfloat16, float32, float64, complex64 or complex128 of any array API library, in any nesting.
+    precision
+        Of leaves of 16 bits, as for `Optimizer`, with the same bits. The state remembers it: `update` is not told again.
 
     Raises
     ------
@@ -81,14 +90,20 @@ def init(rule: Rules, params: Any) -> State:
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
     leaves.check_rules(tree, arrays, rules, groups)
+    kept = storage.checked(precision)
+    way, moving = storage.name_of(kept), _moving(rules, groups)
+    leaves.check_precision(tree, arrays, moving, way)
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name in rules[group].slots:
             try:
-                slots[name][i] = array.started(name, p, i, rules[group])
+                slots[name][i] = array.started(name, p, i, rules[group], way)
             except ValueError as error:
                 raise ValueError(f"{rules[group].name}: {name} of {tree.name(i, 'params')}: {error}") from None
-    return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
+    if way == "split":
+        slots[storage.LOW] = [storage.lower_bits(p, way) if i in moving else None for i, p in enumerate(arrays)]
+    named: dict[str, Any] = {} if way == "state32" else {way: kept.seed if isinstance(kept, Stochastic) else {}}
+    return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules), named)
 
 
 def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool = False) -> tuple[Any, State]:
@@ -142,6 +157,12 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     patterns, rules, groups = match(rule, tree)
     given: Any = state
     steps = _steps(given)
+    carried = {
+        pattern: {name: _if_known(number) for name, number in own.items()} for pattern, own in state.carried.items()
+    }
+    precision = _precision(given)
+    way, moving = storage.name_of(precision), _moving(rules, groups)
+    leaves.check_precision(tree, arrays, moving, way)
     gradients = [
         None if g is None or isinstance(rules[groups[i]], Frozen) else leaves.gradient(g, p, tree, i, attached=True)
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))
@@ -152,28 +173,46 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
             where, own = tree.name(i, f"state.slots[{name!r}]"), rules[group]
             if is_number(slot) and name in slots:
                 slots[name][i] = _number(slots[name][i], own, where)
-            _check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p), where)
+            _check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p, way), where)
     if (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
         plan = _Plan(rule, tree, patterns, rules, frozen, fused)
-        done = plan.step(arrays, slots, tree.build(gradients), State(steps, state.slots, state.carried), donate=donate)
+        done = plan.step(
+            arrays, slots, tree.build(gradients), state._replace(steps=steps, carried=carried), donate=donate
+        )
         if done is not None:
             _keep(key, plan)
             return done
-    scalars = _scalars(patterns, rules, steps, state.carried)
+    scalars = _scalars(patterns, rules, steps, carried)
+    low = slots.get(storage.LOW, [None] * len(arrays))
+    for i, p in enumerate(arrays):
+        if i in moving and storage.way_of(dtype_of(p), way) == "split":
+            _check_slot(low[i], Filled(), p, namespace(p).uint16, tree.name(i, f"state.slots[{storage.LOW!r}]"))
+    key = storage.key_of(precision, steps)
     for group, own in enumerate(rules):
         members = [i for i, g in enumerate(gradients) if g is not None and groups[i] == group]
-        before = [(arrays[i], gradients[i], {name: slots[name][i] for name in own.slots}) for i in members]
+        before = [
+            (
+                storage.loaded(arrays[i], {storage.LOW: low[i]}, way),
+                gradients[i],
+                {name: slots[name][i] for name in own.slots},
+            )
+            for i in members
+        ]
         after = array.update_group(own, before, scalars[group]) if members else []
         for i, (p, new) in zip(members, after, strict=True):
-            arrays[i] = p
+            arrays[i], *rest = (x for _, x in storage.stored(p, arrays[i], {storage.LOW: low[i]}, way, key, i))
+            low[i] = rest[0] if rest else None
             for name, value in new.items():
                 slots[name][i] = value
         for name in (name for name, slot in starts(own.slots).items() if isinstance(slot, Shared) and members):
             for i in (i for i, there in enumerate(groups) if there == group):
                 slots[name][i] = slots[name][members[0]]
     return tree.build(arrays), State(
-        steps + 1, {name: tree.build(own) for name, own in slots.items()}, _carried_after(patterns, rules, scalars)
+        steps + 1,
+        {name: tree.build(own) for name, own in slots.items()},
+        _carried_after(patterns, rules, scalars),
+        state.precision,
     )
 
 
@@ -221,6 +260,7 @@ class _Plan:
             state.steps + 1,
             {name: build(own) for name, own in slots.items()},
             _carried_after(self.patterns, self.rules, scalars),
+            state.precision,
         )
 
 
@@ -254,6 +294,23 @@ def _steps(state: Any) -> Any:
     if type(number) is not int or number < 0:
         raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
     return number
+
+
+def _precision(state: State) -> Precision | Stochastic:
+    """How a state says that leaves of 16 bits are kept."""
+    if not state.precision:
+        return "state32"
+    (name, seed), *others = state.precision.items()
+    if others or name not in storage.PRECISIONS:
+        raise ValueError(
+            f"state.precision: {state.precision!r:.80}, expected what gpuopt.init or gpuopt.update returned"
+        )
+    return Stochastic(seed) if name == "stochastic" else storage.checked(name)
+
+
+def _moving(rules: Sequence[Rule], groups: Sequence[int]) -> frozenset[int]:
+    """Leaves that are not frozen."""
+    return frozenset(i for i, group in enumerate(groups) if not isinstance(rules[group], Frozen))
 
 
 def _scalars(
@@ -301,9 +358,10 @@ def evaluation(rule: Rules, params: Any, state: State) -> Any:
         {**own.at(max(state.steps - 1, 0)), **state.carried.get(pattern, {})}
         for own, pattern in zip(rules, patterns, strict=True)
     ]
+    way = storage.name_of(_precision(state))
     return tree.build(
         [
-            array.evaluation(rules[group], p, {name: slots[name][i] for name in rules[group].slots}, last[group])
+            array.evaluation(rules[group], p, {name: own[i] for name, own in slots.items()}, last[group], way)
             for i, (p, group) in enumerate(zip(arrays, groups, strict=True))
         ]
     )
@@ -313,17 +371,24 @@ def _carried(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str, dict[s
     return {pattern: dict(rule.carried) for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
 
 
+def _if_known(number: Any) -> Any:
+    """A number as one of Python's, unless it is traced."""
+    if not is_traced(number):
+        return number
+    try:
+        return float(number)
+    except TypeError:
+        return number
+
+
 def _number(own: Any, rule: Rule, name: str) -> Any:
     """A slot that is a number, as one of Python's: compiled code of some libraries gives it back as an array."""
-    if not is_traced(own):
-        return own
-    try:
-        return float(own)
-    except TypeError:
+    if is_traced(known := _if_known(own)):
         raise TypeError(
             f"{name}: a number of the host that is not known yet; {rule.name} cannot be traced, expected an update outside "
             "of jit"
-        ) from None
+        )
+    return known
 
 
 def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
@@ -333,6 +398,7 @@ def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
         expected = "a number"
     else:
         shape = shape_of(slot, tuple(p.shape))
+        leaves.check_alive(own, name)
         if is_array(own) and are_together(own, p) and (tuple(own.shape), own.dtype) == (shape, dtype):
             return
         expected = f"a {describe(p)} of {shape}, {dtype} like its parameter"
