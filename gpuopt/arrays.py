@@ -126,6 +126,11 @@ def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
     return None if array_api_compat.is_writeable_array(x) else "read-only"
 
 
+def alias(x: Any) -> Any:
+    """Another array over the same memory, to be given away: a change of its dtype, shape or flags does not reach ``x``."""
+    return x.view() if is_numpy(x) or is_cupy(x) else x
+
+
 def detached(x: Any) -> Any:
     """The values of an array alone: with what they were computed from, parameters and state would keep all of it."""
     return x.detach() if getattr(x, "requires_grad", False) else x

@@ -84,10 +84,7 @@ def init(rule: Rules, params: Any) -> State:
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name in rules[group].slots:
-            try:
-                slots[name][i] = array.started(name, p, i, rules[group])
-            except ValueError as error:
-                raise ValueError(f"{rules[group].name}: {name} of {tree.name(i, 'params')}: {error}") from None
+            slots[name][i] = array.started(name, p, i, rules[group])
     return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
 
 

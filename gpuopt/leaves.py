@@ -26,8 +26,9 @@ from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.trace import refusal_of_complex
 from gpuopt.lending import Lenders, is_tensor, view_of
+from gpuopt.rules.slots import Given, starts
 from gpuopt.suggest import listed
-from gpuopt.trees import flatten
+from gpuopt.trees import flatten, flattened
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -133,14 +134,19 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
     Raises
     ------
     TypeError
-        If a complex leaf has a rule that does what is refused.
+        If a complex leaf has a rule that does what is refused; if what a rule has of the caller's is no array of real numbers.
     ValueError
-        If the rule is not for leaves of that shape.
+        If the rule is not for leaves of that shape; if the caller's arrays are not like the leaves.
 
     """
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
         if why := rules[group].unfit(tuple(a.shape)):
             raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(a.shape)}: {why}")
+    for group, rule in enumerate(rules):
+        for name, start in starts(rule.slots).items():
+            if isinstance(start, Given):
+                members = [i for i, own in enumerate(groups) if own == group]
+                _check_given(start.value, name, tree, arrays, members)
     first: dict[int, int] = {}
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
         if is_complex(a):
@@ -148,6 +154,23 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
     for group, i in first.items():
         if why := refusal_of_complex(rules[group]):
             raise TypeError(f"{tree.name(i, 'params')}: dtype {arrays[i].dtype}: {why}")
+
+
+def _check_given(value: Any, name: str, tree: Tree, arrays: list[Any], members: list[int]) -> None:
+    """Check that the caller's arrays are like the leaves of a rule, by their names."""
+    found = [value] * len(arrays) if hasattr(value, "shape") else tree.leaves_of(value, name)
+    for i in members:
+        own, leaf = found[i], tree.name(i, "params")
+        if not is_array(own):
+            raise TypeError(f"{name}: {describe(own)} for {leaf}, expected an array like the leaf")
+        if tuple(own.shape) != tuple(arrays[i].shape):
+            raise ValueError(
+                f"{name}: an array of shape {tuple(own.shape)} for {leaf}, expected {tuple(arrays[i].shape)} like the leaf"
+            )
+        if not is_real(own):
+            raise TypeError(f"{name}: an array of {own.dtype} for {leaf}, expected one of real numbers")
+    if found[0] is not value and list(map(id, found)) != list(map(id, flattened(value)[0])):
+        raise ValueError(f"{name}: leaves in another order than those of params, expected the same containers")
 
 
 def check_precision(tree: Tree, arrays: list[Any], updated: Collection[int], precision: str) -> None:

@@ -111,8 +111,8 @@ class Optimizer(Stateful):
     ) -> None:
         given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
         for name, value, known in given:
-            if value not in known:
-                raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"{name}: {value!r:.80}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: {clip!r}, expected one such as gpuopt.clip_by_global_norm(1.0)")
         if isinstance(scale, DynamicScale) and nonfinite == "raise":
