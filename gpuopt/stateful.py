@@ -165,7 +165,7 @@ class Stateful:
             if LOW in own
         }
         precision = states.precision_of(state, self._precision, problems)
-        scale = states.scale_of(state, problems) if isinstance(self._scale, DynamicScale) else None
+        scale = states.scale_of(state, is_dynamic=isinstance(self._scale, DynamicScale), problems=problems)
         accumulated = states.accumulated_of(state, self._every, problems)
         sums = self._accumulation.sums if accumulated else {}
         waiting = {i: self._tree.paths[i] for i in sums}
@@ -357,7 +357,7 @@ class Stateful:
             in_one_go(
                 [
                     partial(vars(self).update, _steps=then, _carried=carried),
-                    self._accumulation.setting(0, {}),
+                    self._accumulation.setting(),
                     *self._step.pardoning(),
                 ],
                 self._step.restoring(),

@@ -348,6 +348,11 @@ CHANGES: dict[str, tuple[Rule, Any, str]] = {
         lambda opt, _: with_carried(opt, float("inf")),
         r"rules/\*: carried number grown: inf, expected a finite number",
     ),
+    "carried beyond float64": (
+        Exploding(),
+        lambda opt, _: with_carried(opt, 10**400),
+        r"carried number grown: 1000+, expected a finite",
+    ),
     "carried text": (
         Exploding(),
         lambda opt, _: with_carried(opt, "1"),

@@ -89,7 +89,7 @@ class Step:
     ) -> None:
         self._guard = guard
         self._precision = precision
-        self._arrays, self._groups = arrays, groups
+        self._arrays, self._groups, self._idle = arrays, groups, idle
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
         self._programs = [traced(rule, twice=True) for rule in rules]
@@ -339,7 +339,11 @@ class Step:
         return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
-        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None], key: int = 0
+        self,
+        gradients: Sequence[Any],
+        scalars: Sequence[Mapping[str, float]],
+        *counts: Callable[[], None],
+        key: int = 0,
     ) -> None:
         """Update every leaf whose gradient is not None, and count the step: all of it, or nothing.
 
@@ -349,8 +353,8 @@ class Step:
             As `bind` left them.
         scalars
             Of each group, what `Rule.at` gave.
-        count
-            Counts the step; written in C.
+        *counts
+            What counts the step; written in C.
         key
             Of the step, for what is rounded at random: see `gpuopt.engines.storage.split_mix`.
 
@@ -362,7 +366,7 @@ class Step:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
                 calls += self._writes(group, members, gradients, scalars[group], key) if members else []
-        in_one_go((*calls, *self.settling(), count), self.restoring())
+        in_one_go((*calls, *self.settling(), *counts), self.restoring())
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
         """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
@@ -382,7 +386,9 @@ class Step:
         return found
 
     def _loaded(self, i: int) -> Any:
-        """A leaf as the array engine computes with it."""
+        """A leaf as the array engine computes with it; of one that is never updated, the leaf."""
+        if i in self._idle:
+            return self._arrays[i]
         return storage.loaded(self._arrays[i], self.slots[i], self._precision)
 
     def readable(self, x: Any, own: Any) -> Any:
