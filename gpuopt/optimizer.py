@@ -110,7 +110,7 @@ class Optimizer(Stateful):
         precision: Precision | Stochastic = "state32",
         scale: float | DynamicScale | None = None,
     ) -> None:
-        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
+        given: Any = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
         for name, value, known in given:
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name}: {value!r:.80}, expected one of {', '.join(map(repr, known))}")

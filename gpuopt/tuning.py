@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from numbers import Real
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt.rules.hyper import Arrays, Hyper, unknown
 from gpuopt.schedules import Schedule
@@ -42,7 +42,8 @@ def tuned(
         If there is no such pattern or hyperparameter.
 
     """
-    if pattern is not None and not (isinstance(pattern, str) and pattern in rules):
+    given: Any = pattern
+    if given is not None and not (isinstance(given, str) and given in rules):
         near, there = did_you_mean(pattern, rules), listed(rules, shown=repr)
         raise ValueError(f"tune: no rule for {pattern!r:.80}{near}, expected one of {there}")
     known = [rule.hyperparameters() if pattern in (None, own) else () for own, rule in rules.items()]
@@ -55,7 +56,8 @@ def tuned(
         if isinstance(rule.hyperparameter(name).kind, Arrays)
     }
     for name in arrays & changes.keys():
-        if not isinstance(value := changes[name], Real) and not callable(value):
+        value: Any = changes[name]
+        if not isinstance(value, Real) and not callable(value):
             raise TypeError(
                 f"tune: {name}: {value!r:.40} ({type(value).__name__}), expected a number or a schedule; arrays are a part of "
                 "the state, for others make a new optimizer"
