@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 
+ON_HOST = 1
+"""The host's memory, in DLPack."""
+
+
 def is_numpy(x: object) -> bool:
     """Whether `x` is a NumPy array (a NumPy scalar is not one)."""
     return isinstance(x, np.ndarray)
@@ -28,6 +32,12 @@ def is_cupy(x: object) -> bool:
     """Whether `x` is a CuPy array. CuPy is not imported for it: without CuPy there are no such arrays."""
     ndarray = getattr(sys.modules.get("cupy"), "ndarray", None)
     return ndarray is not None and isinstance(x, ndarray)
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether ``x`` is a tensor of torch. Torch is not imported for it: without torch there are no such tensors."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(x, tensor)
 
 
 def is_array(x: Any) -> bool:
@@ -98,12 +108,17 @@ def describe(x: object) -> str:
 
 def dtype_of(x: Any) -> str:
     """Name of an array's dtype, the same in every library: ``"float32"``."""
-    return _numpys_name(x.dtype) if isinstance(x.dtype, np.dtype) else str(x.dtype).rpartition(".")[2]
+    return name_of(x.dtype)
+
+
+def name_of(dtype: Any) -> str:
+    """Name of a dtype, the same in every library: ``"float32"``."""
+    return _numpys_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
 
 
 @functools.cache
 def _numpys_name(dtype: np.dtype[Any]) -> str:
-    return str(dtype)
+    return str(dtype)  # it takes NumPy 3 us
 
 
 def geometry(x: Any) -> tuple[Any, ...]:
@@ -129,6 +144,14 @@ def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
 def alias(x: Any) -> Any:
     """Another array over the same memory, to be given away: a change of its dtype, shape or flags does not reach ``x``."""
     return x.view() if is_numpy(x) or is_cupy(x) else x
+
+
+def is_deleted(x: Any) -> bool:
+    """Whether an array of JAX has no values any more, as one that was donated; of one that is traced it is not known."""
+    try:
+        return bool(x.is_deleted())
+    except (AttributeError, TypeError):
+        return False
 
 
 def detached(x: Any) -> Any:
@@ -159,6 +182,10 @@ def to_numpy(x: Any) -> NDArray[Any]:
 
     A NumPy array is returned as it is, everything else is copied where that is needed.
     """
+    if is_tensor(x) and dtype_of(x) == "bfloat16":  # NumPy's arrays of the same bits have their dtype from elsewhere
+        import ml_dtypes
+
+        return np.asarray(x.detach().view(sys.modules["torch"].int16)).view(ml_dtypes.bfloat16)
     return x.get(order="A") if is_cupy(x) else np.asarray(x)
 
 
@@ -197,11 +224,18 @@ def shared(source: Any, target: Any) -> Any:
     if is_numpy(source) or is_cupy(source) or not (is_numpy(target) or is_cupy(target)):
         return source
     library: Any = np if is_numpy(target) else sys.modules["cupy"]
+    refusals = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
     try:
         with current(target):
             return library.from_dlpack(detached(source))
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        return source
+    except refusals:
+        pass
+    try:  # what NumPy's DLPack has no name for, such as JAX's bfloat16, the library itself may lend
+        if is_numpy(target) and source.__dlpack_device__()[0] == ON_HOST:
+            return np.asarray(source)
+    except refusals:
+        pass
+    return source
 
 
 def assign(target: Any, source: Any) -> None:

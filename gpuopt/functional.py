@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt import leaves
-from gpuopt.arrays import are_together, describe, is_array
-from gpuopt.engines import array
+from gpuopt.arrays import are_together, describe, dtype_of, is_array, namespace
+from gpuopt.engines import array, storage
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.pure import pure_step
+from gpuopt.engines.storage import Stochastic
 from gpuopt.groups import Frozen, match
 from gpuopt.rules.hyper import is_traced
-from gpuopt.rules.slots import Shared, Slot, is_number, shape_of, starts
+from gpuopt.rules.slots import Filled, Shared, Slot, is_number, shape_of, starts
+from gpuopt.suggest import listed
 from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gpuopt.engines.pure import PureStep
+    from gpuopt.engines.storage import Precision
     from gpuopt.groups import Rules
     from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
@@ -36,6 +40,9 @@ class State(NamedTuple):
         By slot, a tree like the parameters, of arrays or of numbers; None for a leaf whose rule has no such slot.
     carried
         By pattern of a rule (``"*"`` for a single one), the numbers of the host that it carries from step to step.
+    precision
+        Empty for "state32"; else the name of the precision, with the seed of what is rounded at random: a name that is a key
+        is no leaf of this tree.
 
     Examples
     --------
@@ -49,13 +56,15 @@ class State(NamedTuple):
     steps: int
     slots: dict[str, Any]
     carried: Mapping[str, Mapping[str, float]] = {}  # not a proxy of one: no other library takes that for a tree
+    precision: Mapping[str, Any] = {}
 
     def __repr__(self) -> str:
-        carried = f", carried={self.carried!r}" if self.carried else ""
-        return f"State(steps={self.steps!r}, slots={self.slots!r}{carried})"
+        more = {"carried": self.carried, "precision": self.precision}
+        shown = "".join(f", {name}={value!r}" for name, value in more.items() if value)
+        return f"State(steps={self.steps!r}, slots={self.slots!r}{shown})"
 
 
-def init(rule: Rules, params: Any) -> State:
+def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state32") -> State:
     """Return the state before the first step.
 
     Parameters
@@ -63,7 +72,9 @@ def init(rule: Rules, params: Any) -> State:
     rule
         One rule, or several by glob, as for `Optimizer`.
     params
-        Arrays of float32, float64, complex64 or complex128 of any array API library, in any nesting.
+        Arrays of float16, bfloat16, float32, float64, complex64 or complex128 of any array API library, in any nesting.
+    precision
+        Of leaves of 16 bits, as for `Optimizer`, with the same bits. The state remembers it: `update` is not told again.
 
     Raises
     ------
@@ -81,11 +92,17 @@ def init(rule: Rules, params: Any) -> State:
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
     leaves.check_rules(tree, arrays, rules, groups)
+    kept = storage.checked(precision)
+    way, moving = storage.name_of(kept), _moving(rules, groups)
+    leaves.check_precision(tree, arrays, moving, way)
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name in rules[group].slots:
-            slots[name][i] = array.started(name, p, i, rules[group])
-    return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules))
+            slots[name][i] = array.started(name, p, i, rules[group], way)
+    if way == "split":
+        slots[storage.LOW] = [storage.lower_bits(p, way) if i in moving else None for i, p in enumerate(arrays)]
+    named: dict[str, Any] = {} if way == "state32" else {way: kept.seed if isinstance(kept, Stochastic) else {}}
+    return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules), named)
 
 
 def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool = False) -> tuple[Any, State]:
@@ -138,7 +155,14 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
     given: Any = state
+    _check_state(given, patterns, rules)
     steps = _steps(given)
+    carried = {
+        pattern: {name: _if_known(number) for name, number in own.items()} for pattern, own in state.carried.items()
+    }
+    precision = _precision(given)
+    way, moving = storage.name_of(precision), _moving(rules, groups)
+    leaves.check_precision(tree, arrays, moving, way)
     gradients = [
         None if g is None or isinstance(rules[groups[i]], Frozen) else leaves.gradient(g, p, tree, i, attached=True)
         for i, (g, p) in enumerate(zip(tree.leaves_of(grads, "grads"), arrays, strict=True))
@@ -149,28 +173,46 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
             where, own = tree.name(i, f"state.slots[{name!r}]"), rules[group]
             if is_number(slot) and name in slots:
                 slots[name][i] = _number(slots[name][i], own, where)
-            _check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p), where)
+            _check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p, way), where)
     if (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
         plan = _Plan(rule, tree, patterns, rules, frozen, fused)
-        done = plan.step(arrays, slots, tree.build(gradients), State(steps, state.slots, state.carried), donate=donate)
+        done = plan.step(
+            arrays, slots, tree.build(gradients), state._replace(steps=steps, carried=carried), donate=donate
+        )
         if done is not None:
             _keep(key, plan)
             return done
-    scalars = _scalars(patterns, rules, steps, state.carried)
+    scalars = _scalars(patterns, rules, steps, carried)
+    low = slots.get(storage.LOW, [None] * len(arrays))
+    for i, p in enumerate(arrays):
+        if i in moving and storage.way_of(dtype_of(p), way) == "split":
+            _check_slot(low[i], Filled(), p, namespace(p).uint16, tree.name(i, f"state.slots[{storage.LOW!r}]"))
+    key = storage.key_of(precision, steps)
     for group, own in enumerate(rules):
         members = [i for i, g in enumerate(gradients) if g is not None and groups[i] == group]
-        before = [(arrays[i], gradients[i], {name: slots[name][i] for name in own.slots}) for i in members]
+        before = [
+            (
+                storage.loaded(arrays[i], {storage.LOW: low[i]}, way),
+                gradients[i],
+                {name: slots[name][i] for name in own.slots},
+            )
+            for i in members
+        ]
         after = array.update_group(own, before, scalars[group]) if members else []
         for i, (p, new) in zip(members, after, strict=True):
-            arrays[i] = p
+            arrays[i], *rest = (x for _, x in storage.stored(p, arrays[i], {storage.LOW: low[i]}, way, key, i))
+            low[i] = rest[0] if rest else None
             for name, value in new.items():
                 slots[name][i] = value
         for name in (name for name, slot in starts(own.slots).items() if isinstance(slot, Shared) and members):
             for i in (i for i, there in enumerate(groups) if there == group):
                 slots[name][i] = slots[name][members[0]]
     return tree.build(arrays), State(
-        steps + 1, {name: tree.build(own) for name, own in slots.items()}, _carried_after(patterns, rules, scalars)
+        steps + 1,
+        {name: tree.build(own) for name, own in slots.items()},
+        _carried_after(patterns, rules, scalars),
+        state.precision,
     )
 
 
@@ -187,11 +229,14 @@ class _Plan:
 
     def __post_init__(self) -> None:
         self._names = dict(self.fused.slots).keys()
+        self._carrying = [p for p, rule in zip(self.patterns, self.rules, strict=True) if rule.carried]
 
     def slots_of(self, state: State) -> dict[str, list[Any]] | None:
-        """Return the slots by leaf; None if they are others than those of the rules."""
-        if state.slots.keys() != self._names:
+        """Return the slots by leaf; None if a state is not known to be one of the rules."""
+        if type(state.slots) is not dict or state.slots.keys() != self._names:
             return None
+        if state.carried or self._carrying:
+            _check_state(state, self.patterns, self.rules)
         return {name: self.tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
 
     def step(
@@ -218,6 +263,7 @@ class _Plan:
             state.steps + 1,
             {name: build(own) for name, own in slots.items()},
             _carried_after(self.patterns, self.rules, scalars),
+            state.precision,
         )
 
 
@@ -239,6 +285,29 @@ def _keep(key: Any, plan: _Plan) -> None:
     _plans[key] = plan
 
 
+def _check_state(state: Any, patterns: Sequence[str], rules: Sequence[Rule]) -> None:
+    """Raise TypeError or ValueError if a state is none, or is one of other rules."""
+    given: Any = getattr(state, "carried", None)
+    if not (isinstance(state, State) and isinstance(given, Mapping) and type(state.slots) is dict):
+        raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
+    known = {*(name for rule in rules for name in rule.slots), storage.LOW}
+    if extra := [repr(name) for name in state.slots if name not in known]:
+        names = " and ".join(dict.fromkeys(rule.name for rule in rules))
+        raise ValueError(
+            f"state.slots: unexpected {listed(extra)}; {names} has none of that name, gpuopt.init makes a state"
+        )
+    carried = {pattern: own.keys() if isinstance(own, Mapping) else own for pattern, own in given.items()}
+    expected = {pattern: rule.carried.keys() for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
+    if carried != expected:
+        shown = {pattern: [*names] for pattern, names in expected.items()}
+        raise ValueError(f"state.carried: {state.carried!r:.80}, expected numbers {shown}; gpuopt.init makes a state")
+    for pattern, own in given.items():
+        for name, number in own.items():
+            if not (isinstance(number, float | int) or is_traced(number)):
+                where = f"state.carried[{pattern!r}][{name!r}]"
+                raise TypeError(f"{where}: {number!r:.80}, expected a number; gpuopt.init makes one")
+
+
 def _steps(state: Any) -> Any:
     """The steps that a state has taken: an integer, of Python unless it is not known yet."""
     steps: Any
@@ -251,6 +320,23 @@ def _steps(state: Any) -> Any:
     if type(number) is not int or number < 0:
         raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
     return number
+
+
+def _precision(state: State) -> Precision | Stochastic:
+    """How a state says that leaves of 16 bits are kept."""
+    if not state.precision:
+        return "state32"
+    (name, seed), *others = state.precision.items()
+    if others or name not in storage.PRECISIONS:
+        raise ValueError(
+            f"state.precision: {state.precision!r:.80}, expected what gpuopt.init or gpuopt.update returned"
+        )
+    return Stochastic(seed) if name == "stochastic" else storage.checked(name)
+
+
+def _moving(rules: Sequence[Rule], groups: Sequence[int]) -> frozenset[int]:
+    """Leaves that are not frozen."""
+    return frozenset(i for i, group in enumerate(groups) if not isinstance(rules[group], Frozen))
 
 
 def _scalars(
@@ -293,14 +379,22 @@ def evaluation(rule: Rules, params: Any, state: State) -> Any:
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
+    _check_state(state, patterns, rules)
+    steps = _steps(state)
+    way = storage.name_of(_precision(state))
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
+    for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
+        for name, slot in starts(rules[group].slots).items():
+            own, where = slots.get(name, [None] * len(arrays))[i], tree.name(i, f"state.slots[{name!r}]")
+            if not is_number(slot):
+                _check_slot(own, slot, p, slot_dtype(rules[group], name, p, way), where)
     last = [
-        {**own.at(max(state.steps - 1, 0)), **state.carried.get(pattern, {})}
+        {**own.at(max(steps - 1, 0)), **state.carried.get(pattern, {})}
         for own, pattern in zip(rules, patterns, strict=True)
     ]
     return tree.build(
         [
-            array.evaluation(rules[group], p, {name: slots[name][i] for name in rules[group].slots}, last[group])
+            array.evaluation(rules[group], p, {name: own[i] for name, own in slots.items()}, last[group], way)
             for i, (p, group) in enumerate(zip(arrays, groups, strict=True))
         ]
     )
@@ -310,17 +404,24 @@ def _carried(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str, dict[s
     return {pattern: dict(rule.carried) for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
 
 
+def _if_known(number: Any) -> Any:
+    """A number as one of Python's, unless it is traced."""
+    if not is_traced(number):
+        return number
+    try:
+        return float(number)
+    except TypeError:
+        return number
+
+
 def _number(own: Any, rule: Rule, name: str) -> Any:
     """A slot that is a number, as one of Python's: compiled code of some libraries gives it back as an array."""
-    if not is_traced(own):
-        return own
-    try:
-        return float(own)
-    except TypeError:
+    if is_traced(known := _if_known(own)):
         raise TypeError(
             f"{name}: a number of the host that is not known yet; {rule.name} cannot be traced, expected an update outside "
             "of jit"
-        ) from None
+        )
+    return known
 
 
 def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
@@ -330,6 +431,8 @@ def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
         expected = "a number"
     else:
         shape = shape_of(slot, tuple(p.shape))
+        leaves.check_alive(own, name)
+        leaves.check_unmasked(own, name)
         if is_array(own) and are_together(own, p) and (tuple(own.shape), own.dtype) == (shape, dtype):
             return
         expected = f"a {describe(p)} of {shape}, {dtype} like its parameter"

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.arrays import dtype_of, is_tensor, to_numpy
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-
-def is_tensor(x: Any) -> bool:
-    """Whether ``x`` is a tensor of torch. Torch is not imported for it: without torch there are no such tensors."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
-    return tensor is not None and isinstance(x, tensor)
+    from numpy.typing import NDArray
 
 
 def view_of(x: Any) -> Any:
@@ -29,9 +27,47 @@ def view_of(x: Any) -> Any:
     if x.device.type != "cpu":
         return x
     try:
-        return x.numpy()
-    except (RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
+        return to_numpy(x)
+    except (ImportError, RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
         return x
+
+
+def _tensor_over(a: NDArray[Any]) -> Any:
+    """A tensor over the memory of an array."""
+    torch = sys.modules["torch"]
+    return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if dtype_of(a) == "bfloat16" else torch.from_numpy(a)
+
+
+def readable(x: Any, like: Any) -> Any:
+    """Return a tensor as the library of another array reads it; anything else is returned as it is.
+
+    What DLPack would pass on without a mark that it bears (conjugate, negative, all zeros) is copied.
+    """
+    if not is_tensor(x) or is_tensor(like) or str(x.layout) != "torch.strided":
+        return x
+    x = x.detach()
+    if not isinstance(like, np.ndarray) or x.device.type != "cpu":
+        return x.resolve_conj().resolve_neg()
+    if not is_tensor(view := view_of(x)):
+        return view
+    try:
+        return x.numpy(force=True)
+    except (RuntimeError, TypeError):  # of a subclass, or of a dtype that NumPy has not
+        return x
+
+
+def why_without_memory(x: Any) -> str | None:
+    """Return what keeps a tensor from having memory that can be lent, or None."""
+    try:
+        if x.device.type == "meta":
+            return "on the meta device, which has no values"
+        if str(x.layout) != "torch.strided":
+            return f"of layout {x.layout}, expected a dense one; x.to_dense() is one"
+        missing = x.device.type in {"cpu", "cuda"} and tuple(x.shape) and x.numel() and not x.detach().data_ptr()
+        said = "its storage was freed, or it wraps others"
+    except (RuntimeError, TypeError, ValueError) as error:
+        missing, said = True, str(error).partition(".")[0]
+    return f"without memory of its own ({said}), expected a plain one" if missing else None
 
 
 def views_of(xs: Sequence[Any]) -> list[Any]:
@@ -58,6 +94,7 @@ class Lenders:
     def __init__(self, given: Sequence[Any], arrays: Sequence[Any]) -> None:
         self._given, self._arrays = list(given), list(arrays)
         self.tensors = [x for x in given if is_tensor(x)]
+        self._kept = [i for i, a in enumerate(arrays) if is_tensor(a)]
         self._pointers = [x.data_ptr() if is_tensor(x) else None for x in given]
 
     def __bool__(self) -> bool:
@@ -75,6 +112,13 @@ class Lenders:
             for x, own, array, pointer in zip(leaves, self._given, self._arrays, self._pointers, strict=True)
         ]
 
+    def views_of(self, gradients: Sequence[Any]) -> list[Any]:
+        """Return the gradients as what is updated is: of a leaf that stays a tensor the tensor, of others a view."""
+        found = views_of(gradients)
+        for i in self._kept:
+            found[i] = gradients[i]
+        return found
+
     def gradients(self) -> list[Any]:
         """Return the ``.grad`` of each leaf."""
         return [x.grad for x in self._given]
@@ -86,6 +130,6 @@ class Lenders:
     def like(self, arrays: Sequence[Any]) -> list[Any]:
         """Return new arrays as tensors, where the leaves are tensors."""
         return [
-            sys.modules["torch"].from_numpy(a) if is_tensor(x) and isinstance(a, np.ndarray) else a
+            _tensor_over(a) if is_tensor(x) and isinstance(a, np.ndarray) else a
             for a, x in zip(arrays, self._given, strict=True)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from numbers import Number, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -301,8 +302,8 @@ def _evaluation(fun: Any, jac: Any, args: tuple[Any, ...], tree: Tree) -> Callab
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, Number) and not np.iscomplexobj(value):
-        return float(value)  # type: ignore[arg-type]  # whatever number it is
+    if isinstance(value, Real | Decimal):
+        return float(value)
     try:
         array = to_numpy(detached(value))
         number = float(array.reshape(()).astype(np.float64, casting="same_kind")) if array.size == 1 else None

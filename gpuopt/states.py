@@ -15,7 +15,7 @@ from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST
 from gpuopt.rules.slots import is_number, shape_of, starts
-from gpuopt.suggest import printable
+from gpuopt.suggest import listed, printable, told_of_each
 
 if TYPE_CHECKING:
     from gpuopt.engines.storage import Precision
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     Key = tuple[str, ...]
 
 
-_MISSING = object()
 KEYS = {"steps", "accumulated", "seed", "scale", "rules", "params", "state"}
+"""Keys of a state."""
 MOST = 20
 """Problems that the message of a state names; of more it says how many."""
 
@@ -55,7 +55,8 @@ def carried_of(state: Mapping[str, Any], rules: Mapping[str, Rule], problems: li
             own = {}
         names = own.keys()
         if names != rule.carried.keys():
-            problems.append(f"rules/{pattern}: carried numbers {sorted(names)}, expected {sorted(rule.carried)}")
+            shown = listed(sorted(map(str, names)), shown=repr)
+            problems.append(f"rules/{pattern}: carried numbers [{shown}], expected {sorted(rule.carried)}")
         problems += [
             f"rules/{pattern}: carried number {name}: {own[name]!r:.40}, expected a finite number"
             for name in names & rule.carried.keys()
@@ -138,7 +139,9 @@ def tuned_of(
     expected = {pattern: rule.name for pattern, rule in zip(patterns, original, strict=True)}
     shown = {pattern: own["name"] for pattern, own in given.items()}
     tuned: list[Tuned] = []
-    if shown != expected:
+    if len(shown) > max(MOST, len(expected)):
+        problems.append(f"rules: {len(shown):,} groups, expected {expected}")
+    elif shown != expected:
         problems.append(f"rules: {shown}, expected {expected}")
     else:
         for pattern, rule in zip(patterns, original, strict=True):
@@ -171,12 +174,16 @@ def expected_arrays(
     """
     expected: dict[Key, Any] = {("params", path): a for path, a in zip(paths, arrays, strict=True)}
     declared = [starts(rule.slots) for rule in rules]
+    dtypes: dict[tuple[int, str, str], Any] = {}
     for path, a, group in zip(paths, arrays, groups, strict=True):
         for slot, start in declared[group].items():
             if is_number(start):
                 expected["state", path, slot] = np.zeros(())
                 continue
-            dtype, shape = slot_dtype(rules[group], slot, a), shape_of(start, tuple(a.shape))
+            kind = group, slot, dtype_of(a)
+            if kind not in dtypes:
+                dtypes[kind] = slot_dtype(rules[group], slot, a)
+            dtype, shape = dtypes[kind], shape_of(start, tuple(a.shape))
             is_like_leaf = dtype == a.dtype and shape == tuple(a.shape)
             expected["state", path, slot] = a if is_like_leaf else zeros_like(a, dtype, shape)
     return expected
@@ -202,11 +209,10 @@ def arrays_of(
     given: dict[Key, Any] = {("params", path): a for path, a in state.get("params", {}).items()}
     given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
     fitting = {}
-    for key, own in expected.items():
-        new = given.pop(key, _MISSING)
-        if new is _MISSING:
-            problems.append(f"{'/'.join(key)}: missing")
-        elif not (hasattr(new, "shape") and hasattr(new, "dtype")):
+    problems += told_of_each(["/".join(key) for key in expected if key not in given], "missing")
+    for key in [key for key in expected if key in given]:
+        new, own = given.pop(key), expected[key]
+        if not (hasattr(new, "shape") and hasattr(new, "dtype")):
             problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
         elif tuple(new.shape) != tuple(own.shape):
             problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
@@ -221,7 +227,7 @@ def arrays_of(
                 fitting[key] = readable(detached(new), own)
             except Exception as error:  # noqa: BLE001 - each library has its own
                 problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
-    problems += [f"{'/'.join(key)}: unexpected" for key in given]
+    problems += told_of_each(["/".join(key) for key in given], "unexpected")
     return fitting
 
 
@@ -229,7 +235,8 @@ def misfit(problems: Sequence[str]) -> ValueError:
     """The error of a state that does not fit."""
     shown = [printable(problem, 1000) for problem in sorted(problems)[:MOST]]
     more = [f"and {len(problems) - MOST:,} more"] if len(problems) > MOST else []
-    return ValueError("the state does not fit this optimizer:\n  " + "\n  ".join([*shown, *more]))
+    between = "\n  " if len(shown) > 1 else " "
+    return ValueError(between.join(["the state does not fit this optimizer:", *shown, *more]))
 
 
 def check_nesting(state: Any) -> None:

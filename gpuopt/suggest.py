@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["did_you_mean", "listed", "printable"]
+__all__ = ["did_you_mean", "listed", "printable", "told_of_each"]
 
 MOST = 1000
 """Names among which a misspelling is looked for: among 100,000 leaves that would take seconds."""
@@ -89,6 +89,19 @@ def listed(names: Iterable[str], most: int = 20, shown: Callable[[str], str] = s
     """Return names with commas between; of many the first, and how many more there are."""
     every = [*names]
     return ", ".join(map(shown, every[:most])) + (f" and {len(every) - most:,} more" if len(every) > most else "")
+
+
+def told_of_each(names: list[str], what: str, most: int = 20) -> list[str]:
+    """Return a line for each name, or if there are many of them one line for all.
+
+    >>> told_of_each(["a", "b"], "missing")
+    ['a: missing', 'b: missing']
+    >>> told_of_each(["a"] * 1000, "missing")
+    ['1,000 entries: missing, a among them']
+    """
+    if len(names) > most:
+        return [f"{len(names):,} entries: {what}, {printable(names[0])} among them"]
+    return [f"{printable(name, 1000)}: {what}" for name in names]
 
 
 def printable(value: object, longest: int = 60) -> str:

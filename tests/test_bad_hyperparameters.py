@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -258,7 +257,7 @@ def test_loading(case: str) -> None:
     held = copy.deepcopy(other.state_dict())
     spoil(held)
     before = copy.deepcopy(opt.state_dict())
-    with pytest.raises(ValueError, match=re.escape("the state does not fit this optimizer:\n  ")) as error:
+    with pytest.raises(ValueError, match=r"the state does not fit this optimizer:\s+") as error:
         opt.load_state_dict(held)
     for word in words:
         assert word in str(error.value)

@@ -3,6 +3,7 @@
 ``--soak`` tries two thousand of each kind: ten thousand checkpoints and data files, and those of a run folder.
 """
 
+import contextlib
 import gc
 import gzip
 import json
@@ -26,7 +27,7 @@ import pytest
 from mutations import MUTATIONS
 
 import gpuopt
-from gpuopt import checkpoint
+from gpuopt import checkpoint, tensorfile
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.history import History
 from gpuopt.training import Callback, Config, Training, UsageError, load, report, resume, train
@@ -108,6 +109,16 @@ def test_every_bit_of_an_arrays_header(tmp_path: Path) -> None:
         path.write_bytes(changed)
         with pytest.raises(UsageError, match=r"a\.npz: "):
             load(path)
+
+
+def test_every_byte_of_a_footer(tmp_path: Path) -> None:
+    """Damaged statistics end the process in pyarrow's own reading of a column's metadata."""
+    content, path = parquet(a=X[:, 0], y=Y), tmp_path / "a.parquet"
+    for at in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 4):
+        for bit in (1, 16):
+            path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
+            with contextlib.suppress(UsageError):
+                load(path, "y")
 
 
 def peak() -> int:
@@ -424,7 +435,7 @@ RULES: dict[str, Any] = {
 def test_metadata_that_nobody_wrote(tmp_path: Path, about: dict[str, Any]) -> None:
     w = np.ones(3)
     opt = gpuopt.Optimizer(w, gpuopt.SGD())
-    checkpoint.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": json.dumps(about)})
+    tensorfile.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": json.dumps(about)})
     with pytest.raises(gpuopt.CheckpointError, match="file: "):
         gpuopt.load(tmp_path / "file", opt)
     assert (opt.steps, w.tolist(), opt.lr) == (0, [1, 1, 1], 0.01)
@@ -432,7 +443,7 @@ def test_metadata_that_nobody_wrote(tmp_path: Path, about: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("text", ["[" * 500_000, '{"a":' * 100_000, '{"format": ' + "9" * 5000 + "}", "", "null"])
 def test_metadata_that_are_no_metadata(tmp_path: Path, text: str) -> None:
-    checkpoint.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": text})
+    tensorfile.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": text})
     with pytest.raises(gpuopt.CheckpointError, match="file: damaged: the metadata"):
         gpuopt.load(tmp_path / "file", gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
 
@@ -512,9 +523,10 @@ def test_states_with_many_foreign_names(kind: str) -> None:
     state[kind] = {**state[kind], **{f"k\x1b{i}": foreign for i in range(100_000)}}
     with pytest.raises(ValueError, match="the state does not fit") as error:
         opt.load_state_dict(state)
-    assert len(str(error.value)) < 2000
     assert "\x1b" not in str(error.value)
-    assert kind == "rules" or "99,980 more" in str(error.value)
+    assert re.search("100,00[01] (groups|entries)", str(error.value))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("kind", ["params/k{}", "arrays/k{}", "state/k{}/m", "odd{}"])
@@ -522,7 +534,7 @@ def test_a_checkpoint_with_many_foreign_arrays(run: RunFolder, tmp_path: Path, k
     folder = handed_on(run, tmp_path)
     arrays, about = checkpoint.verified(run.checkpoint)
     foreign = {kind.format(number): np.zeros((), np.float32) for number in range(5000)}
-    checkpoint.write(folder / "checkpoint.safetensors", {**arrays, **foreign}, {"gpuopt": json.dumps(about)})
+    tensorfile.write(folder / "checkpoint.safetensors", {**arrays, **foreign}, {"gpuopt": json.dumps(about)})
     with pytest.raises(UsageError, match=r"checkpoint\.safetensors: ") as error:
         resume(folder, epochs=9)
     assert len(str(error.value)) < 1500

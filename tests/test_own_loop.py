@@ -392,7 +392,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         UsageError,
         r"(?s)leaf .*float64 \(3,\), here float64 \(4,\)",
     ),
-    "other leaves": (other(gpuopt.SGD(lr=0.1), {"a": np.ones(3)}), UsageError, "(?s)leaf a: there none"),
+    "other leaves": (other(gpuopt.SGD(lr=0.1), {"a": np.ones(3)}), UsageError, "(?s)leaf a: only here"),
     "in use": (in_use, UsageError, "another process is training in this folder"),
     "remembered otherwise": (other_shape, UsageError, r"run.remember: x: .*the checkpoint has float64 of shape \(3,\)"),
     "forgotten": (forgotten, UsageError, "remembers x, expected run.remember"),

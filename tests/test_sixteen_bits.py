@@ -391,10 +391,89 @@ def test_precisions_that_there_are_not() -> None:
         gpuopt.Optimizer(np.ones(3, "f2"), gpuopt.SGD(), precision="double")  # type: ignore[arg-type]
 
 
-def test_pure_functions() -> None:
-    w, rule = np.ones(3, "f2"), gpuopt.Adam(0.1)
-    state = gpuopt.init(rule, w)
-    assert state.slots["m"].dtype == np.float32
-    new, state = gpuopt.update(rule, w, np.ones(3, "f2"), state)
-    assert new.dtype == np.float16
-    np.testing.assert_array_equal(new, np.float16(0.9))
+WAYS = [
+    (name, precision)
+    for name in ("float16", "bfloat16")
+    for precision in ("state32", "param", "split", gpuopt.Stochastic(7))
+    if (name, precision) != ("float16", "split")
+]
+
+
+@pytest.mark.parametrize(("name", "precision"), WAYS, ids=str)
+def test_pure_functions(name: str, precision: Any, fused_space: Space) -> None:
+    dtype, random = of(fused_space, name), np.random.RandomState(0)
+    shapes = {"a": (50, 7), "b": (9,), "c": (5,), "d": ()}
+    own = {k: random.standard_normal(shape).astype("f4" if k == "b" else dtype) for k, shape in shapes.items()}
+    own, pure = ({k: fused_space.put(x) for k, x in own.items()} for _ in range(2))
+    rule = {"c": None, "*": gpuopt.chain(gpuopt.Adam(lr=0.1), gpuopt.EMA(0.9))}
+    opt = gpuopt.Optimizer(own, rule, precision=precision)
+    state = gpuopt.init(rule, pure, precision=precision)
+    for _ in range(3):
+        grads = {
+            k: fused_space.put(np.asarray(random.standard_normal(x.shape)).astype(x.dtype)) for k, x in own.items()
+        }
+        opt.step(grads)
+        pure, state = gpuopt.update(rule, pure, grads, state)
+    for a, b in ((pure, own), (gpuopt.evaluation(rule, pure, state), opt.evaluation())):
+        assert_same_bits(*({k: fused_space.get(x) for k, x in tree.items()} for tree in (a, b)))
+    for k in "abd":
+        for slot, x in opt.state_dict()["state"][k].items():
+            np.testing.assert_array_equal(fused_space.get(x), fused_space.get(state.slots[slot][k]))
+
+
+def test_pure_functions_take_what_fits_their_precision() -> None:
+    dtype, rule = dtype_of("bfloat16"), gpuopt.SGD()
+    w = np.ones(3, dtype)
+    state = gpuopt.init(rule, w, precision="split")
+    assert repr(state) == (
+        "State(steps=0, slots={'split.low': array([0, 0, 0], dtype=uint16)}, precision={'split': {}})"
+    )
+    with pytest.raises(TypeError, match="params: dtype float16, expected bfloat16 for precision='split'"):
+        gpuopt.init(rule, np.ones(3, "f2"), precision="split")
+    with pytest.raises(TypeError, match="params: dtype float32, expected bfloat16 for precision='split'"):
+        gpuopt.update(rule, np.ones(3, "f4"), np.ones(3, "f4"), state)
+    with pytest.raises(
+        ValueError, match=r"state\.slots\['split\.low'\]: None, expected a numpy array of \(3,\), .*uint16"
+    ):
+        gpuopt.update(rule, w, w, state._replace(slots={"split.low": None}))
+    with pytest.raises(ValueError, match=r"state\.precision: \{'double': \{\}\}, expected what gpuopt\.init"):
+        gpuopt.update(rule, w, w, state._replace(precision={"double": {}}))
+    with pytest.raises(ValueError, match="precision: 'double', expected one of"):
+        gpuopt.init(rule, w, precision="double")  # type: ignore[arg-type]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("precision", ["param", "split"])
+def test_pure_functions_under_jit(precision: Any) -> None:
+    jax = pytest.importorskip("jax")
+    dtype, rule, random = dtype_of("bfloat16"), gpuopt.Adam(lr=1e-3), np.random.RandomState(0)
+    own = random.standard_normal(1000).astype(dtype)
+    w = jax.numpy.asarray(own)
+    opt, state = gpuopt.Optimizer(own, rule, precision=precision), gpuopt.init(rule, w, precision=precision)
+    compiled = jax.jit(lambda p, g, s: gpuopt.update(rule, p, g, s))
+    for _ in range(5):
+        g = random.standard_normal(1000).astype(dtype)
+        opt.step(g)
+        w, state = compiled(w, jax.numpy.asarray(g), state)
+    np.testing.assert_allclose(np.asarray(w).astype("f4"), own.astype("f4"), rtol=2.0**-8, atol=1e-4)
+    with pytest.raises(
+        TypeError, match=r"params: a jax.* array, expected one of NumPy or CuPy for precision='stochastic'"
+    ):
+        gpuopt.init(rule, w, precision="stochastic")
+
+
+def test_frozen_leaves_have_nothing_beside_them() -> None:
+    params = {k: np.ones(3, dtype_of("bfloat16")) for k in "ab"}
+    opt = gpuopt.Optimizer(params, {"a": None, "b": gpuopt.SGD()}, precision="split")
+    assert opt.evaluation() is params
+    assert list(opt.state_dict()["state"]["a"]) == []
+
+
+def test_cupy_is_not_for_bfloat16(cupy_space: Space) -> None:
+    try:
+        w = cupy_space.xp.asarray(np.ones(3, dtype_of("bfloat16")))
+    except (TypeError, ValueError):
+        pytest.skip("this CuPy has no bfloat16")
+    for make in (gpuopt.Optimizer, lambda p, rule: gpuopt.init(rule, p)):
+        with pytest.raises(TypeError, match=r"params\['w'\]: dtype bfloat16 of CuPy, expected float16 or wider"):
+            make({"w": w}, gpuopt.SGD())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place, zeros_like
+from gpuopt.engines import storage
 from gpuopt.engines.complexes import arithmetic_dtype, gradient_dtype, is_complex, joined, slot_dtype, taken_apart
 from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
@@ -38,7 +39,7 @@ def assigning(target: Any, source: Any) -> Callable[[], object]:
     return partial(operator.setitem, target, ..., source)  # numpy.copyto asks a function in Python for its dispatch
 
 
-def started(name: str, p: Any, index: int, rule: Rule) -> Any:
+def started(name: str, p: Any, index: int, rule: Rule, precision: str = "state32") -> Any:
     """Return a slot before the first step: a new array on the device of ``p``, or a number.
 
     Parameters
@@ -49,12 +50,14 @@ def started(name: str, p: Any, index: int, rule: Rule) -> Any:
         The parameter, and which of all leaves it is.
     rule
         Of the leaf; the caller's arrays are known to fit.
+    precision
+        How a leaf of 16 bits and its slots are kept; see `gpuopt.engines.storage`.
 
     """
     slot: Any = starts(rule.slots)[name]
     if is_number(slot):
         return float(slot.start)
-    xp, dtype = namespace(p), slot_dtype(rule, name, p)
+    xp, dtype = namespace(p), slot_dtype(rule, name, p, precision)
 
     def full(start: float) -> Any:
         both = is_complex(p) and rule.part(name) == "both"
@@ -222,8 +225,18 @@ def _update_blocks(
     return made[0], dict(zip(slots, made[1:], strict=True))
 
 
-def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
-    """Return the array to evaluate with, a new one where it is not the parameter itself."""
+def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float], precision: str = "state32") -> Any:
+    """Return the array to evaluate with, a new one where it is not the parameter itself.
+
+    ``slots`` has those of the rule, and what `gpuopt.engines.storage` keeps beside the parameter.
+    """
+    whole = storage.loaded(p, slots, precision)
+    found = _evaluation(rule, whole, {name: slots[name] for name in starts(rule.slots)}, h)
+    with current(p), np.errstate(all="ignore"):
+        return p if found is whole else namespace(p).astype(found, p.dtype, copy=False)
+
+
+def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
     declared, xp = starts(rule.slots), namespace(p)
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
     with np.errstate(all="ignore"), current(p):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, namespace
+from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, namespace, zeros_like
 from gpuopt.engines.memory import dense_layout
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def random_bits(like: Any, key: int, leaf: int) -> Any:
 def loaded(p: Any, slots: Mapping[str, Any], precision: str) -> Any:
     """Return what a rule is to compute with: a new array of float32, or the leaf itself where the array engine rounds to nearest."""
     way = way_of(dtype_of(p), precision)
-    if way not in FITTING:
+    if way not in FITTING or (way == "split" and slots.get(LOW) is None):  # the latter of a leaf that is never updated
         return p
     xp = namespace(p)
     with current(p):
@@ -191,7 +191,16 @@ def _narrowed(bits: Any, p: Any) -> Any:
 
 def can_keep(p: Any, precision: str) -> bool:
     """Whether an array's library has what `loaded` and `stored` need."""
-    return precision not in FITTING or is_numpy(p) or is_cupy(p)
+    import array_api_compat
+
+    if precision not in FITTING or is_numpy(p) or is_cupy(p):
+        return True
+    return precision == "split" and array_api_compat.is_jax_array(p)  # pure functions alone have such leaves
+
+
+def lower_bits(p: Any, precision: str) -> Any:
+    """Return the lower 16 bits of a leaf before the first step, as a new array; None if there are none."""
+    return zeros_like(p, namespace(p).uint16) if way_of(dtype_of(p), precision) == "split" else None
 
 
 def _signed(number: int) -> int:
@@ -416,4 +425,4 @@ __device__ __forceinline__ unsigned int random_float16(float x, unsigned int ran
 }}
 """
 )
-"""The same on a GPU; `joined` and what it needs are missing, as CuPy has no bfloat16."""
+"""The same on a GPU; `joined` and what it needs are missing, as leaves of bfloat16 are not for CuPy."""

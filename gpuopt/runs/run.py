@@ -24,7 +24,7 @@ from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
 from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.runs.saving.own import Own, is_count
 from gpuopt.schedules import Schedule
-from gpuopt.suggest import listed, printable
+from gpuopt.suggest import listed, printable, told_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -199,12 +199,16 @@ class Run(Loop):
             raise UsageError(
                 f"{self.folder}: a run of gpuopt train; to go on: gpuopt train --resume {shlex.quote(str(self.folder))}"
             )
-        keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-        if keys:
-            shown = [f"{key}: there {there.get(key, 'none')}, here {here.get(key, 'none')}" for key in keys[:20]]
-            more = [f"and {len(keys) - 20:,} more"] if len(keys) > 20 else []
+        if there != here:
+            both = [key for key in here if key in there and there[key] != here[key]]
+            shown = [f"{key}: there {printable(there[key], 300)}, here {here[key]}" for key in both[:20]]
+            more = [f"and {len(both) - 20:,} more"] if len(both) > 20 else []
+            only = [
+                *told_of_each([key for key in there if key not in here], "only there"),
+                *told_of_each([key for key in here if key not in there], "only here"),
+            ]
             cure = "choose another folder, or change it there while it runs, by gpuopt tune or run.tune"
-            lines = "\n  ".join([*shown, *more])
+            lines = "\n  ".join([*shown, *more, *only])
             raise UsageError(f"{self.folder}: holds a run of another optimizer; {cure}:\n  {lines}")
 
     @property

@@ -189,10 +189,9 @@ def _parquet(path: Path, encoding: str | None, target: str | None) -> Table:
         if pa.types.is_nested(field.type):
             kind = printable(field.type)
             raise UsageError(f"column {printable(repr(field.name))}: holds {kind}, expected numbers or text")
-    said = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-    expect_room("the table", max(said, 8 * about.num_rows * about.num_columns), size)
+    expect_room("the table", 8 * about.num_rows * about.num_columns, size)
     with path.open("rb") as file:
-        expect_room("the table", 2 * unpacked(file, about), size)  # a page, and what is made of it
+        expect_room("the table", 2 * unpacked(file), size)  # a page, and what is made of it
     with pq.ParquetFile(path, metadata=about, read_dictionary=names) as file:  # repeated texts once
         return Table(file.read().to_pandas())
 
