@@ -340,7 +340,11 @@ class Step:
         return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
-        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None], key: int = 0
+        self,
+        gradients: Sequence[Any],
+        scalars: Sequence[Mapping[str, float]],
+        *counts: Callable[[], None],
+        key: int = 0,
     ) -> None:
         """Update every leaf whose gradient is not None, and count the step: all of it, or nothing.
 
@@ -350,8 +354,8 @@ class Step:
             As `bind` left them.
         scalars
             Of each group, what `Rule.at` gave.
-        count
-            Counts the step; written in C.
+        *counts
+            What counts the step; written in C.
         key
             Of the step, for what is rounded at random: see `gpuopt.engines.storage.split_mix`.
 
@@ -363,7 +367,7 @@ class Step:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
                 calls += self._writes(group, members, gradients, scalars[group], key) if members else []
-        in_one_go((*calls, *self.settling(), count), self.restoring())
+        in_one_go((*calls, *self.settling(), *counts), self.restoring())
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
         """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
