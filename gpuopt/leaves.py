@@ -15,6 +15,7 @@ from gpuopt.arrays import (
     hindrance_of,
     is_array,
     is_cupy,
+    is_deleted,
     is_numpy,
     is_real,
     is_tensor,
@@ -26,7 +27,7 @@ from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.trace import refusal_of_complex
-from gpuopt.lending import Lenders, view_of
+from gpuopt.lending import Lenders, readable, view_of, why_without_memory
 from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
@@ -77,6 +78,7 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
             else hint_for(leaf)
         )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
+    check_alive(leaf, name)
     if dtype_of(leaf) not in DTYPES:
         raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}{_hint_for_dtype(leaf)}")
     if is_cupy(leaf) and dtype_of(leaf) == "bfloat16":
@@ -97,12 +99,9 @@ def _lent(x: Any, name: str) -> Any:
     """The array over a tensor's memory."""
     if not is_tensor(x):
         return x
-    if x.device.type == "meta":
-        raise ValueError(
-            f"{name}: a tensor on the meta device, which has no values; x.to_empty(device=...) gives it memory"
-        )
-    if str(x.layout) != "torch.strided":
-        raise ValueError(f"{name}: a tensor of layout {x.layout}, expected a dense one; x.to_dense() is one")
+    if why := why_without_memory(x):
+        cure = "; x.to_empty(device=...) gives it memory" if "meta device" in why else ""
+        raise ValueError(f"{name}: a tensor {why}{cure}")
     if x.requires_grad and not x.is_leaf:
         raise ValueError(f"{name}: a tensor that was computed from others, expected a leaf; x.detach() is one")
     return view_of(x)
@@ -129,6 +128,10 @@ def hint_for(x: Any) -> str:
         return (
             "; its blocks are computed when they are asked for, there is no memory to update: x.compute() is an array"
         )
+    if callable(getattr(x, "parameters", None)):
+        return "; x.parameters() are its tensors"
+    if isinstance(x, str):
+        return "; of pairs of names and arrays, dict(pairs) is a nesting"
     if kind == "PyCapsule":
         return "; a capsule can be taken once, the array that made it as often as one likes: give that"
     if (library, kind) == ("xarray", "Dataset"):
@@ -208,8 +211,12 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     name = tree.name(i, "grads")
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)
+    g = readable(g, p)
+    if is_tensor(g) and not (attached and is_tensor(p)) and (why := why_without_memory(g)):
+        raise ValueError(f"{name}: a tensor {why}")
+    check_alive(g, name)
     hint = hint_for(g)
-    g = g if hint else shared(view_of(g) if is_numpy(p) else g, p)
+    g = g if hint else shared(g, p)
     if hint or not is_array(g):
         raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")
     if not are_together(g, p):
@@ -321,6 +328,15 @@ def _change_of(x: Any, known: tuple[Any, ...]) -> str | None:
     if hindrance := hindrance_of(x):
         return f"{hindrance} by now, expected an array to update in place"
     return None
+
+
+def check_alive(x: Any, name: str) -> None:
+    """Raise ValueError, which names the leaf, if an array's memory was given to somebody else."""
+    if is_deleted(x):
+        raise ValueError(
+            f"{name}: an array of {_library(x)} that was deleted, as those are that are donated to compiled code; expected "
+            "one of the last call"
+        )
 
 
 def _check_unmasked(x: Any, name: str) -> None:
