@@ -244,14 +244,19 @@ class Optimizer(Stateful):
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
-            limit = self._clip.limit.at(self._steps) if self._clip else 0.0
-            limit *= self._scale if isinstance(self._scale, float) else 1.0
+            limit = self._limit
             if self._every > 1 and not self._gather(ready):
                 return
             self._step.bind(ready, self._held.now(), self._held.checked)
             self._update(ready, scalars, limit)
             if self._held.lenders:
                 self._held.lenders.tell()
+
+    @property
+    def _limit(self) -> float:
+        """What the next gradients are clipped to, as they are given."""
+        limit = self._clip.limit.at(self._steps) if self._clip else 0.0
+        return limit * (self._scale if isinstance(self._scale, float) else 1.0)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.

@@ -90,6 +90,7 @@ class Step:
         self._guard = guard
         self._precision = precision
         self._arrays, self._groups = arrays, groups
+        self._numbers = [*map(storage.number_of, parts.leaf_of, parts.starts)] if parts else range(len(arrays))
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
         self._programs = [traced(rule, twice=True) for rule in rules]
@@ -145,7 +146,7 @@ class Step:
                     arrays[i],
                     _arrays_first(self.slots[i], declared[groups[i]]),
                     storage.way_of(libraries.dtype_of(arrays[i]), precision),
-                    self.slots[i].get(storage.LOW, i),
+                    self.slots[i].get(storage.LOW, self._numbers[i]),
                     sum(map(is_number, declared[groups[i]].values())),
                 )
                 for i in together
@@ -430,7 +431,7 @@ class Step:
             pair
             for i, (new_p, new_slots) in zip(members, after, strict=True)
             for pair in [
-                *storage.stored(new_p, self._arrays[i], self.slots[i], self._precision, key, i),
+                *storage.stored(new_p, self._arrays[i], self.slots[i], self._precision, key, self._numbers[i]),
                 *((self.slots[i][name], new) for name, new in new_slots.items()),
             ]
         ]
