@@ -108,12 +108,17 @@ def describe(x: object) -> str:
 
 def dtype_of(x: Any) -> str:
     """Name of an array's dtype, the same in every library: ``"float32"``."""
-    return _numpys_name(x.dtype) if isinstance(x.dtype, np.dtype) else str(x.dtype).rpartition(".")[2]
+    return name_of(x.dtype)
+
+
+def name_of(dtype: Any) -> str:
+    """Name of a dtype, the same in every library: ``"float32"``."""
+    return _numpys_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
 
 
 @functools.cache
 def _numpys_name(dtype: np.dtype[Any]) -> str:
-    return str(dtype)
+    return str(dtype)  # it takes NumPy 3 us
 
 
 def geometry(x: Any) -> tuple[Any, ...]:

@@ -80,7 +80,11 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
     check_alive(leaf, name)
     if dtype_of(leaf) not in DTYPES:
-        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}")
+        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}{_hint_for_dtype(leaf)}")
+    if is_cupy(leaf) and dtype_of(leaf) == "bfloat16":
+        raise TypeError(
+            f"{name}: dtype bfloat16 of CuPy, expected float16 or wider there; NumPy's arrays may be of bfloat16"
+        )
     _check_unmasked(leaf, name)
     hindrance = hindrance_of(leaf) if in_place else None
     if hindrance == "requires grad":
@@ -101,6 +105,20 @@ def _lent(x: Any, name: str) -> Any:
     if x.requires_grad and not x.is_leaf:
         raise ValueError(f"{name}: a tensor that was computed from others, expected a leaf; x.detach() is one")
     return view_of(x)
+
+
+def _hint_for_dtype(x: Any) -> str:
+    """How an array of NumPy or CuPy becomes one of a dtype that can be updated."""
+    if not (is_numpy(x) or is_cupy(x)):
+        return ""
+    if x.dtype.names:
+        return f"; x[{x.dtype.names[0]!r}] is the array of one of its fields"
+    if x.dtype.kind == "O":
+        return "; of arrays, a list is a nesting; of numbers, x.astype(numpy.float64) is one"
+    if not x.dtype.isnative:
+        return "; x.astype(x.dtype.newbyteorder()) has the byte order of this machine"
+    wanted = {"c": "complex128", "f": "float64", "i": "float64", "u": "float64", "b": "float64"}.get(x.dtype.kind)
+    return f"; x.astype(numpy.{wanted}) is one" if wanted else ""
 
 
 def hint_for(x: Any) -> str:

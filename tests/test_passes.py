@@ -284,6 +284,44 @@ def test_lbfgs_begins_with_the_first_step_that_counts(fused_space: Space) -> Non
     assert_same_bits(found[1], found[0])
 
 
+def test_lbfgs_of_leaves_that_come_and_go(fused_space: Space) -> None:
+    """A leaf without a gradient is 0 in that pair: as one L-BFGS of all, by two loops over whole vectors."""
+    random = np.random.RandomState(0)
+    curvature, sizes = np.linspace(0.5, 2, 9), {"a": slice(0, 4), "b": slice(4, 7), "c": slice(7, 9)}
+    absent = [{"c"}, {"c"}, set(), {"a"}, {"a", "b"}, set(), {"b"}, set(), set(), {"a", "b", "c"}, set(), {"c"}, set()]
+    p = random.standard_normal(9)
+    params = {name: fused_space.put(p[own]) for name, own in sizes.items()}
+    opt = gpuopt.Optimizer(params, gpuopt.LBFGS(0.5, memory=3))
+    pairs: list[tuple[Any, Any]] = []
+    before: dict[str, tuple[Any, Any]] = {}
+    for gone in absent:
+        there = {name: own for name, own in sizes.items() if name not in gone}
+        g, s, y = np.zeros(9), np.zeros(9), np.zeros(9)
+        for name, own in there.items():
+            g[own] = (curvature * p)[own]
+            if name in before:
+                s[own], y[own] = p[own] - before[name][0], g[own] - before[name][1]
+            before[name] = p[own].copy(), g[own].copy()
+        opt.step({name: fused_space.put(g[own]) if name in there else None for name, own in sizes.items()})
+        if there:
+            pairs = [*pairs, (s, y)][-3:] if opt.steps > 1 else []
+            q, alphas = g.copy(), []
+            for s, y in reversed(pairs):
+                alphas.append(s @ q / (s @ y) if s @ y else 0.0)
+                q -= alphas[-1] * y
+            scale = min(1.0, 1 / float(np.linalg.norm(g)))
+            if pairs:
+                s, y = pairs[-1]
+                scale = s @ y / (y @ y) if y @ y else 1.0
+            q *= scale
+            for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+                q += s * (alpha - (y @ q / (s @ y) if s @ y else 0.0))
+            for own in there.values():
+                p[own] -= 0.5 * q[own]
+        for name, own in sizes.items():
+            np.testing.assert_allclose(fused_space.get(params[name]), p[own], rtol=1e-9, atol=1e-12)
+
+
 # Several places
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
 from gpuopt.rules.hyper import Count
-from gpuopt.rules.slots import Filled, Slot, shared
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from gpuopt.rules.slots import Filled, Slot, leaf, shared
 
 
 @dataclass(frozen=True)
@@ -19,14 +17,15 @@ class LBFGS(Rule):
 
     ``p -= lr * H(g)`` where ``H`` is the two-loop recursion over the last pairs ``s = p - p_before``,
     ``y = g - g_before``, with products over all leaves. Between its loops it scales by ``<s,y>/<y,y>`` of the newest pair,
-    or by 1 if ``y`` is 0; the first step is along ``g * min(1, 1/norm(g))``. A pair with ``<s,y> = 0`` is ignored.
+    or by 1 if ``y`` is 0; the first step is along ``g * min(1, 1/norm(g))``. A pair with ``<s,y> = 0`` is ignored. A leaf without
+    a gradient counts as 0, in the step and in its pair.
 
     Parameters
     ----------
     lr
         Step, at least 0.
     memory
-        Pairs that are kept, at least 1: two arrays of state each.
+        Pairs that are kept, at least 1: two arrays of state each, and their products.
 
     Warnings
     --------
@@ -49,49 +48,62 @@ class LBFGS(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Point and gradient before, the pairs, and where the newest one is: -1 before there is one, -2 before any step."""
+        """Point and gradient before; the pairs and their products; when and where.
+
+        A pair stays at its place; ``newest`` is the newest one's. Products are by age: ``sy2_1`` is that of the third newest ``s``
+        with the second newest ``y``. ``steps`` counts, and ``last`` is what it was after the leaf's last step.
+        """
         pairs = [f"{name}{k}" for name in "sy" for k in range(self.memory)]
-        return {**dict.fromkeys(["point", "gradient", *pairs], Filled(0.0)), "newest": shared(-2.0)}
+        products = [f"{name}{i}_{j}" for name in ("sy", "yy") for i in range(self.memory) for j in range(i + 1)]
+        arrays = dict.fromkeys(["point", "gradient", *pairs], Filled(0.0))
+        numbers = dict.fromkeys([*products, "steps"], shared(0.0))
+        return {**arrays, **numbers, "newest": shared(-1.0), "last": leaf(0.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
-        places = range(self.memory)
-        newest = xp.where(s.newest < self.memory - 1, s.newest + 1, 0)
-        moved, change = p - s.point, g - s.gradient
-        # The newest pair takes the place of the oldest one, the others stay where they are.
-        moves = [xp.where(newest == k, moved, getattr(s, f"s{k}")) for k in places]
-        changes = [xp.where(newest == k, change, getattr(s, f"y{k}")) for k in places]
-        # All vectors of the two loops are sums of g, moves and changes: numbers alone say how much of each.
-        products = [[xp.total_dot(a, b) for b in changes] for a in moves]
-        lower = [[xp.total_dot(changes[i], changes[j]) for j in range(i + 1)] for i in places]
-        along_moves, along_changes = [xp.total_dot(a, g) for a in moves], [xp.total_dot(b, g) for b in changes]
-        product, square, norm = xp.total_dot(moved, change), xp.total_dot(change, change), xp.total_norm(g)
-        inverses = [xp.where(products[k][k] != 0, 1 / products[k][k], 0) for k in places]
-        curvature = xp.where(square > 0, product / square, 1)
-        factor = xp.where(newest >= 0, curvature, xp.where(norm > 1, 1 / norm, 1))
+        places = ages = range(self.memory)
+        # The newest pair takes the place of the oldest one, the others stay where they are. A leaf that had no gradient is 0 there.
+        newest = xp.where(s.steps > 0, xp.where(s.newest < self.memory - 1, s.newest + 1, 0), -1)
+        is_newest = [newest == k for k in places]
+        is_open = [xp.where(newest >= k, newest - k, newest - k + self.memory) <= s.steps - s.last for k in places]
+        moved, change = (xp.where(s.last > 0, now - before, 0) for now, before in ((p, s.point), (g, s.gradient)))
+        pairs = [
+            [xp.where(is_open[k], xp.where(is_newest[k], new, 0), getattr(s, f"{name}{k}")) for k in places]
+            for name, new in (("s", moved), ("y", change))
+        ]
+        # All vectors of the two loops are sums of g and of the pairs: numbers alone say how much of each.
+        dots = [[xp.total_dot(x[k], y) for y in (change, g) for x in pairs] for k in places]
 
-        def one_by_one(entry: Callable[[int, dict[int, Any]], Any], *, backwards: bool) -> dict[int, Any]:
-            """Numbers of the pairs, each made of those before it: from the newest pair to the oldest, or from there on."""
-            found: dict[int, Any] = {}
-            for is_first in (True, False):
-                for k in reversed(places) if backwards else places:
-                    is_now = newest >= k if is_first == backwards else newest < k
-                    others = {j: x for j, x in found.items() if j != k}
-                    found[k] = xp.where(is_now, entry(k, others), found.get(k, 0))
+        def turned(values: list[Any]) -> list[Any]:
+            """Return numbers by age of those by place, or the reverse: what is at ``k`` goes to ``newest - k``."""
+            found: list[Any] = [0.0] * self.memory
+            for i, k in itertools.product(places, places):
+                found[i] = xp.where(is_newest[(i + k) % self.memory], values[k], found[i])
             return found
 
-        def first(k: int, others: dict[int, Any]) -> Any:
-            return inverses[k] * (along_moves[k] - sum(x * products[k][j] for j, x in others.items()))
-
-        alphas = one_by_one(first, backwards=True)
-        along = [along_changes[k] - sum(alphas[j] * lower[max(j, k)][min(j, k)] for j in places) for k in places]
-
-        def second(k: int, others: dict[int, Any]) -> Any:
-            return alphas[k] - inverses[k] * (factor * along[k] + sum(x * products[j][k] for j, x in others.items()))
-
-        parts = one_by_one(second, backwards=False)
+        with_s, with_y, s_along, y_along = (turned([own[n] for own in dots]) for n in range(4))
+        sy, yy = (
+            [[new[i] if j == 0 else getattr(s, f"{name}{i - 1}_{j - 1}") for j in range(i + 1)] for i in ages]
+            for name, new in (("sy", with_s), ("yy", with_y))
+        )
+        inverses = [xp.where(sy[i][i] != 0, 1 / sy[i][i], 0) for i in ages]
+        norm = xp.total_norm(g)
+        curvature = xp.where(yy[0][0] > 0, sy[0][0] / yy[0][0], 1)
+        factor = xp.where(s.steps > 0, curvature, xp.where(norm > 1, 1 / norm, 1))
+        alphas: list[Any] = []
+        for i in ages:
+            alphas.append(inverses[i] * (s_along[i] - sum(alphas[j] * sy[i][j] for j in range(i))))
+        parts = list(alphas)
+        for i in reversed(ages):
+            along = y_along[i] - sum(alphas[j] * yy[max(i, j)][min(i, j)] for j in ages)
+            later = sum(parts[j] * sy[j][i] for j in range(i + 1, self.memory))
+            parts[i] = alphas[i] - inverses[i] * (factor * along + later)
         q = factor * g
-        for k in places:
-            q = q + parts[k] * moves[k] - factor * alphas[k] * changes[k]
-        slots = {f"s{k}": moves[k] for k in places} | {f"y{k}": changes[k] for k in places}
-        return p - h.lr * q, {"point": p, "gradient": g, **slots, "newest": newest}
+        for k, part, alpha in zip(places, turned(parts), turned(alphas), strict=True):
+            q = q + part * pairs[0][k] - factor * alpha * pairs[1][k]
+        slots = {f"{name}{k}": own[k] for name, own in zip("sy", pairs, strict=True) for k in places}
+        products = {
+            f"{name}{i}_{j}": own[i][j] for name, own in (("sy", sy), ("yy", yy)) for i in ages for j in range(i + 1)
+        }
+        counts = {"newest": newest, "steps": s.steps + 1, "last": s.steps + 1}
+        return p - h.lr * q, {"point": p, "gradient": g, **slots, **products, **counts}
