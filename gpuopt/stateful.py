@@ -331,6 +331,8 @@ class Stateful:
 
     def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
         """Go on with other hyperparameters."""
+        if tuning.are_same(tuned, self._tuned):
+            return
         step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
         if step is not self._step and not step.inherits:
             self._raise_overdue(wait=True)

@@ -68,6 +68,16 @@ def tuned(
     ]
 
 
+def are_same(some: Sequence[Tuned], others: Sequence[Tuned]) -> bool:
+    """Whether changes are the same numbers, of the same types; whether schedules are the same is not looked at."""
+    return [*map(_numbers, some)] == [*map(_numbers, others)] and None not in map(_numbers, some)
+
+
+def _numbers(own: Tuned) -> dict[str, tuple[type, object]] | None:
+    plain = all(type(value) in {bool, float, int} for value in own.values())
+    return {name: (type(value), value) for name, value in own.items()} if plain else None
+
+
 def rules_with(tuned: Sequence[Tuned], original: Sequence[Rule]) -> list[Rule]:
     """Return rules with their changes; raise TypeError or ValueError if a value is out of range."""
     return [dataclasses.replace(rule, **own) if own else rule for rule, own in zip(original, tuned, strict=True)]
