@@ -257,7 +257,7 @@ class Optimizer(Saved):
         if self._step.widths:
             self._agree(self._reduced(scalars, present), {})
         count_up = partial(vars(self).update, _steps=self._steps + 1, _carried=carried, _loss=loss)
-        self._step(ready, scalars, count_up, storage.key_of(self._precision, self._steps))
+        self._step(ready, scalars, count_up, key=storage.key_of(self._precision, self._steps))
         if self._shard:
             self._layout.spread({i: flat for i, flat in enumerate(self._layout.flat) if present[i]})
 

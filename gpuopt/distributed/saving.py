@@ -120,7 +120,8 @@ class Saved(Led, Alone):
             "_carried": carried,
             "_precision": states.precision_of(state, self._precision, problems),
         }
-        if isinstance(self._scale, DynamicScale) and (loss := states.scale_of(state, problems)):
+        is_dynamic = isinstance(self._scale, DynamicScale)
+        if loss := states.scale_of(state, is_dynamic=is_dynamic, problems=problems):
             numbers["_loss"] = loss
         if problems:
             raise states.misfit(problems)
