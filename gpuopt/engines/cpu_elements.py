@@ -128,9 +128,11 @@ class Elements:
                 f"%number.at = getelementptr i64, ptr %row, i64 {table.REST}",
                 "%number = load i64, ptr %number.at",
                 "%leaf.key = call i64 @leaf.key(i64 %key, i64 %number)",
+                "%first = lshr i64 %number, 32",
+                "%at.start = add i64 %first, %start",
             ]
             self.body += [
-                "%element = add i64 %start, %i",
+                "%element = add i64 %at.start, %i",
                 "%random = call i32 @random(i64 %leaf.key, i64 %element)",
                 f"%p.bits = call i16 @random.{stored.name}(float {term}, i32 %random)",
             ]
