@@ -5,6 +5,7 @@ Its state dicts, too: `load_state_dict` reads one, `state_dict` writes one.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import gpuopt as rules
@@ -60,6 +61,11 @@ def SGD(
 ) -> Rule:
     """``torch.optim.SGD``: the learning rate stays outside of the momentum.
 
+    Raises
+    ------
+    ValueError
+        If ``nesterov`` is True without momentum, or with dampening, as torch does.
+
     Examples
     --------
     >>> import gpuopt
@@ -67,6 +73,10 @@ def SGD(
     True
 
     """
+    is_plain = isinstance(momentum, Real) and momentum <= 0
+    if nesterov and (is_plain or (isinstance(dampening, Real) and dampening != 0)):
+        given = f"momentum={momentum!r:.40}, dampening={dampening!r:.40}"
+        raise ValueError(f"SGD: nesterov=True with {given}, expected a momentum above 0 and no dampening")
     rule = rules.SGD(lr, momentum, nesterov, dampening=dampening, lr_in_velocity=False)
     return _around(rule, weight_decay, maximize)
 
