@@ -261,6 +261,7 @@ def _measured(target: Backend, end: float) -> tuple[dict[str, Any], tuple[str, .
     facts: dict[str, Any] = {}
     unknown = []
     large = LARGE if time.monotonic() + HURRY < end else LARGE // 16
+    measures: dict[str, Callable[[Backend], dict[str, Any]]]
     measures = {"ten steps": _counted, "small step": _host_seconds, "large step": partial(_bandwidths, size=large)}
     for what, measure in measures.items():
         try:

@@ -30,6 +30,11 @@ def with_slots(slots: Any) -> type[Rule]:
     return dataclass(frozen=True)(type("Own", (Plain,), {"slots": slots}))
 
 
+def with_method(base: type, name: str, body: dict[str, Any]) -> Any:
+    kind: Any = type(name, (base,), body)
+    return dataclass(frozen=True)(kind)()
+
+
 def with_default(default: Any, low: Any, high: Any) -> Any:
     return gpuopt.bounded(default, low, high)
 
@@ -352,7 +357,7 @@ def test_transforms_that_change_a_shape(case: str, dtype: str, engine: Any) -> N
     def own(self: object, xp: Any, a: Any, b: Any, *_: Any) -> Any:
         return function(xp, a, b)
 
-    member = dataclass(frozen=True)(type("Own", (gpuopt.Transform,), {method: own}))()
+    member = with_method(gpuopt.Transform, "Own", {method: own})
     members = (member, gpuopt.SGD()) if method == "before" else (gpuopt.SGD(), member)
     with pytest.raises(error, match=words):
         gpuopt.Optimizer(np.ones((3, 2), dtype), gpuopt.chain(*members, gpuopt.EMA(0.9)), engine=engine)
@@ -387,7 +392,7 @@ def test_misspelt_names_are_told_with_the_ones_there_are(case: str, dtype: str, 
         return p - read(s, h) * g, {"velocity": s.velocity}
 
     body = {"slots": ("velocity",), "update": update, "__annotations__": {"lr": "Hyper"}, "lr": 0.5}
-    rule = dataclass(frozen=True)(type("Velocity", (Rule,), body))()
+    rule = with_method(Rule, "Velocity", body)
     with pytest.raises(AttributeError, match=words):
         gpuopt.Optimizer(np.ones(3, dtype), rule, engine=engine)
 

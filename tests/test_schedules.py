@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpuopt
 from gpuopt import schedules
 from gpuopt.schedules import Schedule
 
@@ -586,5 +587,7 @@ def test_a_schedule_may_return_an_array_without_axes(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [np.ones(1), np.array("1"), np.array(1j), np.array(True), np.array(-1.0)])
 def test_of_arrays_only_those_without_axes_that_hold_a_number(value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"^SGD: lr at step 3: got .*, expected a number"):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"^SGD: lr at step 3, by its schedule: got .*, expected a number"
+    ):
         gpuopt.SGD(lr=lambda step: value).at(3)

@@ -5,7 +5,6 @@ Its state dicts, too: `load_state_dict` reads one, `state_dict` writes one.
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import gpuopt as rules
@@ -73,8 +72,8 @@ def SGD(
     True
 
     """
-    is_plain = isinstance(momentum, Real) and momentum <= 0
-    if nesterov and (is_plain or (isinstance(dampening, Real) and dampening != 0)):
+    # Of schedules, torch has none.
+    if nesterov and not ((callable(momentum) or momentum > 0) and (callable(dampening) or dampening == 0)):
         given = f"momentum={momentum!r:.40}, dampening={dampening!r:.40}"
         raise ValueError(f"SGD: nesterov=True with {given}, expected a momentum above 0 and no dampening")
     rule = rules.SGD(lr, momentum, nesterov, dampening=dampening, lr_in_velocity=False)
