@@ -45,6 +45,8 @@ sphinx_gallery_conf = {
     "reference_url": {"gpuopt": None},
     "download_all_examples": False,
     "show_memory": False,
+    "capture_repr": (),
+    "write_computation_times": False,
     "show_signature": False,
     "min_reported_time": 1,
     "abort_on_example_error": True,

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 
+ON_HOST = 1
+"""The host's memory, in DLPack."""
+
+
 def is_numpy(x: object) -> bool:
     """Whether `x` is a NumPy array (a NumPy scalar is not one)."""
     return isinstance(x, np.ndarray)
@@ -104,12 +108,17 @@ def describe(x: object) -> str:
 
 def dtype_of(x: Any) -> str:
     """Name of an array's dtype, the same in every library: ``"float32"``."""
-    return _numpys_name(x.dtype) if isinstance(x.dtype, np.dtype) else str(x.dtype).rpartition(".")[2]
+    return name_of(x.dtype)
+
+
+def name_of(dtype: Any) -> str:
+    """Name of a dtype, the same in every library: ``"float32"``."""
+    return _numpys_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2]
 
 
 @functools.cache
 def _numpys_name(dtype: np.dtype[Any]) -> str:
-    return str(dtype)
+    return str(dtype)  # it takes NumPy 3 us
 
 
 def geometry(x: Any) -> tuple[Any, ...]:
@@ -130,6 +139,14 @@ def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
     if getattr(x, "requires_grad", False):
         return "requires grad"
     return None if array_api_compat.is_writeable_array(x) else "read-only"
+
+
+def is_deleted(x: Any) -> bool:
+    """Whether an array of JAX has no values any more, as one that was donated; of one that is traced it is not known."""
+    try:
+        return bool(x.is_deleted())
+    except (AttributeError, TypeError):
+        return False
 
 
 def detached(x: Any) -> Any:
@@ -202,11 +219,18 @@ def shared(source: Any, target: Any) -> Any:
     if is_numpy(source) or is_cupy(source) or not (is_numpy(target) or is_cupy(target)):
         return source
     library: Any = np if is_numpy(target) else sys.modules["cupy"]
+    refusals = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
     try:
         with current(target):
             return library.from_dlpack(detached(source))
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        return source
+    except refusals:
+        pass
+    try:  # what NumPy's DLPack has no name for, such as JAX's bfloat16, the library itself may lend
+        if is_numpy(target) and source.__dlpack_device__()[0] == ON_HOST:
+            return np.asarray(source)
+    except refusals:
+        pass
+    return source
 
 
 def assign(target: Any, source: Any) -> None:

@@ -9,16 +9,9 @@ Nothing is pickled.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
+import gc
 import json
-import logging
-import os
-import secrets
-import stat
-import sys
-import zlib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +19,11 @@ import numpy as np
 
 from gpuopt.arrays import describe, dtype_of, to_numpy
 from gpuopt.suggest import listed, printable
+from gpuopt.tensorfile import CheckpointError, checksums, read, write
 
 if TYPE_CHECKING:
-    import io
-    from collections.abc import Callable, Mapping
+    import os
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -40,39 +34,10 @@ __all__ = ["CheckpointError", "load", "save", "save_state"]
 FORMAT = 1
 NUMBERS = ("accumulated", "seed", "scale")
 """What some states have beside the steps."""
-DTYPES = {
-    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
-    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
-    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
-    "bfloat16": "BF16",
-    "bool": "BOOL",
-}
 ARRAYS = "arrays/"
 """Of somebody's own, beside parameters and state."""
-NAMES = {code: name for name, code in DTYPES.items()}
-LOG = logging.getLogger("gpuopt")
 SMALL = ("float16", "bfloat16")  # whose slots may be float32, or their other bits
 REAL = {"complex64": "float32", "complex128": "float64"}
-HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
-
-
-class CheckpointError(ValueError):
-    """A file is no checkpoint, is damaged, has another version, or does not fit the optimizer; the message names it.
-
-    Examples
-    --------
-    >>> import tempfile, numpy as np, gpuopt
-    >>> opt = gpuopt.Optimizer(np.ones(2), gpuopt.SGD())
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = os.path.join(folder, "damaged")
-    ...     with open(file, "wb") as out:
-    ...         _ = out.write(b"something else")
-    ...     try:
-    ...         gpuopt.load(file, opt)
-    ...     except gpuopt.CheckpointError:
-    ...         print("refused")
-    refused
-    """
 
 
 def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] | None = None) -> None:
@@ -175,19 +140,13 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
         place = places[name] = _place(name)
-        x = own.get(place[0]) if place else None
-        if name.startswith(ARRAYS):
-            return True
-        if place and place[1] and (shape, dtype) == ((), "float64"):
+        if place is None:
+            return name.startswith(ARRAYS)
+        leaf, slot = place
+        if slot and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
-        if x is None:
-            return False
-        own_dtype, is_slot = dtype_of(x), bool(place and place[1])
-        dtypes = (
-            {own_dtype, "float32", "uint16"} if own_dtype in SMALL and is_slot else {REAL.get(own_dtype, own_dtype)}
-        )
-        shapes = [(*x.shape, 2), tuple(x.shape)] if own_dtype in REAL else [tuple(x.shape)]
-        return dtype in dtypes and any(shape == one or (is_slot and _is_extent(shape, one)) for one in shapes)
+        x = own.get(leaf)
+        return x is not None and _fits(tuple(x.shape), dtype_of(x), bool(slot), shape, dtype)
 
     def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
         tensors, about = verified(path, fits)
@@ -195,7 +154,9 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
             tensors[name] = _as_complex(path, name, tensors.get(name))
         params: dict[str, Any] = {}
         state: dict[str, dict[str, Any]] = {}
-        arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in list(tensors) if name.startswith(ARRAYS)}
+        found = [name for name in tensors if name.startswith(ARRAYS)]
+        # Copies: the others' memory would stay with them.
+        arrays = {name.removeprefix(ARRAYS): np.array(tensors.pop(name)) for name in found}
         for name, x in tensors.items():
             match places.get(name):
                 case leaf, "":
@@ -208,115 +169,33 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:
-        return opt._load(read)
+        with _uncollected():
+            return opt._load(read)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, atomically and durably, with checksums in its metadata.
-
-    The format is simple enough to be written here: array after array without a second copy in memory, errors as OSError,
-    permissions as the user's umask has them, and one temporary file, none of which the library's own writer offers.
-    """
-    target = Path(os.path.realpath(path))  # a link is followed, not replaced
-    arrays = {  # the largest items first: so each one is aligned
-        name: x
-        if x.dtype.isnative and x.flags.c_contiguous
-        else np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C")
-        for name, x in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
-    }
-    about = {**metadata, "crc32": json.dumps(_checksums(arrays, metadata))}
-    parts = [f'"__metadata__": {json.dumps(about, ensure_ascii=False)}']
-    quoted = json.JSONEncoder(ensure_ascii=False).encode
-    end = 0
-    for name, x in arrays.items():
-        if (dtype := dtype_of(x)) not in DTYPES:
-            raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
-        begin, end = end, end + x.nbytes
-        parts.append(
-            f'{quoted(name)}: {{"dtype": "{DTYPES[dtype]}", "shape": {list(x.shape)}, "data_offsets": [{begin}, {end}]}}'
-        )
-    text = f"{{{', '.join(parts)}}}".encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > HEADER_LIMIT:
-        raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
-
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "not a regular file, expected one to replace", str(path))  # not /dev/null, say
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would go over the many new objects of many leaves, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        with temporary.open("xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for x in arrays.values():
-                file.write(_bytes(x))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        error.filename = str(
-            path
-        )  # a full disk is told without a name, a folder that is missing with the temporary one
-        raise
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        if was_enabled:
+            gc.enable()
 
 
-def read(
-    path: str | os.PathLike[str], wanted: Callable[[str, tuple[int, ...], str], bool] = lambda *_: True
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays and the metadata of any safetensors file. Checksums are left to :func:`load`.
-
-    An array for which ``wanted(name, shape, dtype)`` is false is not read (a file may say that it is larger than the
-    memory), nor is one of a dtype unknown to us: in its place stands an object with nothing but its `shape` and `dtype`.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a folder; a pipe would block)
-        raise CheckpointError(f"{path}: not a file")
-    with open(path, "rb") as file:  # noqa: PTH123  (Python's own errors)
-        try:
-            with safe_open(path, framework="numpy"):  # it checks the header; a call for each tensor would take too long
-                pass
-            text = file.read(int.from_bytes(file.read(8), "little"))
-            header = json.loads(text)
-            metadata = header.pop("__metadata__", None) or {}
-            return _arrays(file, len(text) + 8, header, wanted), metadata
-        except (
-            SafetensorError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as error:  # the latter: of another file
-            raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
-
-
-def _arrays(
-    file: io.BufferedReader, begin: int, header: Mapping[str, Any], wanted: Callable[[str, tuple[int, ...], str], bool]
-) -> dict[str, Any]:
-    """The arrays of a file whose data begin there; see :func:`read`."""
-    known = DTYPES.keys() if "ml_dtypes" in sys.modules else DTYPES.keys() - {"bfloat16"}
-    stored = {name: np.dtype(name).newbyteorder("<") for name in known}
-    tensors: dict[str, Any] = {}
-    for name, about in header.items():
-        shape, code, (start, stop) = tuple(about["shape"]), about["dtype"], about["data_offsets"]
-        dtype = NAMES.get(code, code)
-        if dtype not in known or not wanted(name, shape, dtype):
-            tensors[name] = SimpleNamespace(shape=shape, dtype=dtype)
-            continue
-        array = np.empty(shape, stored[dtype])
-        if array.nbytes != stop - start:
-            raise ValueError(f"{name!r} takes {array.nbytes} bytes, not {stop - start}")
-        if begin + start != file.tell():
-            file.seek(begin + start)
-        if file.readinto(_bytes(array)) != stop - start:
-            raise ValueError(f"{name!r} is cut off")
-        tensors[name] = array if array.dtype.isnative else array.astype(dtype)
-    return tensors
+@functools.lru_cache(1024)  # of many leaves few are unlike the others
+def _fits(own_shape: tuple[int, ...], own_dtype: str, is_slot: bool, shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether an array in a file may be a parameter, or one of its slots, as far as shape and dtype tell."""
+    is_halved = own_dtype in SMALL and is_slot
+    dtypes = {own_dtype, "float32", "uint16"} if is_halved else {REAL.get(own_dtype, own_dtype)}
+    shapes = [(*own_shape, 2), own_shape] if own_dtype in REAL else [own_shape]
+    return dtype in dtypes and any(shape == one or (is_slot and _is_extent(shape, one)) for one in shapes)
 
 
 def _is_extent(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -369,7 +248,7 @@ def verified(
     if not isinstance(recorded, dict):
         raise CheckpointError(f"{path}: damaged: its checksums cannot be read")
     arrays = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}
-    found = _checksums(arrays, {key: text for key, text in metadata.items() if key != "crc32"})
+    found = checksums(arrays, {key: text for key, text in metadata.items() if key != "crc32"})
     damaged = [name for name, checksum in found.items() if recorded.get(name) != checksum]
     if damaged:
         raise CheckpointError(f"{path}: damaged: wrong checksum of {listed(damaged, shown=_named)}")
@@ -411,34 +290,3 @@ def _parsed(text: str) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
     return None
-
-
-def _checksums(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, int]:
-    checksums = {key: zlib.crc32(text.encode()) for key, text in metadata.items()}
-    return checksums | {name: zlib.crc32(_bytes(x)) for name, x in arrays.items()}
-
-
-def _bytes(x: NDArray[Any]) -> memoryview:
-    """The memory of an array without gaps, in C order."""
-    return x.data if x.dtype.isbuiltin == 1 else memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename last. Windows cannot, and does not need to; where a file system cannot, the file is there all the same."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        _warn_of_folder(str(folder), error.strerror)
-
-
-@functools.cache
-def _warn_of_folder(folder: str, why: str | None) -> None:
-    LOG.warning(
-        "%s: the folder cannot be synchronized (%s): a new file may be gone if the power fails soon after", folder, why
-    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from gpuopt.rules import RULES
+from gpuopt.rules import OF_VECTORS, RULES
 from gpuopt.schedules import SCHEDULES
 from gpuopt.suggest import did_you_mean
 
@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 RESUMABLE = {"data", "labels", "epochs", "device", "on_gpu_error", "on_explosion", "lr", "clip_norm", "clip_value"}
 """Options that a resumed run may have anew."""
-NAMES = f"{', '.join([*RULES][:-1])} or {[*RULES][-1]}"
+NAMES = f"{', '.join(OF_VECTORS[:-1])} or {OF_VECTORS[-1]}"
 SCHEDULED = ", ".join(name for name in SCHEDULES if name not in {"join", "scaled"})
 
 

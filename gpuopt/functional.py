@@ -157,6 +157,9 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     patterns, rules, groups = match(rule, tree)
     given: Any = state
     steps = _steps(given)
+    carried = {
+        pattern: {name: _if_known(number) for name, number in own.items()} for pattern, own in state.carried.items()
+    }
     precision = _precision(given)
     way, moving = storage.name_of(precision), _moving(rules, groups)
     leaves.check_precision(tree, arrays, moving, way)
@@ -174,11 +177,13 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     if (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
         plan = _Plan(rule, tree, patterns, rules, frozen, fused)
-        done = plan.step(arrays, slots, tree.build(gradients), state._replace(steps=steps), donate=donate)
+        done = plan.step(
+            arrays, slots, tree.build(gradients), state._replace(steps=steps, carried=carried), donate=donate
+        )
         if done is not None:
             _keep(key, plan)
             return done
-    scalars = _scalars(patterns, rules, steps, state.carried)
+    scalars = _scalars(patterns, rules, steps, carried)
     low = slots.get(storage.LOW, [None] * len(arrays))
     for i, p in enumerate(arrays):
         if i in moving and storage.way_of(dtype_of(p), way) == "split":
@@ -366,17 +371,24 @@ def _carried(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str, dict[s
     return {pattern: dict(rule.carried) for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
 
 
+def _if_known(number: Any) -> Any:
+    """A number as one of Python's, unless it is traced."""
+    if not is_traced(number):
+        return number
+    try:
+        return float(number)
+    except TypeError:
+        return number
+
+
 def _number(own: Any, rule: Rule, name: str) -> Any:
     """A slot that is a number, as one of Python's: compiled code of some libraries gives it back as an array."""
-    if not is_traced(own):
-        return own
-    try:
-        return float(own)
-    except TypeError:
+    if is_traced(known := _if_known(own)):
         raise TypeError(
             f"{name}: a number of the host that is not known yet; {rule.name} cannot be traced, expected an update outside "
             "of jit"
-        ) from None
+        )
+    return known
 
 
 def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
@@ -386,6 +398,7 @@ def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
         expected = "a number"
     else:
         shape = shape_of(slot, tuple(p.shape))
+        leaves.check_alive(own, name)
         if is_array(own) and are_together(own, p) and (tuple(own.shape), own.dtype) == (shape, dtype):
             return
         expected = f"a {describe(p)} of {shape}, {dtype} like its parameter"

@@ -15,6 +15,7 @@ from gpuopt.arrays import (
     hindrance_of,
     is_array,
     is_cupy,
+    is_deleted,
     is_numpy,
     is_real,
     is_tensor,
@@ -26,7 +27,7 @@ from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.trace import refusal_of_complex
-from gpuopt.lending import Lenders, view_of
+from gpuopt.lending import Lenders, readable, view_of, why_without_memory
 from gpuopt.suggest import listed
 from gpuopt.trees import flatten
 
@@ -77,8 +78,13 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
             else hint_for(leaf)
         )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
+    check_alive(leaf, name)
     if dtype_of(leaf) not in DTYPES:
-        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}")
+        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}{_hint_for_dtype(leaf)}")
+    if is_cupy(leaf) and dtype_of(leaf) == "bfloat16":
+        raise TypeError(
+            f"{name}: dtype bfloat16 of CuPy, expected float16 or wider there; NumPy's arrays may be of bfloat16"
+        )
     _check_unmasked(leaf, name)
     hindrance = hindrance_of(leaf) if in_place else None
     if hindrance == "requires grad":
@@ -93,15 +99,26 @@ def _lent(x: Any, name: str) -> Any:
     """The array over a tensor's memory."""
     if not is_tensor(x):
         return x
-    if x.device.type == "meta":
-        raise ValueError(
-            f"{name}: a tensor on the meta device, which has no values; x.to_empty(device=...) gives it memory"
-        )
-    if str(x.layout) != "torch.strided":
-        raise ValueError(f"{name}: a tensor of layout {x.layout}, expected a dense one; x.to_dense() is one")
+    if why := why_without_memory(x):
+        cure = "; x.to_empty(device=...) gives it memory" if "meta device" in why else ""
+        raise ValueError(f"{name}: a tensor {why}{cure}")
     if x.requires_grad and not x.is_leaf:
         raise ValueError(f"{name}: a tensor that was computed from others, expected a leaf; x.detach() is one")
     return view_of(x)
+
+
+def _hint_for_dtype(x: Any) -> str:
+    """How an array of NumPy or CuPy becomes one of a dtype that can be updated."""
+    if not (is_numpy(x) or is_cupy(x)):
+        return ""
+    if x.dtype.names:
+        return f"; x[{x.dtype.names[0]!r}] is the array of one of its fields"
+    if x.dtype.kind == "O":
+        return "; of arrays, a list is a nesting; of numbers, x.astype(numpy.float64) is one"
+    if not x.dtype.isnative:
+        return "; x.astype(x.dtype.newbyteorder()) has the byte order of this machine"
+    wanted = {"c": "complex128", "f": "float64", "i": "float64", "u": "float64", "b": "float64"}.get(x.dtype.kind)
+    return f"; x.astype(numpy.{wanted}) is one" if wanted else ""
 
 
 def hint_for(x: Any) -> str:
@@ -111,6 +128,10 @@ def hint_for(x: Any) -> str:
         return (
             "; its blocks are computed when they are asked for, there is no memory to update: x.compute() is an array"
         )
+    if callable(getattr(x, "parameters", None)):
+        return "; x.parameters() are its tensors"
+    if isinstance(x, str):
+        return "; of pairs of names and arrays, dict(pairs) is a nesting"
     if kind == "PyCapsule":
         return "; a capsule can be taken once, the array that made it as often as one likes: give that"
     if (library, kind) == ("xarray", "Dataset"):
@@ -190,8 +211,12 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     name = tree.name(i, "grads")
     if isinstance(g, np.generic) and is_numpy(p):
         g = np.asarray(g)
+    g = readable(g, p)
+    if is_tensor(g) and not (attached and is_tensor(p)) and (why := why_without_memory(g)):
+        raise ValueError(f"{name}: a tensor {why}")
+    check_alive(g, name)
     hint = hint_for(g)
-    g = g if hint else shared(view_of(g) if is_numpy(p) else g, p)
+    g = g if hint else shared(g, p)
     if hint or not is_array(g):
         raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")
     if not are_together(g, p):
@@ -303,6 +328,15 @@ def _change_of(x: Any, known: tuple[Any, ...]) -> str | None:
     if hindrance := hindrance_of(x):
         return f"{hindrance} by now, expected an array to update in place"
     return None
+
+
+def check_alive(x: Any, name: str) -> None:
+    """Raise ValueError, which names the leaf, if an array's memory was given to somebody else."""
+    if is_deleted(x):
+        raise ValueError(
+            f"{name}: an array of {_library(x)} that was deleted, as those are that are donated to compiled code; expected "
+            "one of the last call"
+        )
 
 
 def _check_unmasked(x: Any, name: str) -> None:

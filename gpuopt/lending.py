@@ -38,6 +38,38 @@ def _tensor_over(a: NDArray[Any]) -> Any:
     return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if dtype_of(a) == "bfloat16" else torch.from_numpy(a)
 
 
+def readable(x: Any, like: Any) -> Any:
+    """Return a tensor as the library of another array reads it; anything else is returned as it is.
+
+    What DLPack would pass on without a mark that it bears (conjugate, negative, all zeros) is copied.
+    """
+    if not is_tensor(x) or is_tensor(like) or str(x.layout) != "torch.strided":
+        return x
+    x = x.detach()
+    if not isinstance(like, np.ndarray) or x.device.type != "cpu":
+        return x.resolve_conj().resolve_neg()
+    if not is_tensor(view := view_of(x)):
+        return view
+    try:
+        return x.numpy(force=True)
+    except (RuntimeError, TypeError):  # of a subclass, or of a dtype that NumPy has not
+        return x
+
+
+def why_without_memory(x: Any) -> str | None:
+    """Return what keeps a tensor from having memory that can be lent, or None."""
+    try:
+        if x.device.type == "meta":
+            return "on the meta device, which has no values"
+        if str(x.layout) != "torch.strided":
+            return f"of layout {x.layout}, expected a dense one; x.to_dense() is one"
+        missing = x.device.type in {"cpu", "cuda"} and tuple(x.shape) and x.numel() and not x.detach().data_ptr()
+        said = "its storage was freed, or it wraps others"
+    except (RuntimeError, TypeError, ValueError) as error:
+        missing, said = True, str(error).partition(".")[0]
+    return f"without memory of its own ({said}), expected a plain one" if missing else None
+
+
 def views_of(xs: Sequence[Any]) -> list[Any]:
     """Return `view_of` each, faster for many."""
     tensor = sys.modules["torch"].Tensor if "torch" in sys.modules else ()
@@ -62,6 +94,7 @@ class Lenders:
     def __init__(self, given: Sequence[Any], arrays: Sequence[Any]) -> None:
         self._given, self._arrays = list(given), list(arrays)
         self.tensors = [x for x in given if is_tensor(x)]
+        self._kept = [i for i, a in enumerate(arrays) if is_tensor(a)]
         self._pointers = [x.data_ptr() if is_tensor(x) else None for x in given]
 
     def __bool__(self) -> bool:
@@ -78,6 +111,13 @@ class Lenders:
             array if pointer is not None and x is own and x.data_ptr() == pointer and x.shape == array.shape else x
             for x, own, array, pointer in zip(leaves, self._given, self._arrays, self._pointers, strict=True)
         ]
+
+    def views_of(self, gradients: Sequence[Any]) -> list[Any]:
+        """Return the gradients as what is updated is: of a leaf that stays a tensor the tensor, of others a view."""
+        found = views_of(gradients)
+        for i in self._kept:
+            found[i] = gradients[i]
+        return found
 
     def gradients(self) -> list[Any]:
         """Return the ``.grad`` of each leaf."""

@@ -16,7 +16,6 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import DynamicScale, checked_scale
 from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
-from gpuopt.lending import views_of
 from gpuopt.rules.hyper import Count
 from gpuopt.stateful import Nonfinite, Stateful
 
@@ -226,7 +225,8 @@ class Optimizer(Stateful):
             real dtype is cast to the one that is computed in. Of a complex parameter it is complex, ``dL/d(re) + i*dL/d(im)`` of a real
             loss: what torch returns; of JAX's gradient take the conjugate. None leaves a parameter and its state alone. For
             NumPy and CuPy it may be of any library that shares memory with them through DLPack: nothing is copied from
-            device to device. Without it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
+            device to device, and of torch only what is marked as conjugate or negative.
+            Without it, tensors' own ``.grad`` is taken; autograd is told that they have changed.
 
         Raises
         ------
@@ -239,7 +239,7 @@ class Optimizer(Stateful):
         """
         ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
         if self._held.lenders:
-            ready = views_of(ready)
+            ready = self._held.lenders.views_of(ready)
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)

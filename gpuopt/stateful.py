@@ -153,6 +153,10 @@ class Stateful:
             If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
 
         """
+        self._go_on_from(state, self._step.readable)
+
+    def _go_on_from(self, state: Mapping[str, Any], readable: Callable[[Any, Any], Any]) -> None:
+        """See `load_state_dict`, and of ``readable`` `states.arrays_of`."""
         states.check_nesting(state)
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
@@ -171,7 +175,7 @@ class Stateful:
         waiting = {i: self._tree.paths[i] for i in sums}
         expected |= {("state", path, SUM): sums[i] for i, path in waiting.items()}
         expected |= {("state", path, COUNT): np.zeros(()) for path in waiting.values()}
-        given = states.arrays_of(state, expected, self._step.readable, problems)
+        given = states.arrays_of(state, expected, readable, problems)
         counts = states.counts_of(given, COUNT, waiting, accumulated, problems)
         carried = states.carried_of(state, self._by_pattern, problems)
         if problems:
@@ -203,10 +207,10 @@ class Stateful:
             write(self.state_dict())
 
     def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
-        """Go on from the state that is read, and return what came with it."""
+        """Go on from the state that is read, whose arrays are new, and return what came with it."""
         self._held.check_all()
         state, more = read()
-        self.load_state_dict(state)
+        self._go_on_from(state, partial(self._step.readable, is_apart=True))
         return more
 
     def with_params(self, params: Any) -> Self:

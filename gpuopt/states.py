@@ -163,12 +163,16 @@ def expected_arrays(
     """
     expected: dict[Key, Any] = {("params", path): a for path, a in zip(paths, arrays, strict=True)}
     declared = [starts(rule.slots) for rule in rules]
+    dtypes: dict[tuple[int, str, str], Any] = {}
     for path, a, group in zip(paths, arrays, groups, strict=True):
         for slot, start in declared[group].items():
             if is_number(start):
                 expected["state", path, slot] = np.zeros(())
                 continue
-            dtype, shape = slot_dtype(rules[group], slot, a), shape_of(start, tuple(a.shape))
+            kind = group, slot, dtype_of(a)
+            if kind not in dtypes:
+                dtypes[kind] = slot_dtype(rules[group], slot, a)
+            dtype, shape = dtypes[kind], shape_of(start, tuple(a.shape))
             is_like_leaf = dtype == a.dtype and shape == tuple(a.shape)
             expected["state", path, slot] = a if is_like_leaf else zeros_like(a, dtype, shape)
     return expected

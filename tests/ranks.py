@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ import gpuopt
 import gpuopt.distributed
 import gpuopt.training
 from gpuopt.distributed import RankError, cuts, sums, transport
+from gpuopt.engines import memory
 from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
 
@@ -237,6 +239,36 @@ def on_devices(comm: Any, folder: Path) -> None:
         (folder / f"{comm.size}.json").write_text(json.dumps(found))
 
 
+def shares(comm: Any, folder: Path) -> None:
+    """State of each process: its share, and at most one bucket more; what a step needs beside it."""
+    cuts.LARGE, cuts.LARGEST, cuts.MESSAGE = 1 << 16, 1 << 18, 0
+    bucket = 4 * cuts.LARGEST
+    sizes = [1_000_000, 60_000, 60_001, 60_002, 300_000, 5_000, 3]
+    params = [np.zeros(n, "f4") for n in sizes]
+    grads = [np.ones(n, "f4") for n in sizes]
+    nbytes = 4 * sum(sizes)
+    tracemalloc.start()
+    opt = gpuopt.distributed.Optimizer(params, gpuopt.Adam(), comm)
+    opt.step(grads)
+    arrays = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+    held = sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([arrays]).traces)
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    opt.step(grads)
+    after, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    state = sum(x.nbytes for slots in opt._step.slots for x in slots.values())
+    everyone = comm.allgather(state)
+    assert sum(everyone) == 2 * nbytes
+    assert max(everyone) <= 2 * (nbytes / comm.size) + bucket, everyone
+    share = state // 2
+    sums = cuts.traffic(opt._layout.buckets, comm.size).memory  # of one bucket, from all others
+    packed = 4 * sum(n for n in sizes if n < cuts.LARGE)  # small leaves, side by side
+    assert held - state <= share + sums + packed, (held, state, share, sums, packed)  # the mean gradient's share, too
+    assert after - before < 10_000, (after, before)
+    assert most - before <= bucket, (most, before)  # small leaves, side by side for the others, one bucket at a time
+
+
 def failing(comm: Any, folder: Path) -> Iterator[tuple[str, dict[str, Any], Callable[[Any], None], str]]:
     """Name, options, what rank 1 alone does before (or instead of) a step, and what all are told."""
     good = gradient(0, 0)
@@ -309,12 +341,33 @@ def failures(comm: Any, folder: Path) -> None:
     assert (opt.steps, opt.skipped) == (1, 1)
     assert _state(opt)[1] == before[1]
 
-    told = _told(lambda: gpuopt.save(folder / "nowhere" / "x.safetensors", opt))
-    assert "rank 0: FileNotFoundError" in told[0]
+    file = folder / "file.safetensors"
+    gpuopt.save(file, opt)
+    opt.step(gradient(1, comm.rank))
+    before = _state(opt)
     (folder / "damaged.safetensors").write_bytes(b"x" * 100)
-    told = _told(lambda: gpuopt.load(folder / "damaged.safetensors", opt))
-    assert "rank 0: CheckpointError" in told[0]
-    assert comm.allgather(told) == [told] * comm.size
+
+    def no_room(*_: Any) -> Any:
+        raise MemoryError("no room")
+
+    def loads() -> None:
+        room = memory.in_memory_order
+        if comm.rank == 1:
+            memory.in_memory_order = no_room  # type: ignore[assignment]
+        try:
+            gpuopt.load(file, opt)
+        finally:
+            memory.in_memory_order = room
+
+    for call, message in (
+        (lambda: gpuopt.save(folder / "nowhere" / "x.safetensors", opt), "rank 0: FileNotFoundError"),
+        (lambda: gpuopt.load(folder / "damaged.safetensors", opt), "rank 0: CheckpointError"),
+        (loads, "rank 1: MemoryError: no room"),
+    ):
+        told = _told(call)
+        assert message in told[0], told
+        assert comm.allgather(told) == [told] * comm.size
+        assert _state(opt) == before
     settings(comm)
 
 

@@ -1,6 +1,7 @@
 """A trained network as a thing one can use: what it predicts, what is exported, what is refused; and what is said of data."""
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from gpuopt.training.activations import ACTIVATIONS
 from gpuopt.training.data import from_arrays
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.export import export
+from gpuopt.training.predicting import predict_file
 
 RANDOM = np.random.RandomState(7)
 N = 120
@@ -33,6 +35,8 @@ QUICK: dict[str, Any] = {"hidden": (8,), "epochs": 40, "batch_size": 32, "lr": 0
 
 TARGETS: dict[str, Any] = {
     "text": CLASSES,
+    "identifiers": np.where(CLASSES == "ja", 2**53 + 1, 2**53),
+    "large identifiers": np.where(CLASSES == "ja", np.uint64(2**63 + 1), np.uint64(2**63 + 2)),
     "whole numbers": np.where(CLASSES == "ja", 7, -1),
     "flags": CLASSES == "ja",
     "a number": PRICES,
@@ -522,6 +526,33 @@ def test_labels_of_bytes_and_of_large_numbers_and_frames_of_one_column(tmp_path:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         model = trained(folder, X, y)
         np.testing.assert_array_equal(model.predict(X) == (y if expected is None else expected), True)
+
+
+def test_whole_numbers_keep_all_their_digits(tmp_path: Path) -> None:
+    large = 2**53
+    x = np.zeros((4, 1))
+    far = np.array([large + 1, large, large + 1, large], np.uint64)
+    assert from_arrays((x, far, x, far.astype(np.int64))).classes == (large, large + 1)
+    for y in (far.astype(float), np.array([1e300, -1e300] * 2)):
+        with pytest.raises(
+            UsageError, match=r"y: row 0 is .*, a label as a float64, which has lost digits; expected int"
+        ):
+            from_arrays((x, y), task="classification")
+    top = np.array([1, 2**63 + 1] * 2, np.uint64)
+    for other in (np.array([-1] * 4), np.array([large + 1] * 4)):  # -1 is none of them, nor is a neighbour
+        with pytest.raises(UsageError, match=r"y_test: row 0 is .*, a label that y_train lacks"):
+            from_arrays((x, np.where(top == 1, np.uint64(large), top), x, other))
+    model = trained(tmp_path / "run", X, np.where(CLASSES == "ja", top[1], top[0]), epochs=1)
+    FRAME.to_csv(tmp_path / "x.csv", index=False)
+    for name in ("y.parquet", "y.csv"):
+        predict_file(model, tmp_path / "x.csv", tmp_path / name)
+    for found in (pd.read_parquet(tmp_path / "y.parquet"), pd.read_csv(tmp_path / "y.csv", dtype=np.uint64)):
+        assert found["y"].to_list() == model.predict(X).tolist()
+    lost = r"Column (key|name) has whole numbers beyond 2\*\*53, whose last digits are lost as features; --ignore"
+    for frame in (pd.DataFrame({"key": far.astype(np.int64), "a": 0.5}), pd.DataFrame({"name": far, "a": 0.5})):
+        assert any(re.match(lost, note) for note in from_arrays((frame, [0, 1, 0, 1])).notes)
+    notes = from_arrays((np.array([[large], [1]] * 2), [0, 1, 0, 1])).notes
+    assert any(note.startswith("x has whole numbers beyond 2**53") for note in notes)
 
 
 def test_estimators() -> None:

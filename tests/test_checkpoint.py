@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from spaces import Space
 
 import gpuopt
-from gpuopt import checkpoint, schedules
+from gpuopt import schedules, tensorfile
 from gpuopt.checkpoint import CheckpointError
 
 DTYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]
@@ -61,8 +61,8 @@ def path(tmp_path: Path) -> Path:
 )
 def test_arrays_come_back(path: Path, dtype: str, make: Callable[[Any], Any]) -> None:
     x = make(np.arange(12).reshape(3, 4).astype(dtype))
-    checkpoint.write(path, {"x": x, "one": np.ones(1, np.int8)}, {"note": "é"})
-    tensors, metadata = checkpoint.read(path)
+    tensorfile.write(path, {"x": x, "one": np.ones(1, np.int8)}, {"note": "é"})
+    tensors, metadata = tensorfile.read(path)
     assert bits(tensors["x"]) == bits(np.array(x, dtype=dtype))
     assert list(tensors["one"]) == [1]
     assert metadata["note"] == "é"
@@ -81,14 +81,14 @@ def test_any_names_and_bits_come_back_and_the_library_reads_them(
     from safetensors.numpy import load_file
 
     path = tmp_path_factory.mktemp("any") / "x"
-    checkpoint.write(path, tensors, {})
-    for read in (checkpoint.read(path)[0], load_file(path)):
+    tensorfile.write(path, tensors, {})
+    for read in (tensorfile.read(path)[0], load_file(path)):
         assert {name: bits(x) for name, x in read.items()} == {name: bits(x) for name, x in tensors.items()}
 
 
 def test_data_are_aligned(path: Path) -> None:
     sizes = {"a": "i1", "b": "f8", "c": "f4", "d": "f2", "e": "f8"}
-    checkpoint.write(path, {name: np.ones(3, dtype) for name, dtype in sizes.items()}, {})
+    tensorfile.write(path, {name: np.ones(3, dtype) for name, dtype in sizes.items()}, {})
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
@@ -100,13 +100,13 @@ def test_dtypes_that_cannot_be_saved(path: Path) -> None:
     with pytest.raises(
         TypeError, match=r"params/w: dtype complex128 cannot be saved; known: float16, float32, float64"
     ):
-        checkpoint.write(path, {"params/w": np.ones(3, complex)}, {})
+        tensorfile.write(path, {"params/w": np.ones(3, complex)}, {})
     assert not path.exists()
 
 
 def test_names_that_cannot_be_saved(path: Path) -> None:
     with pytest.raises(ValueError, match="surrogates"):
-        checkpoint.write(path, {"params/\ud800": np.ones(3)}, {})
+        tensorfile.write(path, {"params/\ud800": np.ones(3)}, {})
     assert not path.exists()
 
 
@@ -163,7 +163,7 @@ def test_bare_array(path: Path) -> None:
     opt = gpuopt.Optimizer(np.ones(3), gpuopt.Adam())
     opt.step(np.ones(3))
     gpuopt.save(path, opt)
-    assert set(checkpoint.read(path)[0]) == {"params/", "state//m", "state//v"}
+    assert set(tensorfile.read(path)[0]) == {"params/", "state//m", "state//v"}
     other = gpuopt.Optimizer(np.zeros(3), gpuopt.Adam())
     gpuopt.load(path, other)
     assert contents(other) == contents(opt)
@@ -220,7 +220,7 @@ def test_a_function_of_ones_own_cannot_be_saved(path: Path) -> None:
 def test_file_layout(path: Path) -> None:
     opt = gpuopt.Optimizer({"dense": {"w": np.ones(2)}}, gpuopt.Adam())
     gpuopt.save(str(path), opt, {"epoch": 1})
-    tensors, metadata = checkpoint.read(str(path))
+    tensors, metadata = tensorfile.read(str(path))
     assert set(tensors) == {"params/dense.w", "state/dense.w/m", "state/dense.w/v"}
     assert set(metadata) == {"gpuopt", "crc32"}
     rules = {"*": {"name": "Adam", "tuned": {}}}
@@ -282,10 +282,10 @@ def test_mismatches_are_listed_and_change_nothing(path: Path) -> None:
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, str]], object]) -> None:
-    tensors, metadata = checkpoint.read(path)
+    tensors, metadata = tensorfile.read(path)
     del metadata["crc32"]
     change(tensors, metadata)
-    checkpoint.write(path, tensors, metadata)
+    tensorfile.write(path, tensors, metadata)
 
 
 def about(**changes: Any) -> Callable[[dict[str, Any], dict[str, str]], object]:
@@ -360,7 +360,7 @@ def entry(dtype: str, shape: list[int], end: int) -> dict[str, Any]:
 def test_other_files(path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
     with pytest.raises(CheckpointError) as caught:
-        checkpoint.read(path)
+        tensorfile.read(path)
     assert str(caught.value).startswith(f"{path}: not a safetensors file, or damaged: ")
     with pytest.raises(CheckpointError, match=path.name):
         gpuopt.load(path, gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
@@ -394,7 +394,7 @@ def test_what_does_not_fit_is_not_read(path: Path, monkeypatch: pytest.MonkeyPat
     """A file with a hole may well be larger than the memory."""
     opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.SGD())
     gpuopt.save(path, opt)
-    metadata = checkpoint.read(path)[1]
+    metadata = tensorfile.read(path)[1]
     size = 2**43
     header: dict[str, Any] = {"__metadata__": metadata}
     header["params/w"] = {"dtype": "F64", "shape": [size // 8], "data_offsets": [0, size]}
@@ -410,7 +410,7 @@ def test_what_does_not_fit_is_not_read(path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_dtypes_that_are_not_ours_are_not_read(path: Path) -> None:
     path.write_bytes(safetensors_file(entry("F8_E4M3", [4], 4), bytes(4)))
-    tensors, _ = checkpoint.read(path)
+    tensors, _ = tensorfile.read(path)
     assert vars(tensors["x"]) == {"shape": (4,), "dtype": "F8_E4M3"}
 
 
@@ -459,7 +459,7 @@ def test_on_the_disk_before_it_is_renamed_and_the_folder_after(path: Path, monke
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "replace", recorded_replace)
-    checkpoint.write(path, {"x": np.ones(3)}, {})
+    tensorfile.write(path, {"x": np.ones(3)}, {})
     assert events == ["file", "rename", "folder"][: 3 if os.name == "posix" else 2]
 
 
@@ -497,15 +497,15 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.write(path, {"x": np.ones(3)}, {})
+    tensorfile.write(path, {"x": np.ones(3)}, {})
 
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write(path, {"x": np.zeros(3)}, {})
-    assert checkpoint.read(path)[0]["x"].tolist() == [1, 1, 1]
+        tensorfile.write(path, {"x": np.zeros(3)}, {})
+    assert tensorfile.read(path)[0]["x"].tolist() == [1, 1, 1]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -513,21 +513,21 @@ def test_an_interrupt_leaves_the_old_file(path: Path, monkeypatch: pytest.Monkey
 def test_permissions_and_links_are_kept(path: Path, tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
-        checkpoint.write(path, {"x": np.ones(3)}, {})
+        tensorfile.write(path, {"x": np.ones(3)}, {})
     finally:
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     link = tmp_path / "link"
     link.symlink_to(path)
-    checkpoint.write(link, {"x": np.zeros(3)}, {})
+    tensorfile.write(link, {"x": np.zeros(3)}, {})
     assert link.is_symlink()
-    assert checkpoint.read(path)[0]["x"].tolist() == [0, 0, 0]
+    assert tensorfile.read(path)[0]["x"].tolist() == [0, 0, 0]
 
 
 def test_too_much_for_a_header(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "HEADER_LIMIT", 1000)
+    monkeypatch.setattr(tensorfile, "HEADER_LIMIT", 1000)
     with pytest.raises(ValueError, match=r"names and metadata take \d+ bytes, more than safetensors' 1000"):
-        checkpoint.write(path, {"x": np.ones(3)}, {"extra": "x" * 1000})
+        tensorfile.write(path, {"x": np.ones(3)}, {"extra": "x" * 1000})
     assert not path.exists()
 
 
@@ -536,7 +536,7 @@ def test_a_missing_checksum_is_a_wrong_one(tmp_path: Path) -> None:
 
     opt = gpuopt.Optimizer({"w": np.ones(3)}, gpuopt.SGD())
     gpuopt.save(tmp_path / "file", opt)
-    arrays, metadata = checkpoint.read(tmp_path / "file")
+    arrays, metadata = tensorfile.read(tmp_path / "file")
     arrays["params/w"][0] = 7
     sums = {name: crc for name, crc in json.loads(metadata["crc32"]).items() if name != "params/w"}
     for kept, named in ((sums, "'params/w'"), ({}, "'gpuopt', 'params/w'")):

@@ -55,6 +55,8 @@ def test_help_is_a_manuals_first_page() -> None:
 
 def test_help_of_train_names_every_option() -> None:
     text = gpuopt_("train", "--help").stdout
+    assert "AdamW" in text
+    assert "Muon" not in text  # which updates no vectors
     named = {"data", "target", "hidden", "optimizer", "lr", "set", "schedule", "epochs", "batch-size", "seed", "device"}
     for option in named | {"out", "resume", "quiet"}:
         assert f"--{option} " in text or f"--{option}\n" in text

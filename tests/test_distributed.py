@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,12 +23,12 @@ from hypothesis import strategies as st
 
 import gpuopt
 import gpuopt.distributed
-from gpuopt import checkpoint
+from gpuopt import tensorfile
 from gpuopt.distributed.cuts import buckets_of, order_of_chunks
 from gpuopt.distributed.sums import middle, plan, whole_within
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 COUNTS = [1, 2, 3, 4, 8]
 AS_ROOT = {
@@ -112,6 +113,10 @@ def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 
 
+def test_memory_of_each_process(tmp_path: Path) -> None:
+    succeeds(4, "shares", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("scenario", "said"),
     [
@@ -171,7 +176,7 @@ def command(*arguments: str) -> list[str]:
 def trained(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Arrays of the checkpoint, and rows of metrics but for the time."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    arrays, _ = checkpoint.read(folder / "checkpoint.safetensors")
+    arrays, _ = tensorfile.read(folder / "checkpoint.safetensors")
     return arrays, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
@@ -193,36 +198,107 @@ def test_a_command_that_is_stopped_on_4_goes_on_on_2_and_alone(tmp_path: Path, s
     alone = tmp_path / "alone"
     subprocess.run(command(*options, "--parts", "4", "--out", str(alone)), check=True, timeout=120, capture_output=True)
     folder = tmp_path / "run"
-    with subprocess.Popen(
-        command(*options, "--processes", "4", "--out", str(folder)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            end = time.monotonic() + 60
-            while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text().count("\n") > 1:
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            process.send_signal(signum)
-            output, _ = process.communicate(timeout=60)
-        finally:
-            process.kill()
+
+    def stop(process: subprocess.Popen[str]) -> None:
+        process.send_signal(signum)
+
+    status, output = disturbed(command(*options, "--processes", "4", "--out", str(folder)), folder, stop)
     assert f"stopped by {signum.name} after" in output
-    assert process.returncode == 128 + signum
+    assert status == 128 + signum
     before = len(trained(folder)[1])
     assert before < len(trained(alone)[1])
     many = "3" if signum == signal.SIGINT else "1"
-    done = subprocess.run(
-        command("--resume", str(folder), "--processes", many),
-        check=False, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    done = run_to_the_end("--resume", str(folder), "--processes", many)
     assert done.returncode == 0, done.stdout
-    (want, rows), (found, found_rows) = trained(alone), trained(folder)
+    assert_same_training(folder, alone)
+
+
+def test_a_command_of_which_a_process_is_killed_goes_on_with_fewer(tmp_path: Path) -> None:
+    """On 3, of which rank 1 is killed; then on 2, of which rank 0 is; then alone."""
+    launcher()
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("needs /proc, to find the process of a rank")
+    options = [
+        "--epochs",
+        "80",
+        "--batch-size",
+        "70",
+        "--dropout",
+        "0.1",
+        "--report-every",
+        "2",
+        "--checkpoint-every",
+        "5",
+    ]
+    alone, folder = tmp_path / "alone", tmp_path / "run"
+    done = run_to_the_end(*options, "--parts", "3", "--out", str(alone))
+    assert done.returncode == 0, done.stdout
+    for arguments, rank in (([*options, "--processes", "3", "--out"], 1), (["--processes", "2", "--resume"], 0)):
+        start = time.monotonic()
+
+        def kill(_: object, rank: int = rank) -> None:
+            os.kill(process_of(rank, folder), signal.SIGKILL)
+
+        status, output = disturbed(command(*arguments, str(folder)), folder, kill)
+        assert status not in {0, 1, 2}, output
+        assert "processes was lost" in output
+        assert "`gpuopt train --resume FOLDER` goes on from the last checkpoint" in output
+        assert "signal 9" in output.lower() or "signal: 9" in output.lower(), output  # the launcher's own words
+        assert time.monotonic() - start < 90
+    done = run_to_the_end("--resume", str(folder))
+    assert done.returncode == 0, done.stdout
+    assert_same_training(folder, alone)
+
+
+def run_to_the_end(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), check=False, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def disturbed(
+    command: Sequence[str], folder: Path, disturb: Callable[[subprocess.Popen[str]], object]
+) -> tuple[int, str]:
+    """Start a training, disturb it once it has written two more rows and a checkpoint, return exit status and output."""
+
+    def rows() -> int:
+        written = folder / "metrics.jsonl"
+        return written.read_text().count("\n") if written.exists() else 0
+
+    before = rows()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            end = time.monotonic() + 60
+            while rows() < before + 2:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            disturb(process)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    return process.returncode, output
+
+
+def process_of(rank: int, folder: Path) -> int:
+    """The process of a rank of the training with this folder."""
+    ranks_of = {f"{name}={rank}".encode() for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")}
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            told = set((process / "environ").read_bytes().split(b"\0"))
+            if ranks_of & told and str(folder).encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    (one,) = found
+    return one
+
+
+def assert_same_training(folder: Path, want: Path) -> None:
+    """The same bits, and the same rows but for those of events."""
+    (arrays, rows), (found, found_rows) = trained(want), trained(folder)
     assert [row for row in found_rows if "event" not in row] == rows
-    assert found.keys() == want.keys()
-    for name, x in want.items():
+    assert found.keys() == arrays.keys()
+    for name, x in arrays.items():
         np.testing.assert_array_equal(found[name], x, err_msg=name)
 
 

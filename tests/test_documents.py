@@ -24,6 +24,16 @@ def test_code_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         exec(compile("\n" * lines_before + block[1], ROOT / document, "exec"), names)  # noqa: S102
 
 
+@pytest.mark.peers
+@pytest.mark.parametrize("library", ["jax", "torch"])
+@pytest.mark.parametrize("document", ["docs/porting.md", "docs/start.md"])
+def test_code_with_other_libraries_runs(document: str, library: str) -> None:
+    pytest.importorskip(library)
+    blocks = re.findall(r"^```py\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
+    for block in (block for block in blocks if f"import {library}\n" in block):
+        exec(block, {"__name__": document})  # noqa: S102
+
+
 MODULES = ["", "schedules", "like.torch", "like.optax", "like.keras", "like.mlx", "training", "distributed"]
 WITHOUT_EXAMPLE = {"Hyper", "like", "schedules", "schedules.SCHEDULES"}
 """Modules, and names that are no objects with a docstring."""

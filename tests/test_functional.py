@@ -199,6 +199,17 @@ def test_are_compiled_by_jax(rule: Any, options: Any) -> None:
 
 
 @pytest.mark.peers
+def test_a_state_of_compiled_code_goes_on_outside_of_it() -> None:
+    jax = pytest.importorskip("jax")
+    rule, w = gpuopt.NAdam(), jax.numpy.ones(3)
+    state = gpuopt.init(rule, w)
+    w, state = jax.jit(lambda p, g, s: gpuopt.update(rule, p, g, s))(w, w, state)
+    for given in (state, jax.device_put(state)):
+        _, after = gpuopt.update(rule, w, w, given)
+        assert (type(after.steps), type(after.carried["*"]["product"])) == (int, float)
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize(
     ("rule", "words"),
     [

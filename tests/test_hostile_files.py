@@ -27,7 +27,7 @@ import pytest
 from mutations import MUTATIONS
 
 import gpuopt
-from gpuopt import checkpoint
+from gpuopt import checkpoint, tensorfile
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.history import History
 from gpuopt.training import Callback, Config, Training, UsageError, load, report, resume, train
@@ -435,7 +435,7 @@ RULES: dict[str, Any] = {
 def test_metadata_that_nobody_wrote(tmp_path: Path, about: dict[str, Any]) -> None:
     w = np.ones(3)
     opt = gpuopt.Optimizer(w, gpuopt.SGD())
-    checkpoint.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": json.dumps(about)})
+    tensorfile.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": json.dumps(about)})
     with pytest.raises(gpuopt.CheckpointError, match="file: "):
         gpuopt.load(tmp_path / "file", opt)
     assert (opt.steps, w.tolist(), opt.lr) == (0, [1, 1, 1], 0.01)
@@ -443,7 +443,7 @@ def test_metadata_that_nobody_wrote(tmp_path: Path, about: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("text", ["[" * 500_000, '{"a":' * 100_000, '{"format": ' + "9" * 5000 + "}", "", "null"])
 def test_metadata_that_are_no_metadata(tmp_path: Path, text: str) -> None:
-    checkpoint.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": text})
+    tensorfile.write(tmp_path / "file", {"params/": np.zeros(3)}, {"gpuopt": text})
     with pytest.raises(gpuopt.CheckpointError, match="file: damaged: the metadata"):
         gpuopt.load(tmp_path / "file", gpuopt.Optimizer(np.ones(3), gpuopt.SGD()))
 
@@ -534,7 +534,7 @@ def test_a_checkpoint_with_many_foreign_arrays(run: RunFolder, tmp_path: Path, k
     folder = handed_on(run, tmp_path)
     arrays, about = checkpoint.verified(run.checkpoint)
     foreign = {kind.format(number): np.zeros((), np.float32) for number in range(5000)}
-    checkpoint.write(folder / "checkpoint.safetensors", {**arrays, **foreign}, {"gpuopt": json.dumps(about)})
+    tensorfile.write(folder / "checkpoint.safetensors", {**arrays, **foreign}, {"gpuopt": json.dumps(about)})
     with pytest.raises(UsageError, match=r"checkpoint\.safetensors: ") as error:
         resume(folder, epochs=9)
     assert len(str(error.value)) < 1500

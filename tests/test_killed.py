@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuopt import checkpoint
+from gpuopt import checkpoint, tensorfile
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes as POSIX has them")
 
@@ -51,7 +51,7 @@ def result(folder: str) -> dict[str, Any]:
     summary = json.loads(Path(folder, "summary.json").read_text()) | {"seconds": 0, "folder": ""}
     files: dict[str, bytes] = {}
     for name in ("checkpoint", "best"):
-        arrays, _ = checkpoint.read(Path(folder, f"{name}.safetensors"))
+        arrays, _ = tensorfile.read(Path(folder, f"{name}.safetensors"))
         files |= {f"{name}/{path}": x.tobytes() for path, x in arrays.items()}
     return {"summary": summary, "rows": rows(folder), **files}
 

@@ -136,12 +136,71 @@ def test_what_is_none_or_numpys_is_taken_too(torch: Any) -> None:
             lambda torch: torch.ones(3).to_sparse(),
             r"params\['w'\]: a tensor of layout torch.sparse_coo, expected a dense",
         ),
+        (
+            lambda torch: torch.nn.LazyLinear(1).weight,
+            r"params\['w'\]: a tensor without memory of its own \(Can't access",
+        ),
+        (
+            lambda torch: freed(torch.ones(3)),
+            r"params\['w'\]: a tensor without memory of its own \(its storage was freed",
+        ),
+        (lambda torch: torch._efficientzerotensor(3), r"params\['w'\]: a tensor without memory of its own"),
     ],
-    ids=["meta", "computed", "sparse"],
+    ids=["meta", "computed", "sparse", "lazy", "freed", "zeros"],
 )
 def test_tensors_that_cannot_be_updated(torch: Any, make: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         gpuopt.Optimizer({"w": make(torch)}, gpuopt.SGD())
+
+
+def freed(x: Any) -> Any:
+    x.untyped_storage().resize_(0)
+    return x
+
+
+@pytest.mark.peers
+def test_gradients_that_are_only_marked_are_read_right(torch: Any) -> None:
+    one, z = torch.ones(3), torch.full((3,), 1 + 2j)
+    for p in (torch.zeros(3), np.zeros(3, np.float32), torch.zeros(3, dtype=torch.bfloat16)):
+        opt = gpuopt.Optimizer([p], gpuopt.SGD(lr=1.0))
+        for g in (z.conj().imag, one.bfloat16(), one.double(), one):
+            opt.step([g])
+        assert p.tolist() == [2 - 1 - 1 - 1] * 3
+    opt = gpuopt.Optimizer([p := torch.ones(3)], gpuopt.SGD(lr=1.0))
+    opt.step([torch._efficientzerotensor(3)])
+    assert p.tolist() == [1] * 3
+    for p in (torch.zeros(3, dtype=torch.complex64), torch.zeros(3, dtype=torch.complex64).conj()):
+        gpuopt.Optimizer([p], gpuopt.SGD(lr=1.0)).step([z.conj()])
+        assert p.tolist() == [-1 + 2j] * 3
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda torch: torch.ones(3, device="meta"), r"grads\[0\]: a tensor on the meta device"),
+        (lambda torch: torch.ones(3).to_sparse(), r"grads\[0\]: a tensor of layout torch.sparse_coo"),
+    ],
+    ids=["meta", "sparse"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tensors_that_are_no_gradients(torch: Any, make: Any, words: str, dtype: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        gpuopt.Optimizer([torch.ones(3, dtype=getattr(torch, dtype))], gpuopt.SGD()).step([make(torch)])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    ("give", "words"),
+    [
+        (lambda layer: layer, r"params: Linear, .*; x.parameters\(\) are its tensors"),
+        (lambda layer: layer.named_parameters(), r"params\[0\]\[0\]: str, .*; of pairs .* dict\(pairs\)"),
+    ],
+    ids=["module", "named"],
+)
+def test_what_has_tensors(torch: Any, give: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        gpuopt.Optimizer(give(torch.nn.Linear(2, 2)), gpuopt.SGD())
 
 
 @pytest.mark.peers
@@ -163,8 +222,15 @@ def test_tensors_that_share_memory_or_were_replaced(torch: Any) -> None:
 def test_gradients_of_jax_are_read_where_they_are() -> None:
     jnp = pytest.importorskip("jax").numpy
     w = np.zeros(3, np.float32)
-    gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0)).step(jnp.ones(3))
-    assert w.tolist() == [-1] * 3
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0))
+    opt.step(jnp.ones(3))
+    opt.step(jnp.ones(3, jnp.bfloat16))
+    assert w.tolist() == [-2] * 3
+    (gone := jnp.ones(3)).delete()
+    with pytest.raises(ValueError, match="grads: an array of jaxlib that was deleted"):
+        opt.step(gone)
+    with pytest.raises(ValueError, match="params: an array of jaxlib that was deleted"):
+        gpuopt.init(gpuopt.SGD(), gone)
     with pytest.raises(
         ValueError, match=r"a read-only jax.* array, expected one that can be updated in place; use gpuopt.init"
     ):

@@ -309,7 +309,7 @@ def test_lbfgs_of_leaves_that_come_and_go(fused_space: Space) -> None:
             for s, y in reversed(pairs):
                 alphas.append(s @ q / (s @ y) if s @ y else 0.0)
                 q -= alphas[-1] * y
-            scale: Any = min(1, 1 / np.linalg.norm(g))
+            scale = min(1.0, 1 / float(np.linalg.norm(g)))
             if pairs:
                 s, y = pairs[-1]
                 scale = s @ y / (y @ y) if y @ y else 1.0

@@ -18,7 +18,7 @@ from conformance import ROWS
 from spaces import Space, assert_same_bits
 
 import gpuopt
-from gpuopt import checkpoint
+from gpuopt import checkpoint, tensorfile
 
 SIZE = 1 << 20  # enough for every step to be shared among threads
 
@@ -113,7 +113,7 @@ def test_a_thread_that_saves_while_another_one_steps(tmp_path: Path, size: int) 
         try:
             for _ in range(20):
                 gpuopt.save(tmp_path / "file", opt)
-                arrays, metadata = checkpoint.read(tmp_path / "file")
+                arrays, metadata = tensorfile.read(tmp_path / "file")
                 count = json.loads(metadata["gpuopt"])["steps"]
                 for x in arrays.values():
                     assert (x == count).all()

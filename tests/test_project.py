@@ -67,7 +67,8 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "lending": {"arrays"},
     "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
-    "checkpoint": {"arrays", "optimizer", "suggest"},
+    "tensorfile": {"arrays"},
+    "checkpoint": {"arrays", "optimizer", "suggest", "tensorfile"},
     "distributed": {
         "",
         "arrays",
@@ -101,6 +102,7 @@ LAYERS: dict[str, set[str]] = {
         "rules/base",
         "schedules",
         "suggest",
+        "tensorfile",
     },
     "training": {
         "",
@@ -121,6 +123,7 @@ LAYERS: dict[str, set[str]] = {
         "runs",
         "schedules",
         "suggest",
+        "tensorfile",
         "transforms",
         "transforms/base",
     },

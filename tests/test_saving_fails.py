@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gpuopt import checkpoint
+from gpuopt import tensorfile
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import Callback, Config, SavingError, Training, UsageError, resume, train
 
@@ -73,7 +73,7 @@ def limit() -> Any:
 
 
 def result(folder: Path) -> tuple[Any, ...]:
-    arrays, _ = checkpoint.read(folder / "checkpoint.safetensors")
+    arrays, _ = tensorfile.read(folder / "checkpoint.safetensors")
     rows = [json.loads(line) | {"seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text()) | {"seconds": 0, "folder": ""}
     return {name: x.tobytes() for name, x in arrays.items()}, rows, summary
@@ -91,7 +91,7 @@ def test_the_checkpoint_before_is_whole(tmp_path: Path, step: int, plant: Callab
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     last = 0
     if step == 12:
-        _, metadata = checkpoint.read(folder / "checkpoint.safetensors")
+        _, metadata = tensorfile.read(folder / "checkpoint.safetensors")
         last = json.loads(metadata["gpuopt"])["steps"]
         assert last in (8, 10)  # the one after 10 steps may have been on its way
     told = re.search(
@@ -171,7 +171,7 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:
     assert kept == {f"{name}.safetensors" for name in ("checkpoint", "checkpoint-20", "checkpoint-25", "best")}
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     best = min(rows, key=lambda row: row["loss"])
-    _, metadata = checkpoint.read(tmp_path / "run" / "best.safetensors")
+    _, metadata = tensorfile.read(tmp_path / "run" / "best.safetensors")
     assert json.loads(metadata["gpuopt"])["steps"] == best["step"]
     train(replace(CONFIG, keep=1), out=tmp_path / "one")
     assert {file.name for file in (tmp_path / "one").glob("*.safetensors")} == {

@@ -182,6 +182,26 @@ def test_convolution_kernels_are_flattened_to_a_row_for_each_output(space: Space
     np.testing.assert_allclose(space.get(w).reshape(4, 18), flat, rtol=1e-12)
 
 
+@pytest.mark.peers
+def test_muon_of_optax_is_two_rules_here() -> None:
+    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    like = gpuopt.like.optax
+    rule = {"kernel": like.muon(0.01), "*": like.adamw(0.01, weight_decay=0.0, nesterov=True)}
+    params = {"kernel": values(0, (5, 3)), "bias": values(1, (3,)), "gate": values(2, (2, 3, 2))}
+    theirs, made = {name: x.copy() for name, x in params.items()}, optax.contrib.muon(0.01)
+    opt = gpuopt.Optimizer(params, rule)
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        own = {name: jax.numpy.asarray(x) for name, x in theirs.items()}
+        state = made.init(own)
+        for step in range(5):
+            g = {name: values(10 * step + i, x.shape) for i, (name, x) in enumerate(theirs.items())}
+            opt.step(g)
+            updates, state = made.update({name: jax.numpy.asarray(x) for name, x in g.items()}, state, own)
+            own = optax.apply_updates(own, updates)
+        for name, p in params.items():
+            np.testing.assert_allclose(p, np.asarray(own[name]), rtol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_moves_of_muon_do_not_depend_on_the_size_of_the_gradient(dtype: str, size: float) -> None:

@@ -456,3 +456,13 @@ def test_frozen_leaves_have_nothing_beside_them() -> None:
     opt = gpuopt.Optimizer(params, {"a": None, "b": gpuopt.SGD()}, precision="split")
     assert opt.evaluation() is params
     assert list(opt.state_dict()["state"]["a"]) == []
+
+
+def test_cupy_is_not_for_bfloat16(cupy_space: Space) -> None:
+    try:
+        w = cupy_space.xp.asarray(np.ones(3, dtype_of("bfloat16")))
+    except (TypeError, ValueError):
+        pytest.skip("this CuPy has no bfloat16")
+    for make in (gpuopt.Optimizer, lambda p, rule: gpuopt.init(rule, p)):
+        with pytest.raises(TypeError, match=r"params\['w'\]: dtype bfloat16 of CuPy, expected float16 or wider"):
+            make({"w": w}, gpuopt.SGD())

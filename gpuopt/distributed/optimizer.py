@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from functools import partial
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 import gpuopt
-from gpuopt import leaves, states, tuning
-from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, place, to_numpy, zeros_like
-from gpuopt.distributed.agreement import RankError, agree, listed
-from gpuopt.distributed.cuts import Piece, buckets_of, order_of_chunks
-from gpuopt.distributed.reduction import Reduction, Store, empty
-from gpuopt.distributed.sums import whole_within
+from gpuopt import leaves
+from gpuopt.arrays import current, is_cupy, is_numpy, place, to_numpy
+from gpuopt.distributed.agreement import RankError, listed
+from gpuopt.distributed.layout import NO_BUCKET, Layout, axes, flat_like
+from gpuopt.distributed.parts import OwnParts
+from gpuopt.distributed.reduction import Reduction, empty
+from gpuopt.distributed.saving import Saved
 from gpuopt.distributed.transport import connect
 from gpuopt.engines import array, memory
-from gpuopt.engines.complexes import slot_dtype
-from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import judge
 from gpuopt.engines.place import host
 from gpuopt.engines.step import Step
-from gpuopt.engines.table import CHUNK
 from gpuopt.engines.trace import traced
 from gpuopt.engines.whole import Parts
 from gpuopt.gradients import Clip, clipped
 from gpuopt.optimizer import OWN
-from gpuopt.optimizer import Optimizer as Alone
 from gpuopt.rules.slots import Given, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from gpuopt.distributed.cuts import Piece
     from gpuopt.distributed.sums import Node
     from gpuopt.distributed.transport import Way
     from gpuopt.groups import Rules
     from gpuopt.optimizer import Nonfinite
-    from gpuopt.rules.base import Hyper, Rule
-
-Role: TypeAlias = Literal["equal", "leader", "follower"]
-LED = ("_load", "_retune", "_save", "evaluation", "state_dict")
-"""What rank 0 does and the others follow in."""
-NO_BUCKET = -1
-"""Of a segment without elements."""
-T = TypeVar("T")
+    from gpuopt.rules.base import Rule
 
 
-class Optimizer(Alone):
+class Optimizer(Saved):
     """An optimizer whose work and state many processes share.
 
     The batch is a number of parts. Each process adds the gradients of its own parts, `mine`; a step adds those of all, in
@@ -145,14 +134,7 @@ class Optimizer(Alone):
         self._met = False
         self._lock = threading.RLock()
         self._kept: Exception | None = None
-        self._nodes: list[tuple[Node, Store]] = []
-        self._count = 0
-        self._role: Role = "equal"
-        self._announced = 0
-        self.wish = self.wished = 0
         self.measures = False
-        self._present: list[bool] | None = None
-        self._stores: list[Store] = []
         error: Exception | None = None
         try:
             if not type(self._parts) is int or self._parts < size:
@@ -186,7 +168,7 @@ class Optimizer(Alone):
             if self._kept is not None:
                 return
             try:
-                self._add(self._checked_gradients(grads))
+                self._added.add(self._checked_gradients(grads))
             except Exception as error:  # noqa: BLE001 - all processes are told
                 self._forget()
                 self._kept = error
@@ -217,7 +199,7 @@ class Optimizer(Alone):
                 limit = self._clip.limit.at(self._steps) if self._clip else 0.0
                 self._held.check_all()
                 self._reduction.reserve()
-                missing = [self._tree.name(i, "grads") for i, there in enumerate(self._present or ()) if not there]
+                missing = [self._tree.name(i, "grads") for i, there in enumerate(self._added.present) if not there]
                 view = {
                     "steps": self._steps,
                     "hyperparameters": dict(zip(self._patterns, scalars, strict=True)),
@@ -226,7 +208,7 @@ class Optimizer(Alone):
                 }
             except Exception as caught:  # noqa: BLE001 - all processes are told
                 error = caught
-            present = self._present or [False] * len(self._arrays)
+            present = self._added.present or [False] * len(self._arrays)
             self._forget()
             self._agree(error, view, self.wish)
             self._take(nodes, present, scalars, limit)
@@ -239,20 +221,23 @@ class Optimizer(Alone):
         limit: float,
     ) -> None:
         """Exchange and add up, look at the sums, agree once more, update, and exchange the parameters."""
-        buckets = [k for k, b in enumerate(self._buckets) if any(present[piece.leaf] for piece in b.pieces)]
+        buckets = [k for k, b in enumerate(self._layout.buckets) if any(present[piece.leaf] for piece in b.pieces)]
         gradients, error = self._reduction(nodes, buckets)
-        ready = [self._gradient(gradients, k, piece) if present[piece.leaf] else None for k, piece in self._segments]
+        ready = [
+            self._gradient(gradients, k, piece) if present[piece.leaf] else None for k, piece in self._layout.segments
+        ]
         verdict = None
         try:
-            self._step.bind(ready, self._own, lambda _i, g, _p: g)
+            self._step.bind(ready, self._layout.own, lambda _i, g, _p: g)
         except Exception as caught:  # noqa: BLE001 - all processes are told
             error = error or caught
         if self._looks:
-            sums, error = self._measured(ready, error)
-            verdict = judge(sums, self._clip_by, limit)
+            chunks, failed = self._layout.of_chunks(3, partial(self._step.chunk_sums, ready))
+            error = error or failed
+            verdict = judge(self._layout.by_leaf(chunks), self._clip_by, limit)
         self._agree(error, {"norm": verdict and verdict.norm})
         if verdict is not None:
-            self._step.decided(verdict.norm, verdict.scales[[piece.leaf for _, piece in self._segments]])
+            self._step.decided(verdict.norm, verdict.scales[self._layout.leaf_of])
             bad = np.flatnonzero(~verdict.finite).tolist() if self._nonfinite != "ignore" else []
             if bad and self._nonfinite == "raise":
                 self._blame(nodes, bad)
@@ -264,71 +249,7 @@ class Optimizer(Alone):
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
         if self._shard:
-            self._spread({i: flat for i, flat in enumerate(self._flat) if present[i]})
-
-    # ---- one process leads, the others follow
-
-    @property
-    def rank(self) -> int:
-        """See the class."""
-        return self._transport.rank
-
-    @property
-    def size(self) -> int:
-        """See the class."""
-        return self._transport.size
-
-    @property
-    def leads(self) -> bool:
-        """Whether others follow what is done here."""
-        return self._role == "leader"
-
-    @contextlib.contextmanager
-    def leading(self, role: Role = "leader") -> Iterator[None]:
-        """On rank 0: what is called in here, others that `follow` do, too; or again nobody, as an "equal"."""
-        before, self._role = self._role, role
-        try:
-            yield
-        finally:
-            self._role = before
-
-    def say(self, word: str, *args: Any) -> None:
-        """On rank 0: let the others, which `follow`, hear a word of the caller's."""
-        self._transport.say((word, args))
-
-    def follow(self) -> tuple[str, tuple[Any, ...]]:
-        """On all but rank 0: do as rank 0 does, until it says a word of its own, which is returned with what belongs to it.
-
-        Raises
-        ------
-        RankError
-            If the word is "broken": with what belongs to it as the message.
-
-        """
-        before, self._role = self._role, "follower"
-        try:
-            while True:
-                word, args = self._transport.hear()
-                if word == "broken":
-                    raise RankError(args[0], (0,))
-                if word not in LED:
-                    return word, args
-                with contextlib.suppress(RankError):  # which rank 0 has as well, and says what follows
-                    getattr(self, word)(*args)
-        finally:
-            self._role = before
-
-    @contextlib.contextmanager
-    def _led(self, word: str, *args: Any) -> Iterator[None]:
-        """Let those who follow do the same, unless this is part of what they do already."""
-        with self._lock:
-            if self._role == "leader" and not self._announced:
-                self.say(word, *args)
-            self._announced += 1
-            try:
-                yield
-            finally:
-                self._announced -= 1
+            self._layout.spread({i: flat for i, flat in enumerate(self._layout.flat) if present[i]})
 
     def rows_of(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return numbers of all parts, of shape (parts, columns), from those of this process's; collective."""
@@ -346,30 +267,14 @@ class Optimizer(Alone):
             ]
             found = self._step.evaluation(last)
             differ = np.zeros(len(self._arrays), np.int64)
-            for (_, piece), new, p in zip(self._segments, found, self._own, strict=True):
+            for (_, piece), new, p in zip(self._layout.segments, found, self._layout.own, strict=True):
                 differ[piece.leaf] |= new is not p
             differ = self._transport.highest(differ)
             if not differ.any():
                 return self._params
             whole = {i: _copy(p) if differ[i] else p for i, p in enumerate(self._arrays)}
-            self._fill({i: whole[i] for i in np.flatnonzero(differ).tolist()}, found)
+            self._layout.fill({i: whole[i] for i in np.flatnonzero(differ).tolist()}, found)
             return self._tree.build(list(whole.values()))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on, as `gpuopt.Optimizer.state_dict`; collective.
-
-        The state is put together on every process: `gpuopt.save` needs the memory for it on rank 0 only.
-        """
-        with self._led("state_dict"):
-            self._held.check_all()
-            return self._content(self._whole if self._role == "equal" else self._whole_at_first)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, the same on every process; see `gpuopt.Optimizer.load_state_dict`; collective."""
-        if self._role == "leader":
-            self._load(lambda: (state, None))
-        else:
-            self._restore(state, None, lambda x: x)
 
     def with_params(self, params: Any) -> NoReturn:  # noqa: ARG002
         """Not for several processes: save, make another one, load."""
@@ -391,7 +296,7 @@ class Optimizer(Alone):
         return {
             "gpuopt": gpuopt.__version__,
             "leaves": {
-                path: (a.shape, str(a.dtype), _axes(a)) for path, a in zip(self._tree.paths, self._arrays, strict=True)
+                path: (a.shape, str(a.dtype), axes(a)) for path, a in zip(self._tree.paths, self._arrays, strict=True)
             },
             "rules": {pattern: rule.name for pattern, rule in by_pattern.items()},
             "hyperparameters": {pattern: rule.at(0) for pattern, rule in by_pattern.items()},
@@ -412,30 +317,11 @@ class Optimizer(Alone):
             name = self._tree.name(i, "params")
             if not memory.is_without_gaps(a):
                 raise ValueError(f"{name}: strides {a.strides}, expected an array without gaps; copy it")
-        rank, size = self._transport.rank, self._transport.size
-        self._flat = [_flat(a, a) for a in self._arrays]
-        self._buckets = buckets_of([a.size for a in self._arrays], [str(a.dtype) for a in self._arrays], size)
-        self._shares: list[list[tuple[int, Piece]]] = [
-            [(k, piece) for k, bucket in enumerate(self._buckets) for piece in bucket.pieces_of(r)] for r in range(size)
-        ]
-        self._segments = list(self._shares[rank]) if self._shard else [one for own in self._shares for one in own]
-        # Of each leaf a segment at least: so all processes compile the same, and know the numbers of all leaves.
-        there = {piece.leaf for _, piece in self._segments}
-        self._segments += [(NO_BUCKET, Piece(i, 0, 0, 0)) for i in range(len(self._arrays)) if i not in there]
-        self._first_segment = {piece.leaf: s for s, (_, piece) in reversed(list(enumerate(self._segments)))}
-        self._own = [self._flat[piece.leaf][piece.start : piece.stop] for _, piece in self._segments]
-        self._chunk_order, self._chunk_counts = order_of_chunks(self._buckets, size, len(self._arrays))
-        self._chunk_cuts = np.cumsum(
-            [0, *(sum(-(-piece.size // CHUNK) for _, piece in own) for own in self._shares)]
-        ).tolist()
-        self._reduction = Reduction(
-            self._transport,
-            self._buckets,
-            self._parts,
-            self._arrays[0],
-            average=self._average,
-            everywhere=not self._shard,
-        )
+        self._layout = Layout(self._transport, self._arrays, shard=self._shard)
+        buckets, example = self._layout.buckets, self._arrays[0]
+        options = {"average": self._average, "everywhere": not self._shard}
+        self._reduction = Reduction(self._transport, buckets, self._parts, example, **options)
+        self._added = OwnParts(self.mine, self._parts, buckets, example, partial(self._tree.name, root="grads"))
 
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         for pattern, rule in zip(self._patterns, rules, strict=True):
@@ -450,19 +336,21 @@ class Optimizer(Alone):
         if not self._met:
             self._agree(None, self._setting(rules))
             self._met = True
-            self._spread(dict(enumerate(self._flat)), from_first=True)  # before slots are made that begin as copies
-        groups = [self._groups[piece.leaf] for _, piece in self._segments]
+            # Before slots are made that begin as copies.
+            self._layout.spread(dict(enumerate(self._layout.flat)), from_first=True)
+        own, leaf_of = self._layout.own, self._layout.leaf_of
+        groups = [self._groups[leaf] for leaf in leaf_of]
         slots = self._with_numbers(rules, before.slots if before else self._given_slots(rules))
-        idle = [s for s, (_, piece) in enumerate(self._segments) if piece.leaf not in self._rows]
+        idle = [s for s, leaf in enumerate(leaf_of) if leaf not in self._rows]
         seen = clipped(rules, self._clip)
-        parts = Parts([piece.leaf for _, piece in self._segments], [a.size for a in self._arrays])
-        return Step(self._own, self._own, groups, seen, slots, self._engine, None, before, idle, parts=parts)
+        parts = Parts(leaf_of, [a.size for a in self._arrays])
+        return Step(own, own, groups, seen, slots, self._engine, None, before, idle, parts=parts)
 
     def _with_numbers(self, rules: list[Rule], slots: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Slots of segments, with those that are numbers of their leaf: one for all segments of a leaf."""
         found = [dict(own) for own in slots]
         for i, a in enumerate(self._arrays):
-            of_leaf = [s for s, (_, piece) in enumerate(self._segments) if piece.leaf == i]
+            of_leaf = [s for s, leaf in enumerate(self._layout.leaf_of) if leaf == i]
             for name, slot in starts(rules[self._groups[i]].slots).items():
                 if is_number(slot) and name not in found[of_leaf[0]]:
                     number = empty(a, 1, "float64").reshape(())
@@ -474,14 +362,14 @@ class Optimizer(Alone):
     def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
         """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
         whole = {
-            (i, name): _flat(array.started(name, a, i, rules[self._groups[i]]), a)
+            (i, name): flat_like(array.started(name, a, i, rules[self._groups[i]]), a)
             for i, a in enumerate(self._arrays)
             for name, slot in starts(rules[self._groups[i]].slots).items()
             if isinstance(slot, Given)
         }
         return [
             {name: _copy(x[piece.start : piece.stop]) for (i, name), x in whole.items() if i == piece.leaf}
-            for _, piece in self._segments
+            for _, piece in self._layout.segments
         ]
 
     @property
@@ -496,104 +384,39 @@ class Optimizer(Alone):
 
     def _forget(self) -> None:
         """Drop what was added."""
-        self._kept, self._nodes, self._count, self._present = None, [], 0, None
+        self._kept = None
+        self._added.forget()
 
     def _checked_gradients(self, grads: Any) -> list[Any]:
         """Of each leaf the gradient as a flat array in the order of the parameter's memory, or None."""
         found = []
         for i, (g, p) in enumerate(zip(self._tree.leaves_of(grads, "grads"), self._arrays, strict=True)):
             checked = None if g is None or i not in self._rows else leaves.gradient(g, p, self._tree, i)
-            found.append(None if checked is None else _flat(checked, p))
-        present = [g is not None for g in found]
-        for i, (now, before) in enumerate(zip(present, self._present or present, strict=True)):
-            if now != before:
-                name = self._tree.name(i, "grads")
-                was, has = ("None", "an array") if now else ("an array", "None")
-                raise ValueError(
-                    f"{name}: {has} in part {self.mine[self._count]}, expected {was} as in the part before"
-                )
-        self._present = present
+            found.append(None if checked is None else flat_like(checked, p))
         return found
-
-    def _add(self, flat: list[Any]) -> None:
-        if self._count == len(self.mine):
-            raise ValueError(
-                f"add: called more often than the {len(self.mine)} parts of this process, expected once for each i of mine"
-            )
-        part, root = self.mine[self._count], (0, self._parts)
-        self._count += 1
-        node = (part, part + 1)
-        if self._nodes and _is_whole(whole := (self._nodes[-1][0][0], part + 1), root):
-            self._nodes[-1][1].add(flat)  # no need for memory of its own
-            self._nodes[-1] = (whole, self._nodes[-1][1])
-        else:
-            depth = len(self._nodes)
-            if depth == len(self._stores):
-                self._stores.append(Store(self._buckets, self._arrays[0]))
-            self._stores[depth].copy(flat)
-            self._nodes.append((node, self._stores[depth]))
-        while len(self._nodes) > 1 and _is_whole(whole := (self._nodes[-2][0][0], part + 1), root):
-            store = self._nodes[-2][1]
-            store.merge(self._nodes[-1][1], self._present or [])
-            self._nodes[-2:] = [(whole, store)]
 
     def _given(self, grads: Any) -> list[tuple[Node, list[Any]]]:
         """The sums of this process's parts, each a flat array for each bucket."""
         if self._kept is not None:
             raise self._kept
         if grads is OWN:
-            if self._count != len(self.mine):
-                raise ValueError(
-                    f"step: {self._count} of this process's {len(self.mine)} parts were added, expected one `add` for each "
-                    "i of mine"
-                )
-            return [(node, store.buckets) for node, store in self._nodes]
+            return self._added.added()
         if not self._takes_gradients:
             raise ValueError("step: gradients, but parts was given: expected `add` for each i of mine, then step()")
-        if self._count:
-            raise ValueError("step: gradients, but others were added; expected one or the other")
-        flat = self._checked_gradients(grads)
-        if not self._stores:
-            self._stores.append(Store(self._buckets, self._arrays[0]))
-        return [((self.mine[0], self.mine[0] + 1), self._stores[0].borrowed(flat))]
-
-    def _measured(self, ready: list[Any], error: Exception | None) -> tuple[NDArray[np.float64], Exception | None]:
-        """The sums of squares of each leaf, from those of the chunks of all processes, in order."""
-        rank = self._transport.rank
-        chunks = np.zeros((self._chunk_cuts[-1], 3))
-        own = chunks[slice(*self._chunk_cuts[rank : rank + 2])] if self._shard else chunks
-        try:
-            found = self._step.chunk_sums(ready)
-            if found:
-                own[:] = np.concatenate(found)
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = error or caught
-        if self._shard:
-            self._transport.gather(chunks.reshape(-1), [3 * cut for cut in self._chunk_cuts])
-        sums = np.zeros((len(self._arrays), 3))
-        with np.errstate(all="ignore"):
-            np.add.at(sums, np.repeat(np.arange(len(sums)), self._chunk_counts), chunks[self._chunk_order])
-        return sums, error
+        return self._added.only(self._checked_gradients(grads))
 
     def _reduced(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> Exception | None:
         """Add up, pass by pass, what the rules need of whole leaves; return what went wrong in this process."""
-        rank = self._transport.rank
         error: Exception | None = None
         try:
             self._step.begin(scalars, present)
         except Exception as caught:  # noqa: BLE001 - all processes are told
             error = caught
         for k, width in enumerate(self._step.widths):
-            chunks = np.zeros((self._chunk_cuts[-1], width))
-            own = chunks[slice(*self._chunk_cuts[rank : rank + 2])] if self._shard else chunks
+            chunks, failed = self._layout.of_chunks(width, partial(self._step.reduce, k))
+            error = error or failed
             try:
-                own[:] = np.concatenate(self._step.reduce(k))
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = error or caught
-            if self._shard:
-                self._transport.gather(chunks.reshape(-1), [width * cut for cut in self._chunk_cuts])
-            try:
-                self._step.know(k, chunks[self._chunk_order])
+                self._step.know(k, chunks)
             except Exception as caught:  # noqa: BLE001 - all processes are told
                 error = error or caught
         return error
@@ -601,14 +424,14 @@ class Optimizer(Alone):
     def _gradient(self, gradients: Sequence[Any], k: int, piece: Piece) -> Any:
         """The gradient of a segment, which may have no elements."""
         if k == NO_BUCKET:
-            return self._flat[piece.leaf][:0]
+            return self._layout.flat[piece.leaf][:0]
         return None if gradients[k] is None else gradients[k][piece.place]
 
     def _blame(self, nodes: list[tuple[Node, list[Any]]], bad: list[int]) -> NoReturn:
         """Raise the error of gradients that are not finite: on all processes the same."""
         own = []
         for i in bad:
-            places = [(k, piece) for k, b in enumerate(self._buckets) for piece in b.pieces if piece.leaf == i]
+            places = [(k, piece) for k, b in enumerate(self._layout.buckets) for piece in b.pieces if piece.leaf == i]
             if not all(np.isfinite(to_numpy(found[k][piece.place])).all() for _, found in nodes for k, piece in places):
                 own.append(self._tree.name(i, "grads"))
         what = f"NaN or infinity at step {self._steps}; that step changed nothing"
@@ -622,251 +445,7 @@ class Optimizer(Alone):
             raise FloatingPointError(failed[0])
         raise RankError(listed(failed, self._transport.size), tuple(failed))
 
-    def _agree(self, error: Exception | None, view: Mapping[str, Any], wish: int = 0) -> None:
-        if self._transport.size == 1 and error is not None:
-            raise error
-        self.wished = max(self.wished, agree(self._transport, error, view, wish))
-
-    # ---- whole arrays
-
-    def _spread(self, flat: Mapping[int, Any], *, from_first: bool = False) -> None:
-        """Have all processes know all of these leaves, of which each has its share (or rank 0 everything)."""
-        if self._transport.size == 1:
-            return
-        move = self._transport.broadcast if from_first else self._transport.gather
-        for bucket in self._buckets:
-            pieces = [piece for piece in bucket.pieces if piece.leaf in flat]
-            if not pieces:
-                continue
-            cuts = () if from_first else (bucket.cuts,)
-            if len(bucket.pieces) == 1:
-                move(flat[pieces[0].leaf][pieces[0].start : pieces[0].stop], *cuts)
-                continue
-            for dtype in dict.fromkeys(flat[piece.leaf].dtype for piece in pieces):  # of slots there may be several
-                own = [piece for piece in pieces if flat[piece.leaf].dtype == dtype]
-                packed = empty(self._arrays[0], bucket.size, dtype)
-                for piece in own:
-                    packed[piece.place] = flat[piece.leaf][piece.start : piece.stop]
-                move(packed, *cuts)
-                for piece in own:
-                    flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
-
-    def _fill(self, whole: Mapping[int, Any], segments: Sequence[Any]) -> None:
-        """Fill arrays, by leaf, from what each process has of its segments."""
-        flat = {i: _flat(x, x) for i, x in whole.items()}
-        for (_, piece), x in zip(self._segments, segments, strict=True):
-            if piece.leaf in flat:
-                flat[piece.leaf][piece.start : piece.stop] = x
-        if self._shard:
-            self._spread(flat)
-
-    def _whole(self, name: str, members: list[int]) -> dict[int, Any]:
-        """A slot of these leaves, put together on every process."""
-        found = {i: zeros_like(self._arrays[i], self._slot_dtype(name, i)) for i in members}
-        self._fill(found, [slots.get(name) for slots in self._step.slots])
-        return found
-
-    def _whole_at_first(self, name: str, members: list[int]) -> dict[int, Any]:
-        """The same in the memory of the host, on rank 0 alone."""
-        if not self._shard or self._transport.size == 1:
-            return self._whole(name, members) if self._transport.rank == 0 else {}
-        found: dict[int, Any] = {}
-        dtypes = {i: self._slot_dtype(name, i) for i in members}
-        for dtype in dict.fromkeys(dtypes.values()):
-            found |= self._gathered(name, [i for i in members if dtypes[i] == dtype], dtype)
-        return found
-
-    def _slot_dtype(self, name: str, i: int) -> Any:
-        """The dtype of a slot of a leaf."""
-        return slot_dtype(self._rules[self._groups[i]], name, self._arrays[i])
-
-    def _gathered(self, name: str, members: list[int], dtype: Any) -> dict[int, Any]:
-        """The same, of leaves whose slots have this dtype."""
-        first = self._transport.rank == 0
-        found = {i: np.zeros_like(to_numpy(self._arrays[i]), dtype) for i in members} if first else {}
-        flat = {i: _flat(x, x) for i, x in found.items()}
-        for k, bucket in enumerate(self._buckets):
-            if not any(piece.leaf in members for piece in bucket.pieces):
-                continue
-            share = bucket.share(self._transport.rank)
-            base = 0 if first else share.start
-            packed = np.zeros(bucket.size if first else share.stop - share.start, dtype)
-            for (own, piece), slots in zip(self._segments, self._step.slots, strict=True):
-                if own == k and piece.leaf in members:
-                    packed[piece.offset - base :][: piece.size] = to_numpy(slots[name])
-            self._transport.gather_at_first(packed, bucket.cuts)
-            if first:
-                for piece in bucket.pieces:
-                    if piece.leaf in flat:
-                        flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
-        return found
-
-    def _content(self, whole: Callable[[str, list[int]], dict[int, Any]]) -> dict[str, Any]:
-        declared = [tuple(starts(self._rules[group].slots)) for group in self._groups]
-        state: dict[str, dict[str, Any]] = {path: {} for path in self._tree.paths}
-        for name in dict.fromkeys(name for names in declared for name in names):
-            members = [i for i, names in enumerate(declared) if name in names]
-            numbers = [i for i in members if is_number(starts(self._rules[self._groups[i]].slots)[name])]
-            found = whole(name, [i for i in members if i not in numbers])
-            found |= {i: self._step.slots[self._first_segment[i]][name] for i in numbers}
-            for i, x in found.items():
-                state[self._tree.paths[i]][name] = x
-        return {
-            "steps": self._steps,
-            "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
-            "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
-            "state": {
-                path: {name: state[path][name] for name in names if name in state[path]}
-                for path, names in zip(self._tree.paths, declared, strict=True)
-            },
-        }
-
-    # ---- files: rank 0 reads and writes
-
-    def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
-        with self._led("_retune", tuned):
-            super()._retune(tuned)
-
-    def _save(self, write: Callable[[Mapping[str, Any]], None] | None = None) -> None:
-        with self._led("_save"):
-            self._agree(None, {"steps": self._steps})
-            error: Exception | None = None
-            content = self._content(self._whole_at_first)
-            if self._transport.rank == 0:
-                assert write is not None
-                try:
-                    write(content)
-                except Exception as caught:  # noqa: BLE001 - all processes are told
-                    error = caught
-            self._agree(error, {})
-
-    def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None = None) -> T:
-        with self._led("_load"):
-            return self._loaded(read)
-
-    def _loaded(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None) -> T:
-        content: Any = None
-        more: Any = None
-        error: Exception | None = None
-        if self._transport.rank == 0:
-            assert read is not None
-            try:
-                content, more = read()
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = caught
-        self._agree(error, {})
-        skeleton = content and {
-            **content,
-            "params": {path: _outline(x) for path, x in content["params"].items()},
-            "state": {path: {name: _outline(x) for name, x in own.items()} for path, own in content["state"].items()},
-        }
-        skeleton, told = self._transport.told((skeleton, more))[0]
-
-        def arrived(x: Any) -> Any:
-            """What rank 0 has read."""
-            host = np.ascontiguousarray(to_numpy(x)) if isinstance(x, np.ndarray) else np.empty(x.shape, x.dtype)
-            if host.size:
-                self._transport.broadcast(host.reshape(-1))
-            return host
-
-        self._restore(skeleton, content, arrived)
-        return told  # type: ignore[no-any-return]
-
-    def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], Any]:
-        """What was tuned, the rules with it, the arrays by key, and the carried numbers of a state; or raise ValueError."""
-        states.check_nesting(state)
-        problems: list[str] = []
-        tuned = states.tuned_of(state, self._patterns, self._original, problems)
-        rules = self._rules if problems else tuning.rules_with(tuned, self._original)
-        states.accumulated_of(state, 1, problems)
-        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, slot_dtype)
-        given = states.arrays_of(state, expected, lambda x, _: x, problems)
-        carried = states.carried_of(state, self._by_pattern, problems)
-        if problems:
-            raise states.misfit(problems)
-        return tuned, rules, given, carried
-
-    def _restore(self, state: Mapping[str, Any], content: Any, arrived: Callable[[Any], Any]) -> None:
-        """Go on from a state; ``arrived`` makes whole arrays of those in ``content``, or else in ``state``, one at a time."""
-        error: Exception | None = None
-        fitting: Any = None
-        try:
-            with self._lock:
-                self._held.check_all()
-            fitting = self._fitting(state)
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = caught
-        self._agree(error, {"steps": state.get("steps") if isinstance(state, dict) else None})
-        tuned, rules, given, carried = fitting
-        news: list[tuple[Any, Any]] = []
-        with self._lock:
-            step, changes = self._with_rules(rules, tuned)
-            for key in sorted(given):
-                i = self._tree.paths.index(key[1])
-                source = given[key] if content is None else _at(content, key)
-                try:
-                    host_array = to_numpy(arrived(source))
-                    if key[0] == "state" and is_number(starts(rules[self._groups[i]].slots)[key[2]]):
-                        news.append((step.slots[self._first_segment[i]][key[2]], host_array.reshape(())))
-                        continue
-                    flat = memory.in_memory_order(host_array, self._arrays[i])
-                    if key[0] == "params":
-                        news.append((self._flat[i], flat))
-                    else:
-                        news += [
-                            (step.slots[s][key[2]], flat[piece.start : piece.stop].copy())
-                            for s, (_, piece) in enumerate(self._segments)
-                            if piece.leaf == i
-                        ]
-                except MemoryError as caught:
-                    error = error or caught
-            try:
-                for target, x in news:
-                    changes += step.copying(target, _like(target, x))
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = error or caught
-            self._agree(error, {})
-            changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
-            in_one_go(changes, step.restoring())
-
-
-def _is_whole(node: Node, root: Node) -> bool:
-    """Whether this is a sum of the tree."""
-    return whole_within(root, *node) == [node]
-
-
-def _axes(a: Any) -> tuple[int, ...]:
-    """Axes from the outermost to the innermost in memory."""
-    return tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
-
-
-def _flat(a: Any, like: Any) -> Any:
-    """Elements of an array, in the dtype and in the order of memory of another one: a view, where it is laid out so."""
-    with np.errstate(all="ignore"), current(like):
-        if a.dtype != like.dtype:
-            a = a.astype(like.dtype)
-        return a.transpose(_axes(like)).reshape(-1)
-
 
 def _copy(a: Any) -> Any:
     with current(a):
         return a.copy(order="K")
-
-
-def _like(target: Any, x: NDArray[Any]) -> Any:
-    """A NumPy array as one of the library and device of another."""
-    if is_numpy(target):
-        return x
-    new = empty(target, x.size, str(x.dtype)).reshape(target.shape)
-    new.set(x.reshape(target.shape))
-    return new
-
-
-def _outline(x: Any) -> Any:
-    """Shape and dtype of an array."""
-    return SimpleNamespace(shape=tuple(x.shape), dtype=dtype_of(x))
-
-
-def _at(content: Mapping[str, Any], key: tuple[str, ...]) -> Any:
-    """An array of a state dict."""
-    return content["params"][key[1]] if key[0] == "params" else content["state"][key[1]][key[2]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import assign, dtype_of
+from gpuopt.arrays import assign, dtype_of, name_of
 from gpuopt.engines.complexes import gradient_dtype
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.place import host
@@ -111,7 +111,7 @@ class FusedStep:
                 p.size,
                 leaf.group,
                 dtype_of(p),
-                str(dtype),
+                name_of(dtype),
                 (pointer(p), *map(pointer, leaf.slots)),
                 leaf.precision,
                 leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),

@@ -130,6 +130,7 @@ class Step:
             for place in dict.fromkeys(self._places)
             if place is not None
         }
+        declared = [starts(rule.slots) for rule in rules]
         self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
@@ -142,10 +143,10 @@ class Step:
                     groups[i],
                     held[i],
                     arrays[i],
-                    _arrays_first(self.slots[i], starts(rules[groups[i]].slots)),
+                    _arrays_first(self.slots[i], declared[groups[i]]),
                     storage.way_of(libraries.dtype_of(arrays[i]), precision),
                     self.slots[i].get(storage.LOW, i),
-                    sum(map(is_number, starts(rules[groups[i]].slots).values())),
+                    sum(map(is_number, declared[groups[i]].values())),
                 )
                 for i in together
                 if self._places[i] is place
@@ -378,9 +379,12 @@ class Step:
             for p, group, slots in zip(self._arrays, self._groups, self.slots, strict=True)
         ]
 
-    def readable(self, x: Any, own: Any) -> Any:
-        """Return the values of an array of any library as one like ``own``, which can be read until all have been written to."""
-        if x is own:
+    def readable(self, x: Any, own: Any, *, is_apart: bool = False) -> Any:
+        """Return the values of an array of any library as one like ``own``, which can be read until all have been written to.
+
+        Of one ``is_apart`` it is known that it shares no memory with those that are written to.
+        """
+        if x is own or (is_apart and libraries.is_numpy(x) and libraries.is_numpy(own)):
             return x
         place = place_of(x)
         reach = self._reach.get(place) if place else None
@@ -493,18 +497,14 @@ def _with_new_slots(
     of_rule = {id(rule): starts(rule.slots) for rule in rules}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
-    for own, starting, rule, p in zip(slots, declared, rules, arrays, strict=True):
-        there = {name: value for name, value in own.items() if value is not None and not is_number(starting[name])}
-        for name, value in there.items():
-            known = str(value.dtype), tuple(value.shape)
-            wanted = str(slot_dtype(rule, name, p, precision)), shape_of(starting[name], tuple(p.shape))
-            if known != wanted:
-                given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
-                raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
+    for own, starting, rule, p, kept in zip(slots, declared, rules, arrays, state, strict=True):
+        if kept:
+            _check_kept(own, starting, rule, p, precision)
+    zeros = {id(own): {name for name, start in own.items() if start in (Filled(), Real())} for own in of_rule.values()}
     missing: dict[tuple[Place | None, str], list[int]] = {}
-    for i, own in enumerate(slots):
+    for i, (own, starting) in enumerate(zip(slots, declared, strict=True)):
         for name, value in own.items():
-            if is_number(start := declared[i][name]):
+            if is_number(start := starting[name]):
                 own[name] = _number(start.start if value is None else value, homes[i])
             elif value is None:
                 missing.setdefault((places[i], name), []).append(i)
@@ -519,9 +519,21 @@ def _with_new_slots(
             new = [libraries.zeros_like(*own) for own in like]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
-            if declared[i][name] not in (Filled(), Real()):
+            if name not in zeros[id(declared[i])]:
                 libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
+
+
+def _check_kept(slots: Mapping[str, Any], declared: Mapping[str, Slot], rule: Rule, p: Any, precision: str) -> None:
+    """Raise ValueError unless the slots that a leaf has are as its rule wants them by now."""
+    for name, value in slots.items():
+        if value is None or is_number(declared[name]):
+            continue
+        known = libraries.dtype_of(value), tuple(value.shape)
+        wanted = libraries.name_of(slot_dtype(rule, name, p, precision)), shape_of(declared[name], tuple(p.shape))
+        if known != wanted:
+            given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
+            raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
 
 
 def _lower_bits(leaves: Sequence[Any], state: Sequence[Mapping[str, Any]]) -> list[Any]:

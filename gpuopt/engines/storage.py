@@ -425,4 +425,4 @@ __device__ __forceinline__ unsigned int random_float16(float x, unsigned int ran
 }}
 """
 )
-"""The same on a GPU; `joined` and what it needs are missing, as CuPy has no bfloat16."""
+"""The same on a GPU; `joined` and what it needs are missing, as leaves of bfloat16 are not for CuPy."""

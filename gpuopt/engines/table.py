@@ -129,12 +129,11 @@ class Table:
         kinds = {lane: (lane[0], DTYPES[lane[1]].parts == 2) for lane in lanes}
         traced = {kind: trace(rules[kind[0]], is_complex=kind[1], twice=True) for kind in sorted(set(kinds.values()))}
         self.programs = programs = {lane: traced[kind] for lane, kind in kinds.items()}
-        own_variants = [
-            Variant(programs[s.group, s.dtype], s.dtype, s.precision, s.gradient if s.gradient != s.dtype else "")
-            for s in segments
-        ]
-        self.variants = tuple(dict.fromkeys(own_variants))
-        number_of = {variant: number for number, variant in enumerate(self.variants)}
+        kinds_of = [(s.group, s.dtype, s.precision, s.gradient if s.gradient != s.dtype else "") for s in segments]
+        # By kind: the hash of a variant is that of its program, too much for each of many segments.
+        variant_of = {kind: Variant(programs[kind[:2]], *kind[1:]) for kind in dict.fromkeys(kinds_of)}
+        self.variants = tuple(dict.fromkeys(variant_of.values()))
+        number_of = {kind: self.variants.index(variant) for kind, variant in variant_of.items()}
         offsets, size = {}, KEY + 8
         for group, dtype in lanes:
             offsets[group, dtype] = size
@@ -177,7 +176,7 @@ class Table:
         for i, s in enumerate(segments):
             lane = s.group, s.dtype
             places = offsets[lane], scalars_at[kinds[lane]], group_of[s.group]
-            own = (s.length, numbers[s.gradient], number_of[own_variants[i]], *places, s.rest, *s.pointers)
+            own = (s.length, numbers[s.gradient], number_of[kinds_of[i]], *places, s.rest, *s.pointers)
             self.rows[i, : len(own)] = own
 
         self.scales = np.ones(len(segments))

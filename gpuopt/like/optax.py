@@ -541,14 +541,24 @@ def muon(
     nesterov: bool = True,
     consistent_rms: Hyper | None = None,
 ) -> Rule:
-    """``optax.contrib.muon`` of matrices; all other leaves have ``adamw(learning_rate, weight_decay=0)`` there, here by a glob.
+    """``optax.contrib.muon``, of matrices alone.
+
+    Optax gives every leaf that has not two axes to its ``adamw``, with the same learning rate and ``nesterov``. Here a rule is for the
+    leaves of a glob, so that is the second one, as below.
 
     Examples
     --------
+    >>> import numpy as np
     >>> import gpuopt
     >>> own = gpuopt.Muon(lr=0.01, eps=1e-8, bias_correction=True, inputs_first=True)
     >>> gpuopt.like.optax.muon(learning_rate=0.01) == own
     True
+
+    What ``optax.contrib.muon(0.01)`` does with matrices and with vectors:
+
+    >>> params = {"kernel": np.ones((3, 2)), "bias": np.zeros(2)}
+    >>> others = gpuopt.like.optax.adamw(0.01, weight_decay=0.0, nesterov=True)
+    >>> opt = gpuopt.Optimizer(params, {"kernel": gpuopt.like.optax.muon(0.01), "*": others})
 
     """
     a, b, c = ns_coeffs

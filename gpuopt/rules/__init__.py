@@ -9,7 +9,7 @@ import pkgutil
 
 from gpuopt.rules.base import Array, Hyper, Rule, bounded
 
-__all__ = ["RULES", "Array", "Hyper", "Rule", "bounded"]
+__all__ = ["OF_VECTORS", "RULES", "Array", "Hyper", "Rule", "bounded"]
 
 
 def _found() -> dict[str, type[Rule]]:
@@ -26,3 +26,5 @@ def _found() -> dict[str, type[Rule]]:
 
 RULES: dict[str, type[Rule]] = _found()
 """Every rule of the package by name."""
+OF_VECTORS: tuple[str, ...] = tuple(name for name, rule in RULES.items() if not rule().unfit((1,)))
+"""Those of them that update leaves of one axis, as the biases of a network are."""

@@ -59,6 +59,10 @@ class Muon(Rule):
     Vectors and numbers, such as biases, need a rule of their own: ``{"*.b": Adam(), "*": Muon()}``. Its authors leave
     embeddings and the last layer to Adam, too.
 
+    ``scale`` is that of the matrix which is made orthogonal. For a convolution kernel the authors' program
+    (https://github.com/KellerJordan/Muon) takes the kernel's last two axes for ``rows/columns``, which is 1 for a square kernel: of a
+    leaf of shape ``(64, 3, 3, 3)`` it makes moves that are ``sqrt(64/27)`` times smaller.
+
     Matrix products are those of the leaf's library: the last bits differ from library to library, and from device to device.
     The rule is not fused.
 

@@ -18,7 +18,7 @@ from gpuopt.training.activations import Activation
 from gpuopt.training.config import Config
 from gpuopt.training.data.preparation import Features, Target
 from gpuopt.training.data.sources import as_part
-from gpuopt.training.data.targets import class_indices, values
+from gpuopt.training.data.targets import class_indices, values, whole
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ class Model:
                 raise UsageError(f"{name}: dtype {found.dtype}, expected the numbers that are to be predicted")
             return scores(found, self.predict(part))
         found = found.reshape(-1)
-        if found.dtype.kind == "f" and self.target.labels.dtype.kind == "i" and (found == np.trunc(found)).all():
-            found = found.astype(np.int64)
+        if found.dtype.kind == "f" and self.target.labels.dtype.kind in "iu" and (found == np.trunc(found)).all():
+            found = whole(name, found)
         index = class_indices(name, found, self.target.labels, "the training set")
         likely = self.predict_proba(part)
         with np.errstate(divide="ignore"):
@@ -256,7 +256,7 @@ def load_model(path: str | Path) -> Model:
     >>> model.predict([[0.5, 0.5]]).shape
     (1,)
     """
-    from gpuopt import checkpoint
+    from gpuopt import checkpoint, tensorfile
     from gpuopt.optimizer import Optimizer
 
     folder = RunFolder(path)
@@ -278,7 +278,7 @@ def load_model(path: str | Path) -> Model:
         saved = folder.checkpoint  # of a run that was killed before its first best one
     try:
         expected = {f"params/layers.{i}.{n}" for i in range(len(layers) - 1) for n in "wb"}
-        shapes = {name: tuple(x.shape) for name, x in checkpoint.read(saved, lambda *_: False)[0].items()}
+        shapes = {name: tuple(x.shape) for name, x in tensorfile.read(saved, lambda *_: False)[0].items()}
         given = {name: shape for name, shape in shapes.items() if name.startswith("params/")}
         wanted = {f"params/layers.{i}.w": pair for i, pair in enumerate(itertools.pairwise(layers))}
         if given.keys() != expected or any(given[name] != shape for name, shape in wanted.items()):

@@ -119,7 +119,8 @@ def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915  (one story, a node 
     known: list[Any] = ["samples"]
     if target.classes is not None:
         labels = target.labels
-        kind = {"b": TensorProto.BOOL, "i": TensorProto.INT64}.get(labels.dtype.kind, TensorProto.STRING)
+        kinds = {"b": TensorProto.BOOL, "i": TensorProto.INT64, "u": TensorProto.UINT64}
+        kind = kinds.get(labels.dtype.kind, TensorProto.STRING)
         index = node("ArgMax", a, out="index", axis=1, keepdims=0)
         if kind == TensorProto.STRING:
             texts = [str(label).encode() for label in labels]

@@ -28,6 +28,8 @@ ALLOWED = {
     "OMPI_MCA_rmaps_base_oversubscribe": "1",  # before version 5
 }
 """What Open MPI wants to be told by root, and where there are fewer processors than processes."""
+SAID = (0, 1, 2)
+"""Exit statuses of which rank 0 itself has said the reason."""
 
 
 def launched(processes: int, arguments: Sequence[str]) -> int:
@@ -74,4 +76,10 @@ def launched(processes: int, arguments: Sequence[str]) -> int:
                 signal.signal(one, handler)
             if child.poll() is None:
                 child.kill()
-    return 128 - status if status < 0 else status
+    status = 128 - status if status < 0 else status
+    if not asked and status not in SAID:
+        sys.stderr.write(
+            f"gpuopt: one of the {processes} processes was lost (exit status {status}): it was killed, for its memory or by hand, or "
+            "crashed; `gpuopt train --resume FOLDER` goes on from the last checkpoint, on as many processes or fewer\n"
+        )
+    return status

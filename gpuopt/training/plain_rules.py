@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuopt import schedules
 from gpuopt.errors import UsageError
-from gpuopt.rules import RULES, Rule
+from gpuopt.rules import OF_VECTORS, RULES, Rule
 from gpuopt.suggest import did_you_mean
 from gpuopt.transforms import TRANSFORMS
 from gpuopt.transforms.base import Transform
@@ -68,7 +68,7 @@ def known(name: str, option: str) -> str:
     by_lower = {rule.lower(): rule for rule in RULES}
     if name.lower() not in by_lower:
         near = did_you_mean(name, by_lower.values(), shown=str)
-        raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(by_lower.values())}")
+        raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(OF_VECTORS)}")
     return by_lower[name.lower()]
 
 

@@ -46,12 +46,12 @@ def plane(run: History, data: Dataset | None = None) -> Figure | None:
     UsageError, CheckpointError, OSError
         If data or checkpoint cannot be read.
     """
-    from gpuopt import checkpoint
+    from gpuopt import tensorfile
 
     file = run.folder.checkpoint
-    if not file.exists() or checkpoint.read(file, lambda *_: False)[0]["params/layers.0.w"].shape[0] != 2:
+    if not file.exists() or tensorfile.read(file, lambda *_: False)[0]["params/layers.0.w"].shape[0] != 2:
         return None
-    saved, _ = checkpoint.read(file, lambda name, *_: name.startswith("params/"))
+    saved, _ = tensorfile.read(file, lambda name, *_: name.startswith("params/"))
     config = Config.from_json(run.content.get("config"))
     data = data or dataset(config)
     if data.features != 2:

@@ -168,7 +168,7 @@ def _parquet(columns: Mapping[str, NDArray[Any]], file: IO[bytes]) -> None:
     except ImportError:
         cure = 'run `pip install "gpuopt[data]"`'
         raise UsageError(f"--out: writing .parquet needs pyarrow, which is not installed; {cure}") from None
-    pq.write_table(pa.table({name: pa.array(column.tolist()) for name, column in columns.items()}), file)
+    pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), file)
 
 
 def told(found: Mapping[str, float], names: tuple[str, ...]) -> list[str]:

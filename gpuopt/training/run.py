@@ -411,10 +411,10 @@ def _parameters(widths: Sequence[int]) -> int:
 
 def _expect_saved(config: Config, folder: RunFolder) -> None:
     """Refuse a network that is larger than the one in the checkpoint, before it is made."""
-    from gpuopt import checkpoint
+    from gpuopt import checkpoint, tensorfile
 
     try:
-        saved, _ = checkpoint.read(folder.checkpoint, lambda *_: False)
+        saved, _ = tensorfile.read(folder.checkpoint, lambda *_: False)
     except (checkpoint.CheckpointError, OSError):
         return  # what is wrong with it is said when it is loaded
     count = sum(math.prod(x.shape) for name, x in saved.items() if name.startswith("params/"))

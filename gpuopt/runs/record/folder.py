@@ -255,7 +255,7 @@ class RunFolder:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file as a whole or not at all, to stay."""
-    from gpuopt.checkpoint import sync_folder
+    from gpuopt.tensorfile import sync_folder
 
     temporary = path.with_name(f"{path.name}.tmp")
     try:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import assign, describe, is_cupy, is_numpy
-from gpuopt.checkpoint import DTYPES
 from gpuopt.errors import UsageError
+from gpuopt.tensorfile import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

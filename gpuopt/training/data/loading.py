@@ -16,7 +16,7 @@ from gpuopt.suggest import printable
 from gpuopt.training.data.dataset import Dataset, Samples, Task
 from gpuopt.training.data.preparation import Column, Features, Missing, Rows, Target, listed
 from gpuopt.training.data.sources import Part, as_part, reading, training_parts
-from gpuopt.training.data.targets import decided, learned_target, targets
+from gpuopt.training.data.targets import LARGEST_FLOAT, decided, learned_target, targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,7 +162,7 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     if how.ignore:
         parts = [dataclasses.replace(part, x=_without(part, how.ignore)) for part in parts]
     parts, more = _without_index(parts)
-    notes += more
+    notes += more + _lengthy(parts[0])
     if not math.prod(parts[0].x.shape[1:]):
         raise UsageError(f"{parts[0].x_name}: shape {parts[0].x.shape}, expected at least one sample and one feature")
     if how.missing == "drop":
@@ -262,6 +262,25 @@ def _counts(values: pd.Series[Any]) -> bool:
         return False
     numbers = values.to_numpy()
     return bool(numbers[0] in {0, 1} and (np.diff(numbers) == 1).all())
+
+
+def _lengthy(part: Part) -> list[str]:
+    """A note if there are whole numbers of more digits than features have."""
+    if _is_mapped(part.x):
+        return []
+    columns = {part.x_name: part.x} if isinstance(part.x, np.ndarray) else dict(part.x.items())
+    found = [name for name, x in columns.items() if _is_lengthy(x)]
+    if not found:
+        return []
+    what = part.x_name if isinstance(part.x, np.ndarray) else f"Column {listed(found)}"
+    cure = "" if isinstance(part.x, np.ndarray) else "; --ignore leaves identifiers out"
+    return [f"{what} has whole numbers beyond 2**53, whose last digits are lost as features{cure}"]
+
+
+def _is_lengthy(values: Any) -> bool:
+    if getattr(values.dtype, "kind", "") not in "iu" or values.dtype.itemsize < 8:
+        return False
+    return bool(values.max() > LARGEST_FLOAT or values.min() < -LARGEST_FLOAT)
 
 
 def _complete(part: Part, notes: list[str]) -> Part:

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
     from gpuopt.training.data.sources import Part
 
-__all__ = ["class_indices", "decided", "learned_target", "targets", "values"]
+__all__ = ["class_indices", "decided", "learned_target", "targets", "values", "whole"]
 
 LONGEST_LABEL = 256
 """Characters: one long text makes the array of all of them large."""
 SURELY_FEW, FEW, MANY = 10, 20, 1000
 """Different whole numbers that are classes: in any case; if each stands twice; if they count from 0 or 1 and stand OFTEN."""
 OFTEN = 20
+LARGEST_FLOAT = 2.0**53 - 1
+"""A whole number up to this one is a float64 with all its digits, and no other one is the same float64."""
 
 
 def values(part: Part) -> NDArray[Any]:
@@ -162,9 +164,7 @@ def _classes(parts: list[Part]) -> tuple[NDArray[Any], list[NDArray[np.int64]]]:
         y = y.reshape(-1) if math.prod(y.shape[1:]) == 1 else y
         if y.ndim != 1:
             raise UsageError(f"{part.y_name}: shape {y.shape}, expected one label for each sample, (samples,)")
-        if y.dtype.kind == "f":
-            y = y.astype(np.int64)
-        labels.append(y)
+        labels.append(whole(part.y_name, y))
     classes = np.unique(labels[0])
     if len(classes) > max(MANY, len(labels[0]) // 2):
         several = f"{len(classes):,} different labels in {len(labels[0]):,} samples"
@@ -174,10 +174,27 @@ def _classes(parts: list[Part]) -> tuple[NDArray[Any], list[NDArray[np.int64]]]:
     ]
 
 
+def whole(name: str, y: NDArray[Any]) -> NDArray[Any]:
+    """Labels, of which floats become integers; UsageError where digits of some are lost already."""
+    if y.dtype.kind != "f":
+        return y
+    large = ~(np.abs(y) <= LARGEST_FLOAT)
+    if large.any():
+        row = int(large.argmax())
+        cure = "expected integers without missing ones, or text"
+        raise UsageError(f"{name}: row {row} is {y[row]:.17g}, a label as a {y.dtype}, which has lost digits; {cure}")
+    return y.astype(np.int64)
+
+
 def class_indices(name: str, y: NDArray[Any], classes: NDArray[Any], known: str) -> NDArray[np.int64]:
     """The index of each label among the classes; UsageError for one that is none."""
-    unknown = ~np.isin(y, classes)
+    found, outside = y, np.zeros(len(y), bool)
+    if {y.dtype.kind, classes.dtype.kind} == {"i", "u"}:  # which NumPy compares as float64
+        bounds = np.iinfo(classes.dtype)
+        outside = (y < bounds.min) | (y > bounds.max)
+        found = y.astype(classes.dtype)
+    unknown = outside | ~np.isin(found, classes)
     if unknown.any():
         row = int(unknown.argmax())
         raise UsageError(f"{name}: row {row} is {printable(repr(y[row].item()))}, a label that {known} lacks")
-    return np.searchsorted(classes, y).astype(np.int64)
+    return np.searchsorted(classes, found).astype(np.int64)

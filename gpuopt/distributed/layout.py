@@ -1,0 +1,168 @@
+"""Leaves as flat arrays, and which of their elements this process has; what has several owners, put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.arrays import current, to_numpy
+from gpuopt.distributed.cuts import Piece, buckets_of, order_of_chunks
+from gpuopt.distributed.reduction import empty
+from gpuopt.engines.table import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gpuopt.distributed.transport import Transport
+
+NO_BUCKET = -1
+"""Of a segment without elements."""
+
+
+class Layout:
+    """Who has what of the leaves.
+
+    Parameters
+    ----------
+    transport
+        Who there is.
+    arrays
+        The leaves, without gaps, of one library and device.
+    shard
+        Whether each process has a share of each bucket, or all have everything.
+
+    Attributes
+    ----------
+    flat : list
+        Of each leaf a view of its elements, in the order of memory.
+    buckets : list of Bucket
+        What is exchanged at once.
+    segments : list of (int, Piece)
+        What this process has: number of the bucket, and piece of a leaf. Of each leaf one at least, if without elements, so
+        that all processes compile the same and know the numbers of all leaves.
+    own : list
+        Views of the segments.
+
+    """
+
+    def __init__(self, transport: Transport, arrays: Sequence[Any], *, shard: bool) -> None:
+        self._transport, self._arrays, self._shard = transport, arrays, shard
+        size = transport.size
+        self.flat = [flat_like(a, a) for a in arrays]
+        self.buckets = buckets_of([a.size for a in arrays], [str(a.dtype) for a in arrays], size)
+        shares = [
+            [(k, piece) for k, bucket in enumerate(self.buckets) for piece in bucket.pieces_of(rank)]
+            for rank in range(size)
+        ]
+        self.segments = list(shares[transport.rank]) if shard else [one for own in shares for one in own]
+        there = {piece.leaf for _, piece in self.segments}
+        self.segments += [(NO_BUCKET, Piece(i, 0, 0, 0)) for i in range(len(arrays)) if i not in there]
+        self.own = [self.flat[piece.leaf][piece.start : piece.stop] for _, piece in self.segments]
+        self._first = {piece.leaf: s for s, (_, piece) in reversed(list(enumerate(self.segments)))}
+        self._chunk_order, self._chunk_counts = order_of_chunks(self.buckets, size, len(arrays))
+        self._chunk_cuts = np.cumsum(
+            [0, *(sum(-(-piece.size // CHUNK) for _, piece in own) for own in shares)]
+        ).tolist()
+
+    @property
+    def leaf_of(self) -> list[int]:
+        """Of each segment its leaf."""
+        return [piece.leaf for _, piece in self.segments]
+
+    def first_segment(self, leaf: int) -> int:
+        """The first segment of a leaf, which has its numbers as all others have them."""
+        return self._first[leaf]
+
+    def of_chunks(
+        self, width: int, own: Callable[[], Sequence[NDArray[np.float64]]]
+    ) -> tuple[NDArray[np.float64], Exception | None]:
+        """Return ``width`` numbers of each chunk, leaf after leaf, from those that each process works out of its own; collective.
+
+        Every process takes part to the end, also after an error in it, which is returned.
+        """
+        chunks = np.zeros((self._chunk_cuts[-1], width))
+        rank, error = self._transport.rank, None
+        share = chunks[slice(*self._chunk_cuts[rank : rank + 2])] if self._shard else chunks
+        try:
+            found = own()
+            if found:
+                share[:] = np.concatenate(found)
+        except Exception as caught:  # noqa: BLE001 - all processes are told
+            error = caught
+        if self._shard:
+            self._transport.gather(chunks.reshape(-1), [width * cut for cut in self._chunk_cuts])
+        return chunks[self._chunk_order], error
+
+    def by_leaf(self, chunks: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Add up numbers of chunks to those of leaves, in order."""
+        sums = np.zeros((len(self._arrays), chunks.shape[1]))
+        with np.errstate(all="ignore"):
+            np.add.at(sums, np.repeat(np.arange(len(sums)), self._chunk_counts), chunks)
+        return sums
+
+    def spread(self, flat: Mapping[int, Any], *, from_first: bool = False) -> None:
+        """Have all processes know all of these leaves, of which each has its share (or rank 0 everything); collective."""
+        if self._transport.size == 1:
+            return
+        move = self._transport.broadcast if from_first else self._transport.gather
+        for bucket in self.buckets:
+            pieces = [piece for piece in bucket.pieces if piece.leaf in flat]
+            if not pieces:
+                continue
+            cuts = () if from_first else (bucket.cuts,)
+            if len(bucket.pieces) == 1:
+                move(flat[pieces[0].leaf][pieces[0].start : pieces[0].stop], *cuts)
+                continue
+            for dtype in dict.fromkeys(flat[piece.leaf].dtype for piece in pieces):  # of slots there may be several
+                own = [piece for piece in pieces if flat[piece.leaf].dtype == dtype]
+                packed = empty(self._arrays[0], bucket.size, dtype)
+                for piece in own:
+                    packed[piece.place] = flat[piece.leaf][piece.start : piece.stop]
+                move(packed, *cuts)
+                for piece in own:
+                    flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
+
+    def fill(self, whole: Mapping[int, Any], segments: Sequence[Any]) -> None:
+        """Fill arrays, by leaf, from what each process has of its segments; collective."""
+        flat = {i: flat_like(x, x) for i, x in whole.items()}
+        for (_, piece), x in zip(self.segments, segments, strict=True):
+            if piece.leaf in flat:
+                flat[piece.leaf][piece.start : piece.stop] = x
+        if self._shard:
+            self.spread(flat)
+
+    def fill_at_first(
+        self, whole: Mapping[int, Any], segments: Sequence[Any], leaves: Collection[int], dtype: Any
+    ) -> None:
+        """The same on rank 0 alone, in the memory of the host: of these leaves, whose segments are of this dtype; collective."""
+        rank = self._transport.rank
+        flat = {i: flat_like(x, x) for i, x in whole.items()}
+        for k, bucket in enumerate(self.buckets):
+            if not any(piece.leaf in leaves for piece in bucket.pieces):
+                continue
+            share = bucket.share(rank)
+            base = share.start if rank else 0
+            packed = np.zeros(share.stop - share.start if rank else bucket.size, dtype)
+            for (own, piece), x in zip(self.segments, segments, strict=True):
+                if own == k and piece.leaf in leaves:
+                    packed[piece.offset - base :][: piece.size] = to_numpy(x)
+            self._transport.gather_at_first(packed, bucket.cuts)
+            for piece in bucket.pieces:
+                if piece.leaf in flat:
+                    flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
+
+
+def axes(a: Any) -> tuple[int, ...]:
+    """Axes from the outermost to the innermost in memory."""
+    return tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
+
+
+def flat_like(a: Any, like: Any) -> Any:
+    """Elements of an array, in the dtype and in the order of memory of another one: a view, where it is laid out so."""
+    with np.errstate(all="ignore"), current(like):
+        if a.dtype != like.dtype:
+            a = a.astype(like.dtype)
+        return a.transpose(axes(like)).reshape(-1)

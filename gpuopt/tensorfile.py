@@ -1,0 +1,227 @@
+"""Arrays in a safetensors file: written whole or not at all, with checksums, and read without being believed.
+
+The format is simple enough to be written and read here: eight bytes with the length of a header, the header in JSON, and the
+arrays one after the other. Pieces of the library's own interface would cost a call, or a copy in memory, for each array.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import logging
+import math
+import os
+import secrets
+import stat
+import sys
+import zlib
+from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gpuopt.arrays import dtype_of
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable, Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+DTYPES = {
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    **{f"int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+    "bfloat16": "BF16",
+    "bool": "BOOL",
+}
+"""The format's names of dtypes."""
+NAMES = {code: name for name, code in DTYPES.items()}
+HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
+LOG = logging.getLogger("gpuopt")
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, is damaged, has another version, or does not fit the optimizer; the message names it.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, gpuopt
+    >>> opt = gpuopt.Optimizer(np.ones(2), gpuopt.SGD())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = os.path.join(folder, "damaged")
+    ...     with open(file, "wb") as out:
+    ...         _ = out.write(b"something else")
+    ...     try:
+    ...         gpuopt.load(file, opt)
+    ...     except gpuopt.CheckpointError:
+    ...         print("refused")
+    refused
+    """
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically and durably, with checksums in its metadata.
+
+    Array after array without a second copy in memory, errors as OSError, permissions as the user's umask has them, and one
+    temporary file: none of it does the library's own writer offer.
+    """
+    target = Path(os.path.realpath(path))  # a link is followed, not replaced
+    arrays = {  # the largest items first: so each one is aligned
+        name: x
+        if x.dtype.isnative and x.flags.c_contiguous
+        else np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C")
+        for name, x in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    }
+    about = {**metadata, "crc32": json.dumps(checksums(arrays, metadata))}
+    parts = [f'"__metadata__": {json.dumps(about, ensure_ascii=False)}']
+    quoted = json.JSONEncoder(ensure_ascii=False).encode
+    end = 0
+    for name, x in arrays.items():
+        if (dtype := dtype_of(x)) not in DTYPES:
+            raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
+        begin, end = end, end + x.nbytes
+        parts.append(
+            f'{quoted(name)}: {{"dtype": "{DTYPES[dtype]}", "shape": {list(x.shape)}, "data_offsets": [{begin}, {end}]}}'
+        )
+    text = f"{{{', '.join(parts)}}}".encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
+
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "not a regular file, expected one to replace", str(path))  # not /dev/null, say
+    try:
+        with temporary.open("xb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for x in arrays.values():
+                file.write(_bytes(x))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        error.filename = str(
+            path
+        )  # a full disk is told without a name, a folder that is missing with the temporary one
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(
+    path: str | os.PathLike[str], wanted: Callable[[str, tuple[int, ...], str], bool] = lambda *_: True
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays and the metadata of any safetensors file. Checksums are left to `checksums`.
+
+    An array for which ``wanted(name, shape, dtype)`` is false is not read (a file may say that it is larger than the
+    memory), nor is one of a dtype unknown to us: in its place stands an object with nothing but its `shape` and `dtype`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a folder; a pipe would block)
+        raise CheckpointError(f"{path}: not a file")
+    with open(path, "rb") as file:  # noqa: PTH123  (Python's own errors)
+        try:
+            with safe_open(path, framework="numpy"):  # it checks the header; a call for each tensor would take too long
+                pass
+            text = file.read(int.from_bytes(file.read(8), "little"))
+            header = json.loads(text)
+            metadata = header.pop("__metadata__", None) or {}
+            return _arrays(file, len(text) + 8, header, wanted), metadata
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # the latter: of another file
+            raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
+
+
+class _Entry(NamedTuple):
+    """An array that is to be read, and where its bytes are in the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def _arrays(
+    file: io.BufferedReader, begin: int, header: Mapping[str, Any], wanted: Callable[[str, tuple[int, ...], str], bool]
+) -> dict[str, Any]:
+    """The arrays of a file whose data begin there; see :func:`read`. Neighbours are views of one block of memory."""
+    known = DTYPES.keys() if "ml_dtypes" in sys.modules else DTYPES.keys() - {"bfloat16"}
+    stored = {name: np.dtype(name).newbyteorder("<") for name in known}
+    tensors: dict[str, Any] = {}
+    entries = []
+    for name, about in header.items():
+        shape, code, (start, stop) = tuple(about["shape"]), about["dtype"], about["data_offsets"]
+        dtype = NAMES.get(code, code)
+        if dtype not in known or not wanted(name, shape, dtype):
+            tensors[name] = SimpleNamespace(shape=shape, dtype=dtype)
+            continue
+        tensors[name] = None  # in the order of the header
+        entries.append(_Entry(name, dtype, shape, start, stop))
+        if (nbytes := math.prod(shape) * stored[dtype].itemsize) != stop - start:
+            raise ValueError(f"{name!r} takes {nbytes} bytes, not {stop - start}")
+    for run in _runs(entries, {name: dtype.itemsize for name, dtype in stored.items()}):
+        first, last = run[0], run[-1]
+        block = np.empty(last.stop - first.start, np.uint8)
+        file.seek(begin + first.start)
+        if file.readinto(block.data) != len(block):
+            raise ValueError(f"{first.name!r} is cut off")
+        for name, dtype, shape, start, _ in run:
+            array: NDArray[Any] = np.ndarray(shape, stored[dtype], block.data, start - first.start)
+            tensors[name] = array if array.dtype.isnative else array.astype(dtype)
+    return tensors
+
+
+def _runs(entries: Iterable[_Entry], itemsizes: Mapping[str, int]) -> list[list[_Entry]]:
+    """Entries side by side in the file, each of them aligned to the first one."""
+    runs: list[list[_Entry]] = []
+    for entry in sorted(entries, key=attrgetter("start")):
+        run = runs[-1] if runs else []
+        if run and run[-1].stop == entry.start and (entry.start - run[0].start) % itemsizes[entry.dtype] == 0:
+            run.append(entry)
+        else:
+            runs.append([entry])
+    return runs
+
+
+def checksums(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, int]:
+    """The CRC-32 of each array's bytes and of each text, by name."""
+    found = {key: zlib.crc32(text.encode()) for key, text in metadata.items()}
+    return found | {name: zlib.crc32(_bytes(x)) for name, x in arrays.items()}
+
+
+def _bytes(x: NDArray[Any]) -> memoryview:
+    """The memory of an array without gaps, in C order."""
+    return x.data if x.dtype.isbuiltin == 1 else memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename last. Windows cannot, and does not need to; where a file system cannot, the file is there all the same."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        _warn_of_folder(str(folder), error.strerror)
+
+
+@functools.cache
+def _warn_of_folder(folder: str, why: str | None) -> None:
+    LOG.warning(
+        "%s: the folder cannot be synchronized (%s): a new file may be gone if the power fails soon after", folder, why
+    )
