@@ -109,6 +109,14 @@ def test_complex_leaves_and_those_of_16_bits(tmp_path: Path, n: int) -> None:
     succeeds(n, "kinds", tmp_path)
 
 
+def test_every_way_of_keeping_16_bits(tmp_path: Path) -> None:
+    ranks.precisions(None, tmp_path)
+
+
+def test_every_way_of_keeping_16_bits_on_many_processes(tmp_path: Path) -> None:
+    succeeds(3, "precisions", tmp_path)
+
+
 def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 
@@ -180,6 +188,20 @@ def trained(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return arrays, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+def test_a_training_of_the_size_of_mnist_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    """Matrices that are large enough for a BLAS to take several threads, whose number it must not depend on."""
+    launcher()
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (1000, 28, 28), np.uint8), rng.integers(0, 10, 1000)
+    np.savez(tmp_path / "data.npz", x_train=x[:800], y_train=y[:800], x_test=x[800:], y_test=y[800:])
+    options = ["--data", str(tmp_path / "data.npz"), "--hidden", "128", "--batch-size", "400", "--epochs", "2"]
+    for n in (1, 2, 4):
+        many = [] if n == 1 else ["--processes", str(n)]
+        done = run_to_the_end(*options, "--parts", "4", *many, "--out", str(tmp_path / str(n)))
+        assert done.returncode == 0, done.stdout
+        assert_same_training(tmp_path / str(n), tmp_path / "1")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_stopped_on_4_goes_on_on_2_and_alone(tmp_path: Path, signum: signal.Signals) -> None:
     launcher()
@@ -220,7 +242,7 @@ def test_a_command_of_which_a_process_is_killed_goes_on_with_fewer(tmp_path: Pat
         pytest.skip("needs /proc, to find the process of a rank")
     options = [
         "--epochs",
-        "80",
+        "50",
         "--batch-size",
         "70",
         "--dropout",

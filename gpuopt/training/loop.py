@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -181,16 +182,21 @@ class Training(Loop):
         measured = self._measuring(self.epoch, {"": (self._scored([self._probed]), len(self._probed[0]))})()
         return measured | {"epochs": self.config.epochs, "units": self.units}
 
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """What is around all that is computed; explosions show in the metrics."""
+        with self.backend.use(), np.errstate(all="ignore"):
+            yield
+
     def run(self, callbacks: Sequence[Callback] = ()) -> None:
         """Train until the last epoch, or until it is stopped."""
-        # Explosions show in the metrics.
-        with self.backend.use(), np.errstate(all="ignore"), self._driven(callbacks) as steps:
+        with self._computing(), self._driven(callbacks) as steps:
             for _ in steps:
                 self.take_step()
 
     def evaluate(self) -> Row:
         """Loss and accuracy with the parameters as they are, over the training set and the test set."""
-        with self.backend.use(), np.errstate(all="ignore"):
+        with self._computing():
             found: Row = {}
             for prefix, samples in (("", self._train), ("test_", self._test)):
                 if samples is not None:

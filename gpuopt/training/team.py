@@ -19,7 +19,7 @@ from gpuopt.runs.processes import heed, wishing
 from gpuopt.training.loop import Training, hash_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from gpuopt.optimizer import Nonfinite
     from gpuopt.training.config import Config
@@ -143,11 +143,25 @@ class Together(Training):
 
     optimizer: Any
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        try:
+            from threadpoolctl import ThreadpoolController
+        except ImportError:
+            raise UsageError("a training in parts needs threadpoolctl; `pip install gpuopt[train]`") from None
+        self._threads = ThreadpoolController()
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """As alone; matrices by one thread of each process, as more threads, and other numbers of them, give other bits."""
+        with super()._computing(), self._threads.limit(limits=1, user_api="blas"):
+            yield
+
     def follow(self) -> tuple[str, tuple[Any, ...]]:
         """On all but rank 0: take its steps; return the word that ended that."""
         from gpuopt.distributed import RankError
 
-        with self.backend.use(), np.errstate(all="ignore"), wishing(self.optimizer):
+        with self._computing(), wishing(self.optimizer):
             while True:
                 word, args = self.optimizer.follow()
                 if word != "step":
