@@ -283,13 +283,13 @@ class Held:
         self.tree, self.arrays = parameters(params, in_place=True)
         given = self.tree.leaves_of(params, "params")
         self.lenders = Lenders(given, self.arrays)
-        self.originals = self.lenders.arrays_of(given) if self.lenders else given
+        self.originals = self.lenders.arrays_of(given) if self.lenders.tensors else given
         self._known = list(map(geometry, self.originals))
 
     def now(self) -> list[Any]:
         """Return the leaves that the user holds now; of one that lends its memory, the array over it."""
         found = self.tree.leaves_of(self._params, "params")
-        return self.lenders.arrays_of(found) if self.lenders else found
+        return self.lenders.arrays_of(found) if self.lenders.tensors else found
 
     def gradients(self) -> list[Any]:
         """Return the gradients that the leaves have themselves.

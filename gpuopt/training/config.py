@@ -367,7 +367,7 @@ class Config:
                 raise UsageError(": ".join([*chosen[-1:], str(error)])) from None
 
     def _choices(self, rule: Rule) -> Iterator[tuple[str, str, float | str]]:
-        """Option, hyperparameter and value (text: of a schedule) of what was chosen, in the order in which it applies."""
+        """Yield what the user chose, in the order of application: the option, the hyperparameter, and its value or schedule (as text)."""
         if self.lr is not None:
             yield f"--lr {self.lr}", "lr", self.lr
         if self.schedule is not None:

@@ -336,7 +336,7 @@ def prepared(config: Config, arrays: Sequence[Any] | None, team: Team) -> Togeth
 def _prepared(
     config: Config, arrays: Sequence[Any] | None = None, team: Team | None = None
 ) -> tuple[Training, dict[str, Any]]:
-    """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
+    """Return a training that is ready to run, and the contents of its ``config.json``. Nothing has been written yet."""
     try:
         own = config.device if team is None else team.device(config.device)
         backend = backends.backend(own, matmul=True)
