@@ -37,13 +37,15 @@ def info() -> None:
 
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
-    seconds: Annotated[float, typer.Option(metavar="N", help="How long it may take, about.")] = 30.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="N", help="How long it may take, about; every rule is compared all the same.")
+    ] = 30.0,
 ) -> None:
     """Find out whether every device of this machine computes the same bits as the plain formulas, and how fast.
 
     Every rule runs with both dtypes, several shapes and hard values (subnormals, infinities, NaN) on the CPU and on each CUDA
-    device. Exit status 0 only if all bits agree; else the smallest case that differs is shown. Without a GPU the CPU's engines
-    are compared.
+    device. Exit status 0 only if all bits agree (however little time there is, of every rule with its defaults); else the
+    smallest case that differs is shown. Without a GPU the CPU's engines are compared.
     """
     import dataclasses
     import json
