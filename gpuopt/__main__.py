@@ -11,6 +11,8 @@ def main() -> None:
         if (error.name or "").partition(".")[0] != "typer":
             raise
         sys.exit(_missing())
+    except KeyboardInterrupt:  # before it does anything
+        sys.exit(130)
     cli.main()
 
 

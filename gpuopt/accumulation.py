@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,26 +21,43 @@ if TYPE_CHECKING:
 
 SUM, COUNT = "every.sum", "every.count"
 """Names among the slots of a leaf: no rule has a slot with a dot, no chain a member of that name."""
+SUM_SLOT = "sum"
 
 
 @dataclass(frozen=True)
 class Gather(Rule):
-    """``p = (p + g) / divisor``; the first time, ``p = g / divisor``."""
+    """``p = p + g``; the first time, ``p = g``."""
 
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:  # noqa: ARG002
-        """What `update` reads; the values are the caller's."""
-        return {"first": 0.0, "divisor": 1.0}
+        """What `update` reads; the value is the caller's."""
+        return {"first": 0.0}
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Rule.update`."""
-        return xp.where(h.first > 0, g, p + g) / h.divisor, {}
+        return xp.where(h.first > 0, g, p + g), {}
+
+
+@dataclass(frozen=True)
+class Mean(Rule):
+    """``p = (sum + g) / divisor``; the sum stays."""
+
+    slots = (SUM_SLOT,)
+
+    def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:  # noqa: ARG002
+        """What `update` reads; the value is the caller's."""
+        return {"divisor": 1.0}
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
+        """See :meth:`Rule.update`."""
+        return (s.sum + g) / h.divisor, {SUM_SLOT: s.sum}
 
 
 class Accumulation:
     """Sums of the gradients since the last update, one a leaf; then their mean. With ``every=1`` there is nothing to gather.
 
     A sum is an array like the parameter, and gathering is a step like any other: sums are what it updates, all of them in
-    one call or launch.
+    one call or launch. The last gradient is not gathered: the mean goes into an array of its own, so that sums are as they
+    were until the update is done.
 
     Parameters
     ----------
@@ -55,11 +73,11 @@ class Accumulation:
     Attributes
     ----------
     sums
-        Of each leaf that is updated, by index; after the last gradient the mean.
+        Of each leaf that is updated, by index.
     counts
-        Gradients that each leaf has got, None left out.
-    taken
-        Calls so far, from 0 to ``every``, where the next one begins anew.
+        Gradients that are in each sum, None left out.
+    waiting
+        Gradients that are waiting for their update.
 
     """
 
@@ -67,14 +85,11 @@ class Accumulation:
         self.every = every
         self.sums = {i: zeros_like(arrays[i], arithmetic_dtype(arrays[i])) for i in updated} if every > 1 else {}
         self.counts = dict.fromkeys(self.sums, 0)
-        self.taken = 0
-        sums = list(self.sums.values())
-        self._step = Step(sums, sums, [0] * len(sums), [Gather()], [{} for _ in sums], engine)
-
-    @property
-    def waiting(self) -> int:
-        """Gradients that are waiting for their update."""
-        return self.taken % self.every
+        self.waiting = 0
+        sums, groups = list(self.sums.values()), [0] * len(self.sums)
+        self._step = Step(sums, sums, groups, [Gather()], [{} for _ in sums], engine)
+        self._means = [zeros_like(own) for own in sums]
+        self._mean = Step(self._means, self._means, groups, [Mean()], [{SUM_SLOT: own} for own in sums], engine)
 
     @property
     def completes(self) -> bool:
@@ -87,29 +102,31 @@ class Accumulation:
         Parameters
         ----------
         gradients
-            Of each leaf; None adds nothing. If these are the last ones before an update, the means replace them; None stays
-            of a leaf that got none at all.
+            Of each leaf; None adds nothing. If these are the last ones before an update, the means replace them, and nothing
+            is added: `setting` goes with the update. None stays of a leaf that got none at all.
         checked
             Called with the index of a leaf and its gradient: returns it as an array that fits (or None), or raises an error.
 
         """
         begins, ends = self.waiting == 0, self.completes
-        members, sums = list(self.sums), list(self.sums.values())
+        members, written = list(self.sums), self._means if ends else list(self.sums.values())
         counts = {i: (not begins) * n + (gradients[i] is not None) for i, n in self.counts.items()}
         ready = [
             zeros_like(own) if (g := gradients[i]) is None and (begins or (ends and counts[i])) else g
             for i, own in self.sums.items()
         ]
-        self._step.bind(ready, sums, lambda row, g, _: checked(members[row], g))
-        h = {"first": float(begins), "divisor": float(self.every if ends else 1)}
-        self._step(ready, [h], self.setting(self.waiting + 1, counts))
+        step = self._mean if ends else self._step
+        step.bind(ready, written, lambda row, g, _: checked(members[row], g))
         if ends:
-            for i, own in self.sums.items():
+            step(ready, [{"divisor": float(self.every)}])
+            for i, own in zip(members, written, strict=True):
                 gradients[i] = own if counts[i] else None
+        else:
+            step(ready, [{"first": float(begins)}], self.setting(self.waiting + 1, counts))
 
-    def setting(self, taken: int, counts: Mapping[int, int]) -> Callable[[], None]:
+    def setting(self, waiting: int = 0, counts: Mapping[int, int] = MappingProxyType({})) -> Callable[[], None]:
         """Return what says how many gradients are in the sums: a function written in C."""
-        return partial(vars(self).update, taken=taken, counts={i: counts.get(i, 0) for i in self.sums})
+        return partial(vars(self).update, waiting=waiting, counts={i: counts.get(i, 0) for i in self.sums})
 
     def slots(self, i: int) -> dict[str, Any]:
         """What there is of a leaf to be saved: nothing, unless gradients are waiting."""

@@ -141,6 +141,11 @@ def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
     return None if array_api_compat.is_writeable_array(x) else "read-only"
 
 
+def alias(x: Any) -> Any:
+    """Another array over the same memory, to be given away: a change of its dtype, shape or flags does not reach ``x``."""
+    return x.view() if is_numpy(x) or is_cupy(x) else x
+
+
 def is_deleted(x: Any) -> bool:
     """Whether an array of JAX has no values any more, as one that was donated; of one that is traced it is not known."""
     try:

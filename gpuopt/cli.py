@@ -50,6 +50,10 @@ def main() -> None:
     _open_standard_streams()
     try:
         app(prog_name="gpuopt")
+    except (OSError, UnicodeEncodeError) as error:  # of what is printed on, as of a full disk
+        with contextlib.suppress(OSError):
+            typer.echo(f"gpuopt: {getattr(error, 'strerror', None) or error}", err=True)
+        sys.exit(1)
     finally:
         _flush()
         gc.freeze()  # what is left goes with the process: to look for cycles in it takes longer than all else at the end
@@ -62,6 +66,9 @@ def _open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  (till the end)
 
 
 def _flush() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,10 +16,11 @@ from gpuopt.engines.storage import Stochastic
 from gpuopt.groups import Frozen, match
 from gpuopt.rules.hyper import is_traced
 from gpuopt.rules.slots import Filled, Shared, Slot, is_number, shape_of, starts
+from gpuopt.suggest import listed
 from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gpuopt.engines.pure import PureStep
     from gpuopt.engines.storage import Precision
@@ -96,10 +98,7 @@ def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state
     slots: dict[str, list[Any]] = {name: [None] * len(arrays) for own in rules for name in own.slots}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name in rules[group].slots:
-            try:
-                slots[name][i] = array.started(name, p, i, rules[group], way)
-            except ValueError as error:
-                raise ValueError(f"{rules[group].name}: {name} of {tree.name(i, 'params')}: {error}") from None
+            slots[name][i] = array.started(name, p, i, rules[group], way)
     if way == "split":
         slots[storage.LOW] = [storage.lower_bits(p, way) if i in moving else None for i, p in enumerate(arrays)]
     named: dict[str, Any] = {} if way == "state32" else {way: kept.seed if isinstance(kept, Stochastic) else {}}
@@ -156,6 +155,7 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
     given: Any = state
+    _check_state(given, patterns, rules)
     steps = _steps(given)
     carried = {
         pattern: {name: _if_known(number) for name, number in own.items()} for pattern, own in state.carried.items()
@@ -229,11 +229,14 @@ class _Plan:
 
     def __post_init__(self) -> None:
         self._names = dict(self.fused.slots).keys()
+        self._carrying = [p for p, rule in zip(self.patterns, self.rules, strict=True) if rule.carried]
 
     def slots_of(self, state: State) -> dict[str, list[Any]] | None:
-        """Return the slots by leaf; None if they are others than those of the rules."""
-        if state.slots.keys() != self._names:
+        """Return the slots by leaf; None if a state is not known to be one of the rules."""
+        if type(state.slots) is not dict or state.slots.keys() != self._names:
             return None
+        if state.carried or self._carrying:
+            _check_state(state, self.patterns, self.rules)
         return {name: self.tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
 
     def step(
@@ -280,6 +283,29 @@ def _keep(key: Any, plan: _Plan) -> None:
     while len(_plans) >= MOST_PLANS:
         _plans.pop(next(iter(_plans), None), None)
     _plans[key] = plan
+
+
+def _check_state(state: Any, patterns: Sequence[str], rules: Sequence[Rule]) -> None:
+    """Raise TypeError or ValueError if a state is none, or is one of other rules."""
+    given: Any = getattr(state, "carried", None)
+    if not (isinstance(state, State) and isinstance(given, Mapping) and type(state.slots) is dict):
+        raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
+    known = {*(name for rule in rules for name in rule.slots), storage.LOW}
+    if extra := [repr(name) for name in state.slots if name not in known]:
+        names = " and ".join(dict.fromkeys(rule.name for rule in rules))
+        raise ValueError(
+            f"state.slots: unexpected {listed(extra)}; {names} has none of that name, gpuopt.init makes a state"
+        )
+    carried = {pattern: own.keys() if isinstance(own, Mapping) else own for pattern, own in given.items()}
+    expected = {pattern: rule.carried.keys() for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
+    if carried != expected:
+        shown = {pattern: [*names] for pattern, names in expected.items()}
+        raise ValueError(f"state.carried: {state.carried!r:.80}, expected numbers {shown}; gpuopt.init makes a state")
+    for pattern, own in given.items():
+        for name, number in own.items():
+            if not (isinstance(number, float | int) or is_traced(number)):
+                where = f"state.carried[{pattern!r}][{name!r}]"
+                raise TypeError(f"{where}: {number!r:.80}, expected a number; gpuopt.init makes one")
 
 
 def _steps(state: Any) -> Any:
@@ -353,12 +379,19 @@ def evaluation(rule: Rules, params: Any, state: State) -> Any:
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
+    _check_state(state, patterns, rules)
+    steps = _steps(state)
+    way = storage.name_of(_precision(state))
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
+    for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
+        for name, slot in starts(rules[group].slots).items():
+            own, where = slots.get(name, [None] * len(arrays))[i], tree.name(i, f"state.slots[{name!r}]")
+            if not is_number(slot):
+                _check_slot(own, slot, p, slot_dtype(rules[group], name, p, way), where)
     last = [
-        {**own.at(max(state.steps - 1, 0)), **state.carried.get(pattern, {})}
+        {**own.at(max(steps - 1, 0)), **state.carried.get(pattern, {})}
         for own, pattern in zip(rules, patterns, strict=True)
     ]
-    way = storage.name_of(_precision(state))
     return tree.build(
         [
             array.evaluation(rules[group], p, {name: own[i] for name, own in slots.items()}, last[group], way)
@@ -399,6 +432,7 @@ def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
     else:
         shape = shape_of(slot, tuple(p.shape))
         leaves.check_alive(own, name)
+        leaves.check_unmasked(own, name)
         if is_array(own) and are_together(own, p) and (tuple(own.shape), own.dtype) == (shape, dtype):
             return
         expected = f"a {describe(p)} of {shape}, {dtype} like its parameter"

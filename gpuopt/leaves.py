@@ -28,8 +28,9 @@ from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.trace import refusal_of_complex
 from gpuopt.lending import Lenders, readable, view_of, why_without_memory
+from gpuopt.rules.slots import Given, starts
 from gpuopt.suggest import listed
-from gpuopt.trees import flatten
+from gpuopt.trees import flatten, flattened
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -85,7 +86,7 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
         raise TypeError(
             f"{name}: dtype bfloat16 of CuPy, expected float16 or wider there; NumPy's arrays may be of bfloat16"
         )
-    _check_unmasked(leaf, name)
+    check_unmasked(leaf, name)
     hindrance = hindrance_of(leaf) if in_place else None
     if hindrance == "requires grad":
         raise ValueError(f"{name}: {_a(describe(leaf))} that requires grad, expected one without; x.detach() is one")
@@ -155,14 +156,19 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
     Raises
     ------
     TypeError
-        If a complex leaf has a rule that does what is refused.
+        If a complex leaf has a rule that does what is refused; if what a rule has of the caller's is no array of real numbers.
     ValueError
-        If the rule is not for leaves of that shape.
+        If the rule is not for leaves of that shape; if the caller's arrays are not like the leaves.
 
     """
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
         if why := rules[group].unfit(tuple(a.shape)):
             raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(a.shape)}: {why}")
+    for group, rule in enumerate(rules):
+        for name, start in starts(rule.slots).items():
+            if isinstance(start, Given):
+                members = [i for i, own in enumerate(groups) if own == group]
+                _check_given(start.value, name, tree, arrays, members)
     first: dict[int, int] = {}
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
         if is_complex(a):
@@ -170,6 +176,23 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
     for group, i in first.items():
         if why := refusal_of_complex(rules[group]):
             raise TypeError(f"{tree.name(i, 'params')}: dtype {arrays[i].dtype}: {why}")
+
+
+def _check_given(value: Any, name: str, tree: Tree, arrays: list[Any], members: list[int]) -> None:
+    """Check that the caller's arrays are like the leaves of a rule, by their names."""
+    found = [value] * len(arrays) if hasattr(value, "shape") else tree.leaves_of(value, name)
+    for i in members:
+        own, leaf = found[i], tree.name(i, "params")
+        if not is_array(own):
+            raise TypeError(f"{name}: {describe(own)} for {leaf}, expected an array like the leaf")
+        if tuple(own.shape) != tuple(arrays[i].shape):
+            raise ValueError(
+                f"{name}: an array of shape {tuple(own.shape)} for {leaf}, expected {tuple(arrays[i].shape)} like the leaf"
+            )
+        if not is_real(own):
+            raise TypeError(f"{name}: an array of {own.dtype} for {leaf}, expected one of real numbers")
+    if found[0] is not value and list(map(id, found)) != list(map(id, flattened(value)[0])):
+        raise ValueError(f"{name}: leaves in another order than those of params, expected the same containers")
 
 
 def check_precision(tree: Tree, arrays: list[Any], updated: Collection[int], precision: str) -> None:
@@ -232,7 +255,7 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
         )
     if not is_complex(p) and not is_real(g):
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
-    _check_unmasked(g, name)
+    check_unmasked(g, name)
     if is_numpy(g):
         return np.asarray(g)
     return g if attached else detached(g)
@@ -339,7 +362,8 @@ def check_alive(x: Any, name: str) -> None:
         )
 
 
-def _check_unmasked(x: Any, name: str) -> None:
+def check_unmasked(x: Any, name: str) -> None:
+    """Raise TypeError if an array is masked."""
     if type(x) is not np.ndarray and isinstance(x, np.ma.MaskedArray):  # numpy.ma is slow to be imported
         raise TypeError(f"{name}: a masked array, whose mask would get lost, expected a plain one, as x.filled(0) is")
 

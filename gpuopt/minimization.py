@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from decimal import Decimal
+from numbers import Number, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuopt.arrays import current, describe, is_cupy, is_numpy, namespace, to_numpy
+from gpuopt.arrays import current, describe, detached, is_array, is_cupy, is_numpy, namespace, to_numpy
+from gpuopt.engines.dtypes import DTYPES
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules.base import Rule
-from gpuopt.transforms import TRANSFORMS, chain
-from gpuopt.trees import flatten
+from gpuopt.transforms import TRANSFORMS, Chain, Transform, chain
+from gpuopt.trees import flatten, flattened
 
 if TYPE_CHECKING:
     from gpuopt.groups import Rules
+    from gpuopt.trees import Tree
 
 Callback: TypeAlias = Callable[..., object]
 
@@ -43,7 +47,7 @@ def minimize(
     x0: Any,
     rule: Rules,
     *,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     jac: bool | Callable[..., Any] = True,
     steps: int = 1000,
     tol: float | None = None,
@@ -55,13 +59,14 @@ def minimize(
     Parameters
     ----------
     fun
-        ``fun(x, *args)`` returns the value and the gradient, or with a function for ``jac`` the value alone.
+        ``fun(x, *args)`` returns the value and the gradient, or with a function for ``jac`` the value alone. ``x`` is a copy.
     x0
-        Where to start: an array of NumPy or CuPy, or a nesting of such; integers become float64. It is not changed.
+        Where to start: an array of NumPy or CuPy, or a nesting of such; a list of numbers is an array; integers become
+        float64. It is not changed.
     rule
         As for `Optimizer`.
     args
-        More arguments of ``fun`` and ``jac``.
+        More arguments of ``fun`` and ``jac``; what is no tuple is the only one.
     jac
         True, or ``jac(x, *args)`` that returns the gradient.
     steps
@@ -70,7 +75,7 @@ def minimize(
         End where no element of the gradient is larger in size; at a bound, what points out of it does not count.
     bounds
         Of a single array: pairs ``(low, high)``, one for each element, None for no bound; or what has ``lb`` and ``ub``, as
-        ``scipy.optimize.Bounds``. Each step ends with the projection.
+        ``scipy.optimize.Bounds``. Each step ends with the projection, before averages are taken.
     callback
         Called after each step, as ``callback(intermediate_result=result)`` if that is the name of its argument, with ``x`` and
         ``fun``; otherwise as ``callback(x)``. StopIteration ends the minimization.
@@ -79,8 +84,8 @@ def minimize(
     -------
     scipy.optimize.OptimizeResult
         ``x``, ``fun``, ``jac``, ``nit``, ``nfev``, ``njev``, ``status``, ``success`` and ``message``; a dict with the same
-        attributes where SciPy is not installed. ``x`` is what the rule says to evaluate with. Without ``tol``, to take all steps
-        is success.
+        attributes where SciPy is not installed. ``x`` is what the rule says to evaluate with, where that is within the bounds.
+        Without ``tol``, to take all steps is success.
 
     Raises
     ------
@@ -98,11 +103,9 @@ def minimize(
     (array([2., 3.]), True)
 
     """
-    evaluate = _evaluation(fun, jac, args)
-    given: Any = steps
-    if isinstance(given, bool) or not isinstance(given, int | np.integer) or given < 0:
-        raise ValueError(f"steps: {steps!r:.80}, expected a whole number from 0 on")
-    tree, found = flatten(x0, "x0")
+    steps, tol = _checked_steps(steps, "steps"), _checked_tol(tol)
+    tree, found = flatten(_vector(x0), "x0")
+    evaluate = _evaluation(fun, jac, args if isinstance(args, tuple) else (args,), tree)
     x = tree.build([_start(value, tree.name(i, "x0")) for i, value in enumerate(found)])
     low, high = (None, None) if bounds is None else _limits(bounds, x)
     if low is not None:
@@ -110,7 +113,7 @@ def minimize(
             raise TypeError("bounds: several rules, expected one; or a gpuopt.Box in the rule of each leaf")
         with current(x):
             x[...] = namespace(x).clip(x, low, high)
-        rule = chain(rule, TRANSFORMS["Box"](low, high))
+        rule = _with_projection(rule, TRANSFORMS["Box"](low, high))
     optimizer = Optimizer(x, rule)
     tell = _telling(callback)
 
@@ -120,12 +123,14 @@ def minimize(
         if low is not None:
             with current(x):
                 gradient = x - namespace(x).clip(x - gradient, low, high)
-        return all(_largest(g) <= tol for g in tree.leaves_of(gradient, "gradient"))
+        return all(_largest(g) <= tol for g in tree.leaves_of(gradient, "gradient") if g is not None)
 
     value, gradient = evaluate(x)
     calls, status = 1, 1
     while True:
-        if not (np.isfinite(value) and all(map(_is_finite, tree.leaves_of(gradient, "gradient")))):
+        if not (
+            np.isfinite(value) and all(_is_finite(g) for g in tree.leaves_of(gradient, "gradient") if g is not None)
+        ):
             status = 2
         elif is_small(gradient):
             status = 0
@@ -141,6 +146,8 @@ def minimize(
                 status = 99
                 break
     best = optimizer.evaluation()
+    if low is not None and not _is_within(best, low, high):
+        best = x
     if any(a is not b for a, b in zip(tree.leaves_of(best, "x"), tree.leaves_of(x, "x"), strict=True)):
         value, gradient = evaluate(best)
         calls += 1
@@ -178,7 +185,7 @@ def minimizer(rule: Rule, *, steps: int = 1000) -> Callable[..., Any]:
     Raises
     ------
     TypeError
-        When it is called: without a gradient, with constraints other than bounds, or with an option that it does not have.
+        If the rule is none. When it is called: without a gradient, with constraints other than bounds, or with an option that it does not have.
 
     Examples
     --------
@@ -190,10 +197,14 @@ def minimizer(rule: Rule, *, steps: int = 1000) -> Callable[..., Any]:
 
     """
 
+    if not isinstance(rule, Rule | Mapping):
+        raise TypeError(f"minimizer: rule: {rule!r:.80}, expected a rule such as Adam()")
+    most = _checked_steps(steps, "steps")
+
     def method(
         fun: Callable[..., Any],
         x0: Any,
-        args: tuple[Any, ...] = (),
+        args: Any = (),
         *,
         jac: Any = None,
         bounds: Any = None,
@@ -218,11 +229,11 @@ def minimizer(rule: Rule, *, steps: int = 1000) -> Callable[..., Any]:
             )
         found = minimize(
             fun,
-            np.array(x0, np.float64),
+            np.array(x0, np.complex128 if np.iscomplexobj(x0) else np.float64),
             rule,
-            args=tuple(args),
+            args=args,
             jac=jac,
-            steps=steps if maxiter is None else maxiter,
+            steps=most if maxiter is None else _checked_steps(maxiter, "maxiter"),
             tol=tol,
             bounds=bounds,
             callback=callback,
@@ -234,60 +245,158 @@ def minimizer(rule: Rule, *, steps: int = 1000) -> Callable[..., Any]:
     return method
 
 
-def _evaluation(fun: Any, jac: Any, args: tuple[Any, ...]) -> Callable[[Any], tuple[float, Any]]:
-    """A function that returns value and gradient."""
+def _checked_steps(steps: Any, name: str) -> int:
+    if isinstance(steps, float | np.floating) and float(steps).is_integer():
+        steps = int(steps)
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 0:
+        raise ValueError(f"{name}: {steps!r:.80}, expected a whole number from 0 on")
+    return int(steps)
+
+
+def _checked_tol(tol: Any) -> float | None:
+    if tol is None:
+        return None
+    if isinstance(tol, bool) or not isinstance(tol, Real):
+        raise TypeError(f"tol: {tol!r:.80}, expected a number from 0 on, or None")
+    number = float(tol)
+    if not number >= 0:
+        raise ValueError(f"tol: {tol!r:.80}, expected a number from 0 on, or None")
+    return number
+
+
+def _vector(x0: Any) -> Any:
+    """A list of numbers, or of lists of such, as an array; anything else as it is."""
+    if not isinstance(x0, list | tuple) or not x0:
+        return x0
+    numbers, _ = flattened(x0)
+    if not all(isinstance(value, Number | np.generic) for value in numbers):
+        return x0
+    try:
+        return np.asarray(x0)
+    except ValueError:
+        raise ValueError("x0: lists of numbers of several lengths, expected arrays in them, or one array") from None
+
+
+def _evaluation(fun: Any, jac: Any, args: tuple[Any, ...], tree: Tree) -> Callable[[Any], tuple[float, Any]]:
+    """A function that returns value and gradient.
+
+    The user's functions get copies: some change what they are given, and many keep it, to compare it with the next one.
+    """
     if not callable(fun):
         raise TypeError(f"fun: {fun!r:.80}, expected a function")
     if callable(jac):
-        return lambda x: (_number(fun(x, *args)), jac(x, *args))
+        return lambda x: (
+            _number(fun(_copied(tree, x), *args)),
+            _gradient(jac(_copied(tree, x), *args), tree, "jac"),
+        )
     if jac is not True:
         raise TypeError(f"jac: {jac!r:.80}, expected True or a function; gpuopt takes gradients, it computes none")
 
     def both(x: Any) -> tuple[float, Any]:
-        found = fun(x, *args)
-        if not (isinstance(found, tuple) and len(found) == 2):
+        found = fun(_copied(tree, x), *args)
+        if not (isinstance(found, tuple | list) and len(found) == 2):
             raise TypeError(f"fun: returned {describe(found)}, expected the value and the gradient, as jac=True says")
-        return _number(found[0]), found[1]
+        return _number(found[0]), _gradient(found[1], tree, "fun")
 
     return both
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, float | int):
+    if isinstance(value, Real | Decimal):
         return float(value)
-    array = to_numpy(value)
-    if array.size != 1:
+    try:
+        array = to_numpy(detached(value))
+        number = float(array.reshape(()).astype(np.float64, casting="same_kind")) if array.size == 1 else None
+    except (TypeError, ValueError):
+        raise TypeError(f"fun: returned {value!r:.80} as the value, expected a real number") from None
+    if number is None:
         raise TypeError(f"fun: returned a value of shape {array.shape}, expected a number")
-    return float(array.reshape(()))
+    return number
+
+
+def _gradient(gradient: Any, tree: Tree, name: str) -> Any:
+    """What a function returned as the gradient, with arrays for lists of numbers; None in a nesting leaves a leaf alone."""
+    leaves = tree.leaves_of(gradient, "gradient")
+    for i, g in enumerate(leaves):
+        if isinstance(g, list | tuple | Number):
+            leaves[i] = np.asarray(g)
+        elif not (is_array(g) or (g is None and len(leaves) > 1)):
+            raise TypeError(f"{name}: returned {describe(g)} as {tree.name(i, 'gradient')}, expected an array like x0")
+    return tree.build(leaves)
 
 
 def _start(x: Any, name: str) -> Any:
     """A copy to begin with."""
-    x = np.asarray(x) if isinstance(x, int | float | list | tuple | np.generic) else x
+    x = np.asarray(x) if isinstance(x, Number | np.generic) else x
     if not (is_numpy(x) or is_cupy(x)):
         raise TypeError(f"{name}: {describe(x)}, expected an array of NumPy or CuPy; gpuopt.update takes others")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: a masked array, whose mask would get lost, expected a plain one, as x.filled(0) is")
+    if is_numpy(x):
+        x = np.asarray(x)  # a matrix has other operators
+    dtype = np.dtype(np.float64) if x.dtype.kind in "iub" else x.dtype.newbyteorder("=")
+    if str(dtype) not in DTYPES:
+        raise TypeError(f"{name}: dtype {dtype}, expected {', '.join(DTYPES)}, or integers")
     with current(x):
-        return x.astype(np.float64 if x.dtype.kind in "iub" else x.dtype)
+        return x.astype(dtype)
 
 
 def _limits(bounds: Any, x: Any) -> tuple[Any, Any]:
     """The bounds as two arrays like ``x``."""
     if isinstance(x, Mapping | list | tuple):
         raise TypeError("bounds: x0 is a nesting, expected one array; or a gpuopt.Box in the rule of each leaf")
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        both: tuple[Any, ...] = (bounds.lb, bounds.ub)
-    else:
-        pairs = [(-np.inf if low is None else low, np.inf if high is None else high) for low, high in bounds]
-        if len(pairs) != x.size:
-            raise ValueError(f"bounds: {len(pairs)} pairs, expected {x.size}, one for each element of x0")
-        both = tuple(np.reshape(own, x.shape) for own in zip(*pairs, strict=True)) if pairs else (x, x)
+    if x.dtype.kind == "c":
+        raise TypeError("bounds: x0 is complex, expected real numbers; gpuopt.Magnitude in a chain bounds the modulus")
     xp = namespace(x)
+    try:
+        both = _both_limits(bounds, x)
+        low, high = (np.broadcast_to(np.asarray(b, x.dtype), x.shape).copy() for b in both)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"bounds: {bounds!r:.80}, expected {x.size} pairs (low, high) of real numbers, one for each element of x0, None for "
+            f"no bound; or scipy.optimize.Bounds of shape {x.shape}"
+        ) from None
+    if not (low <= high).all():
+        raise ValueError("bounds: a low one is above its high one, or NaN, expected low <= high")
     with current(x):
-        low, high = (xp.asarray(np.broadcast_to(np.asarray(b, x.dtype), x.shape).copy()) for b in both)
-        fits = bool((low <= high).all())
-    if not fits:
-        raise ValueError("bounds: a low one is above its high one, expected low <= high")
-    return low, high
+        return xp.asarray(low), xp.asarray(high)
+
+
+def _both_limits(bounds: Any, x: Any) -> tuple[Any, Any]:
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        both = np.asarray(bounds.lb), np.asarray(bounds.ub)
+    else:
+        both = _both_of_pairs(bounds, x)
+    if any(own.dtype.kind not in "fiub" for own in both):
+        raise TypeError
+    return both
+
+
+def _both_of_pairs(bounds: Any, x: Any) -> tuple[Any, Any]:
+    pairs = [(-np.inf if low is None else low, np.inf if high is None else high) for low, high in bounds]
+    if len(pairs) != x.size:
+        raise ValueError
+    low, high = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.reshape(low, x.shape), np.reshape(high, x.shape)
+
+
+def _with_projection(rule: Rule, box: Transform) -> Rule:
+    """A rule whose steps end with a projection; of a chain, in front of what keeps averages, which are of projected points."""
+    members: tuple[Any, ...] = rule.members if isinstance(rule, Chain) else (rule,)
+    i = next(
+        (
+            i
+            for i, member in enumerate(members)
+            if isinstance(member, Transform) and type(member).evaluation is not Transform.evaluation
+        ),
+        len(members),
+    )
+    return chain(*members[:i], box, *members[i:])
+
+
+def _is_within(x: Any, low: Any, high: Any) -> bool:
+    with current(x):
+        return bool(((x >= low) & (x <= high)).all())
 
 
 def _telling(callback: Any) -> Callable[[Any], object] | None:

@@ -61,7 +61,8 @@ class Optimizer(Stateful):
         change nothing either, and ``steps`` is set back.
     every
         How many calls of `step` make one update, by the mean of their gradients (Optax's ``MultiSteps``). Each call adds to
-        sums that are a part of the state, one array like the parameter; the last one updates. A gradient of None counts
+        sums that are a part of the state, one array like the parameter; the last one updates, by a mean
+        that takes another such array. A gradient of None counts
         as zeros, and a leaf that got none but None is left alone. ``clip`` and ``nonfinite`` look at the mean: with a bad
         gradient the update is left out, or raises, and the gradients with it are dropped. ``steps`` counts updates.
     precision
@@ -108,10 +109,10 @@ class Optimizer(Stateful):
         precision: Precision | Stochastic = "state32",
         scale: float | DynamicScale | None = None,
     ) -> None:
-        given = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
+        given: Any = (("engine", engine, ENGINES), ("nonfinite", nonfinite, NONFINITE))
         for name, value, known in given:
-            if value not in known:
-                raise ValueError(f"{name}: {value!r}, expected one of {', '.join(map(repr, known))}")
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"{name}: {value!r:.80}, expected one of {', '.join(map(repr, known))}")
         if clip is not None and not isinstance(clip, Clip):
             raise TypeError(f"clip: {clip!r}, expected one such as gpuopt.clip_by_global_norm(1.0)")
         if isinstance(scale, DynamicScale) and nonfinite == "raise":
@@ -243,14 +244,19 @@ class Optimizer(Stateful):
         with self._lock:
             self._raise_overdue()
             scalars = self._step.scalars(self._steps, self._carried)
-            limit = self._clip.limit.at(self._steps) if self._clip else 0.0
-            limit *= self._scale if isinstance(self._scale, float) else 1.0
+            limit = self._limit
             if self._every > 1 and not self._gather(ready):
                 return
             self._step.bind(ready, self._held.now(), self._held.checked)
             self._update(ready, scalars, limit)
             if self._held.lenders:
                 self._held.lenders.tell()
+
+    @property
+    def _limit(self) -> float:
+        """What the next gradients are clipped to, as they are given."""
+        limit = self._clip.limit.at(self._steps) if self._clip else 0.0
+        return limit * (self._scale if isinstance(self._scale, float) else 1.0)
 
     def tune(self, pattern: str | None = None, /, **hyperparameters: Hyper) -> None:
         """Change hyperparameters, from the next step on.
@@ -360,7 +366,7 @@ class Optimizer(Stateful):
         return [notebook.Leaf(path, a.shape, dtype_of(a), place(a), self._patterns[group]) for path, a, group in arrays]
 
     def _gather(self, ready: list[Any]) -> bool:
-        """Gather gradients; replace them by their means and return True if they are all there."""
+        """Gather gradients; if they are all there, replace them by their means and return True."""
         is_last = self._accumulation.completes
         if is_last:
             self._held.check_all()
@@ -371,15 +377,18 @@ class Optimizer(Stateful):
         """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
+            self._accumulation.setting()()
             raise self._held.not_finite(bad, self._steps)
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
+        used = [self._accumulation.setting()] if self._every > 1 else []
         if bad:
             count = partial(vars(self).update, _skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
-            in_one_go([*self._step.settling(), count])
+            in_one_go([*self._step.settling(), count, *used])
         else:
             count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
             if self._nonfinite == "raise" and any(carried):
                 self._past.append((self._steps, self._carried))
-            self._step(ready, scalars, count, storage.key_of(self._precision, self._steps))
+            key = storage.key_of(self._precision, self._steps)
+            self._step(ready, scalars, count, *used, key=key)
         if self._nonfinite == "raise":
             self._step.report()

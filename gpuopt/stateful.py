@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuopt import leaves, states, tuning
 from gpuopt.accumulation import COUNT, SUM, Accumulation
-from gpuopt.arrays import assign, dtype_of
+from gpuopt.arrays import alias, assign, dtype_of
 from gpuopt.engines import storage
 from gpuopt.engines.choice import Engine, check_engine
 from gpuopt.engines.complexes import slot_dtype
@@ -133,7 +133,7 @@ class Stateful:
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {
-                    path: {**own, **self._accumulation.slots(i)}
+                    path: {slot: alias(x) for slot, x in {**own, **self._accumulation.slots(i)}.items()}
                     for i, (path, own) in enumerate(zip(self._tree.paths, self._step.slots, strict=True))
                 },
             }
@@ -169,7 +169,7 @@ class Stateful:
             if LOW in own
         }
         precision = states.precision_of(state, self._precision, problems)
-        scale = states.scale_of(state, problems) if isinstance(self._scale, DynamicScale) else None
+        scale = states.scale_of(state, is_dynamic=isinstance(self._scale, DynamicScale), problems=problems)
         accumulated = states.accumulated_of(state, self._every, problems)
         sums = self._accumulation.sums if accumulated else {}
         waiting = {i: self._tree.paths[i] for i in sums}
@@ -331,6 +331,8 @@ class Stateful:
 
     def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
         """Go on with other hyperparameters."""
+        if tuning.are_same(tuned, self._tuned):
+            return
         step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
         if step is not self._step and not step.inherits:
             self._raise_overdue(wait=True)
@@ -341,6 +343,7 @@ class Stateful:
         seen, step = clipped(rules, self._clip, self._scale), self._step
         skipped = self._skipped
         if not step.computes(seen):
+            leaves.check_rules(self._tree, self._arrays, rules, self._groups)
             step = self._prepared(rules, step)
             if self._nonfinite != "raise" and not step.inherits:
                 skipped = self._skipped_by_now
@@ -360,7 +363,7 @@ class Stateful:
             in_one_go(
                 [
                     partial(vars(self).update, _steps=then, _carried=carried),
-                    self._accumulation.setting(0, {}),
+                    self._accumulation.setting(),
                     *self._step.pardoning(),
                 ],
                 self._step.restoring(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     Key = tuple[str, ...]
 
 
+KEYS = {"steps", "accumulated", "seed", "scale", "rules", "params", "state"}
+"""Keys of a state."""
 MOST = 20
 """Problems that the message of a state names; of more it says how many."""
 
@@ -47,14 +50,17 @@ def carried_of(state: Mapping[str, Any], rules: Mapping[str, Rule], problems: li
     found = []
     for pattern, rule in rules.items():
         own = state.get("rules", {}).get(pattern, {}).get("carried", {})
-        names = own.keys() if isinstance(own, Mapping) else set()
-        if names != rule.carried.keys() and rule.carried:
-            shown = listed(sorted(names), shown=repr)
+        if not isinstance(own, Mapping):
+            problems.append(f"rules/{pattern}: carried numbers {own!r:.40}, expected a dict")
+            own = {}
+        names = own.keys()
+        if names != rule.carried.keys():
+            shown = listed(sorted(map(str, names)), shown=repr)
             problems.append(f"rules/{pattern}: carried numbers [{shown}], expected {sorted(rule.carried)}")
         problems += [
             f"rules/{pattern}: carried number {name}: {own[name]!r:.40}, expected a finite number"
             for name in names & rule.carried.keys()
-            if type(own[name]) not in {float, int} or not math.isfinite(own[name])
+            if type(own[name]) not in {float, int} or not abs(own[name]) <= sys.float_info.max
         ]
         found.append({name: own.get(name, start) for name, start in rule.carried.items()} if names else {})
     return found
@@ -82,12 +88,15 @@ def precision_of(state: Mapping[str, Any], own: Precision | Stochastic, problems
         return own
 
 
-def scale_of(state: Mapping[str, Any], problems: list[str]) -> tuple[float, float] | None:
+def scale_of(state: Mapping[str, Any], *, is_dynamic: bool, problems: list[str]) -> tuple[float, float] | None:
     """Return the scale of the loss in a state and its good steps, None if there are none; what does not fit is appended."""
+    if not is_dynamic:
+        problems += ["scale: unexpected; it is of a DynamicScale"] if state.get("scale") is not None else []
+        return None
     match state.get("scale"):
         case None:
             return None
-        case (float(scale), float(good)) if 0 < scale < math.inf and good >= 0:
+        case (float(scale), float(good)) if 0 < scale < math.inf and good >= 0 and good.is_integer():
             return scale, good
     problems.append(f"scale: {state['scale']!r:.40}, expected a positive number and a number of steps")
     return None
@@ -119,9 +128,11 @@ def tuned_of(
     patterns, original
         The groups of the optimizer, and their rules before anything was tuned.
     problems
-        What does not fit is appended: the steps are no number of steps, the rules are others, a value is refused.
+        What does not fit is appended: a key that no state has, the steps are no number of steps, the rules are others, a
+        value is refused.
 
     """
+    problems += [f"{key}: unexpected" for key in state.keys() - KEYS]
     steps, given = state.get("steps"), state.get("rules", {})
     if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
         problems.append(f"steps: {steps!r:.40}, expected a number of steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,8 @@ class Tree:
             return self.spec.flatten_up_to(tree)  # much faster than to flatten and to compare
         except (RecursionError, TypeError, ValueError):
             pass
+        if isinstance(tree, Iterator):
+            return self.leaves_of(list(tree), root)
         # Other containers (an OrderedDict, a tuple for a list) with the same paths are as good.
         given, leaves = flatten(tree, root)
         there = {path: k for k, path in enumerate(given.paths)}
@@ -62,7 +65,8 @@ class Tree:
             said = ", ".join(f"{what} {_listed(names)}" for what, names in both if names)
             if root == "params":
                 raise ValueError(f"params: another structure than when the optimizer was made: {said}; make a new one")
-            raise ValueError(f"{root}: another structure than params: {said}; for a leaf without gradient, give None")
+            cure = "; for a leaf without gradient, give None" if root.startswith("grad") else ""
+            raise ValueError(f"{root}: another structure than params: {said}{cure}")
         if len(self._orders) == MOST_ORDERS:
             self._orders.clear()
         order = self._orders[given.spec] = [there[path] for path in self.paths]

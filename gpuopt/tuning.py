@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, TypeAlias
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuopt.rules.hyper import Hyper, unknown
+from gpuopt.rules.hyper import Arrays, Hyper, unknown
 from gpuopt.schedules import Schedule
 from gpuopt.suggest import did_you_mean, listed
 
@@ -41,16 +42,40 @@ def tuned(
         If there is no such pattern or hyperparameter.
 
     """
-    if pattern is not None and pattern not in rules:
+    given: Any = pattern
+    if given is not None and not (isinstance(given, str) and given in rules):
         near, there = did_you_mean(pattern, rules), listed(rules, shown=repr)
-        raise ValueError(f"tune: no rule for {pattern!r}{near}, expected one of {there}")
+        raise ValueError(f"tune: no rule for {pattern!r:.80}{near}, expected one of {there}")
     known = [rule.hyperparameters() if pattern in (None, own) else () for own, rule in rules.items()]
     for name in changes.keys() - {name for names in known for name in names}:
         raise unknown("tune", name, dict.fromkeys(name for names in known for name in names))
+    arrays = {
+        name
+        for names, rule in zip(known, rules.values(), strict=True)
+        for name in names
+        if isinstance(rule.hyperparameter(name).kind, Arrays)
+    }
+    for name in arrays & changes.keys():
+        value: Any = changes[name]
+        if not isinstance(value, Real) and not callable(value):
+            raise TypeError(
+                f"tune: {name}: {value!r:.40} ({type(value).__name__}), expected a number or a schedule; arrays are a part of "
+                "the state, for others make a new optimizer"
+            )
     return [
         own | {name: value for name, value in changes.items() if name in names}
         for own, names in zip(before, known, strict=True)
     ]
+
+
+def are_same(some: Sequence[Tuned], others: Sequence[Tuned]) -> bool:
+    """Whether changes are the same numbers, of the same types; whether schedules are the same is not looked at."""
+    return [*map(_numbers, some)] == [*map(_numbers, others)] and None not in map(_numbers, some)
+
+
+def _numbers(own: Tuned) -> dict[str, tuple[type, object]] | None:
+    plain = all(type(value) in {bool, float, int} for value in own.values())
+    return {name: (type(value), value) for name, value in own.items()} if plain else None
 
 
 def rules_with(tuned: Sequence[Tuned], original: Sequence[Rule]) -> list[Rule]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -129,6 +130,56 @@ def kinds(comm: Any, folder: Path) -> None:
     other = gpuopt.Optimizer(made(6), rules, **more)
     gpuopt.load(file, other)
     assert _state(other) == _state(opt)
+
+
+def precisions(comm: Any, folder: Path) -> None:
+    """Leaves of 16 bits, kept in every way and with every scale, saved and loaded; with ``comm`` None, in this process."""
+    kept: dict[Any, list[str]] = {name: ["float16"] for name in ("state32", "param", gpuopt.Stochastic(5))}
+    if importlib.util.find_spec("ml_dtypes"):
+        importlib.import_module("ml_dtypes")  # NumPy knows the name then
+        kept = {**{name: ["float16", "bfloat16"] for name in kept}, "split": ["bfloat16"]}
+    scales = [None, 8.0, gpuopt.DynamicScale(64.0, every=2), None]
+    for (precision, dtypes), scale in zip(kept.items(), scales, strict=False):
+        sizes = {**dict.fromkeys(dtypes, 9_001), "float32": 5}
+
+        def made(*seed: int, sizes: dict[str, int] = sizes) -> dict[str, Any]:
+            rng = np.random.default_rng(seed)
+            return {name: rng.normal(size=n).astype(np.dtype(name)) for name, n in sizes.items()}
+
+        more: dict[str, Any] = {"precision": precision, "scale": scale, "clip": gpuopt.clip_by_global_norm(1.0)}
+        rule = gpuopt.chain(gpuopt.NAdam(lr=0.01), gpuopt.EMA(0.9))
+        opt = gpuopt.distributed.Optimizer(made(0), rule, comm, parts=PARTS, **more)
+        alone = gpuopt.Optimizer(made(0), rule, **more)
+        for step in range(STEPS):
+            parts = [made(step, i) for i in range(PARTS)]
+            if step == 1 and isinstance(scale, gpuopt.DynamicScale):
+                parts = [{name: np.full_like(g, np.inf) for name, g in own.items()} for own in parts]
+            for i in opt.mine:
+                opt.add(parts[i])
+            opt.step()
+            total = gpuopt.distributed.tree_sum(parts)
+            alone.step({name: g / np.asarray(PARTS, g.dtype) for name, g in total.items()})
+        assert (opt.scale, float(opt.scale_array), opt.skipped) == (
+            alone.scale,
+            float(alone.scale_array),
+            alone.skipped,
+        )
+        assert digest(opt) == digest(alone)
+        file = folder / "precisions.safetensors"
+        gpuopt.save(file, opt)
+        own = {"precision": gpuopt.Stochastic(99)} if isinstance(precision, gpuopt.Stochastic) else {}
+        again = gpuopt.distributed.Optimizer(made(5), rule, comm, parts=PARTS, shard=False, **{**more, **own})
+        gpuopt.load(file, again)
+        other = gpuopt.Optimizer(made(6), rule, **{**more, **own})
+        gpuopt.load(file, other)
+        assert again.scale == other.scale == opt.scale
+        for one in (opt, again):
+            for i in one.mine:
+                one.add(made(9, i))
+            one.step()
+        total = gpuopt.distributed.tree_sum([made(9, i) for i in range(PARTS)])
+        other.step({name: g / np.asarray(PARTS, g.dtype) for name, g in total.items()})
+        assert _state(opt) == _state(again) == _state(other)
 
 
 def digest(opt: gpuopt.Optimizer) -> str:

@@ -217,6 +217,33 @@ def test_what_does_not_fit_changes_nothing() -> None:
     assert (opt.steps, opt.accumulated) == (1, 0)
 
 
+@pytest.mark.parametrize("moment", ["bind", "look"])
+@pytest.mark.parametrize("engine", ["auto", "array"])
+def test_what_interrupts_the_last_call_leaves_all_as_it_was(engine: Any, moment: str, monkeypatch: Any) -> None:
+    """A signal handler may raise at any moment, also between the mean and the update."""
+    given = gradients(3, "f8")
+    opt, plain = (
+        gpuopt.Optimizer({k: np.ones(s) for k, s in SHAPES.items()}, gpuopt.Adam(0.1), every=3, engine=engine)
+        for _ in range(2)
+    )
+    for grads in given[:2]:
+        opt.step(grads)
+    before = copy.deepcopy(opt.state_dict())
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opt._step, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step(given[2])
+    np.testing.assert_equal(opt.state_dict(), before)
+    opt.step(given[2])
+    for grads in given:
+        plain.step(grads)
+    np.testing.assert_equal(opt.state_dict(), plain.state_dict())
+
+
 @pytest.mark.parametrize(("every", "error"), [(0, ValueError), (1.5, ValueError), ("2", TypeError), (True, TypeError)])
 def test_how_many_must_be_a_positive_integer(every: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"every: got .*expected a positive integer"):

@@ -1,5 +1,6 @@
 """A trained network as a thing one can use: what it predicts, what is exported, what is refused; and what is said of data."""
 
+import io
 import json
 import re
 import zlib
@@ -155,6 +156,47 @@ def test_what_does_not_fit_the_model_is_refused_by_name(tmp_path: Path) -> None:
     arrays = trained(tmp_path / "arrays", X, CLASSES)
     with pytest.raises(UsageError, match=r"x: shape \(120, 2\), expected \(samples, 3\): as many features"):
         arrays.predict(X[:, :2])
+
+
+MASKED = np.ma.masked_array(X, X.mean() < X)
+AMISS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
+    "masked features": (MASKED, CLASSES, {}, "data: x: a masked array, whose masked values would count"),
+    "masked targets": (X, np.ma.masked_array(PRICES, PRICES > 0), {}, "data: y: a masked array"),
+    "ragged": ([[1, 2], [3]], [0, 1], {}, "data: x: list, expected an array"),
+    "complex column": (FRAME.assign(b=1j), CLASSES, {}, "column 'b': dtype complex128, a feature must be real numbers"),
+    "objects": (FRAME.astype(object), CLASSES, {}, "column 'when': holds dtype object such as [0-9.]+, a feature must"),
+    "nothing to fill with": (
+        FRAME.assign(b=np.nan),
+        CLASSES,
+        {"missing": "mean"},
+        "column 'b': is missing in each row",
+    ),
+}
+
+
+@pytest.mark.parametrize(("x", "y", "options", "message"), AMISS.values(), ids=AMISS)
+def test_arrays_and_frames_that_are_amiss(x: Any, y: Any, options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        from_arrays((x, y), **options)
+
+
+def test_what_pandas_decides_is_said(tmp_path: Path) -> None:
+    shuffled = pd.Series(CLASSES, index=np.arange(N)[::-1])
+    assert from_arrays((FRAME, shuffled), standardize=True).notes == (
+        "x and y have other indices: rows go together by their place",
+    )
+    (note,) = load(csv(tmp_path / "a.csv", "a,a,y\n1,2,u\n3,4,v\n"), "y").notes
+    assert note == "Several columns have the same name and get a number, as in a.1"
+    (note,) = from_arrays((FRAME, ["ja"] * N), standardize=True).notes
+    assert note == "y: all samples are of one class, ja: there is nothing to tell apart"
+
+
+def test_text_that_the_standard_output_cannot_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(tmp_path / "run", X, np.where(CLASSES == "ja", "grün", "rot"), epochs=1)
+    np.save(tmp_path / "x.npy", X)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with pytest.raises(UsageError, match=r"the standard output: cannot print '\\xfc' in ascii; --out FILE.csv writes"):
+        predict_file(model, tmp_path / "x.npy")
 
 
 def signed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:

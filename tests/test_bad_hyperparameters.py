@@ -224,6 +224,16 @@ LOADING: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
         lambda d: d["rules"]["a"].update(tuned={"lr": {"schedule": "zigzag", "arguments": {}}}),
         ["rules/a: ", "zigzag"],
     ),
+    "key unexpected": (lambda d: d.update(step=3), ["step: unexpected"]),
+    "scale unexpected": (lambda d: d.update(scale=(8.0, 0.0)), ["scale: unexpected; it is of a DynamicScale"]),
+    "carried unexpected": (
+        lambda d: d["rules"]["a"].update(carried={"x": 1.0}),
+        ["rules/a: carried numbers ['x'], expected []"],
+    ),
+    "carried no dict": (
+        lambda d: d["rules"]["a"].update(carried=[1.0]),
+        ["rules/a: carried numbers [1.0], expected a"],
+    ),
     "no array": (lambda d: d["params"].update(a=[1.0, 2.0, 3.0]), ["params/a: list, expected an array"]),
     "many": (
         lambda d: (without(d, "params", "a"), d["state"]["b"].update(m=np.ones(2), c=np.ones(1)), d.update(steps=None)),

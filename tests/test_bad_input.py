@@ -179,6 +179,59 @@ def test_states_of_pure_functions(state: Any) -> None:
         gpuopt.update(gpuopt.SGD(), np.ones(3), np.ones(3), state)
 
 
+# States of pure functions. Name: a change of the state that Adam and NAdam start with; error, words.
+STATES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "None": (lambda s: None, TypeError, "state: None, expected what gpuopt.init"),
+    "no slots": (lambda s: s._replace(slots=None), TypeError, "state: State.*, expected what gpuopt.init"),
+    "a list of slots": (lambda s: s._replace(slots=[ONES]), TypeError, "state: State.*, expected what gpuopt.init"),
+    "no numbers": (lambda s: s._replace(carried=None), TypeError, "state: State.*, expected what gpuopt.init"),
+    "a slot less": (lambda s: s._replace(slots={"m": ONES}), ValueError, r"state.slots\['v'\]: None, expected a numpy"),
+    "a slot more": (
+        lambda s: s._replace(slots={**s.slots, "x": ONES}),
+        ValueError,
+        "state.slots: unexpected 'x'; NAdam has none of that name",
+    ),
+    "masked": (lambda s: s._replace(slots={**s.slots, "m": np.ma.ones(3)}), TypeError, r"state.slots\['m'\]: a masked"),
+    "shape": (
+        lambda s: s._replace(slots={**s.slots, "m": np.ones(4)}),
+        ValueError,
+        r"state.slots\['m'\]: numpy array of \(4,\)",
+    ),
+    "numbers less": (
+        lambda s: s._replace(carried={}),
+        ValueError,
+        r"state.carried: {}, expected numbers {'\*': \['product'\]}",
+    ),
+    "numbers of another pattern": (
+        lambda s: s._replace(carried={"a": {"product": 1.0}}),
+        ValueError,
+        "state.carried: {'a': .*, expected numbers",
+    ),
+    "numbers more": (
+        lambda s: s._replace(carried={"*": {"product": 1.0, "x": 1.0}}),
+        ValueError,
+        "state.carried: .*'x'.*, expected numbers",
+    ),
+    "a text": (
+        lambda s: s._replace(carried={"*": {"product": "x"}}),
+        TypeError,
+        r"state.carried\['\*'\]\['product'\]: 'x', expected a number",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "words"), STATES.values(), ids=STATES)
+def test_states_that_were_changed(change: Callable[[Any], Any], error: type[Exception], words: str) -> None:
+    rule, w = gpuopt.NAdam(), np.ones(3)
+    for _ in range(2):  # at first everything is looked at
+        state = gpuopt.init(rule, w)
+        with pytest.raises(error, match=words):
+            gpuopt.update(rule, w, w, change(state))
+        with pytest.raises(error, match=words):
+            gpuopt.evaluation(rule, w, change(state))
+        gpuopt.update(rule, w, w, state)
+
+
 @pytest.mark.parametrize("opt", [None, np.ones(3), "opt"])
 def test_what_is_no_optimizer(opt: Any, tmp_path: Path) -> None:
     for use in (gpuopt.save, gpuopt.load):

@@ -95,6 +95,25 @@ def test_another_structure(change: Callable[[dict[str, Any]], object]) -> None:
     np.testing.assert_array_equal(params["v"], np.ones(2))
 
 
+@pytest.mark.parametrize("engine", ["auto", "array"])
+@pytest.mark.parametrize("name", ["v", "every.sum"])
+def test_what_a_state_dict_gives_out_is_not_what_the_step_writes_to(name: str, engine: Any) -> None:
+    """Its arrays show the state's memory, but another shape, dtype or flag of one of them is not the state's."""
+    params = {"w": np.zeros(3)}
+    opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0, momentum=0.5), every=2, engine=engine)
+    opt.step({"w": np.ones(3)})
+    given = opt.state_dict()["state"]["w"][name]
+    given.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy plans to take it away
+        given.dtype = np.dtype("i8")
+    with pytest.raises(ValueError, match="does not own its data"):
+        given.resize(100_000, refcheck=False)
+    opt.step({"w": np.ones(3)})
+    np.testing.assert_array_equal(params["w"], [-1.0, -1.0, -1.0])
+    np.testing.assert_array_equal(given.view("f8"), np.full(3, -1.0 if name == "v" else 1.0))
+
+
 def test_a_projection_in_place_is_fine() -> None:
     params = {"w": np.ones(2)}
     opt = gpuopt.Optimizer(params, gpuopt.SGD(lr=1.0))

@@ -242,6 +242,12 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         {},
         "x_test: row 1 is missing or holds nan",
     ),
+    "text of bytes": (
+        "a.npz",
+        arrays(x=X, y=[b"\xff"] * 3),
+        {},
+        "the byte ff is no text in utf-8.*expected text as str",
+    ),
     "NaN targets": ("a.npz", arrays(x=X, y=[0.5, 1.5, np.nan]), {}, "y: row 2 holds nan"),
     "lengths": ("a.npz", arrays(x=X, y=Y[:2]), {}, "x has 3 rows and y has 2"),
     "a single target": ("a.npz", arrays(x=X, y=1), {}, "x has 3 rows and y has a single value"),

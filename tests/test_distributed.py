@@ -115,6 +115,14 @@ def test_complex_leaves_and_those_of_16_bits(tmp_path: Path, n: int) -> None:
     succeeds(n, "kinds", tmp_path)
 
 
+def test_every_way_of_keeping_16_bits(tmp_path: Path) -> None:
+    ranks.precisions(None, tmp_path)
+
+
+def test_every_way_of_keeping_16_bits_on_many_processes(tmp_path: Path) -> None:
+    succeeds(3, "precisions", tmp_path)
+
+
 def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 

@@ -1,6 +1,7 @@
 """Rules and transforms on the array engine, against recurrences of their own; and what a chain, a slot and a number do."""
 
 import pickle
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,9 +224,36 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "given": (
         lambda: gpuopt.init(gpuopt.chain(gpuopt.SGD(), gpuopt.Scale(np.ones(3))), np.ones(2)),
         ValueError,
-        r"Scale.factor of params: an array of shape \(3,\), expected \(2,\) like the leaf",
+        r"Scale.factor: an array of shape \(3,\) for params, expected \(2,\) like the leaf",
     ),
+    "given, of other names": (
+        lambda: scaled_by({"x": np.ones(2), "y": np.ones(2)}),
+        ValueError,
+        r"Scale.factor: another structure than params: missing Scale.factor\['b'\]",
+    ),
+    "given, in another order": (
+        lambda: scaled_by({"a": np.zeros(2), "b": np.ones(2)}),
+        ValueError,
+        "Scale.factor: leaves in another order than those of params, expected the same containers",
+    ),
+    "given, too few": (lambda: scaled_by([np.ones(2)]), ValueError, "Scale.factor: another structure than params"),
+    "given, numbers": (
+        lambda: scaled_by(OrderedDict(b=1.0, a=1.0)),
+        TypeError,
+        r"Scale.factor: float for params\['b'\], expected an array like the leaf",
+    ),
+    "given, complex": (
+        lambda: scaled_by(np.ones(2, complex)),
+        TypeError,
+        r"Scale.factor: an array of complex128 for params\['b'\], expected one of real numbers",
+    ),
+    "box of NaN": (lambda: gpuopt.Box(np.array([0.0, np.nan]), 1), ValueError, "expected low <= high"),
 }
+
+
+def scaled_by(factor: Any) -> None:
+    params = OrderedDict(b=np.ones(2), a=np.ones(2))
+    gpuopt.Optimizer(params, gpuopt.chain(gpuopt.SGD(), gpuopt.Scale(factor)))
 
 
 @pytest.mark.parametrize(("make", "error", "words"), BAD.values(), ids=BAD)
@@ -274,15 +302,41 @@ def with_carried(opt: gpuopt.Optimizer, value: Any) -> None:
     opt.load_state_dict(state)
 
 
+def one(step: int) -> float:
+    return 1.0
+
+
+def two_at_the_third(step: int) -> float:
+    return 0.0 if step < 2 else 2.0
+
+
 BOX = gpuopt.chain(gpuopt.SGD(1.0), gpuopt.Box(0, 1))
 CHANGES: dict[str, tuple[Rule, Any, str]] = {
     "tuned box": (BOX, lambda opt, _: opt.tune(**{"Box.low": 2.0}), "Box: low 2.0, high 1.0, expected low <= high"),
     "misspelt": (BOX, lambda opt, _: opt.tune(**{"Bxo.low": 0.5}), r"'Bxo.low' \(did you mean 'Box.low'\?\)"),
     "misspelt member's": (BOX, lambda opt, _: opt.tune(**{"Box.lwo": 0.5}), r"'Box.lwo' \(did you mean 'Box.low'\?\)"),
+    "tuned to an array": (
+        BOX,
+        lambda opt, _: opt.tune(**{"Box.low": np.zeros(2)}),
+        r"tune: Box.low: array.* \(ndarray\), expected a number or a schedule; arrays are a part of the state",
+    ),
+    "tuned by no pattern": (BOX, lambda opt, _: opt.tune({"lr": 1.0}), "tune: no rule for {'lr': 1.0}"),
+    **{
+        f"{type(bounds).__name__} of schedules, {kind}": (
+            gpuopt.chain(gpuopt.SGD(1.0), bounds),
+            lambda opt, _: opt.step(np.zeros(2)),
+            rf"{type(bounds).__name__}: low 2.0, high \S+ at step 2, expected low <= high",
+        )
+        for kind, bounds in {
+            "number": gpuopt.Box(two_at_the_third, 1.0),
+            "array": gpuopt.Box(two_at_the_third, np.array([1.0, 3.0])),
+            "both": gpuopt.Magnitude(two_at_the_third, one),
+        }.items()
+    },
     "another chain": (
         BOX,
         another_chain,
-        r"x.safetensors: .*\n.*'chain\(L2, SGD\)'}, expected {'\*': 'chain\(SGD, Box\)'}",
+        r"x.safetensors: .*'chain\(L2, SGD\)'}, expected {'\*': 'chain\(SGD, Box\)'}",
     ),
     "carried": (
         Exploding(),
@@ -293,6 +347,11 @@ CHANGES: dict[str, tuple[Rule, Any, str]] = {
         Exploding(),
         lambda opt, _: with_carried(opt, float("inf")),
         r"rules/\*: carried number grown: inf, expected a finite number",
+    ),
+    "carried beyond float64": (
+        Exploding(),
+        lambda opt, _: with_carried(opt, 10**400),
+        r"carried number grown: 1000+, expected a finite",
     ),
     "carried text": (
         Exploding(),

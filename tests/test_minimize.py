@@ -95,6 +95,48 @@ def test_bounds_are_kept(kind: str) -> None:
     assert found.success
 
 
+AVERAGING = [
+    gpuopt.chain(RULE, gpuopt.EMA(0.5)),
+    gpuopt.chain(gpuopt.SGD(lr=0.3), gpuopt.Accelerate()),
+    gpuopt.chain(RULE, gpuopt.Lookahead(), gpuopt.EMA(0.5)),
+    gpuopt.ScheduleFreeSGD(lr=0.1),
+    gpuopt.ASGD(lr=0.1),
+]
+
+
+@pytest.mark.parametrize("rule", AVERAGING, ids=lambda rule: rule.name)
+def test_averages_are_within_the_bounds(rule: gpuopt.Rule) -> None:
+    found = gpuopt.minimize(bowl, np.zeros(2), rule, bounds=[(0, 0.5), (-1, 0.25)], steps=50)
+    np.testing.assert_allclose(found.x, [0.5, 0.25], atol=1e-6)
+    assert found.fun == bowl(found.x)[0]
+
+
+def test_functions_may_change_and_keep_what_they_are_given() -> None:
+    """Many compare the point with the one that they were given last, and keep the value."""
+    kept: list[Any] = []
+
+    def hostile(x: Any) -> tuple[Any, Any]:
+        assert not any(x is old or np.shares_memory(x, old) for old in kept)
+        kept.append(x)
+        found = bowl(x)
+        x[:] = np.nan
+        return found
+
+    plain = gpuopt.minimize(bowl, np.zeros(2), RULE, steps=5)
+    np.testing.assert_array_equal(gpuopt.minimize(hostile, np.zeros(2), RULE, steps=5).x, plain.x)
+    found = gpuopt.minimize(lambda x: hostile(x)[0], np.zeros(2), RULE, jac=lambda x: hostile(x)[1].tolist(), steps=5)
+    np.testing.assert_array_equal(found.x, plain.x)
+
+
+@pytest.mark.parametrize(
+    "x0", [[0, 0.5], (0.0, 0.5), [np.float32(0), 0.5], np.array([[0.0, 0.5]]), np.array([0, 0.5], ">f4")]
+)
+def test_lists_of_numbers_are_arrays(x0: Any) -> None:
+    found = gpuopt.minimize(bowl, x0, RULE, args=(), steps=2.0)  # type: ignore[arg-type]
+    want = gpuopt.minimize(bowl, np.array([0.0, 0.5]), RULE, steps=2)
+    np.testing.assert_allclose(np.ravel(found.x), want.x, rtol=1e-6)
+
+
 def test_scipy_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     found = gpuopt.minimize(bowl, np.zeros(2), RULE, steps=1)
@@ -134,7 +176,27 @@ def test_rules_are_methods_of_scipys() -> None:
         ({"jac": None}, TypeError, "jac: None, expected True or a function; gpuopt takes gradients"),
         ({"steps": 1.5}, ValueError, "steps: 1.5, expected a whole number"),
         ({"x0": "a"}, TypeError, "x0: str, expected an array of NumPy or CuPy"),
-        ({"bounds": [(0, 1)]}, ValueError, "bounds: 1 pairs, expected 2"),
+        ({"bounds": [(0, 1)]}, ValueError, r"bounds: \[\(0, 1\)\], expected 2 pairs \(low, high\)"),
+        ({"bounds": [(0, 1, 2)] * 2}, ValueError, "bounds: .*, expected 2 pairs"),
+        ({"bounds": 3}, ValueError, "bounds: 3, expected 2 pairs"),
+        ({"bounds": [None, None]}, ValueError, r"bounds: \[None, None\], expected 2 pairs"),
+        ({"bounds": [(0, 1j), (0, 1)]}, ValueError, "bounds: .*, expected 2 pairs .* of real numbers"),
+        ({"bounds": [(np.nan, 1), (0, 1)]}, ValueError, "bounds: a low one is above its high one, or NaN"),
+        ({"bounds": [(0, 1)] * 2, "x0": np.zeros(2, complex)}, TypeError, "bounds: x0 is complex, expected real"),
+        ({"x0": np.ma.zeros(2)}, TypeError, "x0: a masked array"),
+        ({"x0": np.zeros(2, "g")}, TypeError, "x0: dtype .*, expected float32"),
+        ({"x0": [[1.0], [2.0, 3.0]]}, ValueError, "x0: lists of numbers of several lengths"),
+        (
+            {"fun": lambda x: (1j, x)},
+            TypeError,
+            "fun: returned 1j as the value, expected a real",
+        ),
+        ({"fun": lambda x: (None, x)}, TypeError, "fun: returned None as the value, expected a real number"),
+        ({"fun": lambda x: (0.0, None)}, TypeError, "fun: returned None as gradient, expected an array like x0"),
+        ({"fun": lambda x: (0.0, [1.0])}, ValueError, r"grads: shape \(1,\), expected \(2,\)"),
+        ({"tol": "a"}, TypeError, "tol: 'a', expected a number from 0 on"),
+        ({"tol": float("nan")}, ValueError, "tol: nan, expected a number from 0 on"),
+        ({"tol": -1}, ValueError, "tol: -1, expected a number from 0 on"),
         ({"bounds": [(1, 0), (0, 1)]}, ValueError, "bounds: a low one is above"),
         ({"bounds": [(1, 0)], "x0": [np.zeros(1)]}, TypeError, "bounds: x0 is a nesting"),
         ({"callback": 3}, TypeError, "callback: 3, expected a function"),
@@ -145,3 +207,10 @@ def test_refuses(options: dict[str, Any], error: type[Exception], words: str) ->
     minimize: Any = gpuopt.minimize
     with pytest.raises(error, match=words):
         minimize(**{"fun": bowl, "x0": np.zeros(2), "rule": RULE} | options)
+
+
+def test_methods_are_checked_when_they_are_made() -> None:
+    with pytest.raises(TypeError, match=r"minimizer: rule: <class .*Adam'>, expected a rule"):
+        gpuopt.minimizer(gpuopt.Adam)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="steps: -1, expected a whole number"):
+        gpuopt.minimizer(RULE, steps=-1)

@@ -157,6 +157,15 @@ def test_tuning_and_schedules_compile_nothing() -> None:
     assert cpu._functions.cache_info().misses == compiled
 
 
+def test_tuning_to_what_it_is_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.chain(gpuopt.SGD(lr=0.1), gpuopt.EMA(0.5)))
+    opt.tune(lr=0.2, **{"EMA.decay": 0.25})
+    monkeypatch.setattr("gpuopt.engines.step.Step.computes", lambda step, rules: pytest.fail("looked"))
+    opt.tune(lr=0.2, **{"EMA.decay": 0.25})
+    opt.lr = 0.2
+    assert opt.lr == 0.2
+
+
 def test_tuning_is_as_good_as_having_been_made_so(space: Space) -> None:
     g = space.put(np.array([1.0, -2.0]))
     for engine in space.engines:

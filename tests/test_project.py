@@ -63,10 +63,10 @@ LAYERS: dict[str, set[str]] = {
         "stateful",
         "tuning",
     },
-    "functional": {"arrays", "engines", "groups", "leaves", "rules/base", "trees"},
+    "functional": {"arrays", "engines", "groups", "leaves", "rules/base", "suggest", "trees"},
     "__main__": {"cli"},
     "lending": {"arrays"},
-    "minimization": {"arrays", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
+    "minimization": {"arrays", "engines", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
     "tensorfile": {"arrays"},
     "checkpoint": {"arrays", "optimizer", "suggest", "tensorfile"},
     "distributed": {

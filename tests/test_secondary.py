@@ -127,6 +127,18 @@ def test_what_cannot_be_printed_does_not_end_a_training(tmp_path: Path, how: str
 
 
 @posix
+@pytest.mark.parametrize(
+    ("command", "how", "code"),
+    [("info", ">&-", 0), ("info", "> /dev/full", 1), ("--help", "> /dev/full", 1), ("predict run x.npy", ">&-", 2)],
+)
+def test_commands_whose_output_cannot_be_printed(tmp_path: Path, command: str, how: str, code: int) -> None:
+    line = f"{sys.executable} -m gpuopt {command} {how}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("\n") == (code != 0)
+
+
+@posix
 def test_a_terminal_that_goes_away_does_not_end_a_training(tmp_path: Path) -> None:
     main, terminal = pty.openpty()
     command = [*COMMAND, "--epochs", "3000", "--hidden", "4", "--out", str(tmp_path / "run")]

@@ -375,6 +375,17 @@ def test_seeds() -> None:
         random.load_state_dict(plain.state_dict())
 
 
+@pytest.mark.parametrize("engine", ["auto", "array"])
+def test_frozen_leaves_have_no_other_half(engine: Any) -> None:
+    params = {"a": np.full(3, 2, dtype_of("bfloat16")), "b": np.ones(3, dtype_of("bfloat16"))}
+    rules = {"a": None, "b": gpuopt.SGD(0.5)}
+    opt = gpuopt.Optimizer(params, rules, precision="split", engine=engine)
+    opt.step({"a": None, "b": np.ones(3, "f4")})
+    assert opt.evaluation() is params
+    assert (params["a"].tolist(), params["b"].tolist()) == ([2.0] * 3, [0.5] * 3)
+    assert list(opt.state_dict()["state"]["a"]) == []
+
+
 def test_precisions_that_there_are_not() -> None:
     with pytest.raises(ValueError, match=r"precision: 'double', expected one of 'state32', 'param'"):
         gpuopt.Optimizer(np.ones(3, "f2"), gpuopt.SGD(), precision="double")  # type: ignore[arg-type]

@@ -17,8 +17,8 @@ from gpuopt.distributed.parts import OwnParts
 from gpuopt.distributed.reduction import Reduction, empty
 from gpuopt.distributed.saving import Saved
 from gpuopt.distributed.transport import connect
-from gpuopt.engines import array, memory
-from gpuopt.engines.norms import judge
+from gpuopt.engines import array, memory, storage
+from gpuopt.engines.norms import DynamicScale, judge
 from gpuopt.engines.place import host
 from gpuopt.engines.step import Step
 from gpuopt.engines.trace import traced
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gpuopt.distributed.cuts import Piece
     from gpuopt.distributed.sums import Node
     from gpuopt.distributed.transport import Way
+    from gpuopt.engines.storage import Precision, Stochastic
     from gpuopt.groups import Rules
     from gpuopt.optimizer import Nonfinite
     from gpuopt.rules.base import Rule
@@ -66,8 +67,8 @@ class Optimizer(Saved):
         How many parts the batch has, at least one a process. None: one a process, and `step` takes the gradients.
     average
         Whether the sum of the gradients is divided by ``parts``.
-    clip, nonfinite
-        As for `gpuopt.Optimizer`; of the gradients of the whole batch.
+    clip, nonfinite, precision, scale
+        As for `gpuopt.Optimizer`; of the gradients of the whole batch, which are added up in the dtype of their leaf.
     timeout
         Seconds to wait for another process before this one raises; None: for ever.
     transport
@@ -122,6 +123,8 @@ class Optimizer(Saved):
         average: bool = True,
         clip: Clip | None = None,
         nonfinite: Nonfinite = "ignore",
+        precision: Precision | Stochastic = "state32",
+        scale: float | DynamicScale | None = None,
         timeout: float | None = None,
         transport: Way = "auto",
     ) -> None:
@@ -134,6 +137,7 @@ class Optimizer(Saved):
         self._met = False
         self._lock = threading.RLock()
         self._kept: Exception | None = None
+        self._loss = (scale.initial if isinstance(scale, DynamicScale) else 1.0, 0.0)
         self.measures = False
         error: Exception | None = None
         try:
@@ -142,7 +146,7 @@ class Optimizer(Saved):
                     f"parts: {parts!r}, expected a whole number of at least {size}, one for each process"
                 )
             self.mine = range(self._parts * rank // size, self._parts * (rank + 1) // size)
-            super().__init__(params, rule, clip=clip, nonfinite=nonfinite)
+            super().__init__(params, rule, clip=clip, nonfinite=nonfinite, precision=precision, scale=scale)
         except RankError:
             raise
         except Exception as caught:  # noqa: BLE001 - all processes are told
@@ -196,7 +200,7 @@ class Optimizer(Saved):
             try:
                 nodes = self._given(grads)
                 scalars = self._step.scalars(self._steps, self._carried)
-                limit = self._clip.limit.at(self._steps) if self._clip else 0.0
+                limit = self._limit
                 self._held.check_all()
                 self._reduction.reserve()
                 missing = [self._tree.name(i, "grads") for i, there in enumerate(self._added.present) if not there]
@@ -234,22 +238,38 @@ class Optimizer(Saved):
         if self._looks:
             chunks, failed = self._layout.of_chunks(3, partial(self._step.chunk_sums, ready))
             error = error or failed
-            verdict = judge(self._layout.by_leaf(chunks), self._clip_by, limit)
+            verdict = judge(self._layout.by_leaf(chunks), self._clip_by, limit, self._loss[0])
         self._agree(error, {"norm": verdict and verdict.norm})
+        loss = self._loss
+        carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         if verdict is not None:
             self._step.decided(verdict.norm, verdict.scales[self._layout.leaf_of])
-            bad = np.flatnonzero(~verdict.finite).tolist() if self._nonfinite != "ignore" else []
+            is_dynamic = isinstance(self._scale, DynamicScale)
+            bad = np.flatnonzero(~verdict.finite).tolist() if is_dynamic or self._nonfinite != "ignore" else []
+            if isinstance(self._scale, DynamicScale):
+                loss = self._scale.next(*loss, is_finite=not bad)
             if bad and self._nonfinite == "raise":
                 self._blame(nodes, bad)
             if bad:
-                vars(self).update(_skipped=self._skipped + 1, _steps=self._steps + 1)
+                count = {"_skipped": self._skipped + 1, "_steps": self._steps + 1}
+                vars(self).update(count, _carried=carried, _loss=loss)
                 return
         if self._step.widths:
             self._agree(self._reduced(scalars, present), {})
-        carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
-        self._step(ready, scalars, partial(vars(self).update, _steps=self._steps + 1, _carried=carried))
+        count_up = partial(vars(self).update, _steps=self._steps + 1, _carried=carried, _loss=loss)
+        self._step(ready, scalars, count_up, key=storage.key_of(self._precision, self._steps))
         if self._shard:
             self._layout.spread({i: flat for i, flat in enumerate(self._layout.flat) if present[i]})
+
+    @property
+    def scale(self) -> float:
+        """As alone; the same on all processes, and known on the host."""
+        return self._loss[0] if isinstance(self._scale, DynamicScale) else super().scale
+
+    @property
+    def scale_array(self) -> Any:
+        """As `scale`, as an array of NumPy without axes."""
+        return np.array(self.scale)
 
     def rows_of(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return numbers of all parts, of shape (parts, columns), from those of this process's; collective."""
@@ -302,6 +322,8 @@ class Optimizer(Saved):
             "hyperparameters": {pattern: rule.at(0) for pattern, rule in by_pattern.items()},
             "clip": self._clip_by if self._clip is None else (self._clip.by, self._clip.limit.at(0)),
             "nonfinite": self._nonfinite,
+            "precision": self._precision,
+            "scale": self._scale,
             "shard": self._shard,
             "parts": self._parts,
             "average": self._average,
@@ -342,9 +364,10 @@ class Optimizer(Saved):
         groups = [self._groups[leaf] for leaf in leaf_of]
         slots = self._with_numbers(rules, before.slots if before else self._given_slots(rules))
         idle = [s for s, leaf in enumerate(leaf_of) if leaf not in self._rows]
-        seen = clipped(rules, self._clip)
-        parts = Parts(leaf_of, [a.size for a in self._arrays])
-        return Step(own, own, groups, seen, slots, self._engine, None, before, idle, parts=parts)
+        seen = clipped(rules, self._clip, self._scale)
+        parts = Parts(leaf_of, [a.size for a in self._arrays], [piece.start for _, piece in self._layout.segments])
+        way = storage.name_of(self._precision)
+        return Step(own, own, groups, seen, slots, self._engine, None, before, idle, way, parts)
 
     def _with_numbers(self, rules: list[Rule], slots: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Slots of segments, with those that are numbers of their leaf: one for all segments of a leaf."""
@@ -361,12 +384,14 @@ class Optimizer(Saved):
 
     def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
         """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
-        whole = {
-            (i, name): flat_like(array.started(name, a, i, rules[self._groups[i]]), a)
+        way = storage.name_of(self._precision)
+        given = {
+            (i, name): array.started(name, a, i, rules[self._groups[i]], way)
             for i, a in enumerate(self._arrays)
             for name, slot in starts(rules[self._groups[i]].slots).items()
             if isinstance(slot, Given)
         }
+        whole = {key: flat_like(x, x) for key, x in given.items()}
         return [
             {name: _copy(x[piece.start : piece.stop]) for (i, name), x in whole.items() if i == piece.leaf}
             for _, piece in self._layout.segments
@@ -378,7 +403,8 @@ class Optimizer(Saved):
 
     @property
     def _looks(self) -> bool:
-        return self.measures or self._clip_by is not None or self._nonfinite != "ignore"
+        looks = self.measures or self._clip_by is not None or self._nonfinite != "ignore"
+        return looks or isinstance(self._scale, DynamicScale)
 
     # ---- gradients
 

@@ -12,9 +12,11 @@ from gpuopt import states, tuning
 from gpuopt.arrays import dtype_of, is_numpy, to_numpy, zeros_like
 from gpuopt.distributed.leading import Led
 from gpuopt.distributed.reduction import empty
-from gpuopt.engines import memory
+from gpuopt.engines import memory, storage
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import in_one_go
+from gpuopt.engines.norms import DynamicScale
+from gpuopt.engines.storage import LOW, Stochastic
 from gpuopt.optimizer import Optimizer as Alone
 from gpuopt.rules.slots import is_number, starts
 
@@ -33,6 +35,7 @@ class Saved(Led, Alone):
     """Base class of an optimizer of many processes: how it is saved and goes on. Rank 0 reads and writes."""
 
     _layout: Layout
+    _loss: tuple[float, float]
     _shard: bool
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,19 +103,29 @@ class Saved(Led, Alone):
         self._restore(skeleton, content, arrived)
         return told  # type: ignore[no-any-return]
 
-    def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], Any]:
-        """What was tuned, the rules with it, the arrays by key, and the carried numbers of a state; or raise ValueError."""
+    def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], dict[str, Any]]:
+        """What was tuned, the rules with it, the arrays by key, and the numbers of a state; or raise ValueError."""
         states.check_nesting(state)
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
         rules = self._rules if problems else tuning.rules_with(tuned, self._original)
         states.accumulated_of(state, 1, problems)
-        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, slot_dtype)
+        dtypes = partial(slot_dtype, precision=storage.name_of(self._precision))
+        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
+        split = {self._tree.paths[i]: self._arrays[i] for i in self._split}
+        expected |= {("state", path, LOW): zeros_like(a, np.uint16) for path, a in split.items()}
         given = states.arrays_of(state, expected, lambda x, _: x, problems)
         carried = states.carried_of(state, self._by_pattern, problems)
+        numbers: dict[str, Any] = {
+            "_carried": carried,
+            "_precision": states.precision_of(state, self._precision, problems),
+        }
+        is_dynamic = isinstance(self._scale, DynamicScale)
+        if loss := states.scale_of(state, is_dynamic=is_dynamic, problems=problems):
+            numbers["_loss"] = loss
         if problems:
             raise states.misfit(problems)
-        return tuned, rules, given, carried
+        return tuned, rules, given, numbers
 
     def _restore(self, state: Mapping[str, Any], content: Any, arrived: Callable[[Any], Any]) -> None:
         """Go on from a state; ``arrived`` makes whole arrays of those in ``content``, or else in ``state``, one at a time."""
@@ -125,7 +138,7 @@ class Saved(Led, Alone):
         except Exception as caught:  # noqa: BLE001 - all processes are told
             error = caught
         self._agree(error, {"steps": state.get("steps") if isinstance(state, dict) else None})
-        tuned, rules, given, carried = fitting
+        tuned, rules, given, numbers = fitting
         news: list[tuple[Any, Any]] = []
         with self._lock:
             step, changes = self._with_rules(rules, tuned)
@@ -134,7 +147,7 @@ class Saved(Led, Alone):
                 source = given[key] if content is None else _at(content, key)
                 try:
                     host_array = to_numpy(arrived(source))
-                    if key[0] == "state" and is_number(starts(rules[self._groups[i]].slots)[key[2]]):
+                    if key[0] == "state" and is_number(starts(rules[self._groups[i]].slots).get(key[2])):
                         news.append((step.slots[self._layout.first_segment(i)][key[2]], host_array.reshape(())))
                         continue
                     flat = memory.in_memory_order(host_array, self._arrays[i])
@@ -154,7 +167,7 @@ class Saved(Led, Alone):
             except Exception as caught:  # noqa: BLE001 - all processes are told
                 error = error or caught
             self._agree(error, {})
-            changes.append(partial(vars(self).update, _steps=int(state["steps"]), _carried=carried))
+            changes.append(partial(vars(self).update, numbers, _steps=int(state["steps"])))
             in_one_go(changes, step.restoring())
 
     def _whole(self, name: str, members: list[int]) -> dict[int, Any]:
@@ -179,20 +192,32 @@ class Saved(Led, Alone):
 
     def _slot_dtype(self, name: str, i: int) -> Any:
         """The dtype of a slot of a leaf."""
-        return slot_dtype(self._rules[self._groups[i]], name, self._arrays[i])
+        way = storage.name_of(self._precision)
+        return np.uint16 if name == LOW else slot_dtype(self._rules[self._groups[i]], name, self._arrays[i], way)
+
+    @property
+    def _split(self) -> list[int]:
+        """Leaves whose lower bits are beside them."""
+        way = storage.name_of(self._precision)
+        return [i for i in sorted(self._rows) if storage.way_of(dtype_of(self._arrays[i]), way) == "split"]
 
     def _content(self, whole: Callable[[str, list[int]], dict[int, Any]]) -> dict[str, Any]:
-        declared = [tuple(starts(self._rules[group].slots)) for group in self._groups]
+        split = self._split
+        declared = [
+            (*starts(self._rules[group].slots), *([LOW] if i in split else [])) for i, group in enumerate(self._groups)
+        ]
         state: dict[str, dict[str, Any]] = {path: {} for path in self._tree.paths}
         for name in dict.fromkeys(name for names in declared for name in names):
             members = [i for i, names in enumerate(declared) if name in names]
-            numbers = [i for i in members if is_number(starts(self._rules[self._groups[i]].slots)[name])]
+            numbers = [i for i in members if is_number(starts(self._rules[self._groups[i]].slots).get(name))]
             found = whole(name, [i for i in members if i not in numbers])
             found |= {i: self._step.slots[self._layout.first_segment(i)][name] for i in numbers}
             for i, x in found.items():
                 state[self._tree.paths[i]][name] = x
         return {
             "steps": self._steps,
+            **({"seed": self._precision.seed} if isinstance(self._precision, Stochastic) else {}),
+            **({"scale": self._loss} if isinstance(self._scale, DynamicScale) else {}),
             "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
             "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
             "state": {

@@ -23,7 +23,7 @@ from gpuopt.engines.trace import SCALE
 from gpuopt.rules.formula import returned
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, applied
 from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, shape_of, starts
-from gpuopt.trees import flatten
+from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,14 +49,9 @@ def started(name: str, p: Any, index: int, rule: Rule, precision: str = "state32
     p, index
         The parameter, and which of all leaves it is.
     rule
-        Of the leaf.
+        Of the leaf; the caller's arrays are known to fit.
     precision
         How a leaf of 16 bits and its slots are kept; see `gpuopt.engines.storage`.
-
-    Raises
-    ------
-    ValueError
-        If the caller's arrays do not fit the parameter.
 
     """
     slot: Any = starts(rule.slots)[name]
@@ -77,12 +72,7 @@ def started(name: str, p: Any, index: int, rule: Rule, precision: str = "state32
                 return full(rule.hyperparameter(source).at(0))
             case Given(value):
                 new = xp.zeros_like(p, dtype=dtype)
-                _, arrays = flatten(value, "array")
-                own = arrays[index] if len(arrays) > 1 else arrays[0]
-                if tuple(own.shape) != tuple(p.shape):
-                    raise ValueError(f"an array of shape {tuple(own.shape)}, expected {tuple(p.shape)} like the leaf")
-                if is_complex(own):
-                    raise ValueError(f"an array of {own.dtype}, expected one of real numbers")
+                own = value if hasattr(value, "shape") else flattened(value)[0][index]
                 return xp.astype(brought(own, p), dtype) + new
         return full(slot.start)
 

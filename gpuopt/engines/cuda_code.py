@@ -271,7 +271,7 @@ class _Loop:
     def written(self, label: str, term: str, index: str) -> str:
         """What is in memory of a number of an array."""
         if label == "p" and self.is_random:
-            return f"random_{self.small[label]}({term}, random_bits(own_key, (unsigned int)start + {index}))"
+            return f"random_{self.small[label]}({term}, random_bits(own_key, first + (unsigned int)start + {index}))"
         return f"narrow_{self.small[label]}({term})" if label in self.small else term
 
     def at(self, label: str, index: str, part: int = 0) -> str:
@@ -373,7 +373,13 @@ def _update(i: int, variant: Variant) -> str:
         prologue=newline.join(
             [
                 *code.prologue,
-                *([f"const unsigned long long own_key = leaf_key(key, row[{table.REST}]);"] * code.is_random),
+                *(
+                    [
+                        f"const unsigned long long own_key = leaf_key(key, row[{table.REST}]);",
+                        f"const unsigned int first = (unsigned long long)row[{table.REST}] >> 32;",
+                    ]
+                    * code.is_random
+                ),
             ]
         ),
         alignment=" | ".join(f"(unsigned long long)at_{name}" for name in names),

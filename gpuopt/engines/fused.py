@@ -96,7 +96,7 @@ class FusedStep:
         stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._leaves, self._rules = list(leaves.values()), rules
-        self._parts = parts and Parts([parts.leaf_of[i] for i in self.members], parts.sizes)
+        self._parts = parts and parts.of(self.members)
         self._reach = reach
         own = before.expects if before and before.members == self.members else [p.dtype for p in self._parameters]
         self._make(own, before.kernel if before else None)

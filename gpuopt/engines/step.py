@@ -90,6 +90,7 @@ class Step:
         self._guard = guard
         self._precision = precision
         self._arrays, self._groups = arrays, groups
+        self._numbers = [*map(storage.number_of, parts.leaf_of, parts.starts)] if parts else range(len(arrays))
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
         self._programs = [traced(rule, twice=True) for rule in rules]
@@ -145,7 +146,7 @@ class Step:
                     arrays[i],
                     _arrays_first(self.slots[i], declared[groups[i]]),
                     storage.way_of(libraries.dtype_of(arrays[i]), precision),
-                    self.slots[i].get(storage.LOW, i),
+                    self.slots[i].get(storage.LOW, self._numbers[i]),
                     sum(map(is_number, declared[groups[i]].values())),
                 )
                 for i in together
@@ -340,7 +341,11 @@ class Step:
         return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
-        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], count: Callable[[], None], key: int = 0
+        self,
+        gradients: Sequence[Any],
+        scalars: Sequence[Mapping[str, float]],
+        *counts: Callable[[], None],
+        key: int = 0,
     ) -> None:
         """Update every leaf whose gradient is not None, and count the step: all of it, or nothing.
 
@@ -350,8 +355,8 @@ class Step:
             As `bind` left them.
         scalars
             Of each group, what `Rule.at` gave.
-        count
-            Counts the step; written in C.
+        *counts
+            What counts the step; written in C.
         key
             Of the step, for what is rounded at random: see `gpuopt.engines.storage.split_mix`.
 
@@ -363,7 +368,7 @@ class Step:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
                 calls += self._writes(group, members, gradients, scalars[group], key) if members else []
-        in_one_go((*calls, *self.settling(), count), self.restoring())
+        in_one_go((*calls, *self.settling(), *counts), self.restoring())
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
         """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
@@ -426,7 +431,7 @@ class Step:
             pair
             for i, (new_p, new_slots) in zip(members, after, strict=True)
             for pair in [
-                *storage.stored(new_p, self._arrays[i], self.slots[i], self._precision, key, i),
+                *storage.stored(new_p, self._arrays[i], self.slots[i], self._precision, key, self._numbers[i]),
                 *((self.slots[i][name], new) for name, new in new_slots.items()),
             ]
         ]

@@ -110,6 +110,11 @@ def split_mix(seed: int, number: int) -> int:
     return z ^ z >> 31
 
 
+def number_of(leaf: int, start: int = 0) -> int:
+    """The number by which a leaf is rounded at random; of a part of a leaf, with its first element in the upper 32 bits."""
+    return _signed64((start & 0xFFFFFFFF) << 32 | leaf)
+
+
 def random_bits(like: Any, key: int, leaf: int) -> Any:
     """16 bits for each element of an array, as an array of uint32.
 
@@ -118,13 +123,13 @@ def random_bits(like: Any, key: int, leaf: int) -> Any:
     like
         Of NumPy or CuPy; elements are numbered in its memory, or in C's order if it has gaps.
     key, leaf
-        Of the step; and which of all leaves it is.
+        Of the step; and which of all leaves it is, see `number_of`.
 
     """
-    xp, own = namespace(like), split_mix(key, leaf)
+    xp, own = namespace(like), split_mix(key, leaf & 0xFFFFFFFF)
     layout = dense_layout(like)
     with np.errstate(over="ignore"):
-        h = xp.zeros((1,) * len(layout.shape), dtype=np.uint32)
+        h = xp.full((1,) * len(layout.shape), leaf >> 32 & 0xFFFFFFFF, dtype=np.uint32)
         for axis, (size, stride) in enumerate(zip(layout.shape, layout.strides, strict=True)):
             numbers = xp.arange(size, dtype=np.uint32) * np.uint32(stride // layout.dtype.itemsize & 0xFFFFFFFF)
             h = h + numbers.reshape([-1 if k == axis else 1 for k in range(len(layout.shape))])
@@ -283,7 +288,8 @@ define internal i16 @low(float %x) alwaysinline {{
 }}
 
 define internal i64 @leaf.key(i64 %key, i64 %leaf) alwaysinline {{
-  %number = add i64 %leaf, 1
+  %own = and i64 %leaf, 4294967295
+  %number = add i64 %own, 1
   %far = mul i64 %number, {_signed64(GOLDEN)}
   %a = add i64 %key, %far
   %a.high = lshr i64 %a, 30
@@ -395,7 +401,7 @@ __device__ __forceinline__ unsigned int narrow_float16(float x)
     + f"""
 __device__ __forceinline__ unsigned long long leaf_key(unsigned long long key, long long leaf)
 {{
-    unsigned long long z = key + (unsigned long long)(leaf + 1) * {GOLDEN:#x}ull;
+    unsigned long long z = key + (unsigned long long)((leaf & 0xffffffffll) + 1) * {GOLDEN:#x}ull;
     z = (z ^ z >> 30) * {FIRST:#x}ull;
     z = (z ^ z >> 27) * {SECOND:#x}ull;
     return z ^ z >> 31;

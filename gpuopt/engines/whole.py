@@ -35,11 +35,18 @@ class Parts:
         those of its slots that are numbers.
     sizes
         Of each leaf, all its elements.
+    starts
+        Of each part, its first element in the leaf.
 
     """
 
     leaf_of: Sequence[int]
     sizes: Sequence[int]
+    starts: Sequence[int]
+
+    def of(self, members: Sequence[int]) -> Parts:
+        """Some of the parts."""
+        return Parts([self.leaf_of[i] for i in members], self.sizes, [self.starts[i] for i in members])
 
 
 class WholeLeaves:

@@ -167,7 +167,7 @@ def starts(slots: Slots) -> dict[str, Slot]:
     return {name: slot if isinstance(slot, Slot) else Filled(float(slot)) for name, slot in slots.items()}
 
 
-def is_number(slot: Slot) -> TypeGuard[Leaf | Shared]:
+def is_number(slot: Slot | None) -> TypeGuard[Leaf | Shared]:
     """Whether a slot is one number and not an array."""
     return isinstance(slot, Leaf | Shared)
 

@@ -149,8 +149,12 @@ def _write(columns: Mapping[str, NDArray[Any]], path: Path | None) -> None:
             temporary.unlink(missing_ok=True)
     except BrokenPipeError:
         raise
+    except UnicodeEncodeError as error:
+        letters, cure = printable(error.object[error.start : error.end]), "--out FILE.csv writes UTF-8"
+        raise UsageError(f"the standard output: cannot print {letters!a} in {error.encoding}; {cure}") from None
     except OSError as error:
-        raise UsageError(f"--out {path}: {error.strerror or error}") from None
+        where = "the standard output" if path is None else f"--out {path}"
+        raise UsageError(f"{where}: {error.strerror or error}") from None
 
 
 def _csv(columns: Mapping[str, NDArray[Any]], file: IO[str]) -> None:

@@ -320,6 +320,9 @@ def _moved(config: Config, folder: RunFolder, data: Sequence[Any] | str | Path |
         if config.labels is None:
             raise UsageError(f"--labels {labels}: the run {folder.path} was started without")
         config = dataclasses.replace(config, labels=labels)
+    for option, file in (("--data", config.data), ("--labels", config.labels)):
+        if file not in {None, ARRAYS} and not Path(file).exists():
+            raise UsageError(f"{file}: No such file or directory; if it was moved, {option} FILE says where it is")
     return config
 
 

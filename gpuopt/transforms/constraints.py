@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from gpuopt.rules.hyper import Arrays
+from gpuopt.rules.hyper import Arrays, is_traced
 from gpuopt.rules.slots import Slot, given
 from gpuopt.transforms.base import Array, Hyper, Transform, bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,37 @@ class NonNegative(Transform):
 
 
 @dataclass(frozen=True)
-class Box(Transform):
+class _Bounds(Transform):
+    """Constraints from ``low`` to ``high``, which are numbers, schedules or the caller's arrays."""
+
+    low: Any = field(default=0.0, metadata={"kind": Arrays(or_number=True)})
+    high: Any = field(default=1.0, metadata={"kind": Arrays(or_number=True)})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_order(self.low, self.high)
+
+    def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
+        """See `Rule.at`; bounds that are schedules may have crossed."""
+        h = super().at(step, given)
+        if self._schedules and not is_traced(step):
+            low, high = (h.get(name, end) for name, end in self._ends.items())
+            self._check_order(low, high, f" at step {step}")
+        return h
+
+    @cached_property
+    def _ends(self) -> dict[str, Any]:
+        """Of bounds that are arrays, the highest low and the lowest high: what a schedule must not be beyond."""
+        bounds = {"low": (self.low, "max"), "high": (self.high, "min")}
+        return {name: getattr(x, end)() if getattr(x, "size", 0) else None for name, (x, end) in bounds.items()}
+
+    def _check_order(self, low: Any, high: Any, when: str = "") -> None:
+        if not _is_ordered(low, high):
+            raise ValueError(f"{self.name}: low {low!r:.40}, high {high!r:.40}{when}, expected low <= high")
+
+
+@dataclass(frozen=True)
+class Box(_Bounds):
     """Projection onto a box: ``p = min(max(p, low), high)``; a NaN stays.
 
     Parameters
@@ -45,7 +79,7 @@ class Box(Transform):
     Raises
     ------
     ValueError
-        If ``low`` is above ``high``.
+        If ``low`` is above ``high``; of schedules, at the step where they cross.
 
     Examples
     --------
@@ -58,15 +92,7 @@ class Box(Transform):
 
     """
 
-    low: Any = field(default=0.0, metadata={"kind": Arrays(or_number=True)})
-    high: Any = field(default=1.0, metadata={"kind": Arrays(or_number=True)})
-
     real_only = "Magnitude(low, high) bounds the modulus of complex ones"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not _is_ordered(self.low, self.high):
-            raise ValueError(f"Box: low {self.low!r:.40}, high {self.high!r:.40}, expected low <= high")
 
     @property
     def slots(self) -> dict[str, Slot]:
@@ -82,16 +108,16 @@ class Box(Transform):
 
 
 def _is_ordered(low: Any, high: Any) -> bool:
-    """Whether one bound is nowhere above the other; of schedules, and where that is not known, True."""
-    shapes = {tuple(x.shape) for x in (low, high) if hasattr(x, "shape")}
+    """Whether one bound is nowhere above the other one, nor NaN; True of schedules, of trees and of unlike shapes."""
+    shapes = {tuple(x.shape) for x in (low, high) if getattr(x, "shape", ())}
     if len(shapes) > 1 or not all(isinstance(x, float) or hasattr(x, "shape") for x in (low, high)):
         return True
-    crossed = low > high
-    return not (crossed.any() if hasattr(crossed, "any") else crossed is True)
+    ordered = low <= high
+    return bool(ordered.all() if hasattr(ordered, "all") else ordered)
 
 
 @dataclass(frozen=True)
-class Magnitude(Transform):
+class Magnitude(_Bounds):
     """Projection onto the numbers whose modulus is from ``low`` to ``high``: the phase, or the sign, stays.
 
     0 becomes ``low``; a NaN stays. ``Magnitude(high=1.0)`` is what a transmission obeys, ``Magnitude(1.0, 1.0)`` what a
@@ -105,7 +131,7 @@ class Magnitude(Transform):
     Raises
     ------
     ValueError
-        If ``low`` is above ``high``.
+        If ``low`` is above ``high``; of schedules, at the step where they cross.
 
     Examples
     --------
@@ -121,11 +147,6 @@ class Magnitude(Transform):
 
     low: Hyper = bounded(0.0, 0)
     high: Hyper = bounded(1.0, 0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.low, float) and isinstance(self.high, float) and self.low > self.high:
-            raise ValueError(f"Magnitude: low {self.low}, high {self.high}, expected low <= high")
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""

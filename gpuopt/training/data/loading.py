@@ -170,6 +170,10 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     classifies, why = decided(parts[0], how.task)
     notes += why
     found, classes = targets(parts, classifies=classifies)
+    if classes is not None and len(classes) == 1:
+        notes.append(
+            f"{parts[0].y_name}: all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
+        )
     prepared = _features(parts[0], how)
     raw: list[Any] = [prepared.matrix(part.x, part.x_name) if not _is_mapped(part.x) else part.x for part in parts[:1]]
     if any(map(_is_mapped, raw)):

@@ -205,6 +205,10 @@ class Features:
             low = np.where(np.isnan(low) & known.any(axis=0), block[known.argmax(axis=0), np.arange(self.width)], low)
             count += known.sum(axis=0)
             total += np.where(known, block - np.nan_to_num(low), 0).sum(axis=0)
+        if self.missing == "mean" and not count.all():
+            what = self.inputs[int(count.argmin())]
+            cure = "expected some for --missing mean; --ignore leaves a column out"
+            raise UsageError(f"column {printable(repr(what))}: is missing in each row of the training part, {cure}")
         low = np.nan_to_num(low)
         mean = low + total / np.maximum(count, 1)  # sums of differences: nothing is lost far from 0
         fill = mean if self.missing == "mean" else None
@@ -413,17 +417,16 @@ def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
         texts = values.dropna()
         odd = texts[pd.to_numeric(texts.astype(str), errors="coerce").isna()]
         shown = odd if len(odd) else texts
-        such = f" such as {printable(repr(shown.iloc[0]))}" if len(shown) else ""
+        first = shown.iloc[0] if len(shown) else ""
+        such = f" such as {printable(repr(first) if isinstance(first, str) else first)}" if len(shown) else ""
+        kind = "text" if isinstance(first, str) else f"dtype {values.dtype}"
         where = f" (row {odd.index[0]})" if len(odd) else ""
         cure = "trained with --one-hot it may hold categories, --ignore leaves a column out"
-        what = f"column {printable(repr(name))}: holds {_kind(values)}{such}, a feature must be numbers{where}"
+        what = f"column {printable(repr(name))}: holds {kind}{such}, a feature must be numbers{where}"
         raise UsageError(f"{what}; {cure}")
+    if pd.api.types.is_complex_dtype(values.dtype):
+        raise UsageError(f"column {printable(repr(name))}: dtype {values.dtype}, a feature must be real numbers")
     return values.to_numpy(np.float64, na_value=np.nan)  # type: ignore[no-any-return]
-
-
-def _kind(values: pd.Series[Any]) -> str:
-    name = str(values.dtype)
-    return "text" if name in {"object", "str", "string", "category"} else f"dtype {name}"
 
 
 def _blocks(x: NDArray[Any]) -> Iterator[NDArray[np.float64]]:

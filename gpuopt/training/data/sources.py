@@ -58,7 +58,8 @@ def reading(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         bad = error.object[error.start : error.start + 1].hex()
         as_western = error.object[max(0, error.start - 9) : error.start + 9].decode("cp1252", "replace")
-        hint = f"in cp1252 it would read {printable(repr(as_western))}; --encoding NAME says what it is"
+        cure = "--encoding NAME says what it is" if path.suffix.lower() == ".csv" else "expected text as str"
+        hint = f"in cp1252 it would read {printable(repr(as_western))}; {cure}"
         raise UsageError(f"{path}: the byte {bad} is no text in {error.encoding}; {hint}") from None
     except MemoryError:
         raise UsageError(f"{path}: there is not enough memory to read it") from None
@@ -87,9 +88,9 @@ def training_parts(path: Path, *, target: str | None, labels: str | None, encodi
         raise UsageError(f"{path}: {EXPECTED}")
     if labels is None:
         raise UsageError(f"{path}: has features alone; --labels FILE.npy has their targets")
-    y = Path(labels)
+    x, y = mapped(path), Path(labels)
     with reading(y):
-        return [Part(path.name, mapped(path), y.name, np.asarray(mapped(y)))]
+        return [Part(path.name, x, y.name, np.asarray(mapped(y)))]
 
 
 def unlabelled(path: Path, *, encoding: str | None, text: Collection[str]) -> Part:
@@ -160,11 +161,11 @@ def table_part(table: Table, target: str | None) -> Part:
 
 def as_part(x: Any, y: Any, ends: str = "") -> Part:
     """What was given from Python: arrays, data frames, anything that NumPy makes an array of; what was read is one already."""
-    return (
-        x
-        if isinstance(x, Part)
-        else Part(f"x{ends}", _given(x, f"x{ends}"), _called(y, f"y{ends}"), _given(y, f"y{ends}"))
-    )
+    if isinstance(x, Part):
+        return x
+    by_place = hasattr(x, "iloc") and hasattr(y, "iloc") and not x.index.equals(y.index)
+    notes = (f"x{ends} and y{ends} have other indices: rows go together by their place",) if by_place else ()
+    return Part(f"x{ends}", _given(x, f"x{ends}"), _called(y, f"y{ends}"), _given(y, f"y{ends}"), notes)
 
 
 def _given(value: Any, name: str) -> Any:
@@ -178,7 +179,13 @@ def _given(value: Any, name: str) -> Any:
         if not named.columns.is_unique:
             raise UsageError(f"data: {name}: columns with the same name, expected each name once")
         return named.reset_index(drop=True)
-    array = np.asarray(value)
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        cure = "filled with NaN they are missing values, as for --missing mean"
+        raise UsageError(f"data: {name}: a masked array, whose masked values would count, expected a plain one; {cure}")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise UsageError(f"data: {name}: {type(value).__name__}, expected an array ({printable(error, 200)})") from None
     if array.dtype.hasobject and all(isinstance(one, str) for one in array.flat):
         array = array.astype(str)
     if array.dtype.hasobject:

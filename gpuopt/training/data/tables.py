@@ -8,6 +8,7 @@ import io
 import itertools
 import mmap
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,8 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
         notes[-1] += ", numbers have a decimal comma"
     if rows[0] and all(_is_number(cell) for cell in rows[0]):
         notes.append("The first row is taken for the names of the columns, though it holds numbers")
+    if twice := [name for name, count in Counter(rows[0]).items() if count > 1 and name]:
+        notes.append(f"Several columns have the same name and get a number, as in {printable(twice[0])}.1")
     options: dict[str, Any] = {"sep": separator, "decimal": decimal, "encoding": chosen, "low_memory": False}
     kept = dict.fromkeys(text, str)
     frame = pd.read_csv(path, dtype=kept, **options)

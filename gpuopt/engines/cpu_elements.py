@@ -1,0 +1,203 @@
+"""What a traced program does to one element, as LLVM IR: loads, operations in the program's order, stores.
+
+No operation carries a fast-math flag, so none is contracted or reordered: the bits are NumPy's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuopt.engines import storage, table
+from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.passes import uniform
+from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuopt.engines.table import Variant
+
+OPERATIONS = {
+    "add": "fadd {T} {0}, {1}",
+    "sub": "fsub {T} {0}, {1}",
+    "mul": "fmul {T} {0}, {1}",
+    "truediv": "fdiv {T} {0}, {1}",
+    "neg": "fneg {T} {0}",
+    "abs": "call {T} @llvm.fabs.{S}({T} {0})",
+    **{name: f"call {{T}} @llvm.{name}.{{S}}({{T}} {{0}})" for name in ("sqrt", *INEXACT)},
+    # Comparisons with NaN are false ("o" for ordered), but for "not equal".
+    **{op: f"fcmp {'une' if op == 'ne' else 'o' + op} {{T}} {{0}}, {{1}}" for op in COMPARISONS},
+    "and": "and i1 {0}, {1}",
+    "or": "or i1 {0}, {1}",
+    "not": "xor i1 {0}, true",
+    "where": "select i1 {0}, {T} {1}, {T} {2}",
+}
+
+LARGER = """%{0}.gt = fcmp ogt double %{1}, %{2}
+  %{0}.nan = fcmp uno double %{1}, %{1}
+  %{0}.first = or i1 %{0}.gt, %{0}.nan
+  %{0} = select i1 %{0}.first, double %{1}, double %{2}"""
+"""The larger one of two; NaN if either is."""
+
+IDENTITY = {"sum": "0.0", "max": "0xFFF0000000000000"}
+"""What sums and largest elements begin with."""
+
+
+def declarations() -> list[str]:
+    """IR that declares LLVM's functions, for each type that arithmetic is done in."""
+    types = dict.fromkeys((dtype.llvm, dtype.llvm_suffix) for dtype in DTYPES.values())
+    functions = [f"declare {T} @llvm.{name}.{S}({T})" for name in ("fabs", "sqrt", *INEXACT) for T, S in types]
+    return ["declare i64 @llvm.smin.i64(i64, i64)", *functions]
+
+
+class Elements:
+    """IR of some elements of a variant: what is worked out before a loop, and in it.
+
+    Parameters
+    ----------
+    variant
+        A program at a dtype.
+    elements
+        Nodes, in order.
+    numbers
+        Terms of the numbers that are known; others are read where they are kept.
+    access
+        Metadata of what is loaded and stored.
+
+    """
+
+    def __init__(self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str], access: str = "") -> None:
+        self.variant, self.access = variant, access
+        self.dtype = DTYPES[variant.dtype]
+        program, T, S = variant.program, self.dtype.llvm, self.dtype.llvm_suffix  # noqa: N806 - types, as IR spells them
+        self.prologue: list[str] = []
+        self.body: list[str] = []
+        self.values: dict[int, str] = {}
+        same = uniform(program)
+        self._at: set[str] = set()
+        for k in elements:
+            value = f"%v{k}"
+            lines = self.prologue if k in same else self.body
+            match program.nodes[k]:
+                case Node("load", (name, *part)):
+                    lines += self._loaded(value, name, part)
+                case Node("coefficient", (index,)):
+                    lines += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
+                case Node("number", (index,)):
+                    number = numbers.get(index) or f"%n{k}"
+                    if index not in numbers:
+                        lines += [f"%n{k}.at = getelementptr double, ptr %own, i64 {index}"]
+                        lines += [f"%n{k} = load double, ptr %n{k}.at"]
+                    value = self.rounded(number, value, lines)
+                case Node("scale", ()):
+                    value = self.rounded("%scale", value, lines)
+                case Node("literal", (number,)):
+                    value = self.dtype.llvm_literal(number)
+                case Node(op, args):
+                    terms = [self.values[a] for a in args]
+                    lines.append(f"{value} = " + OPERATIONS[op].format(*terms, T=T, S=S))
+            self.values[k] = value
+
+    def rounded(self, number: str, value: str, lines: list[str]) -> str:
+        """A float64, rounded to the dtype of the loop."""
+        if self.dtype.llvm == "double":
+            return number
+        lines.append(f"{value} = fptrunc double {number} to {self.dtype.llvm}")
+        return value
+
+    def at(self, name: str, *part: int) -> str:
+        """Address of the loop's element of an array, or of one of its parts."""
+        label = f"%a{self._column(name)}"
+        if label not in self._at:
+            self._at.add(label)
+            self.prologue += self.leaf(name)
+            self.prologue.append(f"{label}.chunk = getelementptr {self._type(name)}, ptr {label}.leaf, i64 %start")
+        return self._address(f"{label}.element", f"{label}.chunk", name, *part)
+
+    def store(self, name: str, part: tuple[int, ...], value: int, when: int | None) -> None:
+        """Write an element; where it is not to be written, the write goes to a place that nobody reads."""
+        T, stored, term = self.dtype.llvm, self.variant.stored(name), self.values[value]  # noqa: N806 - a type
+        if not stored.stored:
+            self._write(T, term, name, part, when)
+        elif name == "p" and self.variant.precision == "split":
+            for half, where in (("high", "p"), ("low", storage.LOW)):
+                self.body.append(f"%p.{half} = call i16 @{half}(float {term})")
+                self._write("i16", f"%p.{half}", where, part, when)
+        elif name == "p" and self.variant.precision == "stochastic":
+            self.prologue += [
+                f"%number.at = getelementptr i64, ptr %row, i64 {table.REST}",
+                "%number = load i64, ptr %number.at",
+                "%leaf.key = call i64 @leaf.key(i64 %key, i64 %number)",
+                "%first = lshr i64 %number, 32",
+                "%at.start = add i64 %first, %start",
+            ]
+            self.body += [
+                "%element = add i64 %at.start, %i",
+                "%random = call i32 @random(i64 %leaf.key, i64 %element)",
+                f"%p.bits = call i16 @random.{stored.name}(float {term}, i32 %random)",
+            ]
+            self._write("i16", "%p.bits", name, part, when)
+        else:
+            narrow = f"%w{self._column(name)}"
+            self.body.append(f"{narrow} = call i16 @narrow.{stored.name}(float {term})")
+            self._write("i16", narrow, name, part, when)
+
+    def _write(self, kind: str, term: str, name: str, part: tuple[int, ...], when: int | None) -> None:
+        T, address = self.dtype.llvm, self.at(name, *part)  # noqa: N806 - a type
+        if when is not None:
+            label = f"%a{self._column(name)}"
+            if "%unread" not in self._at:
+                self._at.add("%unread")
+                self.prologue.append(f"%unread = alloca [{table.CHUNK * self.dtype.parts} x {T}], align 64")
+            kept = f"{label}.kept{self.values[when].lstrip('%')}"
+            if kept not in self._at:
+                self._at.add(kept)
+                self.prologue.append(f"{kept} = select i1 {self.values[when]}, ptr {label}.chunk, ptr %unread")
+            address = self._address(f"{label}.written", kept, name, *part)
+        self.body.append(f"store {kind} {term}, ptr {address}{self.access}")
+
+    def _loaded(self, value: str, name: str, part: Iterable[int]) -> list[str]:
+        """Lines that read an element."""
+        address, stored = self.at(name, *part), self.variant.stored(name)
+        if not stored.stored:
+            return [f"{value} = load {self.dtype.llvm}, ptr {address}{self.access}"]
+        lines = [f"{value}.bits = load i16, ptr {address}{self.access}"]
+        if name == "p" and self.variant.precision == "split":
+            lines.append(f"{value}.low = load i16, ptr {self.at(storage.LOW)}{self.access}")
+            return [*lines, f"{value} = call float @joined(i16 {value}.bits, i16 {value}.low)"]
+        return [*lines, f"{value} = call float @wide.{stored.name}(i16 {value}.bits)"]
+
+    def _type(self, name: str) -> str:
+        """The type of an array's elements."""
+        if name == storage.LOW or self.variant.stored(name).stored:
+            return "i16"
+        return f"[2 x {self.dtype.llvm}]" if name in self.variant.program.pairs else self.dtype.llvm
+
+    def _address(self, label: str, chunk: str, name: str, *part: int) -> str:
+        label += "".join(map(str, part))
+        if label not in self._at:
+            self._at.add(label)
+            indices = "".join(f", i64 {k}" for k in ("%i", *part))
+            self.body.append(f"{label} = getelementptr inbounds {self._type(name)}, ptr {chunk}{indices}")
+        return label
+
+    def extended(self, value: int, name: str) -> str:
+        """An element as a float64."""
+        if self.dtype.llvm == "double":
+            return self.values[value]
+        self.body.append(f"{name} = fpext float {self.values[value]} to double")
+        return name
+
+    def leaf(self, name: str) -> list[str]:
+        """Lines that load the address of an array."""
+        column = self._column(name)
+        if column == 0:
+            return ["%a0.leaf = getelementptr i8, ptr %g.leaf, i64 0"]
+        return [
+            f"%a{column}.at = getelementptr i64, ptr %row, i64 {column}",
+            f"%a{column}.leaf = load ptr, ptr %a{column}.at",
+        ]
+
+    def _column(self, name: str) -> int:
+        fixed = {"g": 0, "p": table.PARAMETER, storage.LOW: table.REST}
+        return fixed[name] if name in fixed else table.SLOTS + self.variant.program.slots.index(name)
