@@ -264,7 +264,9 @@ def test_a_command_of_which_a_process_is_killed_goes_on_with_fewer(tmp_path: Pat
     for arguments, rank in (([*options, "--processes", "3", "--out"], 1), (["--processes", "2", "--resume"], 0)):
         start = time.monotonic()
 
-        def kill(_: object, rank: int = rank) -> None:
+        def kill(process: subprocess.Popen[str], rank: int = rank) -> None:
+            while process.poll() is None and not (folder / "checkpoint.safetensors").exists():
+                time.sleep(0.05)
             os.kill(process_of(rank, folder), signal.SIGKILL)
 
         status, output = disturbed(command(*arguments, str(folder)), folder, kill)
@@ -287,7 +289,7 @@ def run_to_the_end(*arguments: str) -> subprocess.CompletedProcess[str]:
 def disturbed(
     command: Sequence[str], folder: Path, disturb: Callable[[subprocess.Popen[str]], object]
 ) -> tuple[int, str]:
-    """Start a training, disturb it once it has written two more rows and a checkpoint, return exit status and output."""
+    """Start a training, disturb it once it has written two more rows; return exit status and output."""
 
     def rows() -> int:
         written = folder / "metrics.jsonl"
@@ -297,7 +299,7 @@ def disturbed(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             end = time.monotonic() + 60
-            while rows() < before + 2 or not (folder / "checkpoint.safetensors").exists():
+            while rows() < before + 2:
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < end
                 time.sleep(0.05)
