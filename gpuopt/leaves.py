@@ -242,6 +242,8 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     g = g if hint else shared(g, p)
     if hint or not is_array(g):
         raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")
+    if is_tensor(g) and is_numpy(p) and g.device.type == "cpu":  # one that NumPy cannot read
+        raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     if not are_together(g, p):
         given, expected = place(g), place(p)
         error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError
