@@ -239,7 +239,7 @@ class Optimizer(Stateful):
 
         """
         ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
-        if self._held.lenders:
+        if self._held.lenders.tensors:
             ready = self._held.lenders.views_of(ready)
         with self._lock:
             self._raise_overdue()
@@ -249,7 +249,7 @@ class Optimizer(Stateful):
                 return
             self._step.bind(ready, self._held.now(), self._held.checked)
             self._update(ready, scalars, limit)
-            if self._held.lenders:
+            if self._held.lenders.tensors:
                 self._held.lenders.tell()
 
     @property
