@@ -217,12 +217,8 @@ def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
     Traceback (most recent call last):
     ValueError: backend 'cupu': expected "auto", "numpy", "cupy" or "cupy:N" (as a device: "cpu", "cuda" or "cuda:N")
     """
-    source = f"backend {name!r}"
-    library, index = _parse(name, source)
-    reason = "NumPy was asked for"
-    if library == "auto" and (override := os.environ.get("GPUOPT_BACKEND")):
-        source = reason = f"GPUOPT_BACKEND={override!r}"
-        library, index = _parse(override, source)
+    library, index, source = _asked(name)
+    reason = "NumPy was asked for" if source.startswith("backend") else source
     if library == "numpy":
         return Backend("numpy", None, reason)
     found = _find(index)
@@ -233,6 +229,34 @@ def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
     if library == "cupy":
         raise BackendUnavailable(f"{source}: {found}")
     return Backend("numpy", None, found)
+
+
+def choices(name: str = "auto") -> int:
+    """Return how many devices `backend` has to choose from: 0 if one is named, or there is none.
+
+    Examples
+    --------
+    >>> choices("cpu"), choices("cuda:1")
+    (0, 0)
+    """
+    library, index, _ = _asked(name)
+    if library == "numpy" or index is not None:
+        return 0
+    try:
+        devices = _count_devices()
+    except ModuleNotFoundError:
+        return 0
+    return devices if isinstance(devices, int) else 0
+
+
+def _asked(name: str) -> tuple[str, int | None, str]:
+    """The library, the device's index, and who asks: the caller, or the variable that overrides "auto"."""
+    source = f"backend {name!r}"
+    library, index = _parse(name, source)
+    if library == "auto" and (override := os.environ.get("GPUOPT_BACKEND")):
+        source = f"GPUOPT_BACKEND={override!r}"
+        library, index = _parse(override, source)
+    return library, index, source
 
 
 def _parse(name: str, source: str) -> tuple[str, int | None]:

@@ -570,6 +570,35 @@ def _broken(call: Callable[[], object]) -> str:
     raise AssertionError("no error")
 
 
+def devices(comm: Any, folder: Path) -> None:
+    """Which GPU each process takes, of the two of this machine, and what they are told where these are too few."""
+    import cupy
+
+    team = gpuopt.training.Team(comm)
+    assert team.device("cuda:1") == "cuda:1"
+    assert team.device("cpu") == "cpu"
+    if comm.size > 2:
+        told = _broken(lambda: team.device("auto"))
+        assert told == (
+            "UsageError: --device auto: 3 processes on a machine with 2 GPUs; expected a GPU for each, or --device cpu"
+        )
+        return
+    assert team.device("auto") == team.device("cuda") == f"cuda:{comm.rank}"
+    with cupy.cuda.Device(0):
+        told = _broken(
+            lambda: gpuopt.distributed.Optimizer(cupy.zeros(3), gpuopt.SGD(), comm, transport="nccl", timeout=60.0)
+        )
+        assert "transport: 'nccl', but NCCL refuses" in told, told
+        assert "ranks 0 and 1 use the same GPU" in told, told
+        opt = gpuopt.distributed.Optimizer(cupy.zeros(3), gpuopt.SGD(), comm, timeout=60.0)
+        assert opt._transport.way == "host"
+    with cupy.cuda.Device(comm.rank):
+        opt = gpuopt.distributed.Optimizer(cupy.zeros(3), gpuopt.SGD(lr=1.0), comm, timeout=60.0)
+        assert opt._transport.way == "nccl"
+        opt.step(cupy.ones(3))
+        assert (opt.params == -1).all()
+
+
 def killed_on_devices(comm: Any, folder: Path) -> None:
     """A process that is killed in the middle of an exchange of devices."""
     import cupy

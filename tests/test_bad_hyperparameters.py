@@ -99,7 +99,7 @@ def failing(step: int) -> float:
         (lambda step: 1 / (2 - step), ValueError, "Adam: lr at step 2, by its schedule: ZeroDivisionError: "),
         (lambda step: 2.0 ** (2000 * (step == 2)), ValueError, "Adam: lr at step 2, by its schedule: OverflowError: "),
         (lambda step: (1.0 - step) ** 0.5, TypeError, r"Adam: lr at step 2, by its schedule: got \(.*j\) \(complex\)"),
-        (lambda step: np.ones(()) if step == 2 else 0.1, TypeError, r"Adam: lr at step 2, .* got array\(1\.\)"),
+        (lambda step: np.ones(1) if step == 2 else 0.1, TypeError, r"Adam: lr at step 2, .* got array\(\[1\.\]\)"),
         (lambda step: [0.1, 0.1][step], ValueError, "Adam: lr at step 2, by its schedule: IndexError: "),
         (lambda step: step / None if step == 2 else 0.1, TypeError, "Adam: lr at step 2, by its schedule: TypeError: "),
         (schedules.exponential(1.0, 1e200), ValueError, r"Adam: lr at step 2, .*: exponential: beyond the floats"),

@@ -39,6 +39,12 @@ AS_ROOT = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _a_gpu_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For trainings of up to four processes, where CUDA is emulated."""
+    monkeypatch.setenv("CUDASIM_DEVICES", "4")
+
+
 def launcher() -> str:
     """The mpiexec beside this Python, or else the system's."""
     if importlib.util.find_spec("mpi4py") is None:
@@ -345,7 +351,13 @@ def test_a_command_that_cannot_be_run_says_so_once(tmp_path: Path, arguments: li
 @pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
 @pytest.mark.parametrize(
     ("n", "more"),
-    [(2, {}), (2, {"CUDASIM_ASYNC": "1"}), (4, {"CUDASIM_NCCL_ORDER": "ring"}), (2, {"CUDASIM_NCCL_ORDER": "tree"})],
+    [
+        (2, {}),
+        (2, {"CUDASIM_ASYNC": "1"}),
+        (4, {"CUDASIM_NCCL_ORDER": "ring"}),
+        (2, {"CUDASIM_NCCL_ORDER": "tree"}),
+        (3, {"CUDASIM_NCCL_ORDER": "reverse", "CUDASIM_ASYNC": "1"}),
+    ],
 )
 def test_cuda_the_same_bits_by_nccl_and_by_the_host(
     reference: tuple[Path, dict[str, str]], n: int, more: dict[str, str]
@@ -360,6 +372,12 @@ def test_cuda_the_same_bits_by_nccl_and_by_the_host(
     if n == 2:  # two buckets: a send, a receive, and the shares of both; with four processes some have no share
         assert counts["nccl"]["nccl_ops"] == 2 * (1 + 1 + 2)
     assert counts["host"]["nccl_ops"] == 0
+
+
+@pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
+@pytest.mark.parametrize("n", [2, 3])
+def test_cuda_a_gpu_for_each_process(tmp_path: Path, n: int) -> None:
+    succeeds(n, "devices", tmp_path, CUDASIM_DEVICES="2", CUDASIM_NCCL_SHARED_DEVICES="1")
 
 
 @pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")

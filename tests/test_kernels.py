@@ -29,8 +29,10 @@ STORED = {
     "bfloat16": (Variant(trace(ADAM), "bfloat16", "state32"), 6, 5),
     "complex64": (Variant(trace(ADAM, is_complex=True), "complex64"), 7, 5),
     "complex128": (Variant(trace(ADAM, is_complex=True), "complex128"), 7, 5),
+    "complex64_adadelta": (Variant(trace(gpuopt.AdaDelta(), is_complex=True), "complex64"), 6, 4),
+    "float32_rprop": (Variant(trace(gpuopt.Rprop()), "float32"), 4, 3),
 }
-"""Adam, stored otherwise than it is computed; loads and stores of 128 bits for 8 elements of 16 bits, 4 of complex64 (whose second
+"""Adam, stored otherwise than it is computed, and what needs many registers; loads and stores of 128 bits for 8 elements of 16 bits, 4 of complex64 (whose second
 moment is real), 2 of complex128."""
 REDUCING = {"lamb": gpuopt.LAMB(), "prodigy": gpuopt.Prodigy(), "lbfgs": gpuopt.LBFGS(memory=5)}
 PASSES = {f"{name}_{dtype}": (rule, dtype) for name, rule in REDUCING.items() for dtype in ("float32", "float64")}

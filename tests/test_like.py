@@ -354,6 +354,13 @@ def test_every_name_has_its_case(library: str) -> None:
         assert inspect.getdoc(getattr(module, name))
 
 
+@pytest.mark.parametrize("given", [{}, {"momentum": 0.0}, {"momentum": 0.9, "dampening": 0.1}])
+def test_nesterov_without_momentum_is_refused_as_by_torch(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"^SGD: nesterov=True with momentum=.*, expected a momentum above 0"):
+        gpuopt.like.torch.SGD(nesterov=True, **given)
+    assert gpuopt.like.torch.SGD(nesterov=True, momentum=lambda step: 0.9).nesterov  # type: ignore[attr-defined]
+
+
 def test_keras_takes_one_clip_and_an_average() -> None:
     with pytest.raises(ValueError, match=r"^clipnorm and clipvalue: expected one of them$"):
         gpuopt.like.keras.Adam(clipnorm=1.0, clipvalue=1.0)

@@ -30,6 +30,11 @@ def with_slots(slots: Any) -> type[Rule]:
     return dataclass(frozen=True)(type("Own", (Plain,), {"slots": slots}))
 
 
+def with_method(base: type, name: str, body: dict[str, Any]) -> Any:
+    kind: Any = type(name, (base,), body)
+    return dataclass(frozen=True)(kind)()
+
+
 def with_default(default: Any, low: Any, high: Any) -> Any:
     return gpuopt.bounded(default, low, high)
 
@@ -312,6 +317,84 @@ def test_what_transforms_may_not_be() -> None:
         gpuopt.Optimizer(np.ones(2), gpuopt.chain(Nothing(), gpuopt.SGD()))
     with pytest.raises(TypeError, match=r"^chain: Transform defines neither before nor after"):
         gpuopt.chain(gpuopt.Transform(), gpuopt.SGD())
+
+
+# What a transform makes of parameter and gradient: broadcast, it would be another formula in silence. The words of its error.
+MEMBERS: dict[str, tuple[str, Callable[..., Any], type[Exception], str]] = {
+    "before, a gradient of one element": (
+        "before",
+        lambda xp, p, g: (p, xp.sum(g, axis=0, keepdims=True), {}),
+        ValueError,
+        r"^Own\.before returned g with shape \(1, 2\), expected \(3, 2\)$",
+    ),
+    "before, a number as the gradient": (
+        "before",
+        lambda xp, p, g: (p, xp.norm(g), {}),
+        TypeError,
+        r"^Own\.before returned a number for g, expected an array like the gradient$",
+    ),
+    "before, a number as the parameter": (
+        "before",
+        lambda xp, p, g: (1.0, g, {}),
+        TypeError,
+        r"^Own\.before returned a number for p, expected an array like the parameter$",
+    ),
+    "after, a parameter of one row": (
+        "after",
+        lambda xp, old, p: (xp.sum(p, axis=0, keepdims=True), {}),
+        ValueError,
+        r"^Own\.after returned p with shape \(1, 2\), expected \(3, 2\)$",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "array"])
+@pytest.mark.parametrize("dtype", ["float32", "complex128", "float16"])
+@pytest.mark.parametrize("case", MEMBERS)
+def test_transforms_that_change_a_shape(case: str, dtype: str, engine: Any) -> None:
+    method, function, error, words = MEMBERS[case]
+
+    def own(self: object, xp: Any, a: Any, b: Any, *_: Any) -> Any:
+        return function(xp, a, b)
+
+    member = with_method(gpuopt.Transform, "Own", {method: own})
+    members = (member, gpuopt.SGD()) if method == "before" else (gpuopt.SGD(), member)
+    with pytest.raises(error, match=words):
+        gpuopt.Optimizer(np.ones((3, 2), dtype), gpuopt.chain(*members, gpuopt.EMA(0.9)), engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["fused", "array"])
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_a_number_is_no_parameter_in_any_engine(dtype: str, engine: Any) -> None:
+    rule: Any = Returning(lambda p, g: (0.0, {}))
+    with pytest.raises(TypeError, match=r"^Returning\.update returned p: .*number.*, expected an array like the param"):
+        gpuopt.Optimizer(np.ones(3, dtype), rule, engine=engine)
+
+
+# A name that is not there: how it is read, and the words of the error.
+MISSPELT: dict[str, tuple[Callable[..., Any], str]] = {
+    "a slot": (lambda s, h: s.velocty, r"^Velocity: no slot 'velocty' \(did you mean 'velocity'\?\); it has velocity$"),
+    "a hyperparameter": (
+        lambda s, h: h.learning_rate,
+        r"^Velocity: no hyperparameter 'learning_rate' \(did you mean 'lr'\?\); it has .*lr",
+    ),
+    "nothing like it": (lambda s, h: s.xyz, r"^Velocity: no slot 'xyz'; it has velocity$"),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "fused", "array"])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("case", MISSPELT)
+def test_misspelt_names_are_told_with_the_ones_there_are(case: str, dtype: str, engine: Any) -> None:
+    read, words = MISSPELT[case]
+
+    def update(self: object, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - read(s, h) * g, {"velocity": s.velocity}
+
+    body = {"slots": ("velocity",), "update": update, "__annotations__": {"lr": "Hyper"}, "lr": 0.5}
+    rule = with_method(Rule, "Velocity", body)
+    with pytest.raises(AttributeError, match=words):
+        gpuopt.Optimizer(np.ones(3, dtype), rule, engine=engine)
 
 
 def test_an_update_that_draws_random_numbers_is_run_as_it_is() -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpuopt
 from gpuopt import schedules
 from gpuopt.schedules import Schedule
 
@@ -575,3 +576,18 @@ def test_turns_of_many_and_deep_schedules() -> None:
 def test_what_leaves_the_floats_is_named(made: schedules.Schedule, step: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         made(step)
+
+
+@pytest.mark.parametrize("value", [np.array(0.25), np.array(0.25, "f4"), np.float32(0.25), np.array(1)])
+def test_a_schedule_may_return_an_array_without_axes(value: Any) -> None:
+    found = gpuopt.SGD(lr=lambda step: value).at(3)["lr"]
+    assert type(found) is float
+    assert found == value
+
+
+@pytest.mark.parametrize("value", [np.ones(1), np.array("1"), np.array(1j), np.array(True), np.array(-1.0)])
+def test_of_arrays_only_those_without_axes_that_hold_a_number(value: Any) -> None:
+    with pytest.raises(
+        (TypeError, ValueError), match=r"^SGD: lr at step 3, by its schedule: got .*, expected a number"
+    ):
+        gpuopt.SGD(lr=lambda step: value).at(3)

@@ -70,6 +70,10 @@ class Transport:
     def broadcast(self, flat: Any) -> None:
         """Fill an array with that of rank 0."""
 
+    def here(self) -> tuple[int, int]:
+        """Return which of the processes of this machine this is, and how many there are; collective."""
+        return 0, 1
+
     def leave(self, patience: float = 0.0) -> None:
         """End all processes with this one, after so many seconds."""
 
@@ -167,12 +171,12 @@ class MPI(Transport):
         """See :meth:`Transport.broadcast`."""
         self._wait([self._comm.Ibcast(_buffer(flat), 0)], flat)
 
-    def neighbours(self) -> int:
-        """How many processes share this machine."""
-        node = self._comm.Split_type(self._library.COMM_TYPE_SHARED)
-        count: int = node.Get_size()
-        node.Free()
-        return count
+    def here(self) -> tuple[int, int]:
+        """See :meth:`Transport.here`."""
+        machine = self._comm.Split_type(self._library.COMM_TYPE_SHARED)
+        found = machine.Get_rank(), machine.Get_size()
+        machine.Free()
+        return found
 
     def leave(self, patience: float = 0.0) -> None:
         """See :meth:`Transport.leave`."""
@@ -433,10 +437,24 @@ def _for_devices(comm: Any, example: Any, way: str, timeout: float | None) -> Tr
     shared = _shared_device(staged, device) if way == "auto" else None  # else NCCL itself refuses
     found = next(filter(None, staged.told(missing or shared)), None)  # the same for all: one alone would wait
     if found is None:
-        return NCCL(comm, timeout, device)
+        return _nccl(staged, comm, timeout, device)
     if way == "nccl":
         raise ValueError(f"transport: 'nccl', but {found}")
     return staged
+
+
+def _nccl(staged: Staged, comm: Any, timeout: float | None, device: int) -> NCCL:
+    """NCCL, or its refusal in words: it does so on all processes."""
+    from cupy.cuda.nccl import NcclError
+
+    try:
+        return NCCL(comm, timeout, device)
+    except NcclError as error:
+        shared = _shared_device(staged, device)
+        cause = f"{error}: {shared}" if shared else str(error)
+        raise ValueError(
+            f"transport: 'nccl', but NCCL refuses, {cause}; expected a GPU for each process, or transport='host'"
+        ) from error
 
 
 def _why_no_nccl() -> str | None:

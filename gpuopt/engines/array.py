@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from contextlib import suppress
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.engines.trace import SCALE
-from gpuopt.rules.formula import returned
+from gpuopt.rules.formula import named, returned
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, applied
 from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flattened
@@ -167,9 +166,9 @@ def _update(
         functions: Any = Namespace(xp, p, group)
         if is_complex(p):
             functions, own = Lifted(functions), {slot: taken_apart(x) for slot, x in own.items()}
-        arrays = taken_apart(p), taken_apart(g), SimpleNamespace(**own)
+        given = taken_apart(p), taken_apart(g), *named(name, own, h)
         try:
-            found = applied(rule, rule.update, functions, *arrays, SimpleNamespace(**h))
+            found = applied(rule, rule.update, functions, *given)
         except ComplexError as error:
             raise TypeError(f"{name}.update {error}") from None
     new_p, new_slots = returned(f"{name}.update", found, "p", "slots")
@@ -244,14 +243,14 @@ def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, fl
         if (arithmetic := arithmetic_dtype(p)) != p.dtype:
             wide = xp.astype(p, arithmetic)
             own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
-            found = rule.evaluation(functions, wide, SimpleNamespace(**own), SimpleNamespace(**h))
+            found = rule.evaluation(functions, wide, *named(rule.name, own, h))
             found = p if found is wide else xp.astype(found, p.dtype)
         elif not is_complex(p):
-            found = rule.evaluation(functions, p, SimpleNamespace(**own), SimpleNamespace(**h))
+            found = rule.evaluation(functions, p, *named(rule.name, own, h))
         else:
-            pairs = SimpleNamespace(**{slot: taken_apart(x) for slot, x in own.items()})
+            pairs = {slot: taken_apart(x) for slot, x in own.items()}
             pair = applied(
-                rule, rule.evaluation, Lifted(functions), whole := taken_apart(p), pairs, SimpleNamespace(**h)
+                rule, rule.evaluation, Lifted(functions), whole := taken_apart(p), *named(rule.name, pairs, h)
             )
             found = p if pair is whole else joined(pair, p)
         return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found

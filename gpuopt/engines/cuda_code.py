@@ -72,7 +72,7 @@ _GLOBAL = """\
 
 _STEP = """\
 {functions}
-extern "C" __global__ void __launch_bounds__({bounds})
+extern "C" __global__ void __launch_bounds__({threads}, 1)  // rather fewer blocks at once than spilled registers
 step(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
      long long segments, const double* numbers, const double* totals, int gradients_at, const GRID_CONSTANT Values values)
 {{
@@ -157,8 +157,6 @@ def source(variants: tuple[Variant, ...]) -> str:
         + _small(variants)
         + _STEP.format(
             **sizes,
-            # Large rules: rather fewer blocks at once than spilled registers.
-            bounds=f"{norms.LANES}, 1" if _numbers_of(variants) else norms.LANES,
             functions="".join(_update(i, variant) for i, variant in enumerate(variants)),
             keep=keep if with_slots else "",
             LENGTH=table.LENGTH,

@@ -13,10 +13,9 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from gpuopt.rules.formula import returned
+from gpuopt.rules.formula import named, returned
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealNumbers, applied
 from gpuopt.rules.slots import Columns, Rows, Shared, is_number, starts
 
@@ -193,7 +192,7 @@ def _recorded(rule: Rule, *, is_complex: bool) -> Program:
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
     try:
-        found = applied(rule, rule.update, xp, load("p"), load("g"), SimpleNamespace(**slots), SimpleNamespace(**h))
+        found = applied(rule, rule.update, xp, load("p"), load("g"), *named(rule.name, slots, h))
     except ComplexError as error:
         raise ComplexError(f"{rule.name}.update {error}") from None
     try:
@@ -204,6 +203,8 @@ def _recorded(rule: Rule, *, is_complex: bool) -> Program:
         raise TraceError(f"{tape.rule}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
     outputs: list[Symbol] = []
     for name, value in {"p": new_p, **{name: new_slots[name] for name in of_arrays}}.items():
+        if isinstance(value, Real | Scalar | Number):
+            raise TraceError(f"{tape.rule}.update returned {name}: a number, expected an array like the parameter")
         if name in pairs:
             outputs += [tape.element(x) for x in ((value.re, value.im) if isinstance(value, Pair) else (value, 0.0))]
         elif isinstance(value, Pair):

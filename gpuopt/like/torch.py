@@ -60,6 +60,11 @@ def SGD(
 ) -> Rule:
     """``torch.optim.SGD``: the learning rate stays outside of the momentum.
 
+    Raises
+    ------
+    ValueError
+        If ``nesterov`` is True without momentum, or with dampening, as torch does.
+
     Examples
     --------
     >>> import gpuopt
@@ -67,6 +72,10 @@ def SGD(
     True
 
     """
+    # Of schedules, torch has none.
+    if nesterov and not ((callable(momentum) or momentum > 0) and (callable(dampening) or dampening == 0)):
+        given = f"momentum={momentum!r:.40}, dampening={dampening!r:.40}"
+        raise ValueError(f"SGD: nesterov=True with {given}, expected a momentum above 0 and no dampening")
     rule = rules.SGD(lr, momentum, nesterov, dampening=dampening, lr_in_velocity=False)
     return _around(rule, weight_decay, maximize)
 

@@ -13,12 +13,7 @@ from gpuopt.rules.slots import real
 class AdaDelta(Rule):
     r"""AdaDelta (Zeiler 2012, arXiv:1212.5701).
 
-    ::
-
-        v = rho*v + (1-rho)*|g|**2
-        move = sqrt(u + eps) / sqrt(v + eps) * g
-        u = rho*u + (1-rho)*|move|**2
-        p -= lr*move
+    ``v = rho*v + (1-rho)*|g|**2;  move = sqrt(u + eps) / sqrt(v + eps) * g;  u = rho*u + (1-rho)*|move|**2;  p -= lr*move``
 
     Parameters
     ----------

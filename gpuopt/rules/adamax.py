@@ -21,10 +21,8 @@ class AdaMax(Rule):
         Learning rate, at least 0.
     beta1, beta2
         Fractions of the momentum and of the largest gradient that are kept, in [0, 1).
-    eps
-        Keeps the division finite, at least 0; outside of the maximum, as in Keras and MLX. The paper has none.
-    eps_inside
-        The same inside of the maximum, as in PyTorch and Optax.
+    eps, eps_inside
+        Keep the division finite, at least 0: outside of the maximum as in Keras and MLX, inside as in PyTorch and Optax.
     bias_correction
         Without it, the momentum is not divided by ``1 - beta1**t``, as in MLX.
     components

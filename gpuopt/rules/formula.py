@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real as RealNumber
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from gpuopt.rules.hyper import LONGEST, Hyperparameter, is_traced, kind_of, unknown, untraceable
 from gpuopt.rules.slots import Part, Slot, Slots, is_real, starts
+from gpuopt.suggest import did_you_mean, listed
 
 GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
 """Names that `Rule.update` already has a meaning for."""
@@ -221,6 +222,29 @@ class Formula:
                 given = found.get(name, "nothing")
                 raise ValueError(f"{where}: carried number {name!r}: got {given}, expected a finite number")
         return found
+
+
+class Named(SimpleNamespace):
+    """What a formula reads by name, ``s.m`` or ``h.lr``: of a name that is not there, the error says which ones are."""
+
+    __slots__ = ("_kind", "_rule")
+
+    def __init__(self, rule: str, kind: str, values: Mapping[str, Any]) -> None:
+        super().__init__(**values)
+        object.__setattr__(self, "_rule", rule)
+        object.__setattr__(self, "_kind", kind)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        known = [own for own in vars(self) if not own.startswith("_")]
+        nearest = did_you_mean(name, known)
+        raise AttributeError(f"{self._rule}: no {self._kind} {name!r}{nearest}; it has {listed(known) or 'none'}")
+
+
+def named(rule: str, slots: Mapping[str, Any], h: Mapping[str, Any]) -> tuple[Named, Named]:
+    """The slots and the hyperparameters, as `Rule.update` is given them."""
+    return Named(rule, "slot", slots), Named(rule, "hyperparameter", h)
 
 
 def returned(what: str, value: Any, *expected: str) -> tuple[Any, ...]:

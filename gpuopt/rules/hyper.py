@@ -188,7 +188,11 @@ class Hyperparameter:
             failed = TypeError if isinstance(error, TypeError) else ValueError
             said = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise failed(f"{self.where}{_when(step)}: {said}; expected {self.kind}") from error
-        return value if is_traced(step) else self.kind.checked(value, self.where, step)
+        if is_traced(step):
+            return value
+        if type(value) is not float and getattr(value, "shape", None) == ():  # an array without axes holds one number
+            value = value.item()
+        return self.kind.checked(value, self.where, step)
 
 
 def is_traced(step: Any) -> bool:

@@ -22,14 +22,12 @@ class NAdam(Adam):
         m_hat = mu_next*m / (1 - product of all mu, and mu_next) + (1-mu)*g / (1 - product of all mu)
         p -= lr * m_hat / (sqrt(v_hat) + eps)
 
-    with ``m``, ``v`` and ``v_hat`` as in `Adam`.
-
     Parameters
     ----------
     momentum_decay
         How fast the momentum grows, at least 0. Keras has 1.
 
-    The other parameters are those of `Adam`.
+    The other parameters, and ``m``, ``v`` and ``v_hat``, are those of `Adam`.
 
     Warnings
     --------

@@ -11,15 +11,13 @@ from gpuopt.rules.slots import Filled, leaf
 
 @dataclass(frozen=True)
 class Novograd(Rule):
-    r"""Novograd (Ginsburg et al. 2019, arXiv:1905.11286).
+    r"""Novograd (Ginsburg et al. 2019, arXiv:1905.11286), with the norm of the leaf, and one number ``v`` for each leaf.
 
     ::
 
         v = beta2*v + (1-beta2)*norm(g)**2                     (norm(g)**2 at the first step)
         m = beta1*m + g / (sqrt(v + eps_root) + eps) + weight_decay*p
         p -= lr*m
-
-    with the norm of the leaf, and one number ``v`` for each leaf.
 
     Parameters
     ----------

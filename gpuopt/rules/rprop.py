@@ -14,9 +14,8 @@ class Rprop(Rule):
     r"""Resilient propagation (Riedmiller & Braun 1993), without weight backtracking (iRprop-, Igel & Huesken 2000).
 
     Where the gradient has the sign that it had before, the step grows by ``grow``; where it has the other one, the step
-    shrinks by ``shrink`` and the element stays for once. ``p -= sign(g)*step``. For gradients of a whole data set.
-
-    Both components of a complex number have steps of their own.
+    shrinks by ``shrink`` and the element stays for once. ``p -= sign(g)*step``. For gradients of a whole data set. Both
+    components of a complex number have steps of their own.
 
     Parameters
     ----------

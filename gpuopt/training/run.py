@@ -338,7 +338,10 @@ def _prepared(
 ) -> tuple[Training, dict[str, Any]]:
     """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
     try:
-        backend = backends.backend(config.device, matmul=True)
+        own = config.device if team is None else team.device(config.device)
+        backend = backends.backend(own, matmul=True)
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"--device {config.device}: {error}") from None
     try:

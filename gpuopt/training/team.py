@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from gpuopt import backends
 from gpuopt.arrays import to_numpy
 from gpuopt.errors import UsageError
 from gpuopt.runs.processes import heed, wishing
@@ -83,6 +84,7 @@ class Team:
         self.comm = comm
         self._transport = connect(comm, np.zeros(1), "host", None)
         self.size, self.leads = self._transport.size, self._transport.rank == 0
+        self._here, self._neighbours = self._transport.here()
         self._leading = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -96,6 +98,27 @@ class Team:
     def parts(self, config: Config) -> int:
         """Into how many parts a new run cuts its batches: as many as there are processes, unless that is chosen."""
         return self.size if config.parts is None else config.parts
+
+    def device(self, name: str) -> str:
+        """Return the device of this process: on a machine with several GPUs each takes its own, unless one was named.
+
+        Raises
+        ------
+        UsageError
+            If there are more processes than GPUs.
+
+        """
+        if backends.backend(name, matmul=True).device is None:
+            return name
+        there = backends.choices(name)
+        if there == 0 or self._neighbours == 1 or (there == 1 and LEADER not in os.environ):
+            return name  # where a scheduler started the processes, each may see another GPU as its only one
+        if self._neighbours > there:
+            gpus = "one GPU" if there == 1 else f"{there} GPUs"
+            raise UsageError(
+                f"--device {name}: {self._neighbours} processes on a machine with {gpus}; expected a GPU for each, or --device cpu"
+            )
+        return f"cuda:{self._here}"
 
     def optimizer(
         self, params: Params, config: Config, nonfinite: Nonfinite, given: tuple[Config, Any], checksum: str | None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.formula import returned
 from gpuopt.rules.hyper import Hyperparameter, unknown
-from gpuopt.rules.pairs import applied
+from gpuopt.rules.pairs import Pair, applied
 from gpuopt.rules.slots import Like, Part, Real, Slot, starts
 from gpuopt.transforms.base import Transform
 
@@ -196,15 +196,19 @@ class Chain(Rule):
         for name, member in self._named.items():
             if isinstance(member, Transform):
                 found = applied(member, member.before, xp, p, g, slots[name], _Part(h, f"{name}."))
-                p, g, new = returned(f"{member.name}.before", found, "p", "g", "slots")
+                new_p, new_g, new = returned(f"{member.name}.before", found, "p", "g", "slots")
+                p = _like(p, new_p, f"{member.name}.before", "p", "parameter")
+                g = _like(g, new_g, f"{member.name}.before", "g", "gradient")
                 keep(name, new)
         found = applied(self.rule, self.rule.update, xp, p, g, slots[self._rule_name], h)
-        p, new = returned(f"{self.rule.name}.update", found, "p", "slots")
+        new_p, new = returned(f"{self.rule.name}.update", found, "p", "slots")
+        p = _like(p, new_p, f"{self.rule.name}.update", "p", "parameter")
         keep(self._rule_name, new)
         for name, member in self._named.items():
             if isinstance(member, Transform):
                 found = applied(member, member.after, xp, old, p, g, slots[name], _Part(h, f"{name}."))
-                p, new = returned(f"{member.name}.after", found, "p", "slots")
+                new_p, new = returned(f"{member.name}.after", found, "p", "slots")
+                p = _like(p, new_p, f"{member.name}.after", "p", "parameter")
                 keep(name, new)
         return p, new_slots
 
@@ -250,6 +254,17 @@ class _Part:
     def __getattr__(self, name: str) -> Any:
         whole, prefix = (vars(self)[part] for part in ("_whole", "_prefix"))
         return getattr(whole, "t" if name == "t" else prefix + name)
+
+
+def _like(old: Any, new: Any, what: str, name: str, meaning: str) -> Any:
+    """Return what a member made of an array; raise where it would only be broadcast to one of its shape."""
+    one, other = (x.re if isinstance(x, Pair) else x for x in (old, new))
+    if hasattr(type(one), "shape") and hasattr(type(other), "shape"):
+        if tuple(other.shape) != tuple(one.shape):
+            raise ValueError(f"{what} returned {name} with shape {tuple(other.shape)}, expected {tuple(one.shape)}")
+    elif type(other) is not type(one):  # a number, or a scalar or a number of a trace
+        raise TypeError(f"{what} returned a number for {name}, expected an array like the {meaning}")
+    return new
 
 
 def _works_after(member: Transform) -> bool:

@@ -8,6 +8,11 @@ from typing import Any
 from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 
+def _scaled(xp: Any, g: Array, norm: Any, limit: Any) -> Array:
+    """Return a gradient of this norm, scaled down to the limit if its norm is larger."""
+    return xp.where(norm > limit, limit / norm, 1) * g
+
+
 @dataclass(frozen=True)
 class ClipNorm(Transform):
     """Scale the gradient of each leaf down to the Euclidean norm ``limit``, if its own is larger.
@@ -32,8 +37,7 @@ class ClipNorm(Transform):
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
-        norm = xp.norm(g)
-        return p, xp.where(norm > h.limit, h.limit / norm, 1) * g, {}
+        return p, _scaled(xp, g, xp.norm(g), h.limit), {}
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,7 @@ class ClipGlobalNorm(Transform):
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
-        norm = xp.total_norm(g)
-        return p, xp.where(norm > h.limit, h.limit / norm, 1) * g, {}
+        return p, _scaled(xp, g, xp.total_norm(g), h.limit), {}
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,8 @@ class AdaptiveClip(Transform):
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
-        own, norm = xp.norm(p), xp.norm(g)
-        limit = h.clipping * xp.where(own > h.eps, own, h.eps)
-        return p, xp.where(norm > limit, limit / norm, 1) * g, {}
+        own = xp.norm(p)
+        return p, _scaled(xp, g, xp.norm(g), h.clipping * xp.where(own > h.eps, own, h.eps)), {}
 
 
 @dataclass(frozen=True)
