@@ -266,7 +266,7 @@ def test_what_a_signal_handler_changes_in_the_middle_of_a_step_is_not_lost(
     for grads in given[:3]:
         opt.step(grads)
         plain.step(grads)
-    bind, calls = type(opt._step).bind, []
+    bind, calls = type(opt._step).bind, list[int]()
 
     def interrupted(*args: Any) -> Any:
         if args[0] is opt._step and not calls:
