@@ -57,6 +57,7 @@ def numpy_forms(size: int) -> dict[str, Step]:
         "Optimizer.step": lambda: opt.step(g),
         "NumPy by hand": repeated(by_hand, p, g, (zeros, zeros, 0)),
         "limit (NumPy)": numpy_traffic(2, (1, size), gpuopt.get_num_threads()),
+        "limit, new arrays": numpy_traffic(2, (1, size), gpuopt.get_num_threads(), apart=True),
     }
 
 

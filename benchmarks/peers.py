@@ -70,24 +70,31 @@ def traffic(slots: tuple[str, ...]) -> gpuopt.Rule:
     return make_dataclass(name, fields, bases=(gpuopt.Rule,), namespace=members, frozen=True)()  # type: ignore[no-any-return]
 
 
-def numpy_traffic(slots: int, shape: tuple[int, int], threads: int, block: int = 32_768) -> Step:
-    """The same reads and writes by NumPy alone: in-place additions, in blocks that stay in the cache, in threads."""
+def numpy_traffic(
+    slots: int, shape: tuple[int, int], threads: int, block: int = 32_768, *, apart: bool = False
+) -> Step:
+    """The same reads and writes by NumPy alone: additions, in blocks that stay in the cache, in threads.
+
+    They are in place or, ``apart``, from one set of arrays to another and back in the next step.
+    """
     (g,), targets = (
         leaves((1, shape[0] * shape[1]), 1),
         [leaves((1, shape[0] * shape[1]), i)[0] for i in range(1 + slots)],
     )
+    sources = [a.copy() for a in targets] if apart else targets
     pool = ThreadPoolExecutor(threads)
 
     def work(starts: count[int]) -> None:
         while (start := next(starts)) < g.size:
             part = slice(start, start + block)
-            for a in targets:
-                np.add(a[part], g[part], out=a[part])
+            for a, b in zip(sources, targets, strict=True):
+                np.add(a[part], g[part], out=b[part])
 
     def step() -> None:
         starts = count(0, block)
         for done in [pool.submit(work, starts) for _ in range(threads)]:
             done.result()
+        sources[:], targets[:] = targets[:], sources[:]
 
     return step
 

@@ -79,6 +79,8 @@ def place(x: Any) -> str:
     device = getattr(x, "device", None)
     if device is None:
         return library
+    if hasattr(device, "device_set"):  # of JAX's arrays on several devices
+        return f"{library}:sharded"
     *_, name = re.findall(r"[:\w]+", str(device))  # array-api-strict writes array_api_strict.Device('CPU_DEVICE')
     return f"{library}:{name}"
 

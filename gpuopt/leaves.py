@@ -242,6 +242,8 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     g = g if hint else shared(g, p)
     if hint or not is_array(g):
         raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")
+    if is_tensor(g) and is_numpy(p) and g.device.type == "cpu":  # one that NumPy cannot read
+        raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     if not are_together(g, p):
         given, expected = place(g), place(p)
         error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError
@@ -283,13 +285,13 @@ class Held:
         self.tree, self.arrays = parameters(params, in_place=True)
         given = self.tree.leaves_of(params, "params")
         self.lenders = Lenders(given, self.arrays)
-        self.originals = self.lenders.arrays_of(given) if self.lenders else given
+        self.originals = self.lenders.arrays_of(given) if self.lenders.tensors else given
         self._known = list(map(geometry, self.originals))
 
     def now(self) -> list[Any]:
         """Return the leaves that the user holds now; of one that lends its memory, the array over it."""
         found = self.tree.leaves_of(self._params, "params")
-        return self.lenders.arrays_of(found) if self.lenders else found
+        return self.lenders.arrays_of(found) if self.lenders.tensors else found
 
     def gradients(self) -> list[Any]:
         """Return the gradients that the leaves have themselves.

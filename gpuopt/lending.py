@@ -89,6 +89,11 @@ class Lenders:
     arrays
         Of each leaf, the array that is updated.
 
+    Attributes
+    ----------
+    tensors
+        Those that lend; empty if none does, which is looked up in every step.
+
     """
 
     def __init__(self, given: Sequence[Any], arrays: Sequence[Any]) -> None:
@@ -96,10 +101,6 @@ class Lenders:
         self.tensors = [x for x in given if is_tensor(x)]
         self._kept = [i for i, a in enumerate(arrays) if is_tensor(a)]
         self._pointers = [x.data_ptr() if is_tensor(x) else None for x in given]
-
-    def __bool__(self) -> bool:
-        """Whether there are any."""
-        return bool(self.tensors)
 
     def lends(self, i: int) -> bool:
         """Whether leaf ``i`` is one of them."""

@@ -400,7 +400,7 @@ def _is_within(x: Any, low: Any, high: Any) -> bool:
 
 
 def _telling(callback: Any) -> Callable[[Any], object] | None:
-    """A callback, called as SciPy would."""
+    """Wrap a callback: it is given the result so far, or the point, by the name of its argument, as SciPy decides. None stays None."""
     if callback is None:
         return None
     if not callable(callback):

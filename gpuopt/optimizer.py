@@ -239,7 +239,7 @@ class Optimizer(Stateful):
 
         """
         ready = self._held.gradients() if grads is OWN else self._tree.leaves_of(grads, "grads")
-        if self._held.lenders:
+        if self._held.lenders.tensors:
             ready = self._held.lenders.views_of(ready)
         with self._lock:
             while not self._attempt([*ready] if self._every > 1 else ready):
@@ -264,7 +264,7 @@ class Optimizer(Stateful):
             if error.args and error.args[0] is turn:
                 return False
             raise
-        if self._held.lenders:
+        if self._held.lenders.tensors:
             self._held.lenders.tell()
         return True
 

@@ -199,7 +199,7 @@ class Stateful:
             if self._nonfinite == "raise":
                 changes += step.pardoning()
             in_one_go(changes, step.restoring())
-            if self._held.lenders:
+            if self._held.lenders.tensors:
                 self._held.lenders.tell()
 
     def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
@@ -340,7 +340,7 @@ class Stateful:
         in_one_go(changes)
 
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
-        """Return the step for other rules, recompiled only if the program changes, and what makes the optimizer use it."""
+        """Return the step for other rules, recompiled only if a program changes, and the calls that put it in place of the old one."""
         seen, step = clipped(rules, self._clip, self._scale), self._step
         skipped = self._skipped
         if not step.computes(seen):

@@ -132,7 +132,7 @@ def tuned_of(
         value is refused.
 
     """
-    problems += [f"{key}: unexpected" for key in state.keys() - KEYS]
+    problems += told_of_each([*map(str, state.keys() - KEYS)], "unexpected")
     steps, given = state.get("steps"), state.get("rules", {})
     if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
         problems.append(f"steps: {steps!r:.40}, expected a number of steps")

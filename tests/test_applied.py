@@ -153,6 +153,10 @@ def test_what_does_not_fit_the_model_is_refused_by_name(tmp_path: Path) -> None:
         model.evaluate(frame[:3], ["ja", "nein", "doch"])
     with pytest.raises(UsageError, match="x has 120 rows and y 3: expected as many"):
         model.evaluate(frame, ["ja"] * 3)
+    with pytest.raises(UsageError, match="x: has no rows, expected at least one to compare with"):
+        model.evaluate(frame[:0], [])
+    with pytest.raises(UsageError, match="y: row 1 is nan, expected finite numbers"):
+        trained(tmp_path / "numbers", X, PRICES, epochs=1).evaluate(X[:2], [1.0, np.nan])
     arrays = trained(tmp_path / "arrays", X, CLASSES)
     with pytest.raises(UsageError, match=r"x: shape \(120, 2\), expected \(samples, 3\): as many features"):
         arrays.predict(X[:, :2])
@@ -597,6 +601,16 @@ def test_whole_numbers_keep_all_their_digits(tmp_path: Path) -> None:
     assert any(note.startswith("x has whole numbers beyond 2**53") for note in notes)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    given: Any = {"hidden": np.array([4, 2]), "epochs": np.int64(3), "lr": np.float32(0.5), "standardize": np.True_}
+    config = Config(**{**given, "hidden": tuple(given["hidden"])}, data="x.csv")
+    assert config == Config(hidden=(4, 2), epochs=3, lr=0.5, standardize=True, data="x.csv")
+    assert json.dumps(config.to_json())
+    not_one: Any = {"epochs": 1}
+    with pytest.raises(TypeError, match=r"config: dict, expected a gpuopt.training.Config"):
+        train(not_one)
+
+
 def test_estimators() -> None:
     from gpuopt.training import PerceptronClassifier, PerceptronRegressor
 
@@ -606,6 +620,8 @@ def test_estimators() -> None:
     assert type(classifier)(**classifier.get_params()).get_params() == classifier.get_params()
     assert classifier.fit(X, CLASSES).score(X, CLASSES) == (classifier.predict(X) == CLASSES).mean() > 0.9
     assert classifier.classes_.tolist() == ["ja", "nein"]
+    with pytest.raises(ValueError, match=r"PerceptronClassifier: epoch: no such option .did you mean 'epochs'"):
+        classifier.set_params(epoch=3)
     assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5
 
 

@@ -256,7 +256,7 @@ def test_a_command_of_which_a_process_is_killed_goes_on_with_fewer(tmp_path: Pat
         "--report-every",
         "2",
         "--checkpoint-every",
-        "5",
+        "3",
     ]
     alone, folder = tmp_path / "alone", tmp_path / "run"
     done = run_to_the_end(*options, "--parts", "3", "--out", str(alone))
@@ -264,7 +264,9 @@ def test_a_command_of_which_a_process_is_killed_goes_on_with_fewer(tmp_path: Pat
     for arguments, rank in (([*options, "--processes", "3", "--out"], 1), (["--processes", "2", "--resume"], 0)):
         start = time.monotonic()
 
-        def kill(_: object, rank: int = rank) -> None:
+        def kill(process: subprocess.Popen[str], rank: int = rank) -> None:
+            while process.poll() is None and not (folder / "checkpoint.safetensors").exists():
+                time.sleep(0.05)
             os.kill(process_of(rank, folder), signal.SIGKILL)
 
         status, output = disturbed(command(*arguments, str(folder)), folder, kill)
@@ -287,7 +289,7 @@ def run_to_the_end(*arguments: str) -> subprocess.CompletedProcess[str]:
 def disturbed(
     command: Sequence[str], folder: Path, disturb: Callable[[subprocess.Popen[str]], object]
 ) -> tuple[int, str]:
-    """Start a training, disturb it once it has written two more rows and a checkpoint, return exit status and output."""
+    """Start a training, disturb it once it has written two more rows; return exit status and output."""
 
     def rows() -> int:
         written = folder / "metrics.jsonl"

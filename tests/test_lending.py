@@ -190,6 +190,12 @@ def test_tensors_that_are_no_gradients(torch: Any, make: Any, words: str, dtype:
 
 
 @pytest.mark.peers
+def test_gradients_of_a_dtype_that_numpy_has_not(torch: Any) -> None:
+    with pytest.raises(TypeError, match=r"grads\[0\]: dtype torch.float8_e4m3fn, expected a real one, best float32"):
+        gpuopt.Optimizer([torch.ones(3)], gpuopt.SGD()).step([torch.ones(3).to(torch.float8_e4m3fn)])
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize(
     ("give", "words"),
     [

@@ -161,9 +161,14 @@ class Model:
             raise UsageError(
                 f"{part.x_name} has {len(part.x)} rows and {name} {len(np.atleast_1d(found))}: expected as many"
             )
+        if not len(found):
+            raise UsageError(f"{part.x_name}: has no rows, expected at least one to compare with")
         if self.target.classes is None:
             if found.dtype.kind not in "biuf":
                 raise UsageError(f"{name}: dtype {found.dtype}, expected the numbers that are to be predicted")
+            if not np.isfinite(found).all():
+                row = int(np.argwhere(~np.isfinite(found))[0][0])
+                raise UsageError(f"{name}: row {row} is {found[row]}, expected finite numbers")
             return scores(found, self.predict(part))
         found = found.reshape(-1)
         if found.dtype.kind == "f" and self.target.labels.dtype.kind in "iu" and (found == np.trunc(found)).all():

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+import numpy as np
+
 from gpuopt import schedules
 from gpuopt.errors import UsageError
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
@@ -192,12 +194,16 @@ class Config:
         object.__setattr__(self, "_filled", dict(self._filled))
         if self.data is not None:
             object.__setattr__(self, "data", str(self.data))
+        for name, value in vars(self).items():
+            if isinstance(value, np.integer | np.floating | np.bool_):  # as a search over a grid has them
+                object.__setattr__(self, name, value.item())
         if self._is_built_in:
             self._fill({"matmul": "float32"})
         self._fill(SPIRAL if self.data is None else FILE)
         hidden: Any = self.hidden
-        if isinstance(hidden, list):  # as JSON has it
-            object.__setattr__(self, "hidden", tuple(hidden))
+        if isinstance(hidden, list | tuple):  # a list in JSON
+            plain = (units.item() if isinstance(units, np.integer) else units for units in hidden)
+            object.__setattr__(self, "hidden", tuple(plain))
         ignored: Any = self.ignore
         if isinstance(ignored, list):
             object.__setattr__(self, "ignore", tuple(ignored))
@@ -367,7 +373,7 @@ class Config:
                 raise UsageError(": ".join([*chosen[-1:], str(error)])) from None
 
     def _choices(self, rule: Rule) -> Iterator[tuple[str, str, float | str]]:
-        """Option, hyperparameter and value (text: of a schedule) of what was chosen, in the order in which it applies."""
+        """Yield what the user chose, in the order of application: the option, the hyperparameter, and its value or schedule (as text)."""
         if self.lr is not None:
             yield f"--lr {self.lr}", "lr", self.lr
         if self.schedule is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from typing import TYPE_CHECKING, Any, Self
 
 from gpuopt.errors import UsageError
+from gpuopt.suggest import did_you_mean
 from gpuopt.training.applied import Model, load_model
 from gpuopt.training.config import Config
 from gpuopt.training.run import train
@@ -38,7 +40,11 @@ class Estimator:
         return dict(self.options)
 
     def set_params(self, **options: Any) -> Self:
-        """Change options."""
+        """Change options; ValueError for one that `Config` has not."""
+        known = [field.name for field in dataclasses.fields(Config) if field.init]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"{type(self).__name__}: {name}: no such option{did_you_mean(name, known)}")
         self.options |= options
         return self
 

@@ -184,7 +184,7 @@ class Training(Loop):
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """What is around all that is computed; explosions show in the metrics."""
+        """Compute on the backend's device, without NumPy's warnings: overflows and NaN show in the metrics."""
         with self.backend.use(), np.errstate(all="ignore"):
             yield
 

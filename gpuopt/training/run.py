@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends, schedules
+from gpuopt.arrays import describe
 from gpuopt.errors import Interrupted, UsageError
 from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
@@ -152,6 +153,8 @@ def train(
 
     Raises
     ------
+    TypeError
+        If the config is no `Config`.
     UsageError
         If the config, the data or the folder cannot be used. Nothing is written then.
     ExplodedError
@@ -174,7 +177,9 @@ def train(
     >>> result.epochs, result.train_accuracy > 0.3
     (20, True)
     """
-    config = config or Config()
+    config = Config() if config is None else config
+    if not isinstance(config, Config):
+        raise TypeError(f"config: {describe(config)}, expected a gpuopt.training.Config")
     if data is not None:
         config = config.on_arrays()
     if team is not None:
@@ -336,7 +341,7 @@ def prepared(config: Config, arrays: Sequence[Any] | None, team: Team) -> Togeth
 def _prepared(
     config: Config, arrays: Sequence[Any] | None = None, team: Team | None = None
 ) -> tuple[Training, dict[str, Any]]:
-    """A training that is ready to run, and what ``config.json`` says of it: all that may fail before writing."""
+    """Return a training that is ready to run, and the contents of its ``config.json``. Nothing has been written yet."""
     try:
         own = config.device if team is None else team.device(config.device)
         backend = backends.backend(own, matmul=True)

@@ -125,7 +125,7 @@ class Steering(Callback):
                     answers.put(self._answer(run, refused))
 
     def _do(self, run: Loop, request: Message) -> str | None:
-        """Follow a request; return why not, if it cannot be done."""
+        """Carry out the commands of a request. Return the reason if one is refused, else None."""
         self._told = []
         try:
             for command, argument in request.items():

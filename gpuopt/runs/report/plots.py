@@ -109,7 +109,7 @@ def _marks(run: History) -> list[tuple[int, str]]:
 
 
 def _draw(axes: Axes, panel: Panel, lines: Sequence[tuple[str, History, str]]) -> None:
-    """Draw the lines for which there are points, each in the style of its place among all."""
+    """Draw the lines that have points. A line's style depends on its position in ``lines``, whether others are drawn or not."""
     values: list[float] = []
     units = set()
     for number, (label, run, key) in enumerate(lines):

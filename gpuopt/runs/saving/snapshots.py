@@ -63,8 +63,8 @@ class Snapshot:
 
     def restore(self, run: Loop) -> None:
         """Put the training back to here; the time that it took stays."""
-        state = self.state
-        run.put_back(state["arrays"])
+        state = dict(self.state)
+        run.put_back(state.pop("arrays"))
         run.optimizer.load_state_dict(state)
         run.position = self.position | {"seconds": run.seconds}
 

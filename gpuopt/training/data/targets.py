@@ -157,7 +157,7 @@ def _numbers(part: Part) -> NDArray[np.float64]:
 
 
 def _classes(parts: list[Part]) -> tuple[NDArray[Any], list[NDArray[np.int64]]]:
-    """The labels of the first part, sorted, and the index of each part's labels among them."""
+    """Return the distinct labels of the first part, sorted, and for each part the indices of its labels among them."""
     labels = []
     for part in parts:
         y = values(part)

@@ -37,7 +37,7 @@ def line(title: str, rows: Sequence[Row], key: str, colour: str, dash: Any = "so
 
 
 def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
-    """Steps and values; there is a gap where there is no value."""
+    """Yield ``[step, value]`` of each row; the value is None, a gap in the curve, where the row has no such metric."""
     for row in rows:
         value = row.get(key)
         yield [row["step"], value]
