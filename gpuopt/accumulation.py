@@ -96,7 +96,9 @@ class Accumulation:
         """Whether the next gradient is the last one before an update."""
         return self.waiting + 1 == self.every
 
-    def add(self, gradients: list[Any], checked: Callable[[int, Any], Any]) -> None:
+    def add(
+        self, gradients: list[Any], checked: Callable[[int, Any], Any], first: Sequence[Callable[[], object]] = ()
+    ) -> None:
         """Add a gradient to each sum, or raise and change nothing.
 
         Parameters
@@ -106,6 +108,8 @@ class Accumulation:
             is added: `setting` goes with the update. None stays of a leaf that got none at all.
         checked
             Called with the index of a leaf and its gradient: returns it as an array that fits (or None), or raises an error.
+        first
+            What is called before anything is added; written in C.
 
         """
         begins, ends = self.waiting == 0, self.completes
@@ -122,7 +126,7 @@ class Accumulation:
             for i, own in zip(members, written, strict=True):
                 gradients[i] = own if counts[i] else None
         else:
-            step(ready, [{"first": float(begins)}], self.setting(self.waiting + 1, counts))
+            step(ready, [{"first": float(begins)}], self.setting(self.waiting + 1, counts), first=first)
 
     def setting(self, waiting: int = 0, counts: Mapping[int, int] = MappingProxyType({})) -> Callable[[], None]:
         """Return what says how many gradients are in the sums: a function written in C."""

@@ -242,15 +242,36 @@ class Optimizer(Stateful):
         if self._held.lenders.tensors:
             ready = self._held.lenders.views_of(ready)
         with self._lock:
-            self._raise_overdue()
-            scalars = self._step.scalars(self._steps, self._carried)
-            limit = self._limit
-            if self._every > 1 and not self._gather(ready):
-                return
+            while not self._attempt([*ready] if self._every > 1 else ready):
+                pass
+
+    def _attempt(self, ready: list[Any]) -> bool:
+        """Take a step; return False, with nothing changed by it, if a signal handler has changed this optimizer meanwhile.
+
+        The lock does not keep out what runs in the same thread: a signal handler, or a destructor.
+        """
+        self._raise_overdue()
+        scalars = self._step.scalars(self._steps, self._carried)
+        limit = self._limit
+        turn = object()
+        self._turns[turn] = None  # not before: a schedule may change its own optimizer, each time
+        try:
+            if self._every > 1 and not self._gather(ready, turn):
+                return True
             self._step.bind(ready, self._held.now(), self._held.checked)
-            self._update(ready, scalars, limit)
-            if self._held.lenders.tensors:
-                self._held.lenders.tell()
+            self._update(ready, scalars, limit, turn)
+        except KeyError as error:
+            if error.args and error.args[0] is turn:
+                return False
+            raise
+        if self._held.lenders.tensors:
+            self._held.lenders.tell()
+        return True
+
+    def _taking(self, turn: object) -> list[Callable[[], object]]:
+        """Return what a change begins with: functions written in C, the first of which raises KeyError if the turn is lost."""
+        others = [self._turns.clear] if len(self._turns) > 1 else []
+        return [partial(self._turns.pop, turn), *others]
 
     @property
     def _limit(self) -> float:
@@ -365,15 +386,15 @@ class Optimizer(Stateful):
         arrays = zip(self._tree.paths, self._arrays, self._groups, strict=True)
         return [notebook.Leaf(path, a.shape, dtype_of(a), place(a), self._patterns[group]) for path, a, group in arrays]
 
-    def _gather(self, ready: list[Any]) -> bool:
+    def _gather(self, ready: list[Any], turn: object) -> bool:
         """Gather gradients; if they are all there, replace them by their means and return True."""
         is_last = self._accumulation.completes
         if is_last:
             self._held.check_all()
-        self._accumulation.add(ready, self._held.fitting)
+        self._accumulation.add(ready, self._held.fitting, self._taking(turn))
         return is_last
 
-    def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float) -> None:
+    def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float, turn: object) -> None:
         """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
@@ -383,12 +404,12 @@ class Optimizer(Stateful):
         used = [self._accumulation.setting()] if self._every > 1 else []
         if bad:
             count = partial(vars(self).update, _skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
-            in_one_go([*self._step.settling(), count, *used])
+            in_one_go([*self._taking(turn), *self._step.settling(), count, *used])
         else:
             count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
             if self._nonfinite == "raise" and any(carried):
                 self._past.append((self._steps, self._carried))
             key = storage.key_of(self._precision, self._steps)
-            self._step(ready, scalars, count, *used, key=key)
+            self._step(ready, scalars, count, *used, key=key, first=self._taking(turn))
         if self._nonfinite == "raise":
             self._step.report()

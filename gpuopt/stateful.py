@@ -88,6 +88,7 @@ class Stateful:
         self._rows = frozenset(i for i, is_frozen in enumerate(frozen) if not is_frozen)
         leaves.check_precision(self._tree, self._arrays, self._rows, storage.name_of(self._precision))
         self._lock = threading.RLock()
+        self._turns: dict[object, None] = {}
         self._step = self._prepared(self._rules)
         self._accumulation = Accumulation(self._arrays, sorted(self._rows), self._every, self._engine)
         forks.register(self)
@@ -294,7 +295,7 @@ class Stateful:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_accumulation")
+        own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_turns", "_accumulation")
         with self._lock:
             self._raise_overdue(wait=True)
             self._held.check_all()
@@ -348,6 +349,7 @@ class Stateful:
             if self._nonfinite != "raise" and not step.inherits:
                 skipped = self._skipped_by_now
         changes: list[Callable[[], object]] = [
+            self._turns.clear,
             partial(setattr, step, "rules", seen),
             partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned, _skipped=skipped),
         ]

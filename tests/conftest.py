@@ -38,7 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         libraries = {given[name] for name in ("space", "fused_space", "library", "found") if name in given}
         without = bool(libraries) and "cupy" not in libraries
         staged = getattr(given.get("situation"), "needs", None) in {"", "NVRTC"}  # CuPy and driver are made up
-        named = "cupy" in libraries or "cupy_space" in item.fixturenames or "cuda" in item.name
+        named = "cupy" in libraries or "cupy_space" in item.fixturenames
+        named |= "cuda" in item.name or item.name.startswith("test_on_cupy")
         near = item.path.stem in NEAR_CUPY or item.path.stem.startswith("test_cuda")
         quiet = not near or item.name.startswith("test_on_numpy")
         return without or staged or (quiet and not named)

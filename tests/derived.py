@@ -15,6 +15,7 @@ from gpuopt.rules.slots import is_number, starts
 from gpuopt.transforms import TRANSFORMS
 
 MARK = "<!-- `nox -s derive` writes this table -->\n"
+HYPER = "A hyperparameter: a number, or a schedule, a function from the step to a number."
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(gpuopt.__file__).parent  # an installed one has no sources beside the tests
 
@@ -41,11 +42,23 @@ def table() -> str:
     return "\n".join([*lines, ""])
 
 
+def reference() -> str:
+    """The sections on rules and transforms in the reference."""
+    directive = ".. autosummary::\n   :toctree: generated\n   :nosignatures:\n"
+    rules = [*sorted(RULES), "Rule", "bounded"]
+    transforms = ["chain", *sorted(TRANSFORMS), "Transform"]
+    lines = ["Rules\n-----\n", directive, *(f"   {name}" for name in rules), ""]
+    lines += [".. py:data:: Hyper\n", f"   {HYPER}\n"]
+    lines += ["Transforms\n----------\n", directive, *(f"   {name}" for name in transforms), "", ""]
+    return "\n".join(lines)
+
+
 # By file: the lines between which it stands, and what it is.
 DERIVED: dict[str, tuple[str, str, Callable[[], str]]] = {
     "gpuopt/__init__.py": ("if TYPE_CHECKING:  # `nox -s derive` writes this\n", "else:\n", exports),
     "docs/conventions.md": (MARK, "<!-- end of the table -->\n", conventions.table),
     "docs/rules.md": (MARK, "<!-- end of the table -->\n", table),
+    "docs/reference/index.rst": (".. `nox -s derive` writes the names from here\n\n", ".. to here\n\n", reference),
 }
 
 

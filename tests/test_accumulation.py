@@ -244,6 +244,48 @@ def test_what_interrupts_the_last_call_leaves_all_as_it_was(engine: Any, moment:
     np.testing.assert_equal(opt.state_dict(), plain.state_dict())
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("change", ["step", "tune", "load"])
+@pytest.mark.parametrize("engine", ["auto", "array"])
+def test_what_a_signal_handler_changes_in_the_middle_of_a_step_is_not_lost(
+    engine: Any, change: str, every: int, monkeypatch: Any
+) -> None:
+    """A handler runs in the thread that it interrupts, which no lock keeps out; the step is taken after it, as if called then."""
+    given = gradients(7, "f8")
+
+    def make() -> gpuopt.Optimizer:
+        params = {k: np.ones(s) for k, s in SHAPES.items()}
+        return gpuopt.Optimizer(params, gpuopt.SGD(0.1), every=every, engine=engine, nonfinite="skip")
+
+    opt, plain, start = make(), make(), make().state_dict()
+    changes = {
+        "step": lambda opt: opt.step(given[6]),
+        "tune": lambda opt: opt.tune(momentum=0.5),
+        "load": lambda opt: opt.load_state_dict(start),
+    }
+    for grads in given[:3]:
+        opt.step(grads)
+        plain.step(grads)
+    bind, calls = type(opt._step).bind, list[int]()
+
+    def interrupted(*args: Any) -> Any:
+        if args[0] is opt._step and not calls:
+            calls.append(1)
+            changes[change](opt)
+        return bind(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(opt._step), "bind", interrupted)
+        opt.step(given[3])
+    changes[change](plain)
+    plain.step(given[3])
+    for grads in given[4:6]:
+        opt.step(grads)
+        plain.step(grads)
+    np.testing.assert_equal(opt.state_dict(), plain.state_dict())
+    assert (calls, opt.steps) == ([1], plain.steps)
+
+
 @pytest.mark.parametrize(("every", "error"), [(0, ValueError), (1.5, ValueError), ("2", TypeError), (True, TypeError)])
 def test_how_many_must_be_a_positive_integer(every: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"every: got .*expected a positive integer"):

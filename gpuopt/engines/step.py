@@ -358,6 +358,7 @@ class Step:
         scalars: Sequence[Mapping[str, float]],
         *counts: Callable[[], None],
         key: int = 0,
+        first: Sequence[Callable[[], object]] = (),
     ) -> None:
         """Update every leaf whose gradient is not None, and count the step: all of it, or nothing.
 
@@ -371,6 +372,8 @@ class Step:
             What counts the step; written in C.
         key
             Of the step, for what is rounded at random: see `gpuopt.engines.storage.split_mix`.
+        first
+            What is called before anything is written; written in C.
 
         """
         calls: list[Callable[[], object]] = []
@@ -380,7 +383,7 @@ class Step:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
                 calls += self._writes(group, members, gradients, scalars[group], key) if members else []
-        in_one_go((*calls, *self.settling(), *counts), self.restoring())
+        in_one_go((*first, *calls, *self.settling(), *counts), self.restoring())
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
         """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
