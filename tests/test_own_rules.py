@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt.rules import Array, Hyper, Rule
+from gpuopt.engines.dependence import dependence
+from gpuopt.rules import RULES, Array, Hyper, Rule
 from gpuopt.training import Config, UsageError
 
 
@@ -411,3 +412,48 @@ def test_an_update_that_draws_random_numbers_is_run_as_it_is() -> None:
     assert steps[0][0] != steps[1][0]
     with pytest.raises(TypeError, match=r"does something else each time .* engine='array' runs it as it is$"):
         gpuopt.Optimizer(np.ones(2), rule, engine="fused")
+
+
+LOOKS: list[float] = []
+
+
+@dataclass(frozen=True)
+class Looked(gpuopt.SGD):
+    """Tells when its formula is looked at, and reads one hyperparameter of its own."""
+
+    bound: Hyper = gpuopt.bounded(0.5, 0)
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        LOOKS.append(h.lr if isinstance(h.lr, float) else 0.0)
+        p, slots = super().update(xp, p, g, s, h)
+        return (p if self.bound == 0.5 else 2 * p), slots
+
+
+@pytest.mark.parametrize("wrap", [lambda rule: rule, lambda rule: gpuopt.chain(gpuopt.L2(0.0), rule)])
+def test_a_formula_is_looked_at_again_only_for_what_it_reads_itself(wrap: Callable[[Rule], Rule]) -> None:
+    w = np.zeros(2)
+    rule = wrap(Looked(lr=1.0))
+    opt = gpuopt.Optimizer(w, rule)
+    opt.lr = 0.5
+    LOOKS.clear()
+    opt.lr = 0.25
+    opt.step(np.full(2, -4.0))
+    assert LOOKS == []
+    np.testing.assert_array_equal(w, 1)
+    opt.tune(bound=1.0)
+    opt.step(np.full(2, -4.0))
+    assert LOOKS
+    np.testing.assert_array_equal(w, 4)
+
+
+def test_what_has_a_say_in_the_programs_of_the_rules() -> None:
+    def names(rule: Rule) -> set[str]:
+        reads = dependence(rule)
+        assert reads is not None
+        return {str(path[-1]) for path in reads if path}
+
+    for kind in RULES.values():
+        if not kind().unfit((1,)) and kind is not gpuopt.Adafactor:
+            assert "lr" not in names(kind())
+            assert names(kind()) <= names(gpuopt.chain(gpuopt.EMA(0.9), kind()))
+    assert {"amsgrad", "nesterov", "eps_root"} <= names(gpuopt.Adam())

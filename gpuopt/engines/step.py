@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from gpuopt import arrays as libraries
 from gpuopt.engines import array, memory, storage
 from gpuopt.engines.complexes import arithmetic_dtype, slot_dtype
+from gpuopt.engines.dependence import agrees, dependence
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.choice import Engine
+    from gpuopt.engines.dependence import Path
     from gpuopt.engines.norms import Guard
     from gpuopt.engines.place import Place
     from gpuopt.engines.whole import Parts
@@ -173,10 +175,20 @@ class Step:
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
+        if all(
+            new is old or (reads is not None and agrees(new, reads))
+            for new, old, reads in zip(rules, self.rules, self._dependences, strict=True)
+        ):
+            return True
         same = all(_kinds(new) == _kinds(old) for new, old in zip(rules, self.rules, strict=True))
         if not same or [traced(rule) for rule in rules] != self._programs:
             return False
         return all(step.computes(rules) for step in self._fused)  # complex leaves have programs of their own
+
+    @cached_property
+    def _dependences(self) -> list[dict[Path, Any] | None]:
+        """What of each rule has a say in its program; so has it of those that `computes` found alike."""
+        return [dependence(rule) for rule in self.rules]
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
         """Return what `Rule.at` gives for each group, from its carried numbers."""

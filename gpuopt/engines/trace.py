@@ -161,8 +161,8 @@ def trace(rule: Rule, *, is_complex: bool = False, twice: bool = False) -> Progr
         If the update does with complex numbers what is refused.
 
     """
-    program = _recorded(rule, is_complex=is_complex)
-    if twice and _recorded(rule, is_complex=is_complex) != program:
+    program = recorded(rule, is_complex=is_complex)
+    if twice and recorded(rule, is_complex=is_complex) != program:
         raise TraceError(
             f"{rule.name}.update does something else each time that it is called (random numbers? a count of its own?); "
             "to be fused it needs to be the same formula; engine='array' runs it as it is"
@@ -170,7 +170,9 @@ def trace(rule: Rule, *, is_complex: bool = False, twice: bool = False) -> Progr
     return program
 
 
-def _recorded(rule: Rule, *, is_complex: bool) -> Program:
+def recorded(rule: Rule, *, is_complex: bool, seen: Any = None) -> Program:
+    """As `trace`, once; ``seen`` is what stands for the rule wherever it is not asked for its scalars."""
+    scalars, rule = rule.at(0), seen or rule
     tape = _Tape(rule.name)
     declared = starts(rule.slots)
     if {"p", "g"} & set(declared):
@@ -188,7 +190,7 @@ def _recorded(rule: Rule, *, is_complex: bool) -> Program:
 
     slots = {name: Number(tape, "slot", name) if name in of_numbers else load(name) for name in declared}
     # sorted: alike, whichever are schedules
-    h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in sorted(rule.at(0))}
+    h: dict[str, Scalar | Symbol] = {name: Scalar(tape, "hyper", name) for name in sorted(scalars)}
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
     try:
