@@ -191,6 +191,14 @@ def to_numpy(x: Any) -> NDArray[Any]:
     return x.get(order="A") if is_cupy(x) else np.asarray(x)
 
 
+def read_into(host: NDArray[Any], x: Any) -> None:
+    """Copy a flat array of NumPy or CuPy into memory of the host that is there already, of the same dtype."""
+    if is_cupy(x):
+        x.get(out=host)
+    else:
+        host[:] = x
+
+
 def to_cupy(x: Any, dtype: DTypeLike | None = None) -> Any:
     """`x`, an array of any library, a number or a nested sequence, as a CuPy array on the current device, of all its bits."""
     import cupy

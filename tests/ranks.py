@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
@@ -420,6 +421,73 @@ def failures(comm: Any, folder: Path) -> None:
         assert comm.allgather(told) == [told] * comm.size
         assert _state(opt) == before
     settings(comm)
+
+
+@contextlib.contextmanager
+def scarce(k: int) -> Iterator[list[int]]:
+    """Let gpuopt's k-th array have no room, but for the few bytes that processes tell each other; yields how many there were."""
+    count = [0]
+
+    def scarcely(allocate: Callable[..., Any]) -> Callable[..., Any]:
+        def allocated(*args: Any, **kwargs: Any) -> Any:
+            caller = Path(sys._getframe(1).f_code.co_filename)
+            if Path(gpuopt.__file__).parent in caller.parents and caller != Path(transport.__file__):
+                count[0] += 1
+                if count[0] == k:
+                    raise MemoryError("no room")
+            return allocate(*args, **kwargs)
+
+        return allocated
+
+    before = {name: getattr(np, name) for name in ("concatenate", "empty", "empty_like", "zeros", "zeros_like")}
+    vars(np).update({name: scarcely(allocate) for name, allocate in before.items()})
+    try:
+        yield count
+    finally:
+        vars(np).update(before)
+
+
+def no_memory(comm: Any, folder: Path) -> None:
+    """One process has no room, for one array after the other of each call: the same error on all, and nothing has changed."""
+    small_buckets()
+    file = folder / "file.safetensors"
+    rule = gpuopt.chain(gpuopt.LAMB(lr=0.1), gpuopt.EMA(0.9))
+    clip = gpuopt.clip_by_global_norm(1.0)
+
+    def two(leaves: dict[str, Any]) -> dict[str, Any]:
+        return {name: leaves[name] for name in "ae"}
+
+    def stepped() -> Any:
+        opt = gpuopt.distributed.Optimizer(two(params()), rule, comm, clip=clip, timeout=20.0)
+        opt.step(two(gradient(0, comm.rank)))
+        return opt
+
+    gpuopt.save(file, stepped())
+    calls: dict[str, Callable[[Any], object]] = {
+        "save": lambda opt: gpuopt.save(folder / "other.safetensors", opt),
+        "load": lambda opt: gpuopt.load(file, opt),
+        "state_dict": lambda opt: opt.state_dict(),
+        "evaluation": lambda opt: opt.evaluation(),
+        "step": lambda opt: opt.step(two(gradient(1, comm.rank))),
+    }
+    for name, call in calls.items():
+        for rank in (0, 1):
+            for k in range(1, 1000):
+                opt = stepped()
+                before = _state(opt)
+                told = None
+                with scarce(k if comm.rank == rank else 0) as count:
+                    try:
+                        call(opt)
+                    except RankError as error:
+                        told = str(error)
+                was_scarce = comm.bcast(count[0] >= k, rank)
+                assert told == (f"rank {rank}: MemoryError: no room" if was_scarce else None), (name, rank, k, told)
+                if not was_scarce:
+                    break
+                assert _state(opt) == before, (name, rank, k)
+                call(opt)
+            assert k > 1, (name, rank)
 
 
 def settings(comm: Any) -> None:

@@ -127,6 +127,10 @@ def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 
 
+def test_no_memory_at_one_process_is_the_error_of_all(tmp_path: Path) -> None:
+    succeeds(2, "no_memory", tmp_path)
+
+
 def test_memory_of_each_process(tmp_path: Path) -> None:
     succeeds(4, "shares", tmp_path)
 

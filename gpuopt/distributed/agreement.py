@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from gpuopt.distributed.transport import Transport
+
+T = TypeVar("T")
 
 
 class RankError(RuntimeError):
@@ -63,9 +65,11 @@ def agree(transport: Transport, error: BaseException | None, view: Mapping[str, 
     Raises
     ------
     RankError
-        On every process, naming the ranks.
+        On every process, naming the ranks. One process alone raises its own error.
 
     """
+    if transport.size == 1 and error is not None:
+        raise error
     digest = int.from_bytes(hashlib.blake2b(repr(view).encode(), digest_size=7).digest(), "little")
     highest = transport.highest(np.array([error is not None, digest, -digest, wish], np.int64))
     if not highest[0] and highest[1] == -highest[2]:
@@ -76,6 +80,20 @@ def agree(transport: Transport, error: BaseException | None, view: Mapping[str, 
     if not failed:
         failed = _differences([seen for _, seen in found])
     raise RankError(listed(failed, transport.size), tuple(failed)) from error
+
+
+def agreed(transport: Transport, make: Callable[[], T]) -> T:
+    """Return what this process makes before an exchange, once every process has made its own; or raise as `agree` does.
+
+    So memory that an exchange needs is there on all processes when it begins, or it does not begin on any.
+    """
+    error: Exception | None = None
+    try:
+        made = make()
+    except Exception as caught:  # noqa: BLE001 - all processes are told
+        error = caught
+    agree(transport, error, {})
+    return made
 
 
 def listed(failed: Mapping[int, str], size: int, most: int = 8) -> str:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import current, to_numpy
+from gpuopt.arrays import current, read_into
+from gpuopt.distributed.agreement import agreed
 from gpuopt.distributed.cuts import Piece, buckets_of, order_of_chunks
 from gpuopt.distributed.reduction import empty
 from gpuopt.engines.table import CHUNK
@@ -66,6 +67,7 @@ class Layout:
         self._chunk_cuts = np.cumsum(
             [0, *(sum(-(-piece.size // CHUNK) for _, piece in own) for own in shares)]
         ).tolist()
+        self._chunks = np.empty(0)
 
     @property
     def leaf_of(self) -> list[int]:
@@ -76,16 +78,23 @@ class Layout:
         """The first segment of a leaf, which has its numbers as all others have them."""
         return self._first[leaf]
 
+    def reserve(self, width: int) -> None:
+        """Allocate what `of_chunks` needs for as many numbers of each chunk."""
+        if self._chunks.size < width * self._chunk_cuts[-1]:
+            self._chunks = np.empty(width * self._chunk_cuts[-1])
+
     def of_chunks(
         self, width: int, own: Callable[[], Sequence[NDArray[np.float64]]]
     ) -> tuple[NDArray[np.float64], Exception | None]:
         """Return ``width`` numbers of each chunk, leaf after leaf, from those that each process works out of its own; collective.
 
-        Every process takes part to the end, also after an error in it, which is returned.
+        Every process takes part to the end, also after an error in it, which is returned. What that takes is there since
+        `reserve`.
         """
-        chunks = np.zeros((self._chunk_cuts[-1], width))
+        chunks = self._chunks[: width * self._chunk_cuts[-1]].reshape(-1, width)
         rank, error = self._transport.rank, None
         share = chunks[slice(*self._chunk_cuts[rank : rank + 2])] if self._shard else chunks
+        share[:] = 0
         try:
             found = own()
             if found:
@@ -94,7 +103,10 @@ class Layout:
             error = caught
         if self._shard:
             self._transport.gather(chunks.reshape(-1), [width * cut for cut in self._chunk_cuts])
-        return chunks[self._chunk_order], error
+        try:
+            return chunks[self._chunk_order], error
+        except Exception as caught:  # noqa: BLE001 - all processes are told
+            return chunks, error or caught
 
     def by_leaf(self, chunks: NDArray[np.float64]) -> NDArray[np.float64]:
         """Add up numbers of chunks to those of leaves, in order."""
@@ -103,7 +115,19 @@ class Layout:
             np.add.at(sums, np.repeat(np.arange(len(sums)), self._chunk_counts), chunks)
         return sums
 
-    def spread(self, flat: Mapping[int, Any], *, from_first: bool = False) -> None:
+    def room(self, flat: Mapping[int, Any]) -> dict[Any, Any]:
+        """Allocate what `spread` needs of these leaves: of each dtype, for small leaves side by side, one bucket at a time."""
+        most: dict[Any, int] = {}
+        moved = 0
+        for bucket in self.buckets if self._transport.size > 1 else ():
+            for dtype in dict.fromkeys(flat[piece.leaf].dtype for piece in bucket.pieces if piece.leaf in flat):
+                moved = max(moved, bucket.size * dtype.itemsize)
+                if len(bucket.pieces) > 1:
+                    most[dtype] = max(most.get(dtype, 0), bucket.size)
+        self._transport.reserve(self._arrays[0], moved)
+        return {dtype: empty(self._arrays[0], size, dtype) for dtype, size in most.items()}
+
+    def spread(self, flat: Mapping[int, Any], room: Mapping[Any, Any], *, from_first: bool = False) -> None:
         """Have all processes know all of these leaves, of which each has its share (or rank 0 everything); collective."""
         if self._transport.size == 1:
             return
@@ -118,41 +142,55 @@ class Layout:
                 continue
             for dtype in dict.fromkeys(flat[piece.leaf].dtype for piece in pieces):  # of slots there may be several
                 own = [piece for piece in pieces if flat[piece.leaf].dtype == dtype]
-                packed = empty(self._arrays[0], bucket.size, dtype)
+                packed = room[dtype][: bucket.size]
                 for piece in own:
                     packed[piece.place] = flat[piece.leaf][piece.start : piece.stop]
                 move(packed, *cuts)
                 for piece in own:
                     flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
 
-    def fill(self, whole: Mapping[int, Any], segments: Sequence[Any]) -> None:
-        """Fill arrays, by leaf, from what each process has of its segments; collective."""
-        flat = {i: flat_like(x, x) for i, x in whole.items()}
-        for (_, piece), x in zip(self.segments, segments, strict=True):
-            if piece.leaf in flat:
-                flat[piece.leaf][piece.start : piece.stop] = x
-        if self._shard:
-            self.spread(flat)
+    def whole(self, make: Callable[[], dict[int, Any]], segments: Sequence[Any]) -> dict[int, Any]:
+        """Return arrays, by leaf, filled from what each process has of its segments; ``make`` allocates them; collective."""
 
-    def fill_at_first(
-        self, whole: Mapping[int, Any], segments: Sequence[Any], leaves: Collection[int], dtype: Any
-    ) -> None:
+        def own() -> tuple[dict[int, Any], dict[int, Any], dict[Any, Any]]:
+            made = make()
+            flat = {i: flat_like(x, x) for i, x in made.items()}
+            for (_, piece), x in zip(self.segments, segments, strict=True):
+                if piece.leaf in flat:
+                    flat[piece.leaf][piece.start : piece.stop] = x
+            return made, flat, self.room(flat) if self._shard else {}
+
+        made, flat, room = agreed(self._transport, own)
+        if self._shard:
+            self.spread(flat, room)
+        return made
+
+    def whole_at_first(
+        self, make: Callable[[], dict[int, Any]], segments: Sequence[Any], leaves: Collection[int], dtype: Any
+    ) -> dict[int, Any]:
         """The same on rank 0 alone, in the memory of the host: of these leaves, whose segments are of this dtype; collective."""
         rank = self._transport.rank
-        flat = {i: flat_like(x, x) for i, x in whole.items()}
-        for k, bucket in enumerate(self.buckets):
-            if not any(piece.leaf in leaves for piece in bucket.pieces):
-                continue
-            share = bucket.share(rank)
-            base = share.start if rank else 0
-            packed = np.zeros(share.stop - share.start if rank else bucket.size, dtype)
-            for (own, piece), x in zip(self.segments, segments, strict=True):
-                if own == k and piece.leaf in leaves:
-                    packed[piece.offset - base :][: piece.size] = to_numpy(x)
+        buckets = [(k, b) for k, b in enumerate(self.buckets) if any(piece.leaf in leaves for piece in b.pieces)]
+        places = [
+            bucket.share(rank) if rank else slice(0, bucket.size) for _, bucket in buckets
+        ]  # rank 0 has room for all
+
+        def own() -> tuple[dict[int, Any], dict[int, Any], NDArray[Any]]:
+            made = {} if rank else make()
+            most = max((place.stop - place.start for place in places), default=0)
+            return made, {i: flat_like(x, x) for i, x in made.items()}, np.zeros(most, dtype)
+
+        made, flat, room = agreed(self._transport, own)
+        for (k, bucket), place in zip(buckets, places, strict=True):
+            packed = room[: place.stop - place.start]
+            for (owned, piece), x in zip(self.segments, segments, strict=True):
+                if owned == k and piece.leaf in leaves:
+                    read_into(packed[piece.offset - place.start :][: piece.size], x)
             self._transport.gather_at_first(packed, bucket.cuts)
             for piece in bucket.pieces:
                 if piece.leaf in flat:
                     flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
+        return made
 
 
 def axes(a: Any) -> tuple[int, ...]:

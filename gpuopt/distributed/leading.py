@@ -90,6 +90,4 @@ class Led:
                 self._announced -= 1
 
     def _agree(self, error: Exception | None, view: Mapping[str, Any], wish: int = 0) -> None:
-        if self._transport.size == 1 and error is not None:
-            raise error
         self.wished = max(self.wished, agree(self._transport, error, view, wish))

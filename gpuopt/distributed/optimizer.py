@@ -11,13 +11,14 @@ import numpy as np
 import gpuopt
 from gpuopt import leaves
 from gpuopt.arrays import current, is_cupy, is_numpy, place, to_numpy
-from gpuopt.distributed.agreement import RankError, listed
+from gpuopt.distributed.agreement import RankError, agreed, listed
 from gpuopt.distributed.layout import NO_BUCKET, Layout, axes, flat_like
 from gpuopt.distributed.parts import OwnParts
 from gpuopt.distributed.reduction import Reduction, empty
 from gpuopt.distributed.saving import Saved
 from gpuopt.distributed.transport import connect
 from gpuopt.engines import array, memory, storage
+from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import DynamicScale, judge
 from gpuopt.engines.place import host
 from gpuopt.engines.step import Step
@@ -29,13 +30,14 @@ from gpuopt.rules.slots import Given, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from gpuopt.distributed.cuts import Piece
     from gpuopt.distributed.sums import Node
     from gpuopt.distributed.transport import Way
+    from gpuopt.engines.norms import Verdict
     from gpuopt.engines.storage import Precision, Stochastic
     from gpuopt.groups import Rules
     from gpuopt.optimizer import Nonfinite
@@ -197,12 +199,15 @@ class Optimizer(Saved):
             error: Exception | None = None
             view: dict[str, Any] = {}
             nodes: list[tuple[Node, list[Any]]] = []
+            room: dict[Any, Any] = {}
             try:
                 nodes = self._given(grads)
                 scalars = self._step.scalars(self._steps, self._carried)
                 limit = self._limit
                 self._held.check_all()
                 self._reduction.reserve()
+                self._layout.reserve(max(self._step.widths + [3] * self._looks, default=0))
+                room = self._layout.room(self._present(self._added.present)) if self._shard else {}
                 missing = [self._tree.name(i, "grads") for i, there in enumerate(self._added.present) if not there]
                 view = {
                     "steps": self._steps,
@@ -215,7 +220,11 @@ class Optimizer(Saved):
             present = self._added.present or [False] * len(self._arrays)
             self._forget()
             self._agree(error, view, self.wish)
-            self._take(nodes, present, scalars, limit)
+            self._take(nodes, present, scalars, limit, room)
+
+    def _present(self, present: Sequence[bool]) -> dict[int, Any]:
+        """Leaves that have a gradient, as flat arrays."""
+        return {i: flat for i, (flat, there) in enumerate(zip(self._layout.flat, present, strict=True)) if there}
 
     def _take(
         self,
@@ -223,26 +232,22 @@ class Optimizer(Saved):
         present: Sequence[bool],
         scalars: list[dict[str, float]],
         limit: float,
+        room: Mapping[Any, Any],
     ) -> None:
-        """Exchange and add up, look at the sums, agree once more, update, and exchange the parameters."""
+        """Exchange and add up, look at the sums, prepare the update, agree once more, write, and exchange the parameters."""
         buckets = [k for k, b in enumerate(self._layout.buckets) if any(present[piece.leaf] for piece in b.pieces)]
         gradients, error = self._reduction(nodes, buckets)
         ready = [
             self._gradient(gradients, k, piece) if present[piece.leaf] else None for k, piece in self._layout.segments
         ]
-        verdict = None
         try:
             self._step.bind(ready, self._layout.own, lambda _i, g, _p: g)
         except Exception as caught:  # noqa: BLE001 - all processes are told
             error = error or caught
-        if self._looks:
-            chunks, failed = self._layout.of_chunks(3, partial(self._step.chunk_sums, ready))
-            error = error or failed
-            verdict = judge(self._layout.by_leaf(chunks), self._clip_by, limit, self._loss[0])
-        self._agree(error, {"norm": verdict and verdict.norm})
         loss = self._loss
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
-        if verdict is not None:
+        if self._looks:
+            verdict = self._judged(ready, limit, error)
             self._step.decided(verdict.norm, verdict.scales[self._layout.leaf_of])
             is_dynamic = isinstance(self._scale, DynamicScale)
             bad = np.flatnonzero(~verdict.finite).tolist() if is_dynamic or self._nonfinite != "ignore" else []
@@ -255,11 +260,30 @@ class Optimizer(Saved):
                 vars(self).update(count, _carried=carried, _loss=loss)
                 return
         if self._step.widths:
-            self._agree(self._reduced(scalars, present), {})
+            error = self._reduced(scalars, present) or error
+        calls: list[Callable[[], object]] = []
+        try:
+            calls = self._step.prepare(ready, scalars, storage.key_of(self._precision, self._steps))
+        except Exception as caught:  # noqa: BLE001 - all processes are told
+            error = error or caught
+        self._agree(error, {})
         count_up = partial(vars(self).update, _steps=self._steps + 1, _carried=carried, _loss=loss)
-        self._step(ready, scalars, count_up, key=storage.key_of(self._precision, self._steps))
+        in_one_go((*calls, count_up), self._step.restoring())
         if self._shard:
-            self._layout.spread({i: flat for i, flat in enumerate(self._layout.flat) if present[i]})
+            self._layout.spread(self._present(present), room)
+
+    def _judged(self, ready: list[Any], limit: float, error: Exception | None) -> Verdict:
+        """Look at the gradients, and agree on what was seen."""
+        verdict = None
+        chunks, failed = self._layout.of_chunks(3, partial(self._step.chunk_sums, ready))
+        error = error or failed
+        try:
+            verdict = judge(self._layout.by_leaf(chunks), self._clip_by, limit, self._loss[0])
+        except Exception as caught:  # noqa: BLE001 - all processes are told
+            error = error or caught
+        self._agree(error, {"norm": verdict and verdict.norm})
+        assert verdict is not None
+        return verdict
 
     @property
     def scale(self) -> float:
@@ -282,19 +306,22 @@ class Optimizer(Saved):
     def evaluation(self) -> Any:
         """Return the tree to evaluate with, as `gpuopt.Optimizer.evaluation`; collective."""
         with self._led("evaluation"):
-            last = [
-                rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)
-            ]
-            found = self._step.evaluation(last)
-            differ = np.zeros(len(self._arrays), np.int64)
-            for (_, piece), new, p in zip(self._layout.segments, found, self._layout.own, strict=True):
-                differ[piece.leaf] |= new is not p
+            found, differ = agreed(self._transport, self._evaluated)
             differ = self._transport.highest(differ)
             if not differ.any():
                 return self._params
-            whole = {i: _copy(p) if differ[i] else p for i, p in enumerate(self._arrays)}
-            self._layout.fill({i: whole[i] for i in np.flatnonzero(differ).tolist()}, found)
-            return self._tree.build(list(whole.values()))
+            members = np.flatnonzero(differ).tolist()
+            whole = self._layout.whole(lambda: {i: _copy(self._arrays[i]) for i in members}, found)
+            return self._tree.build([whole.get(i, p) for i, p in enumerate(self._arrays)])
+
+    def _evaluated(self) -> tuple[list[Any], NDArray[np.int64]]:
+        """What each segment is evaluated with, and of which leaves that is not the parameter itself."""
+        last = [rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)]
+        found = self._step.evaluation(last)
+        differ = np.zeros(len(self._arrays), np.int64)
+        for (_, piece), new, p in zip(self._layout.segments, found, self._layout.own, strict=True):
+            differ[piece.leaf] |= new is not p
+        return found, differ
 
     def with_params(self, params: Any) -> NoReturn:  # noqa: ARG002
         """Not for several processes: save, make another one, load."""
@@ -359,7 +386,8 @@ class Optimizer(Saved):
             self._agree(None, self._setting(rules))
             self._met = True
             # Before slots are made that begin as copies.
-            self._layout.spread(dict(enumerate(self._layout.flat)), from_first=True)
+            flat = dict(enumerate(self._layout.flat))
+            self._layout.spread(flat, agreed(self._transport, partial(self._layout.room, flat)), from_first=True)
         own, leaf_of = self._layout.own, self._layout.leaf_of
         groups = [self._groups[leaf] for leaf in leaf_of]
         slots = self._with_numbers(rules, before.slots if before else self._given_slots(rules))
@@ -455,11 +483,12 @@ class Optimizer(Saved):
 
     def _blame(self, nodes: list[tuple[Node, list[Any]]], bad: list[int]) -> NoReturn:
         """Raise the error of gradients that are not finite: on all processes the same."""
-        own = []
-        for i in bad:
+
+        def is_finite(i: int) -> bool:
             places = [(k, piece) for k, b in enumerate(self._layout.buckets) for piece in b.pieces if piece.leaf == i]
-            if not all(np.isfinite(to_numpy(found[k][piece.place])).all() for _, found in nodes for k, piece in places):
-                own.append(self._tree.name(i, "grads"))
+            return all(np.isfinite(to_numpy(found[k][piece.place])).all() for _, found in nodes for k, piece in places)
+
+        own = agreed(self._transport, lambda: [self._tree.name(i, "grads") for i in bad if not is_finite(i)])
         what = f"NaN or infinity at step {self._steps}; that step changed nothing"
         failed = {rank: f"{', '.join(names)}: {what}" for rank, names in enumerate(self._transport.told(own)) if names}
         if not failed:

@@ -140,8 +140,15 @@ class Reduction:
         """Allocate what a step needs, so that no process lacks memory when others count on it."""
         if self._transport.size == 1:
             return
-        for k in range(len(self._buckets)):
+        own = sum(rank == self._transport.rank for rank, _ in self._nodes)
+        moved = 0
+        for k, bucket in enumerate(self._buckets):
+            share = bucket.share(self._transport.rank)
+            n = share.stop - share.start
+            elements = own * (bucket.size - n) + (len(self._nodes) - own) * n
+            moved = max(moved, elements * np.dtype(bucket.dtype).itemsize)
             self._rows(k)
+        self._transport.reserve(self._example, moved)
 
     def __call__(
         self, nodes: Sequence[tuple[Node, list[Any]]], buckets: Sequence[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +11,7 @@ import numpy as np
 
 from gpuopt import states, tuning
 from gpuopt.arrays import dtype_of, is_numpy, to_numpy, zeros_like
+from gpuopt.distributed.agreement import agreed
 from gpuopt.distributed.leading import Led
 from gpuopt.distributed.reduction import empty
 from gpuopt.engines import memory, storage
@@ -44,7 +46,7 @@ class Saved(Led, Alone):
         The state is put together on every process: `gpuopt.save` needs the memory for it on rank 0 only.
         """
         with self._led("state_dict"):
-            self._held.check_all()
+            agreed(self._transport, self._held.check_all)
             return self._content(self._whole if self._role == "equal" else self._whole_at_first)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -52,7 +54,7 @@ class Saved(Led, Alone):
         if self._role == "leader":
             self._load(lambda: (state, None))
         else:
-            self._restore(state, None, lambda x: x)
+            self._restore(state)
 
     def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
         with self._led("_retune", tuned):
@@ -76,31 +78,17 @@ class Saved(Led, Alone):
             return self._loaded(read)
 
     def _loaded(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None) -> T:
-        content: Any = None
-        more: Any = None
-        error: Exception | None = None
-        if self.rank == 0:
+        def found() -> tuple[Any, Any, Any]:
+            if self.rank:
+                return None, None, None
             assert read is not None
-            try:
-                content, more = read()
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = caught
-        self._agree(error, {})
-        skeleton = content and {
-            **content,
-            "params": {path: _outline(x) for path, x in content["params"].items()},
-            "state": {path: {name: _outline(x) for name, x in own.items()} for path, own in content["state"].items()},
-        }
-        skeleton, told = self._transport.told((skeleton, more))[0]
+            state, more = read()
+            content = _each(state, lambda x: np.asarray(to_numpy(x), order="C"))
+            return content, _each(content, _outline), more
 
-        def arrived(x: Any) -> Any:
-            """What rank 0 has read."""
-            host = np.ascontiguousarray(to_numpy(x)) if isinstance(x, np.ndarray) else np.empty(x.shape, x.dtype)
-            if host.size:
-                self._transport.broadcast(host.reshape(-1))
-            return host
-
-        self._restore(skeleton, content, arrived)
+        content, *known = agreed(self._transport, found)
+        skeleton, told = self._transport.told(known)[0]
+        self._restore(skeleton, content, is_told=True)
         return told  # type: ignore[no-any-return]
 
     def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], dict[str, Any]]:
@@ -127,39 +115,45 @@ class Saved(Led, Alone):
             raise states.misfit(problems)
         return tuned, rules, given, numbers
 
-    def _restore(self, state: Mapping[str, Any], content: Any, arrived: Callable[[Any], Any]) -> None:
-        """Go on from a state; ``arrived`` makes whole arrays of those in ``content``, or else in ``state``, one at a time."""
-        error: Exception | None = None
-        fitting: Any = None
-        try:
-            with self._lock:
-                self._held.check_all()
-            fitting = self._fitting(state)
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = caught
-        self._agree(error, {"steps": state.get("steps") if isinstance(state, dict) else None})
-        tuned, rules, given, numbers = fitting
-        news: list[tuple[Any, Any]] = []
+    def _restore(self, state: Mapping[str, Any], content: Any = None, *, is_told: bool = False) -> None:
+        """Go on from a state; where it ``is_told``, rank 0 alone has the arrays, in ``content``, and the others their outlines."""
         with self._lock:
-            step, changes = self._with_rules(rules, tuned)
+            error: Exception | None = None
+            fitting: Any = None
+            try:
+                self._held.check_all()
+                fitting = self._fitting(state)
+                step, changes = self._with_rules(fitting[1], fitting[0])
+                receives = is_told and content is None
+                room = np.empty(max(map(_nbytes, fitting[2].values()), default=0) if receives else 0, np.uint8)
+            except Exception as caught:  # noqa: BLE001 - all processes are told
+                error = caught
+            self._agree(error, {"steps": state.get("steps") if isinstance(state, dict) else None})
+            _, rules, given, numbers = fitting
+            news: list[tuple[Any, Any]] = []
             for key in sorted(given):
                 i = self._tree.paths.index(key[1])
                 source = given[key] if content is None else _at(content, key)
+                if receives:
+                    source = room[: _nbytes(source)].view(source.dtype).reshape(source.shape)
+                if is_told and source.size:
+                    self._transport.broadcast(source.reshape(-1))
                 try:
-                    host_array = to_numpy(arrived(source))
+                    host_array = to_numpy(source)
                     if key[0] == "state" and is_number(starts(rules[self._groups[i]].slots).get(key[2])):
-                        news.append((step.slots[self._layout.first_segment(i)][key[2]], host_array.reshape(())))
+                        number = host_array.reshape(()).copy()
+                        news.append((step.slots[self._layout.first_segment(i)][key[2]], number))
                         continue
                     flat = memory.in_memory_order(host_array, self._arrays[i])
                     if key[0] == "params":
-                        news.append((self._layout.flat[i], flat))
+                        news.append((self._layout.flat[i], flat.copy() if np.may_share_memory(flat, room) else flat))
                     else:
                         news += [
                             (step.slots[s][key[2]], flat[piece.start : piece.stop].copy())
                             for s, (_, piece) in enumerate(self._layout.segments)
                             if piece.leaf == i
                         ]
-                except MemoryError as caught:
+                except Exception as caught:  # noqa: BLE001 - all processes are told
                     error = error or caught
             try:
                 for target, x in news:
@@ -172,22 +166,26 @@ class Saved(Led, Alone):
 
     def _whole(self, name: str, members: list[int]) -> dict[int, Any]:
         """A slot of these leaves, put together on every process."""
-        found = {i: zeros_like(self._arrays[i], self._slot_dtype(name, i)) for i in members}
-        self._layout.fill(found, [slots.get(name) for slots in self._step.slots])
-        return found
+
+        def make() -> dict[int, Any]:
+            return {i: zeros_like(self._arrays[i], self._slot_dtype(name, i)) for i in members}
+
+        return self._layout.whole(make, [slots.get(name) for slots in self._step.slots])
 
     def _whole_at_first(self, name: str, members: list[int]) -> dict[int, Any]:
         """The same in the memory of the host, on rank 0 alone."""
         if not self._shard or self.size == 1:
-            return self._whole(name, members) if self.rank == 0 else {}
+            return self._whole(name, [] if self.rank else members)
         found: dict[int, Any] = {}
         dtypes = {i: self._slot_dtype(name, i) for i in members}
         for dtype in dict.fromkeys(dtypes.values()):
             own = [i for i in members if dtypes[i] == dtype]
-            first = self.rank == 0
-            whole = {i: np.zeros_like(to_numpy(self._arrays[i]), dtype) for i in own} if first else {}
-            self._layout.fill_at_first(whole, [slots.get(name) for slots in self._step.slots], own, dtype)
-            found |= whole
+
+            def make(own: list[int] = own, dtype: Any = dtype) -> dict[int, Any]:
+                return {i: np.zeros_like(to_numpy(self._arrays[i]), dtype) for i in own}
+
+            segments = [slots.get(name) for slots in self._step.slots]
+            found |= self._layout.whole_at_first(make, segments, own, dtype)
         return found
 
     def _slot_dtype(self, name: str, i: int) -> Any:
@@ -234,6 +232,20 @@ def _like(target: Any, x: NDArray[Any]) -> Any:
     new = empty(target, x.size, str(x.dtype)).reshape(target.shape)
     new.set(x.reshape(target.shape))
     return new
+
+
+def _each(state: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A state dict with each array changed."""
+    return {
+        **state,
+        "params": {path: change(x) for path, x in state["params"].items()},
+        "state": {path: {name: change(x) for name, x in own.items()} for path, own in state["state"].items()},
+    }
+
+
+def _nbytes(x: Any) -> int:
+    """Bytes of an array, or of one with this outline."""
+    return int(math.prod(x.shape) * np.dtype(x.dtype).itemsize)
 
 
 def _outline(x: Any) -> Any:

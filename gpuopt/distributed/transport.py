@@ -58,6 +58,9 @@ class Transport:
         """On all but rank 0: wait, however long it takes, for what rank 0 has to `say`."""
         raise NotImplementedError
 
+    def reserve(self, example: Any, nbytes: int) -> None:
+        """Allocate what one call needs that moves so many bytes of arrays like this one: before processes count on it."""
+
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """Send arrays and receive others; between two processes in the order of the lists."""
 
@@ -260,15 +263,44 @@ class Direct(MPI):
 class Staged(MPI):
     """CuPy's arrays over MPI, by way of the host."""
 
+    _host: NDArray[np.uint8] = np.empty(0, np.uint8)
+    """Where arrays of a device are on the host meanwhile."""
+
+    def reserve(self, example: Any, nbytes: int) -> None:
+        """See :meth:`Transport.reserve`."""
+        if is_cupy(example):
+            self._grow(nbytes)
+
+    def _grow(self, nbytes: int) -> None:
+        if self._host.size < nbytes:
+            self._host = np.empty(nbytes, np.uint8)
+
+    def _staged(self, arrays: Sequence[Any]) -> list[Any]:
+        """Room for arrays on the host, side by side; what is there already stays where it is."""
+        self._grow(sum(x.nbytes for x in arrays if is_cupy(x)))
+        found: list[Any] = []
+        start = 0
+        for x in arrays:
+            if is_cupy(x):
+                found.append(self._host[start : start + x.nbytes].view(x.dtype))
+                start += x.nbytes
+            else:
+                found.append(x)
+        return found
+
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """See :meth:`Transport.exchange`."""
-        into = list(receives)
-        outgoing = [(rank, x.get() if is_cupy(x) else x) for rank, x in sends]
-        incoming = [(rank, np.empty(x.shape, x.dtype) if is_cupy(x) else x) for rank, x in into]
+        sends, receives = list(sends), list(receives)
+        hosts = self._staged([x for _, x in (*sends, *receives)])
+        outgoing = [(rank, host) for (rank, _), host in zip(sends, hosts[: len(sends)], strict=True)]
+        incoming = [(rank, host) for (rank, _), host in zip(receives, hosts[len(sends) :], strict=True)]
+        for (_, x), (_, host) in zip(sends, outgoing, strict=True):
+            if host is not x:
+                x.get(out=host)
         super().exchange(outgoing, incoming)
-        for (_, x), (_, arrived) in zip(into, incoming, strict=True):
-            if is_cupy(x):
-                x.set(arrived)
+        for (_, x), (_, host) in zip(receives, incoming, strict=True):
+            if host is not x:
+                x.set(host)
 
     def gather(self, flat: Any, cuts: Sequence[int]) -> None:
         """See :meth:`Transport.gather`."""
@@ -276,8 +308,8 @@ class Staged(MPI):
             super().gather(flat, cuts)
             return
         own = slice(*cuts[self.rank : self.rank + 2])
-        host = np.empty(flat.shape, flat.dtype)
-        host[own] = flat[own].get()
+        (host,) = self._staged([flat])
+        flat[own].get(out=host[own])
         super().gather(host, cuts)
         for others in (slice(0, own.start), slice(own.stop, len(host))):
             if others.start < others.stop:
@@ -285,9 +317,11 @@ class Staged(MPI):
 
     def broadcast(self, flat: Any) -> None:
         """See :meth:`Transport.broadcast`."""
-        host = flat.get() if is_cupy(flat) else flat
+        (host,) = self._staged([flat])
+        if host is not flat:
+            flat.get(out=host)
         super().broadcast(host)
-        if is_cupy(flat):
+        if host is not flat:
             flat.set(host)
 
 
@@ -306,6 +340,9 @@ class NCCL(Staged):
         unique = self.told(nccl.get_unique_id() if self.rank == 0 else None)[0]
         with self._device:
             self._nodes = nccl.NcclCommunicator(self.size, unique, self.rank)
+
+    def reserve(self, example: Any, nbytes: int) -> None:
+        """See :meth:`Transport.reserve`: nothing, for arrays stay on their devices."""
 
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """See :meth:`Transport.exchange`."""

@@ -376,6 +376,13 @@ class Step:
             What is called before anything is written; written in C.
 
         """
+        calls = self.prepare(gradients, scalars, key)
+        in_one_go((*first, *calls, *self.settling(), *counts), self.restoring())
+
+    def prepare(
+        self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], key: int = 0
+    ) -> list[Callable[[], object]]:
+        """Return what updates every leaf whose gradient is not None, written in C: up to then nothing is changed."""
         calls: list[Callable[[], object]] = []
         for step in self._fused:
             calls += step.prepare(scalars, key)
@@ -383,7 +390,7 @@ class Step:
             for group in range(len(self.rules)):
                 members = [i for i in self._alone if self._groups[i] == group and gradients[i] is not None]
                 calls += self._writes(group, members, gradients, scalars[group], key) if members else []
-        in_one_go((*first, *calls, *self.settling(), *counts), self.restoring())
+        return calls
 
     def evaluation(self, scalars: Sequence[Mapping[str, float]]) -> list[Any]:
         """Return for each leaf the array to evaluate with: itself, or the average that its rule keeps.
