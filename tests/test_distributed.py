@@ -387,6 +387,11 @@ def test_cuda_a_gpu_for_each_process(tmp_path: Path, n: int) -> None:
 
 
 @pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
+def test_cuda_no_memory_at_one_process_is_the_error_of_all(tmp_path: Path) -> None:
+    succeeds(2, "no_memory_on_devices", tmp_path)
+
+
+@pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
 def test_cuda_a_process_is_killed_in_an_exchange(tmp_path: Path) -> None:
     status, _, seconds = launch(2, "killed_on_devices", tmp_path, seconds=120)
     assert status != 0

@@ -252,6 +252,11 @@ class Direct(MPI):
         self._settle()
         super().gather(flat, cuts)
 
+    def broadcast(self, flat: Any) -> None:
+        """See :meth:`Transport.broadcast`."""
+        self._settle()
+        super().broadcast(flat)
+
     @staticmethod
     def _settle() -> None:
         """MPI knows no streams: what it reads must be there."""
@@ -378,6 +383,13 @@ class NCCL(Staged):
             finally:
                 self._nccl.groupEnd()
             self._arrive(stream)
+
+    def broadcast(self, flat: Any) -> None:
+        """See :meth:`Transport.broadcast`."""
+        if is_cupy(flat):
+            self.gather(flat, [0, *[len(flat)] * self.size])  # all of it is rank 0's share
+        else:
+            super().broadcast(flat)
 
     def leave(self, patience: float = 0.0) -> None:
         """See :meth:`Transport.leave`."""
