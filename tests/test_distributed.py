@@ -36,6 +36,7 @@ AS_ROOT = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",  # before version 5
+    "OMPI_MCA_mpi_yield_when_idle": "1",  # more processes than processors: who waits gives way
 }
 
 
