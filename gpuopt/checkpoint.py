@@ -155,8 +155,9 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         params: dict[str, Any] = {}
         state: dict[str, dict[str, Any]] = {}
         found = [name for name in tensors if name.startswith(ARRAYS)]
-        # Copies: the others' memory would stay with them.
-        arrays = {name.removeprefix(ARRAYS): np.array(tensors.pop(name)) for name in found}
+        # Copies: the others' memory would stay with them. What was not read stays as it is.
+        own_arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in found}
+        arrays = {name: x.copy() if isinstance(x, np.ndarray) else x for name, x in own_arrays.items()}
         for name, x in tensors.items():
             match places.get(name):
                 case leaf, "":
