@@ -16,11 +16,11 @@ from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place
 from gpuopt.engines import storage
 from gpuopt.engines.complexes import arithmetic_dtype, gradient_dtype, is_complex, joined, slot_dtype, taken_apart
 from gpuopt.engines.norms import SCALES
+from gpuopt.engines.program import SCALE
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
-from gpuopt.engines.trace import SCALE
 from gpuopt.rules.formula import named, returned
-from gpuopt.rules.pairs import ComplexError, Lifted, Pair, applied
+from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealOnlyError, applied
 from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flattened
 
@@ -169,6 +169,8 @@ def _update(
         given = taken_apart(p), taken_apart(g), *named(name, own, h)
         try:
             found = applied(rule, rule.update, functions, *given)
+        except RealOnlyError:
+            raise
         except ComplexError as error:
             raise TypeError(f"{name}.update {error}") from None
     new_p, new_slots = returned(f"{name}.update", found, "p", "slots")

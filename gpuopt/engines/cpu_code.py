@@ -9,8 +9,8 @@ from gpuopt.engines import cpu_numbers, cpu_reductions, cpu_walks, storage, tabl
 from gpuopt.engines.cpu_elements import Elements, declarations
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import Batch, Reduction, passes, update
+from gpuopt.engines.program import Node, Program
 from gpuopt.engines.table import Variant
-from gpuopt.engines.trace import Node, Program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

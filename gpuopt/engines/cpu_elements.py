@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gpuopt.engines import storage, table
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import uniform
-from gpuopt.engines.trace import COMPARISONS, INEXACT, Node
+from gpuopt.engines.program import COMPARISONS, INEXACT, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -8,14 +8,14 @@ from gpuopt.engines import cpu_walks, norms, table
 from gpuopt.engines.cpu_elements import IDENTITY, LARGER, OPERATIONS
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import passes
-from gpuopt.engines.trace import COMPARISONS, LOGIC, Node
+from gpuopt.engines.program import COMPARISONS, LOGIC, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from gpuopt.engines.passes import Pass
+    from gpuopt.engines.program import Program
     from gpuopt.engines.table import Variant
-    from gpuopt.engines.trace import Program
 
 
 class Numbers:

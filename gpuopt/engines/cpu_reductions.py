@@ -11,7 +11,7 @@ from gpuopt.engines import cpu_walks, norms
 from gpuopt.engines.cpu_elements import IDENTITY, LARGER, Elements
 from gpuopt.engines.cpu_numbers import Numbers
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.trace import COMPARISONS, LOGIC
+from gpuopt.engines.program import COMPARISONS, LOGIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

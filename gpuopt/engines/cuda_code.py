@@ -10,14 +10,14 @@ import numpy as np
 from gpuopt.engines import norms, storage, table
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import operands, passes, uniform, update
-from gpuopt.engines.trace import COMPARISONS, INEXACT, LOGIC, Node
+from gpuopt.engines.program import COMPARISONS, INEXACT, LOGIC, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from gpuopt.engines.passes import Batch, Pass
+    from gpuopt.engines.program import Program
     from gpuopt.engines.table import Variant
-    from gpuopt.engines.trace import Program
 
 SKIP, SKIPPED, NORM, LOSS_SCALE, GOOD, SCALES = range(6)
 """Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, what the

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt.arrays import assign, dtype_of, name_of
+from gpuopt.engines.between import Stages, hidden_arrays
 from gpuopt.engines.complexes import gradient_dtype
+from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.place import host
+from gpuopt.engines.stages import stages
 from gpuopt.engines.table import PARAMETER, Segment, Table, reduction_passes, widths
 from gpuopt.engines.whole import Parts, WholeLeaves
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
     from gpuopt.engines.memory import Overlaps
     from gpuopt.engines.place import Kernel, Place
+    from gpuopt.engines.program import Program
     from gpuopt.rules.base import Rule
 
 
@@ -36,24 +41,24 @@ class Leaf:
         The array as the user holds it, perhaps of a subclass.
     p
         The array as it is updated.
+    program
+        What the rule does to it.
     slots
-        Of the rule: first the arrays; dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+        Of the rule, by name; arrays are dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
     precision
         How a leaf of 16 bits is stored; see `gpuopt.engines.storage`.
     rest
         What that needs beside the parameter: the array of its lower bits, or the number of the leaf.
-    numbers
-        How many of the slots are numbers: the last ones.
 
     """
 
     group: int
     held: Any
     p: Any
-    slots: tuple[Any, ...]
+    program: Program
+    slots: Mapping[str, Any]
     precision: str = ""
     rest: Any = 0
-    numbers: int = 0
 
 
 class FusedStep:
@@ -61,7 +66,7 @@ class FusedStep:
 
     A leaf that does not fill its memory without gaps is updated in a dense stand-in: its values are copied there before the
     kernel runs, and back afterwards. A leaf of 16 bits may get gradients of its own dtype or of float32; when one comes that
-    the kernel was not made for, another kernel is.
+    the kernel was not made for, another kernel is. Where programs have several stages, those before the last one are taken in `prepare`.
 
     Parameters
     ----------
@@ -96,6 +101,7 @@ class FusedStep:
         stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._leaves, self._rules = list(leaves.values()), rules
+        self._hidden = hidden_arrays(place, self._leaves, self._parameters)
         self._parts = parts and parts.of(self.members)
         self._reach = reach
         own = before.expects if before and before.members == self.members else [p.dtype for p in self._parameters]
@@ -105,27 +111,22 @@ class FusedStep:
 
     def _make(self, expects: list[Any], before: Kernel | None) -> None:
         """Make the table and the kernel, for gradients of these dtypes."""
-        pointer = self.place.pointer
-        segments = [
-            Segment(
-                p.size,
-                leaf.group,
-                dtype_of(p),
-                name_of(dtype),
-                (pointer(p), *map(pointer, leaf.slots)),
-                leaf.precision,
-                leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
-            )
-            for p, dtype, leaf in zip(self._parameters, expects, self._leaves, strict=True)
+        makers = [
+            partial(self._segment, leaf, p, hidden, name_of(dtype))
+            for leaf, p, hidden, dtype in zip(self._leaves, self._parameters, self._hidden, expects, strict=True)
         ]
-        table = Table(segments, self._rules)
+        segments = [make(stages(leaf.program)[-1].program) for make, leaf in zip(makers, self._leaves, strict=True)]
+        table = Table(segments)
+        self._stages = (
+            Stages(self.place, self._leaves, self._parameters, makers, self._hidden, self._rules)
+            if any(self._hidden)
+            else None
+        )
         passes = range(reduction_passes(table.variants)) if self._parts else ()
         self.widths = [sum(widths(k, table.variants)) for k in passes]
-        numbers = [leaf.slots[len(leaf.slots) - leaf.numbers :] for leaf in self._leaves]
+        numbers = [[leaf.slots[name] for name in leaf.program.number_slots] for leaf in self._leaves]
         self._whole = (
-            WholeLeaves(segments, numbers, self._parts, self._rules, host(), self.place)
-            if self._parts and self.widths
-            else None
+            WholeLeaves(segments, numbers, self._parts, host(), self.place) if self._parts and self.widths else None
         )
         like = [
             p if p.dtype == dtype else self.place.stand_in(dense_layout(p, dtype))
@@ -139,9 +140,24 @@ class FusedStep:
         self._is_bound = False  # whether the gradients of the last step are in the table, and none is in the way
         self._known: dict[bytes, list[int]] = {}
 
-    def computes(self, rules: Sequence[Rule]) -> bool:
-        """Whether the programs of these rules are the compiled ones."""
-        return self._table.computes(rules)
+    def _segment(self, leaf: Leaf, p: Any, hidden: Mapping[str, Any], gradient: str, program: Program) -> Segment:
+        """A leaf in the table of a stage."""
+        pointer, own = self.place.pointer, {**leaf.slots, **hidden}
+        return Segment(
+            p.size,
+            leaf.group,
+            program,
+            dtype_of(p),
+            gradient,
+            (pointer(p), *(pointer(own[name]) for name in (*program.slots, *program.number_slots))),
+            leaf.precision,
+            leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
+        )
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether something comes before what `prepare` returns."""
+        return self._stages is not None
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.
@@ -234,15 +250,21 @@ class FusedStep:
     def scale(self, factors: NDArray[np.float64]) -> None:
         """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
         self.kernel.scale(factors[self.members])
+        if self._stages is not None:
+            self._stages.scale(factors[self.members])
 
     def prepare(self, scalars: Sequence[Mapping[str, float]], key: int) -> Sequence[Callable[[], object]]:
         """Return what updates the leaves with these scalars (of each group, what `Rule.at` gave); see `Kernel.prepare`.
 
         ``key`` is that of the step, for what is rounded at random.
         """
+        slots: list[Callable[[], object]] = []
+        if self._stages is not None:
+            in_one_go(self._copies_in, self.place.restoring())
+            slots = self._stages.run(scalars, self._table.gradients)
         self._table.set_coefficients(scalars, key)
         calls = self.kernel.prepare() if self._whole is None else [*self.kernel.updating(), *self._whole.keeping()]
-        return (*self._copies_in, *calls, *self._copies_out) if self._copies_in else calls
+        return (*self._copies_in, *calls, *self._copies_out, *slots) if self._copies_in or slots else calls
 
 
 def _dense_copy(place: Place, g: Any, like: Any) -> Any:

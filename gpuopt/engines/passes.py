@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from gpuopt.engines.trace import LEAVES_OF_NUMBERS, Node
+from gpuopt.engines.program import LEAVES_OF_NUMBERS, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gpuopt.engines.trace import Program
+    from gpuopt.engines.program import Program
 
 WIDTHS = {"sum": 1, "dot": 1, "norm": 3, "max": 1}
 """Columns of a reduction: a norm adds up three sums, see `gpuopt.engines.norms`."""
@@ -164,17 +164,17 @@ def _cut(program: Program) -> tuple[tuple[Pass, ...], Update]:
     number_depth = _depths(program)
     stores = _stores(program)
     wanted = [i for store in stores for i in (store.value, store.when) if i is not None]
-    _, numbers = _needed(program, wanted, program.number_outputs, through_numbers=True)
+    _, numbers = needed(program, wanted, (*program.number_outputs, *program.totals), through_numbers=True)
     count = max((number_depth[k] for k in numbers), default=0)
     if program.number_slots:
         count = max(count, 1)  # an update writes slots, and so must not read them: numbers hold what they were
-    last = Update(_needed(program, wanted, ())[0], stores)
+    last = Update(needed(program, wanted, ())[0], stores)
     later = {*program.number_outputs, *_numbers_in(program, last.elements)}
     reducing: list[Pass] = []
     for k in reversed(range(count)):
         batches = _batches(program, [n for n in numbers if number_depth[n] == k + 1])
         used = _numbers_in(program, (i for batch in batches for i in batch.elements))
-        before = _needed(program, (), used, through_numbers=True)[1] if k == 0 else ()
+        before = needed(program, (), used, through_numbers=True)[1] if k == 0 else ()
         after = tuple(n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0))
         reducing.insert(0, Pass(before, batches, after, tuple(n for n in after if n in later)))
         later |= used | {a for n in after for a in operands(program, n)}
@@ -192,7 +192,7 @@ def _batches(program: Program, numbers: Iterable[int]) -> tuple[Batch, ...]:
                 found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
                 largest, sums = (largest + 1, sums) if kind == "max" else (largest, sums + WIDTHS[kind])
     parts = [tuple(found[i : i + BATCH]) for i in range(0, len(found), BATCH)]
-    return tuple(Batch(_needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
+    return tuple(Batch(needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
 
 
 def _numbers_in(program: Program, elements: Iterable[int]) -> set[int]:
@@ -236,7 +236,7 @@ def _depths(program: Program) -> dict[int, int]:
     return numbers
 
 
-def _needed(
+def needed(
     program: Program, elements: Iterable[int], numbers: Iterable[int], *, through_numbers: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The elements and numbers that these are made of, with themselves, in order; not what is beyond numbers, unless told so."""

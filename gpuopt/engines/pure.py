@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.place import Place
+    from gpuopt.engines.program import Program
     from gpuopt.rules.base import Rule
 
 SMALL = 4096
@@ -35,14 +36,11 @@ def pure_step(arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule
     place, *others = {place_of(a) for a in arrays}
     if place is None or others or not all(str(a.dtype) in FUSED for a in arrays):
         return None
-    if not (all(map(is_without_gaps, arrays)) and all(map(_is_elementwise, rules))):
+    programs = [traced(rule, twice=True) for rule in rules]
+    elementwise = [program for program in programs if program is not None and program.is_elementwise]
+    if len(elementwise) < len(rules) or not all(map(is_without_gaps, arrays)):
         return None
-    return PureStep(place, arrays, groups, rules)
-
-
-def _is_elementwise(rule: Rule) -> bool:
-    program = traced(rule, twice=True)
-    return program is not None and program.is_elementwise
+    return PureStep(place, arrays, groups, elementwise)
 
 
 class PureStep:
@@ -56,8 +54,8 @@ class PureStep:
         For their layouts alone.
     groups
         Of each parameter, the index of its rule.
-    rules
-        One for each group.
+    programs
+        Of the rule of each group.
 
     Attributes
     ----------
@@ -66,9 +64,11 @@ class PureStep:
 
     """
 
-    def __init__(self, place: Place, parameters: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule]) -> None:
+    def __init__(
+        self, place: Place, parameters: Sequence[Any], groups: Sequence[int], programs: Sequence[Program]
+    ) -> None:
         self._place = place
-        own = [[*rule.slots] for rule in rules]
+        own = [[*program.slots] for program in programs]
         leaves = list(enumerate(groups))
         names = dict.fromkeys(name for slots in own for name in slots)
         self.slots = [(name, i) for name in names for i, group in leaves if name in own[group]]
@@ -84,10 +84,9 @@ class PureStep:
         self._parts = [(part, *side_by_side(part)) for part in parts if part]
         self._table = Table(
             [
-                Segment(p.size, g, str(p.dtype), str(p.dtype), (0,) * (1 + len(own[g])))
+                Segment(p.size, g, programs[g], str(p.dtype), str(p.dtype), (0,) * (1 + len(own[g])))
                 for p, g in zip(parameters, groups, strict=True)
-            ],
-            rules,
+            ]
         )
         self._like = [place.stand_in(layout) for layout in (*self._layouts, *layouts)]
         self._addresses = np.zeros(len(self._like), np.int64)

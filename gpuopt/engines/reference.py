@@ -230,11 +230,7 @@ class Namespace(RealNumbers):
         """
         if axis is None:
             return Number(self._sum(u))
-        axes = [own % len(u.shape) for own in ((axis,) if isinstance(axis, int) else axis)]
-        for own in axes:
-            u = _summed(self._xp, u, own)
-        kept = tuple(n for own, n in enumerate(u.shape) if own not in axes)
-        return u if keepdims else self._xp.reshape(u, kept)
+        return sum_along(self._xp, u, (axis,) if isinstance(axis, int) else axis, keepdims=keepdims)
 
     def dot(self, u: Any, v: Any) -> Number:
         """Sum of the products of the leaf's elements; of pairs, of the products of their parts."""
@@ -313,6 +309,15 @@ class Namespace(RealNumbers):
 
 def _is_truth(x: Any) -> bool:
     return isinstance(x, bool | np.bool_)
+
+
+def sum_along(xp: Any, u: Any, axes: Sequence[int], *, keepdims: bool) -> Any:
+    """The sum along axes, by halves; see `Namespace.sum`."""
+    axes = [axis % len(u.shape) for axis in axes]
+    for axis in axes:
+        u = _summed(xp, u, axis)
+    kept = tuple(n for axis, n in enumerate(u.shape) if axis not in axes)
+    return u if keepdims else xp.reshape(u, kept)
 
 
 def _summed(xp: Any, u: Any, axis: int) -> Any:

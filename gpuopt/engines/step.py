@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import arrays as libraries
-from gpuopt.engines import array, memory, storage
-from gpuopt.engines.complexes import arithmetic_dtype, slot_dtype
+from gpuopt.engines import array, between, memory, storage
+from gpuopt.engines.complexes import arithmetic_dtype
 from gpuopt.engines.dependence import agrees, dependence
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
 from gpuopt.engines.place import place_of
+from gpuopt.engines.program import SCALE
+from gpuopt.engines.programs import Programs
+from gpuopt.engines.slots import lower_bits_of, with_new_slots
+from gpuopt.engines.symbols import TraceError
 from gpuopt.engines.table import CHUNK
-from gpuopt.engines.trace import SCALE, Program, traced
-from gpuopt.rules.slots import Filled, Real, Shared, Slot, is_number, shape_of, starts
+from gpuopt.rules.slots import Shared, is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.dependence import Path
     from gpuopt.engines.norms import Guard
-    from gpuopt.engines.place import Place
     from gpuopt.engines.whole import Parts
     from gpuopt.rules.base import Rule
 
@@ -95,29 +97,36 @@ class Step:
         self._numbers = [*map(storage.number_of, parts.leaf_of, parts.starts)] if parts else range(len(arrays))
         self.rules = rules
         self._places = [place_of(a) for a in arrays]
-        self._programs = [traced(rule, twice=True) for rule in rules]
-        self._elementwise = [program is not None and program.is_elementwise for program in self._programs]
-        homes: list[set[str]] = [set() for _ in rules]
-        for a, group in zip(arrays, groups, strict=True):
-            homes[group].add(libraries.place(a))
-        can_be_fused = _can_be_fused(rules, self._programs, list(map(sorted, homes)), engine)
+        programs = Programs(rules)
+        self._programs = [programs.get(group, a) for a, group in zip(arrays, groups, strict=True)]
+        if engine != "array":
+            self._try_whole(idle, engine)
+        self._elementwise = [
+            all(
+                own is not None and own.is_elementwise
+                for own, its in zip(self._programs, groups, strict=True)
+                if its == k
+            )
+            for k in range(len(rules))
+        ]
+        can_be_fused = self._can_be_fused(engine)
         together = [
             i
-            for i, (a, place, group) in enumerate(zip(arrays, self._places, groups, strict=True))
+            for i, (a, place) in enumerate(zip(arrays, self._places, strict=True))
             if i not in idle
             and engine != "array"
             and place is not None
-            and (can_be_fused[group] or (engine == "fused" and memory.is_without_gaps(a)))
+            and (can_be_fused[i] or (engine == "fused" and memory.is_without_gaps(a)))
         ]
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
-        self.slots = _with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
+        self.slots = with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
         split = [
             i
             for i, a in enumerate(arrays)
             if storage.way_of(libraries.dtype_of(a), precision) == "split" and i not in idle
         ]
-        for i, low in zip(split, _lower_bits([arrays[i] for i in split], [state[i] for i in split]), strict=True):
+        for i, low in zip(split, lower_bits_of([arrays[i] for i in split], [state[i] for i in split]), strict=True):
             self.slots[i][storage.LOW] = low
         self._alone = sorted(set(range(len(arrays))) - set(together) - set(idle))
         # One leaf of each kind that is updated alone: what its rule cannot do shows now.
@@ -133,12 +142,13 @@ class Step:
             for place in dict.fromkeys(self._places)
             if place is not None
         }
-        declared = [starts(rule.slots) for rule in rules]
         self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
         # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
-        decides = len(places) == 1 and not self._alone
+        decides = (
+            len(places) == 1 and not self._alone and not any(p.extents for i in together if (p := self._programs[i]))
+        )
         heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
@@ -146,10 +156,10 @@ class Step:
                     groups[i],
                     held[i],
                     arrays[i],
-                    _arrays_first(self.slots[i], declared[groups[i]]),
+                    programs.of(groups[i], arrays[i]),
+                    self.slots[i],
                     storage.way_of(libraries.dtype_of(arrays[i]), precision),
                     self.slots[i].get(storage.LOW, self._numbers[i]),
-                    sum(map(is_number, declared[groups[i]].values())),
                 )
                 for i in together
                 if self._places[i] is place
@@ -167,6 +177,51 @@ class Step:
                 self._loss = self._next_loss = np.array(before.loss_scale)
             in_one_go(self.setting_scale(*self._loss), self.restoring())
 
+    def _try_whole(self, idle: Collection[int], engine: Engine) -> None:
+        """Call what goes to `xp.whole` once for each kind of leaf, for its errors; what is not like the leaf is not fused."""
+        kinds: dict[Any, list[int]] = {}
+        for i, (program, group, a) in enumerate(zip(self._programs, self._groups, self._arrays, strict=True)):
+            if program is not None and i not in idle and self._places[i] and not program.is_elementwise:
+                kinds.setdefault((group, id(program), libraries.place(a), libraries.dtype_of(a)), []).append(i)
+        for members in kinds.values():
+            least = min(members, key=lambda i: int(self._arrays[i].size))
+            program = self._programs[least]
+            assert program is not None
+            try:
+                between.try_whole(self.rules[self._groups[least]], program, self._arrays[least])
+            except TraceError:
+                if engine == "fused":
+                    raise
+                for i in members:
+                    self._programs[i] = None
+
+    def _can_be_fused(self, engine: Engine) -> list[bool]:
+        """Whether each leaf can: it can be traced, and what its group adds up over all leaves lies in one place.
+
+        Raises
+        ------
+        TypeError
+            If totals would be of leaves of several libraries; with "fused", of several devices.
+
+        """
+        found = [program is not None for program in self._programs]
+        for group, rule in enumerate(self.rules):
+            members = [i for i, own in enumerate(self._groups) if own == group]
+            if not any((program := self._programs[i]) and program.has_totals for i in members):
+                continue
+            homes = sorted({libraries.place(self._arrays[i]) for i in members})
+            if len(homes) > 1 and (engine == "fused" or len({home.partition(":")[0] for home in homes}) > 1):
+                devices = (
+                    "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"
+                )
+                raise TypeError(
+                    f"{rule.name}.update asks for totals over leaves of {' and '.join(homes)}, expected one place{devices}"
+                )
+            if len(homes) > 1 or not all(found[i] for i in members):
+                for i in members:
+                    found[i] = False
+        return found
+
     @property
     def _judge(self) -> Any:
         """The kernel of a GPU that decides by itself."""
@@ -180,10 +235,12 @@ class Step:
             for new, old, reads in zip(rules, self.rules, self._dependences, strict=True)
         ):
             return True
-        same = all(_kinds(new) == _kinds(old) for new, old in zip(rules, self.rules, strict=True))
-        if not same or [traced(rule) for rule in rules] != self._programs:
+        if not all(_kinds(new) == _kinds(old) for new, old in zip(rules, self.rules, strict=True)):
             return False
-        return all(step.computes(rules) for step in self._fused)  # complex leaves have programs of their own
+        programs = Programs(rules)
+        leaves = zip(self._programs, self._groups, self._arrays, strict=True)
+        both = {(id(own), id(new)): (own, new) for own, group, a in leaves for new in [programs.get(group, a)]}
+        return all(own == new for own, new in both.values())
 
     @cached_property
     def _dependences(self) -> list[dict[Path, Any] | None]:
@@ -467,124 +524,9 @@ class Step:
         ]
 
 
-def _can_be_fused(
-    rules: Sequence[Rule], programs: Sequence[Program | None], homes: Sequence[Sequence[str]], engine: Engine
-) -> list[bool]:
-    """Whether each group can: it can be traced, and what it adds up over all its leaves lies in one place.
-
-    Parameters
-    ----------
-    homes
-        Of each group, where its leaves are.
-
-    Raises
-    ------
-    TypeError
-        If totals would be of leaves of several libraries; with "fused", of several devices.
-
-    """
-    apart = [
-        program is not None and program.has_totals and len(own) > 1
-        for program, own in zip(programs, homes, strict=True)
-    ]
-    for rule, own, is_apart in zip(rules, homes, apart, strict=True):
-        if is_apart and (engine == "fused" or len({home.partition(":")[0] for home in own}) > 1):
-            devices = (
-                "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"
-            )
-            raise TypeError(
-                f"{rule.name}.update asks for totals over leaves of {' and '.join(own)}, expected one place{devices}"
-            )
-    return [program is not None and not is_apart for program, is_apart in zip(programs, apart, strict=True)]
-
-
 def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
     """The slots of a rule, and what they hold of a complex leaf."""
     return rule.slots, {name: rule.part(name) for name in rule.slots}
-
-
-def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
-    """The slots as a table has them."""
-    numbers = [name for name, slot in declared.items() if is_number(slot)]
-    return tuple(slots[name] for name in (*(name for name in declared if name not in numbers), *numbers))
-
-
-def _with_new_slots(
-    arrays: Sequence[Any],
-    places: Sequence[Place | None],
-    homes: Sequence[Place | None],
-    rules: Sequence[Rule],
-    state: Sequence[Mapping[str, Any]],
-    precision: str,
-) -> list[dict[str, Any]]:
-    """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
-
-    A number is an array of float64 without axes: where a fused engine keeps it up to date, in the leaf's home, else of NumPy.
-    """
-    of_rule = {id(rule): starts(rule.slots) for rule in rules}
-    declared = [of_rule[id(rule)] for rule in rules]
-    slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
-    for own, starting, rule, p, kept in zip(slots, declared, rules, arrays, state, strict=True):
-        if kept:
-            _check_kept(own, starting, rule, p, precision)
-    zeros = {id(own): {name for name, start in own.items() if start in (Filled(), Real())} for own in of_rule.values()}
-    missing: dict[tuple[Place | None, str], list[int]] = {}
-    for i, (own, starting) in enumerate(zip(slots, declared, strict=True)):
-        for name, value in own.items():
-            if is_number(start := starting[name]):
-                own[name] = _number(start.start if value is None else value, homes[i])
-            elif value is None:
-                missing.setdefault((places[i], name), []).append(i)
-    for (place, name), members in missing.items():
-        like = [
-            (arrays[i], slot_dtype(rules[i], name, arrays[i], precision), shape_of(declared[i][name], arrays[i].shape))
-            for i in members
-        ]
-        if place is not None:
-            new = place.zeros([memory.dense_layout(*own) for own in like])
-        else:
-            new = [libraries.zeros_like(*own) for own in like]
-        for i, value in zip(members, new, strict=True):
-            slots[i][name] = value
-            if name not in zeros[id(declared[i])]:
-                libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
-    return slots
-
-
-def _check_kept(slots: Mapping[str, Any], declared: Mapping[str, Slot], rule: Rule, p: Any, precision: str) -> None:
-    """Raise ValueError unless the slots that a leaf has are as its rule wants them by now."""
-    for name, value in slots.items():
-        if value is None or is_number(declared[name]):
-            continue
-        known = libraries.dtype_of(value), tuple(value.shape)
-        wanted = libraries.name_of(slot_dtype(rule, name, p, precision)), shape_of(declared[name], tuple(p.shape))
-        if known != wanted:
-            given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
-            raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
-
-
-def _lower_bits(leaves: Sequence[Any], state: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The arrays of the lower 16 bits of leaves: those of the state, or new ones."""
-    found = [own.get(storage.LOW) for own in state]
-    missing = [i for i, low in enumerate(found) if low is None]
-    for place in dict.fromkeys(place_of(leaves[i]) for i in missing):
-        members = [i for i in missing if place_of(leaves[i]) is place]
-        layouts = [memory.dense_layout(leaves[i], np.uint16) for i in members]
-        new = place.zeros(layouts) if place else [np.zeros(layout.shape, np.uint16) for layout in layouts]
-        for i, low in zip(members, new, strict=True):
-            found[i] = low
-    return found
-
-
-def _number(value: Any, home: Place | None) -> Any:
-    """An array of float64 without axes, the same one if it is where it belongs."""
-    if home is None:
-        return value if libraries.is_numpy(value) and value.ndim == 0 else np.array(float(value), np.float64)
-    if place_of(value) is home:
-        return value
-    (number,) = home.zeros([memory.Layout((), np.dtype(np.float64), ())])
-    libraries.assign(number, np.array(float(value), np.float64))
-    return number
 
 
 def _arrays_of(slots: Mapping[str, Any]) -> list[Any]:

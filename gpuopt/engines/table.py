@@ -14,14 +14,13 @@ import numpy as np
 
 from gpuopt.engines.dtypes import DTYPES, DType
 from gpuopt.engines.passes import passes, update
-from gpuopt.engines.trace import Program, trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from gpuopt.rules.base import Rule
+    from gpuopt.engines.program import Program
 
 CHUNK = 4096
 """Elements in a chunk."""
@@ -51,7 +50,7 @@ class Variant:
         """How the numbers of an array are stored."""
         if name == "g":
             return DTYPES[self.gradient or self.dtype]
-        is_slot = name in self.program.slots and self.precision != "param"
+        is_slot = name in self.program.hidden or (name in self.program.slots and self.precision != "param")
         return DTYPES[DTYPES[self.dtype].arithmetic if is_slot else self.dtype]
 
     @property
@@ -72,10 +71,12 @@ class Segment:
     ----------
     length, group
         Its elements; the index of its rule.
+    program
+        What updates it, of loops alone.
     dtype, gradient
         Of the parameter and of its gradients.
     pointers
-        Addresses of parameter and slots.
+        Addresses of the parameter, of the program's slots that are arrays, and of those that are numbers.
     precision
         As of a `Variant`.
     rest
@@ -85,6 +86,7 @@ class Segment:
 
     length: int
     group: int
+    program: Program
     dtype: str
     gradient: str
     pointers: tuple[int, ...]
@@ -97,8 +99,6 @@ class Table:
 
     Attributes
     ----------
-    programs
-        The traced program of each group's rule, by group and dtype.
     variants
         The bodies that the kernel needs.
     rows
@@ -124,23 +124,31 @@ class Table:
 
     """
 
-    def __init__(self, segments: Sequence[Segment], rules: Sequence[Rule]) -> None:
-        lanes = dict.fromkeys((s.group, s.dtype) for s in segments)
-        kinds = {lane: (lane[0], DTYPES[lane[1]].parts == 2) for lane in lanes}
-        traced = {kind: trace(rules[kind[0]], is_complex=kind[1], twice=True) for kind in sorted(set(kinds.values()))}
-        self.programs = programs = {lane: traced[kind] for lane, kind in kinds.items()}
-        kinds_of = [(s.group, s.dtype, s.precision, s.gradient if s.gradient != s.dtype else "") for s in segments]
-        # By kind: the hash of a variant is that of its program, too much for each of many segments.
-        variant_of = {kind: Variant(programs[kind[:2]], *kind[1:]) for kind in dict.fromkeys(kinds_of)}
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        # By identity: the hash of a program takes long, and many segments share one.
+        same: dict[Program, Program] = {}
+        programs = {
+            id(s.program): same.setdefault(s.program, s.program) for s in {id(s.program): s for s in segments}.values()
+        }
+        lanes = {(s.group, s.dtype, id(programs[id(s.program)])): programs[id(s.program)] for s in segments}
+        lane_of = [(s.group, s.dtype, id(programs[id(s.program)])) for s in segments]
+        of_numbers = {(group, key): program for (group, _, key), program in lanes.items()}
+        kinds_of = [
+            (lane, s.precision, s.gradient if s.gradient != s.dtype else "")
+            for lane, s in zip(lane_of, segments, strict=True)
+        ]
+        variant_of = {
+            kind: Variant(lanes[lane], lane[1], *kind[1:]) for kind in dict.fromkeys(kinds_of) for lane in kind[:1]
+        }
         self.variants = tuple(dict.fromkeys(variant_of.values()))
         number_of = {kind: self.variants.index(variant) for kind, variant in variant_of.items()}
         offsets, size = {}, KEY + 8
-        for group, dtype in lanes:
-            offsets[group, dtype] = size
-            size += 8 * len(programs[group, dtype].coefficients)
+        for lane, program in lanes.items():
+            offsets[lane] = size
+            size += 8 * len(program.coefficients)
         scalars_at = {}
-        for kind, program in traced.items():
-            scalars_at[kind] = size
+        for owner, program in of_numbers.items():
+            scalars_at[owner] = size
             size += 8 * len(program.number_scalars)
         if size > VALUE_BYTES:
             raise ValueError(
@@ -157,25 +165,24 @@ class Table:
         self._key = ctypes.c_uint64.from_buffer(self.values.data, KEY)
         self._lanes: list[tuple[int, Callable[[Mapping[str, float]], list[float]], Any]] = [
             # Assignments to arrays of ctypes round like NumPy's, take a tenth of the time, and let infinities be.
-            (group, program.evaluate, (DTYPES[dtype].ctype * count).from_buffer(self.values.data, offset))
-            for (group, dtype), offset in offsets.items()
-            if (count := len((program := programs[group, dtype]).coefficients))
+            (lane[0], lanes[lane].evaluate, (DTYPES[lane[1]].ctype * count).from_buffer(self.values.data, offset))
+            for lane, offset in offsets.items()
+            if (count := len(lanes[lane].coefficients))
         ]
         self._lanes += [
-            (group, program.evaluate_for_numbers, (ctypes.c_double * count).from_buffer(self.values.data, offset))
-            for (group, is_complex), offset in scalars_at.items()
-            if (count := len((program := traced[group, is_complex]).number_scalars))
+            (owner[0], program.evaluate_for_numbers, (ctypes.c_double * count).from_buffer(self.values.data, offset))
+            for owner, offset in scalars_at.items()
+            if (count := len((program := of_numbers[owner]).number_scalars))
         ]
 
-        _check_totals(traced)
-        group_of = {group: i for i, group in enumerate(dict.fromkeys(group for group, _ in traced))}
+        _check_totals(of_numbers)
+        group_of = {group: i for i, group in enumerate(sorted({s.group for s in segments}))}
         self.groups = len(group_of)
-        self.numbers = max(len(program.numbers) for program in programs.values())
+        self.numbers = max(len(program.numbers) for program in lanes.values())
         self.rows = np.zeros((len(segments), columns(self.variants)), np.int64)
         numbers = {name: dtype.number for name, dtype in DTYPES.items()}
-        for i, s in enumerate(segments):
-            lane = s.group, s.dtype
-            places = offsets[lane], scalars_at[kinds[lane]], group_of[s.group]
+        for i, (s, lane) in enumerate(zip(segments, lane_of, strict=True)):
+            places = offsets[lane], scalars_at[lane[0], lane[2]], group_of[s.group]
             own = (s.length, numbers[s.gradient], number_of[kinds_of[i]], *places, s.rest, *s.pointers)
             self.rows[i, : len(own)] = own
 
@@ -187,13 +194,6 @@ class Table:
         self.chunks = np.empty((int(counts.sum()), 2), np.int64)
         self.chunks[:, 0] = np.repeat(np.arange(len(segments)), counts)
         self.chunks[:, 1] = (np.arange(len(self.chunks)) - first) * CHUNK
-
-    def computes(self, rules: Sequence[Rule]) -> bool:
-        """Whether the programs of these rules are those of the table."""
-        return all(
-            trace(rules[group], is_complex=DTYPES[dtype].parts == 2) == program
-            for (group, dtype), program in self.programs.items()
-        )
 
     @property
     def gradient_bytes(self) -> int:
@@ -235,8 +235,8 @@ def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
     return sums if sums + largest else 1, largest
 
 
-def _check_totals(programs: Mapping[tuple[int, bool], Program]) -> None:
-    """Raise TypeError where totals over a group are not made alike of real and of complex leaves."""
+def _check_totals(programs: Mapping[tuple[int, int], Program]) -> None:
+    """Raise TypeError where totals over a group are not made alike of all its leaves, as of real and of complex ones."""
     found: dict[int, Any] = {}
     for (group, _), program in programs.items():
         totals = [
@@ -244,4 +244,6 @@ def _check_totals(programs: Mapping[tuple[int, bool], Program]) -> None:
             for own in passes(program)
         ]
         if found.setdefault(group, totals) != totals:
-            raise TypeError("a rule takes other totals over real leaves than over complex ones, expected the same")
+            raise TypeError(
+                "a rule takes other totals over some leaves than over others, as real and complex ones, expected the same"
+            )

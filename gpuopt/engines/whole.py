@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from gpuopt.engines.place import Place
     from gpuopt.engines.table import Segment
-    from gpuopt.rules.base import Rule
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,6 @@ class WholeLeaves:
         The parts in the table, and of each its slots that are numbers.
     leaf_of, sizes
         As in `Parts`; leaves are counted as they first come among them, in order.
-    rules
-        Of each group.
     host
         The place that works them out.
     place
@@ -72,7 +69,6 @@ class WholeLeaves:
         segments: Sequence[Segment],
         slots: Sequence[Sequence[Any]],
         parts: Parts,
-        rules: Sequence[Rule],
         host: Place,
         place: Place,
     ) -> None:
@@ -87,7 +83,7 @@ class WholeLeaves:
             unused = (0,) * (len(segment.pointers) - len(new))
             pointers = (*unused, *map(host.pointer, new))
             whole.append(replace(segment, length=parts.sizes[leaf], pointers=pointers))
-        self._table = Table(whole, rules)
+        self._table = Table(whole)
         self._kernel: Any = host.kernel(self._table, None)
         chunks = np.concatenate([[0], np.cumsum([-(-size // CHUNK) for size in parts.sizes])])
         self._chunks = np.concatenate([np.arange(*chunks[leaf : leaf + 2]) for leaf in self._leaves])

@@ -115,11 +115,11 @@ class Adafactor(Rule):
         row_means, column_means = (mean(xp, squares, axes[1]), mean(xp, squares, axes[0])) if axes else (s.r, squares)
         r, c = ((1 - fresh) * old + fresh * new for old, new in ((s.r, row_means), (s.c, column_means)))
         floor = xp.finfo(squares.dtype).eps if self.machine_eps else h.floor
-        v = c
+        v, has_floor = c, self.machine_eps or self.floor
         if axes:
             means = mean(xp, r, axes[0])
-            v = r / (xp.maximum(means, floor) if floor else means) * c
-        u = g / xp.sqrt(xp.maximum(v, floor * floor) if floor else v)
+            v = r / (xp.maximum(means, floor) if has_floor else means) * c
+        u = g / xp.sqrt(xp.maximum(v, floor * floor) if has_floor else v)
         if self.clip:
             u = u / xp.maximum(rms(xp, u) / h.clip, 1.0)
         step = xp.minimum(h.lr, h.t**-0.5) if self.relative_step else h.lr

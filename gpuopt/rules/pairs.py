@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ComplexError", "Lifted", "Pair", "RealNumbers", "apart", "applied", "together"]
+__all__ = ["ComplexError", "Lifted", "Pair", "RealNumbers", "RealOnlyError", "apart", "applied", "together"]
 
 CURE = (
     "xp.abs2, xp.abs, xp.real and xp.imag make real numbers of it, `components = True` has both parts treated as such"
@@ -26,6 +26,10 @@ LARGEST = ("max", "total_max")
 
 class ComplexError(TypeError):
     """An update does something with complex values that has no one meaning."""
+
+
+class RealOnlyError(ComplexError):
+    """Something is for real numbers alone."""
 
 
 def refused(what: str) -> ComplexError:
@@ -171,7 +175,7 @@ def applied(member: Any, function: Callable[..., Any], xp: Any, *given: Any) -> 
     if not isinstance(xp, Lifted):
         return function(xp, *given)
     if member.real_only:
-        raise ComplexError(f"has {member.name}, which is for real leaves only; {member.real_only}")
+        raise RealOnlyError(f"{member.name} is for real leaves only; {member.real_only}")
     if not member.components:
         return function(xp, *given)
     *arrays, slots, h = given

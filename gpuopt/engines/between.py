@@ -1,0 +1,285 @@
+"""What a fused step computes on whole arrays, between its stages (`gpuopt.engines.stages`): by the operations of the leaf's library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.arrays import current, describe, namespace, zeros_like
+from gpuopt.engines import memory
+from gpuopt.engines.interrupts import in_one_go
+from gpuopt.engines.program import Node
+from gpuopt.engines.programs import kind_of
+from gpuopt.engines.reference import sum_along
+from gpuopt.engines.stages import buffers, idle, leaving, stages
+from gpuopt.engines.symbols import Expression, Extent, TraceError, entering
+from gpuopt.engines.table import Table
+from gpuopt.engines.trace import functions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gpuopt.engines.fused import Leaf
+    from gpuopt.engines.place import Place
+    from gpuopt.engines.program import Program
+    from gpuopt.engines.symbols import Kind
+    from gpuopt.engines.table import Segment
+    from gpuopt.rules.base import Rule
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "truediv": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "not": lambda a: ~a,
+}
+"""Of Python; others are functions of the library."""
+
+
+class Whole:
+    """The whole arrays of a leaf.
+
+    Parameters
+    ----------
+    leaf
+        Of a rule that has any.
+    p
+        The parameter, without gaps.
+    hidden
+        Its hidden arrays, by name.
+
+    """
+
+    def __init__(self, leaf: Leaf, p: Any, hidden: Mapping[str, Any]) -> None:
+        self.program, self._slots, self._hidden = leaf.program, leaf.slots, hidden
+        self._p, self._kind, self._xp = p, kind_of(p), namespace(p)
+        self._values: dict[int, Any] = {}
+
+    def begin(
+        self, scalars: Sequence[float], called: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], rule: str
+    ) -> None:
+        """Start a step with its scalars, and what `xp.whole` is called with in it."""
+        self._values, self._scalars, self._called, self._rule = {}, scalars, called, rule
+
+    def work_out(self, wanted: Iterable[int], enters: Iterable[int]) -> None:
+        """Work out some extents, in order, and put those that enter the loops where these read them."""
+        with current(self._p), np.errstate(all="ignore"):
+            for k in wanted:
+                self._values[k] = self._worked_out(self.program.extents[k])
+            for k in enters:
+                self._hidden[entering(k)][...] = self._values[k]
+
+    def keeping(self, place: Place) -> list[Callable[[], object]]:
+        """Return what writes the slots of other shapes than the leaf's: functions written in C."""
+        return [
+            call
+            for name, k in self.program.extent_slots
+            for call in place.copying(self._slots[name], self._stored(self._values[k], self._slots[name]))
+        ]
+
+    def _stored(self, value: Any, slot: Any) -> Any:
+        with current(self._p), np.errstate(all="ignore"):
+            return self._xp.astype(value, slot.dtype, copy=False)
+
+    def _worked_out(self, node: Node) -> Any:
+        match node:
+            case Node("slot", (name,)):
+                found = self._xp.astype(self._slots[name], self._kind.dtype, copy=False)
+            case Node("scalar", (k,)):
+                found = self._scalars[k]
+            case Node("literal", (number,)):
+                found = float.fromhex(number)
+            case Node("sum", (held, axes, keepdims)):
+                found = self._apart(sum_along(self._xp, self._array(held), axes, keepdims=keepdims), held)
+            case Node("whole", (k, *given)):
+                found = self._of_whole(k, given)
+            case Node(op, args):
+                function = OPERATIONS.get(op) or getattr(self._xp, op)
+                found = function(*[self._values[a] for a in args])
+        return found
+
+    def _array(self, held: tuple[str, int]) -> Any:
+        where, index = held
+        return self._hidden[leaving(index)] if where == "element" else self._values[index]
+
+    def _of_whole(self, k: int, given: Sequence[tuple[str, int] | None]) -> Any:
+        function, args = self._called[k]
+        found = function(
+            self._xp, *[arg if own is None else self._array(own) for arg, own in zip(args, given, strict=True)]
+        )
+        if not _is_like(found, self._kind):
+            raise TypeError(_unlike(found, self._kind, self._rule))
+        for own in given:
+            if own is not None:
+                found = self._apart(found, own)
+        return found
+
+    def _apart(self, found: Any, held: tuple[str, int]) -> Any:
+        """The same, or a copy if it may be in a hidden array, which others use next."""
+        where, index = held
+        is_inside = where == "element" and memory.Overlaps([self._hidden[leaving(index)]]).meets(found)
+        return self._xp.asarray(found, copy=True) if is_inside else found
+
+
+class Stages:
+    """The stages before the last one, of all leaves of a step.
+
+    Parameters
+    ----------
+    place
+        Of the leaves.
+    leaves, parameters
+        The leaves, and of each the parameter without gaps.
+    segments
+        As of the last stage's table, whose programs and pointers each stage has its own.
+    hidden
+        Of each leaf, its hidden arrays by name.
+    rules
+        Of each group.
+
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        leaves: Sequence[Leaf],
+        parameters: Sequence[Any],
+        segments: Sequence[Callable[[Program], Segment]],
+        hidden: Sequence[Mapping[str, Any]],
+        rules: Sequence[Rule],
+    ) -> None:
+        self._place, self._leaves, self._rules = place, leaves, rules
+        self._whole = {
+            row: Whole(leaf, p, own)
+            for row, (leaf, p, own) in enumerate(zip(leaves, parameters, hidden, strict=True))
+            if leaf.program.extents
+        }
+        self._stages = [stages(leaf.program) for leaf in leaves]
+        self._tables: list[tuple[list[int], Table, Any]] = []
+        for s in range(max(map(len, self._stages)) - 1):
+            # Totals over a group take all its leaves, also those that have no such stage.
+            groups = {leaf.group for leaf, own in zip(leaves, self._stages, strict=True) if len(own) > s + 1}
+            rows = [
+                row
+                for row, (leaf, own) in enumerate(zip(leaves, self._stages, strict=True))
+                if len(own) > s + 1 or (leaf.group in groups and leaf.program.has_totals)
+            ]
+            programs = {
+                row: own[s].program if len(own := self._stages[row]) > s + 1 else idle(leaves[row].program)
+                for row in rows
+            }
+            table = Table([segments[row](programs[row]) for row in rows])
+            self._tables.append((rows, table, place.kernel(table, None)))
+
+    def scale(self, factors: NDArray[np.float64]) -> None:
+        """Set the factors of the gradients, of each leaf of the step."""
+        for rows, _, kernel in self._tables:
+            kernel.scale(factors[rows])
+
+    def run(self, scalars: Sequence[Mapping[str, float]], gradients: NDArray[np.int64]) -> list[Callable[[], object]]:
+        """Take all stages but the last one, which write hidden arrays alone.
+
+        Parameters
+        ----------
+        scalars
+            Of each group, what `Rule.at` gave.
+        gradients
+            Addresses of the gradients; 0 leaves a leaf alone.
+
+        Returns
+        -------
+        list of functions written in C
+            What writes the slots of other shapes than the leaf's, after the last stage.
+
+        """
+        present = [row for row in self._whole if gradients[row]]
+        called: dict[tuple[int, int], tuple[list[float], list[Any], str]] = {}
+        for row in present:
+            leaf, whole = self._leaves[row], self._whole[row]
+            key = leaf.group, id(leaf.program)
+            if key not in called:
+                called[key] = self._called(leaf, scalars[leaf.group])
+            whole.begin(*called[key])
+        for s in range(len(self._tables) + 1):
+            for row in present:
+                if len(own := self._stages[row]) > s:
+                    self._whole[row].work_out(own[s].before, own[s].enters)
+            if s < len(self._tables):
+                rows, table, kernel = self._tables[s]
+                table.gradients[:] = gradients[rows]
+                table.set_coefficients(scalars)
+                in_one_go(kernel.prepare(), self._place.restoring())
+        return [call for row in present for call in self._whole[row].keeping(self._place)]
+
+    def _called(self, leaf: Leaf, h: Mapping[str, float]) -> tuple[list[float], list[Any], str]:
+        program = leaf.program
+        called = []
+        if any(node.op == "whole" for node in program.extents):
+            called = functions(self._rules[leaf.group], h, is_complex=bool(program.pairs), kind=kind_of(leaf.p))
+        return program.evaluate_for_extents(h), called, self._rules[leaf.group].name
+
+
+def try_whole(rule: Rule, program: Program, p: Any) -> None:
+    """Call what an update gives to `xp.whole` once, on zeros like the leaf.
+
+    Raises
+    ------
+    TraceError
+        If it uses values that it is not given, or does not return arrays like the leaf: then it is not fused.
+    Exception
+        Whatever it raises.
+
+    """
+    if not any(node.op == "whole" for node in program.extents):
+        return
+    kind, xp = kind_of(p), namespace(p)
+
+    def zeros(arg: Any) -> Any:
+        if not isinstance(arg, Expression):
+            return arg
+        return zeros_like(p, np.dtype(kind.dtype), arg.shape if isinstance(arg, Extent) else kind.shape)
+
+    with current(p), np.errstate(all="ignore"):
+        for function, args in functions(rule, rule.at(0), is_complex=bool(program.pairs), kind=kind):
+            found = function(xp, *map(zeros, args))
+            if not _is_like(found, kind):
+                raise TraceError(f"{_unlike(found, kind, rule.name)}; engine='array' runs it as it is")
+
+
+def _is_like(found: Any, kind: Kind) -> bool:
+    return hasattr(found, "shape") and tuple(found.shape) == kind.shape and str(found.dtype) == kind.dtype
+
+
+def _unlike(found: Any, kind: Kind, rule: str) -> str:
+    got = f"{found.dtype} of {tuple(found.shape)}" if hasattr(found, "shape") else describe(found)
+    return (
+        f"{rule}.update: what it gives to xp.whole returned {got}, expected {kind.dtype} of {kind.shape} like the leaf"
+    )
+
+
+def hidden_arrays(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the hidden arrays of each leaf, by name: new ones of the real numbers that is computed with, laid out like the leaf."""
+    layouts: list[memory.Layout] = []
+    owned: list[tuple[dict[str, int], int]] = []
+    for leaf, p in zip(leaves, parameters, strict=True):
+        names = buffers(leaf.program) if leaf.program.extents else {}
+        owned.append((names, len(layouts)))
+        kind = kind_of(p)
+        own = memory.dense_layout(p, kind.dtype)
+        layouts += [own if own.shape else memory.Layout((1,), own.dtype, (own.dtype.itemsize,))] * len(
+            {*names.values()}
+        )
+    arrays = place.zeros(layouts) if layouts else []
+    return [{name: arrays[first + k] for name, k in names.items()} for names, first in owned]

@@ -1,0 +1,97 @@
+"""The slots of leaves: those that there are, and new ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt import arrays as libraries
+from gpuopt.engines import array, memory, storage
+from gpuopt.engines.complexes import slot_dtype
+from gpuopt.engines.place import place_of
+from gpuopt.rules.slots import Filled, Real, Slot, is_number, shape_of, starts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gpuopt.engines.place import Place
+    from gpuopt.rules.base import Rule
+
+
+def with_new_slots(
+    arrays: Sequence[Any],
+    places: Sequence[Place | None],
+    homes: Sequence[Place | None],
+    rules: Sequence[Rule],
+    state: Sequence[Mapping[str, Any]],
+    precision: str,
+) -> list[dict[str, Any]]:
+    """Slots of each leaf, in the order of its rule; new arrays lie side by side, one buffer for each slot and place.
+
+    A number is an array of float64 without axes: where a fused engine keeps it up to date, in the leaf's home, else of NumPy.
+    """
+    of_rule = {id(rule): starts(rule.slots) for rule in rules}
+    declared = [of_rule[id(rule)] for rule in rules]
+    slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
+    for own, starting, rule, p, kept in zip(slots, declared, rules, arrays, state, strict=True):
+        if kept:
+            _check_kept(own, starting, rule, p, precision)
+    zeros = {id(own): {name for name, start in own.items() if start in (Filled(), Real())} for own in of_rule.values()}
+    missing: dict[tuple[Place | None, str], list[int]] = {}
+    for i, (own, starting) in enumerate(zip(slots, declared, strict=True)):
+        for name, value in own.items():
+            if is_number(start := starting[name]):
+                own[name] = _number(start.start if value is None else value, homes[i])
+            elif value is None:
+                missing.setdefault((places[i], name), []).append(i)
+    for (place, name), members in missing.items():
+        like = [
+            (arrays[i], slot_dtype(rules[i], name, arrays[i], precision), shape_of(declared[i][name], arrays[i].shape))
+            for i in members
+        ]
+        if place is not None:
+            new = place.zeros([memory.dense_layout(*own) for own in like])
+        else:
+            new = [libraries.zeros_like(*own) for own in like]
+        for i, value in zip(members, new, strict=True):
+            slots[i][name] = value
+            if name not in zeros[id(declared[i])]:
+                libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
+    return slots
+
+
+def _check_kept(slots: Mapping[str, Any], declared: Mapping[str, Slot], rule: Rule, p: Any, precision: str) -> None:
+    """Raise ValueError unless the slots that a leaf has are as its rule wants them by now."""
+    for name, value in slots.items():
+        if value is None or is_number(declared[name]):
+            continue
+        known = libraries.dtype_of(value), tuple(value.shape)
+        wanted = libraries.name_of(slot_dtype(rule, name, p, precision)), shape_of(declared[name], tuple(p.shape))
+        if known != wanted:
+            given, expected = (f"{dtype} of {shape}" for dtype, shape in (known, wanted))
+            raise ValueError(f"{rule.name}: slot {name}: {given}, expected {expected}; make a new optimizer")
+
+
+def lower_bits_of(leaves: Sequence[Any], state: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The arrays of the lower 16 bits of leaves: those of the state, or new ones."""
+    found = [own.get(storage.LOW) for own in state]
+    missing = [i for i, low in enumerate(found) if low is None]
+    for place in dict.fromkeys(place_of(leaves[i]) for i in missing):
+        members = [i for i in missing if place_of(leaves[i]) is place]
+        layouts = [memory.dense_layout(leaves[i], np.uint16) for i in members]
+        new = place.zeros(layouts) if place else [np.zeros(layout.shape, np.uint16) for layout in layouts]
+        for i, low in zip(members, new, strict=True):
+            found[i] = low
+    return found
+
+
+def _number(value: Any, home: Place | None) -> Any:
+    """An array of float64 without axes, the same one if it is where it belongs."""
+    if home is None:
+        return value if libraries.is_numpy(value) and value.ndim == 0 else np.array(float(value), np.float64)
+    if place_of(value) is home:
+        return value
+    (number,) = home.zeros([memory.Layout((), np.dtype(np.float64), ())])
+    libraries.assign(number, np.array(float(value), np.float64))
+    return number
