@@ -107,7 +107,7 @@ def _over_chunks(
     name: str, function: str, variants: tuple[Variant, ...], own: Iterable[int], before: str = "", more: str = ""
 ) -> str:
     """The walk of a step, which calls a function of the chunk's variant."""
-    arguments = cpu_walks.arguments(max(len(v.program.numbers) for v in variants))
+    arguments = cpu_walks.arguments(table.numbers(variants))
     given = cpu_walks.ARGUMENTS.replace("%g.leaf", "%gradient") + more
     calls = cpu_walks.choice(table.VARIANT, {i: f"call void @{function}{i}({given})" for i in own})
     columns = table.columns(variants)

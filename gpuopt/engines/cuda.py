@@ -20,7 +20,7 @@ import numpy as np
 
 from gpuopt import nvrtc
 from gpuopt.arrays import assign, fetch
-from gpuopt.engines import cuda_code
+from gpuopt.engines import cuda_code, cuda_reductions, cuda_verdict
 from gpuopt.engines import table as tables
 from gpuopt.engines.interrupts import in_one_go, shielded
 from gpuopt.engines.memory import side_by_side
@@ -157,14 +157,16 @@ class CUDAKernel:
         with self._device:
             step = _function(cuda_code.source(table.variants), "step", device)
             reducing = [
-                _function(cuda_code.reduction(k, table.variants), "reduce", device)
+                _function(cuda_reductions.source(k, table.variants), "reduce", device)
                 for k in range(tables.reduction_passes(table.variants))
             ]
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
-            self._verdict: Any = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
+            self._verdict: Any = (
+                before._verdict if before and kept else cupy.zeros(cuda_verdict.SCALES + len(table.rows))
+            )
             width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
             # What passes find, until the next step.
             numbers, totals = (
@@ -276,17 +278,17 @@ class CUDAKernel:
             How the number that gradients are divided by goes on.
 
         """
-        self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip), scale)
+        self._judging = self._measuring(clip, limit, cuda_verdict.STICKY if sticky else int(skip), scale)
 
     def loss_scale(self) -> Any:
         """Return an array on the device: what gradients are divided by, and for how many good steps that is so."""
         with self._device:
-            return self._verdict[cuda_code.LOSS_SCALE : cuda_code.SCALES]
+            return self._verdict[cuda_verdict.LOSS_SCALE : cuda_verdict.SCALES]
 
     def setting_scale(self, numbers: NDArray[np.float64]) -> tuple[Callable[[], object], ...]:
         """Return what sets `loss_scale`: functions written in C, with `Place.restoring` after them."""
         self._scale_to_send = numbers  # kept alive; CUDA stages what comes from pageable memory before it returns
-        there = self._verdict.data + 8 * cuda_code.LOSS_SCALE
+        there = self._verdict.data + 8 * cuda_verdict.LOSS_SCALE
         return self._choose, partial(there.copy_from_host_async, numbers.ctypes.data, numbers.nbytes)
 
     def _measuring(
@@ -297,7 +299,7 @@ class CUDAKernel:
 
         if self._measured is None:
             with self._device:
-                function = _function(cuda_code.measure(), "measure", self._device.id)
+                function = _function(cuda_verdict.source(), "measure", self._device.id)
                 first_chunk = np.searchsorted(self._table.chunks[:, 0], np.arange(len(self._table.rows) + 1))
                 partials = cupy.zeros((len(self._table.chunks), 3))
                 finished = cupy.zeros(1, np.uint32)
@@ -313,7 +315,12 @@ class CUDAKernel:
         segments_, columns = (np.int64(n) for n in self._table.rows.shape)
         arrays = (self._gradients, self._chunks, first_chunk, partials, sums, self._verdict, finished)
         growth = (scale.factor, scale.every) if scale else (0, 0)
-        decision = (np.int32(cuda_code.CLIPS.index(clip)), np.float64(limit), np.int32(skip), *map(np.float64, growth))
+        decision = (
+            np.int32(cuda_verdict.CLIPS.index(clip)),
+            np.float64(limit),
+            np.int32(skip),
+            *map(np.float64, growth),
+        )
         return self._launch(function, self._rows, columns, segments_, *arrays, *decision)
 
     def sums(self) -> NDArray[np.float64]:
@@ -340,7 +347,7 @@ class CUDAKernel:
     def verdict(self) -> Callable[[], tuple[int, float]]:
         """Ask how many steps were left out, and for the norm of the last gradients; what is returned waits for the device."""
         with self._device:
-            arrive = fetch([self._verdict[cuda_code.SKIPPED : cuda_code.LOSS_SCALE]])
+            arrive = fetch([self._verdict[cuda_verdict.SKIPPED : cuda_verdict.LOSS_SCALE]])
 
         def found() -> tuple[int, float]:
             skipped, norm = arrive()[0].tolist()
@@ -358,7 +365,7 @@ class CUDAKernel:
             elif not self._report[1].done:
                 return  # the memory is the device's until then, a pardon or not
             memory, event = self._report
-            (self._verdict.data + 8 * cuda_code.SKIPPED).copy_to_host_async(memory.ptr, 8)
+            (self._verdict.data + 8 * cuda_verdict.SKIPPED).copy_to_host_async(memory.ptr, 8)
             event.record()
             self._has_report = True
 
@@ -370,13 +377,13 @@ class CUDAKernel:
 
     def pardoning(self) -> tuple[Callable[[], object], ...]:
         """Return what forgets that steps were left out: functions written in C, with `Place.restoring` after them."""
-        forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_code.NORM)
+        forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_verdict.NORM)
         return self._choose, forget, partial(setattr, self, "_has_report", False)
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """See :meth:`gpuopt.engines.place.Kernel.scale`."""
         with self._device:
-            self._verdict[cuda_code.SCALES :].set(factors)
+            self._verdict[cuda_verdict.SCALES :].set(factors)
 
     def _launch(self, function: Any, *arguments: Any) -> Callable[[], object]:
         """Return what launches a CUDA function with one block for each chunk; the device must be the current one then."""
