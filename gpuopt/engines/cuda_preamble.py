@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuopt.engines import norms, storage, table
+from gpuopt.engines import cuda_storage, norms, table
 from gpuopt.engines.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -59,4 +59,4 @@ def defined(constants: Mapping[str, object]) -> str:
 
 def conversions(variants: Iterable[Variant]) -> str:
     """Functions from and to 16 bits, if one of the variants is stored so."""
-    return storage.CUDA if any(v.precision for v in variants) else ""
+    return cuda_storage.FUNCTIONS if any(v.precision for v in variants) else ""

@@ -5,7 +5,7 @@ The sums are those of `gpuopt.engines.norms`, in the same order.
 
 from __future__ import annotations
 
-from gpuopt.engines import norms, storage, table
+from gpuopt.engines import cuda_storage, norms, table
 from gpuopt.engines.cuda_preamble import FINITE, FLOAT64, OF_NORMS, defined, values
 from gpuopt.engines.dtypes import DTYPES
 
@@ -160,7 +160,7 @@ def source() -> str:
         **FINITE,
         "SUMS": " ".join(map(_sums, DTYPES)),
     }
-    return defined(constants) + values() + storage.CUDA + _MEASURE
+    return defined(constants) + values() + cuda_storage.FUNCTIONS + _MEASURE
 
 
 def _sums(name: str) -> str:
