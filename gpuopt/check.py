@@ -207,10 +207,10 @@ def check(*, seconds: float = 30.0) -> Iterator[Finding]:
 
 
 def variants(*, flags: bool = True) -> Iterator[Rule]:
-    """Every rule of the package that is fused; with ``flags`` also with what is off by default turned on, and all flags set."""
+    """Every rule of the package whose every operation is ours; with ``flags`` also with what is off by default turned on, and all flags set."""
     for rule in RULES.values():
         plain = rule()
-        if traced(plain) is None:
+        if (program := traced(plain)) is None or program.extents:  # of whole arrays, by the operations of their library
             continue
         numbers = {
             name: 0.5

@@ -4,14 +4,12 @@ A recurrence is given a parameter, its gradient, a dict that it may keep things 
 returns the new parameter. All sums over leaves are over the one leaf that there is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 
 import gpuopt
-from gpuopt.engines.choice import Engine
-from gpuopt.engines.trace import traced
 
 Recurrence: TypeAlias = Callable[[Any, Any, dict[str, Any], int], Any]
 
@@ -244,11 +242,6 @@ def adafactor(p: Any, g: Any, s: dict[str, Any], t: int) -> Any:
 
 
 SGD = gpuopt.SGD(0.1)
-
-
-def engines(rule: gpuopt.Rule, known: Sequence[Engine]) -> list[Engine]:
-    """Those of a library's engines that run a rule."""
-    return [engine for engine in known if engine != "fused" or traced(rule)]
 
 
 RULES: dict[str, tuple[gpuopt.Rule, Recurrence]] = {

@@ -58,9 +58,9 @@ def mean(step: int) -> dict[str, Any]:
 
 
 def every_rule() -> dict[str, Any]:
-    """Every rule of the library that can be traced, by name."""
+    """Every rule of the library that looks at no whole leaves, by name."""
     made = {name: cls(lr=0.1, memory=2) if name == "LBFGS" else cls(lr=0.1) for name, cls in RULES.items()}
-    return {name: rule for name, rule in made.items() if traced(rule) is not None}
+    return {name: rule for name, rule in made.items() if (program := traced(rule)) and not program.extents}
 
 
 def options() -> dict[str, tuple[Any, dict[str, Any], dict[str, float]]]:

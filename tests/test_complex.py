@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from formulas import engines
 from spaces import LAYOUTS, Space, assert_same_bits, hard_values
 
 import gpuopt
@@ -89,7 +88,7 @@ def test_every_engine_gives_the_same_bits(rule: gpuopt.Rule, dtype: str, space: 
         return  # it checks every operation, which takes its time
     numpy = Space("numpy", np, None, nullcontext)
     want = run(rule, numpy, "array", dtype)
-    for engine in engines(rule, space.engines) if space.name == "numpy" else ["auto"]:
+    for engine in space.engines if space.name == "numpy" else ["auto"]:
         assert_same_bits(run(rule, space, engine, dtype), want)
 
 

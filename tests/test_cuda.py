@@ -63,6 +63,18 @@ def test_a_step_is_one_launch_and_nothing_else(leaves: int, rules: Any, cupy_spa
     assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 10}
 
 
+@pytest.mark.parametrize("rule", [gpuopt.Adafactor(), gpuopt.Muon()], ids=lambda rule: rule.name)
+def test_whole_arrays_neither_wait_nor_go_to_the_host(rule: gpuopt.Rule, cupy_space: Space, count: Any) -> None:
+    with cupy_space.use():
+        params, g = ({k: cupy_space.xp.ones((k + 2, 5), "f4") for k in range(9)} for _ in range(2))
+    opt = gpuopt.Optimizer(params, rule, engine="fused")
+    settled(cupy_space, opt, g)
+    with count() as counted:
+        opt.step(g)
+    kinds = {name: n for name, n in counted.summary.items() if name not in ("launches", "allocs", "frees")}
+    assert not any(kinds.values()), counted.summary
+
+
 def test_gathering_gradients_is_a_launch_each_and_nothing_else(cupy_space: Space, count: Any) -> None:
     with cupy_space.use():
         params, g = ({k: cupy_space.xp.ones(5000) for k in "ab"} for _ in range(2))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formulas import MATRICES, RULES, TRANSFORMS, Recurrence, engines
+from formulas import MATRICES, RULES, TRANSFORMS, Recurrence
 from spaces import Space, assert_same_bits
 
 import gpuopt
@@ -35,10 +35,7 @@ def test_agrees_with_the_recurrence(rule: gpuopt.Rule, recurrence: Recurrence, s
         p, kept = start.astype("f8"), dict[str, Any]()
         pure = space.put(start.astype(dtype))
         state = gpuopt.init(rule, pure)
-        opts = [
-            gpuopt.Optimizer(space.put(start.astype(dtype)), rule, engine=engine)
-            for engine in engines(rule, space.engines)
-        ]
+        opts = [gpuopt.Optimizer(space.put(start.astype(dtype)), rule, engine=engine) for engine in space.engines]
         for i, noise in enumerate(gradients[:12] if measures else gradients):
             g = np.linspace(0.5, 2, p.size) * p if measures else noise
             p = recurrence(p, g.astype("f8"), kept, i + 1)
@@ -60,7 +57,7 @@ def test_every_rule_and_transform_has_a_formula() -> None:
     assert members - {gpuopt.SGD} == set(transforms.TRANSFORMS.values()) - {gpuopt.EMA}
 
 
-@pytest.mark.parametrize("engine", ["array", "auto"])
+@pytest.mark.parametrize("engine", ["array", "fused"])
 @pytest.mark.parametrize("rule", [rule for rule, _ in FORMULAS.values()], ids=FORMULAS)
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_an_optimizer_saved_in_the_middle_goes_on_to_the_same_bits(

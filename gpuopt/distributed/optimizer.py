@@ -375,7 +375,7 @@ class Optimizer(Saved):
     def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
         for pattern, rule in zip(self._patterns, rules, strict=True):
             program = traced(rule)
-            if program is None:
+            if program is None or program.extents:
                 raise TypeError(
                     f"rule {pattern!r}: {rule.name} looks at whole leaves, of which a process has only parts; expected a "
                     "rule whose update can be traced: elementwise operations, sums, norms and totals"
