@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class Whole:
 
     """
 
-    def __init__(self, leaf: Leaf, p: Any, hidden: Mapping[str, Any]) -> None:
+    def __init__(self, leaf: Leaf, p: Any, hidden: Mapping[str, Hidden]) -> None:
         self.program, self._slots, self._hidden = leaf.program, leaf.slots, hidden
         self._p, self._kind, self._xp = p, kind_of(p), namespace(p)
         self._values: dict[int, Any] = {}
@@ -79,7 +80,7 @@ class Whole:
             for k in wanted:
                 self._values[k] = self._worked_out(self.program.extents[k])
             for k in enters:
-                self._hidden[entering(k)][...] = self._values[k]
+                self._hidden[entering(k)].array[...] = self._values[k]
 
     def keeping(self, place: Place) -> list[Callable[[], object]]:
         """Return what writes the slots of other shapes than the leaf's: functions written in C."""
@@ -112,7 +113,7 @@ class Whole:
 
     def _array(self, held: tuple[str, int]) -> Any:
         where, index = held
-        return self._hidden[leaving(index)] if where == "element" else self._values[index]
+        return self._hidden[leaving(index)].array if where == "element" else self._values[index]
 
     def _of_whole(self, k: int, given: Sequence[tuple[str, int] | None]) -> Any:
         function, args = self._called[k]
@@ -129,7 +130,7 @@ class Whole:
     def _apart(self, found: Any, held: tuple[str, int]) -> Any:
         """The same, or a copy if it may be in a hidden array, which others use next."""
         where, index = held
-        is_inside = where == "element" and memory.Overlaps([self._hidden[leaving(index)]]).meets(found)
+        is_inside = where == "element" and memory.Overlaps([self._hidden[leaving(index)].array]).meets(found)
         return self._xp.asarray(found, copy=True) if is_inside else found
 
 
@@ -157,7 +158,7 @@ class Stages:
         leaves: Sequence[Leaf],
         parameters: Sequence[Any],
         segments: Sequence[Callable[[Program], Segment]],
-        hidden: Sequence[Mapping[str, Any]],
+        hidden: Sequence[Mapping[str, Hidden]],
         rules: Sequence[Rule],
     ) -> None:
         self._place, self._leaves, self._rules = place, leaves, rules
@@ -269,17 +270,59 @@ def _unlike(found: Any, kind: Kind, rule: str) -> str:
     )
 
 
-def hidden_arrays(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the hidden arrays of each leaf, by name: new ones of the real numbers that is computed with, laid out like the leaf."""
+class Hidden(NamedTuple):
+    """A hidden array of a leaf.
+
+    Attributes
+    ----------
+    array
+        With the axes of the leaf, and in the same order in memory.
+    span, inner
+        Of a spread one: element ``i`` of the leaf has number ``i // span * inner + i % inner`` of it.
+
+    """
+
+    array: Any
+    span: int = 0
+    inner: int = 0
+
+
+def hidden_arrays(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[dict[str, Hidden]]:
+    """Return the hidden arrays of each leaf, by name: new ones, of the real numbers that is computed with."""
     layouts: list[memory.Layout] = []
-    owned: list[tuple[dict[str, int], int]] = []
+    found: list[dict[str, tuple[int, int, int]]] = []
     for leaf, p in zip(leaves, parameters, strict=True):
-        names = buffers(leaf.program) if leaf.program.extents else {}
-        owned.append((names, len(layouts)))
-        kind = kind_of(p)
-        own = memory.dense_layout(p, kind.dtype)
-        layouts += [own if own.shape else memory.Layout((1,), own.dtype, (own.dtype.itemsize,))] * len(
-            {*names.values()}
-        )
+        own: dict[str, tuple[int, int, int]] = {}
+        found.append(own)
+        if not leaf.program.extents:
+            continue
+        kind, first, names = kind_of(p), len(layouts), buffers(leaf.program)
+        own |= {name: (first + k, 0, 0) for name, k in names.items()}
+        layouts += [_laid_out(p, kind.shape, kind)[0]] * len({*names.values()})
+        for name in {name: None for stage in stages(leaf.program) for name in sorted(stage.program.spread)}:
+            k = next(k for k in range(len(leaf.program.extents)) if entering(k) == name)
+            layout, span, inner = _laid_out(p, leaf.program.extent_shapes[k], kind)
+            own[name] = len(layouts), span, inner
+            layouts.append(layout)
     arrays = place.zeros(layouts) if layouts else []
-    return [{name: arrays[first + k] for name, k in names.items()} for names, first in owned]
+    return [{name: Hidden(arrays[k], *how) for name, (k, *how) in own.items()} for own in found]
+
+
+def _laid_out(p: Any, shape: tuple[int, ...], kind: Kind) -> tuple[memory.Layout, int, int]:
+    """The layout of an array of this shape, with the axes of a leaf in the order of its memory; its span and what is inside of it."""
+    strides = memory.dense_layout(p).strides or (p.dtype.itemsize,)
+    shape = (1,) * (len(kind.shape) - len(shape)) + shape
+    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    axes = [axis for axis in order if kind.shape[axis] != 1]
+    once = [k for k, axis in enumerate(axes) if shape[axis] == 1]
+    if once and once != list(range(once[0], once[-1] + 1)):
+        shape, once = kind.shape, []  # it varies between axes along which it does not: written out
+    span = inner = max(1, math.prod(kind.shape))
+    if once:
+        inner = max(1, math.prod(kind.shape[axis] for axis in axes[once[-1] + 1 :]))
+        span = max(1, inner * math.prod(kind.shape[axes[k]] for k in once))
+    step, own = np.dtype(kind.dtype).itemsize, [0] * len(shape)
+    for axis in reversed(order):
+        own[axis] = step
+        step *= shape[axis]
+    return memory.Layout(shape, np.dtype(kind.dtype), tuple(own)), span, inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from gpuopt.engines import cpu_numbers, cpu_reductions, cpu_storage, cpu_walks, table
+from gpuopt.engines import cpu_extents, cpu_numbers, cpu_reductions, cpu_storage, cpu_walks, table
 from gpuopt.engines.cpu_elements import Elements, declarations
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import Batch, Reduction, passes, update
@@ -64,6 +64,8 @@ def source(variants: tuple[Variant, ...]) -> str:
     code = declarations()
     if any(v.precision for v in variants):
         code.append(cpu_storage.FUNCTIONS)
+    if any(v.program.spread for v in variants):
+        code += cpu_extents.spreads()
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
     code += [_update(i, variant) for i, variant in enumerate(variants)]
     if table.reduction_passes(variants):

@@ -111,8 +111,23 @@ class Elements:
         if label not in self._at:
             self._at.add(label)
             self.prologue += self.leaf(name)
-            self.prologue.append(f"{label}.chunk = getelementptr {self._type(name)}, ptr {label}.leaf, i64 %start")
+            if name in self.variant.program.spread:
+                self.prologue += self._spread(name, label)
+            else:
+                self.prologue.append(f"{label}.chunk = getelementptr {self._type(name)}, ptr {label}.leaf, i64 %start")
         return self._address(f"{label}.element", f"{label}.chunk", name, *part)
+
+    def _spread(self, name: str, label: str) -> list[str]:
+        """Lines that write out what a spread array has for each element of the chunk."""
+        T, column = self.dtype.llvm, table.spread_at(self.variant.program, name)  # noqa: N806 - a type
+        return [
+            f"{label}.span.at = getelementptr i64, ptr %row, i64 {column}",
+            f"{label}.span = load i64, ptr {label}.span.at",
+            f"{label}.inner.at = getelementptr i64, ptr %row, i64 {column + 1}",
+            f"{label}.inner = load i64, ptr {label}.inner.at",
+            f"{label}.chunk = alloca [{table.CHUNK} x {T}], align 64",
+            f"call void @spread.{T}(ptr {label}.leaf, i64 %start, i64 %n, i64 {label}.span, i64 {label}.inner, ptr {label}.chunk)",
+        ]
 
     def store(self, name: str, part: tuple[int, ...], value: int, when: int | None) -> None:
         """Write an element; where it is not to be written, the write goes to a place that nobody reads."""

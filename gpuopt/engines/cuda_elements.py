@@ -59,6 +59,7 @@ class Elements:
         self.arrays: dict[str, str] = {}
         self.parts: dict[str, int] = {}
         self.small: dict[str, str] = {}
+        self.spread: dict[str, int] = {}
         self.constants: dict[str, str] = {}
         self.body: list[str] = []
         self.terms: dict[int, str] = {}
@@ -96,6 +97,8 @@ class Elements:
             label, address = name if name == "p" else f"slot{slots.index(name)}", f"row[{column}]"
         self.arrays[label] = address
         self.parts[label] = 2 if name in self.variant.program.pairs else 1
+        if name in self.variant.program.spread:
+            self.spread[label] = table.spread_at(self.variant.program, name)
         stored = self.variant.stored(name)
         if stored.stored:
             self.small[label] = stored.name
@@ -118,6 +121,8 @@ class Elements:
     def at(self, label: str, index: str, part: int = 0) -> str:
         """An element of an array, or one of its parts."""
         parts = self.parts[label]
+        if label in self.spread:
+            return f"at_{label}[spread(start, {index}, row[{self.spread[label]}], row[{self.spread[label] + 1}])]"
         return f"at_{label}[{index}]" if parts == 1 else f"at_{label}[{parts} * {index} + {part}]"
 
     def each(self, labels: Iterable[str]) -> list[tuple[str, int]]:
@@ -129,7 +134,7 @@ class Elements:
         """Statements before the loop."""
         addresses = [
             f"{self.kept(name)}* at_{name} = ({self.kept(name)}*){address} + "
-            f"{'start' if self.parts[name] == 1 else '2 * start'};"
+            f"{'0' if name in self.spread else 'start' if self.parts[name] == 1 else '2 * start'};"
             for name, address in self.arrays.items()
         ]
         return [*addresses, *(f"ASSUME_GLOBAL(at_{name});" for name in self.arrays), *self._prologue]

@@ -47,6 +47,30 @@ OF_NORMS = {
 FINITE = {"FINITE(x)": "((x) - (x) == 0)"}
 
 
+_SPREAD = """\
+// A division of 32 bits takes a fraction of one of 64.
+__device__ __forceinline__ long long quotient(long long a, long long b, long long& rest)
+{
+    if ((a | b) >> 32 == 0) {
+        const unsigned int whole = (unsigned int)a / (unsigned int)b;
+        rest = (unsigned int)a - whole * (unsigned int)b;
+        return whole;
+    }
+    const long long whole = a / b;
+    rest = a - whole * b;
+    return whole;
+}
+
+__device__ __forceinline__ long long spread(long long start, int i, long long span, long long inner)
+{
+    long long rest, column;
+    const long long outer = quotient(start + i, span, rest);
+    quotient(start + i, inner, column);
+    return outer * inner + column;
+}
+"""
+
+
 def values() -> str:
     """The values of a step, which are passed to the kernel by value, and the address of a gradient."""
     return _VALUES.format(bytes=table.VALUE_BYTES)
@@ -58,5 +82,7 @@ def defined(constants: Mapping[str, object]) -> str:
 
 
 def conversions(variants: Iterable[Variant]) -> str:
-    """Functions from and to 16 bits, if one of the variants is stored so."""
-    return cuda_storage.FUNCTIONS if any(v.precision for v in variants) else ""
+    """Functions from and to 16 bits, if one of the variants is stored so; and where in a spread array an element has its number."""
+    variants = tuple(variants)
+    small = cuda_storage.FUNCTIONS if any(v.precision for v in variants) else ""
+    return small + (_SPREAD if any(v.program.spread for v in variants) else "")

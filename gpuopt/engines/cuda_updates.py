@@ -64,24 +64,29 @@ def loop(i: int, variant: Variant) -> str:
     every = code.each(names)
     constants = list(code.constants)
     # As many elements at a time as fill 16 bytes of the smallest array.
-    in_16_bytes = {name: 8 if name in code.small else len(lanes) for name in names}
-    width = max(in_16_bytes[name] // code.parts[name] for name in names)
-    vector = {name: "uint4" if name in code.small else f"{T}{len(lanes)}" for name in names}
+    wide = [name for name in names if name not in code.spread]
+    in_16_bytes = {name: 8 if name in code.small else len(lanes) for name in wide}
+    width = max(in_16_bytes[name] // code.parts[name] for name in wide)
+    vector = {name: "uint4" if name in code.small else f"{T}{len(lanes)}" for name in wide}
     newline = "\n    "
     deeper = newline + "    "
 
     def lane(name: str, part: int, element: int) -> str:
         """Where a part of an element of the main loop is."""
-        if name in code.small:
+        if name in code.small or name in code.spread:
             return numbered("e", name, element)
         k, own = divmod(element * code.parts[name] + part, len(lanes))
         return f"{numbered('v', name, k)}.{lanes[own]}"
 
-    vectors = [(name, k) for name in names for k in range(code.parts[name] * width // in_16_bytes[name])]
+    vectors = [(name, k) for name in wide for k in range(code.parts[name] * width // in_16_bytes[name])]
     memory = {(name, k): f"(({vector[name]}*)&{code.at(name, 'i')})[{k}]" for name, k in vectors}
     unpacked = [
         f"{T} {numbered('e', name, k)}{' = ' + code.read(name, _half(name, k)) if name in read else ''};"
         for name in code.small
+        for k in range(width)
+    ] + [
+        f"const {T} {numbered('e', name, k)} = {code.at(name, f'i + {k}')};"
+        for name in code.spread
         for k in range(width)
     ]
     packed = [
@@ -113,7 +118,7 @@ def loop(i: int, variant: Variant) -> str:
                 ),
             ]
         ),
-        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in names),
+        alignment=" | ".join(f"(unsigned long long)at_{name}" for name in wide),
         loads=deeper.join(
             [f"{vector[at[0]]} {numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors]
             + unpacked

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuopt.engines.between import Hidden
     from gpuopt.engines.memory import Overlaps
     from gpuopt.engines.place import Kernel, Place
     from gpuopt.engines.program import Program
@@ -140,16 +141,18 @@ class FusedStep:
         self._is_bound = False  # whether the gradients of the last step are in the table, and none is in the way
         self._known: dict[bytes, list[int]] = {}
 
-    def _segment(self, leaf: Leaf, p: Any, hidden: Mapping[str, Any], gradient: str, program: Program) -> Segment:
+    def _segment(self, leaf: Leaf, p: Any, hidden: Mapping[str, Hidden], gradient: str, program: Program) -> Segment:
         """A leaf in the table of a stage."""
-        pointer, own = self.place.pointer, {**leaf.slots, **hidden}
+        pointer = self.place.pointer
+        own = {**leaf.slots, **{name: array for name, (array, *_) in hidden.items()}}
+        spans = [number for name in program.slots if name in program.spread for number in hidden[name][1:]]
         return Segment(
             p.size,
             leaf.group,
             program,
             dtype_of(p),
             gradient,
-            (pointer(p), *(pointer(own[name]) for name in (*program.slots, *program.number_slots))),
+            (pointer(p), *(pointer(own[name]) for name in (*program.slots, *program.number_slots)), *spans),
             leaf.precision,
             leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
         )

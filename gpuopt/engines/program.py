@@ -78,10 +78,14 @@ class Program:
     """Arrays of complex numbers, among "p", "g" and the slots: nodes load their parts, ``("p", 0)`` and ``("p", 1)``."""
     hidden: frozenset[str] = frozenset()
     """Of `slots`, those that are no state: what goes from one stage to the next; see `gpuopt.engines.stages`."""
+    spread: frozenset[str] = frozenset()
+    """Of `hidden`, those of other shapes than the leaf's, each number of which stands for many elements."""
     totals: tuple[int, ...] = ()
     """Of `numbers`, those that are worked out whether something needs them or not."""
     extents: tuple[Node, ...] = ()
     """Operations on whole arrays: those of other shapes than the leaf's, and `xp.whole`."""
+    extent_shapes: tuple[tuple[int, ...], ...] = ()
+    """Their shapes; of what `xp.whole` returns none."""
     extent_scalars: tuple[int, ...] = ()
     """Scalars that these are made of: the extent ``scalar k`` is ``scalars[extent_scalars[k]]``."""
     extent_slots: tuple[tuple[str, int], ...] = ()

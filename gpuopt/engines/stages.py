@@ -87,15 +87,19 @@ def depth_of_totals(program: Program) -> int:
 
 @cache
 def buffers(program: Program) -> dict[str, int]:
-    """Of each hidden array of a leaf, the buffer that it is in: one is used again when what was in it is not needed any more."""
+    """Of each hidden array of a leaf that is like the leaf, the buffer that it is in.
+
+    A buffer is used again when what was in it is not needed any more.
+    """
     spans: dict[str, tuple[int, int]] = {}
     own = stages(program)
     for s, stage in enumerate(own):
-        for name in stage.program.hidden:
+        for k in stage.enters:
+            if program.extents[k].op == "whole":
+                spans[entering(k)] = 2 * s - 1, 2 * s
+        for name in stage.program.hidden - stage.program.spread:
             begin, end = spans.get(name, (2 * s, 0))
             spans[name] = begin, max(end, 2 * s + 1)
-        for k in stage.enters:
-            spans[entering(k)] = 2 * s - 1, 2 * s
     free: list[int] = []
     found: dict[str, int] = {}
     for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
@@ -123,12 +127,15 @@ def _with_hidden(program: Program, stores: tuple[tuple[str, tuple[int, ...], int
     known = {"p", "g", *program.slots}
     read = [program.nodes[i].args[0] for i in elements if program.nodes[i].op == "load"]
     hidden = dict.fromkeys(name for name in (*read, *(name for name, _, _ in stores)) if name not in known)
+    spread = {entering(k) for k, node in enumerate(program.extents) if node.op != "whole"}
     return replace(
         program,
         slots=(*program.slots, *hidden),
         stores=stores,
         hidden=frozenset(hidden),
+        spread=frozenset(hidden) & spread,
         extents=(),
+        extent_shapes=(),
         extent_scalars=(),
         extent_slots=(),
     )

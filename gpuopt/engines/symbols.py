@@ -81,6 +81,7 @@ class Tape:
     numbers: Recorder = field(default_factory=Recorder)
     number_scalars: dict[int, int] = field(default_factory=dict)
     extents: Recorder = field(default_factory=Recorder)
+    extent_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     extent_scalars: dict[int, int] = field(default_factory=dict)
     functions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=list)
     """What `xp.whole` was called with, each time."""
@@ -330,6 +331,7 @@ class Extent(_Array):
     def __init__(self, tape: Tape, shape: tuple[int, ...], op: str, *args: Any) -> None:
         self.tape, self.own = tape, shape
         self.index = tape.extents.index(op, *args)
+        tape.extent_shapes[self.index] = shape
         self.is_mask = op in (*COMPARISONS, *LOGIC)
 
     @staticmethod

@@ -76,7 +76,8 @@ class Segment:
     dtype, gradient
         Of the parameter and of its gradients.
     pointers
-        Addresses of the parameter, of the program's slots that are arrays, and of those that are numbers.
+        Addresses of the parameter, of the program's slots that are arrays, and of those that are numbers; of spread ones, two
+        numbers each: element ``i`` of the leaf has ``i // span * inner + i % inner`` of such an array.
     precision
         As of a `Variant`.
     rest
@@ -220,7 +221,14 @@ class Table:
 
 def columns(variants: Sequence[Variant]) -> int:
     """Columns of a table whose segments have these variants."""
-    return SLOTS + max(len(v.program.slots) + len(v.program.number_slots) for v in variants)
+    return max(spread_at(v.program, len(v.program.spread)) for v in variants)
+
+
+def spread_at(program: Program, which: int | str) -> int:
+    """The column of the span of a spread array: that of one number and all that it is followed by; the next one has how many follow."""
+    if isinstance(which, str):
+        which = [name for name in program.slots if name in program.spread].index(which)
+    return SLOTS + len(program.slots) + len(program.number_slots) + 2 * which
 
 
 def numbers(variants: Sequence[Variant]) -> int:

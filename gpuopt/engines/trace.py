@@ -131,6 +131,7 @@ def _recorded(rule: Rule, tape: Tape, h: dict[str, Any], *, is_complex: bool) ->
         tuple(tape.number_scalars),
         frozenset(pairs),
         extents=tuple(tape.extents),
+        extent_shapes=tuple(tape.extent_shapes.values()),
         extent_scalars=tuple(tape.extent_scalars),
         extent_slots=tuple((name, new_slots[name].index) for name in of_extents),
     )

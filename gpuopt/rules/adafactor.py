@@ -61,8 +61,7 @@ class Adafactor(Rule):
     --------
     ``lr`` is a fraction of the parameter's size, as long as there is ``relative_size``.
 
-    The rule is not fused. Means along axes are added up by halves, by operations of elements alone: every library gives the same
-    bits.
+    Means along axes are added up by halves, so that every library and engine gives the same bits.
 
     Examples
     --------

@@ -68,7 +68,9 @@ class Rule(Formula):
         xp
             The array API namespace of the arrays. Control flow on values is ``xp.where``.
         p, g
-            Parameter and gradient, of one shape and dtype.
+            Parameter and gradient, of one shape and dtype. What is of whole arrays is ``xp.whole(f, u)``, which has the bits of the
+            arrays' library; all else has the same bits in every engine and on every device, as long as it is made of
+            ``+ - * / sqrt``, comparisons and sums.
         s
             The slots, by attribute: ``s.m``.
         h

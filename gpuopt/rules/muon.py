@@ -63,8 +63,8 @@ class Muon(Rule):
     (https://github.com/KellerJordan/Muon) takes the kernel's last two axes for ``rows/columns``, which is 1 for a square kernel: of a
     leaf of shape ``(64, 3, 3, 3)`` it makes moves that are ``sqrt(64/27)`` times smaller.
 
-    Matrix products are those of the leaf's library: the last bits differ from library to library, and from device to device.
-    The rule is not fused.
+    Matrix products are those of the leaf's library: the bits are the same in every engine, but the last ones differ from library to library, and from
+    device to device. What is elementwise is fused around them; a hidden array as large as the leaf is between.
 
     Examples
     --------
