@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,11 +10,12 @@ import numpy as np
 
 from gpuopt.arrays import current, describe, namespace, zeros_like
 from gpuopt.engines import memory
+from gpuopt.engines.folds import Fold, fold
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.program import Node
 from gpuopt.engines.programs import kind_of
 from gpuopt.engines.reference import sum_along
-from gpuopt.engines.stages import buffers, idle, leaving, stages
+from gpuopt.engines.stages import axis_of, buffers, idle, leaving, source, stages
 from gpuopt.engines.symbols import Expression, Extent, TraceError, entering
 from gpuopt.engines.table import Table
 from gpuopt.engines.trace import functions
@@ -103,7 +105,9 @@ class Whole:
             case Node("literal", (number,)):
                 found = float.fromhex(number)
             case Node("sum", (held, axes, keepdims)):
-                found = self._apart(sum_along(self._xp, self._array(held), axes, keepdims=keepdims), held)
+                name = source(self.program, node)
+                u = self._hidden[name].array if name else self._values[held[1]]
+                found = self._apart(sum_along(self._xp, u, axes, keepdims=keepdims), u)
             case Node("whole", (k, *given)):
                 found = self._of_whole(k, given)
             case Node(op, args):
@@ -124,14 +128,12 @@ class Whole:
             raise TypeError(_unlike(found, self._kind, self._rule))
         for own in given:
             if own is not None:
-                found = self._apart(found, own)
+                found = self._apart(found, self._array(own))
         return found
 
-    def _apart(self, found: Any, held: tuple[str, int]) -> Any:
-        """The same, or a copy if it may be in a hidden array, which others use next."""
-        where, index = held
-        is_inside = where == "element" and memory.Overlaps([self._hidden[leaving(index)].array]).meets(found)
-        return self._xp.asarray(found, copy=True) if is_inside else found
+    def _apart(self, found: Any, u: Any) -> Any:
+        """The same, or a copy if it may be in the array that it is made of: a hidden one is used again."""
+        return self._xp.asarray(found, copy=True) if memory.Overlaps([u]).meets(found) else found
 
 
 class Stages:
@@ -168,25 +170,39 @@ class Stages:
             if leaf.program.extents
         }
         self._stages = [stages(leaf.program) for leaf in leaves]
-        self._tables: list[tuple[list[int], Table, Any]] = []
+        self._tables: list[list[tuple[list[int], Table, Any]]] = []
         for s in range(max(map(len, self._stages)) - 1):
-            # Totals over a group take all its leaves, also those that have no such stage.
-            groups = {leaf.group for leaf, own in zip(leaves, self._stages, strict=True) if len(own) > s + 1}
-            rows = [
-                row
-                for row, (leaf, own) in enumerate(zip(leaves, self._stages, strict=True))
-                if len(own) > s + 1 or (leaf.group in groups and leaf.program.has_totals)
+            loops = self._loops(s)
+            folds = [
+                (row, program)
+                for row, own in enumerate(self._stages)
+                if len(own) > s + 1
+                for _, program in own[s].folds
             ]
-            programs = {
-                row: own[s].program if len(own := self._stages[row]) > s + 1 else idle(leaves[row].program)
-                for row in rows
-            }
-            table = Table([segments[row](programs[row]) for row in rows])
-            self._tables.append((rows, table, place.kernel(table, None)))
+            self._tables.append([self._table(own, segments) for own in (loops, folds) if own])
+
+    def _loops(self, s: int) -> list[tuple[int, Program]]:
+        """The loops of a stage that store elements. Totals over a group take all its leaves, also those that store none."""
+        storing = {
+            leaf.group
+            for leaf, own in zip(self._leaves, self._stages, strict=True)
+            if len(own) > s + 1 and own[s].program.stores
+        }
+        return [
+            (row, own[s].program if len(own) > s + 1 else idle(leaf.program))
+            for row, (leaf, own) in enumerate(zip(self._leaves, self._stages, strict=True))
+            if leaf.group in storing and (leaf.program.has_totals or (len(own) > s + 1 and own[s].program.stores))
+        ]
+
+    def _table(
+        self, own: Sequence[tuple[int, Program]], segments: Sequence[Callable[[Program], Segment]]
+    ) -> tuple[list[int], Table, Any]:
+        table = Table([segments[row](program) for row, program in own])
+        return [row for row, _ in own], table, self._place.kernel(table, None)
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """Set the factors of the gradients, of each leaf of the step."""
-        for rows, _, kernel in self._tables:
+        for rows, _, kernel in itertools.chain(*self._tables):
             kernel.scale(factors[rows])
 
     def run(self, scalars: Sequence[Mapping[str, float]], gradients: NDArray[np.int64]) -> list[Callable[[], object]]:
@@ -217,8 +233,7 @@ class Stages:
             for row in present:
                 if len(own := self._stages[row]) > s:
                     self._whole[row].work_out(own[s].before, own[s].enters)
-            if s < len(self._tables):
-                rows, table, kernel = self._tables[s]
+            for rows, table, kernel in self._tables[s] if s < len(self._tables) else ():
                 table.gradients[:] = gradients[rows]
                 table.set_coefficients(scalars)
                 in_one_go(kernel.prepare(), self._place.restoring())
@@ -279,40 +294,46 @@ class Hidden(NamedTuple):
         With the axes of the leaf, and in the same order in memory.
     span, inner
         Of a spread one: element ``i`` of the leaf has number ``i // span * inner + i % inner`` of it.
+    fold
+        Of one that gets sums along an axis, how they are added up.
 
     """
 
     array: Any
     span: int = 0
     inner: int = 0
+    fold: Fold | None = None
 
 
 def hidden_arrays(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[dict[str, Hidden]]:
     """Return the hidden arrays of each leaf, by name: new ones, of the real numbers that is computed with."""
     layouts: list[memory.Layout] = []
-    found: list[dict[str, tuple[int, int, int]]] = []
+    found: list[dict[str, tuple[Any, ...]]] = []
     for leaf, p in zip(leaves, parameters, strict=True):
-        own: dict[str, tuple[int, int, int]] = {}
+        own: dict[str, tuple[Any, ...]] = {}
         found.append(own)
         if not leaf.program.extents:
             continue
         kind, first, names = kind_of(p), len(layouts), buffers(leaf.program)
-        own |= {name: (first + k, 0, 0) for name, k in names.items()}
+        own |= {name: (first + k,) for name, k in names.items()}
         layouts += [_laid_out(p, kind.shape, kind)[0]] * len({*names.values()})
         for name in {name: None for stage in stages(leaf.program) for name in sorted(stage.program.spread)}:
             k = next(k for k in range(len(leaf.program.extents)) if entering(k) == name)
             layout, span, inner = _laid_out(p, leaf.program.extent_shapes[k], kind)
             own[name] = len(layouts), span, inner
             layouts.append(layout)
+        for name in {name: None for stage in stages(leaf.program) for name, _ in stage.folds}:
+            axis = axis_of(name)
+            how, left = fold(kind.shape, _order(p), axis)
+            own[name] = len(layouts), 0, 0, how
+            layouts.append(_laid_out(p, (*kind.shape[:axis], left, *kind.shape[axis + 1 :]), kind)[0])
     arrays = place.zeros(layouts) if layouts else []
     return [{name: Hidden(arrays[k], *how) for name, (k, *how) in own.items()} for own in found]
 
 
 def _laid_out(p: Any, shape: tuple[int, ...], kind: Kind) -> tuple[memory.Layout, int, int]:
     """The layout of an array of this shape, with the axes of a leaf in the order of its memory; its span and what is inside of it."""
-    strides = memory.dense_layout(p).strides or (p.dtype.itemsize,)
-    shape = (1,) * (len(kind.shape) - len(shape)) + shape
-    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    shape, order = (1,) * (len(kind.shape) - len(shape)) + shape, _order(p)
     axes = [axis for axis in order if kind.shape[axis] != 1]
     once = [k for k, axis in enumerate(axes) if shape[axis] == 1]
     if once and once != list(range(once[0], once[-1] + 1)):
@@ -326,3 +347,9 @@ def _laid_out(p: Any, shape: tuple[int, ...], kind: Kind) -> tuple[memory.Layout
         own[axis] = step
         step *= shape[axis]
     return memory.Layout(shape, np.dtype(kind.dtype), tuple(own)), span, inner
+
+
+def _order(p: Any) -> list[int]:
+    """The axes of a leaf, in the order of its memory."""
+    strides = memory.dense_layout(p).strides or (p.dtype.itemsize,)
+    return sorted(range(len(strides)), key=lambda axis: -strides[axis])

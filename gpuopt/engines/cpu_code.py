@@ -64,8 +64,7 @@ def source(variants: tuple[Variant, ...]) -> str:
     code = declarations()
     if any(v.precision for v in variants):
         code.append(cpu_storage.FUNCTIONS)
-    if any(v.program.spread for v in variants):
-        code += cpu_extents.spreads()
+    code += cpu_extents.functions(variants)
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
     code += [_update(i, variant) for i, variant in enumerate(variants)]
     if table.reduction_passes(variants):
@@ -118,6 +117,8 @@ def _over_chunks(
 
 def _update(i: int, variant: Variant) -> str:
     """The loop of one variant over ``n`` elements from ``start``."""
+    if variant.program.folds:
+        return cpu_extents.fold(i, variant)
     last = update(variant.program)
     access, loop = 2 * i, 2 * i + 1
     code = Elements(variant, last.elements, {}, f", !llvm.access.group !{access}")

@@ -11,6 +11,7 @@ import numpy as np
 from gpuopt.arrays import assign, dtype_of, name_of
 from gpuopt.engines.between import Stages, hidden_arrays
 from gpuopt.engines.complexes import gradient_dtype
+from gpuopt.engines.folds import length
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.place import host
@@ -143,11 +144,15 @@ class FusedStep:
 
     def _segment(self, leaf: Leaf, p: Any, hidden: Mapping[str, Hidden], gradient: str, program: Program) -> Segment:
         """A leaf in the table of a stage."""
-        pointer = self.place.pointer
+        pointer, size = self.place.pointer, p.size
         own = {**leaf.slots, **{name: array for name, (array, *_) in hidden.items()}}
-        spans = [number for name in program.slots if name in program.spread for number in hidden[name][1:]]
+        spans = [number for name in program.slots if name in program.spread for number in hidden[name][1:3]]
+        if program.folds:
+            ((name, _, _),) = program.stores
+            sums = hidden[name]
+            size, spans = length(sums.array.size), [*spans, *(sums.fold or ())]
         return Segment(
-            p.size,
+            size,
             leaf.group,
             program,
             dtype_of(p),

@@ -80,6 +80,8 @@ class Program:
     """Of `slots`, those that are no state: what goes from one stage to the next; see `gpuopt.engines.stages`."""
     spread: frozenset[str] = frozenset()
     """Of `hidden`, those of other shapes than the leaf's, each number of which stands for many elements."""
+    folds: bool = False
+    """Whether what is stored is added up along an axis, as far as one loop goes; see `gpuopt.engines.folds`."""
     totals: tuple[int, ...] = ()
     """Of `numbers`, those that are worked out whether something needs them or not."""
     extents: tuple[Node, ...] = ()

@@ -33,17 +33,41 @@ class Stage:
         Of these, the ones that the loops of this stage or of later ones read.
     program
         Of the loops.
+    folds
+        Programs of loops that add up along an axis, by the name of the hidden array that they write.
 
     """
 
     before: tuple[int, ...]
     enters: tuple[int, ...]
     program: Program
+    folds: tuple[tuple[str, Program], ...] = ()
 
 
 def leaving(element: int) -> str:
     """Name of the hidden array in which an element is stored for what is of whole arrays; no slot has a name with a space."""
     return f"element {element}"
+
+
+def source(program: Program, node: Node) -> str | None:
+    """Name of the hidden array that an extent is a sum of; None if it is the sum of another extent.
+
+    Elements that are made of no numbers are added up in the loop that works them out, along the first axis, as far as that goes.
+    """
+    (where, index), (first, *_), _ = node.args
+    if where != "element":
+        return None
+    return leaving(index) if _numbers_of(program, index) else f"{leaving(index)} along {first}"
+
+
+def axis_of(name: str) -> int:
+    """The axis along which a hidden array is added up; -1 if it is not."""
+    _, is_sum, axis = name.partition(" along ")
+    return int(axis) if is_sum else -1
+
+
+def _numbers_of(program: Program, element: int) -> bool:
+    return any(program.nodes[i].op == "number" for i in needed(program, [element], ())[0])
 
 
 @cache
@@ -64,11 +88,23 @@ def stages(program: Program) -> tuple[Stage, ...]:
     found = []
     for depth in range(1 + max(extents[k] for k in wanted)):
         before = tuple(k for k in wanted if extents[k] == depth)
-        left = {i for k in wanted if extents[k] == depth + 1 for i in _elements_of(program.extents[k])}
-        found.append((before, tuple(k for k in before if k in read), tuple((leaving(i), (), i) for i in sorted(left))))
+        left = {name: i for k in wanted if extents[k] == depth + 1 for name, i in _left(program, program.extents[k])}
+        found.append((before, tuple(k for k in before if k in read), left))
     *first, (before, enters, _) = found
     return (
-        *(Stage(own, ins, _only(program, stores, totals)) for own, ins, stores in first),
+        *(
+            Stage(
+                own,
+                ins,
+                _only(program, tuple((name, (), i) for name, i in left.items() if axis_of(name) < 0), totals),
+                tuple(
+                    (name, replace(_only(program, ((name, (), i),), ()), folds=True))
+                    for name, i in left.items()
+                    if axis_of(name) >= 0
+                ),
+            )
+            for own, ins, left in first
+        ),
         Stage(before, enters, _with_hidden(replace(program, totals=totals), program.stores)),
     )
 
@@ -143,6 +179,14 @@ def _with_hidden(program: Program, stores: tuple[tuple[str, tuple[int, ...], int
 
 def _totals(program: Program) -> list[int]:
     return [k for k, node in enumerate(program.numbers) if node.op == "reduce" and node.args[1] == "group"]
+
+
+def _left(program: Program, node: Node) -> list[tuple[str, int]]:
+    """The hidden arrays that an extent is made of, and the elements that are stored there."""
+    if node.op == "sum":
+        name = source(program, node)
+        return [(name, node.args[0][1])] if name else []
+    return [(leaving(i), i) for i in _elements_of(node)]
 
 
 def _elements_of(node: Node) -> list[int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.engines.dtypes import DTYPES, DType
+from gpuopt.engines.folds import Fold
 from gpuopt.engines.passes import passes, update
 
 if TYPE_CHECKING:
@@ -221,7 +222,12 @@ class Table:
 
 def columns(variants: Sequence[Variant]) -> int:
     """Columns of a table whose segments have these variants."""
-    return max(spread_at(v.program, len(v.program.spread)) for v in variants)
+    return max(fold_at(v.program) + len(Fold._fields) * v.program.folds for v in variants)
+
+
+def fold_at(program: Program) -> int:
+    """The first column of those of a `Fold`."""
+    return spread_at(program, len(program.spread))
 
 
 def spread_at(program: Program, which: int | str) -> int:
