@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from gpuopt.engines import norms, table
+from gpuopt.engines import cuda_extents, norms, table
 from gpuopt.engines.cuda_elements import Elements, numbered
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import update
@@ -42,6 +42,8 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
 
 def loop(i: int, variant: Variant) -> str:
     """The code of one variant: the element, and the loop over a chunk."""
+    if variant.program.folds:
+        return cuda_extents.fold(i, variant)
     last = update(variant.program)
     code = Elements(variant, last.elements, {})
     T, lanes = code.T, "xyzw"[: 16 // ctypes.sizeof(DTYPES[variant.dtype].ctype)]  # noqa: N806 - a type
