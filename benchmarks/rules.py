@@ -110,6 +110,51 @@ def other_lbfgs(shape: Shape) -> dict[str, Step]:
     return steps
 
 
+# Rules of whole matrices
+
+
+def matrix(shape: Shape, seed: int) -> Any:
+    return peers.leaves((1, shape[0] * shape[1]), seed)[0].reshape(shape)
+
+
+def our_matrix(rule: gpuopt.Rule, shape: Shape) -> Step:
+    """Ours."""
+    optimizer, g = gpuopt.Optimizer(matrix(shape, 0), rule, engine="fused"), matrix(shape, 1)
+    return lambda: optimizer.step(g)
+
+
+def other_matrix(name: str, of_optax: Callable[[Any], Any], rule: gpuopt.Rule, shape: Shape) -> dict[str, Step]:
+    """Ours on arrays, torch's, and Optax's."""
+    array, g = gpuopt.Optimizer(matrix(shape, 0), rule, engine="array"), matrix(shape, 1)
+    installed = versions("torch", "optax")
+    steps: dict[str, Step] = {"array engine": lambda: array.step(g)}
+    if installed["torch"]:
+        import torch
+
+        p = torch.nn.Parameter(torch.tensor(matrix(shape, 0)))
+        p.grad = torch.tensor(g)
+        steps["torch"] = getattr(torch.optim, name)([p], LR).step
+    if installed["optax"]:
+        import jax
+        import optax
+
+        theirs = of_optax(optax)
+        q, k = jax.numpy.array(matrix(shape, 0)), jax.numpy.array(g)
+
+        def update(x: Any, state: Any) -> Any:
+            moves, state = theirs.update(k, state, x)
+            return x + moves, state
+
+        now, compiled = (q, theirs.init(q)), jax.jit(update, donate_argnums=(0, 1))
+
+        def jitted() -> None:
+            nonlocal now
+            now = jax.block_until_ready(compiled(*now))
+
+        steps["Optax jit"] = jitted
+    return steps
+
+
 CHAIN = gpuopt.chain(gpuopt.ClipValue(1.0), gpuopt.L2(1e-4), gpuopt.Adam(LR), gpuopt.NonNegative())
 
 ROWS: Mapping[str, tuple[Shape, Callable[[Shape], Step], Callable[[Shape], dict[str, Step]], float]] = {
@@ -122,6 +167,18 @@ ROWS: Mapping[str, tuple[Shape, Callable[[Shape], Step], Callable[[Shape], dict[
         lambda shape: ours(gpuopt.AdamW(LR, weight_decay=0.01), shape),
         torch("AdamW", "fused", weight_decay=0.01),
         1.05,
+    ),
+    "Adafactor": (
+        (2048, 1024),
+        partial(our_matrix, gpuopt.Adafactor(LR)),
+        partial(other_matrix, "Adafactor", lambda optax: optax.adafactor(LR), gpuopt.Adafactor(LR)),
+        1.0,
+    ),
+    "Muon": (
+        (2048, 1024),
+        partial(our_matrix, gpuopt.Muon(LR)),
+        partial(other_matrix, "Muon", lambda optax: optax.contrib.muon(LR), gpuopt.Muon(LR)),
+        1.0,
     ),
     **{
         name: (

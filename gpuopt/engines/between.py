@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuopt.arrays import current, describe, namespace, zeros_like
+from gpuopt.arrays import current, describe, dtype_of, namespace, zeros_like
+from gpuopt.arrays import place as place_name
 from gpuopt.engines import memory
 from gpuopt.engines.folds import Fold, fold
 from gpuopt.engines.interrupts import in_one_go
@@ -247,17 +248,55 @@ class Stages:
         return program.evaluate_for_extents(h), called, self._rules[leaf.group].name
 
 
-def try_whole(rule: Rule, program: Program, p: Any) -> None:
-    """Call what an update gives to `xp.whole` once, on zeros like the leaf.
+def try_whole(
+    programs: list[Program | None],
+    members: Sequence[int],
+    groups: Sequence[int],
+    arrays: Sequence[Any],
+    rules: Sequence[Rule],
+    *,
+    strict: bool,
+) -> None:
+    """Call what updates give to `xp.whole` once for each kind of leaf, for its errors.
+
+    Parameters
+    ----------
+    programs
+        Of each leaf. Leaves whose functions use values that they are not given, or do not return arrays like the leaf, get None.
+    members
+        The leaves to look at.
+    groups, arrays, rules
+        Of each leaf the index of its rule and the parameter; the rules.
+    strict
+        Whether to raise instead.
 
     Raises
     ------
     TraceError
-        If it uses values that it is not given, or does not return arrays like the leaf: then it is not fused.
+        If one is not fit, with ``strict``.
     Exception
-        Whatever it raises.
+        Whatever a function raises.
 
     """
+    kinds: dict[Any, list[int]] = {}
+    for i in members:
+        program = programs[i]
+        if program is not None and program.extents:
+            kinds.setdefault((groups[i], id(program), place_name(arrays[i]), dtype_of(arrays[i])), []).append(i)
+    for alike in kinds.values():
+        least = min(alike, key=lambda i: int(arrays[i].size))
+        program = programs[least]
+        assert program is not None
+        try:
+            _try_whole(rules[groups[least]], program, arrays[least])
+        except TraceError:
+            if strict:
+                raise
+            for i in alike:
+                programs[i] = None
+
+
+def _try_whole(rule: Rule, program: Program, p: Any) -> None:
     if not any(node.op == "whole" for node in program.extents):
         return
     kind, xp = kind_of(p), namespace(p)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-import operator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt import arrays as libraries
 from gpuopt.engines import array, between, memory, storage
-from gpuopt.engines.complexes import arithmetic_dtype
 from gpuopt.engines.dependence import agrees, dependence
 from gpuopt.engines.fused import FusedStep, Leaf
 from gpuopt.engines.interrupts import in_one_go
-from gpuopt.engines.norms import chunk_sums_of_squares, is_finite, judge, sums_of_squares
+from gpuopt.engines.judging import Judging
 from gpuopt.engines.place import place_of
 from gpuopt.engines.program import SCALE
 from gpuopt.engines.programs import Programs
 from gpuopt.engines.slots import lower_bits_of, with_new_slots
-from gpuopt.engines.symbols import TraceError
 from gpuopt.engines.table import CHUNK
 from gpuopt.rules.slots import Shared, is_number, starts
 
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 
-class Step:
+class Step(Judging):
     """The leaves, each with the engine that updates it.
 
     Parameters
@@ -100,7 +97,8 @@ class Step:
         programs = Programs(rules)
         self._programs = [programs.get(group, a) for a, group in zip(arrays, groups, strict=True)]
         if engine != "array":
-            self._try_whole(idle, engine)
+            tried = [i for i, place in enumerate(self._places) if place and i not in idle]
+            between.try_whole(self._programs, tried, groups, arrays, rules, strict=engine == "fused")
         self._elementwise = [
             all(
                 own is not None and own.is_elementwise
@@ -177,24 +175,6 @@ class Step:
                 self._loss = self._next_loss = np.array(before.loss_scale)
             in_one_go(self.setting_scale(*self._loss), self.restoring())
 
-    def _try_whole(self, idle: Collection[int], engine: Engine) -> None:
-        """Call what goes to `xp.whole` once for each kind of leaf, for its errors; what is not like the leaf is not fused."""
-        kinds: dict[Any, list[int]] = {}
-        for i, (program, group, a) in enumerate(zip(self._programs, self._groups, self._arrays, strict=True)):
-            if program is not None and i not in idle and self._places[i] and not program.is_elementwise:
-                kinds.setdefault((group, id(program), libraries.place(a), libraries.dtype_of(a)), []).append(i)
-        for members in kinds.values():
-            least = min(members, key=lambda i: int(self._arrays[i].size))
-            program = self._programs[least]
-            assert program is not None
-            try:
-                between.try_whole(self.rules[self._groups[least]], program, self._arrays[least])
-            except TraceError:
-                if engine == "fused":
-                    raise
-                for i in members:
-                    self._programs[i] = None
-
     def _can_be_fused(self, engine: Engine) -> list[bool]:
         """Whether each leaf can: it can be traced, and what its group adds up over all leaves lies in one place.
 
@@ -221,12 +201,6 @@ class Step:
                 for i in members:
                     found[i] = False
         return found
-
-    @property
-    def _judge(self) -> Any:
-        """The kernel of a GPU that decides by itself."""
-        kernel = self._fused[0].kernel if self._decides else None
-        return kernel if hasattr(kernel, "judge") else None
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""
@@ -271,82 +245,6 @@ class Step:
         for step in self._fused:
             step.bind(gradients, leaves, checked)
 
-    def look(self, gradients: Sequence[Any], limit: float, *, wait_for_host: bool) -> list[int]:
-        """Measure the gradients (of `bind`) and decide by how much they are scaled, and whether the step is left out.
-
-        Parameters
-        ----------
-        limit
-            The norm to clip to.
-        wait_for_host
-            Where a GPU decides by itself: after a step with a bad gradient, to leave out all others, too.
-
-        Returns
-        -------
-        list of int
-            Leaves whose gradient is not finite, for which the caller is not to go on; not known, and empty, where a GPU
-            decides by itself.
-
-        """
-        if self._guard is None:
-            return []
-        clip, skip, scale = self._guard.clip, self._guard.skip, self._guard.scale
-        if self._judge is not None:
-            self._judge.judge(clip, limit, sticky=wait_for_host, skip=skip, scale=scale)
-            return []
-        sums = np.zeros((len(self._arrays), 3))
-        for step in self._fused:
-            step.measure(sums)
-        for i in self._alone:
-            g, p = gradients[i], self._arrays[i]
-            if g is not None and (libraries.is_numpy(p) or libraries.is_cupy(p)):
-                flat = memory.in_memory_order(libraries.to_numpy(g), p)
-                with np.errstate(all="ignore"):
-                    sums[i] = sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
-            elif g is not None:
-                sums[i] = array.sums_of_squares(g, p)
-        verdict = judge(sums, clip, limit, float(self._loss[0]))
-        self.decided(verdict.norm, verdict.scales)
-        if scale:
-            self._next_loss = np.array(scale.next(*self._loss.tolist(), is_finite=bool(verdict.finite.all())))
-        return np.flatnonzero(~verdict.finite).tolist() if skip else []
-
-    @property
-    def loss_scale(self) -> tuple[float, float]:
-        """What gradients are divided by, and how many good steps there were since it changed. A GPU is waited for."""
-        scale, good = self._loss.tolist() if self._judge is None else self._judge.loss_scale().get().tolist()
-        return scale, good
-
-    @property
-    def scale_array(self) -> Any:
-        """What gradients are divided by, as an array without axes where that is known."""
-        return (self._loss if self._judge is None else self._judge.loss_scale())[0]
-
-    def setting_scale(self, scale: float, good: float) -> list[Callable[[], object]]:
-        """Return what sets `loss_scale`: functions written in C, with `restoring` after them."""
-        own = np.array([scale, good])
-        judge = [] if self._judge is None else self._judge.setting_scale(own)
-        return [partial(operator.setitem, self._loss, ..., own), *judge]
-
-    def settling(self) -> list[Callable[[], object]]:
-        """Return what goes on with the scale that the last look at the gradients has led to: functions written in C."""
-        return (
-            [partial(operator.setitem, self._loss, ..., self._next_loss)] if self._guard and self._guard.scale else []
-        )
-
-    def chunk_sums(self, gradients: Sequence[Any]) -> list[NDArray[np.float64]]:
-        """Return the sums of squares of each chunk of each gradient (of `bind`), of shape (chunks, 3); 0 for None.
-
-        For a caller that decides by itself, as `gpuopt.engines.norms.judge` does, and tells `decided`. NumPy and CuPy only.
-        """
-        found = {i: sums for step in self._fused for i, sums in step.chunk_sums().items()}
-        for i in set(range(len(self._arrays))) - found.keys():
-            g, p = gradients[i], self._arrays[i]
-            flat = np.zeros(p.size, p.dtype) if g is None else memory.in_memory_order(libraries.to_numpy(g), p)
-            with np.errstate(all="ignore"):
-                found[i] = chunk_sums_of_squares(flat.astype(arithmetic_dtype(p), copy=False))
-        return [found[i] for i in range(len(self._arrays))]
-
     @property
     def widths(self) -> list[int]:
         """Of parts of leaves: of each reduction pass, how much it adds up of each chunk."""
@@ -368,46 +266,9 @@ class Step:
         """Take over what pass ``k`` added up of all chunks of all whole leaves, of shape (chunks, columns)."""
         self._fused[0].know(k, sums)
 
-    def decided(self, norm: float, scales: NDArray[np.float64]) -> None:
-        """Take over the norm of all gradients, and what each gradient is multiplied by."""
-        self._norm, self._scales = norm, scales
-        for step in self._fused:
-            step.scale(scales)
-
-    def report(self) -> None:
-        """Where a GPU decides by itself: have it tell whether it left steps out."""
-        if self._judge is not None:
-            self._judge.report()
-
-    def overdue(self, *, wait: bool) -> tuple[int, list[int]] | None:
-        """If a GPU left steps out (as far as it has reported or, with ``wait``, by now): how many, and for which leaves."""
-        if self._judge is None or not (wait or self._judge.reported()):
-            return None
-        skipped = self.count_skipped()()
-        if not skipped:
-            return None
-        finite = is_finite(self._judge.sums_found())
-        return skipped, [i for i, is_good in zip(self._fused[0].members, finite, strict=True) if not is_good]
-
-    def pardoning(self) -> Sequence[Callable[[], object]]:
-        """Return what has a GPU forget that it left steps out: functions written in C, with `restoring` after them."""
-        return () if self._judge is None else self._judge.pardoning()
-
     def restoring(self) -> Sequence[Callable[[], object]]:
         """See `gpuopt.engines.place.Place.restoring`."""
         return self._fused[0].place.restoring() if self._fused else ()  # GPUs come first, and have one for all of them
-
-    def count_skipped(self) -> Callable[[], int]:
-        """Have a GPU count the steps that it left out; the function that is returned waits for the GPU, and gives the count."""
-        if self._judge is None:
-            return int
-        verdict = self._judge.verdict()
-        return lambda: verdict()[0]
-
-    @property
-    def norm(self) -> float:
-        """The norm of all gradients of the last step that was looked at; NaN if none was."""
-        return self._norm if self._guard is None or self._judge is None else self._judge.verdict()()[1]
 
     def __call__(
         self,

@@ -137,5 +137,6 @@ class Muon(Rule):
         x = x / (norm + h.eps / largest)
         for _ in range(self.iterations):
             gram = x @ x.T
-            x = h.a * x + (h.b * gram + h.c * (gram @ gram)) @ x
+            # The transpose of a symmetric matrix is itself, and tells NumPy that half of the product will do.
+            x = h.a * x + (h.b * gram + h.c * (gram @ gram.T)) @ x
         return x
