@@ -165,10 +165,16 @@ def test_power_fails_while_an_optimizer_is_saved(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [RunFolder.opened, lambda path: RunFolder.create(path, "name")])
 def test_new_folders_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
-    synced, fsync = set(), os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
     make(tmp_path / "a" / "b" / "c")
-    assert synced == {path.stat().st_ino for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")}
+    assert synced == [path.stat().st_ino for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")]
 
 
 def test_rows_that_were_written_together_count_together(tmp_path: Path) -> None:
