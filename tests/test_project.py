@@ -167,7 +167,16 @@ LAYERS: dict[str, set[str]] = {
 # Libraries that only these files may name: everything else goes through them.
 CONFINED = {
     "cuda": {"nvrtc.py"},
-    "cupy": {"arrays.py", "backends.py", "diagnosis.py", "distributed/transport.py", "engines/cuda.py", "nvrtc.py"},
+    "cupy": {
+        "arrays.py",
+        "backends.py",
+        "diagnosis.py",
+        "distributed/transport.py",
+        "engines/cuda.py",
+        "engines/cuda_cache.py",
+        "engines/cuda_lookup.py",
+        "nvrtc.py",
+    },
     "cupyx": {"arrays.py"},
     "cupy_backends": set(),
     "llvmlite": {"engines/machine.py"},
