@@ -137,8 +137,9 @@ def told_plainly() -> Iterator[None]:
         code, message = 1, str(error)
     else:
         return
+    first, *more = message.splitlines() or [""]
     with contextlib.suppress(OSError):  # the exit code tells it, too
-        typer.echo(f"gpuopt: {message}", err=True)
+        typer.echo(f"gpuopt: {' '.join([first, '; '.join(line.strip() for line in more)]).strip()}", err=True)
     raise typer.Exit(code)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuopt.arrays import assign, describe, is_cupy, is_numpy
 from gpuopt.errors import UsageError
+from gpuopt.suggest import printable
 from gpuopt.tensorfile import DTYPES
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ class Own:
                     f"run.remember: {name}: {describe(value)}, expected before run.steps, where it is restored"
                 )
         elif _is_array(value) and name in self._saved_arrays:
-            self._fill(name, value, self._saved_arrays.pop(name))
+            self._fill(name, value, self._saved_arrays[name])
+            del self._saved_arrays[name]
         elif _is_generator(value) and name in self._saved:
-            _set_state(value, self._saved.pop(name))
+            _set_state(name, value, self._saved[name])
+            del self._saved[name]
         elif is_plain and name in self._found:
             value = self.values[name]
         if not inside and name in {*self._saved, *self._saved_arrays, *({} if is_plain else self._found)}:
@@ -133,9 +136,9 @@ class Own:
         self._drawn[:] = [*drawn, *self._drawn[len(drawn) :]][: len(self._drawn)]
         for name, state in generators.items():
             if name == RANDOM:
-                _set_state(self.random, state)
+                _set_state(name, self.random, state)
             elif name in self.values:
-                _set_state(self.values[name], state)
+                _set_state(name, self.values[name], state)
             else:
                 self._saved[name] = state
         for name, value in values.items():
@@ -239,11 +242,18 @@ def _plain(state: Any) -> Any:
     return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
 
 
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.RandomState):
-        generator.set_state({**state, "state": {**state["state"], "key": np.array(state["state"]["key"], np.uint32)}})
-    else:
-        generator.bit_generator.state = state
+def _set_state(name: str, generator: Any, state: Any) -> None:
+    try:
+        if isinstance(generator, np.random.RandomState):
+            key = np.array(state["state"]["key"], np.uint32)
+            generator.set_state({**state, "state": {**state["state"], "key": key}})
+        else:
+            generator.bit_generator.state = state
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        what = describe(generator)
+        raise UsageError(
+            f"run.remember: {name}: {what}; the checkpoint has no state of one: {printable(error)}"
+        ) from None
 
 
 def _put_back(value: Any, saved: Any) -> Any:
