@@ -371,3 +371,14 @@ def test_an_event_of_ones_own_is_in_the_report(tmp_path: Path) -> None:
     assert rows(tmp_path / "run", "mine") == [{"event": "mine", "step": 7}]
     assert gpuopt("plot", tmp_path / "run")[0] == 0
     assert ">mine<" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("line", [b"[" * 60_000, b"\xff", b"9" * 60_000, b"{}x", b""])
+def test_a_request_that_is_none_ends_the_connection_alone(running: Running, line: bytes) -> None:
+    guest = Client(RunFolder(running.folder))
+    guest._file.write(line + b"\n")
+    guest._file.flush()
+    assert guest._file.readline() == b""
+    guest.close()
+    assert running.ask()["now"]["step"] > 0
