@@ -41,6 +41,8 @@ class Own:
         self._saved: dict[str, Any] = {}  # generators and arrays in it that nobody has given yet
         self._saved_arrays: dict[str, Any] = {}
         self._saved_drawn: list[int] = []
+        self._orders: list[list[int]] = []  # seed, samples and size of each iterator
+        self._saved_orders: list[list[int]] = []
         self._moving: dict[str, Any] | None = None  # as they were at the end of the last step
         self._is_left = False
 
@@ -91,7 +93,11 @@ class Own:
         for name, count in (("samples", samples), ("size", size)):
             if not is_count(count):
                 raise UsageError(f"run.batches: {name}: {count!r}, expected a positive integer")
-        number = len(self._drawn)
+        number, order = len(self._drawn), [self._seed, int(samples), int(size)]
+        if order != (before := [*self._saved_orders[number : number + 1], order][0]):
+            given, saved = ("seed {}, {} samples, size {}".format(*one) for one in (order, before))
+            raise UsageError(f"run.batches: {given}; the checkpoint has {saved}, whose order is gone on with")
+        self._orders.append(order)
         self._drawn.append(self._saved_drawn[number] if number < len(self._saved_drawn) else 0)
         return self._indices(number, int(samples), int(size))
 
@@ -122,7 +128,8 @@ class Own:
             for name, value in self.values.items()
             if not _is_array(value) and not _is_generator(value)
         }
-        return {"drawn": moving["drawn"], "generators": _plain(moving["generators"]), "values": values}
+        known = {"drawn": moving["drawn"], "orders": [*self._orders]}
+        return {**known, "generators": _plain(moving["generators"]), "values": values}
 
     def move(self, position: Mapping[str, Any]) -> None:
         """Go to a position: of the checkpoint, before anything was remembered, or of one step among others."""
@@ -133,6 +140,9 @@ class Own:
             raise TypeError("expected generators and values by name")
         self._is_left, self._moving = False, None
         self._saved_drawn = list(drawn)
+        self._saved_orders = [
+            [int(n) for n in order] for order in position.get("orders", [])
+        ]  # earlier versions noted none
         self._drawn[:] = [*drawn, *self._drawn[len(drawn) :]][: len(self._drawn)]
         for name, state in generators.items():
             if name == RANDOM:
