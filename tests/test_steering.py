@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from gpuopt import schedules
 from gpuopt.runs.control.channel import Client
-from gpuopt.runs.record.events import explain
+from gpuopt.runs.record.events import describe, explain
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import Callback, Config, Training, UsageError, resume, train
 
@@ -382,3 +382,8 @@ def test_a_request_that_is_none_ends_the_connection_alone(running: Running, line
     assert guest._file.readline() == b""
     guest.close()
     assert running.ask()["now"]["step"] > 0
+
+
+def test_metrics_of_a_loop_of_ones_own_in_words() -> None:
+    assert describe({"step": 3, "test_accuracy": 0.5, "lr": 0.1}) == "test accuracy 0.5000  lr 0.1"
+    assert describe({"test_accuracy": 0.5, "test_loss": 2.0, "loss": 1}) == "test accuracy 0.5000  loss 1.0000"
