@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import threading
 from collections import deque
 from functools import partial
@@ -26,7 +28,7 @@ from gpuopt.rules.base import Rule
 from gpuopt.rules.slots import Given, Shared, starts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from gpuopt.groups import Rules
     from gpuopt.rules.hyper import Hyper
@@ -39,6 +41,18 @@ PAST = 4096
 """Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would go over the many new objects of many leaves, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Stateful:
     """Base class of `gpuopt.Optimizer`: its leaves, rules and state.
 
@@ -46,6 +60,7 @@ class Stateful:
     unpickled or copied. Everything else is state, and one of its parts never changes without the others.
     """
 
+    @uncollected()
     def __init__(
         self,
         params: Any,
@@ -139,6 +154,7 @@ class Stateful:
                 },
             }
 
+    @uncollected()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.
 

@@ -48,9 +48,9 @@ class CUDA(Place):
         self.name = f"cupy:{device}"
         self._device = device
 
-    def pointer(self, array: Any) -> int:
-        """See :meth:`Place.pointer`."""
-        return _address(array)  # type: ignore[no-any-return]
+    def pointers(self, arrays: Sequence[Any]) -> list[int]:
+        """See :meth:`Place.pointers`."""
+        return list(map(_address, arrays))
 
     def zeros(self, layouts: Sequence[Layout]) -> list[Any]:
         """See :meth:`Place.zeros`."""
