@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -298,10 +299,14 @@ class Held:
         self.lenders = Lenders(given, self.arrays)
         self.originals = self.lenders.arrays_of(given) if self.lenders.tensors else given
         self._known = geometries(self.originals)
+        self._leaves_now = partial(self.tree.spec.flatten_up_to, params)
 
     def now(self) -> list[Any]:
         """Return the leaves that the user holds now; of one that lends its memory, the array over it."""
-        found = self.tree.leaves_of(self._params, "params")
+        try:
+            found = self._leaves_now()
+        except (RecursionError, TypeError, ValueError):
+            found = self.tree.leaves_of(self._params, "params")
         return self.lenders.arrays_of(found) if self.lenders.tensors else found
 
     def gradients(self) -> list[Any]:
