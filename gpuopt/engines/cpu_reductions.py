@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import cpu_walks, norms
-from gpuopt.engines.cpu_elements import IDENTITY, LARGER, Elements
+from gpuopt.engines.cpu_elements import IDENTITY, LARGER, LINE, Elements
 from gpuopt.engines.cpu_numbers import Numbers
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import Batch
@@ -258,8 +258,9 @@ def loop(
         body="\n  ".join(code.body),
     ) + _REDUCE.format(
         **parts,
-        # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it.
-        own_lanes="\n  ".join(f"{own} = alloca [{norms.LANES} x double], align 64" for own in lanes),
+        # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
+        # of a tile would all be in one place of the cache.
+        own_lanes="\n  ".join(f"{own} = alloca [{norms.LANES + LINE // 8} x double], align 64" for own in lanes),
         chunks="\n  ".join(line for own in code.arrays for line in code.chunk(own)) if in_tiles else "",
         clear="\n  ".join(clear),
         walk=walk,
