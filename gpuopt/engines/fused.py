@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 
-@dataclass(frozen=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A leaf that is updated by a fused engine.
 
     Attributes
@@ -144,8 +142,8 @@ class FusedStep:
 
     def _segment(self, leaf: Leaf, p: Any, hidden: Mapping[str, Hidden], gradient: str, program: Program) -> Segment:
         """A leaf in the table of a stage."""
-        pointer, size = self.place.pointer, p.size
-        own = {**leaf.slots, **{name: array for name, (array, *_) in hidden.items()}}
+        pointers, size = self.place.pointers, p.size
+        own = {**leaf.slots, **{name: array for name, (array, *_) in hidden.items()}} if hidden else leaf.slots
         spans = [number for name in program.slots if name in program.spread for number in hidden[name][1:3]]
         if program.folds:
             ((name, _, _),) = program.stores
@@ -157,15 +155,10 @@ class FusedStep:
             program,
             dtype_of(p),
             gradient,
-            (pointer(p), *(pointer(own[name]) for name in (*program.slots, *program.number_slots)), *spans),
+            (*pointers([p, *map(own.__getitem__, (*program.slots, *program.number_slots))]), *spans),
             leaf.precision,
-            leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
+            leaf.rest if isinstance(leaf.rest, int) else pointers([leaf.rest])[0],
         )
-
-    @property
-    def has_stages(self) -> bool:
-        """Whether something comes before what `prepare` returns."""
-        return self._stages is not None
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.

@@ -31,7 +31,7 @@ def with_new_slots(
 
     A number is an array of float64 without axes: where a fused engine keeps it up to date, in the leaf's home, else of NumPy.
     """
-    of_rule = {id(rule): starts(rule.slots) for rule in rules}
+    of_rule = {id(rule): starts(rule.slots) for rule in dict(zip(map(id, rules), rules, strict=True)).values()}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     for own, starting, rule, p, kept in zip(slots, declared, rules, arrays, state, strict=True):

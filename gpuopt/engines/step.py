@@ -122,7 +122,7 @@ class Step(Judging):
         split = [
             i
             for i, a in enumerate(arrays)
-            if storage.way_of(libraries.dtype_of(a), precision) == "split" and i not in idle
+            if precision == "split" and storage.way_of(libraries.dtype_of(a), precision) and i not in idle
         ]
         for i, low in zip(split, lower_bits_of([arrays[i] for i in split], [state[i] for i in split]), strict=True):
             self.slots[i][storage.LOW] = low
@@ -189,7 +189,7 @@ class Step(Judging):
             members = [i for i, own in enumerate(self._groups) if own == group]
             if not any((program := self._programs[i]) and program.has_totals for i in members):
                 continue
-            homes = sorted({libraries.place(self._arrays[i]) for i in members})
+            homes = sorted({p.name if (p := self._places[i]) else libraries.place(self._arrays[i]) for i in members})
             if len(homes) > 1 and (engine == "fused" or len({home.partition(":")[0] for home in homes}) > 1):
                 devices = (
                     "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"

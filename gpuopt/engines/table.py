@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -64,8 +64,7 @@ class Variant:
         return (read + written) / DTYPES[self.dtype].parts
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A leaf as the table sees it.
 
     Attributes
@@ -182,11 +181,21 @@ class Table:
         self.groups = len(group_of)
         self.numbers = max(len(program.numbers) for program in lanes.values())
         self.rows = np.zeros((len(segments), columns(self.variants)), np.int64)
-        numbers = {name: dtype.number for name, dtype in DTYPES.items()}
-        for i, (s, lane) in enumerate(zip(segments, lane_of, strict=True)):
-            places = offsets[lane], scalars_at[lane[0], lane[2]], group_of[s.group]
-            own = (s.length, numbers[s.gradient], number_of[kinds_of[i]], *places, s.rest, *s.pointers)
-            self.rows[i, : len(own)] = own
+        shared = {
+            kind: (
+                DTYPES[gradient or dtype].number,
+                number_of[kind],
+                offsets[group, dtype, key],
+                scalars_at[group, key],
+                group_of[group],
+            )
+            for kind in number_of
+            for (group, dtype, key), _, gradient in [kind]
+        }
+        rows = [(s.length, *shared[kind], s.rest, *s.pointers) for s, kind in zip(segments, kinds_of, strict=True)]
+        for width in set(map(len, rows)):
+            alike = [i for i, row in enumerate(rows) if len(row) == width]
+            self.rows[alike, :width] = [rows[i] for i in alike]
 
         self.scales = np.ones(len(segments))
 
