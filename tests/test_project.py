@@ -196,7 +196,8 @@ def imports(module: Path) -> Iterator[str]:
             # `from package import module` imports the module, `from module import name` does not.
             for alias in node.names:
                 target = Path(*origin.split(".")[1:], alias.name)
-                is_module = origin.split(".")[0] == "gpuopt" and target.with_suffix(".py") in MODULES
+                files = {target.with_suffix(".py"), target / "__init__.py"}
+                is_module = origin.split(".")[0] == "gpuopt" and not files.isdisjoint(MODULES)
                 yield f"{origin}.{alias.name}" if is_module else origin
 
 
