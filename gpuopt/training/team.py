@@ -46,7 +46,7 @@ def team_of_job() -> Team | None:
     """
     if not LAUNCHED.intersection(os.environ):
         return None
-    from gpuopt.distributed.transport import world
+    from gpuopt.distributed.mpi import world
 
     try:
         comm = world()
@@ -79,7 +79,7 @@ class Team:
     """
 
     def __init__(self, comm: Any) -> None:
-        from gpuopt.distributed.transport import connect
+        from gpuopt.distributed.connecting import connect
 
         self.comm = comm
         self._transport = connect(comm, np.zeros(1), "host", None)
