@@ -151,7 +151,9 @@ CONFINED = {
     "cuda": {"nvrtc.py"},
     "cupy": {
         "arrays.py",
-        "backends.py",
+        "backends/base.py",
+        "backends/discovery.py",
+        "backends/reporting.py",
         "diagnosis.py",
         "distributed/mpi.py",
         "distributed/nccl.py",

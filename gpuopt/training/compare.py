@@ -21,7 +21,8 @@ from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.history import History
 from gpuopt.runs.secondary import warned
 from gpuopt.training import report
-from gpuopt.training.config import Config, settings
+from gpuopt.training.config import Config
+from gpuopt.training.config_rule import settings
 from gpuopt.training.data import load, spiral
 from gpuopt.training.progress import is_terminal
 from gpuopt.training.run import train

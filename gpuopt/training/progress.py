@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.events import describe, explain
 from gpuopt.runs.secondary import Secondary
-from gpuopt.training.config import BUILT_IN_RULE, SPIKES
+from gpuopt.training.config import SPIKES
+from gpuopt.training.config_rule import BUILT_IN_RULE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
