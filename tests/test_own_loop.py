@@ -509,6 +509,7 @@ def test_metrics_of_any_kind_of_number(tmp_path: Path) -> None:
     assert History.read(tmp_path / "run").points("epoch") == ([1, 2, 3, 4], [0, 0.5, 1, 1.5])
 
 
+@pytest.mark.peers
 def test_tensors_that_have_gradients_of_their_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     w = torch.ones(3, requires_grad=True)

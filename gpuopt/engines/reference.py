@@ -12,7 +12,7 @@ import numpy as np
 from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
 from gpuopt.engines.norms import ordered_sum, parts_of, root, sums_of_squares, with_infinities
-from gpuopt.rules.pairs import Pair, RealNumbers
+from gpuopt.rules.pairs import COMPARISONS, Pair, RealNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,15 +80,7 @@ def _install_operators() -> None:
     for name, function in operators.items():
         setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
         setattr(Number, f"__r{name}__", arithmetic(function, swapped=True))
-    comparisons: dict[str, Callable[[Any, Any], Any]] = {
-        "lt": lambda a, b: a < b,
-        "le": lambda a, b: a <= b,
-        "gt": lambda a, b: a > b,
-        "ge": lambda a, b: a >= b,
-        "eq": lambda a, b: a == b,
-        "ne": lambda a, b: a != b,
-    }
-    for name, function in comparisons.items():
+    for name, function in COMPARISONS.items():
         setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
 
 
