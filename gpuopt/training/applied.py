@@ -15,9 +15,9 @@ from gpuopt.limits import expect_file
 from gpuopt.runs.record.folder import RunFolder, checksum_of, write_json
 from gpuopt.training.activations import Activation
 from gpuopt.training.config import Config
-from gpuopt.training.data.preparation import Features, Target
+from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
-from gpuopt.training.data.targets import class_indices, values, whole
+from gpuopt.training.data.targets import Target, class_indices, values, whole
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
