@@ -215,7 +215,7 @@ class Staged(MPI):
     """CuPy's arrays over MPI, by way of the host."""
 
     _host: NDArray[np.uint8] = np.empty(0, np.uint8)
-    """Where arrays of a device are on the host meanwhile."""
+    """Memory of the host that arrays of a device go through."""
 
     def reserve(self, example: Any, nbytes: int) -> None:
         """See :meth:`Transport.reserve`."""

@@ -126,7 +126,7 @@ class Optimizer(SetUp):
         rank, size = self._transport.rank, self._transport.size
         self._shard, self._average = bool(shard), bool(average)
         self._parts = size if parts is None else parts
-        self._takes_gradients = parts is None
+        self._one_part_each = parts is None
         self._lock = threading.RLock()
         self._kept: Exception | None = None
         self._loss = (scale.initial if isinstance(scale, DynamicScale) else 1.0, 0.0)
@@ -210,13 +210,13 @@ class Optimizer(SetUp):
             present = self._added.present or [False] * len(self._arrays)
             self._forget()
             self._agree(error, view, self.wish)
-            self._take(nodes, present, scalars, limit, room)
+            self._update(nodes, present, scalars, limit, room)
 
     def _present(self, present: Sequence[bool]) -> dict[int, Any]:
         """Leaves that have a gradient, as flat arrays."""
         return {i: flat for i, (flat, there) in enumerate(zip(self._layout.flat, present, strict=True)) if there}
 
-    def _take(
+    def _update(
         self,
         nodes: list[tuple[Node, list[Any]]],
         present: Sequence[bool],
@@ -333,7 +333,7 @@ class Optimizer(SetUp):
         self._added.forget()
 
     def _checked_gradients(self, grads: Any) -> list[Any]:
-        """Of each leaf the gradient as a flat array in the order of the parameter's memory, or None."""
+        """Return the gradient of each leaf as a flat array in the order of its parameter's memory, or None."""
         found = []
         for i, (g, p) in enumerate(zip(self._tree.leaves_of(grads, "grads"), self._arrays, strict=True)):
             checked = None if g is None or i not in self._rows else leaves.gradient(g, p, self._tree, i)
@@ -346,7 +346,7 @@ class Optimizer(SetUp):
             raise self._kept
         if grads is OWN:
             return self._added.added()
-        if not self._takes_gradients:
+        if not self._one_part_each:
             raise ValueError("step: gradients, but parts was given: expected `add` for each i of mine, then step()")
         return self._added.only(self._checked_gradients(grads))
 

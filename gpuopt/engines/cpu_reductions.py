@@ -217,7 +217,7 @@ def _added(code: Elements, terms: list[str], name: str) -> str:
 
 
 def _kept_infinite(name: str, column: int) -> list[str]:
-    """Of squares that fit, the sum of the scaled ones is not taken; it has their infinities and NaN, too."""
+    """Of squares that fit, the sum of the scaled ones is not computed; it has their infinities and NaN, too."""
     return [
         f"%{name}.zero = fsub double %{name}.0.sum, %{name}.0.sum",
         f"%{name}.finite = fcmp oeq double %{name}.zero, 0.0",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Partial = Any
-"""Of one leaf, what a total over leaves is made of."""
+"""What one leaf adds to a total over all leaves."""
 
 
 class Number(float):
@@ -126,7 +126,7 @@ class Group:
 
     known: list[float] = field(default_factory=list)
     partials: list[list[tuple[str, Partial]]] = field(default_factory=list)
-    """Of each leaf, in this round: what each total that it came by is made of."""
+    """For each leaf, in this round: what it adds to each total that its update asks for, in order."""
     reduces: bool = False
     """Whether an update has asked for any reduction."""
     rule: str = "an update"

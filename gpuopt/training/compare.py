@@ -250,7 +250,7 @@ def compare(
 
 
 def _samples(config: Config) -> int:
-    """How many there are to train on."""
+    """How many samples there are to train on."""
     if config.data is None:
         return len(spiral(np.random.RandomState(config.seed)).train)
     return len(load(config.data, **dataclasses.asdict(config.reading)).train)

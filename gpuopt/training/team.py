@@ -181,7 +181,7 @@ class Together(Training):
             yield
 
     def follow(self) -> tuple[str, tuple[Any, ...]]:
-        """On all but rank 0: take its steps; return the word that ended that."""
+        """On all but rank 0: step whenever rank 0 does; return what it said instead of a step."""
         from gpuopt.distributed import RankError
 
         with self._computing(), wishing(self.optimizer):
@@ -207,7 +207,7 @@ class Together(Training):
         return self.backend.asarray(score), self.backend.asarray(np.float64(norm) ** 2)
 
     def _compute(self, x: Array, y: Array, *, scored: bool, measured: bool) -> tuple[Sequence[Any], float]:
-        """Take a step: the gradients of the own parts here, of the others there; return the scores of all, and the norm."""
+        """Compute the gradients of this process's parts, and step with those of all; return the scores of all parts and the gradients' norm."""
         network, optimizer, parts = self.network, self.optimizer, self.config.parts
         assert parts is not None
         samples = y.shape[0]

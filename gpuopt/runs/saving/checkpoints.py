@@ -169,7 +169,7 @@ class Checkpoints(Callback):
                 self._background.wait(None if isinstance(run.error, Exception) else HURRY)
 
     def rescue(self, run: Loop) -> None:
-        """Save a training whose device fails, if it still gives what is on it."""
+        """Save a training whose device fails, as far as its memory can still be read."""
         now = Snapshot.of(run)
         if now.is_finite:
             self.explosions.good = now
@@ -177,7 +177,7 @@ class Checkpoints(Callback):
         self._background.wait()
 
     def _look_at_writing(self) -> None:
-        """Raise what kept the last checkpoint from being written, unless it may pass: no file can be opened at the moment."""
+        """Raise the error of the last write; too many open files is only a warning, for the next write may succeed."""
         try:
             self._background.look()
         except OSError as error:
@@ -186,7 +186,7 @@ class Checkpoints(Callback):
             warn("a checkpoint is not written (%s); the next one may be", error)
 
     def wait(self) -> None:
-        """Wait for what is being written."""
+        """Wait until no checkpoint is being written."""
         self._background.wait()
 
     def save(self) -> None:

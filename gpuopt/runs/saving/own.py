@@ -205,7 +205,7 @@ def _expect_savable(name: str, value: Any) -> None:
 
 
 def _keys(value: Any) -> Iterator[Any]:
-    """Of every dict in a value."""
+    """The keys of every dict within a value."""
     if isinstance(value, dict):
         yield from value
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
@@ -233,7 +233,7 @@ def _state(generator: Any) -> Any:
 
 
 def _plain(state: Any) -> Any:
-    """With lists for arrays."""
+    """The state of a generator with lists in place of arrays, ready for JSON."""
     if isinstance(state, dict):
         return {name: _plain(value) for name, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
@@ -247,7 +247,7 @@ def _set_state(generator: Any, state: Any) -> None:
 
 
 def _put_back(value: Any, saved: Any) -> Any:
-    """A list and a dict in place: whoever holds them sees it."""
+    """Return the saved value; a list or dict is filled in place, so that whoever holds it sees the saved content."""
     if isinstance(value, list) and isinstance(saved, list):
         value[:] = saved
         return value

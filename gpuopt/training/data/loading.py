@@ -267,12 +267,12 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
     if classifies:
         sizes = np.bincount(y)
         shares = how.validation * sizes
-        taken = np.minimum(np.floor(shares).astype(int), sizes - 1)
-        rest = np.argsort(-(shares - taken), kind="stable")  # the largest remainders get the samples that are left
+        drawn = np.minimum(np.floor(shares).astype(int), sizes - 1)
+        rest = np.argsort(-(shares - drawn), kind="stable")  # the largest remainders get the samples that are left
         for label in rest:
-            if taken.sum() < wanted and taken[label] < sizes[label] - 1:
-                taken[label] += 1
-        chosen = np.concatenate([order[y[order] == label][: taken[label]] for label in range(len(sizes))])
+            if drawn.sum() < wanted and drawn[label] < sizes[label] - 1:
+                drawn[label] += 1
+        chosen = np.concatenate([order[y[order] == label][: drawn[label]] for label in range(len(sizes))])
     else:
         chosen = order[:wanted]
     left = count - len(chosen)

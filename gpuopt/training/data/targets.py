@@ -166,7 +166,7 @@ def _whole(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
 
 
 def _few(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
-    """Whole numbers: classes if there are few of them, unless the task says otherwise."""
+    """Whether whole numbers are classes, as the task says or because few of them differ; and a note that says so."""
     if task != "auto":
         return task == "classification", []
     count = len(np.unique(y))
