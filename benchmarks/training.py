@@ -22,7 +22,8 @@ import numpy as np
 import gpuopt
 from benchmarks.timing import duration, in_turn, machine, table, versions
 from gpuopt.training import Config, Dataset, Perceptron, Samples, Training, initial_params, load
-from gpuopt.training.data.preparation import Features, Target
+from gpuopt.training.data.preparation import Features
+from gpuopt.training.data.targets import Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -210,13 +210,13 @@ class Optimizer(SetUp):
             present = self._added.present or [False] * len(self._arrays)
             self._forget()
             self._agree(error, view, self.wish)
-            self._update(nodes, present, scalars, limit, room)
+            self._step_together(nodes, present, scalars, limit, room)
 
     def _present(self, present: Sequence[bool]) -> dict[int, Any]:
         """Leaves that have a gradient, as flat arrays."""
         return {i: flat for i, (flat, there) in enumerate(zip(self._layout.flat, present, strict=True)) if there}
 
-    def _update(
+    def _step_together(
         self,
         nodes: list[tuple[Node, list[Any]]],
         present: Sequence[bool],

@@ -13,6 +13,7 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import Rule
+from gpuopt.suggest import printable
 from gpuopt.training import plain_rules
 from gpuopt.training.config_checks import BY_DATA, LEGACY, Matmul, OnGPUError, check
 from gpuopt.training.config_rule import check_schedules, rule_of
@@ -44,6 +45,8 @@ FEWEST_EPOCHS, FEWEST_STEPS = 10, 2000
 """On a file: as many epochs as it takes to have both."""
 ARRAYS = "<arrays>"
 """What stands in place of the file's name when arrays are given from Python."""
+LONGEST = 600
+"""Characters that are told of what is wrong with a config that was read."""
 SPIKES = (
     "Spikes in the loss: this learning rate hardly falls, and Adam now and then leaps out of a narrow valley, to which it returns; "
     "--lr 0.05 --schedule cosine ends smoothly"
@@ -288,5 +291,5 @@ class Config:
             if isinstance(values.get("optimizer"), Mapping):
                 values["optimizer"] = plain_rules.from_plain(values["optimizer"])
             return cls(**values)
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise UsageError(str(error)) from None
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise UsageError(printable(error, LONGEST)) from None

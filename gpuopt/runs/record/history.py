@@ -100,7 +100,7 @@ class History:
     @property
     def steps(self) -> int:
         """The number of the last step that is recorded; of a run that goes on, that of the last one it is to have."""
-        known = [int(self.rows[-1]["step"]), *(int(event["step"]) for event in self.events)]
+        known = [0, *(int(row["step"]) for row in [*self.rows[-1:], *self.events])]
         planned = self.content.get("steps")
         if self.summary is None and type(planned) is int and planned < 2**53:
             known.append(planned)
