@@ -37,6 +37,10 @@ class Timing:
         """The quietest moment."""
         return min(self.samples)
 
+    def over(self, other: Timing) -> float:
+        """Ratio to another one that was timed in turn with this: the median over the rounds, which drift leaves alone."""
+        return median(own / theirs for own, theirs in zip(self.samples, other.samples, strict=True))
+
 
 def wall(step: Step, count: int) -> float:
     """Seconds a step, by the host's clock, over ``count`` steps."""

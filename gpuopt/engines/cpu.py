@@ -48,11 +48,11 @@ class CPU(Place):
 
     def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[NDArray[Any]], int]:
         """See :meth:`Place.room`."""
-        buffer = np.empty(nbytes, np.uint8)
+        buffer = np.empty(nbytes + 1, np.uint8)  # ctypes refuses an empty one, and is five times as fast as `_address`
         new = [
             np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
         ]
-        return new, _address(buffer)
+        return new, ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
     def stand_in(self, layout: Layout) -> NDArray[Any]:
         """See :meth:`Place.stand_in`."""
