@@ -151,9 +151,9 @@ def __getattr__(name: str) -> Any:
         from gpuopt.runs.run import Run
 
         return Run
-    if name == "like":
+    if name in {"distributed", "like", "training"}:
         import importlib
 
-        return importlib.import_module("gpuopt.like")
+        return importlib.import_module(f"gpuopt.{name}")
     near = "" if name.startswith("_") else did_you_mean(name, __all__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{near}")

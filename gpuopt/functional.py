@@ -177,9 +177,9 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     if (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
         plan = _Plan(rule, tree, patterns, rules, frozen, fused, [*slots])
-        own = [a for _, of_leaves in sorted(slots.items()) for a in of_leaves]
+        together = [a for _, own in sorted(slots.items()) for a in own]
         now = state._replace(steps=steps, carried=carried)
-        if done := plan.step(arrays, own, tree.build(gradients), now, donate=donate):
+        if done := plan.step(arrays, together, tree.build(gradients), now, donate=donate):
             _keep(key, plan)
             return done
     scalars = _scalars(patterns, rules, steps, carried)
@@ -235,12 +235,13 @@ class _Plan:
         self._place_of = [first[name] + i for name, i in self.fused.slots]
         self._carries = any(rule.carried for rule in self.rules)
 
-    def slots_of(self, state: State) -> list[Any] | None:
+    def slots_of(self, state: State) -> Any:
         """Return the leaves of all slots; None if a state is not known to be one of the rules."""
-        if type(state.slots) is not dict:
+        given: Any = state.slots if type(state.slots) is dict else None
+        if given is None:
             return None
         try:
-            slots: list[Any] = self._containers.flatten_up_to(state.slots)
+            slots = self._containers.flatten_up_to(given)
         except (TypeError, ValueError):
             return None
         if state.carried or self._carries:
@@ -268,8 +269,8 @@ class _Plan:
         for k, own in zip(self._place_of, new[count:], strict=True):
             slots[k] = own
         carried = _carried_after(self.patterns, self.rules, scalars) if self._carries else {}
-        after = State(state.steps + 1, self._containers.unflatten(slots), carried, state.precision)
-        return self.tree.build(new[:count]), after
+        by_name: Any = self._containers.unflatten(slots)
+        return self.tree.build(new[:count]), State(state.steps + 1, by_name, carried, state.precision)
 
 
 _plans: dict[Any, _Plan] = {}

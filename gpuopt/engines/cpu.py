@@ -48,7 +48,7 @@ class CPU(Place):
 
     def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[NDArray[Any]], int]:
         """See :meth:`Place.room`."""
-        buffer = np.empty(nbytes + 1, np.uint8)  # ctypes refuses an empty one, and is five times as fast as `_address`
+        buffer: Any = np.empty(nbytes + 1, np.uint8)  # ctypes finds its address fast, and refuses an empty one
         new = [
             np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
         ]
