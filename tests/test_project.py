@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "groups": {"rules", "suggest", "trees"},
     "states": {"arrays", "engines", "rules/base", "schedules", "suggest", "tuning"},
     "transforms": {"rules/base"},
-    "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
+    "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules", "suggest"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
     "leaves": {"arrays", "engines", "lending", "rules/base", "suggest", "trees"},
     "gradients": {"engines", "rules/base"},
@@ -303,3 +303,8 @@ def test_import_gpuopt_loads_nothing_heavy() -> None:
     code = "import gpuopt, json, sys; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(HEAVY) & set(json.loads(run.stdout))
+
+
+def test_parts_of_the_package_need_no_import_of_their_own() -> None:
+    code = "import gpuopt; gpuopt.training.load_model; gpuopt.distributed.Optimizer; gpuopt.like.torch.AdamW"
+    subprocess.run([sys.executable, "-c", code], check=True)
