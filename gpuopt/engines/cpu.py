@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuopt.engines import array, cpu_code, machine, threads
 from gpuopt.engines import table as tables
-from gpuopt.engines.cpu_lookup import Lookup
+from gpuopt.engines.cpu_lookup import Lookup, addresses_of
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.place import Place
 
@@ -34,25 +34,19 @@ class CPU(Place):
         """Return the one object, or None where no machine code can be made."""
         return None if machine.why_unavailable() else cls()
 
-    def pointer(self, array: Any) -> int:
-        """See :meth:`Place.pointer`."""
-        return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    def pointers(self, arrays: Sequence[Any]) -> list[int]:
+        """See :meth:`Place.pointers`."""
+        return addresses_of(arrays)
 
     def zeros(self, layouts: Sequence[Layout]) -> list[NDArray[Any]]:
         """See :meth:`Place.zeros`."""
         offsets, nbytes = side_by_side(layouts)
-        buffer = np.zeros(nbytes, np.uint8)
-        return [
-            np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
-        ]
+        return _laid_out(layouts, offsets, np.zeros(nbytes, np.uint8))
 
     def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[NDArray[Any]], int]:
         """See :meth:`Place.room`."""
         buffer: Any = np.empty(nbytes + 1, np.uint8)  # ctypes finds its address fast, and refuses an empty one
-        new = [
-            np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
-        ]
-        return new, ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        return _laid_out(layouts, offsets, buffer), ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
     def stand_in(self, layout: Layout) -> NDArray[Any]:
         """See :meth:`Place.stand_in`."""
@@ -69,6 +63,11 @@ class CPU(Place):
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
         """See :meth:`Place.copying`."""
         return [array.assigning(target, source)]
+
+
+def _laid_out(layouts: Sequence[Layout], offsets: Sequence[int], buffer: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    """Arrays in a buffer, each so many bytes behind its beginning."""
+    return [np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)]
 
 
 class CPUKernel:
@@ -203,4 +202,4 @@ def _function_address(function: Any) -> ctypes.c_void_p:
 
 
 def _address(array: NDArray[Any]) -> int:
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    return addresses_of([array])[0]

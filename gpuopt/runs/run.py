@@ -14,7 +14,7 @@ from gpuopt.arrays import describe, detached, dtype_of, fetch, is_cupy, is_numpy
 from gpuopt.errors import UsageError
 from gpuopt.optimizer import OWN, Optimizer
 from gpuopt.runs.control.signals import stopping
-from gpuopt.runs.loop import Callback, Loop
+from gpuopt.runs.loop import Callback, Loop, is_number
 from gpuopt.runs.processes import as_leader, heed, is_shared, leading, say
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.images import Images
@@ -174,6 +174,12 @@ class Run(Loop):
             if self._files.config.exists():
                 self._expect_the_same(self._files.read_config())
                 self._checkpoints.restore(self)
+                last = self._checkpoints.metrics.last
+                if (
+                    last.get("step") == self.optimizer.steps
+                ):  # killed between its last step and its summary, for instance
+                    known = {name: math.nan if x is None else x for name, x in last.items() if name not in TAKEN}
+                    self._metrics = {name: float(x) for name, x in known.items() if is_number(x)}
             self._lock = lock.pop_all()
 
     def _begin_again(self) -> None:

@@ -19,6 +19,7 @@ from gpuopt.errors import Interrupted, UsageError
 from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
 from gpuopt.rules import Rule
+from gpuopt.rules.slots import is_number, starts
 from gpuopt.runs.control.signals import stopping
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.recording import begin, conclude
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GPUFailure", "Interrupted", "Result", "resume", "train"]
 
-BYTES_A_PARAMETER = 24
-"""Parameter, gradient and state, and a copy to be saved."""
 LENGTHS = ("steps",)
 """What a schedule's length is called."""
 CURES = "To go on without the GPU"
@@ -434,12 +433,18 @@ def _expect_saved(config: Config, folder: RunFolder) -> None:
         raise UsageError(f"--hidden {hidden:.60}: more parameters than the {count:,} in {folder.checkpoint.name}")
 
 
+def _bytes_a_parameter(rule: Rule) -> int:
+    """In float32: parameter and state, a copy of them to be saved, gradients of two steps, what was before, how far it moved."""
+    state = sum(not is_number(start) for start in starts(rule.slots).values())
+    return 4 * (2 * (1 + state) + 4)
+
+
 def _expect_room(widths: Sequence[int], config: Config, data: Dataset) -> int:
     """Refuse a network and batches for which there is no memory, before all of it is taken; bytes that both take."""
     count = _parameters(widths)
-    need, room = BYTES_A_PARAMETER * count, available()
+    need, room = _bytes_a_parameter(config.rule()) * count, available()
     if need > room:
-        gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
+        gib = f"about {need / 2**30:,.1f} GiB to train, and {room / 2**30:,.1f} GiB are free"
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
     samples = len(data.train) + (0 if data.test is None else len(data.test))
     targets = 4 * samples * data.outputs if data.classes is not None else 0
