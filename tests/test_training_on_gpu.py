@@ -379,10 +379,10 @@ def test_a_run_resumed_may_fall_back_too(config: Config, tmp_path: Path) -> None
 
 def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all samples on the host, as if they did not fit."""
-    from gpuopt.training import loop
+    from gpuopt.training import learner
     from gpuopt.training.feed import Streamed
 
-    monkeypatch.setattr(loop, "feed", lambda backend, samples, classes, *_: Streamed(backend, samples, classes))
+    monkeypatch.setattr(learner, "feed", lambda backend, samples, classes, *_: Streamed(backend, samples, classes))
 
 
 @pytest.mark.parametrize("batch_size", [50, "full"])
