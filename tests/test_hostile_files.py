@@ -15,7 +15,6 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -31,7 +30,6 @@ from gpuopt import checkpoint, tensorfile
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.history import History
 from gpuopt.training import Callback, Config, Training, UsageError, load, report, resume, train
-from gpuopt.training.loop import Training
 from gpuopt.training.preparing import prepared
 
 HANGS = 30  # seconds, of which a file takes a thousandth

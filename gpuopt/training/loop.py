@@ -15,6 +15,7 @@ from gpuopt.rules import Rule
 from gpuopt.runs.loop import Callback, is_number
 from gpuopt.runs.run import Run
 from gpuopt.runs.saving.own import EMPTY
+from gpuopt.suggest import listed, printable
 from gpuopt.training.applied import write_model
 from gpuopt.training.result import Result, device
 
@@ -218,6 +219,10 @@ class Training(Run):
             self._record(self._last)
         for callback in self._callbacks:
             callback.epoch(self)
+
+    def put_back(self, arrays: Mapping[str, Any]) -> None:
+        if arrays:  # nobody can remember one before the first step
+            raise ValueError(f"arrays of somebody's own: {listed(arrays, shown=printable)}, expected none")
 
     def _place(self) -> Row:
         own = super()._place()

@@ -107,7 +107,7 @@ def finished(
         steps, saved = training.optimizer.steps, training.saved_steps
         failure = f"{training.device} failed after {steps} steps ({words})"
         if training.config.on_gpu_error == "stop" or training.stopped is not None:
-            last = "saved" if saved == steps else f"the last checkpoint is the one after {saved} steps"
+            last = "saved" if steps == saved > 0 else f"the last checkpoint is the one after {saved} steps"
             go_on = f"{CURES}: gpuopt train --resume {shlex.quote(str(training.folder))} --device cpu"
             raise GPUFailure(f"{failure}; {last}. {go_on}") from error
     backend = dataclasses.replace(backends.backend("cpu"), reason=failure)
