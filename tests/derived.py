@@ -55,7 +55,7 @@ def reference() -> str:
 
 # By file: the lines between which it stands, and what it is.
 DERIVED: dict[str, tuple[str, str, Callable[[], str]]] = {
-    "gpuopt/__init__.py": ("if TYPE_CHECKING:  # `nox -s derive` writes this\n", "else:\n", exports),
+    "gpuopt/public.py": ("if TYPE_CHECKING:  # `nox -s derive` writes this\n", "else:\n", exports),
     "docs/conventions.md": (MARK, "<!-- end of the table -->\n", conventions.table),
     "docs/rules.md": (MARK, "<!-- end of the table -->\n", table),
     "docs/reference/index.rst": (".. `nox -s derive` writes the names from here\n\n", ".. to here\n\n", reference),

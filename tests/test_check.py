@@ -88,14 +88,14 @@ def test_a_planted_error_is_found() -> None:
 
 @pytest.mark.usefixtures("few_rules")
 def test_an_error_planted_on_a_gpu_is_found(cupy_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpuopt.engines import cuda
+    from gpuopt.engines import cuda_cache
 
     monkeypatch.setattr(nvrtc, "OPTIONS", ("-fmad=true", "-ftz=false"))
-    cuda._function.cache_clear()
+    cuda_cache.function.cache_clear()
     try:
         cpu_finding, *findings = check.check(seconds=300)
     finally:
-        cuda._function.cache_clear()
+        cuda_cache.function.cache_clear()
     assert cpu_finding.agrees
     assert findings
     for finding in findings:

@@ -42,6 +42,37 @@ def files() -> set[str]:
     return {str(path) for path in Path().rglob("*")}
 
 
+# Ctrl-C before anything is begun
+
+AT_AN_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {where!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+BEFORE_ANY_STEP = """
+import os, signal
+from gpuopt.runs.record.folder import RunFolder
+RunFolder.locked = lambda self: os.kill(os.getpid(), signal.SIGINT)
+"""
+AT_THE_END = """
+import atexit, os, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+"""
+AT_THESE = ("gpuopt.cli", "numpy", "numpy._core._multiarray_umath", "typer", "optree._C", "gpuopt.training")
+MOMENTS = {name: (AT_AN_IMPORT.format(where=name), 130) for name in AT_THESE}
+MOMENTS |= {"before any step": (BEFORE_ANY_STEP, 130), "at the end": (AT_THE_END, -signal.SIGINT)}
+
+
+@pytest.mark.parametrize(("code", "status"), MOMENTS.values(), ids=MOMENTS)
+def test_ctrl_c_is_no_traceback(code: str, status: int) -> None:
+    enter = "import sys; from gpuopt.__main__ import main; sys.argv[1:] = ['train', '--epochs', '1', '--no-report', '--quiet']; main()"
+    run = subprocess.run([sys.executable, "-c", f"{code}\n{enter}"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (status, "")
+
+
 # Help
 
 

@@ -3,6 +3,7 @@
 ``--soak`` tries forty states of the disk before and after each operation.
 """
 
+import json
 import os
 from pathlib import Path
 from queue import SimpleQueue
@@ -60,6 +61,7 @@ def ended(folder: Path) -> dict[str, Any]:
     found["tuned"] = [(row["step"], row["name"], row["new"]) for row in rows(folder, "tune")]
     arrays, about = checkpoint.verified(folder / "checkpoint.safetensors")
     found |= {path: x.tobytes() for path, x in arrays.items()}
+    found["summary"] = json.loads((folder / "summary.json").read_text()) | {"seconds": 0, "folder": ""}
     return found | {key: about["extra"]["position"][key] for key in ("drawn", "generators", "values")}
 
 

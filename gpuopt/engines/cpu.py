@@ -41,18 +41,12 @@ class CPU(Place):
     def zeros(self, layouts: Sequence[Layout]) -> list[NDArray[Any]]:
         """See :meth:`Place.zeros`."""
         offsets, nbytes = side_by_side(layouts)
-        buffer = np.zeros(nbytes, np.uint8)
-        return [
-            np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
-        ]
+        return _laid_out(layouts, offsets, np.zeros(nbytes, np.uint8))
 
     def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[NDArray[Any]], int]:
         """See :meth:`Place.room`."""
         buffer = np.empty(nbytes, np.uint8)
-        new = [
-            np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
-        ]
-        return new, _address(buffer)
+        return _laid_out(layouts, offsets, buffer), _address(buffer)
 
     def stand_in(self, layout: Layout) -> NDArray[Any]:
         """See :meth:`Place.stand_in`."""
@@ -69,6 +63,11 @@ class CPU(Place):
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
         """See :meth:`Place.copying`."""
         return [array.assigning(target, source)]
+
+
+def _laid_out(layouts: Sequence[Layout], offsets: Sequence[int], buffer: NDArray[np.uint8]) -> list[NDArray[Any]]:
+    """Arrays in a buffer, each so many bytes behind its beginning."""
+    return [np.ndarray(a.shape, a.dtype, buffer, offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)]
 
 
 class CPUKernel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from gpuopt.engines import cpu_numbers, cpu_reductions, cpu_walks, storage, table
+from gpuopt.engines import cpu_numbers, cpu_reductions, cpu_storage, cpu_walks, table
 from gpuopt.engines.cpu_elements import Elements, declarations
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import Batch, Reduction, passes, update
@@ -63,7 +63,7 @@ def source(variants: tuple[Variant, ...]) -> str:
     """IR of the functions that know these variants: ``pass0``, ``numbers0``, ``pass1``, ..., and ``step``."""
     code = declarations()
     if any(v.precision for v in variants):
-        code.append(storage.LLVM)
+        code.append(cpu_storage.FUNCTIONS)
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
     code += [_update(i, variant) for i, variant in enumerate(variants)]
     if table.reduction_passes(variants):
@@ -85,7 +85,7 @@ def advance(variants: tuple[Variant, ...]) -> str:
 
 def measure() -> str:
     """IR of the function that adds up the squares of every chunk."""
-    code = [*declarations(), storage.LLVM, *cpu_reductions.halves()]
+    code = [*declarations(), cpu_storage.FUNCTIONS, *cpu_reductions.halves()]
     calls = {}
     for dtype in DTYPES.values():
         loads = [Node("load", ("g", k)) for k in range(2)] if dtype.parts == 2 else [Node("load", ("g",))]
@@ -107,7 +107,7 @@ def _over_chunks(
     name: str, function: str, variants: tuple[Variant, ...], own: Iterable[int], before: str = "", more: str = ""
 ) -> str:
     """The walk of a step, which calls a function of the chunk's variant."""
-    arguments = cpu_walks.arguments(max(len(v.program.numbers) for v in variants))
+    arguments = cpu_walks.arguments(table.numbers(variants))
     given = cpu_walks.ARGUMENTS.replace("%g.leaf", "%gradient") + more
     calls = cpu_walks.choice(table.VARIANT, {i: f"call void @{function}{i}({given})" for i in own})
     columns = table.columns(variants)

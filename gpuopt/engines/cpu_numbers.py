@@ -253,7 +253,7 @@ def after(k: int, variants: tuple[Variant, ...], own: Mapping[int, Pass], sums: 
             context=cpu_walks.loaded(cpu_walks.CONTEXT),
             larger=LARGER.format("larger", "before", "new"),
             columns=table.columns(variants),
-            numbers=max(len(v.program.numbers) for v in variants),
+            numbers=table.numbers(variants),
             sums=sums,
             parts=parts,
             width=parts + 1,

@@ -5,24 +5,17 @@ The kernel is compiled so that it computes as the CPU does, bit for bit: see `gp
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-import weakref
-from contextlib import suppress
-from functools import cache, partial
-from itertools import compress, repeat
-from operator import attrgetter, call, is_, is_not, setitem
-from pathlib import Path
+from functools import partial
+from operator import setitem
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt import nvrtc
 from gpuopt.arrays import assign, fetch
-from gpuopt.engines import cuda_code
+from gpuopt.engines import cuda_cache, cuda_code, cuda_reductions, cuda_verdict
 from gpuopt.engines import table as tables
-from gpuopt.engines.interrupts import in_one_go, shielded
+from gpuopt.engines.cuda_lookup import Lookup, address
+from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.norms import LANES
 from gpuopt.engines.place import Place
@@ -36,10 +29,6 @@ if TYPE_CHECKING:
     from gpuopt.engines.norms import DynamicScale
     from gpuopt.engines.table import Table
 
-DIGEST = hashlib.sha256().digest_size
-NOWHERE = 1
-"""Address of a gradient without elements: CuPy has 0, which is that of a gradient that is missing."""
-
 
 class CUDA(Place):
     """CuPy arrays of one device."""
@@ -50,23 +39,23 @@ class CUDA(Place):
 
     def pointer(self, array: Any) -> int:
         """See :meth:`Place.pointer`."""
-        return _address(array)  # type: ignore[no-any-return]
+        return address(array)  # type: ignore[no-any-return]
 
     def zeros(self, layouts: Sequence[Layout]) -> list[Any]:
         """See :meth:`Place.zeros`."""
-        return zeros(layouts, self._device)
+        import cupy
+
+        offsets, nbytes = side_by_side(layouts)
+        with cupy.cuda.Device(self._device):
+            return _laid_out(layouts, offsets, cupy.zeros(nbytes, np.uint8).data)
 
     def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[Any], int]:
         """See :meth:`Place.room`."""
         import cupy
 
         with cupy.cuda.Device(self._device):
-            first = cupy.cuda.alloc(nbytes)
-            new = [
-                cupy.ndarray(a.shape, a.dtype, first + offset, a.strides)
-                for a, offset in zip(layouts, offsets, strict=True)
-            ]
-        return new, first.ptr
+            memory = cupy.cuda.alloc(nbytes)
+            return _laid_out(layouts, offsets, memory), memory.ptr
 
     def stand_in(self, layout: Layout) -> Any:
         """See :meth:`Place.stand_in`."""
@@ -94,56 +83,13 @@ class CUDA(Place):
         return (partial(runtime.setDevice, runtime.getDevice()),)
 
 
-@cache
-def _function(text: str, name: str, device: int) -> Any:
-    """Compile and load the kernel ``name`` of a program on a device; the same arguments give the same kernel."""
+def _laid_out(layouts: Sequence[Layout], offsets: Sequence[int], memory: Any) -> list[Any]:
+    """Arrays on the current device, each so many bytes behind the beginning of some memory."""
+    import cupy
 
-    def load() -> Any:
-        import cupy
-
-        with cupy.cuda.Device(device):  # of this thread, which `shielded` may have made
-            return nvrtc.loaded(_compiled(text), name)
-
-    return shielded(load)
-
-
-def _compiled(text: str) -> bytes:
-    """Compile a kernel for the current device, or find it in CuPy's folder of kernels.
-
-    A folder that cannot be used costs the compilation only. A file begins with the digest of what follows: one that was
-    damaged is compiled and written again.
-    """
-    key = repr((text, nvrtc.OPTIONS, nvrtc.architecture(), nvrtc.version()))
-    try:
-        folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    except RuntimeError:  # nobody knows a home folder
-        return nvrtc.compiled(text)
-    path = folder / f"gpuopt_{hashlib.sha256(key.encode()).hexdigest()}.kernel"
-    with suppress(OSError):
-        kept = path.read_bytes()
-        if kept[:DIGEST] == hashlib.sha256(kept[DIGEST:]).digest():
-            return kept[DIGEST:]
-    image = nvrtc.compiled(text)
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(path, hashlib.sha256(image).digest() + image)
-    return image
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file: all of it or, with an OSError, nothing. Other processes see the former file or the new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, delete=False) as file:
-        new = Path(file.name)
-        try:
-            file.write(content)
-            file.close()
-            new.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                file.close()
-            with suppress(OSError):
-                new.unlink()
-            raise
+    return [
+        cupy.ndarray(a.shape, a.dtype, memory + offset, a.strides) for a, offset in zip(layouts, offsets, strict=True)
+    ]
 
 
 class CUDAKernel:
@@ -155,16 +101,18 @@ class CUDAKernel:
         self._table = table
         self._device = cupy.cuda.Device(device)
         with self._device:
-            step = _function(cuda_code.source(table.variants), "step", device)
+            step = cuda_cache.function(cuda_code.source(table.variants), "step", device)
             reducing = [
-                _function(cuda_code.reduction(k, table.variants), "reduce", device)
+                cuda_cache.function(cuda_reductions.source(k, table.variants), "reduce", device)
                 for k in range(tables.reduction_passes(table.variants))
             ]
             self._rows, self._chunks = cupy.asarray(table.rows), cupy.asarray(table.chunks)
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
-            self._verdict: Any = before._verdict if before and kept else cupy.zeros(cuda_code.SCALES + len(table.rows))
+            self._verdict: Any = (
+                before._verdict if before and kept else cupy.zeros(cuda_verdict.SCALES + len(table.rows))
+            )
             width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
             # What passes find, until the next step.
             numbers, totals = (
@@ -276,17 +224,17 @@ class CUDAKernel:
             How the number that gradients are divided by goes on.
 
         """
-        self._judging = self._measuring(clip, limit, cuda_code.STICKY if sticky else int(skip), scale)
+        self._judging = self._measuring(clip, limit, cuda_verdict.STICKY if sticky else int(skip), scale)
 
     def loss_scale(self) -> Any:
         """Return an array on the device: what gradients are divided by, and for how many good steps that is so."""
         with self._device:
-            return self._verdict[cuda_code.LOSS_SCALE : cuda_code.SCALES]
+            return self._verdict[cuda_verdict.LOSS_SCALE : cuda_verdict.SCALES]
 
     def setting_scale(self, numbers: NDArray[np.float64]) -> tuple[Callable[[], object], ...]:
         """Return what sets `loss_scale`: functions written in C, with `Place.restoring` after them."""
         self._scale_to_send = numbers  # kept alive; CUDA stages what comes from pageable memory before it returns
-        there = self._verdict.data + 8 * cuda_code.LOSS_SCALE
+        there = self._verdict.data + 8 * cuda_verdict.LOSS_SCALE
         return self._choose, partial(there.copy_from_host_async, numbers.ctypes.data, numbers.nbytes)
 
     def _measuring(
@@ -297,7 +245,7 @@ class CUDAKernel:
 
         if self._measured is None:
             with self._device:
-                function = _function(cuda_code.measure(), "measure", self._device.id)
+                function = cuda_cache.function(cuda_verdict.source(), "measure", self._device.id)
                 first_chunk = np.searchsorted(self._table.chunks[:, 0], np.arange(len(self._table.rows) + 1))
                 partials = cupy.zeros((len(self._table.chunks), 3))
                 finished = cupy.zeros(1, np.uint32)
@@ -313,7 +261,12 @@ class CUDAKernel:
         segments_, columns = (np.int64(n) for n in self._table.rows.shape)
         arrays = (self._gradients, self._chunks, first_chunk, partials, sums, self._verdict, finished)
         growth = (scale.factor, scale.every) if scale else (0, 0)
-        decision = (np.int32(cuda_code.CLIPS.index(clip)), np.float64(limit), np.int32(skip), *map(np.float64, growth))
+        decision = (
+            np.int32(cuda_verdict.CLIPS.index(clip)),
+            np.float64(limit),
+            np.int32(skip),
+            *map(np.float64, growth),
+        )
         return self._launch(function, self._rows, columns, segments_, *arrays, *decision)
 
     def sums(self) -> NDArray[np.float64]:
@@ -340,7 +293,7 @@ class CUDAKernel:
     def verdict(self) -> Callable[[], tuple[int, float]]:
         """Ask how many steps were left out, and for the norm of the last gradients; what is returned waits for the device."""
         with self._device:
-            arrive = fetch([self._verdict[cuda_code.SKIPPED : cuda_code.LOSS_SCALE]])
+            arrive = fetch([self._verdict[cuda_verdict.SKIPPED : cuda_verdict.LOSS_SCALE]])
 
         def found() -> tuple[int, float]:
             skipped, norm = arrive()[0].tolist()
@@ -358,7 +311,7 @@ class CUDAKernel:
             elif not self._report[1].done:
                 return  # the memory is the device's until then, a pardon or not
             memory, event = self._report
-            (self._verdict.data + 8 * cuda_code.SKIPPED).copy_to_host_async(memory.ptr, 8)
+            (self._verdict.data + 8 * cuda_verdict.SKIPPED).copy_to_host_async(memory.ptr, 8)
             event.record()
             self._has_report = True
 
@@ -370,13 +323,13 @@ class CUDAKernel:
 
     def pardoning(self) -> tuple[Callable[[], object], ...]:
         """Return what forgets that steps were left out: functions written in C, with `Place.restoring` after them."""
-        forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_code.NORM)
+        forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_verdict.NORM)
         return self._choose, forget, partial(setattr, self, "_has_report", False)
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """See :meth:`gpuopt.engines.place.Kernel.scale`."""
         with self._device:
-            self._verdict[cuda_code.SCALES :].set(factors)
+            self._verdict[cuda_verdict.SCALES :].set(factors)
 
     def _launch(self, function: Any, *arguments: Any) -> Callable[[], object]:
         """Return what launches a CUDA function with one block for each chunk; the device must be the current one then."""
@@ -391,82 +344,3 @@ class CUDAKernel:
         send = partial(self._gradients.data.copy_from_host_async, table.gradients.ctypes.data, table.gradients.nbytes)
         with self._device:
             in_one_go([send, partial(setitem, self._sent, ..., table.gradients)])
-
-
-class Lookup:
-    """See `gpuopt.engines.place.Lookup`; looks at all arrays at once, because a loop in Python would be slow."""
-
-    def __init__(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
-        import cupy
-
-        self._kind = cupy.ndarray
-        self._addresses = addresses
-        self._leaves = list(leaves)
-        self._shapes = list(map(_shape, leaves))
-        self._parameters = list(parameters)
-        self._layouts = list(map(_layout, parameters))
-        self._empty = [row for row, p in enumerate(parameters) if not p.size]
-        self._known: list[Callable[[], Any]]
-        self._absent: list[bool]
-        self._ids: list[int] = []
-        self._forget()
-
-    def __call__(self, gradients: list[Any], leaves: list[Any]) -> list[int] | None:
-        """See `gpuopt.engines.place.Lookup`."""
-        others = set()
-        if any(map(is_not, leaves, self._leaves)) or list(map(_shape, leaves)) != self._shapes:
-            others = {i for i, p in enumerate(leaves) if p is not self._leaves[i] or p.shape != self._shapes[i]}
-        absent = list(map(is_, gradients, repeat(None)))  # None is what a dead reference gives, too
-        if not others and absent == self._absent and not any(map(is_not, gradients, map(call, self._known))):
-            return None
-        self._forget()  # if an exception ends this, nothing half-done is believed
-        looked = gradients
-        if set(map(type, gradients)) != {self._kind}:  # in place of what has no layout, its parameter is looked at
-            others.update(i for i, g in enumerate(gradients) if g is not None and type(g) is not self._kind)
-            looked = [g if type(g) is self._kind else p for g, p in zip(gradients, self._parameters, strict=True)]
-        layouts = list(map(_layout, looked))
-        if layouts != self._layouts:
-            others.update(i for i, layout in enumerate(layouts) if layout != self._layouts[i])
-        # A weak reference costs time, too: it is made for an array that comes twice, and so may come again.
-        before, self._ids = self._ids, list(map(id, looked))
-        known: list[Callable[[], Any]] = list(map(weakref.ref, looked)) if before == self._ids else list(self._known)
-        self._addresses[:] = list(map(_address, looked))
-        self._addresses[self._empty] = NOWHERE
-        for row in (*others, *compress(range(len(absent)), absent)):
-            known[row], self._addresses[row] = _nothing, 0
-        self._known, self._absent = known, absent
-        return sorted(others)
-
-    def record(self, row: int, gradient: Any, *, once: bool = False) -> None:
-        """See `gpuopt.engines.place.Lookup`."""
-        self._known[row] = _nothing  # if an exception ends this, nothing half-done is believed
-        self._addresses[row] = _address(gradient) or NOWHERE
-        if not once:
-            self._known[row] = weakref.ref(gradient)
-
-    def _forget(self) -> None:
-        """Have the next call check every gradient, as if there had been no step before."""
-        self._known = [_nothing] * len(self._leaves)
-        self._absent = []
-
-
-_shape = attrgetter("shape")
-_address = attrgetter("data.ptr")
-_layout = attrgetter("data.device_id", "dtype", "shape", "strides")
-
-
-def _nothing() -> None:
-    """Stand in for the weak reference to the gradient of a leaf that has had none."""
-
-
-def zeros(shapes: Sequence[Layout], device: int) -> list[Any]:
-    """Return zeroed arrays on a device, side by side in one buffer."""
-    import cupy
-
-    offsets, nbytes = side_by_side(shapes)
-    with cupy.cuda.Device(device):
-        buffer = cupy.zeros(nbytes, np.uint8)
-        return [
-            cupy.ndarray(a.shape, a.dtype, buffer.data + offset, a.strides)
-            for a, offset in zip(shapes, offsets, strict=True)
-        ]

@@ -66,6 +66,13 @@ class DType:
         with np.errstate(all="ignore"):
             return "0x" + struct.pack(">d", self.rounded(number)).hex()
 
+    def cuda_literal(self, number: str) -> str:
+        """A constant of CUDA C++, made of its bits."""
+        value = self.rounded(number)
+        if self.arithmetic == "float32":
+            return f"__int_as_float(0x{value.view(np.uint32):08x})"
+        return f"__longlong_as_double(0x{value.view(np.uint64):016x})"
+
 
 _float32 = DType("float32", "float32", "float", "f32", "float", "f", ctypes.c_float, squares_fit=True)
 _float64 = DType("float64", "float64", "double", "f64", "double", "", ctypes.c_double, squares_fit=False)

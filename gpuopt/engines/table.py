@@ -223,6 +223,11 @@ def columns(variants: Sequence[Variant]) -> int:
     return SLOTS + max(len(v.program.slots) + len(v.program.number_slots) for v in variants)
 
 
+def numbers(variants: Sequence[Variant]) -> int:
+    """How many numbers are kept for a segment that has one of these variants."""
+    return max(len(v.program.numbers) for v in variants)
+
+
 def reduction_passes(variants: Sequence[Variant]) -> int:
     """How many passes come before the update."""
     return max(len(passes(v.program)) for v in variants)

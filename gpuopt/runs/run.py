@@ -15,7 +15,7 @@ from gpuopt.runs.control.signals import stopping
 from gpuopt.runs.processes import as_leader, heed, is_shared, leading
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.images import Images
-from gpuopt.runs.record.scalars import arriving, scalar
+from gpuopt.runs.record.scalars import arriving, numbers, scalar
 from gpuopt.runs.recording import begin, conclude, described, expect_same
 from gpuopt.runs.remembering import Remembering
 from gpuopt.runs.report.process import DRAWING, is_wanted, reported
@@ -169,6 +169,9 @@ class Run(Remembering):
             if self._files.config.exists():
                 self._expect_same(self._files.read_config())
                 self._checkpoints.restore(self)
+                last = self._checkpoints.metrics.last
+                if last.get("step") == self.optimizer.steps:  # killed between its last step and its summary, say
+                    self._metrics = numbers({name: x for name, x in last.items() if name not in TAKEN})
             self._lock = lock.pop_all()
 
     def _begin_again(self) -> None:

@@ -36,11 +36,14 @@ class Metrics(Callback):
         Rows after them that `restore` found; `start` cuts them off.
     lost_checksum : int
         CRC-32 of these.
+    last : dict
+        The last row before them that is no event; empty if there is none.
     """
 
     def __init__(self, path: Path) -> None:
         self.written = self.checksum = self.lost_checksum = 0
         self.lost: list[Row] = []
+        self.last: Row = {}
         self._path = path
         self._file: IO[bytes] | None = None
         self._held: list[Mapping[str, Any]] | None = None
@@ -55,9 +58,10 @@ class Metrics(Callback):
         """
         try:
             with self._path.open("rb") as file:
-                found, left = 0, written
+                found, left, end = 0, written, b""
                 while left and (block := file.read(min(left, 1 << 20))):
                     found, left = zlib.crc32(block, found), left - len(block)
+                    end = (end + block)[-(1 << 20) :]
                 if left:
                     raise UsageError(f"{self._path}: {written - left} bytes, expected {written} or more")
                 if found != checksum:
@@ -66,6 +70,7 @@ class Metrics(Callback):
         except OSError as error:
             raise UsageError(f"{self._path}: {error.strerror}") from None
         self.written, self.checksum = written, checksum
+        self.last = _last(end)
         self.lost, self.lost_checksum = whole(lost)[0], zlib.crc32(lost)
 
     def start(self, run: Loop) -> None:  # noqa: ARG002
@@ -124,6 +129,16 @@ class Metrics(Callback):
             raise
         self.written += len(line)
         self.checksum = zlib.crc32(line, self.checksum)
+
+
+def _last(content: bytes) -> Row:
+    """The last row that is no event, of the end of a file."""
+    for line in reversed(content.splitlines()):
+        with contextlib.suppress(RecursionError, ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "event" not in row:
+                return row
+    return {}
 
 
 def _line(row: Mapping[str, Any], end: str = "\n") -> bytes:

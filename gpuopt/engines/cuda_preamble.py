@@ -1,0 +1,62 @@
+"""What kernels in CUDA C++ begin with: where they find the values of a step, constants, conversions from and to 16 bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuopt.engines import cuda_storage, norms, table
+from gpuopt.engines.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from gpuopt.engines.table import Variant
+
+FLOAT64 = DTYPES["float64"]
+
+_VALUES = """\
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
+#define GRID_CONSTANT  // which older devices do not know: they make a copy of the parameter
+#else
+#define GRID_CONSTANT __grid_constant__
+#endif
+struct Values {{ alignas(8) unsigned char bytes[{bytes}]; }};
+
+// Addresses of gradients come by value where they fit: a step with new gradients then copies nothing.
+__device__ __forceinline__ long long address(const Values& values, int gradients_at, const long long* gradients, long long segment)
+{{
+    return gradients_at < 0 ? gradients[segment] : ((const long long*)(values.bytes + gradients_at))[segment];
+}}
+"""
+
+GLOBAL = """\
+#ifdef __CUDACC__
+#define ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))  // addresses come from memory: say what they are
+#else
+#define ASSUME_GLOBAL(pointer)
+#endif
+"""
+"""A macro for every address that a kernel reads from memory."""
+
+OF_NORMS = {
+    "SMALL": FLOAT64.cuda_literal(norms.SCALES[1].hex()),
+    "LARGE": FLOAT64.cuda_literal(norms.SCALES[2].hex()),
+    "TINY": FLOAT64.cuda_literal(norms.TINY.hex()),
+}
+"""Constants of `gpuopt.engines.norms`, as CUDA spells them."""
+FINITE = {"FINITE(x)": "((x) - (x) == 0)"}
+
+
+def values() -> str:
+    """The values of a step, which are passed to the kernel by value, and the address of a gradient."""
+    return _VALUES.format(bytes=table.VALUE_BYTES)
+
+
+def defined(constants: Mapping[str, object]) -> str:
+    """Macros, a line each."""
+    return "".join(f"#define {name} {value}\n" for name, value in constants.items())
+
+
+def conversions(variants: Iterable[Variant]) -> str:
+    """Functions from and to 16 bits, if one of the variants is stored so."""
+    return cuda_storage.FUNCTIONS if any(v.precision for v in variants) else ""
