@@ -58,8 +58,9 @@ class Learner:
         self.network = network
         self.optimizer = optimizer
         classes = None if data.classes is None else data.outputs
-        size = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
-        self._train = feed(backend, data.train, classes, size, needed)
+        self._size = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
+        self.batches = config.batches(len(data.train))  # steps in an epoch
+        self._train = feed(backend, data.train, classes, self._size, needed)
         self._test = None if data.test is None else feed(backend, data.test, classes, BLOCK, needed)
         self.nothing = backend.asarray([0.0, 0.0])  # the score of no samples
         self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = (
@@ -68,11 +69,6 @@ class Learner:
         self._probed = self._train.every(math.ceil(len(data.train) / PROBED))
         if backend.name == "numpy":
             _touch_workspace()
-
-    @property
-    def batches(self) -> int:
-        """Steps in an epoch."""
-        return self.config.batches(len(self.data.train))
 
     @property
     def units(self) -> dict[str, str]:
@@ -93,10 +89,10 @@ class Learner:
     def samples(self, epoch: int, batch: int) -> tuple[Array, Array]:
         """A batch of an epoch. Their order depends on the seed and the epoch alone, not on what was before."""
         if self._feeding is None or self._feeding[0] != (epoch, batch):
-            size = len(self._train) if self.config.batch_size == "full" else self.config.batch_size
-            random = np.random.RandomState([self.config.seed, epoch])
-            order = None if size >= len(self._train) else random.permutation(len(self._train))
-            self._feeding = (epoch, batch), self._train.batches(order, size, batch)
+            order = None
+            if self.batches > 1:  # to make a generator takes longer than many a step
+                order = np.random.RandomState([self.config.seed, epoch]).permutation(len(self._train))
+            self._feeding = (epoch, batch), self._train.batches(order, self._size, batch)
         _, batches = self._feeding
         self._feeding = (epoch, batch + 1), batches
         return next(batches)

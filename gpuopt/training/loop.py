@@ -110,6 +110,7 @@ class Training(Run):
     ) -> None:
         config = self.config = learner.config
         self.backend, self.data, self.network = learner.backend, learner.data, learner.network
+        self.steps_per_epoch = learner.batches
         self.epoch = self._batch = 0
         self.result: Result | None = None
         self._learner = learner
@@ -152,11 +153,6 @@ class Training(Run):
         return self.config.epochs * self.steps_per_epoch
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps in an epoch."""
-        return self._learner.batches
-
-    @property
     def row(self) -> Row | None:
         return None if self._last is None else self._last()
 
@@ -193,7 +189,7 @@ class Training(Run):
     def take_step(self) -> None:
         """Take a step; of the last one of an epoch that is reported, the norms are measured."""
         learner, reported = self._learner, self._learner.reports(self.epoch + 1)
-        measured = reported and self._batch + 1 == learner.batches
+        measured = reported and self._batch + 1 == self.steps_per_epoch
         x, y = learner.samples(self.epoch, self._batch)
         before = learner.copies() if measured else []
         lr = self.optimizer.lr if measured else math.nan
