@@ -22,6 +22,8 @@ SUSPICIOUS = 256 << 20
 DENSEST = 500
 """Bytes of content in a byte of a file; real data do not pack so well, a file made to fill the memory does."""
 CGROUPS = Path("/sys/fs/cgroup")
+LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Files of a control group with its limit and what it uses: of version 2, of version 1."""
 
 
 def available() -> float:
@@ -36,26 +38,34 @@ def _bounds() -> Iterator[float]:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for folder in _groups():
-        with contextlib.suppress(OSError, ValueError):  # "max" if it has no limit
-            limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
-            yield limit - used + _cached(folder)
+        yield from _of_group(folder)
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if limit != resource.RLIM_INFINITY:
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            yield limit - pages * resource.getpagesize()
+        pages = [int(word) for word in Path("/proc/self/statm").read_text().split()]
+        for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+            limit, _ = resource.getrlimit(kind)
+            if limit != resource.RLIM_INFINITY:
+                yield limit - used * resource.getpagesize()
 
 
 def _groups() -> Iterator[Path]:
     """The folders of this process's control group and those around it; a container sees its own as the root."""
-    yield CGROUPS
+    yield from (CGROUPS, CGROUPS / "memory")  # of version 2, of version 1
     with contextlib.suppress(OSError):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        for path in (line[3:] for line in lines if line.startswith("0::/")):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
             parts = Path(path).parts[1:]
-            yield from (CGROUPS.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1))
+            if not controllers or "memory" in controllers.split(","):
+                root = CGROUPS / "memory" if controllers else CGROUPS
+                yield from (root.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _of_group(folder: Path) -> Iterator[float]:
+    for names in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" if it has no limit
+            limit, used = (int((folder / name).read_text()) for name in names)
+            yield limit - used + _cached(folder)
 
 
 def _cached(folder: Path) -> int:
@@ -63,7 +73,8 @@ def _cached(folder: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         words = (folder / "memory.stat").read_text().split()
         sizes = dict(zip(words[::2], words[1::2], strict=False))
-        return sum(int(sizes.get(name, 0)) for name in ("inactive_file", "active_file"))
+        sizes |= {name.removeprefix("total_"): size for name, size in sizes.items() if name.startswith("total_")}
+        return sum(int(sizes.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
     return 0
 
 

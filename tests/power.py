@@ -25,6 +25,9 @@ class Disk:
         self._held: dict[int, int] = {}  # descriptors: a number of a file that is held is not given to another one
         self._contents: dict[int, list[bytes]] = {}
         self._names: dict[str, list[int | None]] = {}
+        self.look()
+        self._names = {name: known[-1:] for name, known in self._names.items()}  # what is there now lasts
+        self._contents = {number: known[-1:] for number, known in self._contents.items()}
 
     def look(self) -> None:
         """Note how it is now."""

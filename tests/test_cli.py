@@ -274,6 +274,17 @@ def test_refused(command: str, message: str) -> None:
     assert files() == before
 
 
+def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuopt.training.model import Perceptron
+
+    def fail(*given: Any) -> None:
+        raise MemoryError("Unable to allocate 95.4 MiB")
+
+    monkeypatch.setattr(Perceptron, "gradients", fail)
+    result = gpuopt_("train", "--quiet")
+    assert (result.exit_code, result.stderr) == (1, "gpuopt: there is not enough memory: Unable to allocate 95.4 MiB\n")
+
+
 def test_a_disk_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "run/checkpoint.safetensors")

@@ -208,6 +208,11 @@ def no_arrays(path: Path) -> None:
         file.writestr("y.npy", b"not an array")
 
 
+def column(dtype: str) -> Write:
+    """A table with a target of that type."""
+    return lambda path: pd.DataFrame({"a": [1, 2, 3], "y": np.arange(3).astype(dtype)}).to_parquet(path)
+
+
 def twice(path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -302,8 +307,51 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         {"target": "b"},
         "the byte 8f is no text in utf-8",
     ),
+    "dates to predict": (
+        "a.parquet",
+        column("datetime64[s]"),
+        {"target": "y"},
+        "dtype datetime64.*expected numbers or t",
+    ),
+    "durations to predict": (
+        "a.parquet",
+        column("timedelta64[s]"),
+        {"target": "y"},
+        "dtype timedelta64.* such as 0 days",
+    ),
+    "beyond float64's squares": (
+        "a.csv",
+        text("a,y\n1e200,1.5\n2e200,2.5\n"),
+        {"target": "y", "standardize": True},
+        "column 'a': holds numbers whose squares are beyond float64",
+    ),
+    "to predict, likewise": (
+        "a.csv",
+        text("a,y\n1,1.5e200\n2,2.5e200\n"),
+        {"target": "y", "task": "regression"},
+        "column 'y': holds numbers whose squares are beyond float64",
+    ),
     "no parquet": ("a.parquet", text("a,b\n1,2\n"), {"target": "b"}, "not a readable .parquet"),
 }
+
+
+LABELS: dict[str, tuple[list[str], str]] = {
+    "one each": ([*"abcdefghijk"], "column 'y': each of the 11 samples has a label of its own, a for one"),
+    "spaces": (
+        ["u", " u", "u"],
+        "column 'y': ' u' and 'u' are two classes, which differ by spaces or capital letters alone",
+    ),
+    "capitals": (
+        ["yes", "Yes", "yes"],
+        "'Yes' and 'yes' are two classes, which differ by spaces or capital letters alone",
+    ),
+}
+
+
+@pytest.mark.parametrize(("labels", "note"), LABELS.values(), ids=LABELS)
+def test_odd_labels_are_told(tmp_path: Path, labels: list[str], note: str) -> None:
+    pd.DataFrame({"a": range(len(labels)), "y": labels}).to_csv(tmp_path / "a.csv", index=False)
+    assert note in "\n".join(load(tmp_path / "a.csv", "y").notes)
 
 
 @pytest.mark.parametrize(("name", "write", "options", "message"), REFUSED.values(), ids=REFUSED)

@@ -553,3 +553,57 @@ def test_a_row_for_each_update_of_several_gradients(tmp_path: Path) -> None:
 
     assert go(4, 3) + go(4) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"samples": 12}, {"size": 4}], ids=str)
+def test_batches_of_another_order_are_refused(tmp_path: Path, other: dict[str, int]) -> None:
+    def go(end: int, seed: int = 0, samples: int = 10, size: int = 3) -> None:
+        run = gpuopt.Run(tmp_path / "run", optimizer(), seed=seed)
+        batches = run.batches(samples, size)
+        for _ in run.steps(end):
+            next(batches)
+            run.step(run.optimizer.params)
+
+    go(5)
+    with pytest.raises(
+        UsageError, match=r"run.batches: seed \d, \d+ samples, size \d; the checkpoint has seed 0, 10 samples, size 3"
+    ):
+        go(9, **other)
+    go(9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"), [(20, []), (21, []), (40, ["the learning rate is 0 from about step 20 to the end, step 40"])]
+)
+def test_steps_beyond_a_schedule_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int, told: list[str]
+) -> None:
+    def go(steps: int) -> None:
+        run = gpuopt.Run(tmp_path / "run", optimizer(gpuopt.SGD(lr=gpuopt.schedules.cosine(0.1, 20))))
+        for _ in run.steps(steps):
+            run.step(run.optimizer.params)
+
+    go(10)
+    go(steps)
+    assert [record.getMessage().partition(",  by")[0].partition(", by")[0] for record in caplog.records] == told
+
+
+def test_a_generator_that_a_checkpoint_has_no_state_of(tmp_path: Path) -> None:
+    """What was refused may be asked for again, with what fits."""
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    run.remember("own", np.random.default_rng(1))
+    run.remember("x", np.full(3, 7.0))
+    for _ in run.steps(2):
+        run.step(run.optimizer.params)
+    again = gpuopt.Run(tmp_path / "run", optimizer())
+    for name, wrong in (
+        ("own", np.random.RandomState(1)),
+        ("own", np.random.Generator(np.random.SFC64(1))),
+        ("x", np.zeros(4)),
+    ):
+        with pytest.raises(UsageError, match=f"run.remember: {name}: .*; the checkpoint has "):
+            again.remember(name, wrong)
+    assert again.remember("x", np.zeros(3)).tolist() == [7, 7, 7]
+    generator = again.remember("own", np.random.default_rng(2))
+    assert generator.random() == np.random.default_rng(1).random()
+    again.close()

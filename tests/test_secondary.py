@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import gpuopt
+from gpuopt import checkpoint
 from gpuopt.runs.control.live import Page
 from gpuopt.runs.record.history import History
 from gpuopt.runs.secondary import Secondary, environment, interpreter
@@ -256,3 +258,27 @@ def test_a_folder_that_cannot_be_synchronized_is_a_warning(
     assert gpuopt.load(tmp_path / "x.safetensors", optimizer) == {}
     (told,) = warnings(caplog)
     assert told.startswith(f"{tmp_path}: the folder cannot be synchronized ({os.strerror(code)})")
+
+
+@pytest.mark.parametrize("since", [0, 3])
+def test_where_no_thread_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, since: int) -> None:
+    """As in a container that allows so many: checkpoints are written, pictures drawn, by whoever trains."""
+
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def go(folder: Path, since: int | None) -> dict[str, Any]:
+        w = np.ones(3)
+        with monkeypatch.context() as patched:
+            if since == 0:
+                patched.setattr(threading.Thread, "start", fail)
+            with gpuopt.Run(folder, gpuopt.Optimizer(w, gpuopt.Adam()), checkpoint_every=2, report=False) as run:
+                for step in run.steps(6):
+                    if step == since:
+                        patched.setattr(threading.Thread, "start", fail)
+                    run.step(w, loss=w.sum())
+                    run.image("w", w)
+        arrays, _ = checkpoint.verified(folder / "checkpoint-4.safetensors")
+        return {"image": (folder / "image-w.png").read_bytes(), **{name: x.tolist() for name, x in arrays.items()}}
+
+    assert go(tmp_path / "run", since) == go(tmp_path / "other", None)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from gpuopt import schedules
 from gpuopt.runs.control.channel import Client
-from gpuopt.runs.record.events import explain
+from gpuopt.runs.record.events import describe, explain
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import Callback, Config, Training, UsageError, resume, train
 
@@ -371,3 +371,19 @@ def test_an_event_of_ones_own_is_in_the_report(tmp_path: Path) -> None:
     assert rows(tmp_path / "run", "mine") == [{"event": "mine", "step": 7}]
     assert gpuopt("plot", tmp_path / "run")[0] == 0
     assert ">mine<" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("line", [b"[" * 60_000, b"\xff", b"9" * 60_000, b"{}x", b""])
+def test_a_request_that_is_none_ends_the_connection_alone(running: Running, line: bytes) -> None:
+    guest = Client(RunFolder(running.folder))
+    guest._file.write(line + b"\n")
+    guest._file.flush()
+    assert guest._file.readline() == b""
+    guest.close()
+    assert running.ask()["now"]["step"] > 0
+
+
+def test_metrics_of_a_loop_of_ones_own_in_words() -> None:
+    assert describe({"step": 3, "test_accuracy": 0.5, "lr": 0.1}) == "test accuracy 0.5000  lr 0.1"
+    assert describe({"test_accuracy": 0.5, "test_loss": 2.0, "loss": 1}) == "test accuracy 0.5000  loss 1.0000"

@@ -12,12 +12,15 @@ import typer
 from typer.core import TyperCommand
 
 from gpuopt.rules import RULES
-from gpuopt.suggest import did_you_mean
+from gpuopt.suggest import did_you_mean, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Command", "aligned", "app", "main", "told_plainly"]
+
+LONGEST = 4000
+"""Characters of an error, whatever stands in a file."""
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -135,10 +138,14 @@ def told_plainly() -> Iterator[None]:
         raise  # nobody reads on, as after `| head`: typer leaves quietly
     except (ExplodedError, GPUFailure, OSError) as error:
         code, message = 1, str(error)
+    except MemoryError as error:
+        code, message = 1, f"there is not enough memory: {str(error) or 'nothing is left'}"
     else:
         return
+    first, *more = message.splitlines() or [""]
+    line = " ".join([first, "; ".join(one.strip() for one in more)]).strip()
     with contextlib.suppress(OSError):  # the exit code tells it, too
-        typer.echo(f"gpuopt: {message}", err=True)
+        typer.echo(f"gpuopt: {printable(line, LONGEST)}", err=True)
     raise typer.Exit(code)
 
 

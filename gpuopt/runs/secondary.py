@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from gpuopt.runs.loop import Loop, Row
 
-__all__ = ["Secondary", "environment", "interpreter", "warn", "warned"]
+__all__ = ["Secondary", "beside", "environment", "interpreter", "warn", "warned"]
 
 LOG = logging.getLogger("gpuopt")
 INTERPRETER = re.compile(r"(python|pypy)[\w.-]*", re.IGNORECASE)
@@ -52,6 +53,16 @@ def warned(message: str, failed: Callable[[], object] = lambda: None) -> Iterato
             raise
         failed()
         warn(message, f"{type(error).__name__}: {error}")
+
+
+def beside(do: Callable[[], object], name: str) -> threading.Thread | None:
+    """Start a thread that does not keep the process alive; None if no further one can be started, as where a container limits them."""
+    thread = threading.Thread(target=do, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
 
 
 class Secondary(Callback):

@@ -191,8 +191,8 @@ class Model:
         out = np.empty((len(raw), self.target.outputs), np.float32)
         for first in range(0, len(raw), BLOCK):
             chosen = slice(first, first + BLOCK)
-            matrix = self.prepared.matrix(raw[chosen], name)
             with np.errstate(all="ignore"):
+                matrix = self.prepared.matrix(raw[chosen], name)
                 out[chosen] = network.outputs(self.params, self.prepared(matrix, name, first))
         return out
 
@@ -275,7 +275,7 @@ def load_model(path: str | Path) -> Model:
             raise ValueError("layers that do not fit features and target")  # noqa: TRY301
         if activation not in get_args(Activation) or state not in {folder.checkpoint.name, folder.best.name}:
             raise ValueError(f"unknown: {activation}, {state}")  # noqa: TRY301
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{file}: damaged: {error!r:.120}") from None
     config = _config(folder)
     saved = folder.path / state

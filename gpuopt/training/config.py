@@ -19,7 +19,7 @@ from gpuopt.rules.adam import Adam
 from gpuopt.runs.loop import spread
 from gpuopt.runs.saving.checkpoints import expect_interval
 from gpuopt.runs.saving.explosions import OnExplosion
-from gpuopt.suggest import did_you_mean
+from gpuopt.suggest import did_you_mean, printable
 from gpuopt.training import plain_rules
 from gpuopt.training.activations import Activation
 from gpuopt.training.data import Reading, Task
@@ -56,6 +56,8 @@ FEWEST_EPOCHS, FEWEST_STEPS = 10, 2000
 ARRAYS = "<arrays>"
 """What stands in place of the file's name when arrays are given from Python."""
 _BY_DATA: Any = None
+LONGEST = 600
+"""Characters that are told of what is wrong with a config that was read."""
 LARGEST_COUNT = 2**53
 COUNT = "a positive integer below 2**53"
 DEEPEST = 1000
@@ -415,8 +417,8 @@ class Config:
             if isinstance(values.get("optimizer"), Mapping):
                 values["optimizer"] = plain_rules.from_plain(values["optimizer"])
             return cls(**values)
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-            raise UsageError(str(error)) from None
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            raise UsageError(printable(error, LONGEST)) from None
 
 
 def settings(texts: Iterable[str], called: Callable[[str], str], expected: str) -> dict[str, float | str]:

@@ -8,26 +8,25 @@ from typing import TYPE_CHECKING
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import available
+from gpuopt.rules.slots import is_number, starts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpuopt.rules import Rule
     from gpuopt.runs.record.folder import RunFolder
     from gpuopt.training.config import Config
     from gpuopt.training.data import Dataset
 
 __all__ = ["expect_room", "expect_saved"]
 
-BYTES_A_PARAMETER = 24
-"""Parameter, gradient and state, and a copy to be saved."""
-
 
 def expect_room(widths: Sequence[int], config: Config, data: Dataset) -> int:
     """Refuse a network and batches for which there is no memory, before all of it is taken; bytes that both take."""
     count = _parameters(widths)
-    need, room = BYTES_A_PARAMETER * count, available()
+    need, room = _bytes_a_parameter(config.rule()) * count, available()
     if need > room:
-        gib = f"about {need >> 30:,} GiB to train, and {room / 2**30:,.1f} GiB are free"
+        gib = f"about {need / 2**30:,.1f} GiB to train, and {room / 2**30:,.1f} GiB are free"
         raise UsageError(f"--hidden {','.join(map(str, config.hidden))}: {count:,} parameters take {gib}")
     samples = len(data.train) + (0 if data.test is None else len(data.test))
     targets = 4 * samples * data.outputs if data.classes is not None else 0
@@ -53,6 +52,12 @@ def expect_saved(config: Config, folder: RunFolder) -> None:
     if _parameters([1, *config.hidden, 1]) > count:
         hidden = ",".join(map(str, config.hidden))
         raise UsageError(f"--hidden {hidden:.60}: more parameters than the {count:,} in {folder.checkpoint.name}")
+
+
+def _bytes_a_parameter(rule: Rule) -> int:
+    """In float32: parameter and state, a copy of them to be saved, gradients of two steps, what was before, how far it moved."""
+    state = sum(not is_number(start) for start in starts(rule.slots).values())
+    return 4 * (2 * (1 + state) + 4)
 
 
 def _parameters(widths: Sequence[int]) -> int:

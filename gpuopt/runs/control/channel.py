@@ -8,19 +8,21 @@ training.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import json
 import os
 import selectors
 import shlex
 import socket
-import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
+from gpuopt.runs.secondary import beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,10 +70,11 @@ class Server:
             with open(descriptor, "w") as opened:  # noqa: PTH123  (Path.open cannot make it private)
                 opened.write(json.dumps(content) + "\n")
             temporary.replace(file)
+            if beside(self._accept, "gpuopt control") is None:
+                raise OSError(errno.EAGAIN, "no thread can be started", str(file))  # noqa: TRY301
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
-        threading.Thread(target=self._accept, name="gpuopt control", daemon=True).start()
 
     def close(self) -> None:
         """Take no more connections."""
@@ -134,16 +137,20 @@ class Server:
 
     def _welcome(self, connection: socket.socket) -> None:
         self._guests += 1
-        try:
+        with contextlib.suppress(OSError):
             connection.setblocking(True)
-            threading.Thread(target=self._serve, args=[connection], name="gpuopt control", daemon=True).start()
-        except (OSError, RuntimeError):  # no thread can be started
-            self._guests -= 1
-            connection.close()
+            if beside(partial(self._serve, connection), "gpuopt control") is not None:
+                return
+        self._guests -= 1
+        connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            with contextlib.suppress(OSError, ValueError), connection, connection.makefile("rwb") as file:
+            with (
+                contextlib.suppress(OSError, RecursionError, ValueError),
+                connection,
+                connection.makefile("rwb") as file,
+            ):
                 _say(file, GREETED)
                 while line := file.readline(LONGEST):
                     _say(file, self._answer(json.loads(line)))

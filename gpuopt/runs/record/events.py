@@ -17,7 +17,7 @@ def describe(row: Mapping[str, Any]) -> str:
     """The metrics of a row."""
     names = [name for name, value in row.items() if name not in NO_METRICS and is_number(value)]
     if "test_accuracy" in names:
-        names.remove("test_loss")
+        names = [name for name in names if name != "test_loss"]
     parts = [f"{name.replace('_', ' ')} {_short(row[name])}" for name in names]
     return "  ".join([*parts, *([f"lr {row['lr']:.4g}"] if is_number(row.get("lr")) else [])])
 

@@ -73,7 +73,7 @@ class RunFolder:
         """
         folder = cls(Path(path).absolute())
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            _make(folder.path)
             fits = folder.config.exists() or folder._is_free()
         except OSError as error:
             raise UsageError(f"{path}: cannot be made: {error.strerror}") from None
@@ -102,7 +102,7 @@ class RunFolder:
             path = Path(out)
         folder = cls(path.absolute())  # whoever goes elsewhere finds it
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make(folder.path)
             is_free = folder._is_free()
         except FileExistsError:
             is_free = False
@@ -251,6 +251,16 @@ class RunFolder:
         files = sorted(self.kept().items(), key=lambda item: (item[0] <= steps, item[0]))
         for _, file in files[: max(0, len(files) - kept)]:
             file.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and what is missing of the folders around it, to stay; nothing if it is there."""
+    from gpuopt.tensorfile import sync_folder
+
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -100,7 +100,7 @@ class History:
     @property
     def steps(self) -> int:
         """As many as it took, or is going to take."""
-        taken = [int(self.rows[-1]["step"]), *(int(event["step"]) for event in self.events)]
+        taken = [0, *(int(row["step"]) for row in [*self.rows[-1:], *self.events])]
         planned = self.content.get("steps")
         if self.summary is None and type(planned) is int and planned < 2**53:
             taken.append(planned)

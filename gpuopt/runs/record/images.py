@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuopt.backends import describe, fetch
 from gpuopt.runs.loop import Callback
-from gpuopt.runs.secondary import warned
+from gpuopt.runs.secondary import beside, warned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,21 +89,25 @@ class Images(Callback):
             self._waiting[name] = lambda: arrive()[0]
         self._wake.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._draw, name="gpuopt images", daemon=True)
-            self._thread.start()
+            self._thread = beside(self._draw, "gpuopt images")
+            if self._thread is None:
+                self._draw_waiting()
 
     def _draw(self) -> None:
         while True:
             self._wake.wait()
             self._wake.clear()
-            with self._lock:
-                taken, self._waiting = self._waiting, {}
-            for name, arrive in taken.items():
-                with warned(f"no picture of {name} (%s)"):
-                    for part, content in _parts(arrive()):
-                        _write(self._folder / f"image-{name}{part}.png", content)
+            self._draw_waiting()
             if self._is_over and not self._waiting:
                 return
+
+    def _draw_waiting(self) -> None:
+        with self._lock:
+            taken, self._waiting = self._waiting, {}
+        for name, arrive in taken.items():
+            with warned(f"no picture of {name} (%s)"):
+                for part, content in _parts(arrive()):
+                    _write(self._folder / f"image-{name}{part}.png", content)
 
 
 def _parts(array: NDArray[Any]) -> list[tuple[str, bytes]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
+from gpuopt.runs.secondary import beside
+
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
 __all__ = ["Background"]
@@ -14,7 +16,7 @@ __all__ = ["Background"]
 class Background:
     """Runs jobs in a thread of its own, one after the other; what one of them raises is raised by the next call.
 
-    The thread does not keep the process alive: who leaves at once leaves at once.
+    The thread does not keep the process alive: who leaves at once leaves at once. Where none can be started, the job is done at once.
     """
 
     def __init__(self) -> None:
@@ -31,12 +33,13 @@ class Background:
             except BaseException as error:  # noqa: BLE001  (raised in `wait`)
                 self._error = error
 
-        self._thread = threading.Thread(target=run, name="gpuopt checkpoint", daemon=True)
-        self._thread.start()
+        self._thread = beside(run, "gpuopt checkpoint")
+        if self._thread is None:
+            run()
 
     def look(self) -> None:
         """Raise what a job raised that is done."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._thread is None or not self._thread.is_alive():
             self.wait()
 
     def wait(self, seconds: float | None = None) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuopt.arrays import assign, describe, is_cupy, is_numpy
 from gpuopt.errors import UsageError
+from gpuopt.suggest import printable
 from gpuopt.tensorfile import DTYPES
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EMPTY", "Own", "is_count"]
 
 RANDOM = "run.random"
-EMPTY: dict[str, Any] = {"drawn": [], "generators": {}, "values": {}}
+EMPTY: dict[str, Any] = {"drawn": [], "orders": [], "generators": {}, "values": {}}
 """The position where there is nothing of one's own."""
 
 
@@ -42,6 +43,8 @@ class Own:
         self._saved: dict[str, Any] = {}  # generators and arrays in it that nobody has given yet
         self._saved_arrays: dict[str, Any] = {}
         self._saved_drawn: list[int] = []
+        self._orders: list[list[int]] = []  # seed, samples and size of each iterator
+        self._saved_orders: list[list[int]] = []
         self._moving: dict[str, Any] | None = None  # as they were at the end of the last step
         self._is_left = False
 
@@ -69,9 +72,11 @@ class Own:
                     f"run.remember: {name}: {describe(value)}, expected before run.steps, where it is restored"
                 )
         elif _is_array(value) and name in self._saved_arrays:
-            self._fill(name, value, self._saved_arrays.pop(name))
+            self._fill(name, value, self._saved_arrays[name])
+            del self._saved_arrays[name]
         elif _is_generator(value) and name in self._saved:
-            _set_state(value, self._saved.pop(name))
+            _set_state(name, value, self._saved[name])
+            del self._saved[name]
         elif is_plain and name in self._found:
             value = self.values[name]
         if not inside and name in {*self._saved, *self._saved_arrays, *({} if is_plain else self._found)}:
@@ -90,7 +95,11 @@ class Own:
         for name, count in (("samples", samples), ("size", size)):
             if not is_count(count):
                 raise UsageError(f"run.batches: {name}: {count!r}, expected a positive integer")
-        number = len(self._drawn)
+        number, order = len(self._drawn), [self._seed, int(samples), int(size)]
+        if order != (before := [*self._saved_orders[number : number + 1], order][0]):
+            given, saved = ("seed {}, {} samples, size {}".format(*one) for one in (order, before))
+            raise UsageError(f"run.batches: {given}; the checkpoint has {saved}, whose order is gone on with")
+        self._orders.append(order)
         self._drawn.append(self._saved_drawn[number] if number < len(self._saved_drawn) else 0)
         return self._indices(number, int(samples), int(size))
 
@@ -121,7 +130,8 @@ class Own:
             for name, value in self.values.items()
             if not _is_array(value) and not _is_generator(value)
         }
-        return {"drawn": moving["drawn"], "generators": _plain(moving["generators"]), "values": values}
+        known = {"drawn": moving["drawn"], "orders": [*self._orders]}
+        return {**known, "generators": _plain(moving["generators"]), "values": values}
 
     def move(self, position: Mapping[str, Any]) -> None:
         """Go to a position: of the checkpoint, before anything was remembered, or of one step among others."""
@@ -132,12 +142,15 @@ class Own:
             raise TypeError("expected generators and values by name")
         self._is_left, self._moving = False, None
         self._saved_drawn = list(drawn)
+        self._saved_orders = [
+            [int(n) for n in order] for order in position.get("orders", [])
+        ]  # earlier versions noted none
         self._drawn[:] = [*drawn, *self._drawn[len(drawn) :]][: len(self._drawn)]
         for name, state in generators.items():
             if name == RANDOM:
-                _set_state(self.random, state)
+                _set_state(name, self.random, state)
             elif name in self.values:
-                _set_state(self.values[name], state)
+                _set_state(name, self.values[name], state)
             else:
                 self._saved[name] = state
         for name, value in values.items():
@@ -241,11 +254,18 @@ def _plain(state: Any) -> Any:
     return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
 
 
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.RandomState):
-        generator.set_state({**state, "state": {**state["state"], "key": np.array(state["state"]["key"], np.uint32)}})
-    else:
-        generator.bit_generator.state = state
+def _set_state(name: str, generator: Any, state: Any) -> None:
+    try:
+        if isinstance(generator, np.random.RandomState):
+            key = np.array(state["state"]["key"], np.uint32)
+            generator.set_state({**state, "state": {**state["state"], "key": key}})
+        else:
+            generator.bit_generator.state = state
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        what = describe(generator)
+        raise UsageError(
+            f"run.remember: {name}: {what}; the checkpoint has no state of one: {printable(error)}"
+        ) from None
 
 
 def _put_back(value: Any, saved: Any) -> Any:

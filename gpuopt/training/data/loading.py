@@ -152,6 +152,7 @@ def from_arrays(data: Sequence[Any], name: str = "arrays", **options: Any) -> Da
     return dataset(name, parts, how)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is found and told
 def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     """Prepare raw data: the training set, and the test set if there is one."""
     notes = list(parts[0].notes)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BYTE", "Column", "Features", "Missing", "Rows", "Target", "listed"]
 
 Missing: TypeAlias = Literal["mean", "drop"]
+TOO_LARGE = "holds numbers whose squares are beyond float64, expected smaller ones, as in other units"
 BLOCK = 1 << 22
 """Numbers that are prepared at once, in float64: a whole file need not be in memory twice."""
 BYTE = 1 / float(np.float32(1 / 255))
@@ -219,6 +220,9 @@ class Features:
             squares += np.where(np.isfinite(block), block - mean, 0).__pow__(2).sum(axis=0)
         # Filled with the mean, a hole adds nothing to the deviation; those that are not filled are refused.
         deviation = np.sqrt(squares / max(len(x), 1))
+        if not np.isfinite(deviation).all():
+            what = self.inputs[int(np.isfinite(deviation).argmin())]
+            raise UsageError(f"column {printable(repr(what))}: {TOO_LARGE}")
         deviation[deviation <= 1e-300] = 1  # a constant feature becomes 0
         return dataclasses.replace(self, shift=mean, scale=deviation, fill=fill)
 

@@ -54,7 +54,8 @@ def reading(path: Path) -> Iterator[None]:
         message = str(error)
         raise UsageError(message if str(path) in message else f"{path}: {message}") from None
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
+        reason = error.strerror or " ".join(str(error).split())  # pyarrow's are lines
+        raise UsageError(f"{path}: {printable(reason, 200)}") from None
     except UnicodeDecodeError as error:
         bad = error.object[error.start : error.start + 1].hex()
         as_western = error.object[max(0, error.start - 9) : error.start + 9].decode("cp1252", "replace")

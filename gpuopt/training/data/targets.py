@@ -9,7 +9,7 @@ import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
-from gpuopt.training.data.preparation import Target
+from gpuopt.training.data.preparation import TOO_LARGE, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,6 +51,10 @@ def values(part: Part) -> NDArray[Any]:
             found = np.array(found.tolist())
         return found  # type: ignore[no-any-return]
     different = y.astype("category").cat  # each text once, however long and frequent
+    odd = next((one for one in different.categories if not isinstance(one, str | int | float | np.number)), None)
+    if odd is not None:  # dates, durations, decimal numbers: a class for each of them is nobody's wish
+        what = f"dtype {y.dtype} such as {printable(odd)}"
+        raise UsageError(f"{part.y_name}: {what}, expected numbers or text; a number of days or seconds, say")
     texts = different.categories.astype(str)
     if (longest := max(map(len, texts), default=0)) > LONGEST_LABEL:
         raise UsageError(f"{part.y_name}: a text of {longest:,} characters, expected at most {LONGEST_LABEL}")
@@ -64,7 +68,7 @@ def decided(part: Part, task: str) -> tuple[bool, list[str]]:
     if kind in "SUb":
         if task == "regression" and kind != "b":
             raise UsageError(f"{part.y_name}: holds text, expected numbers for --task regression")
-        return task != "regression", []
+        return task != "regression", _told_of_texts(part, y) if kind == "U" else []
     if kind not in "iuf":
         raise UsageError(f"{part.y_name}: dtype {y.dtype}, expected integers, floats or text")
     if math.prod(y.shape[1:]) != 1 and kind == "f":
@@ -76,6 +80,24 @@ def decided(part: Part, task: str) -> tuple[bool, list[str]]:
     if task == "dtype" or math.prod(y.shape[1:]) != 1:  # as version 0.1.0 took it
         return task != "regression", []
     return _few(part, y, task)
+
+
+def _told_of_texts(part: Part, y: NDArray[Any]) -> list[str]:
+    """What is odd about labels that are text."""
+    different = np.unique(y).tolist()
+    notes = []
+    if len(different) == y.size > SURELY_FEW:
+        notes.append(
+            f"{part.y_name}: each of the {y.size:,} samples has a label of its own, {printable(different[0])} for one"
+        )
+    alike: dict[str, str] = {}
+    for text in different:
+        other = alike.setdefault(" ".join(text.split()).casefold(), text)
+        if other != text:
+            pair = f"{printable(repr(other))} and {printable(repr(text))}"
+            notes.append(f"{part.y_name}: {pair} are two classes, which differ by spaces or capital letters alone")
+            break
+    return notes
 
 
 def _whole(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
@@ -131,6 +153,8 @@ def learned_target(y: NDArray[Any], part: Part, classes: tuple[Any, ...] | None,
     shift, deviation = np.zeros(y.shape[1]), np.ones(y.shape[1])
     if scale:
         shift, deviation = y.mean(axis=0), y.std(axis=0)
+        if not np.isfinite(deviation).all():
+            raise UsageError(f"{part.y_name}: {TOO_LARGE}")
         deviation[deviation <= 1e-300] = 1
     return Target(_names(part, y.shape[1]), None, shift, deviation)
 

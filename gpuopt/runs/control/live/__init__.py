@@ -8,14 +8,13 @@ import os
 import secrets
 import socket
 import subprocess
-import threading
 from typing import TYPE_CHECKING
 
 from gpuopt.errors import UsageError
 from gpuopt.runs.control.channel import Client
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.folder import RunFolder
-from gpuopt.runs.secondary import environment, interpreter, warn, warned
+from gpuopt.runs.secondary import beside, environment, interpreter, warn, warned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +80,7 @@ class Page(Callback):
             assert process.stdin is not None
             with process.stdin:
                 process.stdin.write(json.dumps(about).encode())
-            threading.Thread(target=process.wait, name="gpuopt live", daemon=True).start()
+            beside(process.wait, "gpuopt live")
             print(f"Live:    {self.url}", flush=True)  # noqa: T201
 
 
