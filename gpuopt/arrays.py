@@ -123,15 +123,6 @@ def _numpys_name(dtype: np.dtype[Any]) -> str:
     return str(dtype)  # it takes NumPy 3 us
 
 
-def geometry(x: Any) -> tuple[Any, ...]:
-    """Where a parameter is and what it is: address and strides where the library tells them, shape and dtype."""
-    if is_numpy(x):
-        return x.__array_interface__["data"][0], x.shape, x.strides, x.dtype
-    if is_cupy(x):
-        return x.data.ptr, x.shape, x.strides, x.dtype
-    return None, tuple(x.shape), None, x.dtype
-
-
 def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
     """What keeps an array from being updated in place."""
     if is_numpy(x):

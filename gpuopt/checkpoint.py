@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import describe, dtype_of, to_numpy
+from gpuopt.stateful import uncollected
 from gpuopt.suggest import listed, printable
 from gpuopt.tensorfile import CheckpointError, checksums, read, write
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -40,6 +40,7 @@ SMALL = ("float16", "bfloat16")  # whose slots may be float32, or their other bi
 REAL = {"complex64": "float32", "complex128": "float64"}
 
 
+@uncollected()
 def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] | None = None) -> None:
     """Write the parameters and the state of an optimizer into a file, whole or not at all.
 
@@ -87,7 +88,7 @@ def save_state(
     live = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     live |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
     live |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
-    tensors = {name: to_numpy(x) for name, x in live.items()}
+    tensors = {name: x if type(x) is np.ndarray else to_numpy(x) for name, x in live.items()}
     pairs = [name for name, x in tensors.items() if x.dtype.kind == "c"]
     waiting = "".join(f'"{name}": {json.dumps(content[name])}, ' for name in NUMBERS if name in content)
     named = f', "complex": {json.dumps(pairs)}' if pairs else ""
@@ -131,11 +132,12 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     return load_state(path, opt)[0]
 
 
+@uncollected()
 def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)
     # Not of `state_dict`, which raises the error of a step that was left out.
-    own = dict(zip(opt._tree.paths, opt._arrays, strict=True))
+    own = {path: (tuple(x.shape), dtype_of(x)) for path, x in zip(opt._tree.paths, opt._arrays, strict=True)}
     places: dict[str, tuple[str, str] | None] = {}
 
     def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
@@ -143,10 +145,11 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         if place is None:
             return name.startswith(ARRAYS)
         leaf, slot = place
+        if own.get(leaf) == (shape, dtype):
+            return True  # nearly all
         if slot and (shape, dtype) == ((), "float64"):
             return True  # a number of a leaf or of a group
-        x = own.get(leaf)
-        return x is not None and _fits(tuple(x.shape), dtype_of(x), bool(slot), shape, dtype)
+        return leaf in own and _fits(*own[leaf], bool(slot), shape, dtype)
 
     def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
         tensors, about = verified(path, fits)
@@ -170,24 +173,11 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
     try:
-        with _uncollected():
-            return opt._load(read)
+        return opt._load(read)
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would go over the many new objects of many leaves, again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @functools.lru_cache(1024)  # of many leaves few are unlike the others

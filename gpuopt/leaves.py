@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,6 @@ from gpuopt.arrays import (
     describe,
     detached,
     dtype_of,
-    geometry,
     hindrance_of,
     is_array,
     is_cupy,
@@ -25,7 +26,7 @@ from gpuopt.arrays import (
 from gpuopt.engines import storage
 from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.memory import first_overlap
+from gpuopt.engines.memory import first_overlap, geometries
 from gpuopt.engines.trace import refusal_of_complex
 from gpuopt.lending import Lenders, readable, view_of, why_without_memory
 from gpuopt.rules.slots import Given, starts
@@ -64,10 +65,18 @@ def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
     tree, leaves = flatten(params)
     if not leaves:
         raise ValueError(f"params: {params!r} has no leaf, expected at least one array")
-    arrays = [_parameter(leaf, tree.name(i, "params"), in_place=in_place) for i, leaf in enumerate(leaves)]
+    arrays = [
+        leaf if _is_plain(leaf) else _parameter(leaf, tree.name(i, "params"), in_place=in_place)
+        for i, leaf in enumerate(leaves)
+    ]
     if in_place:
         _check_distinct(tree, arrays)
     return tree, arrays
+
+
+def _is_plain(leaf: Any) -> bool:
+    """Whether a leaf is like nearly all of them, which need no further check: names and words are slow."""
+    return type(leaf) is np.ndarray and leaf.flags.writeable and dtype_of(leaf) in DTYPES
 
 
 def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
@@ -161,9 +170,12 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
         If the rule is not for leaves of that shape; if the caller's arrays are not like the leaves.
 
     """
+    shapes: dict[tuple[int, tuple[int, ...]], int] = {}
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
-        if why := rules[group].unfit(tuple(a.shape)):
-            raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(a.shape)}: {why}")
+        shapes.setdefault((group, a.shape), i)
+    for (group, shape), i in shapes.items():
+        if why := rules[group].unfit(tuple(shape)):
+            raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(shape)}: {why}")
     for group, rule in enumerate(rules):
         for name, start in starts(rule.slots).items():
             if isinstance(start, Given):
@@ -286,11 +298,15 @@ class Held:
         given = self.tree.leaves_of(params, "params")
         self.lenders = Lenders(given, self.arrays)
         self.originals = self.lenders.arrays_of(given) if self.lenders.tensors else given
-        self._known = list(map(geometry, self.originals))
+        self._known = geometries(self.originals)
+        self._leaves_now = partial(self.tree.spec.flatten_up_to, params)
 
     def now(self) -> list[Any]:
         """Return the leaves that the user holds now; of one that lends its memory, the array over it."""
-        found = self.tree.leaves_of(self._params, "params")
+        try:
+            found = self._leaves_now()
+        except (RecursionError, TypeError, ValueError):
+            found = self.tree.leaves_of(self._params, "params")
         return self.lenders.arrays_of(found) if self.lenders.tensors else found
 
     def gradients(self) -> list[Any]:
@@ -324,7 +340,14 @@ class Held:
 
     def check_all(self) -> None:
         """Raise ValueError unless the user still holds the arrays that they were."""
-        for i, p in enumerate(self.now()):
+        now = self.now()
+        if (
+            all(map(operator.is_, now, self.originals))
+            and geometries(now) == self._known
+            and not any(map(hindrance_of, now))
+        ):
+            return
+        for i, p in enumerate(now):
             self.check(i, p)
 
     def not_finite(self, bad: list[int], step: int) -> FloatingPointError:
@@ -343,8 +366,9 @@ class Held:
 
 
 def _change_of(x: Any, known: tuple[Any, ...]) -> str | None:
-    """Return what has changed about a parameter since it had this `geometry`, and what to do; None if nothing has."""
-    if (now := geometry(x)) != known:
+    """Return what has changed about a parameter since it had this geometry, and what to do; None if nothing has."""
+    (now,) = geometries([x])
+    if now != known:
         names = ("memory", "shape", "strides", "dtype")
         changed = {name: (new, old) for name, new, old in zip(names, now, known, strict=True) if new != old}
         shown = {name: changed[name] for name in ("shape", "dtype", "strides") if name in changed}

@@ -17,7 +17,7 @@ from gpuopt.engines.norms import DynamicScale, checked_scale
 from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
 from gpuopt.rules.hyper import Count
-from gpuopt.stateful import Nonfinite, Stateful
+from gpuopt.stateful import Nonfinite, Stateful, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -252,26 +252,22 @@ class Optimizer(Stateful):
         """
         self._raise_overdue()
         scalars = self._step.scalars(self._steps, self._carried)
-        limit = self._limit
-        turn = object()
-        self._turns[turn] = None  # not before: a schedule may change its own optimizer, each time
+        limit = self._limit if self._clip else 0.0
+        turn = self._turn  # not before: a schedule may change its own optimizer, each time
+        if not turn:  # a change ended in the middle
+            turn = self._turn = [None]
         try:
             if self._every > 1 and not self._gather(ready, turn):
                 return True
             self._step.bind(ready, self._held.now(), self._held.checked)
             self._update(ready, scalars, limit, turn)
-        except KeyError as error:
-            if error.args and error.args[0] is turn:
+        except IndexError:  # of `turn.pop`, written in C, with which a change begins
+            if self._turn is not turn:
                 return False
             raise
         if self._held.lenders.tensors:
             self._held.lenders.tell()
         return True
-
-    def _taking(self, turn: object) -> list[Callable[[], object]]:
-        """Return what a change begins with: functions written in C, the first of which raises KeyError if the turn is lost."""
-        others = [self._turns.clear] if len(self._turns) > 1 else []
-        return [partial(self._turns.pop, turn), *others]
 
     @property
     def _limit(self) -> float:
@@ -386,30 +382,33 @@ class Optimizer(Stateful):
         arrays = zip(self._tree.paths, self._arrays, self._groups, strict=True)
         return [notebook.Leaf(path, a.shape, dtype_of(a), place(a), self._patterns[group]) for path, a, group in arrays]
 
-    def _gather(self, ready: list[Any], turn: object) -> bool:
+    def _gather(self, ready: list[Any], turn: Turn) -> bool:
         """Gather gradients; if they are all there, replace them by their means and return True."""
         is_last = self._accumulation.completes
         if is_last:
             self._held.check_all()
-        self._accumulation.add(ready, self._held.fitting, self._taking(turn))
+        taking: tuple[Callable[[], object], ...] = (turn.pop, partial(setattr, self, "_turn", [None]))
+        self._accumulation.add(ready, self._held.fitting, taking)
         return is_last
 
-    def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float, turn: object) -> None:
+    def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float, turn: Turn) -> None:
         """Look at the gradients and update all leaves and the count, or leave all as it is."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
             self._accumulation.setting()()
             raise self._held.not_finite(bad, self._steps)
-        carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
+        carried = self._carried
+        if any(carried):
+            carried = [{name: h[name] for name in own} for own, h in zip(carried, scalars, strict=True)]
+        count = partial(vars(self).update, _turn=[None], _steps=self._steps + 1, _carried=carried)
         used = [self._accumulation.setting()] if self._every > 1 else []
         if bad:
-            count = partial(vars(self).update, _skipped=self._skipped + 1, _steps=self._steps + 1, _carried=carried)
-            in_one_go([*self._taking(turn), *self._step.settling(), count, *used])
+            skipped = partial(vars(self).update, _skipped=self._skipped + 1)
+            in_one_go([turn.pop, *self._step.settling(), count, skipped, *used])
         else:
-            count = partial(vars(self).update, _steps=self._steps + 1, _carried=carried)
             if self._nonfinite == "raise" and any(carried):
                 self._past.append((self._steps, self._carried))
             key = storage.key_of(self._precision, self._steps)
-            self._step(ready, scalars, count, *used, key=key, first=self._taking(turn))
+            self._step(ready, scalars, count, *used, key=key, first=(turn.pop,))
         if self._nonfinite == "raise":
             self._step.report()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import threading
 from collections import deque
 from functools import partial
@@ -26,7 +28,7 @@ from gpuopt.rules.base import Rule
 from gpuopt.rules.slots import Given, Shared, starts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from gpuopt.groups import Rules
     from gpuopt.rules.hyper import Hyper
@@ -35,8 +37,22 @@ T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 OPTIONS = ("engine", "clip", "nonfinite", "every", "precision", "scale")
 """Of an optimizer: other leaves get the same."""
+Turn: TypeAlias = list[None]
+"""Held by all who are about to change an optimizer: the first one to change it empties the list, and puts another one in its place."""
 PAST = 4096
 """Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would go over the many new objects of many leaves, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Stateful:
@@ -46,6 +62,7 @@ class Stateful:
     unpickled or copied. Everything else is state, and one of its parts never changes without the others.
     """
 
+    @uncollected()
     def __init__(
         self,
         params: Any,
@@ -88,7 +105,7 @@ class Stateful:
         self._rows = frozenset(i for i, is_frozen in enumerate(frozen) if not is_frozen)
         leaves.check_precision(self._tree, self._arrays, self._rows, storage.name_of(self._precision))
         self._lock = threading.RLock()
-        self._turns: dict[object, None] = {}
+        self._turn: Turn = [None]
         self._step = self._prepared(self._rules)
         self._accumulation = Accumulation(self._arrays, sorted(self._rows), self._every, self._engine)
         forks.register(self)
@@ -139,6 +156,7 @@ class Stateful:
                 },
             }
 
+    @uncollected()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.
 
@@ -295,7 +313,7 @@ class Stateful:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_turns", "_accumulation")
+        own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_turn", "_accumulation")
         with self._lock:
             self._raise_overdue(wait=True)
             self._held.check_all()
@@ -349,9 +367,9 @@ class Stateful:
             if self._nonfinite != "raise" and not step.inherits:
                 skipped = self._skipped_by_now
         changes: list[Callable[[], object]] = [
-            self._turns.clear,
+            self._turn.clear,
             partial(setattr, step, "rules", seen),
-            partial(vars(self).update, _step=step, _rules=rules, _tuned=tuned, _skipped=skipped),
+            partial(vars(self).update, _turn=[None], _step=step, _rules=rules, _tuned=tuned, _skipped=skipped),
         ]
         return step, changes
 
@@ -364,7 +382,8 @@ class Stateful:
             carried = dict(self._past).get(then, self._carried)
             in_one_go(
                 [
-                    partial(vars(self).update, _steps=then, _carried=carried),
+                    self._turn.clear,
+                    partial(vars(self).update, _turn=[None], _steps=then, _carried=carried),
                     self._accumulation.setting(),
                     *self._step.pardoning(),
                 ],

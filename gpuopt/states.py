@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 KEYS = {"steps", "accumulated", "seed", "scale", "rules", "params", "state"}
 """Keys of a state."""
+_NOTHING = object()
 MOST = 20
 """Problems that the message of a state names; of more it says how many."""
 
@@ -176,15 +177,16 @@ def expected_arrays(
     declared = [starts(rule.slots) for rule in rules]
     dtypes: dict[tuple[int, str, str], Any] = {}
     for path, a, group in zip(paths, arrays, groups, strict=True):
+        own = dtype_of(a), tuple(a.shape)
         for slot, start in declared[group].items():
             if is_number(start):
                 expected["state", path, slot] = np.zeros(())
                 continue
-            kind = group, slot, dtype_of(a)
+            kind = group, slot, own[0]
             if kind not in dtypes:
                 dtypes[kind] = slot_dtype(rules[group], slot, a)
-            dtype, shape = dtypes[kind], shape_of(start, tuple(a.shape))
-            is_like_leaf = dtype == a.dtype and shape == tuple(a.shape)
+            dtype, shape = dtypes[kind], shape_of(start, own[1])
+            is_like_leaf = dtype == a.dtype and shape == own[1]
             expected["state", path, slot] = a if is_like_leaf else zeros_like(a, dtype, shape)
     return expected
 
@@ -208,27 +210,40 @@ def arrays_of(
     """
     given: dict[Key, Any] = {("params", path): a for path, a in state.get("params", {}).items()}
     given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
-    fitting = {}
-    problems += told_of_each(["/".join(key) for key in expected if key not in given], "missing")
-    for key in [key for key in expected if key in given]:
-        new, own = given.pop(key), expected[key]
-        if not (hasattr(new, "shape") and hasattr(new, "dtype")):
-            problems.append(f"{'/'.join(key)}: {describe(new)}, expected an array")
-        elif tuple(new.shape) != tuple(own.shape):
-            problems.append(f"{'/'.join(key)}: shape {tuple(new.shape)}, expected {tuple(own.shape)}")
-        elif new.dtype is not own.dtype and dtype_of(new) != dtype_of(own):
-            problems.append(f"{'/'.join(key)}: dtype {dtype_of(new)}, expected {dtype_of(own)}")
-        elif isinstance(new, np.ndarray) and isinstance(new, np.ma.MaskedArray):
-            problems.append(f"{'/'.join(key)}: a masked array, whose mask would get lost, expected a plain one")
-        elif hindrance := hindrance_of(own):
-            problems.append(f"{'/'.join(key)}: this optimizer's: {hindrance} by now, expected one to write to")
+    fitting, missing = {}, []
+    for key, own in expected.items():
+        if (new := given.pop(key, _NOTHING)) is _NOTHING:
+            missing.append("/".join(key))
+        elif why := _why_unfit(new, own):
+            problems.append(f"{'/'.join(key)}: {why}")
         else:
             try:
                 fitting[key] = readable(detached(new), own)
             except Exception as error:  # noqa: BLE001 - each library has its own
                 problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
-    problems += told_of_each(["/".join(key) for key in given], "unexpected")
+    problems += told_of_each(missing, "missing") + told_of_each(["/".join(key) for key in given], "unexpected")
     return fitting
+
+
+def _why_unfit(new: Any, own: Any) -> str:
+    """Return what keeps something from being written into an array; "" if nothing does."""
+    if (
+        type(new) is type(own) is np.ndarray
+        and new.dtype is own.dtype
+        and new.shape == own.shape
+        and own.flags.writeable
+    ):
+        return ""  # nearly all
+    if not (hasattr(new, "shape") and hasattr(new, "dtype")):
+        return f"{describe(new)}, expected an array"
+    if tuple(new.shape) != tuple(own.shape):
+        return f"shape {tuple(new.shape)}, expected {tuple(own.shape)}"
+    if new.dtype is not own.dtype and dtype_of(new) != dtype_of(own):
+        return f"dtype {dtype_of(new)}, expected {dtype_of(own)}"
+    if isinstance(new, np.ndarray) and isinstance(new, np.ma.MaskedArray):
+        return "a masked array, whose mask would get lost, expected a plain one"
+    hindrance = hindrance_of(own)
+    return f"this optimizer's: {hindrance} by now, expected one to write to" if hindrance else ""
 
 
 def misfit(problems: Sequence[str]) -> ValueError:

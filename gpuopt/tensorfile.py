@@ -16,10 +16,9 @@ import secrets
 import stat
 import sys
 import zlib
-from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -39,6 +38,8 @@ DTYPES = {
     "bool": "BOOL",
 }
 """The format's names of dtypes."""
+_Entry: TypeAlias = tuple[int, int, str, np.dtype[Any], tuple[int, ...]]
+"""Of an array that is to be read: where its bytes begin in the data and end; its name, dtype and shape."""
 NAMES = {code: name for name, code in DTYPES.items()}
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 LOG = logging.getLogger("gpuopt")
@@ -79,14 +80,15 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     about = {**metadata, "crc32": json.dumps(checksums(arrays, metadata))}
     parts = [f'"__metadata__": {json.dumps(about, ensure_ascii=False)}']
     quoted = json.JSONEncoder(ensure_ascii=False).encode
+    kinds: dict[tuple[Any, ...], str] = {}  # of many arrays few are unlike the others
     end = 0
     for name, x in arrays.items():
-        if (dtype := dtype_of(x)) not in DTYPES:
-            raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
+        if (about_it := kinds.get(kind := (x.dtype, x.shape))) is None:
+            if (dtype := dtype_of(x)) not in DTYPES:
+                raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
+            about_it = kinds[kind] = f'"dtype": "{DTYPES[dtype]}", "shape": {list(x.shape)}'
         begin, end = end, end + x.nbytes
-        parts.append(
-            f'{quoted(name)}: {{"dtype": "{DTYPES[dtype]}", "shape": {list(x.shape)}, "data_offsets": [{begin}, {end}]}}'
-        )
+        parts.append(f'{quoted(name)}: {{{about_it}, "data_offsets": [{begin}, {end}]}}')
     text = f"{{{', '.join(parts)}}}".encode()
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:
@@ -98,8 +100,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     try:
         with temporary.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for x in arrays.values():
-                file.write(_bytes(x))
+            file.writelines(map(_bytes, arrays.values()))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -143,67 +144,62 @@ def read(
             raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
 
 
-class _Entry(NamedTuple):
-    """An array that is to be read, and where its bytes are in the data."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
 def _arrays(
     file: io.BufferedReader, begin: int, header: Mapping[str, Any], wanted: Callable[[str, tuple[int, ...], str], bool]
 ) -> dict[str, Any]:
     """The arrays of a file whose data begin there; see :func:`read`. Neighbours are views of one block of memory."""
     known = DTYPES.keys() if "ml_dtypes" in sys.modules else DTYPES.keys() - {"bfloat16"}
-    stored = {name: np.dtype(name).newbyteorder("<") for name in known}
-    tensors: dict[str, Any] = {}
-    entries = []
+    native = sys.byteorder == "little"  # then the very dtypes that everybody has: `newbyteorder` makes others
+    stored = {DTYPES[name]: dtype if native else dtype.newbyteorder() for name in known for dtype in [np.dtype(name)]}
+    tensors: dict[str, Any] = dict.fromkeys(header)  # in the order of the header
+    entries: list[_Entry] = []
     for name, about in header.items():
         shape, code, (start, stop) = tuple(about["shape"]), about["dtype"], about["data_offsets"]
         dtype = NAMES.get(code, code)
-        if dtype not in known or not wanted(name, shape, dtype):
+        if code not in stored or not wanted(name, shape, dtype):
             tensors[name] = SimpleNamespace(shape=shape, dtype=dtype)
             continue
-        tensors[name] = None  # in the order of the header
-        entries.append(_Entry(name, dtype, shape, start, stop))
-        if (nbytes := math.prod(shape) * stored[dtype].itemsize) != stop - start:
+        own = stored[code]
+        entries.append((start, stop, name, own, shape))
+        if (nbytes := math.prod(shape) * own.itemsize) != stop - start:
             raise ValueError(f"{name!r} takes {nbytes} bytes, not {stop - start}")
-    for run in _runs(entries, {name: dtype.itemsize for name, dtype in stored.items()}):
-        first, last = run[0], run[-1]
-        block = np.empty(last.stop - first.start, np.uint8)
-        file.seek(begin + first.start)
+    for run in _runs(entries):
+        first, _, name, *_ = run[0]
+        block = np.empty(run[-1][1] - first, np.uint8)
+        file.seek(begin + first)
         if file.readinto(block.data) != len(block):
-            raise ValueError(f"{first.name!r} is cut off")
-        for name, dtype, shape, start, _ in run:
-            array: NDArray[Any] = np.ndarray(shape, stored[dtype], block.data, start - first.start)
-            tensors[name] = array if array.dtype.isnative else array.astype(dtype)
+            raise ValueError(f"{name!r} is cut off")
+        memory = block.data
+        for start, _, name, own, shape in run:
+            array: NDArray[Any] = np.ndarray(shape, own, memory, start - first)
+            tensors[name] = array if native else array.astype(own.newbyteorder())
     return tensors
 
 
-def _runs(entries: Iterable[_Entry], itemsizes: Mapping[str, int]) -> list[list[_Entry]]:
+def _runs(entries: Iterable[_Entry]) -> list[list[_Entry]]:
     """Entries side by side in the file, each of them aligned to the first one."""
     runs: list[list[_Entry]] = []
-    for entry in sorted(entries, key=attrgetter("start")):
-        run = runs[-1] if runs else []
-        if run and run[-1].stop == entry.start and (entry.start - run[0].start) % itemsizes[entry.dtype] == 0:
-            run.append(entry)
-        else:
-            runs.append([entry])
+    run: list[_Entry] = []
+    stop = first = -1
+    for entry in sorted(entries):
+        start, end, _, dtype, _ = entry
+        if start != stop or (start - first) % dtype.itemsize:
+            run, first = [], start
+            runs.append(run)
+        run.append(entry)
+        stop = end
     return runs
 
 
 def checksums(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, int]:
     """The CRC-32 of each array's bytes and of each text, by name."""
     found = {key: zlib.crc32(text.encode()) for key, text in metadata.items()}
-    return found | {name: zlib.crc32(_bytes(x)) for name, x in arrays.items()}
+    return found | dict(zip(arrays, map(zlib.crc32, map(_bytes, arrays.values())), strict=True))
 
 
-def _bytes(x: NDArray[Any]) -> memoryview:
-    """The memory of an array without gaps, in C order."""
-    return x.data if x.dtype.isbuiltin == 1 else memoryview(x.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # a buffer
+def _bytes(x: NDArray[Any]) -> Any:
+    """The memory of an array without gaps, in C order: a buffer."""
+    return x if x.dtype.isbuiltin == 1 else x.reshape(-1).view(np.uint8)
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import optree
@@ -20,20 +21,22 @@ class Tree:
     ----------
     paths
         Of each leaf, dotted: ``"dense.w"``; ``""`` for a bare array.
-    accessors
-        Of each leaf, to be spelt as Python: ``['dense']['w']``.
 
     """
 
     paths: tuple[str, ...]
-    accessors: tuple[optree.PyTreeAccessor, ...]
     spec: optree.PyTreeSpec
     _orders: dict[optree.PyTreeSpec, list[int]] = field(default_factory=dict, compare=False, repr=False)
     """Of other containers that had the same paths: where each of these leaves is."""
 
+    @cached_property
+    def _accessors(self) -> list[optree.PyTreeAccessor]:
+        """Of each leaf, to be spelt as Python; only messages need them."""
+        return optree.treespec_accessors(self.spec)
+
     def name(self, i: int, root: str) -> str:
         """Leaf ``i`` in Python's spelling: ``grads['dense']['w']``."""
-        return self.accessors[i].codify(root)
+        return self._accessors[i].codify(root)
 
     def leaves_of(self, tree: Any, root: str) -> list[Any]:
         """Return the leaves of a tree of this shape; None counts as a leaf.
@@ -95,15 +98,14 @@ def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:
 
     """
     leaves, spec = flattened(tree)
-    accessors = optree.treespec_accessors(spec)
-    paths = tuple(".".join(map(str, accessor.path)) for accessor in accessors)
-    shape = Tree(paths, tuple(accessors), spec)
-    seen: dict[str, int] = {}
-    for i, path in enumerate(paths):
-        if path in seen:
-            names = f"{shape.name(seen[path], root)} and {shape.name(i, root)}"
-            raise ValueError(f"{names} have the same path '{path}'; rename a key")
-        seen[path] = i
+    paths = tuple(".".join(map(str, path)) for path in optree.treespec_paths(spec))
+    shape = Tree(paths, spec)
+    if len(set(paths)) < len(paths):
+        seen: dict[str, int] = {}
+        k, i = next((k, i) for i, path in enumerate(paths) if (k := seen.setdefault(path, i)) != i)
+        raise ValueError(
+            f"{shape.name(k, root)} and {shape.name(i, root)} have the same path '{paths[i]}'; rename a key"
+        )
     return shape, leaves
 
 

@@ -271,6 +271,27 @@ def test_a_step_left_out_leaves_numbers_as_they_are(rule: Rule, nonfinite: Any, 
     assert_same_bits(fused_space.got(opt), before)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "memory"),
+    [("float16", 3), ("float32", 3), ("float32", 10), ("float64", 3), ("complex64", 3), ("complex128", 3)],
+)
+def test_many_sums_in_one_pass(dtype: str, memory: int) -> None:
+    """13 and 41 of them, added up in tiles over leaves that end within a tile, a stretch, a block and a chunk."""
+    random = np.random.RandomState(0)
+    sizes = (7, 256, 300, 1024, 1500, 4096, 5000, 9003)
+    shapes = [random.standard_normal(n) + (1j * random.standard_normal(n) if dtype[0] == "c" else 0) for n in sizes]
+    params = [{str(n): x.astype(dtype) for n, x in zip(sizes, shapes, strict=True)} for _ in range(2)]
+    array, fused = (
+        gpuopt.Optimizer(own, gpuopt.LBFGS(0.1, memory=memory), engine=engine)  # type: ignore[arg-type]
+        for own, engine in zip(params, ("array", "fused"), strict=True)
+    )
+    for k in range(6):
+        grads = [((0.5 + 0.1 * k) * x + 0.01 * x * x).astype(dtype) for x in shapes]
+        for opt in (array, fused):
+            opt.step({str(n): None if (i + k) % 5 == 0 else grads[i] for i, n in enumerate(sizes)})
+    assert_same_bits(*params)
+
+
 def test_lbfgs_begins_with_the_first_step_that_counts(fused_space: Space) -> None:
     """One that is left out is no pair, and does not take the place of one."""
     found = []

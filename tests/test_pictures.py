@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from test_cli import gpuopt_
 
+import gpuopt
 from gpuopt import pictures
 from gpuopt.runs.record.history import History
 from gpuopt.runs.report import plots
@@ -373,6 +374,30 @@ def test_compare_with_one_that_explodes(capsys: pytest.CaptureFixture[str]) -> N
     assert Path("some/SGD_lr=0.5_nesterov=true_momentum=0.9/config.json").exists()
 
 
+def test_compare_chains() -> None:
+    """On the command line as NAME+NAME, in Python as rules; without arguments, the rule of a chain has what it has alone."""
+    text = "ClipNorm:limit=1e+3+Adam+EMA:decay=0.9"
+    result = gpuopt_("compare", "Adam", text, "--epochs", "3", "--hidden", "8", "--out", "text")
+    assert result.exit_code == 0
+    rules = {
+        "alone": gpuopt.Adam(lr=0.05),
+        "chain": gpuopt.chain(gpuopt.ClipNorm(1e3), gpuopt.Adam(lr=0.05), gpuopt.EMA(0.9)),
+        "like": gpuopt.like.torch.Adam(lr=0.05),
+    }
+    config = Config(epochs=3, hidden=(8,), device="cpu")
+    found = compare(rules, config, out="rules")
+    written = json.loads(Path("text/comparison.json").read_text())["entries"]
+    assert [entry["loss"] for entry in written] == [entry.loss for entry in found.entries[:2]]
+    assert [(entry.optimizer, entry.rule) for entry in found.entries] == [
+        (name, str(own)) for name, own in rules.items()
+    ]
+
+
+def test_landscape_of_chains() -> None:
+    result = gpuopt_("landscape", "ravine", "SGD:lr=0.05+Accelerate", "--steps", "5", "--out", "some")
+    assert (result.exit_code, Path("some/ravine.png").exists()) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -386,6 +411,9 @@ def test_compare_with_one_that_explodes(capsys: pytest.CaptureFixture[str]) -> N
         (["--threshold", "0"], "--threshold 0.0: expected a positive number"),
         (["Adam:lr"], "Adam:lr: expected NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"),
         (["Adam", "Adam"], "Adam Adam: expected each one once"),
+        (["ClipNrm+Adam"], "ClipNrm+Adam: unknown (did you mean ClipNorm?)"),
+        (["ClipNorm:max=1e+3+Adam"], "ClipNorm: unknown hyperparameter 'max'"),
+        (["SGD+Adam"], "SGD+Adam: chain: SGD, Adam among 2 members, expected one rule"),
         (["--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),
         (["--epochs", "0"], "--epochs 0: expected a positive integer"),
         (["--out", "there"], "--out there: exists already; choose another one"),

@@ -68,7 +68,7 @@ LAYERS: dict[str, set[str]] = {
     "lending": {"arrays"},
     "minimization": {"arrays", "engines", "groups", "leaves", "optimizer", "rules/base", "transforms", "trees"},
     "tensorfile": {"arrays"},
-    "checkpoint": {"arrays", "optimizer", "suggest", "tensorfile"},
+    "checkpoint": {"arrays", "optimizer", "stateful", "suggest", "tensorfile"},
     "distributed": {
         "",
         "arrays",

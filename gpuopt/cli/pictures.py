@@ -64,7 +64,8 @@ def compare(
         typer.Argument(
             metavar="[OPTIMIZER...]",
             help="As NAME or NAME:ARG=VALUE,... like SGD:lr=0.1,momentum=0.9. Without arguments it gets ones that suit "
-            f"most data. NAME: {NAMES}. Default: SGD, AdaGrad, RMSProp and Adam.",
+            "most data. With transforms before and after it, a chain: ClipNorm:limit=1+Adam:lr=0.01+EMA:decay=0.99. "
+            f"NAME: {NAMES}. Default: SGD, AdaGrad, RMSProp and Adam.",
         ),
     ] = None,
     data: Data = None,
@@ -122,7 +123,8 @@ def landscape(
     optimizers: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OPTIMIZER...]", help=f"Others than the built-in ones, as NAME:ARG=VALUE,...; NAME: {NAMES}."
+            metavar="[OPTIMIZER...]",
+            help=f"Others than the built-in ones, as for compare: NAME:ARG=VALUE,... or chains; NAME: {NAMES}.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: what shows it best.")] = None,

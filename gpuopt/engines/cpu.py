@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuopt.engines import array, cpu_code, machine, threads
 from gpuopt.engines import table as tables
-from gpuopt.engines.cpu_lookup import Lookup
+from gpuopt.engines.cpu_lookup import Lookup, addresses_of
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.place import Place
 
@@ -34,9 +34,9 @@ class CPU(Place):
         """Return the one object, or None where no machine code can be made."""
         return None if machine.why_unavailable() else cls()
 
-    def pointer(self, array: Any) -> int:
-        """See :meth:`Place.pointer`."""
-        return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    def pointers(self, arrays: Sequence[Any]) -> list[int]:
+        """See :meth:`Place.pointers`."""
+        return addresses_of(arrays)
 
     def zeros(self, layouts: Sequence[Layout]) -> list[NDArray[Any]]:
         """See :meth:`Place.zeros`."""
@@ -202,4 +202,4 @@ def _function_address(function: Any) -> ctypes.c_void_p:
 
 
 def _address(array: NDArray[Any]) -> int:
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    return addresses_of([array])[0]

@@ -142,7 +142,7 @@ def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> lis
     code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, before, ", ptr %out")]
     for i in reducing:
         calls = []
-        for n, batch in enumerate(own[i].batches):
+        for n, batch in enumerate(cpu_reductions.joined(own[i].batches)):
             name = f"reduce{k}.{i}.{n}"
             code.append(cpu_reductions.loop(name, variants[i], own[i].before, batch, sums, next(metadata)))
             calls.append(f"  call void @{name}({cpu_walks.ARGUMENTS}, ptr %out)\n")

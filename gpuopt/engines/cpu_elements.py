@@ -39,6 +39,10 @@ LARGER = """%{0}.gt = fcmp ogt double %{1}, %{2}
   %{0} = select i1 %{0}.first, double %{1}, double %{2}"""
 """The larger one of two; NaN if either is."""
 
+BYTES = {"i16": 2, "float": 4, "double": 8}
+LINE = 64
+"""Bytes that memory brings near at once."""
+
 IDENTITY = {"sum": "0.0", "max": "0xFFF0000000000000"}
 """What sums and largest elements begin with."""
 
@@ -47,7 +51,12 @@ def declarations() -> list[str]:
     """IR that declares LLVM's functions, for each type that arithmetic is done in."""
     types = dict.fromkeys((dtype.llvm, dtype.llvm_suffix) for dtype in DTYPES.values())
     functions = [f"declare {T} @llvm.{name}.{S}({T})" for name in ("fabs", "sqrt", *INEXACT) for T, S in types]
-    return ["declare i64 @llvm.smin.i64(i64, i64)", *functions]
+    return [
+        "declare i64 @llvm.smin.i64(i64, i64)",
+        "declare double @llvm.fmuladd.f64(double, double, double)",
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+        *functions,
+    ]
 
 
 class Elements:
@@ -73,14 +82,18 @@ class Elements:
         self.prologue: list[str] = []
         self.body: list[str] = []
         self.values: dict[int, str] = {}
+        self.arrays: list[str] = []  # that are read or written
         same = uniform(program)
         self._at: set[str] = set()
+        self._chunks: dict[int, str] = {}  # of values that are elements of an array as they are, its address
         for k in elements:
             value = f"%v{k}"
             lines = self.prologue if k in same else self.body
             match program.nodes[k]:
                 case Node("load", (name, *part)):
                     lines += self._loaded(value, name, part)
+                    if not part and not variant.stored(name).stored:
+                        self._chunks[k] = f"%a{self._column(name)}.chunk"
                 case Node("coefficient", (index,)):
                     lines += [f"%c{k} = getelementptr {T}, ptr %c, i64 {index}", f"{value} = load {T}, ptr %c{k}"]
                 case Node("number", (index,)):
@@ -93,6 +106,8 @@ class Elements:
                     value = self.rounded("%scale", value, lines)
                 case Node("literal", (number,)):
                     value = self.dtype.llvm_literal(number)
+                case Node("where", (when, *args)) if when in same and all(a in self._chunks for a in args):
+                    lines += self._either(k, when, *args)
                 case Node(op, args):
                     terms = [self.values[a] for a in args]
                     lines.append(f"{value} = " + OPERATIONS[op].format(*terms, T=T, S=S))
@@ -110,8 +125,8 @@ class Elements:
         label = f"%a{self._column(name)}"
         if label not in self._at:
             self._at.add(label)
-            self.prologue += self.leaf(name)
-            self.prologue.append(f"{label}.chunk = getelementptr {self._type(name)}, ptr {label}.leaf, i64 %start")
+            self.prologue += self.chunk(name)
+            self.arrays.append(name)
         return self._address(f"{label}.element", f"{label}.chunk", name, *part)
 
     def store(self, name: str, part: tuple[int, ...], value: int, when: int | None) -> None:
@@ -167,6 +182,17 @@ class Elements:
             return [*lines, f"{value} = call float @joined(i16 {value}.bits, i16 {value}.low)"]
         return [*lines, f"{value} = call float @wide.{stored.name}(i16 {value}.bits)"]
 
+    def _either(self, k: int, when: int, *args: int) -> list[str]:
+        """Lines that read an element of one of two arrays: a truth value of the whole leaf has chosen it before the loop."""
+        first, second = (self._chunks[a] for a in args)
+        label, T = f"%e{k}", self.dtype.llvm  # noqa: N806 - a type
+        self._chunks[k] = f"{label}.chunk"
+        self.prologue.append(f"{label}.chunk = select i1 {self.values[when]}, ptr {first}, ptr {second}")
+        return [
+            f"{label}.element = getelementptr inbounds {T}, ptr {label}.chunk, i64 %i",
+            f"%v{k} = load {T}, ptr {label}.element{self.access}",
+        ]
+
     def _type(self, name: str) -> str:
         """The type of an array's elements."""
         if name == storage.LOW or self.variant.stored(name).stored:
@@ -188,15 +214,32 @@ class Elements:
         self.body.append(f"{name} = fpext float {self.values[value]} to double")
         return name
 
-    def leaf(self, name: str) -> list[str]:
-        """Lines that load the address of an array."""
+    def chunk(self, name: str) -> list[str]:
+        """Lines that work out the address of an array's part that is a chunk."""
         column = self._column(name)
-        if column == 0:
-            return ["%a0.leaf = getelementptr i8, ptr %g.leaf, i64 0"]
-        return [
-            f"%a{column}.at = getelementptr i64, ptr %row, i64 {column}",
-            f"%a{column}.leaf = load ptr, ptr %a{column}.at",
-        ]
+        at = (
+            ["%a0.leaf = getelementptr i8, ptr %g.leaf, i64 0"]
+            if column == 0
+            else [
+                f"%a{column}.at = getelementptr i64, ptr %row, i64 {column}",
+                f"%a{column}.leaf = load ptr, ptr %a{column}.at",
+            ]
+        )
+        return [*at, f"%a{column}.chunk = getelementptr {self._type(name)}, ptr %a{column}.leaf, i64 %start"]
+
+    def ahead(self, element: str, count: int) -> list[str]:
+        """Lines that have so many elements from this one of the chunk on brought near, of every array."""
+        lines = []
+        for name in self.arrays:
+            label, kind = f"%a{self._column(name)}", self._type(name)
+            size = BYTES[kind.removeprefix("[2 x ").rstrip("]")] * (2 if kind.startswith("[") else 1)
+            lines.append(f"{label}.ahead = getelementptr {kind}, ptr {label}.chunk, i64 {element}")
+            for offset in range(0, count * size, LINE):
+                lines += [
+                    f"{label}.ahead{offset} = getelementptr i8, ptr {label}.ahead, i64 {offset}",
+                    f"call void @llvm.prefetch.p0(ptr {label}.ahead{offset}, i32 0, i32 2, i32 1)",
+                ]
+        return lines
 
     def _column(self, name: str) -> int:
         fixed = {"g": 0, "p": table.PARAMETER, storage.LOW: table.REST}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import cache, partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from gpuopt.engines import machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,12 +41,12 @@ class Lookup:
     def __init__(self, leaves: Sequence[Any], parameters: Sequence[Any], addresses: NDArray[np.int64]) -> None:
         self._addresses = addresses
         self._leaves = list(leaves)  # kept alive: an object is known by its address
-        self._dtypes = [(leaf.dtype, p.dtype) for leaf, p in zip(leaves, parameters, strict=True)]
+        self._dtypes = [leaf.dtype for leaf in leaves], [p.dtype for p in parameters]  # kept alive, too
         self._others = np.empty(len(leaves), np.int64)
         self._look: Callable[[int, int], int] | None = None
         if structures_are_known():
             self._known = self._tables(parameters)
-            context = ctypes.c_void_p(self._known[-1].ctypes.data)
+            context = ctypes.c_void_p(*addresses_of(self._known[-1:]))
             self._look = partial(_bind(), context, ctypes.c_int64(len(leaves)))
 
     def __call__(self, gradients: list[Any], leaves: list[Any]) -> list[int] | None:
@@ -58,29 +59,36 @@ class Lookup:
 
     def record(self, row: int, gradient: Any, *, once: bool = False) -> None:  # noqa: ARG002 - looked up in every step
         """See `gpuopt.engines.place.Lookup`."""
-        self._addresses[row] = gradient.__array_interface__["data"][0]
+        (self._addresses[row],) = addresses_of([gradient])
 
     def _tables(self, parameters: Sequence[Any]) -> tuple[NDArray[Any], ...]:
         """Return the tables that the machine code reads, the last one with the addresses of the others."""
         leaves = self._leaves
-        ndims = np.array([leaf.ndim for leaf in leaves], np.int64)
+        shapes = [leaf.shape for leaf in leaves]
+        ndims = np.array(list(map(len, shapes)), np.int64)
         records = np.zeros(len(leaves), RECORD)
-        records["object"] = [id(leaf) for leaf in leaves]
-        records["data"] = [leaf.__array_interface__["data"][0] for leaf in leaves]
+        records["object"] = list(map(id, leaves))
+        records["data"] = addresses_of(leaves)
         records["ndim"] = ndims
-        records["dtype"], records["gradient"] = (
-            np.array([(id(own), id(gradient)) for own, gradient in self._dtypes], np.int64).reshape(-1, 2).T
-        )
+        records["dtype"], records["gradient"] = (list(map(id, dtypes)) for dtypes in self._dtypes)
         records["axes"] = np.cumsum(ndims) - ndims
         axes = np.zeros(int(ndims.sum()), AXIS)
         for field, values in (
-            ("size", [leaf.shape for leaf in leaves]),
+            ("size", shapes),
             ("leaf_stride", [leaf.strides for leaf in leaves]),
             ("gradient_stride", [p.strides for p in parameters]),
         ):
-            axes[field] = [value for own in values for value in own]
+            axes[field] = list(chain.from_iterable(values))
         tables = (records, axes, self._addresses, self._others)
-        return *tables, np.array([id(None), id(np.ndarray), *(a.ctypes.data for a in tables)], np.int64)
+        return *tables, np.array([id(None), id(np.ndarray), *addresses_of(tables)], np.int64)
+
+
+def addresses_of(arrays: Iterable[NDArray[Any]]) -> list[int]:
+    """Where the first elements of NumPy arrays are; NumPy's public way makes a dict for each array, which takes 1 us."""
+    if not structures_are_known():
+        return [array.__array_interface__["data"][0] for array in arrays]
+    word, offset = ctypes.c_size_t.from_address, HEADER + _DATA
+    return [word(id(array) + offset).value for array in arrays]
 
 
 @cache

@@ -8,51 +8,109 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import cpu_walks, norms
-from gpuopt.engines.cpu_elements import IDENTITY, LARGER, Elements
+from gpuopt.engines.cpu_elements import IDENTITY, LARGER, LINE, Elements
 from gpuopt.engines.cpu_numbers import Numbers
 from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.passes import Batch
 from gpuopt.engines.trace import COMPARISONS, LOGIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gpuopt.engines.passes import Batch
     from gpuopt.engines.table import Variant
+
+_ELEMENTS = """
+define internal void @{name}.elements({arguments}, {lanes}, i64 %first, i64 %from, i64 %to) alwaysinline {{
+  {prologue}
+  br label %element
+element:
+  %lane = phi i64 [ %from, %0 ], [ %lane.next, %element ]
+  %i = add nuw nsw i64 %first, %lane
+  {body}
+  %lane.next = add nuw nsw i64 %lane, 1
+  %more = icmp slt i64 %lane.next, %to
+  br i1 %more, label %element, label %end, !llvm.loop !{loop}
+end:
+  ret void
+}}
+!{access} = distinct !{{}}
+!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}{whole}}}
+"""
 
 _REDUCE = """
 define internal void @{name}({arguments}, ptr %out) {{
-  %lanes = alloca [{width} x double], align 64
-  {prologue}
+  {own_lanes}
+  {chunks}
   br label %clear
 clear:
   %z = phi i64 [ 0, %0 ], [ %z.next, %clear ]
   {clear}
   %z.next = add nuw nsw i64 %z, 1
   %z.more = icmp slt i64 %z.next, {LANES}
-  br i1 %z.more, label %clear, label %stretch
-stretch:
-  %first = phi i64 [ 0, %clear ], [ %first.next, %stretch.end ]
-  %rest = sub i64 %n, %first
-  %count = call i64 @llvm.smin.i64(i64 %rest, i64 {LANES})
-  %any = icmp sgt i64 %rest, 0
-  br i1 %any, label %element, label %halve
-element:
-  %lane = phi i64 [ 0, %stretch ], [ %lane.next, %element ]
-  %i = add nuw nsw i64 %first, %lane
-  {body}
-  %lane.next = add nuw nsw i64 %lane, 1
-  %more = icmp slt i64 %lane.next, %count
-  br i1 %more, label %element, label %stretch.end, !llvm.loop !{loop}
-stretch.end:
-  %first.next = add nuw nsw i64 %first, {LANES}
-  br label %stretch
+  br i1 %z.more, label %clear, label %walk
+walk:
+  {walk}
 halve:
   {halve}
   ret void
 }}
-!{access} = distinct !{{}}
-!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}}}
 """
+
+_STRETCHES = """br label %stretch
+stretch:
+  %first = phi i64 [ 0, %walk ], [ %first.next, %some ]
+  %rest = sub i64 %n, %first
+  %count = call i64 @llvm.smin.i64(i64 %rest, i64 {LANES})
+  %any = icmp sgt i64 %rest, 0
+  br i1 %any, label %some, label %halve
+some:
+  call void @{name}.elements({given}, {lanes}, i64 %first, i64 0, i64 %count)
+  %first.next = add nuw nsw i64 %first, {LANES}
+  br label %stretch"""
+"""Lanes, stretch by stretch: memory is read in order, and sums go to and from the cache at every element."""
+
+_TILES = """%whole = and i64 %n, -{LANES}
+  %last = sub i64 %n, %whole
+  %any.whole = icmp sgt i64 %whole, 0
+  br i1 %any.whole, label %block, label %rest
+block:
+  %begin = phi i64 [ 0, %walk ], [ %end, %block.end ]
+  %begin.next = add nuw nsw i64 %begin, {BLOCK}
+  %end = call i64 @llvm.smin.i64(i64 %begin.next, i64 %whole)
+  br label %tile
+tile:
+  %from = phi i64 [ 0, %block ], [ %to, %tile.end ]
+  %to = add nuw nsw i64 %from, {TILE}
+  %part = mul nuw nsw i64 %from, {STRETCHES}
+  %ahead = add nuw nsw i64 %begin.next, %part
+  {ahead}
+  br label %stretch
+stretch:
+  %first = phi i64 [ %begin, %tile ], [ %first.next, %stretch ]
+  call void @{name}.elements({given}, {lanes}, i64 %first, i64 %from, i64 %to)
+  %first.next = add nuw nsw i64 %first, {LANES}
+  %more = icmp slt i64 %first.next, %end
+  br i1 %more, label %stretch, label %tile.end
+tile.end:
+  %tiles = icmp slt i64 %to, {LANES}
+  br i1 %tiles, label %tile, label %block.end
+block.end:
+  %blocks = icmp slt i64 %end, %whole
+  br i1 %blocks, label %block, label %rest
+rest:
+  %any = icmp sgt i64 %last, 0
+  br i1 %any, label %some, label %halve
+some:
+  call void @{name}.elements({given}, {lanes}, i64 %whole, i64 0, i64 %last)
+  br label %halve"""
+"""Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile."""
+
+MANY = 8
+"""Reductions of a loop from which on the sums' way to and from the cache takes longer than what tiles cost."""
+TOGETHER = 3
+"""Batches of a loop: a tile of their sums has room in 32 vectors, with two vectors that all are multiplied by."""
+TILE, STRETCHES = 8, 4
+"""Lanes of a tile, as many as a vector of float64 has at most; stretches of a block: a page of float32."""
 
 _HALVE = """
 define internal double @halve.{name}(ptr %lanes) noinline {{
@@ -87,6 +145,16 @@ _BOTH = {"sum": "%both = fadd double %low, %high", "max": LARGER.format("both", 
 def halves() -> list[str]:
     """IR of the functions that add lanes up by halves."""
     return [_HALVE.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, both=_BOTH[name]) for name in _BOTH]
+
+
+def joined(batches: tuple[Batch, ...]) -> list[Batch]:
+    """Return what is reduced in one loop each: in tiles, more fits than a GPU has registers for, and arrays are read once."""
+    found = []
+    for k in range(0, len(batches), TOGETHER):
+        own = batches[k : k + TOGETHER]
+        elements = sorted({i for batch in own for i in batch.elements})
+        found.append(Batch(tuple(elements), tuple(r for batch in own for r in batch.reductions)))
+    return found
 
 
 def cleared(sums: int, largest: int) -> str:
@@ -136,15 +204,15 @@ def loop(
         numbers[number] = f"%m{number}.one"
     access = f", !llvm.access.group !{metadata}"
     code = Elements(variant, batch.elements, numbers, access)
+    lanes: list[str] = []
     clear: list[str] = []
     halve: list[str] = []
-    count = 0
     for r in batch.reductions:
         kind = "max" if r.kind == "max" else "sum"
         out = r.column + (sums if r.kind == "max" else 0)
-        for n, term in enumerate(_terms(code, r.number, r.kind, r.args)):
+        for n, added in enumerate(_terms(code, r.number, r.kind, r.args)):
             part = f"r{r.number}.{n}"
-            code.prologue.append(f"%{part}.lanes = getelementptr double, ptr %lanes, i64 {count * norms.LANES}")
+            lanes.append(f"%{part}.lanes")
             clear += [
                 f"%{part}.z = getelementptr inbounds double, ptr %{part}.lanes, i64 %z",
                 f"store double {IDENTITY[kind]}, ptr %{part}.z",
@@ -152,9 +220,7 @@ def loop(
             code.body += [
                 f"%{part}.at = getelementptr inbounds double, ptr %{part}.lanes, i64 %lane",
                 f"%{part}.before = load double, ptr %{part}.at{access}",
-                LARGER.format(f"{part}.both", f"{part}.before", term)
-                if kind == "max"
-                else f"%{part}.both = fadd double %{part}.before, {term}",
+                added.format(both=f"{part}.both", before=f"{part}.before"),
                 f"store double %{part}.both, ptr %{part}.at{access}",
             ]
             halve += [
@@ -162,58 +228,79 @@ def loop(
                 f"%{part}.out = getelementptr double, ptr %out, i64 {out + n}",
                 f"store double %{part}.sum, ptr %{part}.out",
             ]
-            count += 1
         if r.kind == "norm" and code.dtype.squares_fit:
             halve += _kept_infinite(f"r{r.number}", out + 1)
-    return _REDUCE.format(
-        name=name,
-        arguments=arguments,
-        width=count * norms.LANES,
-        LANES=norms.LANES,
+    in_tiles = len(lanes) >= MANY
+    parts = {
+        "name": name,
+        "arguments": arguments,
+        "given": arguments,
+        "lanes": ", ".join(f"ptr {own}" for own in lanes),
+        "LANES": norms.LANES,
+    }
+    walk = (
+        _TILES.format(
+            **parts,
+            TILE=TILE,
+            STRETCHES=STRETCHES,
+            BLOCK=STRETCHES * norms.LANES,
+            ahead="\n  ".join(code.ahead("%ahead", STRETCHES * TILE)),
+        )
+        if in_tiles
+        else _STRETCHES.format(**parts)
+    )
+    return _ELEMENTS.format(
+        **parts,
         access=metadata,
         loop=metadata + 1,
+        whole=', !{!"llvm.loop.unroll.disable"}' if in_tiles else "",  # a tile is one vector
         prologue="\n  ".join([*lines, *code.prologue]),
-        clear="\n  ".join(clear),
         body="\n  ".join(code.body),
+    ) + _REDUCE.format(
+        **parts,
+        # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
+        # of a tile would all be in one place of the cache.
+        own_lanes="\n  ".join(f"{own} = alloca [{norms.LANES + LINE // 8} x double], align 64" for own in lanes),
+        chunks="\n  ".join(line for own in code.arrays for line in code.chunk(own)) if in_tiles else "",
+        clear="\n  ".join(clear),
+        walk=walk,
         halve="\n  ".join(halve),
     )
 
 
 def _terms(code: Elements, number: int, kind: str, args: tuple[int, ...]) -> list[str]:
-    """What an element adds to each column of a reduction."""
+    """How an element is added to each column of a reduction: IR of ``{both}``, made of ``{before}``."""
     extended = [code.extended(arg, f"%r{number}.x{k}") for k, arg in enumerate(args)]
     count = len(args) // 2 if kind == "dot" else len(args)  # parts of a number
     x = extended[0]
     match kind:
         case "dot":
-            products = [f"%r{number}.product{k}" for k in range(count)]
-            for k, product in enumerate(products):
-                code.body.append(f"{product} = fmul double {extended[k]}, {extended[k + count]}")
-            return [_added(code, products, f"%r{number}.product")]
+            return [_sum_of_products(code, extended[:count], extended[count:], f"%r{number}.product")]
         case "norm":
-            squares = []
+            found = []
             for n, scale in enumerate(norms.SCALES[:1] if code.dtype.squares_fit else norms.SCALES):
                 factor = DTYPES["float64"].llvm_literal(scale.hex())
-                own = []
-                for k, x in enumerate(extended):
-                    scaled, square = f"%r{number}.scaled{n}.{k}", f"%r{number}.square{n}.{k}"
-                    code.body += [f"{scaled} = fmul double {x}, {factor}", f"{square} = fmul double {scaled}, {scaled}"]
-                    own.append(square)
-                squares.append(_added(code, own, f"%r{number}.square{n}"))
-            return squares
+                scaled = [f"%r{number}.scaled{n}.{k}" for k in range(count)]
+                code.body += [f"{own} = fmul double {x}, {factor}" for own, x in zip(scaled, extended, strict=True)]
+                found.append(_sum_of_products(code, scaled, scaled, f"%r{number}.square{n}"))
+            return found
         case "max":
             code.body.append(f"%r{number}.new = fadd double {x}, 0.0")
-            return [f"r{number}.new"]
+            return [LARGER.format("{both}", "{before}", f"r{number}.new")]
         case _:
-            return [x]
+            return [f"%{{both}} = fadd double %{{before}}, {x}"]
 
 
-def _added(code: Elements, terms: list[str], name: str) -> str:
-    """The sum of the parts of a complex number, or the one number itself."""
-    if len(terms) == 2:
-        code.body.append(f"{name} = fadd double {terms[0]}, {terms[1]}")
-        return name
-    return terms[0]
+def _sum_of_products(code: Elements, first: list[str], second: list[str], name: str) -> str:
+    """How the product of two numbers is added; of complex ones, that of their real and that of their imaginary parts."""
+    if len(first) == 1 and code.dtype.squares_fit:
+        # Of two float32 it is exact in float64, so that it is the same bits whether or not it is rounded before.
+        return f"%{{both}} = call double @llvm.fmuladd.f64(double {first[0]}, double {second[0]}, double %{{before}})"
+    products = [f"{name}{k}" for k in range(len(first))]
+    code.body += [f"{own} = fmul double {x}, {y}" for own, x, y in zip(products, first, second, strict=True)]
+    if len(products) == 2:
+        code.body.append(f"{name} = fadd double {products[0]}, {products[1]}")
+    return f"%{{both}} = fadd double %{{before}}, {name if len(products) == 2 else products[0]}"
 
 
 def _kept_infinite(name: str, column: int) -> list[str]:

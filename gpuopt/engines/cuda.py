@@ -37,9 +37,9 @@ class CUDA(Place):
         self.name = f"cupy:{device}"
         self._device = device
 
-    def pointer(self, array: Any) -> int:
-        """See :meth:`Place.pointer`."""
-        return address(array)  # type: ignore[no-any-return]
+    def pointers(self, arrays: Sequence[Any]) -> list[int]:
+        """See :meth:`Place.pointers`."""
+        return list(map(address, arrays))
 
     def zeros(self, layouts: Sequence[Layout]) -> list[Any]:
         """See :meth:`Place.zeros`."""

@@ -33,6 +33,7 @@ class Lookup:
         self._shapes = list(map(_shape, leaves))
         self._parameters = list(parameters)
         self._layouts = list(map(_layout, parameters))
+        self._none_absent = [False] * len(self._leaves)
         self._empty = [row for row, p in enumerate(parameters) if not p.size]
         self._known: list[Callable[[], Any]]
         self._absent: list[bool]
@@ -44,14 +45,16 @@ class Lookup:
         others = set()
         if any(map(is_not, leaves, self._leaves)) or list(map(_shape, leaves)) != self._shapes:
             others = {i for i, p in enumerate(leaves) if p is not self._leaves[i] or p.shape != self._shapes[i]}
-        absent = list(map(is_, gradients, repeat(None)))  # None is what a dead reference gives, too
-        if not others and absent == self._absent and not any(map(is_not, gradients, map(call, self._known))):
+        looked, absent = gradients, self._none_absent
+        if set(map(type, gradients)) != {self._kind}:  # in place of what has no layout, its parameter is looked at
+            absent = list(map(is_, gradients, repeat(None)))
+            looked = [g if type(g) is self._kind else p for g, p in zip(gradients, self._parameters, strict=True)]
+        # None is what a dead reference gives, too
+        if not others and not any(map(is_not, gradients, map(call, self._known))) and absent == self._absent:
             return None
         self._forget()  # if an exception ends this, nothing half-done is believed
-        looked = gradients
-        if set(map(type, gradients)) != {self._kind}:  # in place of what has no layout, its parameter is looked at
+        if looked is not gradients:
             others.update(i for i, g in enumerate(gradients) if g is not None and type(g) is not self._kind)
-            looked = [g if type(g) is self._kind else p for g, p in zip(gradients, self._parameters, strict=True)]
         layouts = list(map(_layout, looked))
         if layouts != self._layouts:
             others.update(i for i, layout in enumerate(layouts) if layout != self._layouts[i])

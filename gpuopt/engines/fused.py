@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 
-@dataclass(frozen=True)
-class Leaf:
+class Leaf(NamedTuple):
     """A leaf that is updated by a fused engine.
 
     Attributes
@@ -105,16 +103,16 @@ class FusedStep:
 
     def _make(self, expects: list[Any], before: Kernel | None) -> None:
         """Make the table and the kernel, for gradients of these dtypes."""
-        pointer = self.place.pointer
+        pointers = self.place.pointers
         segments = [
             Segment(
                 p.size,
                 leaf.group,
                 dtype_of(p),
                 name_of(dtype),
-                (pointer(p), *map(pointer, leaf.slots)),
+                tuple(pointers([p, *leaf.slots])),
                 leaf.precision,
-                leaf.rest if isinstance(leaf.rest, int) else pointer(leaf.rest),
+                leaf.rest if isinstance(leaf.rest, int) else pointers([leaf.rest])[0],
             )
             for p, dtype, leaf in zip(self._parameters, expects, self._leaves, strict=True)
         ]

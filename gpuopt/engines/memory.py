@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from gpuopt.arrays import is_cupy, is_numpy
+from gpuopt.engines import cpu_lookup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +48,17 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) ->
 
 def is_without_gaps(array: Any) -> bool:
     """Whether the elements of ``array`` fill their memory."""
-    return is_dense(array.shape, array.strides, array.dtype.itemsize)
+    return array.flags.forc or is_dense(array.shape, array.strides, array.dtype.itemsize)
 
 
 def dense_layout(array: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) -> Layout:
     """The layout of ``array`` if it is dense, else that of a C-ordered array like it; of another dtype or shape, if given."""
-    own = np.dtype(array.dtype)
+    return _dense(Layout(array.shape, np.dtype(array.dtype), array.strides), dtype, shape)
+
+
+@lru_cache(1024)  # of many leaves few are unlike the others
+def _dense(array: Layout, dtype: Any, shape: tuple[int, ...] | None) -> Layout:
+    own = array.dtype
     dtype, shape = np.dtype(dtype or own), array.shape if shape is None else shape
     if shape == array.shape and is_dense(array.shape, array.strides, own.itemsize):
         return Layout(shape, dtype, tuple(s // own.itemsize * dtype.itemsize for s in array.strides))
@@ -90,9 +99,16 @@ def shadow(array: Any) -> NDArray[Any]:
     return np.asarray(type("Shadow", (), {"__array_interface__": {"version": 3} | {k: interface[k] for k in keys}})())
 
 
+def addresses_of(arrays: Sequence[Any]) -> list[int]:
+    """Where the first elements of arrays of one place are."""
+    if arrays and isinstance(arrays[0], np.ndarray):
+        return cpu_lookup.addresses_of(arrays)
+    return [array.data.ptr for array in arrays]
+
+
 def byte_bounds(array: Any) -> tuple[int, int]:
     """First and one past the last byte that ``array`` reaches."""
-    first = array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr
+    (first,) = addresses_of([array])
     start, last = first, first + array.dtype.itemsize
     for size, stride in zip(array.shape, array.strides, strict=True):
         if size == 0:
@@ -102,6 +118,31 @@ def byte_bounds(array: Any) -> tuple[int, int]:
         else:
             start += stride * (size - 1)
     return start, last
+
+
+def bounds(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and one past the last byte of each of many arrays of one place."""
+    starts = np.array(addresses_of(arrays), np.int64)
+    ends = starts + np.array([array.nbytes for array in arrays], np.int64)
+    for i, array in enumerate(arrays):
+        if not array.flags.forc:
+            starts[i], ends[i] = byte_bounds(array)
+    return starts, ends
+
+
+def geometries(arrays: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Where each array is and what it is: address and strides where the library tells them, shape and dtype."""
+    if all(isinstance(array, np.ndarray) for array in arrays):
+        return [
+            (address, array.shape, array.strides, array.dtype)
+            for address, array in zip(addresses_of(arrays), arrays, strict=True)
+        ]
+    return [
+        (*addresses_of([array]), array.shape, array.strides, array.dtype)
+        if is_numpy(array) or is_cupy(array)
+        else (None, tuple(array.shape), None, array.dtype)
+        for array in arrays
+    ]
 
 
 class Overlaps:
@@ -115,10 +156,13 @@ class Overlaps:
     """
 
     def __init__(self, arrays: Sequence[Any]) -> None:
-        bounds = sorted(byte_bounds(a) for a in arrays if 0 not in a.shape)
-        self._starts = np.array([start for start, _ in bounds] or [0], np.int64)
+        starts, ends = bounds([array for array in arrays if array.size])
+        if not len(starts):
+            starts, ends = np.zeros((2, 1), np.int64)
+        order = np.argsort(starts)
+        self._starts = starts[order]
         # An array with gaps may enclose others: an end counts for all that start after it, too.
-        self._ends = np.maximum.accumulate(np.array([end for _, end in bounds] or [0], np.int64))
+        self._ends = np.maximum.accumulate(ends[order])
         self._listed: tuple[list[int], list[int]] | None = None
 
     def __call__(self, starts: Any, ends: Any) -> NDArray[np.bool_]:
@@ -151,11 +195,15 @@ def _is_spread(a: Any) -> bool:
 def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
     """Return the indices of two arrays that share an element, the same index twice if one does so with itself, or None."""
     for i, a in enumerate(arrays):
-        if 0 not in a.shape and not _is_spread(a):
+        if a.size and not a.flags.forc and not _is_spread(a):
             return i, i
-    reach = sorted((*byte_bounds(a), i) for i, a in enumerate(arrays) if 0 not in a.shape)
+    members = [i for i, a in enumerate(arrays) if a.size]
+    starts, ends = bounds([arrays[i] for i in members])
+    order = np.argsort(starts)
+    if (np.maximum.accumulate(ends[order])[:-1] <= starts[order][1:]).all():
+        return None
     open_ends: list[tuple[int, int]] = []
-    for start, end, i in reach:
+    for start, end, i in sorted(zip(starts.tolist(), ends.tolist(), members, strict=True)):
         open_ends = [(e, j) for e, j in open_ends if e > start]
         for _, j in open_ends:
             if np.shares_memory(shadow(arrays[i]), shadow(arrays[j])):

@@ -84,8 +84,8 @@ class Place(ABC):
     """As in "numpy" or "cupy:1"."""
 
     @abstractmethod
-    def pointer(self, array: Any) -> int:
-        """Address of the first element."""
+    def pointers(self, arrays: Sequence[Any]) -> list[int]:
+        """Addresses of the first elements."""
 
     @abstractmethod
     def zeros(self, layouts: Sequence[Layout]) -> list[Any]:

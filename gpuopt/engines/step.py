@@ -98,8 +98,8 @@ class Step:
         self._programs = [traced(rule, twice=True) for rule in rules]
         self._elementwise = [program is not None and program.is_elementwise for program in self._programs]
         homes: list[set[str]] = [set() for _ in rules]
-        for a, group in zip(arrays, groups, strict=True):
-            homes[group].add(libraries.place(a))
+        for a, place, group in zip(arrays, self._places, groups, strict=True):
+            homes[group].add(place.name if place else libraries.place(a))
         can_be_fused = _can_be_fused(rules, self._programs, list(map(sorted, homes)), engine)
         together = [
             i
@@ -115,7 +115,7 @@ class Step:
         split = [
             i
             for i, a in enumerate(arrays)
-            if storage.way_of(libraries.dtype_of(a), precision) == "split" and i not in idle
+            if precision == "split" and storage.way_of(libraries.dtype_of(a), precision) and i not in idle
         ]
         for i, low in zip(split, _lower_bits([arrays[i] for i in split], [state[i] for i in split]), strict=True):
             self.slots[i][storage.LOW] = low
@@ -134,6 +134,8 @@ class Step:
             if place is not None
         }
         declared = [starts(rule.slots) for rule in rules]
+        names = list(map(_arrays_first, declared))
+        numbers = [sum(map(is_number, own.values())) for own in declared]
         self._fused: list[FusedStep] = []
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
@@ -146,10 +148,10 @@ class Step:
                     groups[i],
                     held[i],
                     arrays[i],
-                    _arrays_first(self.slots[i], declared[groups[i]]),
+                    tuple(map(self.slots[i].__getitem__, names[groups[i]])),
                     storage.way_of(libraries.dtype_of(arrays[i]), precision),
                     self.slots[i].get(storage.LOW, self._numbers[i]),
-                    sum(map(is_number, declared[groups[i]].values())),
+                    numbers[groups[i]],
                 )
                 for i in together
                 if self._places[i] is place
@@ -503,10 +505,9 @@ def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
     return rule.slots, {name: rule.part(name) for name in rule.slots}
 
 
-def _arrays_first(slots: Mapping[str, Any], declared: Mapping[str, Slot]) -> tuple[Any, ...]:
-    """The slots as a table has them."""
-    numbers = [name for name, slot in declared.items() if is_number(slot)]
-    return tuple(slots[name] for name in (*(name for name in declared if name not in numbers), *numbers))
+def _arrays_first(declared: Mapping[str, Slot]) -> list[str]:
+    """The names of slots in the order of a table."""
+    return sorted(declared, key=lambda name: is_number(declared[name]))
 
 
 def _with_new_slots(
@@ -521,7 +522,7 @@ def _with_new_slots(
 
     A number is an array of float64 without axes: where a fused engine keeps it up to date, in the leaf's home, else of NumPy.
     """
-    of_rule = {id(rule): starts(rule.slots) for rule in rules}
+    of_rule = {id(rule): starts(rule.slots) for rule in dict(zip(map(id, rules), rules, strict=True)).values()}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     for own, starting, rule, p, kept in zip(slots, declared, rules, arrays, state, strict=True):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -64,8 +64,7 @@ class Variant:
         return (read + written) / DTYPES[self.dtype].parts
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """A leaf as the table sees it.
 
     Attributes
@@ -172,12 +171,20 @@ class Table:
         self.groups = len(group_of)
         self.numbers = max(len(program.numbers) for program in programs.values())
         self.rows = np.zeros((len(segments), columns(self.variants)), np.int64)
-        numbers = {name: dtype.number for name, dtype in DTYPES.items()}
-        for i, s in enumerate(segments):
-            lane = s.group, s.dtype
-            places = offsets[lane], scalars_at[kinds[lane]], group_of[s.group]
-            own = (s.length, numbers[s.gradient], number_of[kinds_of[i]], *places, s.rest, *s.pointers)
-            self.rows[i, : len(own)] = own
+        shared = {
+            kind: (
+                DTYPES[kind[3] or kind[1]].number,
+                number_of[kind],
+                offsets[kind[:2]],
+                scalars_at[kinds[kind[:2]]],
+                group_of[kind[0]],
+            )
+            for kind in number_of
+        }
+        rows = [(s.length, *shared[kind], s.rest, *s.pointers) for s, kind in zip(segments, kinds_of, strict=True)]
+        for width in set(map(len, rows)):
+            alike = [i for i, row in enumerate(rows) if len(row) == width]
+            self.rows[alike, :width] = [rows[i] for i in alike]
 
         self.scales = np.ones(len(segments))
 

@@ -6,7 +6,7 @@ leaves, works the numbers out as a table of the whole leaves would, with the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -85,8 +85,8 @@ class WholeLeaves:
         for leaf, new in zip(self._leaves, self._new, strict=True):
             segment = segments[first[leaf]]
             unused = (0,) * (len(segment.pointers) - len(new))
-            pointers = (*unused, *map(host.pointer, new))
-            whole.append(replace(segment, length=parts.sizes[leaf], pointers=pointers))
+            pointers = (*unused, *host.pointers(new))
+            whole.append(segment._replace(length=parts.sizes[leaf], pointers=pointers))
         self._table = Table(whole, rules)
         self._kernel: Any = host.kernel(self._table, None)
         chunks = np.concatenate([[0], np.cumsum([-(-size // CHUNK) for size in parts.sizes])])

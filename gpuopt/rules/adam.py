@@ -53,7 +53,7 @@ class Adam(Rule):
 
     ``t`` counts the steps of the optimizer, as in Optax and Keras, also for a leaf that got no gradient before: late in a
     training its first move is ``(1-beta1) / sqrt(1-beta2)`` learning rates long, 3.2 with the defaults. PyTorch counts for
-    each parameter. A leaf that joins late may have a smaller ``lr`` at first, by a pattern of its own.
+    each parameter; ``docs/own.md`` has a rule that does. A leaf that joins late may have a smaller ``lr`` at first, by a pattern of its own.
 
     Examples
     --------

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +22,21 @@ from gpuopt.runs.record.events import describe
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.history import History
 from gpuopt.runs.secondary import warned
-from gpuopt.training import report
+from gpuopt.training import plain_rules, report
 from gpuopt.training.config import Config, settings
 from gpuopt.training.data import load, spiral
 from gpuopt.training.progress import is_terminal
 from gpuopt.training.run import train
+from gpuopt.transforms import TRANSFORMS, chain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from gpuopt.rules.base import Rule
     from gpuopt.runs.loop import Row
     from gpuopt.training.loop import Training
+    from gpuopt.transforms import Transform
 
 __all__ = ["COLUMNS", "Comparison", "Entry", "choice", "compare", "with_optimizer"]
 
@@ -125,32 +130,68 @@ def choice(text: str) -> tuple[str, dict[str, float | str]]:
     ('SGD', {'lr': 0.1, 'nesterov': True})
     """
     name, _, rest = text.partition(":")
-    name = {known.lower(): known for known in RULES}.get(name.strip().lower(), name.strip())
+    name = {known.lower(): known for known in RULES | TRANSFORMS}.get(name.strip().lower(), name.strip())
     expected = "NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"
     return name, settings(rest.split(",") if rest else (), lambda _: text, expected)
 
 
 def with_optimizer(
-    config: Config, text: str, samples: Callable[[], int], defaults: Mapping[str, dict[str, Any]] | None = None
+    config: Config, given: str | Rule, samples: Callable[[], int], defaults: Mapping[str, dict[str, Any]] | None = None
 ) -> Config:
-    """The config with the optimizer of ``NAME[:ARG=VALUE,...]``; without arguments it gets those of the defaults.
+    """The config with a rule, or with the optimizer of ``NAME[:ARG=VALUE,...]``; without arguments it gets those of the defaults.
 
+    ``NAME+NAME``, each with its arguments, is a chain: one rule, and transforms before and after it.
     Schedules are checked over the steps that so many `samples` take; which is asked for only if there are any.
 
     Raises
     ------
     UsageError
         If there is no such optimizer, or it cannot have these arguments.
+
+    Examples
+    --------
+    >>> with_optimizer(Config(), "ClipValue:limit=1+SGD:lr=0.1+EMA:decay=0.9", lambda: 1).rule().members[0]
+    ClipValue(limit=1.0)
     """
-    name, values = choice(text)
-    values = values or (defaults or {}).get(name, {})
+    optimizer: str | Rule = given
+    values: dict[str, float | str] = {}
     try:
-        chosen = dataclasses.replace(config, optimizer=name, lr=None, schedule=None, hyperparameters=values)
+        if isinstance(given, str):
+            members = [choice(member) for member in re.split(r"\+(?=\s*[A-Za-z])", given)]  # but 1e+3 is a number
+            optimizer, values = members[0]
+            if len(members) > 1:
+                optimizer, values = _chain(members, defaults or {})
+            elif not values:
+                values = (defaults or {}).get(optimizer, {})
+        chosen = dataclasses.replace(config, optimizer=optimizer, lr=None, schedule=None, hyperparameters=values)
         if any(isinstance(value, str) for value in values.values()):
             chosen.resolved(samples())
     except UsageError as error:  # after the option of `gpuopt train` that it names
-        raise UsageError(f"{text}: {str(error).partition(': ')[2]}") from None
+        raise UsageError(f"{given}: {str(error).partition(': ')[2]}") from None
     return chosen
+
+
+def _chain(
+    members: Sequence[tuple[str, dict[str, float | str]]], defaults: Mapping[str, dict[str, Any]]
+) -> tuple[Rule, dict[str, float | str]]:
+    """A chain of transforms and a rule, and what is still to be chosen: the rule's hyperparameters, and schedules."""
+    found: list[Rule | Transform] = []
+    values: dict[str, float | str] = {}
+    for name, own in members:
+        try:
+            if name in TRANSFORMS:
+                numbers = {key: value for key, value in own.items() if not isinstance(value, str)}
+                found.append(TRANSFORMS[name](**numbers))
+                values |= {f"{name}.{key}": value for key, value in own.items() if key not in numbers}
+            else:
+                found.append(RULES[plain_rules.known(name, "--optimizer", more=TRANSFORMS)]())
+                values |= own or defaults.get(name, {})
+        except (TypeError, ValueError) as error:
+            raise error if isinstance(error, UsageError) else UsageError(f"--optimizer: {error}") from None
+    try:
+        return chain(*found), values
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--optimizer: {error}") from None
 
 
 class Watcher(Callback):
@@ -171,7 +212,7 @@ class Watcher(Callback):
 
 
 def compare(
-    optimizers: Sequence[str] = (),
+    optimizers: Sequence[str | Rule] | Mapping[str, str | Rule] = (),
     config: Config | None = None,
     *,
     threshold: float | None = None,
@@ -184,9 +225,10 @@ def compare(
 
     Parameters
     ----------
-    optimizers : sequence of str
-        ``NAME`` or ``NAME:ARG=VALUE,...``; default: those that most people know. Without arguments
-        they get sensible ones.
+    optimizers : sequence of str or Rule, or mapping
+        ``NAME``, ``NAME:ARG=VALUE,...`` or ``NAME+NAME``, a chain of transforms and a rule, each with its arguments; or any rule, chains
+        and those of `gpuopt.like` among them. A mapping says what each is called. Default: those that most people know. Names
+        without arguments get sensible ones.
     config : Config, optional
         Everything else; default: the built-in spiral for 2,000 epochs.
     threshold : float, optional
@@ -208,16 +250,24 @@ def compare(
     ...     found = compare(["SGD", "Adam:lr=0.02"], Config(epochs=20), out=f"{folder}/both")
     >>> [entry.optimizer for entry in found.entries]
     ['SGD', 'Adam:lr=0.02']
+    >>> import gpuopt
+    >>> rules = {"clipped": gpuopt.chain(gpuopt.ClipNorm(1.0), gpuopt.Adam(lr=0.02)), "torch's": gpuopt.like.torch.AdamW(lr=0.02)}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found = compare(rules, Config(epochs=20), out=f"{folder}/both")
+    >>> [entry.optimizer for entry in found.entries]
+    ['clipped', "torch's"]
     """
     config = config or Config(epochs=EPOCHS)
-    labels = list(optimizers) or list(SPIRAL)
+    given = optimizers if isinstance(optimizers, Mapping) else {str(own): own for own in optimizers}
+    labels = list(map(str, optimizers)) or list(SPIRAL)
     if threshold is not None and not 0 < threshold < math.inf:
         raise UsageError(f"--threshold {threshold}: expected a positive number")
     chosen: Any = config.epochs
     if chosen is None:
         config = dataclasses.replace(config, epochs=FILE_EPOCHS)
     samples = functools.cache(lambda: _samples(config))
-    configs = [with_optimizer(config, label, samples, SPIRAL if config.data is None else FILE) for label in labels]
+    defaults = SPIRAL if config.data is None else FILE
+    configs = [with_optimizer(config, given.get(label, label), samples, defaults) for label in labels]
     if len(set(labels)) < len(labels):
         raise UsageError(f"{' '.join(labels)}: expected each one once")
     data = "spiral" if config.data is None else config.data.rpartition("/")[2].partition(".")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpuopt import schedules
@@ -63,12 +63,12 @@ def from_plain(plain: Mapping[str, Any]) -> Any:
     return of(**{n: schedules.from_dict(v) if isinstance(v, Mapping) else v for n, v in given.items()})
 
 
-def known(name: str, option: str) -> str:
-    """The rule's name that differs from `name` at most in capitals."""
+def known(name: str, option: str, more: Iterable[str] = ()) -> str:
+    """The rule's name that differs from `name` at most in capitals; `more` names are known, too, but of no rules."""
     by_lower = {rule.lower(): rule for rule in RULES}
     if name.lower() not in by_lower:
-        near = did_you_mean(name, by_lower.values(), shown=str)
-        raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join(OF_VECTORS)}")
+        near = did_you_mean(name, (*by_lower.values(), *more), shown=str)
+        raise UsageError(f"{option} {name}: unknown{near}; known: {', '.join((*OF_VECTORS, *more))}")
     return by_lower[name.lower()]
 
 
