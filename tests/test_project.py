@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "groups": {"rules", "suggest", "trees"},
     "states": {"arrays", "engines", "rules/base", "schedules", "suggest", "tuning"},
     "transforms": {"rules/base"},
-    "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
+    "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules", "suggest"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
     "leaves": {"arrays", "engines", "lending", "rules/base", "suggest", "trees"},
     "gradients": {"engines", "rules/base"},
@@ -353,6 +353,11 @@ def test_import_gpuopt_loads_nothing_heavy(code: str, unwanted: set[str]) -> Non
         check=True,
     )
     assert not unwanted & set(json.loads(run.stdout))
+
+
+def test_parts_of_the_package_need_no_import_of_their_own() -> None:
+    code = "import gpuopt; gpuopt.training.load_model; gpuopt.distributed.Optimizer; gpuopt.like.torch.AdamW"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_public_name_is_there() -> None:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.backends import gpu_failure
 from gpuopt.errors import SavingError, UsageError
 from gpuopt.runs.loop import Callback, is_number
 from gpuopt.runs.record.metrics import Metrics
@@ -164,17 +165,26 @@ class Checkpoints(Callback):
             self.explosions.conclude(run)
             self.save()
             self._background.wait()
-        else:
-            with contextlib.suppress(OSError):
-                self._background.wait(None if isinstance(run.error, Exception) else HURRY)
+            return
+        with contextlib.suppress(OSError):
+            self._background.wait(None if isinstance(run.error, Exception) else HURRY)
+        if run.is_whole and gpu_failure(run.error) is not None:
+            self._rescue(run)
 
-    def rescue(self, run: Loop) -> None:
-        """Save a training whose device fails, as far as its memory can still be read."""
-        now = Snapshot.of(run)
-        if now.is_finite:
-            self.explosions.good = now
-        self.save()
-        self._background.wait()
+    def _rescue(self, run: Loop) -> None:
+        """Save what a GPU that fails still gives: after some errors it does, after others nothing works.
+
+        An error of a kernel that ran is always of the latter kind. So what can be read is whole.
+        """
+        try:
+            now = Snapshot.of(run)
+            if now.is_finite:
+                self.explosions.good = now
+            self.save()
+            self._background.wait()
+        except Exception as error:
+            if gpu_failure(error) is None:
+                raise
 
     def _look_at_writing(self) -> None:
         """Raise the error of the last write; too many open files is only a warning, for the next write may succeed."""

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Own", "is_count"]
+__all__ = ["EMPTY", "Own", "is_count"]
 
 RANDOM = "run.random"
+EMPTY: dict[str, Any] = {"drawn": [], "orders": [], "generators": {}, "values": {}}
+"""The position where there is nothing of one's own."""
 
 
 class Own:
