@@ -134,7 +134,8 @@ def test_steered_from_another_terminal(tmp_path: Path) -> None:
     assert command("plot", folder)[0] == 0
     assert {"loss.png", "largest.png", "image-x.png"} <= {file.name for file in folder.iterdir()}
     assert command("tune", folder, "--stop")[0] == 0
-    assert (run.communicate(), run.returncode) == (("", ""), 0)
+    told = "the learning rate is 0 from about step 600 to the end, step 10000000, by its schedule\n"
+    assert (run.communicate(), run.returncode) == (("", told), 0)
     assert [row["name"] for row in rows(folder, "tune")] == ["lr", "beta1"]
     assert len({row["step"] for row in rows(folder, "tune")}) == 1
 
@@ -210,6 +211,24 @@ def test_a_break_saves_and_an_exception_does_not(tmp_path: Path, with_: bool) ->
     last = gpuopt.Run(tmp_path / "run", optimizer())
     assert last.optimizer.steps == 8
     last.close()
+
+
+@pytest.mark.parametrize(("error", "drawn"), [(ZeroDivisionError, True), (KeyboardInterrupt, False)])
+def test_a_body_that_fails_leaves_a_report_but_who_leaves_at_once_does_not_wait_for_one(
+    tmp_path: Path, error: type[BaseException], drawn: bool
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def fail() -> None:
+        with gpuopt.Run(tmp_path / "run", optimizer(), report=True) as run:
+            for step in run.steps(100):
+                run.step(2 * run.optimizer.params, loss=1.0)
+                if step == 10:
+                    raise error
+
+    with pytest.raises(error):
+        fail()
+    assert (tmp_path / "run" / "report.html").exists() is drawn
 
 
 def test_a_step_that_was_not_taken_is_drawn_again(tmp_path: Path) -> None:
@@ -509,6 +528,7 @@ def test_metrics_of_any_kind_of_number(tmp_path: Path) -> None:
     assert History.read(tmp_path / "run").points("epoch") == ([1, 2, 3, 4], [0, 0.5, 1, 1.5])
 
 
+@pytest.mark.peers
 def test_tensors_that_have_gradients_of_their_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     w = torch.ones(3, requires_grad=True)
