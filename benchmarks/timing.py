@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -37,6 +38,10 @@ class Timing:
         """The quietest moment."""
         return min(self.samples)
 
+    def over(self, other: Timing) -> float:
+        """Ratio to another one that was timed in turn with this: the median over the rounds, which drift leaves alone."""
+        return median(own / theirs for own, theirs in zip(self.samples, other.samples, strict=True))
+
 
 def wall(step: Step, count: int) -> float:
     """Seconds a step, by the host's clock, over ``count`` steps."""
@@ -54,7 +59,7 @@ def in_turn(
     sample: float = 0.005,
     clock: Callable[[Step, int], float] = wall,
 ) -> dict[str, Timing]:
-    """Time every step ``repeat`` times, round robin.
+    """Time every step ``repeat`` times, round robin; each round begins with another one, so that none always follows the same.
 
     Parameters
     ----------
@@ -76,12 +81,14 @@ def in_turn(
             step()
         counts[name] = max(1, round(sample / clock(step, 3)))
     samples: dict[str, list[float]] = {name: [] for name in steps}
+    names = deque(steps)
     for _ in range(repeat):
-        for name, step in steps.items():
+        for name in names:
             time.sleep(PAUSE)
             if counts[name] > 1:
-                step()  # its data comes back into the cache, from which the others pushed it
-            samples[name].append(clock(step, counts[name]))
+                steps[name]()  # its data comes back into the cache, from which the others pushed it
+            samples[name].append(clock(steps[name], counts[name]))
+        names.rotate(-1)
     return {name: Timing(tuple(own)) for name, own in samples.items()}
 
 

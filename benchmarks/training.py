@@ -22,7 +22,9 @@ import numpy as np
 import gpuopt
 from benchmarks.timing import duration, in_turn, machine, table, versions
 from gpuopt.training import Config, Dataset, Perceptron, Samples, Training, initial_params, load
-from gpuopt.training.data.preparation import Features, Target
+from gpuopt.training.data.preparation import Features
+from gpuopt.training.data.targets import Target
+from gpuopt.training.learner import Learner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,16 +65,19 @@ def noise() -> Dataset:
 
 
 def ours(data: Dataset) -> Step:
-    """One epoch, with the metrics that `gpuopt train` takes of it."""
-    config = Config(data=data.name, hidden=HIDDEN, batch_size=BATCH, epochs=100)
+    """One epoch of a run, with the metrics that `gpuopt train` takes of it."""
+    config = Config(data=data.name, hidden=HIDDEN, batch_size=BATCH, epochs=100, checkpoint_every=10**9)
     cpu = gpuopt.backend("cpu")
     params = initial_params(np.random.RandomState(0), [data.features, *HIDDEN, data.outputs])
-    training = Training(config, cpu, data, Perceptron(cpu.xp), gpuopt.Optimizer(params, gpuopt.Adam()))
+    folder = tempfile.TemporaryDirectory()
+    learner = Learner(config, cpu, data, Perceptron(cpu.xp), gpuopt.Optimizer(params, gpuopt.Adam()))
+    training = Training(f"{folder.name}/run", learner, {"config": config.to_json()})
+    steps = training.steps(training.total)
 
     def epoch() -> None:
-        for _ in range(training.batches):
+        for _ in itertools.islice(steps, training.steps_per_epoch):
             training.take_step()
-        assert training.epoch > 1 or training.row is not None
+        assert Path(folder.name).exists()  # it stays as long as somebody has the epoch
 
     return epoch
 

@@ -138,7 +138,7 @@ class Accumulation:
             return {}
         return {SUM: self.sums[i], COUNT: np.array(float(self.counts[i]))}
 
-    def take_over(self, old: Accumulation, pairs: Iterable[tuple[int, int]]) -> None:
+    def inherit(self, old: Accumulation, pairs: Iterable[tuple[int, int]]) -> None:
         """Go on with the gradients that wait at another one: those of each of its leaves, the second of a pair."""
         there = {i: k for i, k in pairs if i in self.sums and k in old.sums}
         self.setting(old.waiting, {i: old.counts[k] for i, k in there.items()})()

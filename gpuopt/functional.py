@@ -176,11 +176,10 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
             _check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p, way), where)
     if (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
-        plan = _Plan(rule, tree, patterns, rules, frozen, fused)
-        done = plan.step(
-            arrays, slots, tree.build(gradients), state._replace(steps=steps, carried=carried), donate=donate
-        )
-        if done is not None:
+        plan = _Plan(rule, tree, patterns, rules, frozen, fused, [*slots])
+        together = [a for _, own in sorted(slots.items()) for a in own]
+        now = state._replace(steps=steps, carried=carried)
+        if done := plan.step(arrays, together, tree.build(gradients), now, donate=donate):
             _keep(key, plan)
             return done
     scalars = _scalars(patterns, rules, steps, carried)
@@ -226,21 +225,31 @@ class _Plan:
     rules: list[Rule]
     frozen: list[int]
     fused: PureStep
+    names: Sequence[str]
+    """Of the slots in a state."""
 
     def __post_init__(self) -> None:
-        self._names = dict(self.fused.slots).keys()
-        self._carrying = [p for p, rule in zip(self.patterns, self.rules, strict=True) if rule.carried]
+        # All slots are one tree: its leaves are found, and put together again, in one call.
+        self._containers = self.tree.by_name(self.names)
+        first = {name: k * len(self.tree.paths) for k, name in enumerate(sorted(self.names))}
+        self._place_of = [first[name] + i for name, i in self.fused.slots]
+        self._carries = any(rule.carried for rule in self.rules)
 
-    def slots_of(self, state: State) -> dict[str, list[Any]] | None:
-        """Return the slots by leaf; None if a state is not known to be one of the rules."""
-        if type(state.slots) is not dict or state.slots.keys() != self._names:
+    def slots_of(self, state: State) -> Any:
+        """Return the leaves of all slots; None if a state is not known to be one of the rules."""
+        given: Any = state.slots if type(state.slots) is dict else None
+        if given is None:
             return None
-        if state.carried or self._carrying:
+        try:
+            slots = self._containers.flatten_up_to(given)
+        except (TypeError, ValueError):
+            return None
+        if state.carried or self._carries:
             _check_state(state, self.patterns, self.rules)
-        return {name: self.tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
+        return slots
 
     def step(
-        self, found: list[Any], slots: dict[str, list[Any]], grads: Any, state: State, *, donate: bool
+        self, found: list[Any], slots: list[Any], grads: Any, state: State, *, donate: bool
     ) -> tuple[Any, State] | None:
         """Take a step; None if an array does not have the layout that it had."""
         scalars = _scalars(self.patterns, self.rules, state.steps, state.carried)
@@ -248,7 +257,7 @@ class _Plan:
         for i in self.frozen:
             gradients[i] = None
         new = self.fused(
-            [*found, *[slots[name][i] for name, i in self.fused.slots]],
+            [*found, *[slots[k] for k in self._place_of]],
             gradients,
             scalars,
             lambda i, g: leaves.gradient(g, found[i], self.tree, i),
@@ -256,15 +265,12 @@ class _Plan:
         )
         if new is None:
             return None
-        for (name, i), own in zip(self.fused.slots, new[len(found) :], strict=True):
-            slots[name][i] = own
-        build = self.tree.build
-        return build(new[: len(found)]), State(
-            state.steps + 1,
-            {name: build(own) for name, own in slots.items()},
-            _carried_after(self.patterns, self.rules, scalars),
-            state.precision,
-        )
+        count = len(found)
+        for k, own in zip(self._place_of, new[count:], strict=True):
+            slots[k] = own
+        carried = _carried_after(self.patterns, self.rules, scalars) if self._carries else {}
+        by_name: Any = self._containers.unflatten(slots)
+        return self.tree.build(new[:count]), State(state.steps + 1, by_name, carried, state.precision)
 
 
 _plans: dict[Any, _Plan] = {}

@@ -97,6 +97,8 @@ def match(rule: Rules, tree: Tree) -> Groups:
     for i, first in enumerate(of_leaf):
         if first is None:
             name, path = tree.name(i, "params"), tree.paths[i]
-            raise ValueError(f"rule: no pattern of {patterns} matches {name}, whose path is {path!r}")
+            raise ValueError(
+                f"rule: no pattern of {patterns} matches {name}, whose path is {path!r}; add one, '*' for all others"
+            )
     rules = [Frozen() if own is None else own for own in by_pattern.values()]
     return Groups(patterns, rules, [group for group in of_leaf if group is not None])

@@ -295,7 +295,9 @@ def _evaluation(fun: Any, jac: Any, args: tuple[Any, ...], tree: Tree) -> Callab
     def both(x: Any) -> tuple[float, Any]:
         found = fun(_copied(tree, x), *args)
         if not (isinstance(found, tuple | list) and len(found) == 2):
-            raise TypeError(f"fun: returned {describe(found)}, expected the value and the gradient, as jac=True says")
+            raise TypeError(
+                f"fun: returned {describe(found)}, expected the value and the gradient, as jac=True says; or jac=FUNCTION"
+            )
         return _number(found[0]), _gradient(found[1], tree, "fun")
 
     return both

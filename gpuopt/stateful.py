@@ -279,10 +279,10 @@ class Stateful:
         new = type(self)(params, given, **options)
         with self._lock:  # not before: a fork waits for it, and making an optimizer waits for a fork
             self._raise_overdue(wait=True)
-            new._take_over(self)
+            new._inherit(self)
         return new
 
-    def _take_over(self, old: Self) -> None:
+    def _inherit(self, old: Self) -> None:
         """Go on with the state of the leaves of another optimizer that have the same paths."""
         there = {path: i for i, path in enumerate(old._tree.paths)}
         pairs = [(i, there[path]) for i, path in enumerate(self._tree.paths) if path in there]
@@ -307,7 +307,7 @@ class Stateful:
         for i, k in pairs:
             for name, target in self._step.slots[i].items():
                 assign(target, old._step.slots[k][name])
-        self._accumulation.take_over(old._accumulation, pairs)
+        self._accumulation.inherit(old._accumulation, pairs)
         if isinstance(self._scale, DynamicScale):
             in_one_go(self._step.setting_scale(*old._step.loss_scale), self._step.restoring())
 

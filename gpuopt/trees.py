@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -78,6 +78,10 @@ class Tree:
     def build(self, leaves: list[Any]) -> Any:
         """Put a tree of this shape together."""
         return self.spec.unflatten(leaves)
+
+    def by_name(self, names: Iterable[str]) -> optree.PyTreeSpec:
+        """Return the containers of a dict of trees of this shape; their leaves are in the order of the sorted names."""
+        return optree.treespec_dict(dict.fromkeys(names, self.spec), none_is_leaf=True)
 
 
 def flatten(tree: Any, root: str = "params") -> tuple[Tree, list[Any]]:

@@ -49,15 +49,11 @@ def tuned(
     known = [rule.hyperparameters() if pattern in (None, own) else () for own, rule in rules.items()]
     for name in changes.keys() - {name for names in known for name in names}:
         raise unknown("tune", name, dict.fromkeys(name for names in known for name in names))
-    arrays = {
-        name
-        for names, rule in zip(known, rules.values(), strict=True)
-        for name in names
-        if isinstance(rule.hyperparameter(name).kind, Arrays)
-    }
-    for name in arrays & changes.keys():
-        value: Any = changes[name]
-        if not isinstance(value, Real) and not callable(value):
+    for names, rule in zip(known, rules.values(), strict=True):
+        for name in changes.keys() & names:
+            value: Any = changes[name]
+            if isinstance(value, Real) or callable(value) or not isinstance(rule.hyperparameter(name).kind, Arrays):
+                continue
             raise TypeError(
                 f"tune: {name}: {value!r:.40} ({type(value).__name__}), expected a number or a schedule; arrays are a part of "
                 "the state, for others make a new optimizer"

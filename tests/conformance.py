@@ -62,7 +62,7 @@ class Row:
 
     def run(self, p: F8, gradients: list[F8], **changed: Any) -> tuple[F8, dict[str, F8], dict[str, F8]]:
         """Parameter and slots after a step for each gradient, in float64; and how large the slots were at most."""
-        h = {**self.h, **changed}
+        h = {**(self.defaults or {}), **self.h, **changed}
         s = {name: np.zeros_like(p) for name in self.slots}
         largest = dict(s)
         for i, g in enumerate(gradients):

@@ -21,7 +21,7 @@ import numpy as np
 import gpuopt
 import gpuopt.distributed
 import gpuopt.training
-from gpuopt.distributed import RankError, cuts, sums, transport
+from gpuopt.distributed import RankError, cuts, nccl, sums
 from gpuopt.engines import memory
 from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
@@ -692,7 +692,7 @@ def killed_on_devices(comm: Any, folder: Path) -> None:
     opt = gpuopt.distributed.Optimizer(cupy.zeros(9), gpuopt.SGD(), comm, transport="nccl", timeout=10.0)
     opt.step(cupy.ones(9))
     if comm.rank == 1:
-        transport.NCCL.exchange = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        nccl.NCCL.exchange = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     opt.step(cupy.ones(9))
 
 

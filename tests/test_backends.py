@@ -9,7 +9,7 @@ import pytest
 from stage import STAGE, on, run, skip_unless
 
 from gpuopt import backends, nvrtc
-from gpuopt.backends import Backend, BackendUnavailable, backend
+from gpuopt.backends import Backend, BackendUnavailable, backend, discovery
 
 
 @pytest.mark.parametrize("name", ["numpy", "cpu", "NumPy", " cpu "])
@@ -48,7 +48,7 @@ def test_unknown_value_of_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_variable_asks_for_a_cupy_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
-    backends._count_devices.cache_clear()
+    discovery.count_devices.cache_clear()
     monkeypatch.setenv("GPUOPT_BACKEND", "cupy:1")
     with pytest.raises(BackendUnavailable, match=r"^GPUOPT_BACKEND='cupy:1': CuPy is not installed.*pip install"):
         backend("auto")

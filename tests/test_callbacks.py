@@ -6,9 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gpuopt.training import Callback
+from gpuopt.training import Callback, Config, Training, UsageError, resume, train
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "callbacks.md"
 
@@ -75,3 +76,34 @@ def test_plateau_halves_the_learning_rate(tmp_path: Path, monkeypatch: pytest.Mo
 def test_every_method_is_documented() -> None:
     methods = {name for name in vars(Callback) if not name.startswith("_")}
     assert set(re.findall(r"^\| `(\w+)\(", DOCUMENT.read_text(), re.MULTILINE)) == methods
+
+
+class Counting(Callback):
+    """Counts epochs in the checkpoints, and draws."""
+
+    def __init__(self, stop: int) -> None:
+        self.stop = stop
+        self.started: list[Any] = []
+
+    def start(self, training: Training) -> None:
+        self.started.append(training.remembered.get("epochs"))
+        with pytest.raises(UsageError, match=r"before run\.steps, where it is restored"):
+            training.remember("array", np.zeros(2))
+
+    def epoch(self, training: Training) -> None:
+        training.remember("epochs", training.remembered.get("epochs", 0) + 1)
+        training.image("weights", training.network.outputs(training.optimizer.params, training.data.train.x))
+        if training.epoch == self.stop:
+            training.stop("enough")
+
+
+def test_a_training_remembers_and_shows_as_a_run_does(tmp_path: Path) -> None:
+    first, then = Counting(7), Counting(9)
+    config = Config(epochs=20, checkpoint_every=4, device="cpu")
+    train(config, out=tmp_path / "run", callbacks=[first], report=False)
+    resume(tmp_path / "run", callbacks=[then], report=False)
+    assert (first.started, then.started) == ([None], [7])
+    assert (tmp_path / "run" / "image-weights.png").exists()
+    last = Counting(20)
+    resume(tmp_path / "run", callbacks=[last], report=False)
+    assert last.started == [9]

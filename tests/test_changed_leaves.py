@@ -49,17 +49,23 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("own_class", [False, True], ids=["array", "subclass"])
 @pytest.mark.parametrize("engine", ["auto", "array"])
 @pytest.mark.parametrize("gradient", [True, False], ids=["gradient", "None"])
-@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(
+    ("change", "said", "own_class"),
+    [
+        pytest.param(change, said, own_class, id=f"{name}-{'subclass' if own_class else 'array'}")
+        for name, (change, said) in CHANGES.items()
+        for own_class in (False, True)
+        # A view does not own its memory, and cannot be resized.
+        if not (own_class and said.startswith((r"shape \(4000", r"shape \(2,")))
+    ],
+)
 def test_a_changed_leaf(
     change: Callable[[dict[str, Any]], object], said: str, gradient: bool, engine: Any, own_class: bool
 ) -> None:
     held = np.arange(24.0).reshape(4, 6).copy()
     params = {"v": np.ones(3), "w": as_view(held) if own_class else held, "x": np.ones(3)}
-    if own_class and said.startswith((r"shape \(4000", r"shape \(2,")):
-        pytest.skip("a view does not own its memory, and cannot be resized")
     opt = gpuopt.Optimizer(params, gpuopt.Adam(lr=0.1), engine=engine)
     grads: dict[str, Any] = {"v": np.ones(3), "w": np.ones((4, 6)), "x": np.ones(3)}
     opt.step(grads)

@@ -14,6 +14,7 @@ from running import gpuopt as command
 from spaces import Space
 
 from gpuopt import backends, check, nvrtc
+from gpuopt.backends import discovery
 from gpuopt.engines import cpu, cpu_elements
 from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
@@ -206,7 +207,7 @@ def test_a_device_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatch
     there = backends.Device(0, "a device", "9.0", None, None)
     monkeypatch.setattr(check, "report", lambda: dataclasses.replace(backends.report(), devices=(there,)))
     monkeypatch.setattr(check, "_check", lambda target, end: check.Finding(str(target), ""))
-    monkeypatch.setattr(backends, "_count_devices", lambda: "there is no driver")
+    monkeypatch.setattr(discovery, "count_devices", lambda: "there is no driver")
     on_cpu, finding = check.check()
     assert on_cpu.agrees
     assert (finding.engine, finding.device) == ("cupy:0", "a device")

@@ -237,13 +237,12 @@ def outcome(situation: str, policy: Any, out: Path, capsys: pytest.CaptureFixtur
     return "\n".join(said).replace(str(out), "DIR"), summary(out)["train_accuracy"]
 
 
+@pytest.mark.parametrize("library", ["numpy"], indirect=True)
 @pytest.mark.parametrize("policy", ["stop", "skip", "rollback"])
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_the_table_in_the_documentation(
     situation: str, policy: str, tmp_path: Path, library: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if library != "numpy":
-        pytest.skip("the figures are of NumPy")
     page = (Path(__file__).parents[1] / "docs" / "robustness.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith(f"| {situation} | `{policy}` |"))
     said, found = outcome(situation, policy, tmp_path / "run", capsys)

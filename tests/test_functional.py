@@ -256,3 +256,18 @@ def test_leaves_that_are_not_fused_are_updated_beside_others(dtype: str) -> None
         params, state = gpuopt.update(rule, params, grads, state)
         opt.step(grads)
     assert_same_bits(params, own)
+
+
+def test_slots_in_another_order_are_the_same_state() -> None:
+    rule = {"w": gpuopt.Adam(lr=0.1), "*": gpuopt.SGD(momentum=0.9)}
+    params, state = {"w": np.ones(3), "b": np.ones(2)}, None
+    for reverse in (False, True):
+        p, s = params, gpuopt.init(rule, params)
+        for _ in range(3):
+            if reverse:
+                s = s._replace(slots=dict(reversed(s.slots.items())))
+            p, s = gpuopt.update(rule, p, params, s)
+        found = {name: (own["w"], own["b"]) for name, own in sorted(s.slots.items())}
+        state = state or (p, found)
+    np.testing.assert_equal((p, found), state)
+    assert [name for name, own in found.items() if own[1] is None] == ["m"]

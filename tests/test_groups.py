@@ -206,7 +206,7 @@ def test_frozen_leaves_stay_and_the_others_move_as_if_alone(
     engine: Any, clip: Any, nonfinite: Any, space: Space
 ) -> None:
     if engine == "fused" and engine not in space.engines:
-        pytest.skip("no fused engine")
+        pytest.skip(f"the fused engine is not for {space.name}")
     options: dict[str, Any] = {"engine": engine, "clip": clip, "nonfinite": nonfinite}
     for enc in ({"w": None, "b": None}, {"w": space.put(np.full((2, 3), np.nan)), "b": "whatever"}):
         params, alone = frozen_and_not(space), {"dec": space.put(np.ones(5))}

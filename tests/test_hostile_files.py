@@ -15,7 +15,6 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -31,7 +30,7 @@ from gpuopt import checkpoint, tensorfile
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.history import History
 from gpuopt.training import Callback, Config, Training, UsageError, load, report, resume, train
-from gpuopt.training.run import _checkpoints, _prepared
+from gpuopt.training.preparing import prepared
 
 HANGS = 30  # seconds, of which a file takes a thousandth
 MEMORY = 512 << 20  # bytes that may be taken beyond what there was at the beginning
@@ -69,10 +68,9 @@ Read = Callable[[Path], object]
 
 def restored(run: RunFolder, name: str) -> tuple[bytes, Read]:
     """A file of a run, and reading it where the other files are whole."""
-    training, _ = _prepared(Config.from_json(run.read_config()["config"]))
-    original = _checkpoints(run, training.config)
-    original.restore(training)
-    expected = {path: x.copy() for path, x in training.optimizer.state_dict()["params"].items()}
+    learner, content = prepared(Config.from_json(run.read_config()["config"]))
+    Training(run.path, learner, content).close()
+    expected = {path: x.copy() for path, x in learner.optimizer.state_dict()["params"].items()}
 
     def read(path: Path) -> None:
         folder = RunFolder(path.parent)
@@ -80,10 +78,9 @@ def restored(run: RunFolder, name: str) -> tuple[bytes, Read]:
             if file.name != path.name:
                 (path.parent / file.name).write_bytes(file.read_bytes())
         config = Config.from_json(folder.read_config()["config"])
-        assert config == training.config
-        with folder.locked():
-            _checkpoints(folder, replace(config)).restore(training)
-        found = training.optimizer.state_dict()["params"]
+        assert config == learner.config
+        Training(folder.path, learner, content).close()
+        found = learner.optimizer.state_dict()["params"]
         assert all(found[leaf].tobytes() == x.tobytes() for leaf, x in expected.items()), "other parameters"
 
     return (run.path / name).read_bytes(), read
@@ -392,13 +389,13 @@ POSITIONS: dict[str, Any] = {
 @pytest.mark.parametrize("name", POSITIONS)
 def test_positions_that_nobody_wrote(run: RunFolder, tmp_path: Path, name: str) -> None:
     folder = handed_on(run, tmp_path)
-    training, _ = _prepared(Config.from_json(run.read_config()["config"]))
-    extra = checkpoint.load(run.checkpoint, training.optimizer)
+    learner, _ = prepared(Config.from_json(run.read_config()["config"]))
+    extra = checkpoint.load(run.checkpoint, learner.optimizer)
     cases = [{**extra, name: {**extra[name], **changed}} for changed in POSITIONS[name]]
     cases += [{**extra, "metrics": value} for value in ([-5, 0], [10**30, 0], ["a", 0], [1.5, 0], 5)]
     cases += [{}, {**extra, "lowest": []}]
     for case in cases:
-        checkpoint.save(folder / run.checkpoint.name, training.optimizer, case)
+        checkpoint.save(folder / run.checkpoint.name, learner.optimizer, case)
         before = (folder / "metrics.jsonl").read_bytes()
         with pytest.raises(UsageError, match=r"checkpoint\.safetensors: is no checkpoint of a run"):
             resume(folder)

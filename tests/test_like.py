@@ -370,3 +370,21 @@ def test_keras_takes_one_clip_and_an_average() -> None:
     state = gpuopt.init(rule, np.zeros(2))
     p, state = gpuopt.update(rule, np.zeros(2), np.array([1.0, 2.0]), state)
     assert gpuopt.evaluation(rule, p, state).tolist() == [-0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "meant"),
+    [("torch", "Adamm", "Adam"), ("optax", "lambb", "lamb"), ("keras", "Lambb", "Lamb"), ("mlx", "Lyon", "Lion")],
+)
+def test_unknown_name_says_which_one_was_meant(library: str, name: str, meant: str) -> None:
+    with pytest.raises(
+        AttributeError, match=rf"^module 'gpuopt.like.{library}' has no attribute '{name}' .*'{meant}'\?\)$"
+    ):
+        getattr(getattr(gpuopt.like, library), name)
+
+
+@pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999), "ab"], ids=str)
+@pytest.mark.parametrize("make", [gpuopt.like.torch.AdamW, gpuopt.like.mlx.Adam], ids=["torch", "mlx"])
+def test_betas_are_two(make: Callable[..., Any], betas: Any) -> None:
+    with pytest.raises(TypeError, match=r"^betas: .*, expected two, as in betas=\(0.9, 0.999\)$"):
+        make(1e-3, betas=betas)

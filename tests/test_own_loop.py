@@ -212,6 +212,24 @@ def test_a_break_saves_and_an_exception_does_not(tmp_path: Path, with_: bool) ->
     last.close()
 
 
+@pytest.mark.parametrize(("error", "drawn"), [(ZeroDivisionError, True), (KeyboardInterrupt, False)])
+def test_a_body_that_fails_leaves_a_report_but_who_leaves_at_once_does_not_wait_for_one(
+    tmp_path: Path, error: type[BaseException], drawn: bool
+) -> None:
+    pytest.importorskip("matplotlib")
+
+    def fail() -> None:
+        with gpuopt.Run(tmp_path / "run", optimizer(), report=True) as run:
+            for step in run.steps(100):
+                run.step(2 * run.optimizer.params, loss=1.0)
+                if step == 10:
+                    raise error
+
+    with pytest.raises(error):
+        fail()
+    assert (tmp_path / "run" / "report.html").exists() is drawn
+
+
 def test_a_step_that_was_not_taken_is_drawn_again(tmp_path: Path) -> None:
     def drawn(folder: Path, stop: int | None) -> list[float]:
         run = gpuopt.Run(folder, optimizer())
@@ -509,6 +527,7 @@ def test_metrics_of_any_kind_of_number(tmp_path: Path) -> None:
     assert History.read(tmp_path / "run").points("epoch") == ([1, 2, 3, 4], [0, 0.5, 1, 1.5])
 
 
+@pytest.mark.peers
 def test_tensors_that_have_gradients_of_their_own(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     w = torch.ones(3, requires_grad=True)

@@ -36,7 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "groups": {"rules", "suggest", "trees"},
     "states": {"arrays", "engines", "rules/base", "schedules", "suggest", "tuning"},
     "transforms": {"rules/base"},
-    "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules"},
+    "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules", "suggest"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
     "leaves": {"arrays", "engines", "lending", "rules/base", "suggest", "trees"},
     "gradients": {"engines", "rules/base"},
@@ -169,19 +169,23 @@ CONFINED = {
     "cuda": {"nvrtc.py"},
     "cupy": {
         "arrays.py",
-        "backends.py",
+        "backends/base.py",
+        "backends/discovery.py",
+        "backends/reporting.py",
         "diagnosis.py",
-        "distributed/transport.py",
+        "distributed/mpi.py",
+        "distributed/nccl.py",
         "engines/cuda.py",
         "engines/cuda_cache.py",
         "engines/cuda_lookup.py",
         "nvrtc.py",
     },
     "cupyx": {"arrays.py"},
+    "cupy.cuda.nccl": {"distributed/nccl.py"},
     "cupy_backends": set(),
     "llvmlite": {"engines/machine.py"},
     "matplotlib": {"pictures.py"},
-    "mpi4py": {"distributed/transport.py"},
+    "mpi4py": {"distributed/mpi.py"},
     "PIL": {"pictures.py"},
     "nicegui": {"runs/control/live/__main__.py", "runs/control/live/view.py"},
     "torch": {"like/_exchange.py"},
@@ -211,11 +215,12 @@ def imports(module: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = ["gpuopt", *module.parent.parts][: len(module.parts) + 1 - node.level] if node.level else []
             origin = ".".join([*base, *filter(None, [node.module])])
-            # `from package import module` imports the module, `from module import name` does not.
+            # `from package import module` imports the module, `from module import name` does not; of other libraries it is unknown.
             for alias in node.names:
                 target = Path(*origin.split(".")[1:], alias.name)
-                is_module = origin.split(".")[0] == "gpuopt" and target.with_suffix(".py") in MODULES
-                yield f"{origin}.{alias.name}" if is_module else origin
+                files = {target.with_suffix(".py"), target / "__init__.py"}
+                is_module = origin.split(".")[0] == "gpuopt" and not files.isdisjoint(MODULES)
+                yield f"{origin}.{alias.name}" if is_module or not origin.startswith("gpuopt") else origin
 
 
 def layer(name: str) -> str:
@@ -253,7 +258,7 @@ def test_a_rule_imports_no_rule_but_those_it_derives_from(module: Path) -> None:
 
 @pytest.mark.parametrize("library", CONFINED)
 def test_libraries_stay_in_their_files(library: str) -> None:
-    users = {m.as_posix() for m in MODULES if library in {name.split(".")[0] for name in imports(m)}}
+    users = {m.as_posix() for m in MODULES if any(f"{name}.".startswith(f"{library}.") for name in imports(m))}
     assert users <= CONFINED[library]
 
 
@@ -337,6 +342,11 @@ def test_import_gpuopt_loads_nothing_heavy(code: str, unwanted: set[str]) -> Non
         check=True,
     )
     assert not unwanted & set(json.loads(run.stdout))
+
+
+def test_parts_of_the_package_need_no_import_of_their_own() -> None:
+    code = "import gpuopt; gpuopt.training.load_model; gpuopt.distributed.Optimizer; gpuopt.like.torch.AdamW"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_public_name_is_there() -> None:

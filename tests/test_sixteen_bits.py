@@ -76,14 +76,18 @@ def test_steps_are_those_of_float32_rounded(row: Row, precision: Any, name: str,
 
 
 PRECISIONS = {"state32": 1.0, "param": 1.0, "split": 0.99, "stochastic": 0.99}
+FITTING = [
+    (name, precision)
+    for name in ("float16", "bfloat16")
+    for precision in PRECISIONS
+    if (name, precision) != ("float16", "split")
+]
+"""Dtypes, and the precisions that are for them."""
 
 
-@each_dtype
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("name", "precision"), FITTING)
 def test_small_steps_are_lost_or_not(name: str, precision: Any, fused_space: Space) -> None:
     dtype = of(fused_space, name)
-    if (name, precision) == ("float16", "split"):
-        pytest.skip("for bfloat16")
     for engine in ("array", "fused"):
         w = fused_space.put(np.ones(5000, dtype))
         opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=1e-4), engine=engine, precision=precision)
@@ -277,11 +281,10 @@ def test_overflow_is_seen(fused_space: Space) -> None:
         assert opt.skipped == 1
 
 
-@each_dtype
-@pytest.mark.parametrize("precision", [*PRECISIONS, gpuopt.Stochastic(7)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*FITTING, *((name, gpuopt.Stochastic(7)) for name in ("float16", "bfloat16"))], ids=str
+)
 def test_goes_on_from_a_file_to_the_same_bits(name: str, precision: Any, tmp_path: Any) -> None:
-    if (name, precision) == ("float16", "split"):
-        pytest.skip("for bfloat16")
     dtype, random = dtype_of(name), np.random.RandomState(0)
     gradients = [random.standard_normal((3, 5)).astype(dtype) for _ in range(5)]
 

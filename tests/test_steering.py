@@ -214,7 +214,7 @@ def test_what_is_chosen_for_a_resume_survives_a_kill(tmp_path: Path, at: str, mo
     step = {"the beginning": 0, "the first step": 1, "a later step": 44}[at]
     with monkeypatch.context() as patched:
         if step == 0:  # right after the configuration is written
-            patched.setattr("gpuopt.training.run._finished", lambda *_: crash(None))  # type: ignore[arg-type]
+            patched.setattr("gpuopt.training.loop.ModelFile.start", lambda *_: crash(None))  # type: ignore[arg-type]
         with pytest.raises(RuntimeError, match="killed"):
             resume(tmp_path / "killed", lr=0.003, callbacks=[AtStep(step, crash)])
     resume(tmp_path / "killed")

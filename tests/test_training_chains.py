@@ -30,9 +30,8 @@ def test_an_average_is_kept_evaluated_saved_and_gone_on_with(tmp_path: Path) -> 
     whole = train(config, out=tmp_path / "whole", callbacks=[See()])
     trained, evaluated = seen[0].optimizer.params, seen[0].optimizer.evaluation()
     assert not np.array_equal(trained["layers"][0]["w"], evaluated["layers"][0]["w"])
-    found = seen[0].network.score(
-        seen[0].network.outputs(evaluated, seen[0].data.train.x), next(iter(seen[0]._train.blocks(10**6)))[1]
-    )
+    _, y = next(seen[0]._learner._train.blocks(10**6))
+    found = seen[0].network.score(seen[0].network.outputs(evaluated, seen[0].data.train.x), y)
     assert whole.train_loss == pytest.approx(float(found[0]) / len(seen[0].data.train), rel=1e-5)
     train(dataclasses.replace(config, epochs=5), out=tmp_path / "cut")
     again = resume(tmp_path / "cut", epochs=12)

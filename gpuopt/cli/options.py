@@ -107,6 +107,6 @@ def config(given: dict[str, Any]) -> Config:
 
 def chosen_settings(texts: list[str], option: str) -> dict[str, float | str]:
     """What each ``NAME=VALUE`` chooses."""
-    from gpuopt.training.config import settings
+    from gpuopt.training.config_rule import settings
 
     return settings(texts, lambda text: f"{option}{text}", "NAME=VALUE, as in beta1=0.95")

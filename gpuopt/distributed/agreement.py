@@ -117,7 +117,7 @@ def listed(failed: Mapping[int, str], size: int, most: int = 8) -> str:
 
 
 def _differences(seen: list[dict[str, str]]) -> dict[int, str]:
-    """Of each process that sees something else than rank 0, what."""
+    """For each process that sees something else than rank 0: what differs, in words."""
     found = {}
     for rank, own in enumerate(seen):
         differing = [name for name in own if own[name] != seen[0].get(name)]

@@ -1,8 +1,8 @@
 """Where leaves are cut: buckets of what is exchanged at once, and of each bucket the share of each process.
 
 Everything here is plain integers, the same on every process. A leaf counts as its elements in the order of memory. Cuts
-fall between two chunks of a leaf, so that the sums of squares of chunks, which are taken by whoever owns them, are those
-that one process would have taken.
+fall between two chunks of a leaf, so that the sums of squares of chunks, which are computed by whoever owns them, are those
+that one process would have computed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Piece:
 
     @property
     def place(self) -> slice:
-        """Where it is in its bucket."""
+        """The elements of the bucket that the piece is."""
         return slice(self.offset, self.offset + self.size)
 
 
@@ -143,7 +143,7 @@ def traffic(buckets: Sequence[Bucket], processes: int) -> Traffic:
 
 
 def _filled(members: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[tuple[Piece, ...]]:
-    """Large leaves by themselves, in several buckets where they are larger than one; the others together."""
+    """Yield the pieces of one bucket after another: a large leaf has buckets of its own, small ones share a bucket."""
     small: list[Piece] = []
     offset = 0
     for i in members:

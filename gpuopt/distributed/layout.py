@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpuopt.distributed.transport import Transport
 
 NO_BUCKET = -1
-"""Of a segment without elements."""
+"""In place of the number of a bucket, for a segment without elements."""
 
 
 class Layout:
@@ -71,15 +71,15 @@ class Layout:
 
     @property
     def leaf_of(self) -> list[int]:
-        """Of each segment its leaf."""
+        """The leaf that each segment is a part of."""
         return [piece.leaf for _, piece in self.segments]
 
     def first_segment(self, leaf: int) -> int:
-        """The first segment of a leaf, which has its numbers as all others have them."""
+        """The first segment of a leaf: slots that are numbers of the leaf are the same in all of its segments."""
         return self._first[leaf]
 
     def reserve(self, width: int) -> None:
-        """Allocate what `of_chunks` needs for as many numbers of each chunk."""
+        """Allocate the memory in which `of_chunks` gathers ``width`` numbers of each chunk."""
         if self._chunks.size < width * self._chunk_cuts[-1]:
             self._chunks = np.empty(width * self._chunk_cuts[-1])
 
@@ -128,7 +128,7 @@ class Layout:
         return {dtype: empty(self._arrays[0], size, dtype) for dtype, size in most.items()}
 
     def spread(self, flat: Mapping[int, Any], room: Mapping[Any, Any], *, from_first: bool = False) -> None:
-        """Have all processes know all of these leaves, of which each has its share (or rank 0 everything); collective."""
+        """Give every process the whole of these leaves, of which each has its share (or rank 0 all); collective."""
         if self._transport.size == 1:
             return
         move = self._transport.broadcast if from_first else self._transport.gather

@@ -8,25 +8,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-import gpuopt
 from gpuopt import leaves
-from gpuopt.arrays import current, is_cupy, is_numpy, place, to_numpy
+from gpuopt.arrays import to_numpy
 from gpuopt.distributed.agreement import RankError, agreed, listed
-from gpuopt.distributed.layout import NO_BUCKET, Layout, axes, flat_like
-from gpuopt.distributed.parts import OwnParts
-from gpuopt.distributed.reduction import Reduction, empty
-from gpuopt.distributed.saving import Saved
-from gpuopt.distributed.transport import connect
-from gpuopt.engines import array, memory, storage
+from gpuopt.distributed.connecting import connect
+from gpuopt.distributed.layout import NO_BUCKET, flat_like
+from gpuopt.distributed.setup import SetUp, copied
+from gpuopt.engines import storage
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import DynamicScale, judge
-from gpuopt.engines.place import host
-from gpuopt.engines.step import Step
-from gpuopt.engines.trace import traced
-from gpuopt.engines.whole import Parts
-from gpuopt.gradients import Clip, clipped
 from gpuopt.optimizer import OWN
-from gpuopt.rules.slots import Given, is_number, starts
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -34,17 +25,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuopt.distributed.connecting import Way
     from gpuopt.distributed.cuts import Piece
     from gpuopt.distributed.sums import Node
-    from gpuopt.distributed.transport import Way
     from gpuopt.engines.norms import Verdict
     from gpuopt.engines.storage import Precision, Stochastic
+    from gpuopt.gradients import Clip
     from gpuopt.groups import Rules
     from gpuopt.optimizer import Nonfinite
-    from gpuopt.rules.base import Rule
 
 
-class Optimizer(Saved):
+class Optimizer(SetUp):
     """An optimizer whose work and state many processes share.
 
     The batch is a number of parts. Each process adds the gradients of its own parts, `mine`; a step adds those of all, in
@@ -135,8 +126,7 @@ class Optimizer(Saved):
         rank, size = self._transport.rank, self._transport.size
         self._shard, self._average = bool(shard), bool(average)
         self._parts = size if parts is None else parts
-        self._takes_gradients = parts is None
-        self._met = False
+        self._one_part_each = parts is None
         self._lock = threading.RLock()
         self._kept: Exception | None = None
         self._loss = (scale.initial if isinstance(scale, DynamicScale) else 1.0, 0.0)
@@ -220,13 +210,13 @@ class Optimizer(Saved):
             present = self._added.present or [False] * len(self._arrays)
             self._forget()
             self._agree(error, view, self.wish)
-            self._take(nodes, present, scalars, limit, room)
+            self._step_together(nodes, present, scalars, limit, room)
 
     def _present(self, present: Sequence[bool]) -> dict[int, Any]:
         """Leaves that have a gradient, as flat arrays."""
         return {i: flat for i, (flat, there) in enumerate(zip(self._layout.flat, present, strict=True)) if there}
 
-    def _take(
+    def _step_together(
         self,
         nodes: list[tuple[Node, list[Any]]],
         present: Sequence[bool],
@@ -311,7 +301,7 @@ class Optimizer(Saved):
             if not differ.any():
                 return self._params
             members = np.flatnonzero(differ).tolist()
-            whole = self._layout.whole(lambda: {i: _copy(self._arrays[i]) for i in members}, found)
+            whole = self._layout.whole(lambda: {i: copied(self._arrays[i]) for i in members}, found)
             return self._tree.build([whole.get(i, p) for i, p in enumerate(self._arrays)])
 
     def _evaluated(self) -> tuple[list[Any], NDArray[np.int64]]:
@@ -335,105 +325,6 @@ class Optimizer(Saved):
         """As alone, and which process this is."""
         return f"{super().__repr__()[:-1]}, rank {self._transport.rank} of {self._transport.size})"
 
-    # ---- what is made once
-
-    def _setting(self, rules: list[Rule]) -> dict[str, Any]:
-        """What must be the same on all processes."""
-        by_pattern = dict(zip(self._patterns, rules, strict=True))
-        return {
-            "gpuopt": gpuopt.__version__,
-            "leaves": {
-                path: (a.shape, str(a.dtype), axes(a)) for path, a in zip(self._tree.paths, self._arrays, strict=True)
-            },
-            "rules": {pattern: rule.name for pattern, rule in by_pattern.items()},
-            "hyperparameters": {pattern: rule.at(0) for pattern, rule in by_pattern.items()},
-            "clip": self._clip_by if self._clip is None else (self._clip.by, self._clip.limit.at(0)),
-            "nonfinite": self._nonfinite,
-            "precision": self._precision,
-            "scale": self._scale,
-            "shard": self._shard,
-            "parts": self._parts,
-            "average": self._average,
-            "transport": self._transport.way,
-        }
-
-    def _read_leaves(self) -> None:
-        super()._read_leaves()
-        places = sorted({place(a) for a in self._arrays})
-        if len(places) > 1 or not (is_numpy(self._arrays[0]) or is_cupy(self._arrays[0])):
-            raise TypeError(f"params: arrays of {' and '.join(places)}, expected NumPy's, or CuPy's on one device")
-        for i, a in enumerate(self._arrays):
-            name = self._tree.name(i, "params")
-            if not memory.is_without_gaps(a):
-                raise ValueError(f"{name}: strides {a.strides}, expected an array without gaps; copy it")
-        self._layout = Layout(self._transport, self._arrays, shard=self._shard)
-        buckets, example = self._layout.buckets, self._arrays[0]
-        options = {"average": self._average, "everywhere": not self._shard}
-        self._reduction = Reduction(self._transport, buckets, self._parts, example, **options)
-        self._added = OwnParts(self.mine, self._parts, buckets, example, partial(self._tree.name, root="grads"))
-
-    def _prepared(self, rules: list[Rule], before: Step | None = None) -> Step:
-        for pattern, rule in zip(self._patterns, rules, strict=True):
-            program = traced(rule)
-            if program is None:
-                raise TypeError(
-                    f"rule {pattern!r}: {rule.name} looks at whole leaves, of which a process has only parts; expected a "
-                    "rule whose update can be traced: elementwise operations, sums, norms and totals"
-                )
-            if not program.is_elementwise or any(map(is_number, starts(rule.slots).values())):
-                host()  # who works numbers out
-        if not self._met:
-            self._agree(None, self._setting(rules))
-            self._met = True
-            # Before slots are made that begin as copies.
-            flat = dict(enumerate(self._layout.flat))
-            self._layout.spread(flat, agreed(self._transport, partial(self._layout.room, flat)), from_first=True)
-        own, leaf_of = self._layout.own, self._layout.leaf_of
-        groups = [self._groups[leaf] for leaf in leaf_of]
-        slots = self._with_numbers(rules, before.slots if before else self._given_slots(rules))
-        idle = [s for s, leaf in enumerate(leaf_of) if leaf not in self._rows]
-        seen = clipped(rules, self._clip, self._scale)
-        parts = Parts(leaf_of, [a.size for a in self._arrays], [piece.start for _, piece in self._layout.segments])
-        way = storage.name_of(self._precision)
-        return Step(own, own, groups, seen, slots, self._engine, None, before, idle, way, parts)
-
-    def _with_numbers(self, rules: list[Rule], slots: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Slots of segments, with those that are numbers of their leaf: one for all segments of a leaf."""
-        found = [dict(own) for own in slots]
-        for i, a in enumerate(self._arrays):
-            of_leaf = [s for s, leaf in enumerate(self._layout.leaf_of) if leaf == i]
-            for name, slot in starts(rules[self._groups[i]].slots).items():
-                if is_number(slot) and name not in found[of_leaf[0]]:
-                    number = empty(a, 1, "float64").reshape(())
-                    number[...] = slot.start
-                    for s in of_leaf:
-                        found[s][name] = number
-        return found
-
-    def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
-        """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
-        way = storage.name_of(self._precision)
-        given = {
-            (i, name): array.started(name, a, i, rules[self._groups[i]], way)
-            for i, a in enumerate(self._arrays)
-            for name, slot in starts(rules[self._groups[i]].slots).items()
-            if isinstance(slot, Given)
-        }
-        whole = {key: flat_like(x, x) for key, x in given.items()}
-        return [
-            {name: _copy(x[piece.start : piece.stop]) for (i, name), x in whole.items() if i == piece.leaf}
-            for _, piece in self._layout.segments
-        ]
-
-    @property
-    def _clip_by(self) -> str | None:
-        return None if self._clip is None or self._clip.by == "value" else self._clip.by
-
-    @property
-    def _looks(self) -> bool:
-        looks = self.measures or self._clip_by is not None or self._nonfinite != "ignore"
-        return looks or isinstance(self._scale, DynamicScale)
-
     # ---- gradients
 
     def _forget(self) -> None:
@@ -442,7 +333,7 @@ class Optimizer(Saved):
         self._added.forget()
 
     def _checked_gradients(self, grads: Any) -> list[Any]:
-        """Of each leaf the gradient as a flat array in the order of the parameter's memory, or None."""
+        """Return the gradient of each leaf as a flat array in the order of its parameter's memory, or None."""
         found = []
         for i, (g, p) in enumerate(zip(self._tree.leaves_of(grads, "grads"), self._arrays, strict=True)):
             checked = None if g is None or i not in self._rows else leaves.gradient(g, p, self._tree, i)
@@ -455,7 +346,7 @@ class Optimizer(Saved):
             raise self._kept
         if grads is OWN:
             return self._added.added()
-        if not self._takes_gradients:
+        if not self._one_part_each:
             raise ValueError("step: gradients, but parts was given: expected `add` for each i of mine, then step()")
         return self._added.only(self._checked_gradients(grads))
 
@@ -499,8 +390,3 @@ class Optimizer(Saved):
         if self._transport.size == 1:
             raise FloatingPointError(failed[0])
         raise RankError(listed(failed, self._transport.size), tuple(failed))
-
-
-def _copy(a: Any) -> Any:
-    with current(a):
-        return a.copy(order="K")

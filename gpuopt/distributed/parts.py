@@ -88,7 +88,7 @@ class OwnParts:
         return [((self._mine[0], self._mine[0] + 1), self._store(0).borrowed(flat))]
 
     def _see(self, flat: list[Any]) -> None:
-        """Take note of which leaves have gradients: the same in all parts."""
+        """Record which leaves have gradients: the same in all parts."""
         present = [g is not None for g in flat]
         for i, (now, before) in enumerate(zip(present, self.present or present, strict=True)):
             if now != before:

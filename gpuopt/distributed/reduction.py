@@ -49,7 +49,7 @@ class Store:
         return self._memory
 
     def copy(self, flat: Sequence[Any]) -> None:
-        """Take over gradients, by leaf."""
+        """Receive gradients, by leaf."""
         for k in range(len(self._buckets)):
             self._allocate(k)
         if not self._own:

@@ -173,7 +173,7 @@ class Saved(Led, Alone):
         return self._layout.whole(make, [slots.get(name) for slots in self._step.slots])
 
     def _whole_at_first(self, name: str, members: list[int]) -> dict[int, Any]:
-        """The same in the memory of the host, on rank 0 alone."""
+        """As `_whole`, but in the memory of the host, and on rank 0 alone: the others return nothing."""
         if not self._shard or self.size == 1:
             return self._whole(name, [] if self.rank else members)
         found: dict[int, Any] = {}

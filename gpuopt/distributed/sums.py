@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def middle(node: Node) -> int:
-    """Where the parts of a sum are split."""
+    """The first part of the right one of the two sums that a sum of the tree is made of."""
     first, last = node
     return first + (1 << ((last - first - 1).bit_length() - 1))
 
@@ -83,7 +83,7 @@ def tree_sum(parts: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Sum(Rule):
-    """Add the gradient to the parameter."""
+    """A rule that adds: the parameter is the sum of the gradients so far."""
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Rule.update`."""
@@ -92,7 +92,7 @@ class Sum(Rule):
 
 @dataclass(frozen=True)
 class Mean(Rule):
-    """Add the gradient to the parameter, and divide."""
+    """A rule for the last one of several gradients: add it, and divide by their number."""
 
     parts: Hyper = bounded(1.0, 1)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place, zeros_like
 from gpuopt.engines import storage
-from gpuopt.engines.complexes import arithmetic_dtype, gradient_dtype, is_complex, joined, slot_dtype, taken_apart
+from gpuopt.engines.complexes import arithmetic_dtype, as_pair, gradient_dtype, is_complex, joined, slot_dtype
 from gpuopt.engines.norms import SCALES
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
@@ -165,8 +165,8 @@ def _update(
             own = {slot: x if isinstance(x, Number) else xp.reshape(x, (1,)) for slot, x in own.items()}
         functions: Any = Namespace(xp, p, group)
         if is_complex(p):
-            functions, own = Lifted(functions), {slot: taken_apart(x) for slot, x in own.items()}
-        given = taken_apart(p), taken_apart(g), *named(name, own, h)
+            functions, own = Lifted(functions), {slot: as_pair(x) for slot, x in own.items()}
+        given = as_pair(p), as_pair(g), *named(name, own, h)
         try:
             found = applied(rule, rule.update, functions, *given)
         except ComplexError as error:
@@ -248,10 +248,8 @@ def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, fl
         elif not is_complex(p):
             found = rule.evaluation(functions, p, *named(rule.name, own, h))
         else:
-            pairs = {slot: taken_apart(x) for slot, x in own.items()}
-            pair = applied(
-                rule, rule.evaluation, Lifted(functions), whole := taken_apart(p), *named(rule.name, pairs, h)
-            )
+            pairs = {slot: as_pair(x) for slot, x in own.items()}
+            pair = applied(rule, rule.evaluation, Lifted(functions), whole := as_pair(p), *named(rule.name, pairs, h))
             found = p if pair is whole else joined(pair, p)
         return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
 
@@ -260,7 +258,7 @@ def sums_of_squares(g: Any, p: Any) -> list[float]:
     """Return the three sums of `gpuopt.engines.norms` of the gradient of ``p``, in the order in which the namespace adds."""
     xp = namespace(g)
     with current(g), np.errstate(all="ignore"):
-        own = taken_apart(xp.astype(g, arithmetic_dtype(p)))
+        own = as_pair(xp.astype(g, arithmetic_dtype(p)))
         parts = (own.re, own.im) if isinstance(own, Pair) else (own,)
         exact = [xp.astype(part, xp.float64) for part in parts]
         return [sum(float(xp.sum(part * scale * (part * scale))) for part in exact) for scale in SCALES]

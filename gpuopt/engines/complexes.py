@@ -49,7 +49,7 @@ def slot_dtype(rule: Rule, slot: str, p: Any, precision: str = "state32") -> Any
     return p.dtype if precision == "param" else arithmetic_dtype(p)
 
 
-def taken_apart(x: Any) -> Any:
+def as_pair(x: Any) -> Any:
     """A pair of arrays of a complex one, anything else as it is."""
     if not (hasattr(x, "dtype") and is_complex(x)):
         return x

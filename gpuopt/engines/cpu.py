@@ -45,8 +45,8 @@ class CPU(Place):
 
     def room(self, layouts: Sequence[Layout], offsets: Sequence[int], nbytes: int) -> tuple[list[NDArray[Any]], int]:
         """See :meth:`Place.room`."""
-        buffer = np.empty(nbytes, np.uint8)
-        return _laid_out(layouts, offsets, buffer), _address(buffer)
+        buffer: Any = np.empty(nbytes + 1, np.uint8)  # ctypes finds its address fast, and refuses an empty one
+        return _laid_out(layouts, offsets, buffer), ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
     def stand_in(self, layout: Layout) -> NDArray[Any]:
         """See :meth:`Place.stand_in`."""

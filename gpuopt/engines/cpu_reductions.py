@@ -305,7 +305,7 @@ def _sum_of_products(code: Elements, first: list[str], second: list[str], name: 
 
 
 def _kept_infinite(name: str, column: int) -> list[str]:
-    """Of squares that fit, the sum of the scaled ones is not taken; it has their infinities and NaN, too."""
+    """Of squares that fit, the sum of the scaled ones is not computed; it has their infinities and NaN, too."""
     return [
         f"%{name}.zero = fsub double %{name}.0.sum, %{name}.0.sum",
         f"%{name}.finite = fcmp oeq double %{name}.zero, 0.0",

@@ -322,7 +322,7 @@ class CUDAKernel:
         return int(np.frombuffer(self._report[0], np.float64, 1)[0])
 
     def pardoning(self) -> tuple[Callable[[], object], ...]:
-        """Return what forgets that steps were left out: functions written in C, with `Place.restoring` after them."""
+        """Return functions that set the count of skipped steps to 0; they are written in C, and `Place.restoring` belongs after them."""
         forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_verdict.NORM)
         return self._choose, forget, partial(setattr, self, "_has_report", False)
 

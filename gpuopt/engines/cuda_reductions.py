@@ -240,7 +240,7 @@ def _reducing_loop(variant: Variant, own: Pass, batch: Batch, sums: int) -> dict
                     squares = " + ".join(f"x{k} * x{k}" for k in range(count))
                     body.append(f"{{ {scaled}{name}_{n} += {squares}; }}")
                     add.append(f"add_lanes({name}_{n}, lanes, out + {at + n});")
-                if dtype.squares_fit:  # the sum of scaled squares is not taken; it has infinities and NaN, too
+                if dtype.squares_fit:  # the sum of scaled squares is not computed; it has infinities and NaN, too
                     add.append(f"if (threadIdx.x == 0) out[{at + 1}] = FINITE(out[{at}]) ? 0 : out[{at}];")
             case _:
                 terms = [" * ".join(x[k::count]) for k in range(count)]

@@ -45,7 +45,7 @@ class _Watched:
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        """That of the formula."""
+        """The class of the formula that is watched, so that `isinstance` tells no difference."""
         return type(vars(self)["_watched"][0])
 
     def __getattr__(self, name: str) -> Any:

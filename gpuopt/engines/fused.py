@@ -225,7 +225,7 @@ class FusedStep:
         return self._by_leaf(self.kernel.reduce(k))
 
     def know(self, k: int, sums: NDArray[np.float64]) -> None:
-        """Take over what pass ``k`` added up of all chunks of the whole leaves."""
+        """Receive what pass ``k`` added up of all chunks of the whole leaves."""
         assert self._whole is not None
         self.kernel.know(self._whole.numbers(k, sums))
 

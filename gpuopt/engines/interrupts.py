@@ -98,7 +98,7 @@ class Forks:
             os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._release)
 
     def register(self, thing: Any) -> None:
-        """Look after an object for as long as it lives."""
+        """From now on wait for this object's lock before a fork, for as long as the object lives."""
         with self._lock:
             self._objects.add(thing)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LANES = 256
 SCALES = (1.0, 2.0**-600, 2.0**600)
-"""Of the elements, for each of the three sums."""
+"""What elements are multiplied by in each of the three sums of squares."""
 TINY = 2.0**-900
 """Below this a sum of squares may have lost elements."""
 BATCH = 64
@@ -170,7 +170,7 @@ def is_finite(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def with_infinities(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same, where the sum of large elements of a float32, which is not taken, has its infinities and NaN, too."""
+    """Copy infinities and NaN of the plain sums into the sums of large elements, which are not computed for float32."""
     plain, of_large, of_small = sums.T
     of_large = np.where(~np.isfinite(plain) & (of_large == 0), plain, of_large)
     return np.stack([plain, of_large, of_small], axis=1)

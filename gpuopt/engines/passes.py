@@ -94,17 +94,17 @@ class Pass:
 
     @property
     def reductions(self) -> tuple[Reduction, ...]:
-        """Of all loops."""
+        """The reductions of all loops."""
         return tuple(r for batch in self.batches for r in batch.reductions)
 
     @property
     def sums(self) -> int:
-        """Columns of sums."""
+        """How many columns hold the sums that this pass finds; a norm has three."""
         return sum(WIDTHS[r.kind] for r in self.reductions if r.kind != "max")
 
     @property
     def largest(self) -> int:
-        """Columns of largest elements."""
+        """How many columns hold the largest elements that this pass finds."""
         return sum(r.kind == "max" for r in self.reductions)
 
 

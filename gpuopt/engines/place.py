@@ -45,7 +45,7 @@ class Kernel(Protocol):
         """
 
     def updating(self) -> Sequence[Callable[[], object]]:
-        """As `prepare`, of the last pass alone, after `know`."""
+        """As `prepare`, but without the reduction passes, whose numbers `know` has brought."""
 
     def reduce(self, k: int) -> NDArray[Any]:
         """Return what reduction pass ``k`` adds up of each chunk, of shape (chunks, columns)."""
@@ -54,7 +54,7 @@ class Kernel(Protocol):
         """Return the numbers of each row that are known after pass ``k``, from what it adds up; slots are written to."""
 
     def know(self, numbers: NDArray[Any]) -> None:
-        """Take over the numbers of each row, which later passes need."""
+        """Receive the numbers of each row, which later passes need."""
 
     def advancing(self, moves: NDArray[Any]) -> Callable[[], Sequence[Callable[[], object]]]:
         """Return what does as `prepare`, but brings the arrays from elsewhere to where the table has them by then.

@@ -161,14 +161,14 @@ class PureStep:
         return [a if starts[i] else before for a, before, i in zip(new, arrays, self._leaf_of, strict=True)]
 
     def _bring(self, brings: bool) -> None:
-        """Say whether the arrays are brought to new places."""
+        """Choose whether the kernel copies the arrays to new places before it updates them."""
         if brings is not self._brings:
             self._bytes[:] = 0
             self._bytes[self._source_at] = self._itemsizes * brings
             self._brings = brings
 
     def _replace(self, given: list[Any], k: int, g: Any) -> None:
-        """Take a gradient that has been checked; one that is not laid out like its parameter becomes a copy that is."""
+        """Put a checked gradient in place of the ``k``-th one; if its layout is not its parameter's, a copy with that layout."""
         like = self._like[k]
         given[k] = g if g.dtype == like.dtype and same_strides(g, like) else self._copy(g, k)
         self._lookup.record(k, given[k], once=True)

@@ -12,7 +12,7 @@ import numpy as np
 from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
 from gpuopt.engines.norms import ordered_sum, parts_of, root, sums_of_squares, with_infinities
-from gpuopt.rules.pairs import Pair, RealNumbers
+from gpuopt.rules.pairs import COMPARISONS, Pair, RealNumbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Partial = Any
-"""Of one leaf, what a total over leaves is made of."""
+"""What one leaf adds to a total over all leaves."""
 
 
 class Number(float):
@@ -80,15 +80,7 @@ def _install_operators() -> None:
     for name, function in operators.items():
         setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
         setattr(Number, f"__r{name}__", arithmetic(function, swapped=True))
-    comparisons: dict[str, Callable[[Any, Any], Any]] = {
-        "lt": lambda a, b: a < b,
-        "le": lambda a, b: a <= b,
-        "gt": lambda a, b: a > b,
-        "ge": lambda a, b: a >= b,
-        "eq": lambda a, b: a == b,
-        "ne": lambda a, b: a != b,
-    }
-    for name, function in comparisons.items():
+    for name, function in COMPARISONS.items():
         setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
 
 
@@ -134,7 +126,7 @@ class Group:
 
     known: list[float] = field(default_factory=list)
     partials: list[list[tuple[str, Partial]]] = field(default_factory=list)
-    """Of each leaf, in this round: what each total that it came by is made of."""
+    """For each leaf, in this round: what it adds to each total that its update asks for, in order."""
     reduces: bool = False
     """Whether an update has asked for any reduction."""
     rule: str = "an update"

@@ -25,9 +25,9 @@ LOW = "split.low"
 """Name among the slots of a leaf: no rule has a slot with a dot, no chain a member of that name."""
 
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-"""Of SplitMix64."""
+"""The constants of SplitMix64."""
 THIRD, FOURTH = 0x85EBCA6B, 0xC2B2AE35
-"""Of MurmurHash3's finalizer."""
+"""The constants of MurmurHash3's finalizer."""
 
 
 @dataclass(frozen=True)

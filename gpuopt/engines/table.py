@@ -231,7 +231,7 @@ def columns(variants: Sequence[Variant]) -> int:
 
 
 def numbers(variants: Sequence[Variant]) -> int:
-    """How many numbers are kept for a segment that has one of these variants."""
+    """How many numbers the kernel keeps for each segment: as many as the variant with the most of them has."""
     return max(len(v.program.numbers) for v in variants)
 
 
@@ -241,7 +241,7 @@ def reduction_passes(variants: Sequence[Variant]) -> int:
 
 
 def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
-    """Columns of sums and of largest elements that the chunks of pass ``k`` have; one at least."""
+    """How many sums and how many largest elements pass ``k`` finds in each chunk; at least one sum, so that there is a column."""
     own = [found[k] for v in variants if len(found := passes(v.program)) > k]
     sums, largest = max(p.sums for p in own), max(p.largest for p in own)
     return sums if sums + largest else 1, largest

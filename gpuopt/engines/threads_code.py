@@ -34,7 +34,7 @@ FIELDS = {
 }
 
 PROCESSORS = 1024
-"""How many the set of ``processors`` has room for."""
+"""How many processors the set of ``processors`` has room for."""
 
 _JOB = 16
 """The number of a job begins at this bit of the state."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.suggest import did_you_mean
 from gpuopt.transforms import chain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from gpuopt.rules.base import Rule
     from gpuopt.rules.hyper import Hyper
     from gpuopt.transforms import Transform
@@ -27,3 +30,20 @@ def decayed(lr: Hyper, decay: float) -> Hyper:
     from gpuopt.schedules import inverse_time
 
     return inverse_time(lr, decay)
+
+
+def pair(betas: Any) -> tuple[Hyper, Hyper]:
+    """Return two betas; raise TypeError if it is not two that are given."""
+    if not (isinstance(betas, tuple | list) and len(betas) == 2):
+        raise TypeError(f"betas: {betas!r:.40}, expected two, as in betas=(0.9, 0.999)")
+    return betas[0], betas[1]
+
+
+def absent(module: str, names: Sequence[str]) -> Callable[[str], Any]:
+    """Return what a module has as ``__getattr__``, to say which of its names was probably meant."""
+
+    def unknown(name: str) -> Any:
+        near = "" if name.startswith("_") else did_you_mean(name, names)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}{near}")
+
+    return unknown

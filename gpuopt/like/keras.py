@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import gpuopt as rules
+from gpuopt.like._common import absent
 from gpuopt.transforms import chain
 from gpuopt.transforms.averages import EMA
 from gpuopt.transforms.decay import WeightDecay
@@ -26,6 +27,10 @@ __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lamb", "Lio
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if not TYPE_CHECKING:  # for whom every name would be there
+    __getattr__ = absent(__name__, __all__)
 
 
 class Common(TypedDict, total=False):

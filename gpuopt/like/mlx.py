@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import gpuopt as rules
-from gpuopt.like._common import around
+from gpuopt.like._common import absent, around, pair
 from gpuopt.transforms.decay import L2, WeightDecay
 
 if TYPE_CHECKING:
@@ -16,6 +16,10 @@ __all__ = ["SGD", "AdaDelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "RMS
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if not TYPE_CHECKING:  # for whom every name would be there
+    __getattr__ = absent(__name__, __all__)
 
 
 Betas = tuple[float, float]
@@ -90,7 +94,7 @@ def Adam(learning_rate: Hyper, betas: Betas = (0.9, 0.999), eps: Hyper = 1e-8, b
     True
 
     """
-    return rules.Adam(learning_rate, *betas, eps, bias_correction=bias_correction)
+    return rules.Adam(learning_rate, *pair(betas), eps, bias_correction=bias_correction)
 
 
 def AdamW(
@@ -109,7 +113,7 @@ def AdamW(
     True
 
     """
-    return rules.AdamW(learning_rate, *betas, eps, bias_correction=bias_correction, weight_decay=weight_decay)
+    return rules.AdamW(learning_rate, *pair(betas), eps, bias_correction=bias_correction, weight_decay=weight_decay)
 
 
 def Adamax(learning_rate: Hyper, betas: Betas = (0.9, 0.999), eps: Hyper = 1e-8) -> Rule:
@@ -122,7 +126,7 @@ def Adamax(learning_rate: Hyper, betas: Betas = (0.9, 0.999), eps: Hyper = 1e-8)
     True
 
     """
-    return rules.AdaMax(learning_rate, *betas, eps, bias_correction=False)
+    return rules.AdaMax(learning_rate, *pair(betas), eps, bias_correction=False)
 
 
 def Lion(learning_rate: Hyper, betas: Betas = (0.9, 0.99), weight_decay: Hyper = 0.0) -> Rule:
@@ -135,4 +139,4 @@ def Lion(learning_rate: Hyper, betas: Betas = (0.9, 0.99), weight_decay: Hyper =
     True
 
     """
-    return around(rules.Lion(learning_rate, *betas), (WeightDecay, weight_decay))
+    return around(rules.Lion(learning_rate, *pair(betas)), (WeightDecay, weight_decay))

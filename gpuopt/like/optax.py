@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.like._common import around
+from gpuopt.like._common import absent, around, pair
 from gpuopt.rules.adabelief import AdaBelief
 from gpuopt.rules.adadelta import AdaDelta
 from gpuopt.rules.adafactor import Adafactor
@@ -63,6 +63,10 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if not TYPE_CHECKING:  # for whom every name would be there
+    __getattr__ = absent(__name__, __all__)
 
 
 def sgd(learning_rate: Hyper, momentum: Hyper | None = None, nesterov: bool = False) -> Rule:
@@ -458,7 +462,7 @@ def prodigy(
 
     """
     return Prodigy(
-        learning_rate, *betas, eps, weight_decay, estim_lr0, estim_lr_coef, safeguard_warmup=safeguard_warmup
+        learning_rate, *pair(betas), eps, weight_decay, estim_lr0, estim_lr_coef, safeguard_warmup=safeguard_warmup
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gpuopt as rules
 from gpuopt.like import _exchange
-from gpuopt.like._common import around, decayed
+from gpuopt.like._common import absent, around, decayed, pair
 from gpuopt.transforms.decay import L2, WeightDecay
 from gpuopt.transforms.gradient import Maximize
 
@@ -40,6 +40,10 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if not TYPE_CHECKING:  # for whom every name would be there
+    __getattr__ = absent(__name__, __all__)
 
 
 Betas = tuple[float, float]
@@ -100,7 +104,7 @@ def Adam(
 
     """
     return _around(
-        rules.Adam(lr, *betas, eps, amsgrad=amsgrad, components=True),
+        rules.Adam(lr, *pair(betas), eps, amsgrad=amsgrad, components=True),
         weight_decay,
         maximize,
         decoupled=decoupled_weight_decay,
@@ -126,7 +130,7 @@ def AdamW(
 
     """
     return _around(
-        rules.AdamW(lr, *betas, eps, amsgrad=amsgrad, components=True, weight_decay=weight_decay), 0, maximize
+        rules.AdamW(lr, *pair(betas), eps, amsgrad=amsgrad, components=True, weight_decay=weight_decay), 0, maximize
     )
 
 
@@ -149,7 +153,7 @@ def NAdam(
     True
 
     """
-    rule = rules.NAdam(lr, *betas, eps, components=True, momentum_decay=momentum_decay)
+    rule = rules.NAdam(lr, *pair(betas), eps, components=True, momentum_decay=momentum_decay)
     return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
 
 
@@ -171,7 +175,7 @@ def RAdam(
     True
 
     """
-    rule = rules.RAdam(lr, *betas, eps=0, eps_hat=eps, components=True)
+    rule = rules.RAdam(lr, *pair(betas), eps=0, eps_hat=eps, components=True)
     return _around(rule, weight_decay, maximize, decoupled=decoupled_weight_decay)
 
 
@@ -192,7 +196,7 @@ def Adamax(
     True
 
     """
-    return _around(rules.AdaMax(lr, *betas, eps=0, eps_inside=eps, components=True), weight_decay, maximize)
+    return _around(rules.AdaMax(lr, *pair(betas), eps=0, eps_inside=eps, components=True), weight_decay, maximize)
 
 
 def Adadelta(

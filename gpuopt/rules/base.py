@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from gpuopt.rules.formula import Formula
 from gpuopt.rules.hyper import Hyper, bounded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     Array: TypeAlias = Any
     """An array of any array API namespace (or, while a rule is traced, a symbol)."""
 else:
     Array = Any
 
-__all__ = ["Array", "Hyper", "Rule", "bounded"]
+__all__ = ["Array", "Hyper", "Rule", "bounded", "classes_in"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,3 +94,25 @@ class Rule(Formula):
 
         """
         return p
+
+
+def classes_in(folders: Iterable[str], package: str, base: type[T]) -> dict[str, type[T]]:
+    """Return the public classes that the files of a package define and that derive from a base class, by name.
+
+    Parameters
+    ----------
+    folders, package
+        The package's ``__path__`` and ``__name__``.
+    base
+        The base class, which is not among those that are returned.
+
+    """
+    files = [file.name for file in pkgutil.iter_modules(folders, f"{package}.")]
+    modules = [importlib.import_module(file) for file in files if not file.rpartition(".")[2].startswith("_")]
+    return {
+        name: thing
+        for module in modules
+        for name, thing in vars(module).items()
+        if isinstance(thing, type) and issubclass(thing, base) and thing is not base
+        if thing.__module__ == module.__name__ and not name.startswith("_")
+    }

@@ -8,12 +8,13 @@ them cannot be seen in ``g*g``.
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ComplexError", "Lifted", "Pair", "RealNumbers", "apart", "applied", "together"]
+__all__ = ["COMPARISONS", "ComplexError", "Lifted", "Pair", "RealNumbers", "apart", "applied", "together"]
 
 CURE = (
     "xp.abs2, xp.abs, xp.real and xp.imag make real numbers of it, `components = True` has both parts treated as such"
@@ -22,6 +23,9 @@ SUMS = ("sum", "total")
 PRODUCTS = ("dot", "total_dot")
 NORMS = ("norm", "total_norm")
 LARGEST = ("max", "total_max")
+COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")
+}
 
 
 class ComplexError(TypeError):
@@ -108,14 +112,6 @@ def _install_operators() -> None:
         "and": ("logic", lambda a, b: a & b),
         "or": ("logic", lambda a, b: a | b),
     }
-    comparisons: dict[str, Callable[[Any, Any], Any]] = {
-        "lt": lambda a, b: a < b,
-        "le": lambda a, b: a <= b,
-        "gt": lambda a, b: a > b,
-        "ge": lambda a, b: a >= b,
-        "eq": lambda a, b: a == b,
-        "ne": lambda a, b: a != b,
-    }
 
     def method(op: Callable[[Any, Any], Any], kind: str, *, swapped: bool = False) -> Callable[[Pair, Any], Any]:
         return lambda self, other: _operate(op, kind, *((other, self) if swapped else (self, other)))
@@ -123,7 +119,7 @@ def _install_operators() -> None:
     for name, (kind, op) in operators.items():
         setattr(Pair, f"__{name}__", method(op, kind))
         setattr(Pair, f"__r{name}__", method(op, kind, swapped=True))
-    for name, op in comparisons.items():
+    for name, op in COMPARISONS.items():
         setattr(Pair, f"__{name}__", method(op, "comparison"))
 
 

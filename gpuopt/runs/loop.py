@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.backends import gpu_failure
-from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
     import signal
@@ -104,7 +103,10 @@ class Loop:
 
     is_asynchronous = False
     """Whether what is computed arrives later: a row is then told one step later, so that the device has work meanwhile."""
-    worse, jump = 1.5, 10.0
+    is_whole = False
+    """Whether its state is a whole one where an error breaks off a step, so that it may be saved."""
+    worse: float
+    jump: float
     """A loss has exploded if it is ``worse`` than the first one so many times, or ``jump`` times the last good one."""
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -148,12 +150,11 @@ class Loop:
     @property
     def arrays(self) -> Arrays:
         """Arrays of its own that are saved with the optimizer's; they are written in place where it goes back."""
-        return {}
+        raise NotImplementedError
 
     def put_back(self, arrays: Arrays) -> None:
         """Write saved `arrays` into those of its own; ValueError, before anything is changed, if they do not fit."""
-        if arrays:
-            raise ValueError(f"arrays of somebody's own: {listed(arrays, shown=printable)}, expected none")
+        raise NotImplementedError
 
     def probe(self) -> Callable[[], float]:
         """Measure the loss with the parameters as they are; what is returned waits for it."""

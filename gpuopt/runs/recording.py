@@ -7,19 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.errors import ExplodedError
+from gpuopt.arrays import dtype_of
+from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.runs.control.steering import Steering
 from gpuopt.runs.loop import spread
 from gpuopt.runs.record.folder import write_json
 from gpuopt.runs.secondary import warn
+from gpuopt.schedules import Schedule
+from gpuopt.suggest import printable, told_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    from gpuopt.optimizer import Optimizer
     from gpuopt.runs.loop import Callback, Loop
     from gpuopt.runs.saving.checkpoints import Checkpoints
 
-__all__ = ["begin", "conclude"]
+__all__ = ["begin", "conclude", "described", "expect_same"]
 
 
 def begin(
@@ -64,3 +69,41 @@ def conclude(run: Loop, checkpoints: Checkpoints, summary: Mapping[str, Any], cu
     if checkpoints.explosions.message is not None:
         saved = f"the state after step {run.optimizer.steps} is saved"
         raise ExplodedError(f"{checkpoints.explosions.message}; {saved}. {cure}")
+
+
+def described(optimizer: Optimizer) -> dict[str, str]:
+    """What must be the same when a run is gone on with: rules with their hyperparameters, and leaves."""
+    rules = {
+        "rule" if pattern == "*" else f"rule {pattern}": f"{rule.name}({', '.join(_hyperparameters(rule))})"
+        for pattern, rule in optimizer.rules.items()
+        if rule is not None
+    }
+    leaves = {
+        f"leaf {path or '(the parameters)'}": f"{dtype_of(x)} {tuple(x.shape)}"
+        for path, x in optimizer.state_dict()["params"].items()
+    }
+    return {**rules, **leaves}
+
+
+def expect_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, str]) -> None:
+    """UsageError that lists what differs between the optimizer of the run in a folder and another one, if anything does."""
+    if there == here:
+        return
+    both = [key for key in here if key in there and there[key] != here[key]]
+    lines = [
+        *(f"{key}: there {printable(there[key], 300)}, here {here[key]}" for key in both[:20]),
+        *([f"and {len(both) - 20:,} more"] if len(both) > 20 else []),
+        *told_of_each([key for key in there if key not in here], "only there"),
+        *told_of_each([key for key in here if key not in there], "only here"),
+    ]
+    cure = "choose another folder, or change it there while it runs, by gpuopt tune or run.tune"
+    raise UsageError("\n  ".join([f"{folder}: holds a run of another optimizer; {cure}:", *lines]))
+
+
+def _hyperparameters(rule: Any) -> list[str]:
+    values = {name: getattr(rule, name) for name in rule.hyperparameters()}
+    is_function = {name: callable(value) and not isinstance(value, Schedule) for name, value in values.items()}
+    return [
+        f"{name}={getattr(value, '__qualname__', type(value).__name__) if is_function[name] else repr(value)}"
+        for name, value in values.items()
+    ]

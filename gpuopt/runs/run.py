@@ -8,43 +8,36 @@ import shlex
 import weakref
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-import numpy as np
-
-from gpuopt.arrays import describe, detached, dtype_of, fetch, is_cupy, is_numpy
+from gpuopt.arrays import describe, is_cupy
 from gpuopt.errors import UsageError
 from gpuopt.optimizer import OWN, Optimizer
 from gpuopt.runs.control.signals import stopping
-from gpuopt.runs.loop import Callback, Loop, is_number
-from gpuopt.runs.processes import as_leader, heed, is_shared, leading, say
+from gpuopt.runs.processes import as_leader, heed, is_shared, leading
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.images import Images
-from gpuopt.runs.recording import begin, conclude
-from gpuopt.runs.report.process import is_wanted, reported
+from gpuopt.runs.record.scalars import arriving, numbers, scalar
+from gpuopt.runs.recording import begin, conclude, described, expect_same
+from gpuopt.runs.remembering import Remembering
+from gpuopt.runs.report.process import DRAWING, is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
 from gpuopt.runs.saving.explosions import OnExplosion
-from gpuopt.runs.saving.own import Own, is_count
-from gpuopt.schedules import Schedule
-from gpuopt.suggest import listed, printable, told_of_each
+from gpuopt.runs.saving.own import is_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from numpy.typing import NDArray
-
-    from gpuopt.runs.loop import Row
+    from gpuopt.runs.loop import Callback, Row
 
 __all__ = ["Run"]
 
 TAKEN = frozenset({"event", "lr", "seconds", "step"})
 ROWS, LOOKS = 1000, 100
 """Rows of metrics in a run, and how often is looked whether it goes well, at most and about."""
-GO_ON = "To go on, run the same program again"
-CURE = "a lower learning rate, clipping, or on_explosion='rollback'"
 
 
-class Run(Loop):
+class Run(Remembering):
     """A loop that can be stopped, steered, killed and resumed to the bit.
 
     Parameters
@@ -105,6 +98,8 @@ class Run(Loop):
     """
 
     worse, jump = 1000.0, 1000.0  # nothing is known of its loss
+    _cure = "a lower learning rate, clipping, or on_explosion='rollback'"
+    _drawing = DRAWING
 
     def __new__(cls, folder: Any, optimizer: Any, *args: Any, **options: Any) -> Self:  # noqa: ARG004
         """Of several processes, rank 0 has the run, and the others follow."""
@@ -141,13 +136,13 @@ class Run(Loop):
             raise UsageError(
                 "on_explosion: 'skip', expected an Optimizer with nonfinite='skip', which leaves steps out"
             )
-        super().__init__(optimizer)
+        super().__init__(optimizer, seed)
         self.is_asynchronous = any(map(is_cupy, optimizer.state_dict()["params"].values()))
         self.finished = False
-        self._own = Own(seed)
-        self._about = _described(optimizer)
         self._files = RunFolder.opened(folder)
         self.folder = self._files.path
+        self._content = self._identity()
+        self._go_on = f"To go on, run the same program again ({self.folder})"
         self._given = list(callbacks)
         if live:
             from gpuopt.runs.control.live import Page
@@ -155,7 +150,7 @@ class Run(Loop):
             self._given.append(Page(None if live is True else live))
         self._wanted = is_wanted() if report is None else report
         self._n = 0
-        self._is_inside = self._is_stepped = self._is_over = False
+        self._is_stepped = self._is_over = False
         self._metrics: Row = {}
         self._every = self._look_every = 1
         self._images = Images(self.folder)
@@ -172,14 +167,11 @@ class Run(Loop):
         with contextlib.ExitStack() as lock:
             lock.enter_context(self._files.locked())
             if self._files.config.exists():
-                self._expect_the_same(self._files.read_config())
+                self._expect_same(self._files.read_config())
                 self._checkpoints.restore(self)
                 last = self._checkpoints.metrics.last
-                if (
-                    last.get("step") == self.optimizer.steps
-                ):  # killed between its last step and its summary, for instance
-                    known = {name: math.nan if x is None else x for name, x in last.items() if name not in TAKEN}
-                    self._metrics = {name: float(x) for name, x in known.items() if is_number(x)}
+                if last.get("step") == self.optimizer.steps:  # killed between its last step and its summary, say
+                    self._metrics = numbers({name: x for name, x in last.items() if name not in TAKEN})
             self._lock = lock.pop_all()
 
     def _begin_again(self) -> None:
@@ -199,32 +191,20 @@ class Run(Loop):
             return found.st_ino, found.st_size, found.st_mtime_ns
         return None
 
-    def _expect_the_same(self, content: Mapping[str, Any]) -> None:
-        there, here = content.get("optimizer"), self._about
-        if not isinstance(there, dict):
-            raise UsageError(
-                f"{self.folder}: a run of gpuopt train; to go on: gpuopt train --resume {shlex.quote(str(self.folder))}"
-            )
-        if there != here:
-            both = [key for key in here if key in there and there[key] != here[key]]
-            shown = [f"{key}: there {printable(there[key], 300)}, here {here[key]}" for key in both[:20]]
-            more = [f"and {len(both) - 20:,} more"] if len(both) > 20 else []
-            only = [
-                *told_of_each([key for key in there if key not in here], "only there"),
-                *told_of_each([key for key in here if key not in there], "only here"),
-            ]
-            cure = "choose another folder, or change it there while it runs, by gpuopt tune or run.tune"
-            lines = "\n  ".join([*shown, *more, *only])
-            raise UsageError(f"{self.folder}: holds a run of another optimizer; {cure}:\n  {lines}")
+    def _identity(self) -> Row:
+        """What ``config.json`` says of it, whatever happens on the way."""
+        return {"optimizer": described(self.optimizer)}
+
+    def _expect_same(self, there: Row) -> None:
+        """UsageError if the content of ``config.json`` is not that of this run."""
+        if not isinstance(there.get("optimizer"), dict):
+            go_on = f"gpuopt train --resume {shlex.quote(str(self.folder))}"
+            raise UsageError(f"{self.folder}: a run of gpuopt train; to go on: {go_on}")
+        expect_same(self._files.path, there["optimizer"], self._content["optimizer"])
 
     @property
     def total(self) -> int:
         return self._n
-
-    @property
-    def random(self) -> np.random.Generator:
-        """A generator whose state is part of the checkpoint."""
-        return self._own.random
 
     def steps(self, n: int) -> Generator[int]:
         """Yield the steps that are left of `n` in all, counted from 0; all is saved when they end.
@@ -251,37 +231,41 @@ class Run(Loop):
     def _steps(self, n: int) -> Generator[int]:
         if self._is_over:
             self._begin_again()
-        self._expect_remembered()
-        self._reset(n)
-        checkpoints = self._checkpoints
         try:
-            with (
-                self._lock,
-                saving(checkpoints, f"{GO_ON} ({self.folder})"),
-                reported(self._files, wanted=self._wanted) as drawing,
-                stopping(self) as signals,
-                leading(self) as in_body,
-            ):
-                own = [*self._given, *drawing, self._images]
-                with self._driven(begin(self, checkpoints, {"optimizer": self._about}, own)) as left:
-                    try:
-                        for step in left:
-                            self._is_stepped = False
-                            with in_body(step):
-                                yield step
-                            self._expect_stepped(step)
-                            self._own.settle()
-                    except GeneratorExit:
-                        if self.error is not None:  # what broke off the body
-                            raise
-                        self.stopped = self.stopped or "left by the loop"
-                        self._own.leave(stepped=self._is_stepped)
-                self.finished = self.optimizer.steps >= n and self.stopped is None
-                if self.finished or not signals:
-                    conclude(self, checkpoints, self._summary(), f"{GO_ON} with {CURE}")
+            with self._lock:
+                self._expect_remembered()
+                self._reset(n)
+                yield from self._recorded()
         finally:
             self._is_inside = False
             self._is_over, self._last_mark = True, self._mark()
+
+    def _recorded(self) -> Generator[int]:
+        """Its steps, and whatever belongs to the folder around them."""
+        checkpoints = self._checkpoints
+        with (
+            saving(checkpoints, self._go_on),
+            reported(self, self._files, wanted=self._wanted, drawing=self._drawing) as drawing,
+            leading(self) as in_body,
+        ):
+            hanging = begin(self, checkpoints, self._content, [*self._given, *drawing, self._images])
+            with stopping(self) as signals, self._driven(hanging) as left:
+                try:
+                    for step in left:
+                        self._is_stepped = False
+                        with in_body(step):
+                            yield step
+                        self._expect_stepped(step)
+                        self._own.settle()
+                except GeneratorExit:
+                    if self.error is not None:  # what broke off the body
+                        raise
+                    self.stopped = self.stopped or "left by the loop"
+                    self._own.leave(stepped=self._is_stepped)
+            is_over = self.optimizer.steps >= self.total
+            self.finished = is_over and self.stopped is None
+            if is_over or not signals:
+                conclude(self, checkpoints, self._summary(), f"{self._go_on} with {self._cure}")
 
     def _reset(self, n: int) -> None:
         self._n, self.error, self.stopped, self.finished = n, None, None, False
@@ -290,7 +274,7 @@ class Run(Loop):
         self._own.settle()
 
     def _summary(self) -> Row:
-        measured = {**_arriving(self._metrics)(), "lowest_loss": self._checkpoints.lowest}
+        measured = {**arriving(self._metrics)(), "lowest_loss": self._checkpoints.lowest}
         ended = {"seconds": round(self.seconds, 3), "stopped": self.stopped}
         return {"folder": str(self.folder), "steps": self.optimizer.steps, **measured, **ended}
 
@@ -320,7 +304,7 @@ class Run(Loop):
             metrics = {"loss": loss, **metrics}
         for name, value in metrics.items():
             if type(value) is not float:
-                metrics[name] = _scalar(name, value)
+                metrics[name] = scalar(name, value)
         optimizer = self.optimizer
         step = optimizer.steps + 1
         due = step % self._every == 0 or step in (1, self._n)
@@ -333,16 +317,12 @@ class Run(Loop):
 
     def _step(self, grads: Any) -> None:
         self.optimizer.step(grads)
+        self._stepped()
+
+    def _stepped(self) -> None:
+        """The optimizer took the step of this body."""
         self._is_stepped = True
         heed(self)
-
-    def _expect_remembered(self) -> None:
-        missing = self._own.missing()
-        if missing:
-            self._lock.close()
-            raise UsageError(
-                f"{self.folder}: remembers {listed(missing, shown=printable)}, expected run.remember for each before run.steps"
-            )
 
     def _expect_inside(self) -> None:
         if not self._is_inside or self._is_stepped:
@@ -356,70 +336,8 @@ class Run(Loop):
     def _row(self, step: int, values: Row, lr: float | None) -> Callable[[], Row]:
         """What it measured, and where it was; what is returned waits for it."""
         known = {"seconds": round(self.seconds, 3)} if lr is None else {"lr": lr, "seconds": round(self.seconds, 3)}
-        arrive = _arriving(values)
+        arrive = arriving(values)
         return lambda: {"step": step, **arrive(), **known}
-
-    def remember(self, name: str, value: Any) -> Any:
-        """Let the checkpoint have a value of your own.
-
-        Parameters
-        ----------
-        name : str
-        value
-            An array of NumPy or CuPy, which is saved as it is when it is saved, and written in place where the run goes back; a
-            generator of `numpy.random`, likewise; or what JSON has: numbers, text, lists, dicts.
-
-        Returns
-        -------
-        value
-            Before the loop: as the last checkpoint has it, if there is one; an array and a generator are the ones given. In the
-            loop a new value takes the place of the one before.
-
-        Raises
-        ------
-        TypeError
-            If it cannot be saved.
-        UsageError
-            If the checkpoint has another shape or type.
-
-        Examples
-        --------
-        >>> import tempfile, gpuopt, numpy as np
-        >>> run = gpuopt.Run(tempfile.mkdtemp(), gpuopt.Optimizer(np.zeros(1), gpuopt.SGD()))
-        >>> run.remember("best", 1.5)
-        1.5
-        >>> run.close()
-        """
-        return self._own.remember(name, value, inside=self._is_inside)
-
-    @property
-    def remembered(self) -> Mapping[str, Any]:
-        """Every value that `remember` got, by name, as it is now."""
-        return self._own.values
-
-    def batches(self, samples: int, size: int) -> Iterator[NDArray[np.intp]]:
-        """Indices of batches without end: each epoch in an order of its own, the last batch of one perhaps smaller.
-
-        A run that is resumed goes on in the middle of an epoch.
-
-        Parameters
-        ----------
-        samples, size : int
-
-        Returns
-        -------
-        iterator of arrays of integers
-
-        Examples
-        --------
-        >>> import tempfile, gpuopt, numpy as np
-        >>> run = gpuopt.Run(tempfile.mkdtemp(), gpuopt.Optimizer(np.zeros(1), gpuopt.SGD()))
-        >>> batches = run.batches(5, 2)
-        >>> [len(next(batches)) for _ in range(4)]
-        [2, 2, 1, 2]
-        >>> run.close()
-        """
-        return self._own.batches(samples, size)
 
     def image(self, name: str, array: Any) -> None:
         """Show a picture of what is being made: in the report, and on the page.
@@ -439,25 +357,10 @@ class Run(Loop):
         """
         self._images.show(name, array)
 
-    @property
-    def arrays(self) -> dict[str, Any]:
-        return self._own.arrays
-
-    def put_back(self, arrays: Mapping[str, Any]) -> None:
-        say(self.optimizer, "put_back", dict(arrays))
-        self._own.put_back(arrays)
-
-    def _place(self) -> Row:
-        return self._own.position()
-
-    def _move(self, position: Row) -> None:
-        say(self.optimizer, "move", position)
-        self._own.move(position)
-
     def probe(self) -> Callable[[], float]:
         if "loss" not in self._metrics:
             return lambda: math.nan if not self.optimizer.steps else 0.0
-        arrive = _arriving({"loss": self._metrics["loss"]})
+        arrive = arriving({"loss": self._metrics["loss"]})
         return lambda: float(arrive()["loss"])
 
     def now(self) -> Row:
@@ -486,49 +389,3 @@ class Run(Loop):
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.optimizer!r})"
-
-
-def _described(optimizer: Optimizer) -> dict[str, str]:
-    """What must be the same when a run is gone on with: rules with their hyperparameters, and leaves."""
-    state = optimizer.state_dict()
-    rules = {
-        f"rule {pattern}"
-        if pattern != "*"
-        else "rule": f"{rule.name}({', '.join(_hyper(rule, n) for n in rule.hyperparameters())})"
-        for pattern, rule in optimizer.rules.items()
-        if rule is not None
-    }
-    leaves = {
-        f"leaf {path or '(the parameters)'}": f"{dtype_of(x)} {tuple(x.shape)}" for path, x in state["params"].items()
-    }
-    return {**rules, **leaves}
-
-
-def _hyper(rule: Any, name: str) -> str:
-    value = getattr(rule, name)
-    shown = (
-        getattr(value, "__qualname__", type(value).__name__)
-        if callable(value) and not isinstance(value, Schedule)
-        else repr(value)
-    )
-    return f"{name}={shown}"
-
-
-def _scalar(name: str, value: Any) -> Any:
-    """A metric as a float, or as an array of one number that is on its way."""
-    if isinstance(value, int | float | np.floating | np.integer | np.bool_):
-        return float(value)
-    shape, kind = getattr(value, "shape", None), getattr(getattr(value, "dtype", None), "kind", "f")
-    if shape == () and kind in "biuf" and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):
-        return detached(value)
-    what = describe(value) if shape is None else f"an array of shape {tuple(shape)}"
-    raise TypeError(f"run.step: {name}: {what}, expected a number or an array without axes, as its mean is")
-
-
-def _arriving(values: Mapping[str, Any]) -> Callable[[], dict[str, float]]:
-    """Metrics as floats; those of a device begin to be copied now."""
-    own = {name: value for name, value in values.items() if type(value) is not float}
-    if not own:
-        return lambda: dict(values)
-    arrive = fetch(list(own.values()))
-    return lambda: {**values, **{name: float(x) for name, x in zip(own, arrive(), strict=True)}}

@@ -63,7 +63,7 @@ ACTIVATIONS: dict[str, Callable[[Any, Array], tuple[Array, Array]]] = {
     "sigmoid": _sigmoid,
     "silu": _silu,
 }
-"""By name, each gives the outputs for inputs, which it may overwrite, and the slopes there."""
+"""By name: a function of the inputs, which it may overwrite, that returns the outputs and the slopes."""
 
 
 def kept(xp: Any, like: Array, share: float, key: int) -> Array:

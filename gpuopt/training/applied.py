@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
@@ -13,12 +12,12 @@ import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
-from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.record.folder import RunFolder, checksum_of, write_json
 from gpuopt.training.activations import Activation
 from gpuopt.training.config import Config
-from gpuopt.training.data.preparation import Features, Target
+from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
-from gpuopt.training.data.targets import class_indices, values, whole
+from gpuopt.training.data.targets import Target, class_indices, values, whole
 from gpuopt.training.model import Perceptron, initial_params
 
 if TYPE_CHECKING:
@@ -229,7 +228,7 @@ def write_model(folder: RunFolder, data: Dataset, config: Config) -> None:
         "features": data.prepared.to_json(),
         "target": data.target.to_json(),
     }
-    write_json(folder.path / "model.json", {**content, "crc32": _checksum(content)})
+    write_json(folder.path / "model.json", {**content, "crc32": checksum_of(content)})
 
 
 def load_model(path: str | Path) -> Model:
@@ -319,7 +318,7 @@ def _content(folder: RunFolder, file: Path) -> dict[str, Any]:
         newer = f"written by gpuopt {content.get('gpuopt')!s:.20}; this version knows format {FORMAT}"
         raise UsageError(f"{file}: of format {content['format']}, {newer}: a newer gpuopt is needed")
     checksum = content.pop("crc32", None)
-    if checksum != _checksum(content):
+    if checksum != checksum_of(content):
         raise UsageError(f"{file}: damaged or edited: its checksum does not fit")
     return content
 
@@ -334,7 +333,3 @@ def _config(folder: RunFolder) -> Config:
 
 def _state(folder: RunFolder, config: Config) -> str:
     return folder.checkpoint.name if config.patience is None else folder.best.name
-
-
-def _checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

@@ -23,7 +23,8 @@ from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.history import History
 from gpuopt.runs.secondary import warned
 from gpuopt.training import plain_rules, report
-from gpuopt.training.config import Config, settings
+from gpuopt.training.config import Config
+from gpuopt.training.config_rule import settings
 from gpuopt.training.data import load, spiral
 from gpuopt.training.progress import is_terminal
 from gpuopt.training.run import train
@@ -299,7 +300,7 @@ def compare(
 
 
 def _samples(config: Config) -> int:
-    """How many there are to train on."""
+    """How many samples there are to train on."""
     if config.data is None:
         return len(spiral(np.random.RandomState(config.seed)).train)
     return len(load(config.data, **dataclasses.asdict(config.reading)).train)

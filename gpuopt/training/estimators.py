@@ -68,7 +68,7 @@ class Estimator:
 
     @property
     def n_features_in_(self) -> int:
-        """How many features there were."""
+        """How many features the samples of `fit` had."""
         return len(self._fitted().features)
 
     def _fitted(self) -> Model:

@@ -44,12 +44,12 @@ class Feed:
         raise NotImplementedError
 
     def every(self, step: int) -> Batch:
-        """One sample out of so many."""
+        """Every ``step``-th sample, with its target."""
         chosen = np.arange(0, len(self), step)
         return self._backend.asarray(self._samples.x[chosen]), self._backend.asarray(self._targets(chosen))
 
     def _targets(self, chosen: Any) -> NDArray[Any]:
-        """As the network wants them, one-hot for classes."""
+        """The targets of these samples as the network's loss wants them: one-hot for classes."""
         y = self._samples.y[chosen]
         if self._classes is None:
             return np.asarray(y)

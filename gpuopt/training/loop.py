@@ -1,46 +1,32 @@
-"""The loop that trains a network: epochs, batches, what is measured of them."""
+"""The run that trains a network: epochs of batches, and a row of metrics for each that is reported."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
+import shlex
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.backends import fetch
+from gpuopt.errors import Interrupted, UsageError
 from gpuopt.rules import Rule
-from gpuopt.runs.loop import Loop, is_number
-from gpuopt.training.feed import feed
+from gpuopt.runs.loop import Callback, is_number
+from gpuopt.runs.run import Run
+from gpuopt.runs.saving.own import EMPTY
+from gpuopt.suggest import listed, printable
+from gpuopt.training.applied import write_model
+from gpuopt.training.result import Result, device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from gpuopt.backends import Backend
-    from gpuopt.optimizer import Optimizer
-    from gpuopt.runs.loop import Callback, Row
-    from gpuopt.training.config import Config
-    from gpuopt.training.data import Dataset
-    from gpuopt.training.feed import Feed
-    from gpuopt.training.model import Params, Perceptron
-
-    Array: TypeAlias = Any
+    from gpuopt.runs.loop import Row
+    from gpuopt.training.learner import Array, Learner
 
 __all__ = ["Training"]
-
-BLOCK = 8192  # samples that are evaluated at once
-PROBED = 1024  # samples at most that tell whether the training goes well
-
-
-def device(backend: Backend) -> str:
-    """A backend's device as the command line calls it."""
-    return "cpu" if backend.device is None else f"cuda:{backend.device}"
 
 
 @dataclass
@@ -70,8 +56,8 @@ class Position:
         return position
 
 
-class Training(Loop):
-    """A network, its data on the device, its optimizer, and how far the training is.
+class Training(Run):
+    """A `gpuopt.Run` of a network over the epochs of its data. Callbacks of `train` get it; you need not make one.
 
     Attributes
     ----------
@@ -80,8 +66,8 @@ class Training(Loop):
     data : Dataset
     network : Perceptron
     optimizer : Optimizer
-    folder : Path or None
-        The run folder, if there is one.
+    folder : Path
+        The run folder.
     epoch : int
         Epochs done.
     row : dict or None
@@ -108,202 +94,170 @@ class Training(Loop):
     5
     """
 
+    worse, jump = 1.5, 10.0
+    is_whole = True  # see `Learner.update`
+    _cure = "--lr and a lower rate, --clip-norm 1 or --on-explosion rollback"
+    _drawing = "gpuopt.training.report"
+
     def __init__(
         self,
-        config: Config,
-        backend: Backend,
-        data: Dataset,
-        network: Perceptron,
-        optimizer: Optimizer,
-        needed: int = 0,
+        folder: str | Path,
+        learner: Learner,
+        content: Mapping[str, Any],
+        *,
+        callbacks: Sequence[Callback] = (),
+        report: bool | None = False,
     ) -> None:
-        self.config = config
-        self.backend = backend
-        self.data = data
-        self.network = network
-        super().__init__(optimizer)
-        self.epoch = 0
-        classes = None if data.classes is None else data.outputs
-        size = len(data.train) if config.batch_size == "full" else min(config.batch_size, len(data.train))
-        self._train = feed(backend, data.train, classes, size, needed)
-        self._test = None if data.test is None else feed(backend, data.test, classes, BLOCK, needed)
-        self._batch = 0
-        self._nothing = backend.asarray([0.0, 0.0])  # the score of no samples
-        self._score = self._nothing  # of this epoch's batches
-        self._norms = self._unmeasured = backend.asarray([math.nan, math.nan])  # of its last step
+        config = self.config = learner.config
+        self.backend, self.data, self.network = learner.backend, learner.data, learner.network
+        self.steps_per_epoch = learner.batches
+        self.epoch = self._batch = 0
+        self.result: Result | None = None
+        self._learner = learner
+        self._score = learner.nothing  # of this epoch's batches
+        self._norms = self._unmeasured = self.backend.asarray([math.nan, math.nan])  # of its last step
         self._lr = math.nan  # likewise
-        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = (
-            None  # epoch and batch that come next
-        )
-        self._row: Callable[[], Row] | None = None
-        self.is_asynchronous = backend.is_asynchronous
-        every = math.ceil(len(data.train) / PROBED)
-        self._probed = self._train.every(every)
-        if backend.name == "numpy":
-            _touch_workspace()
+        self._last: Callable[[], Row] | None = None
+        self._about = dict(content)
+        with learner.computing():
+            super().__init__(
+                folder,
+                learner.optimizer,
+                checkpoint_every=config.checkpoint_every,
+                keep=config.keep,
+                on_explosion=config.on_explosion,
+                patience=None if config.patience is None else config.patience * learner.batches,
+                callbacks=[ModelFile(), *callbacks],
+                report=report,
+                seed=config.seed,
+            )
+        self._go_on = f"To go on: gpuopt train --resume {shlex.quote(str(self.folder))}"
+
+    def _identity(self) -> Row:
+        return self._about
+
+    def _expect_same(self, there: Row) -> None:
+        known = {"labels_sha256": self._about["labels_sha256"], **there}  # older versions noted none
+        for key, given in (("data_sha256", self.config.data), ("labels_sha256", self.config.labels)):
+            if known.get(key) != self._about[key]:
+                raise UsageError(f"{given}: is not the data that the run {self.folder} was started with")
 
     @property
     def device(self) -> str:
         """The device as the command line calls it."""
         return device(self.backend)
 
-    def _place(self) -> Row:
-        if self._batch == 0:  # a GPU need not be asked
-            return dataclasses.asdict(Position(self.epoch))
-        score, norms = (x.tolist() for x in fetch([self._score, self._norms])())
-        return dataclasses.asdict(Position(self.epoch, self._batch, score, norms, self._lr))
-
-    def _move(self, position: Row) -> None:
-        to = Position.checked({name: value for name, value in position.items() if name != "seconds"})
-        if to.epoch * self.batches + to.batch != self.optimizer.steps:  # a best one's, as it once was
-            to = Position(*divmod(self.optimizer.steps, self.batches))
-        self.epoch, self._batch = to.epoch, to.batch
-        self._score = self.backend.asarray(to.score)
-        self._norms, self._lr = self.backend.asarray(to.norms), to.lr
-        if self._batch == self.batches:  # saved by an older version between its last step and its row
-            self._end_epoch(reported=self._is_reported(self.epoch + 1))
-
-    def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
-        best = f"the lowest test loss, {lowest:.6g}, is that of epoch {since // self.batches}"
-        return f"{best}; patience of {self.config.patience} epochs"
-
-    @property
-    def row(self) -> Row | None:
-        return None if self._row is None else self._row()
-
-    def probe(self) -> Callable[[], float]:
-        """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
-        samples = len(self._probed[0])
-        arrive = fetch([self._scored([self._probed], self.optimizer.params)])
-        return lambda: self._mean(arrive()[0], samples)[0]
-
-    def now(self) -> Row:
-        """As `row`, but of this moment, and of some training samples."""
-        measured = self._measuring(self.epoch, {"": (self._scored([self._probed]), len(self._probed[0]))})()
-        return measured | {"epochs": self.config.epochs, "units": self.units}
-
-    @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Compute on the backend's device, without NumPy's warnings: overflows and NaN show in the metrics."""
-        with self.backend.use(), np.errstate(all="ignore"):
-            yield
-
-    def run(self, callbacks: Sequence[Callback] = ()) -> None:
-        """Train until the last epoch, or until it is stopped."""
-        with self._computing(), self._driven(callbacks) as steps:
-            for _ in steps:
-                self.take_step()
-
-    def evaluate(self) -> Row:
-        """Loss and accuracy with the parameters as they are, over the training set and the test set."""
-        with self._computing():
-            found: Row = {}
-            for prefix, samples in (("", self._train), ("test_", self._test)):
-                if samples is not None:
-                    (score,) = fetch([self._scored(samples.blocks(BLOCK))])()
-                    found |= self._named(prefix, score, len(samples))
-                    if not self.network.classifies:
-                        found |= {f"{prefix}{name}": value for name, value in self._errors(samples).items()}
-            return found
-
-    def _errors(self, samples: Feed) -> dict[str, float]:
-        """Of a regression, in the target's own units: root mean squared error, and coefficient of determination."""
-        xp, target, params = self.network.xp, self.data.target, self.optimizer.evaluation()
-        sums = 0.0
-        first = None
-        for x, y in samples.blocks(BLOCK):
-            wide, outputs = xp.astype(y, xp.float64), xp.astype(self.network.outputs(params, x), xp.float64)
-            first = wide[:1, :] if first is None else first  # sums of differences: nothing is lost far from 0
-            of = wide - first
-            sums = sums + xp.stack([xp.sum((outputs - wide) ** 2, axis=0), xp.sum(of, axis=0), xp.sum(of**2, axis=0)])
-        (found,) = fetch([sums])()
-        squares, total, spread = found
-        spread = spread - total**2 / len(samples)
-        with np.errstate(all="ignore"):
-            r2 = float((1 - squares / spread).mean())
-        return {"rmse": float(np.sqrt((squares * target.scale**2 / len(samples)).mean())), "r2": r2}
-
-    def become(self, file: Path) -> None:
-        """Take the parameters and the optimizer's state of a checkpoint."""
-        from gpuopt import checkpoint
-
-        with self.backend.use():
-            checkpoint.load(file, self.optimizer)
-
-    def take_step(self) -> None:
-        """Take a step; after the last one of an epoch that is reported, measure that."""
-        network, optimizer = self.network, self.optimizer
-        batch, params = self._batch, optimizer.params
-        reported, is_last = self._is_reported(self.epoch + 1), batch + 1 == self.batches
-        x, y = self._samples(batch)
-        before = [network.xp.asarray(p, copy=True) for p in _arrays(params)] if reported and is_last else []
-        lr = optimizer.lr if before else math.nan
-        score, square = self._update(x, y, scored=reported, measured=bool(before))
-        self._batch, self._score = batch + 1, self._score + score if reported else self._score
-        if is_last:
-            if before:
-                self._norms, self._lr = self._measured(square, before), lr
-            self._end_epoch(reported=reported)
-
-    def _update(self, x: Array, y: Array, *, scored: bool, measured: bool) -> tuple[Array, Array]:
-        """Update by the gradient of a batch; return its score and the square of the gradient's norm, if they are wanted.
-
-        The update is the last thing that may fail: until then the position is that before the step.
-        """
-        network, optimizer = self.network, self.optimizer
-        key = hash_of(self.config.seed, optimizer.steps) if network.dropout else 0
-        outputs, grads = network.gradients(optimizer.params, x, y, *([key] if key else []))
-        score = network.score(outputs, y) if scored else None
-        optimizer.step(grads)
-        return score, self._square(_arrays(grads)) if measured else None
-
-    def _end_epoch(self, *, reported: bool) -> None:
-        self._row = self._report() if reported else None
-        self.epoch, self._batch = self.epoch + 1, 0
-        self._score, self._norms, self._lr = self._nothing, self._unmeasured, math.nan
-        if self._row is not None:
-            if self.optimizer.listens:  # before anybody saves
-                row = self._row()
-                self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
-            self._record(self._row)
-        for callback in self._callbacks:
-            callback.epoch(self)
-
-    @property
-    def units(self) -> dict[str, str]:
-        """What metrics are counted in."""
-        unit = "cross-entropy, nats" if self.network.classifies else "mean squared error"
-        return {"loss": unit, "test_loss": unit}
-
     @property
     def total(self) -> int:
         """Steps in all."""
-        return self.config.epochs * self.batches
+        return self.config.epochs * self.steps_per_epoch
 
     @property
-    def batches(self) -> int:
-        """Steps in an epoch."""
-        return self.config.batches(len(self.data.train))
+    def row(self) -> Row | None:
+        return None if self._last is None else self._last()
 
-    def _is_reported(self, epoch: int) -> bool:
-        return epoch % self.config.report_every == 0 or epoch in (1, self.config.epochs)
+    def train(self) -> Result:
+        """Train until the last epoch, or until it is stopped.
 
-    def _samples(self, batch: int) -> tuple[Array, Array]:
-        """A batch of the epoch. Their order depends on the seed and the epoch alone, not on what was before."""
-        if self._feeding is None or self._feeding[0] != (self.epoch, batch):
-            size = len(self._train) if self.config.batch_size == "full" else self.config.batch_size
-            random = np.random.RandomState([self.config.seed, self.epoch])
-            order = None if size >= len(self._train) else random.permutation(len(self._train))
-            self._feeding = (self.epoch, batch), self._train.batches(order, size, batch)
-        _, batches = self._feeding
-        self._feeding = (self.epoch, batch + 1), batches
-        return next(batches)
+        Raises
+        ------
+        Interrupted
+            If a signal stopped it.
+        """
+        with self._learner.computing(), self:
+            for _ in self.steps(self.total):
+                self.take_step()
+        if self.result is None:
+            where = f"{self.optimizer.steps} steps, in epoch {self.epoch + 1} of {self.config.epochs}"
+            raise Interrupted(f"stopped by {self.signals[0].name} after {where}; saved. {self._go_on}", self.signals[0])
+        return self.result
+
+    @property
+    def saved_steps(self) -> int:
+        """Of the last checkpoint."""
+        return self._checkpoints.steps
+
+    @property
+    def chosen(self) -> list[Row]:
+        """Changes by hand that are still to be made, as rows of the metrics."""
+        return self._checkpoints.pending
+
+    def choose(self, name: str, value: Any) -> None:
+        """Let a hyperparameter be another one from the next step on, as a change by hand; TypeError or ValueError if it is none."""
+        self._checkpoints.choose(self, name, value)
+
+    def take_step(self) -> None:
+        """Take a step; of the last one of an epoch that is reported, the norms are measured."""
+        learner, reported = self._learner, self._learner.reports(self.epoch + 1)
+        measured = reported and self._batch + 1 == self.steps_per_epoch
+        x, y = learner.samples(self.epoch, self._batch)
+        before = learner.copies() if measured else []
+        lr = self.optimizer.lr if measured else math.nan
+        score, square = learner.update(x, y, scored=reported, measured=measured)
+        self._stepped()
+        self._batch, self._score = self._batch + 1, self._score + score if reported else self._score
+        if measured:
+            self._norms, self._lr = learner.norms(square, before), lr
+
+    def _settle(self) -> None:
+        if self._batch == self.steps_per_epoch:
+            self._end_epoch()
+        super()._settle()
+
+    def _end_epoch(self) -> None:
+        self._last = self._report() if self._learner.reports(self.epoch + 1) else None
+        self.epoch, self._batch = self.epoch + 1, 0
+        self._score, self._norms, self._lr = self._learner.nothing, self._unmeasured, math.nan
+        if self._last is not None:
+            if self.optimizer.listens:  # before anybody saves
+                row = self._last()
+                self.optimizer.tell(row.get("test_loss") or row["loss"] or 0.0)
+            self._record(self._last)
+        for callback in self._callbacks:
+            callback.epoch(self)
+
+    def put_back(self, arrays: Mapping[str, Any]) -> None:
+        if arrays:  # nobody can remember one before the first step
+            raise ValueError(f"arrays of somebody's own: {listed(arrays, shown=printable)}, expected none")
+
+    def _place(self) -> Row:
+        own = super()._place()
+        own = own if any(own.values()) else {}
+        if self._batch == 0:  # a GPU need not be asked
+            return own | dataclasses.asdict(Position(self.epoch))
+        score, norms = (x.tolist() for x in fetch([self._score, self._norms])())
+        return own | dataclasses.asdict(Position(self.epoch, self._batch, score, norms, self._lr))
+
+    def _move(self, position: Row) -> None:
+        to = Position.checked({name: value for name, value in position.items() if name not in {"seconds", *EMPTY}})
+        super()._move(EMPTY | {name: position[name] for name in EMPTY if name in position})
+        if to.epoch * self.steps_per_epoch + to.batch != self.optimizer.steps:  # a best one's, as it once was
+            to = Position(*divmod(self.optimizer.steps, self.steps_per_epoch))
+        self.epoch, self._batch = to.epoch, to.batch
+        self._score = self.backend.asarray(to.score)
+        self._norms, self._lr = self.backend.asarray(to.norms), to.lr
+        if self._batch == self.steps_per_epoch:  # saved between its last step and its row
+            self._end_epoch()
+
+    def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
+        best = f"the lowest test loss, {lowest:.6g}, is that of epoch {since // self.steps_per_epoch}"
+        return f"{best}; patience of {self.config.patience} epochs"
+
+    def probe(self) -> Callable[[], float]:
+        """Measure the loss of some training samples with the parameters as they are; what is returned waits for it."""
+        score, samples = self._learner.probe(self.optimizer.params)
+        arrive = fetch([score])
+        return lambda: self._learner.named("", arrive()[0], samples)["loss"]
+
+    def now(self) -> Row:
+        """As `row`, but of this moment, and of some training samples."""
+        about = {"epochs": self.config.epochs, "units": self._learner.units, "images": self._images.shown()}
+        return self._measuring(self.epoch, {"": self._learner.probe()})() | about
 
     def _report(self) -> Callable[[], Row]:
         """The metrics of the epoch whose last step was taken; what is returned waits for them."""
-        scores = {"": (self._score, len(self.data.train))}
-        if self._test is not None:
-            scores["test_"] = self._scored(self._test.blocks(BLOCK)), len(self._test)
+        tested = self._learner.test()
+        scores = {"": (self._score, len(self.data.train))} | ({} if tested is None else {"test_": tested})
         return self._measuring(self.epoch + 1, scores)
 
     def _measuring(self, epoch: int, scores: Mapping[str, tuple[Array, int]]) -> Callable[[], Row]:
@@ -318,59 +272,23 @@ class Training(Loop):
             norms, *found = arrive()
             measured: Row = {}
             for (prefix, (_, samples)), score in zip(scores.items(), found, strict=True):
-                measured |= self._named(prefix, score, samples)
+                measured |= self._learner.named(prefix, score, samples)
             gradient_norm, update_norm = norms.tolist()
             measured |= {"lr": lr, "gradient_norm": gradient_norm, "update_norm": update_norm}
             return {"epoch": epoch, "step": step, **measured, "seconds": round(self.seconds, 3)}
 
         return row
 
-    def _measured(self, square: Array, before: list[Array]) -> Array:
-        """The norms of gradient and update, on the device: a GPU is not waited for."""
-        xp = self.network.xp
-        updates = (p - old for p, old in zip(_arrays(self.optimizer.params), before, strict=True))
-        return xp.sqrt(xp.stack([square, self._square(updates)]))
-
-    def _square(self, arrays: Iterable[Array]) -> Array:
-        """The sum of the squares of all elements."""
-        xp = self.network.xp
-        return sum(xp.sum(xp.astype(x, xp.float64) ** 2) for x in arrays)
-
-    def _scored(self, blocks: Iterable[tuple[Array, Array]], params: Params | None = None) -> Array:
-        """The score of all samples, a block at a time; without parameters, by those to evaluate with."""
-        params = self.optimizer.evaluation() if params is None else params
-        score = self._nothing
-        for x, y in blocks:
-            score = score + self.network.score(self.network.outputs(params, x), y)
-        return score
-
-    def _named(self, prefix: str, score: NDArray[Any], samples: int) -> Row:
-        loss, accuracy = self._mean(score, samples)
-        named = {f"{prefix}loss": loss, f"{prefix}accuracy": accuracy}
-        target = self.data.target
-        if target.is_scaled and target.outputs == 1:
-            named[f"{prefix}rmse"] = math.sqrt(loss) * float(target.scale[0]) if loss >= 0 else math.nan
-        return named
-
-    def _mean(self, score: NDArray[Any], samples: int) -> tuple[float, float | None]:
-        loss, correct = (score / samples).tolist()
-        return loss, correct if self.network.classifies else None
+    def _summary(self) -> Row:
+        """Metrics of the parameters as they are; of the best ones, if it has patience."""
+        if self.config.patience is not None and self._files.best.exists():
+            self._learner.become(self._files.best)
+        self.result = Result.of(self, self._learner.evaluate())
+        return dataclasses.asdict(self.result)
 
 
-def hash_of(seed: int, step: int) -> int:
-    """A number of 32 bits, other than 0, for each step of each seed."""
-    return int(np.random.RandomState([seed, step & 0xFFFFFFFF, step >> 32]).randint(1, 2**31))
+class ModelFile(Callback):
+    """Writes what the network needs to be applied."""
 
-
-def _arrays(params: Params) -> Iterator[Array]:
-    return (x for layer in params["layers"] for x in layer.values())
-
-
-def _touch_workspace() -> None:
-    """Make OpenBLAS, which multiplies for most NumPys, as fast as it can be on one processor.
-
-    Its products of up to a few hundred columns use only the beginning of its workspace, but prefetch from what follows. As
-    long as nobody has written there, no page is mapped, and each prefetch searches the page tables in vain: products took
-    three times as long. One wider product writes there.
-    """
-    np.ones((256, 128), np.float32) @ np.ones((128, 512), np.float32)
+    def start(self, run: Training) -> None:
+        write_model(run._files, run.data, run.config)

@@ -15,7 +15,7 @@ from gpuopt.runs.record.history import History
 from gpuopt.training.config import Config
 
 if TYPE_CHECKING:
-    from gpuopt.training.run import Result
+    from gpuopt.training.result import Result
 
 __all__ = ["to_html"]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.events import describe, explain
 from gpuopt.runs.secondary import Secondary
-from gpuopt.training.config import BUILT_IN_RULE, SPIKES
+from gpuopt.training.config import SPIKES
+from gpuopt.training.config_rule import BUILT_IN_RULE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +45,7 @@ def introduce(training: Training, *, again: bool) -> None:
     word = "test" if network.validation is None else "validate"
     test = "" if data.test is None else f" and {len(data.test)} to {word}"
     widths = "-".join(map(str, [data.features, *network.hidden, data.outputs]))
-    batch = "all at once" if training.batches == 1 else f"{network.batch_size} at once"
+    batch = "all at once" if training.steps_per_epoch == 1 else f"{network.batch_size} at once"
     lines = [
         f"Device:  {training.device} ({training.backend.reason})",
         f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
@@ -95,7 +96,7 @@ class Live(Callback):
             TextColumn("{task.fields[metrics]}  {task.fields[speed]:,.0f} steps/s"),
             TimeRemainingColumn(),
         )
-        done, total = training.optimizer.steps, training.config.epochs * training.batches
+        done, total = training.optimizer.steps, training.total
         self._task = self._progress.add_task("", completed=done, total=total, epoch=training.epoch, metrics="", speed=0)
         self._progress.start()
 

@@ -16,15 +16,15 @@ import numpy as np
 from gpuopt import backends
 from gpuopt.arrays import to_numpy
 from gpuopt.errors import UsageError
-from gpuopt.runs.processes import heed, wishing
-from gpuopt.training.loop import Training, hash_of
+from gpuopt.runs.processes import wishing
+from gpuopt.training.learner import Learner, hash_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from gpuopt.optimizer import Nonfinite
     from gpuopt.training.config import Config
-    from gpuopt.training.loop import Array
+    from gpuopt.training.learner import Array
     from gpuopt.training.model import Params
 
 __all__ = ["Team", "Together", "team_of_job"]
@@ -46,7 +46,7 @@ def team_of_job() -> Team | None:
     """
     if not LAUNCHED.intersection(os.environ):
         return None
-    from gpuopt.distributed.transport import world
+    from gpuopt.distributed.mpi import world
 
     try:
         comm = world()
@@ -79,19 +79,17 @@ class Team:
     """
 
     def __init__(self, comm: Any) -> None:
-        from gpuopt.distributed.transport import connect
+        from gpuopt.distributed.connecting import connect
 
         self.comm = comm
         self._transport = connect(comm, np.zeros(1), "host", None)
         self.size, self.leads = self._transport.size, self._transport.rank == 0
         self._here, self._neighbours = self._transport.here()
-        self._leading = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leading.close()
         if self.leads:
             self._transport.say(("over", ()))
 
@@ -135,34 +133,32 @@ class Team:
         if self.leads:
             self._transport.say(("begin", given))
         agree(self._transport, None, {"data": checksum})
-        optimizer = distributed.Optimizer(
+        return distributed.Optimizer(
             params, config.rule(), self.comm, parts=config.parts, average=False, clip=config.clip, nonfinite=nonfinite
         )
-        if self.leads and self.size > 1:
-            self._leading.enter_context(optimizer.leading())
-        return optimizer
 
     def serve(self) -> None:
         """On all but rank 0: compute what rank 0 asks for, until it is over."""
         from gpuopt.distributed.agreement import agree
-        from gpuopt.training.run import prepared
+        from gpuopt.training.preparing import prepared
 
         word, args = self._transport.hear()
         while word == "begin":
             config, arrays = args
             try:
-                training = prepared(config, arrays, self)
+                learner, _ = prepared(config, arrays, self)
             except Exception as error:
                 from gpuopt.distributed import RankError
 
                 if not isinstance(error, RankError):
                     agree(self._transport, error, {})
                 raise
-            word, args = training.follow()
+            assert isinstance(learner, Together)
+            word, args = learner.follow()
 
 
-class Together(Training):
-    """A training whose batches are computed in parts."""
+class Together(Learner):
+    """What learns batches in parts, of which each process computes its own."""
 
     optimizer: Any
 
@@ -175,39 +171,43 @@ class Together(Training):
         self._threads = ThreadpoolController()
 
     @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
         """As alone; matrices by one thread of each process, as more threads, and other numbers of them, give other bits."""
-        with super()._computing(), self._threads.limit(limits=1, user_api="blas"):
+        with super().computing(), self._threads.limit(limits=1, user_api="blas"):
             yield
 
     def follow(self) -> tuple[str, tuple[Any, ...]]:
-        """On all but rank 0: take its steps; return the word that ended that."""
+        """On all but rank 0: step whenever rank 0 does; return the word that ended its run, and what came with it."""
         from gpuopt.distributed import RankError
 
-        with self._computing(), wishing(self.optimizer):
+        with self.computing(), wishing(self.optimizer):
             while True:
-                word, args = self.optimizer.follow()
-                if word != "step":
-                    return word, args
-                self.epoch, self._batch, scored, measured = args
                 try:
-                    self._compute(*self._samples(self._batch), scored=scored, measured=measured)
+                    word, args = self.optimizer.follow()
+                    if word in {"begin", "over"}:
+                        return word, args
+                    if word == "step":
+                        self._take(*args)
                 except RankError as error:
                     if not error.everywhere:
                         raise  # else rank 0 says what follows
 
-    def _update(self, x: Array, y: Array, *, scored: bool, measured: bool) -> tuple[Any, Any]:
-        if self.optimizer.leads:
-            self.optimizer.say("step", self.epoch, self._batch, scored, measured)
+    def _take(self, step: int) -> None:
+        epoch, batch = divmod(step, self.batches)
+        reported = self.reports(epoch + 1)
+        x, y = self.samples(epoch, batch)
+        self._compute(x, y, scored=reported, measured=reported and batch + 1 == self.batches)
+
+    def update(self, x: Array, y: Array, *, scored: bool, measured: bool) -> tuple[Any, Any]:
+        """As alone."""
         rows, norm = self._compute(x, y, scored=scored, measured=measured)
-        heed(self)
         score = np.zeros(2)
         for row in rows:
             score += row
         return self.backend.asarray(score), self.backend.asarray(np.float64(norm) ** 2)
 
     def _compute(self, x: Array, y: Array, *, scored: bool, measured: bool) -> tuple[Sequence[Any], float]:
-        """Take a step: the gradients of the own parts here, of the others there; return the scores of all, and the norm."""
+        """Compute the gradients of this process's parts, and step with those of all; return the scores of all parts and the gradients' norm."""
         network, optimizer, parts = self.network, self.optimizer, self.config.parts
         assert parts is not None
         samples = y.shape[0]

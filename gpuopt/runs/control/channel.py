@@ -43,7 +43,7 @@ GREETING = 5.0
 STRANGERS, GUESTS = 16, 64
 """Connections at once, of those who have not said it yet and of those who have."""
 GLANCE = 0.1
-"""Seconds between two looks at who takes too long."""
+"""Seconds between two looks for clients that are too slow."""
 
 
 class Server:
@@ -77,7 +77,7 @@ class Server:
             raise
 
     def close(self) -> None:
-        """Take no more connections."""
+        """Accept no more connections."""
         self._is_closed = True
         with contextlib.suppress(OSError):
             self._file.unlink(missing_ok=True)
@@ -86,7 +86,7 @@ class Server:
         self._socket.close()
 
     def _accept(self) -> None:
-        """Take connections, and hand on those who know the secret; who does not costs neither a thread nor much time."""
+        """Accept connections, and hand on those whose first message has the secret; others cost neither a thread nor much time."""
         strangers: dict[socket.socket, Stranger] = {}
         with contextlib.suppress(OSError, ValueError), selectors.DefaultSelector() as ready:
             ready.register(self._socket, selectors.EVENT_READ)
@@ -210,7 +210,7 @@ class Client:
         return answer
 
     def _is_welcome(self, content: Message) -> bool:
-        """Whether a training is there, not somebody else who took over the port of one that was killed."""
+        """Whether the other side knows the secret: after a training was killed, another program may have its port."""
         try:
             self._file.write(f"{content['secret']}\n".encode())
             self._file.flush()

@@ -146,7 +146,7 @@ class RunFolder:
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write ``config.json``."""
         signed = {"format": FORMAT, **content}
-        write_json(self.config, {**signed, "crc32": _checksum(signed)})
+        write_json(self.config, {**signed, "crc32": checksum_of(signed)})
 
     def read_config(self) -> dict[str, Any]:
         """Return the content of ``config.json``.
@@ -172,7 +172,7 @@ class RunFolder:
             known = f"this version of gpuopt knows format {FORMAT}"
             raise UsageError(f"{self.config}: of format {content['format']!r:.20}; {known}")
         checksum = content.pop("crc32", None)
-        if checksum != _checksum(content):
+        if checksum != checksum_of(content):
             raise UsageError(f"{self.config}: damaged or edited: its checksum does not fit")
         return content
 
@@ -282,7 +282,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _checksum(content: Mapping[str, Any]) -> int:
+def checksum_of(content: Mapping[str, Any]) -> int:
+    """Return the CRC-32 that a JSON file carries of all else that is in it."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 

@@ -81,7 +81,7 @@ class History:
         return cls(folder.path.resolve().name, folder, content, [r for r in rows if "event" not in r], events, summary)
 
     def called(self, name: str) -> History:
-        """The same under another name."""
+        """This history under another name."""
         return dataclasses.replace(self, name=name)
 
     def points(self, key: str) -> Points:
@@ -99,12 +99,12 @@ class History:
 
     @property
     def steps(self) -> int:
-        """As many as it took, or is going to take."""
-        taken = [0, *(int(row["step"]) for row in [*self.rows[-1:], *self.events])]
+        """The number of the last step that is recorded; of a run that goes on, that of the last one it is to have."""
+        known = [0, *(int(row["step"]) for row in [*self.rows[-1:], *self.events])]
         planned = self.content.get("steps")
         if self.summary is None and type(planned) is int and planned < 2**53:
-            taken.append(planned)
-        return max(taken)
+            known.append(planned)
+        return max(known)
 
     def unit(self, key: str) -> str | None:
         """What a metric is counted in, as the run told it."""

@@ -64,7 +64,7 @@ class Images(Callback):
         now = time.perf_counter()
         if now >= self._due.get(name, 0.0):
             self._due[name] = now + INTERVAL
-            self._take(name)
+            self._hand_on(name)
 
     def shown(self) -> list[str]:
         """Names of the files that there are, with what they show."""
@@ -75,15 +75,15 @@ class Images(Callback):
 
     def end(self, run: Loop) -> None:  # noqa: ARG002
         for name in list(self._last):
-            self._take(name)
+            self._hand_on(name)
         self._is_over = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def _take(self, name: str) -> None:
-        """Begin to copy it, and have it drawn."""
+    def _hand_on(self, name: str) -> None:
+        """Begin to copy the last array of this name, and have the thread draw it when it has come."""
         arrive = fetch([self._last.pop(name)])
         with self._lock:
             self._waiting[name] = lambda: arrive()[0]

@@ -151,10 +151,10 @@ def finite(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def whole(content: bytes) -> tuple[list[Row], int]:
-    """The rows up to the first one that is not whole, being written or damaged, and the bytes that they take."""
+    """The rows up to the first one that is not whole, being written or damaged, and how many bytes these rows have."""
     rows: list[Row] = []
     group: list[Row] = []
-    size = taken = 0
+    size = read = 0
     for line in content.splitlines(keepends=True):
         try:
             row = json.loads(line) if line.endswith(b"\n") else None
@@ -163,8 +163,8 @@ def whole(content: bytes) -> tuple[list[Row], int]:
         if not isinstance(row, dict):
             break
         group.append(row)
-        taken += len(line)
+        read += len(line)
         if not line.endswith(MORE.encode()):
             rows += group
-            group, size = [], taken
+            group, size = [], read
     return rows, size

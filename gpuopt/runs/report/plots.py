@@ -42,7 +42,7 @@ PANELS = (
 
 
 def _panels(runs: Sequence[History]) -> list[Panel]:
-    """Those that are known, and one for each other metric."""
+    """The panels of the known metrics, and one for each other metric."""
     known = {key for panel in PANELS for key in panel.lines} | NO_METRICS
     others = dict.fromkeys(key for run in runs for row in run.rows for key in row if key not in known)
     return [*PANELS, *(Panel(key, key.replace("_", " ").capitalize(), {key: key}) for key in others)][:MOST]

@@ -19,7 +19,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from gpuopt.errors import Interrupted
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.secondary import Secondary, environment, interpreter, warn
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from gpuopt.runs.loop import Loop, Row
     from gpuopt.runs.record.folder import RunFolder
 
-__all__ = ["is_wanted", "reported"]
+__all__ = ["DRAWING", "is_wanted", "reported"]
 
 VARIABLE = "GPUOPT_REPORT"
 PATIENCE = 60
@@ -46,8 +45,8 @@ def is_wanted() -> bool:
 
 
 @contextlib.contextmanager
-def reported(folder: RunFolder, *, wanted: bool, drawing: str = DRAWING) -> Iterator[list[Callback]]:
-    """Get ready to draw, and draw the report of the run that trains inside, with these callbacks; what fails is a warning.
+def reported(run: Loop, folder: RunFolder, *, wanted: bool, drawing: str = DRAWING) -> Iterator[list[Callback]]:
+    """Get ready to draw, and draw the report of the run that goes on inside, with these callbacks; what fails is a warning.
 
     It is drawn of a run that failed, too, unless that is left at once.
     """
@@ -71,7 +70,7 @@ def reported(folder: RunFolder, *, wanted: bool, drawing: str = DRAWING) -> Iter
     try:
         yield [] if artist is None else [Secondary(Prompter(artist), "getting ready for the report")]
     except BaseException as error:
-        if isinstance(error, Exception | Interrupted):
+        if isinstance(run.error or error, Exception):  # what breaks off a body closes the loop
             _draw(artist, folder, drawing)
         elif artist is not None:
             artist.kill()

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.backends import gpu_failure
 from gpuopt.errors import SavingError, UsageError
 from gpuopt.runs.loop import Callback, is_number
 from gpuopt.runs.record.metrics import Metrics
@@ -164,20 +165,29 @@ class Checkpoints(Callback):
             self.explosions.conclude(run)
             self.save()
             self._background.wait()
-        else:
-            with contextlib.suppress(OSError):
-                self._background.wait(None if isinstance(run.error, Exception) else HURRY)
+            return
+        with contextlib.suppress(OSError):
+            self._background.wait(None if isinstance(run.error, Exception) else HURRY)
+        if run.is_whole and gpu_failure(run.error) is not None:
+            self._rescue(run)
 
-    def rescue(self, run: Loop) -> None:
-        """Save a training whose device fails, if it still gives what is on it."""
-        now = Snapshot.of(run)
-        if now.is_finite:
-            self.explosions.good = now
-        self.save()
-        self._background.wait()
+    def _rescue(self, run: Loop) -> None:
+        """Save what a GPU that fails still gives: after some errors it does, after others nothing works.
+
+        An error of a kernel that ran is always of the latter kind. So what can be read is whole.
+        """
+        try:
+            now = Snapshot.of(run)
+            if now.is_finite:
+                self.explosions.good = now
+            self.save()
+            self._background.wait()
+        except Exception as error:
+            if gpu_failure(error) is None:
+                raise
 
     def _look_at_writing(self) -> None:
-        """Raise what kept the last checkpoint from being written, unless it may pass: no file can be opened at the moment."""
+        """Raise the error of the last write; too many open files is only a warning, for the next write may succeed."""
         try:
             self._background.look()
         except OSError as error:
@@ -186,7 +196,7 @@ class Checkpoints(Callback):
             warn("a checkpoint is not written (%s); the next one may be", error)
 
     def wait(self) -> None:
-        """Wait for what is being written."""
+        """Wait until no checkpoint is being written."""
         self._background.wait()
 
     def save(self) -> None:

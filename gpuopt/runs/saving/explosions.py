@@ -26,14 +26,14 @@ OnExplosion: TypeAlias = Literal["stop", "skip", "rollback"]
 PATIENCE = 100
 """Steps that a loss which jumped has to come back."""
 FACTOR = 0.5
-"""Of the learning rate, after each rollback."""
+"""The learning rate is multiplied by this after each rollback."""
 ROLLBACKS = 10
-"""As many at most in a run."""
+"""Rollbacks that a run may have."""
 
 
 @dataclass
 class Progress:
-    """What a checkpoint keeps of it."""
+    """What a checkpoint keeps of the watch for explosions."""
 
     first: float = math.nan
     """Loss of the samples before the first step."""
@@ -81,7 +81,7 @@ class Explosions:
         self.message: str | None = None
 
     def start(self, run: Loop) -> None:
-        """Take the state that a training starts with, or goes on with, as a good one."""
+        """Record the state that a training starts with, or goes on with, as a good one."""
         self._seen = run.optimizer.skipped if self.policy == "skip" else 0
         self._suspected_at: int | None = None
         self._worse, self._jump = run.worse, run.jump
@@ -110,7 +110,7 @@ class Explosions:
         return sound
 
     def judge(self, run: Loop, sight: Sight) -> bool:
-        """As `is_sound`, at a reported epoch: do what the policy says if it is not, and does not become so."""
+        """Return `is_sound` for a reported epoch, after doing what the policy says where the state is not sound and stays so."""
         sound, step = self.is_sound(sight), sight.state.steps
         self._tell_skipped(run, step)
         if sound:
@@ -130,7 +130,7 @@ class Explosions:
         return False
 
     def conclude(self, run: Loop) -> None:
-        """At the end, take the state as it is, unless it is not even finite."""
+        """At the end, record the state as a good one, unless it is not even finite."""
         if self.message is None and not self.is_sound(now := self.look(run)):
             if self._is_finite:
                 self.good = now.state

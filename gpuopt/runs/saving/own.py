@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Own", "is_count"]
+__all__ = ["EMPTY", "Own", "is_count"]
 
 RANDOM = "run.random"
+EMPTY: dict[str, Any] = {"drawn": [], "orders": [], "generators": {}, "values": {}}
+"""The position where there is nothing of one's own."""
 
 
 class Own:
@@ -218,7 +220,7 @@ def _expect_savable(name: str, value: Any) -> None:
 
 
 def _keys(value: Any) -> Iterator[Any]:
-    """Of every dict in a value."""
+    """The keys of every dict within a value."""
     if isinstance(value, dict):
         yield from value
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
@@ -246,7 +248,7 @@ def _state(generator: Any) -> Any:
 
 
 def _plain(state: Any) -> Any:
-    """With lists for arrays."""
+    """The state of a generator with lists in place of arrays, ready for JSON."""
     if isinstance(state, dict):
         return {name: _plain(value) for name, value in state.items()}
     return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
@@ -267,7 +269,7 @@ def _set_state(name: str, generator: Any, state: Any) -> None:
 
 
 def _put_back(value: Any, saved: Any) -> Any:
-    """A list and a dict in place: whoever holds them sees it."""
+    """Return the saved value; a list or dict is filled in place, so that whoever holds it sees the saved content."""
     if isinstance(value, list) and isinstance(saved, list):
         value[:] = saved
         return value

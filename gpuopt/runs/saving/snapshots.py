@@ -39,7 +39,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, run: Loop) -> Snapshot:
-        """Take one. In the middle of an epoch a GPU is waited for, at its end it is not: its copies come in time."""
+        """Make a snapshot. In the middle of an epoch a GPU is waited for, at its end it is not: its copies come in time."""
         state = run.optimizer.state_dict()
         held: Any = {name: state[name] for name in ("params", "state")} | {"arrays": run.arrays}
         arrays, structure = optree.tree_flatten(held)

@@ -10,7 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuopt.training.data.preparation import Features, Target
+    from gpuopt.training.data.preparation import Features
+    from gpuopt.training.data.targets import Target
 
 __all__ = ["Dataset", "Samples", "Task", "spiral"]
 
@@ -108,7 +109,8 @@ def spiral(random: np.random.RandomState, samples: int = 100, classes: int = 3) 
     >>> data.train.x.shape, data.outputs
     ((300, 2), 3)
     """
-    from gpuopt.training.data.preparation import Features, Target
+    from gpuopt.training.data.preparation import Features
+    from gpuopt.training.data.targets import Target
 
     radius = np.linspace(0, 1, samples)
     arms = []

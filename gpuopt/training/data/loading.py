@@ -13,22 +13,21 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.limits import available, expect_file, expect_memory
 from gpuopt.suggest import printable
+from gpuopt.training.data.cleaning import complete, is_mapped, lengthy, without, without_index
 from gpuopt.training.data.dataset import Dataset, Samples, Task
-from gpuopt.training.data.preparation import Column, Features, Missing, Rows, Target, listed
+from gpuopt.training.data.preparation import Column, Features, Missing, Rows, listed
 from gpuopt.training.data.sources import Part, as_part, reading, training_parts
-from gpuopt.training.data.targets import LARGEST_FLOAT, decided, learned_target, targets
+from gpuopt.training.data.targets import Target, decided, learned_target, targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from numpy.typing import NDArray
 
 __all__ = ["Reading", "from_arrays", "load"]
 
 SPREAD = 10.0
 """Features that differ more than that in size, or are that much larger than 1, learn slowly as they are."""
-INDEX_NAMES = {"id", "index", "row", "nr", "no", "number"}
 SPLITTING = 0x5EED
 """Makes the generator of the split another one than those of the batches."""
 LARGEST_SHARE = 0.5
@@ -161,13 +160,13 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     if len(parts) > 1:
         _expect_alike(*parts)
     if how.ignore:
-        parts = [dataclasses.replace(part, x=_without(part, how.ignore)) for part in parts]
-    parts, more = _without_index(parts)
-    notes += more + _lengthy(parts[0])
+        parts = [dataclasses.replace(part, x=without(part, how.ignore)) for part in parts]
+    parts, more = without_index(parts)
+    notes += more + lengthy(parts[0])
     if not math.prod(parts[0].x.shape[1:]):
         raise UsageError(f"{parts[0].x_name}: shape {parts[0].x.shape}, expected at least one sample and one feature")
     if how.missing == "drop":
-        parts = [_complete(part, notes) for part in parts]
+        parts = [complete(part, notes) for part in parts]
     classifies, why = decided(parts[0], how.task)
     notes += why
     found, classes = targets(parts, classifies=classifies)
@@ -176,8 +175,8 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
             f"{parts[0].y_name}: all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
         )
     prepared = _features(parts[0], how)
-    raw: list[Any] = [prepared.matrix(part.x, part.x_name) if not _is_mapped(part.x) else part.x for part in parts[:1]]
-    if any(map(_is_mapped, raw)):
+    raw: list[Any] = [prepared.matrix(part.x, part.x_name) if not is_mapped(part.x) else part.x for part in parts[:1]]
+    if any(map(is_mapped, raw)):
         prepared.matrix(parts[0].x[:1], parts[0].x_name)
     raw += [prepared.matrix(part.x, part.x_name) for part in parts[1:]]
     index: list[Any] = [None] * len(parts)
@@ -231,88 +230,6 @@ def _kind_of(y: Any) -> str:
     return kinds.get(getattr(getattr(y, "dtype", None), "kind", "O"), "text")
 
 
-def _without(part: Part, names: tuple[str, ...]) -> Any:
-    if isinstance(part.x, np.ndarray):
-        raise UsageError(f"--ignore {names[0]}: is for tables, {part.x_name} has no columns")
-    unknown = [name for name in names if name not in part.x.columns]
-    if unknown:
-        raise UsageError(f"--ignore {printable(unknown[0])}: no such column; there are {listed(part.x.columns)}")
-    return part.x.drop(columns=list(names))
-
-
-def _without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
-    """Leave out a column that has no name and counts the rows; say which others do."""
-    frame: Any = parts[0].x
-    notes: list[str] = []
-    if isinstance(frame, np.ndarray):
-        return parts, notes
-    for name in list(frame.columns):
-        unnamed = not name or name.startswith("Unnamed: ")
-        if not unnamed and name.lower() not in INDEX_NAMES | {f"{one}_id" for one in INDEX_NAMES}:
-            continue
-        if not _counts(frame[name]):
-            continue
-        if unnamed and frame.shape[1] > 1:
-            parts = [dataclasses.replace(part, x=_without(part, (name,))) for part in parts]
-            notes.append("The column without a name counts the rows: an index, left out; with a name it is a feature")
-        elif not unnamed:
-            notes.append(
-                f"Column {printable(name)} counts the rows and is a feature; --ignore {printable(name)} leaves it out"
-            )
-    return parts, notes
-
-
-def _counts(values: pd.Series[Any]) -> bool:
-    if getattr(values.dtype, "kind", "") not in "iu" or len(values) < 2:
-        return False
-    numbers = values.to_numpy()
-    return bool(numbers[0] in {0, 1} and (np.diff(numbers) == 1).all())
-
-
-def _lengthy(part: Part) -> list[str]:
-    """A note if there are whole numbers of more digits than features have."""
-    if _is_mapped(part.x):
-        return []
-    columns = {part.x_name: part.x} if isinstance(part.x, np.ndarray) else dict(part.x.items())
-    found = [name for name, x in columns.items() if _is_lengthy(x)]
-    if not found:
-        return []
-    what = part.x_name if isinstance(part.x, np.ndarray) else f"Column {listed(found)}"
-    cure = "" if isinstance(part.x, np.ndarray) else "; --ignore leaves identifiers out"
-    return [f"{what} has whole numbers beyond 2**53, whose last digits are lost as features{cure}"]
-
-
-def _is_lengthy(values: Any) -> bool:
-    if getattr(values.dtype, "kind", "") not in "iu" or values.dtype.itemsize < 8:
-        return False
-    return bool(values.max() > LARGEST_FLOAT or values.min() < -LARGEST_FLOAT)
-
-
-def _complete(part: Part, notes: list[str]) -> Part:
-    """The rows that miss nothing."""
-    missing: Any
-    if isinstance(part.x, np.ndarray):
-        flat = part.x.reshape(len(part.x), -1)
-        missing = np.isnan(flat).any(axis=1) if flat.dtype.kind == "f" else np.zeros(len(flat), bool)
-    else:
-        missing = part.x.isna().any(axis=1).to_numpy()
-    if isinstance(part.y, np.ndarray):
-        if part.y.dtype.kind == "f":
-            missing = missing | np.isnan(part.y.reshape(len(part.y), -1)).any(axis=1)
-    else:
-        gone = part.y.isna().to_numpy()
-        missing = missing | (gone if gone.ndim == 1 else gone.any(axis=1))
-    if not missing.any():
-        return part
-    if missing.all():
-        raise UsageError(f"--missing drop: each row of {part.x_name} misses something, expected some that do not")
-    notes.append(f"{int(missing.sum()):,} of {len(missing):,} rows miss something and are left out (--missing drop)")
-    kept = ~missing
-    frame = part.x[kept] if isinstance(part.x, np.ndarray) else part.x[kept].reset_index(drop=True)
-    y = part.y[kept] if isinstance(part.y, np.ndarray) else part.y[kept].reset_index(drop=True)
-    return dataclasses.replace(part, x=frame, y=y)
-
-
 def _features(part: Part, how: Reading) -> Features:
     """What is known of the features before anything is learned of their numbers."""
     if isinstance(part.x, np.ndarray):
@@ -351,12 +268,12 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
     if classifies:
         sizes = np.bincount(y)
         shares = how.validation * sizes
-        taken = np.minimum(np.floor(shares).astype(int), sizes - 1)
-        rest = np.argsort(-(shares - taken), kind="stable")  # the largest remainders get the samples that are left
+        drawn = np.minimum(np.floor(shares).astype(int), sizes - 1)
+        rest = np.argsort(-(shares - drawn), kind="stable")  # the largest remainders get the samples that are left
         for label in rest:
-            if taken.sum() < wanted and taken[label] < sizes[label] - 1:
-                taken[label] += 1
-        chosen = np.concatenate([order[y[order] == label][: taken[label]] for label in range(len(sizes))])
+            if drawn.sum() < wanted and drawn[label] < sizes[label] - 1:
+                drawn[label] += 1
+        chosen = np.concatenate([order[y[order] == label][: drawn[label]] for label in range(len(sizes))])
     else:
         chosen = order[:wanted]
     left = count - len(chosen)
@@ -370,13 +287,9 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
     return [np.flatnonzero(kept), np.sort(chosen)]
 
 
-def _is_mapped(x: Any) -> bool:
-    return isinstance(x, np.memmap)
-
-
 def _flat(x: NDArray[Any], rows: NDArray[np.int64] | None) -> Any:
     flat = x.reshape(len(x), -1)
-    return flat if rows is None else _Chosen(flat, rows) if _is_mapped(x) else flat[rows]
+    return flat if rows is None else _Chosen(flat, rows) if is_mapped(x) else flat[rows]
 
 
 class _Chosen:
@@ -396,7 +309,7 @@ class _Chosen:
 def _inputs(x: NDArray[Any], prepared: Features, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | Rows:
     count = len(x) if rows is None else len(rows)
     size = 4 * count * prepared.width
-    if _is_mapped(x) and size > LARGEST_SHARE * available():
+    if is_mapped(x) and size > LARGEST_SHARE * available():
         lazy = Rows(x, prepared, name, rows)
         lazy.check()
         return lazy

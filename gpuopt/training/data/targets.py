@@ -1,22 +1,25 @@
-"""What is to be predicted: classes or numbers, and how that is told."""
+"""What is to be predicted: classes or numbers, how that is told, and the way from a network's outputs back to them."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
-from gpuopt.training.data.preparation import TOO_LARGE, Target
+from gpuopt.training.data.preparation import TOO_LARGE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from gpuopt.training.data.sources import Part
 
-__all__ = ["class_indices", "decided", "learned_target", "targets", "values", "whole"]
+__all__ = ["Target", "class_indices", "decided", "learned_target", "targets", "values", "whole"]
 
 LONGEST_LABEL = 256
 """Characters: one long text makes the array of all of them large."""
@@ -25,6 +28,77 @@ SURELY_FEW, FEW, MANY = 10, 20, 1000
 OFTEN = 20
 LARGEST_FLOAT = 2.0**53 - 1
 """A whole number up to this one is a float64 with all its digits, and no other one is the same float64."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The way from targets to what the network is trained on, and from its outputs to predictions.
+
+    Attributes
+    ----------
+    names : tuple of str
+        What is predicted is called: a column, or y, or y0, y1 and so on.
+    classes : tuple or None
+        The labels (bool, int or str) by class index; None if numbers are predicted.
+    shift, scale : float64 arrays of shape (outputs,)
+        Of the numbers: the network's outputs are ``(y - shift) / scale``.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[Any, ...] | None = None
+    shift: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    scale: NDArray[np.float64] = field(default_factory=lambda: np.ones(1))
+
+    @property
+    def outputs(self) -> int:
+        """Width of the network's output."""
+        return len(self.names) if self.classes is None else len(self.classes)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the network's outputs are in other units than the numbers."""
+        return bool(self.shift.any() or np.any(self.scale != 1))
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The classes as an array: bool, int64 (uint64 where it must be) or str."""
+        assert self.classes is not None
+        is_large = type(self.classes[-1]) is int and self.classes[-1] > np.iinfo(np.int64).max  # they are sorted
+        return np.array(self.classes, np.uint64 if is_large else None)
+
+    def scaled(self, y: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What the network is trained on, of numbers of shape (samples, outputs)."""
+        return ((y - self.shift) / self.scale).astype(np.float32)
+
+    def numbers(self, outputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Predictions in the target's own units, float64 of shape (samples, outputs)."""
+        return outputs.astype(np.float64) * self.scale + self.shift
+
+    def to_json(self) -> dict[str, Any]:
+        """In JSON's types."""
+        classes = None if self.classes is None else list(self.classes)
+        return {
+            "names": list(self.names),
+            "classes": classes,
+            "type": None
+            if classes is None
+            else {"b": "bool", "i": "int", "u": "int"}.get(self.labels.dtype.kind, "str"),
+            "shift": self.shift.tolist(),
+            "scale": self.scale.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Target:
+        """What `to_json` gave; TypeError, ValueError or KeyError if it did not."""
+        kinds: dict[str, type] = {"bool": bool, "int": int, "str": str}
+        classes = None if plain["classes"] is None else tuple(plain["classes"])
+        if classes is not None and (not classes or {type(c) for c in classes} != {kinds[plain["type"]]}):
+            raise ValueError("target: classes of another type than it says")
+        shift, scale = (np.asarray(plain[name], np.float64) for name in ("shift", "scale"))
+        made = cls(tuple(map(str, plain["names"])), classes, shift, scale)
+        if not made.names or (classes is None and {shift.shape, scale.shape} != {(len(made.names),)}):
+            raise ValueError("target: names, shift and scale that do not fit")
+        return made
 
 
 def values(part: Part) -> NDArray[Any]:
@@ -115,7 +189,7 @@ def _whole(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
 
 
 def _few(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
-    """Whole numbers: classes if there are few of them, unless the task says otherwise."""
+    """Whether whole numbers are classes, as the task says or because few of them differ; and a note that says so."""
     if task != "auto":
         return task == "classification", []
     count = len(np.unique(y))

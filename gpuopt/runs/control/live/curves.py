@@ -45,15 +45,15 @@ def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
 
 def parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """The rows of the course that the training took, and those that it went back from, with a gap after each part."""
-    taken: list[Row] = []
+    kept: list[Row] = []
     left: list[Row] = []
     for row in rows:
-        if taken and row["step"] < (last := taken[-1]["step"]):
-            cut = bisect_left(taken, row["step"], key=operator.itemgetter("step"))
-            left += [*taken[cut:], {"step": last}]
-            del taken[cut:]
-        taken.append(row)
-    return taken, left
+        if kept and row["step"] < (last := kept[-1]["step"]):
+            cut = bisect_left(kept, row["step"], key=operator.itemgetter("step"))
+            left += [*kept[cut:], {"step": last}]
+            del kept[cut:]
+        kept.append(row)
+    return kept, left
 
 
 def decades(values: Iterable[float]) -> dict[str, float]:

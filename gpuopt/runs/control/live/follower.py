@@ -116,7 +116,7 @@ class Follower:
         self.now = now
 
     def _read_metrics(self) -> None:
-        """Take what is new in the file."""
+        """Read what is new in the file."""
         try:
             with self.folder.metrics.open("rb") as file:
                 if file.seek(0, 2) < self._read:  # cut, as a device that fails does it
@@ -155,7 +155,7 @@ class Follower:
 
     @property
     def _seconds(self) -> float:
-        """Of the last row or point."""
+        """Seconds from the beginning to the last row or point."""
         return max((rows[-1]["seconds"] for rows in (self.rows, self.points) if rows), default=0.0)
 
     @staticmethod

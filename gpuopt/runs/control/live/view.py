@@ -169,7 +169,7 @@ class Hyperparameter:
             self._caption = ui.label().classes("muted")
 
     def set_enabled(self, wanted: bool) -> None:
-        """As elements have it."""
+        """Enable or disable the field and the slider."""
         for element in filter(None, (self._field, self._slider)):
             element.set_enabled(wanted)
 
@@ -229,12 +229,12 @@ class Decades:
         self.ends = low, high
 
     def position(self, value: float) -> float:
-        """Where a value is."""
+        """The position of a value on the slider."""
         low, high = self.ends
         return min(high, max(low, math.log10(value))) if value > 0 else low
 
     def value(self, position: float) -> float:
-        """What is there, with three digits."""
+        """The value at a position, to three digits."""
         return float(f"{10**position:.3g}")
 
 
@@ -244,11 +244,11 @@ class Fraction:
     ends = 0.0, 5.0
 
     def position(self, value: float) -> float:
-        """Where a value is."""
+        """The position of a value on the slider."""
         return min(5.0, -math.log10(1 - value))
 
     def value(self, position: float) -> float:
-        """What is there, with three digits of the distance."""
+        """The value at a position, its distance to 1 to three digits."""
         return 1 - float(f"{10**-position:.3g}")
 
 

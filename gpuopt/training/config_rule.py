@@ -1,0 +1,119 @@
+"""The rule that a config chooses: by name or as it is, with hyperparameters and schedules as numbers or text."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from gpuopt import schedules
+from gpuopt.errors import UsageError
+from gpuopt.rules import RULES, Rule
+from gpuopt.rules.adam import Adam
+from gpuopt.runs.loop import spread
+from gpuopt.suggest import did_you_mean
+from gpuopt.training import plain_rules
+from gpuopt.transforms.averages import EMA
+from gpuopt.transforms.chain import chain
+from gpuopt.transforms.decay import WeightDecay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from gpuopt.training.config import Config
+
+BUILT_IN_RULE = Adam(lr=schedules.inverse_time(0.05, decay=5e-7))
+
+
+def rule_of(config: Config, steps: int) -> Rule:
+    """Return the rule that a run of so many steps takes."""
+    rule: Rule
+    if isinstance(config.optimizer, Rule):
+        rule = config.optimizer
+    elif config.is_built_in:
+        rule = BUILT_IN_RULE
+    else:
+        rule = RULES[plain_rules.known("Adam" if config.optimizer is None else config.optimizer, "--optimizer")]()
+    if config.weight_decay and "weight_decay" not in rule.hyperparameters():
+        rule = chain(WeightDecay(config.weight_decay), rule)
+    if config.average is not None:
+        try:
+            rule = chain(rule, EMA(config.average))
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"--average {config.average}: {error}") from None
+    for option, name, value in _choices(config, rule):
+        try:
+            initial = rule.hyperparameter(name).at(0)
+            chosen = schedules.parse(value, initial=initial, steps=steps) if isinstance(value, str) else value
+            rule = dataclasses.replace(rule, **{name: chosen})
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{option}: {error}") from None
+    if why := rule.unfit((1,)):
+        raise UsageError(f"--optimizer {rule.name}: the biases of this network are vectors: {why}")
+    return rule
+
+
+def check_schedules(config: Config, rule: Rule, steps: int) -> None:
+    """Refuse a schedule that leaves the range of its hyperparameter, before anything is written."""
+    for step in spread(0, steps, rule):
+        try:
+            rule.at(step)
+        except (TypeError, ValueError) as error:
+            chosen = [option for option, name, _ in _choices(config, rule) if f": {name} at step" in str(error)]
+            raise UsageError(": ".join([*chosen[-1:], str(error)])) from None
+
+
+def _choices(config: Config, rule: Rule) -> Iterator[tuple[str, str, float | str]]:
+    """Yield what the user chose, in the order of application: the option, the hyperparameter, and its value or schedule (as text)."""
+    if config.lr is not None:
+        yield f"--lr {config.lr}", "lr", config.lr
+    if config.schedule is not None:
+        yield f"--schedule {config.schedule}", "lr", config.schedule
+    names = rule.hyperparameters()
+    if config.weight_decay is not None and "weight_decay" in names:
+        yield f"--weight-decay {config.weight_decay}", "weight_decay", config.weight_decay
+    for name, value in config.hyperparameters.items():
+        if name not in names:
+            near = did_you_mean(name, names, shown=str)
+            known = f"{rule.name} has {', '.join(names)}"
+            raise UsageError(f"--set {name}={value}: unknown hyperparameter{near}; {known}")
+        if name == "lr" and (config.lr is not None or config.schedule is not None):
+            raise UsageError(f"--set lr={value}: expected this, or --lr and --schedule, not both")
+        yield f"--set {name}={value}", name, value
+
+
+def settings(texts: Iterable[str], called: Callable[[str], str], expected: str) -> dict[str, float | str]:
+    """What each ``NAME=VALUE`` chooses: a number, a flag, or the text of a schedule.
+
+    Parameters
+    ----------
+    texts
+    called
+        What messages call one of them.
+    expected
+        What they say was expected of one that is written otherwise.
+
+    Raises
+    ------
+    UsageError
+        For such a one, and for a name that is given twice.
+
+    Examples
+    --------
+    >>> settings(["lr=cosine", "beta1=0.95"], str, "NAME=VALUE")
+    {'lr': 'cosine', 'beta1': 0.95}
+    """
+    chosen: dict[str, float | str] = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals and value):
+            raise UsageError(f"{called(text)}: expected {expected}")
+        if name in chosen:
+            raise UsageError(f"{called(text)}: {name} is given twice")
+        if value.lower() in {"true", "false"}:
+            chosen[name] = value.lower() == "true"
+            continue
+        try:
+            chosen[name] = float(value)
+        except ValueError:
+            chosen[name] = value
+    return chosen

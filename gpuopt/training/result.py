@@ -1,0 +1,112 @@
+"""How a training ended: its result, or the failure of the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuopt.backends import Backend
+    from gpuopt.runs.loop import Row
+    from gpuopt.training.loop import Training
+
+__all__ = ["GPUFailure", "Result", "device"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, as ``summary.json`` has it.
+
+    Attributes
+    ----------
+    folder : str
+    backend, device, reason : str
+        The library it ran on, "numpy" or "cupy"; "cpu" or "cuda:N"; and why.
+    epochs, steps : int
+        Done in all.
+    train_loss, train_accuracy, test_loss, test_accuracy : float or None
+        With the final parameters, over the whole set; with ``--patience`` the best ones. The test set is what
+        ``--validation`` set apart, if it did. None without a test set, and for the accuracy of a regression.
+    train_rmse, train_r2, test_rmse, test_r2 : float or None
+        Of a regression: root mean squared error in the target's own units, and coefficient of determination.
+    seconds : float
+        Time of the training, without its interruptions.
+    stopped : str or None
+        Why a callback ended it early.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train(Config(epochs=2, device="cpu"), out=f"{folder}/run", report=False)
+    >>> result.backend, result.epochs, result.stopped
+    ('numpy', 2, None)
+    """
+
+    folder: str
+    backend: str
+    device: str
+    reason: str
+    epochs: int
+    steps: int
+    train_loss: float
+    train_accuracy: float | None
+    test_loss: float | None
+    test_accuracy: float | None
+    seconds: float
+    stopped: str | None
+    train_rmse: float | None = None
+    train_r2: float | None = None
+    test_rmse: float | None = None
+    test_r2: float | None = None
+
+    @classmethod
+    def of(cls, training: Training, final: Row) -> Result:
+        """The result of a training with such metrics in the end."""
+        return cls(
+            folder=str(training.folder),
+            backend=training.backend.name,
+            device=training.device,
+            reason=training.backend.reason,
+            epochs=training.epoch,
+            steps=training.optimizer.steps,
+            train_loss=final["loss"],
+            train_accuracy=final["accuracy"],
+            test_loss=final.get("test_loss"),
+            test_accuracy=final.get("test_accuracy"),
+            seconds=round(training.seconds, 3),
+            stopped=training.stopped,
+            train_rmse=final.get("rmse"),
+            train_r2=final.get("r2"),
+            test_rmse=final.get("test_rmse"),
+            test_r2=final.get("test_r2"),
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, the optimizer, its leaves, and small curves of the metrics."""
+        from gpuopt.training import notebook
+
+        return notebook.to_html(self)
+
+
+class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
+    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, GPUFailure, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     try:
+    ...         done = train(Config(epochs=1), out=f"{folder}/run", report=False)
+    ...     except GPUFailure as error:
+    ...         print(error)
+    >>> done.epochs
+    1
+    """
+
+
+def device(backend: Backend) -> str:
+    """A backend's device as the command line calls it."""
+    return "cpu" if backend.device is None else f"cuda:{backend.device}"
