@@ -230,7 +230,8 @@ def loop(
             ]
         if r.kind == "norm" and code.dtype.squares_fit:
             halve += _kept_infinite(f"r{r.number}", out + 1)
-    in_tiles = len(lanes) >= MANY
+    is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit  # three sums of one array
+    in_tiles = is_wide or len(lanes) >= MANY
     parts = {
         "name": name,
         "arguments": arguments,
