@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuopt.arrays import current, describe, detached, is_array, is_cupy, is_numpy, namespace, to_numpy
+from gpuopt.bounds import is_within, limits, with_projection
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules.base import Rule
-from gpuopt.transforms import TRANSFORMS, Chain, Transform, chain
+from gpuopt.transforms import TRANSFORMS
 from gpuopt.trees import flatten, flattened
 
 if TYPE_CHECKING:
@@ -107,13 +108,13 @@ def minimize(
     tree, found = flatten(_vector(x0), "x0")
     evaluate = _evaluation(fun, jac, args if isinstance(args, tuple) else (args,), tree)
     x = tree.build([_start(value, tree.name(i, "x0")) for i, value in enumerate(found)])
-    low, high = (None, None) if bounds is None else _limits(bounds, x)
+    low, high = (None, None) if bounds is None else limits(bounds, x)
     if low is not None:
         if not isinstance(rule, Rule):
             raise TypeError("bounds: several rules, expected one; or a gpuopt.Box in the rule of each leaf")
         with current(x):
             x[...] = namespace(x).clip(x, low, high)
-        rule = _with_projection(rule, TRANSFORMS["Box"](low, high))
+        rule = with_projection(rule, TRANSFORMS["Box"](low, high))
     optimizer = Optimizer(x, rule)
     tell = _telling(callback)
 
@@ -146,7 +147,7 @@ def minimize(
                 status = 99
                 break
     best = optimizer.evaluation()
-    if low is not None and not _is_within(best, low, high):
+    if low is not None and not is_within(best, low, high):
         best = x
     if any(a is not b for a, b in zip(tree.leaves_of(best, "x"), tree.leaves_of(x, "x"), strict=True)):
         value, gradient = evaluate(best)
@@ -341,64 +342,6 @@ def _start(x: Any, name: str) -> Any:
         raise TypeError(f"{name}: dtype {dtype}, expected {', '.join(DTYPES)}, or integers")
     with current(x):
         return x.astype(dtype)
-
-
-def _limits(bounds: Any, x: Any) -> tuple[Any, Any]:
-    """The bounds as two arrays like ``x``."""
-    if isinstance(x, Mapping | list | tuple):
-        raise TypeError("bounds: x0 is a nesting, expected one array; or a gpuopt.Box in the rule of each leaf")
-    if x.dtype.kind == "c":
-        raise TypeError("bounds: x0 is complex, expected real numbers; gpuopt.Magnitude in a chain bounds the modulus")
-    xp = namespace(x)
-    try:
-        both = _both_limits(bounds, x)
-        low, high = (np.broadcast_to(np.asarray(b, x.dtype), x.shape).copy() for b in both)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"bounds: {bounds!r:.80}, expected {x.size} pairs (low, high) of real numbers, one for each element of x0, None for "
-            f"no bound; or scipy.optimize.Bounds of shape {x.shape}"
-        ) from None
-    if not (low <= high).all():
-        raise ValueError("bounds: a low one is above its high one, or NaN, expected low <= high")
-    with current(x):
-        return xp.asarray(low), xp.asarray(high)
-
-
-def _both_limits(bounds: Any, x: Any) -> tuple[Any, Any]:
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
-        both = np.asarray(bounds.lb), np.asarray(bounds.ub)
-    else:
-        both = _both_of_pairs(bounds, x)
-    if any(own.dtype.kind not in "fiub" for own in both):
-        raise TypeError
-    return both
-
-
-def _both_of_pairs(bounds: Any, x: Any) -> tuple[Any, Any]:
-    pairs = [(-np.inf if low is None else low, np.inf if high is None else high) for low, high in bounds]
-    if len(pairs) != x.size:
-        raise ValueError
-    low, high = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.reshape(low, x.shape), np.reshape(high, x.shape)
-
-
-def _with_projection(rule: Rule, box: Transform) -> Rule:
-    """A rule whose steps end with a projection; of a chain, in front of what keeps averages, which are of projected points."""
-    members: tuple[Any, ...] = rule.members if isinstance(rule, Chain) else (rule,)
-    i = next(
-        (
-            i
-            for i, member in enumerate(members)
-            if isinstance(member, Transform) and type(member).evaluation is not Transform.evaluation
-        ),
-        len(members),
-    )
-    return chain(*members[:i], box, *members[i:])
-
-
-def _is_within(x: Any, low: Any, high: Any) -> bool:
-    with current(x):
-        return bool(((x >= low) & (x <= high)).all())
 
 
 def _telling(callback: Any) -> Callable[[Any], object] | None:

@@ -18,6 +18,7 @@ from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
 from gpuopt.rules.hyper import Count
 from gpuopt.stateful import Nonfinite, Stateful, Turn
+from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,6 +185,24 @@ class Optimizer(Stateful):
     @lr.setter
     def lr(self, value: Any) -> None:  # as `Hyper`, type checkers would believe that it is read as it was assigned
         self.tune(lr=value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an attribute, unless it is called like a hyperparameter: that would change nothing, in silence.
+
+        Raises
+        ------
+        AttributeError
+            If a hyperparameter has that name, or one that is much like it.
+
+        """
+        if not (name.startswith("_") or hasattr(type(self), name)):
+            known = dict.fromkeys(own for rule in vars(self).get("_rules", ()) for own in rule.hyperparameters())
+            if near := did_you_mean(name, known, likeness=0.8):
+                raise AttributeError(
+                    f"{name}: no attribute of an optimizer{'' if name in known else near}, expected opt.tune(NAME=...) or "
+                    "opt.lr = ... to change a hyperparameter"
+                )
+        super().__setattr__(name, value)
 
     @property
     def gradient_norm(self) -> float:

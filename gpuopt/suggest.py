@@ -59,7 +59,9 @@ SAME: tuple[str, ...] = (
 """Words for the same thing, a line each, ours first. A word may mean several things."""
 
 
-def did_you_mean(given: object, known: Iterable[str], shown: Callable[[str], str] = repr) -> str:
+def did_you_mean(
+    given: object, known: Iterable[str], shown: Callable[[str], str] = repr, *, likeness: float = 0.6
+) -> str:
     """Return ``" (did you mean 'lr'?)"``, or "" if no known name is near.
 
     Parameters
@@ -70,6 +72,8 @@ def did_you_mean(given: object, known: Iterable[str], shown: Callable[[str], str
         The names there are, the likelier ones first.
     shown
         How to write a name.
+    likeness
+        Of a misspelling and a known name, at least, from 0 to 1.
 
     Examples
     --------
@@ -81,7 +85,7 @@ def did_you_mean(given: object, known: Iterable[str], shown: Callable[[str], str
     ' (did you mean AdaGrad?)'
 
     """
-    names = _nearest(str(given), list(itertools.islice(known, MOST)))
+    names = _nearest(str(given), list(itertools.islice(known, MOST)), likeness)
     return f" (did you mean {' or '.join(map(shown, names))}?)" if names else ""
 
 
@@ -114,7 +118,7 @@ def printable(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
-def _nearest(given: str, known: list[str]) -> list[str]:
+def _nearest(given: str, known: list[str], likeness: float) -> list[str]:
     from difflib import get_close_matches
 
     by_spelling: dict[str, str] = {}
@@ -127,7 +131,7 @@ def _nearest(given: str, known: list[str]) -> list[str]:
     for chosen in ([line[0] for line in same], [name for line in same for name in line]):
         if found := [by_spelling[name] for name in dict.fromkeys(chosen) if name in by_spelling]:
             return found
-    return [by_spelling[name] for name in get_close_matches(word, by_spelling, n=1)]
+    return [by_spelling[name] for name in get_close_matches(word, by_spelling, n=1, cutoff=likeness)]
 
 
 def _plain(name: str) -> str:

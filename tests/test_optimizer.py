@@ -166,6 +166,24 @@ def test_tuning_to_what_it_is_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert opt.lr == 0.2
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("weight_decay", ""),
+        ("learning_rate", "'lr'"),
+        ("betas", "'beta1' or 'beta2'"),
+        ("weigth_decay", "'weight_decay'"),
+    ],
+)
+def test_no_attribute_is_called_like_a_hyperparameter(name: str, told: str) -> None:
+    """Such an assignment would change nothing, in silence."""
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.AdamW())
+    with pytest.raises(AttributeError, match=rf"{name}: no attribute of an optimizer.*{told}.*opt\.tune"):
+        setattr(opt, name, 0.1)
+    opt.note = "of the user's own"
+    assert not hasattr(opt, name)
+
+
 def test_tuning_is_as_good_as_having_been_made_so(space: Space) -> None:
     g = space.put(np.array([1.0, -2.0]))
     for engine in space.engines:

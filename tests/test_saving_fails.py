@@ -239,7 +239,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
             refused.append(str(error.value))
 
     train(CONFIG, out=folder, callbacks=[At(3, second)])
-    assert refused[0] == f"{folder}: another process is training in this folder"
+    assert refused[0] == f"{folder}: another process is training in this folder, or another run of this process"
     assert "exists already" in refused[1]
 
 

@@ -135,7 +135,9 @@ class RunFolder:
             raise UsageError(f"{self.metrics}: cannot be written: {error.strerror}") from None
         with file, _alone(self.path, file.fileno()) as is_ours:
             if not is_ours:
-                raise UsageError(f"{self.path}: another process is training in this folder")
+                raise UsageError(
+                    f"{self.path}: another process is training in this folder, or another run of this process"
+                )
             for temporary in self.path.glob("*.tmp"):
                 try:
                     temporary.unlink(missing_ok=True)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gpuopt import leaves
-from gpuopt.arrays import are_together, describe, dtype_of, is_array, namespace
+from gpuopt.arrays import dtype_of, namespace
 from gpuopt.engines import array, storage
 from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.pure import pure_step
 from gpuopt.engines.storage import Stochastic
+from gpuopt.functional.state import (
+    State,
+    carried_after,
+    carried_at_first,
+    check_slot,
+    check_state,
+    if_known,
+    number_of,
+    precision_of,
+    scalars_of,
+    steps_of,
+)
 from gpuopt.groups import Frozen, match
-from gpuopt.rules.hyper import is_traced
-from gpuopt.rules.slots import Filled, Shared, Slot, is_number, shape_of, starts
-from gpuopt.suggest import listed
+from gpuopt.rules.slots import Filled, Shared, is_number, starts
 from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
@@ -28,40 +36,8 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
 
-
-class State(NamedTuple):
-    """The state of all leaves.
-
-    Attributes
-    ----------
-    steps
-        Steps taken so far.
-    slots
-        By slot, a tree like the parameters, of arrays or of numbers; None for a leaf whose rule has no such slot.
-    carried
-        By pattern of a rule (``"*"`` for a single one), the numbers of the host that it carries from step to step.
-    precision
-        Empty for "state32"; else the name of the precision, with the seed of what is rounded at random: a name that is a key
-        is no leaf of this tree.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import gpuopt
-    >>> state = gpuopt.init(gpuopt.SGD(momentum=0.9), np.zeros(2))
-    >>> state.steps, state.slots["v"]
-    (0, array([0., 0.]))
-    """
-
-    steps: int
-    slots: dict[str, Any]
-    carried: Mapping[str, Mapping[str, float]] = {}  # not a proxy of one: no other library takes that for a tree
-    precision: Mapping[str, Any] = {}
-
-    def __repr__(self) -> str:
-        more = {"carried": self.carried, "precision": self.precision}
-        shown = "".join(f", {name}={value!r}" for name, value in more.items() if value)
-        return f"State(steps={self.steps!r}, slots={self.slots!r}{shown})"
+__all__ = ["State", "evaluation", "init", "update"]
+State.__module__ = __name__  # what is pickled names the package
 
 
 def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state32") -> State:
@@ -102,7 +78,7 @@ def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state
     if way == "split":
         slots[storage.LOW] = [storage.lower_bits(p, way) if i in moving else None for i, p in enumerate(arrays)]
     named: dict[str, Any] = {} if way == "state32" else {way: kept.seed if isinstance(kept, Stochastic) else {}}
-    return State(0, {name: tree.build(own) for name, own in slots.items()}, _carried(patterns, rules), named)
+    return State(0, {name: tree.build(own) for name, own in slots.items()}, carried_at_first(patterns, rules), named)
 
 
 def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool = False) -> tuple[Any, State]:
@@ -155,12 +131,12 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
     given: Any = state
-    _check_state(given, patterns, rules)
-    steps = _steps(given)
+    check_state(given, patterns, rules)
+    steps = steps_of(given)
     carried = {
-        pattern: {name: _if_known(number) for name, number in own.items()} for pattern, own in state.carried.items()
+        pattern: {name: if_known(number) for name, number in own.items()} for pattern, own in state.carried.items()
     }
-    precision = _precision(given)
+    precision = precision_of(given)
     way, moving = storage.name_of(precision), _moving(rules, groups)
     leaves.check_precision(tree, arrays, moving, way)
     gradients = [
@@ -172,8 +148,8 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
         for name, slot in starts(rules[group].slots).items():
             where, own = tree.name(i, f"state.slots[{name!r}]"), rules[group]
             if is_number(slot) and name in slots:
-                slots[name][i] = _number(slots[name][i], own, where)
-            _check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p, way), where)
+                slots[name][i] = number_of(slots[name][i], own, where)
+            check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p, way), where)
     if (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
         plan = _Plan(rule, tree, patterns, rules, frozen, fused, [*slots])
@@ -182,11 +158,11 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
         if done := plan.step(arrays, together, tree.build(gradients), now, donate=donate):
             _keep(key, plan)
             return done
-    scalars = _scalars(patterns, rules, steps, carried)
+    scalars = scalars_of(patterns, rules, steps, carried)
     low = slots.get(storage.LOW, [None] * len(arrays))
     for i, p in enumerate(arrays):
         if i in moving and storage.way_of(dtype_of(p), way) == "split":
-            _check_slot(low[i], Filled(), p, namespace(p).uint16, tree.name(i, f"state.slots[{storage.LOW!r}]"))
+            check_slot(low[i], Filled(), p, namespace(p).uint16, tree.name(i, f"state.slots[{storage.LOW!r}]"))
     key = storage.key_of(precision, steps)
     for group, own in enumerate(rules):
         members = [i for i, g in enumerate(gradients) if g is not None and groups[i] == group]
@@ -210,7 +186,7 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     return tree.build(arrays), State(
         steps + 1,
         {name: tree.build(own) for name, own in slots.items()},
-        _carried_after(patterns, rules, scalars),
+        carried_after(patterns, rules, scalars),
         state.precision,
     )
 
@@ -245,14 +221,14 @@ class _Plan:
         except (TypeError, ValueError):
             return None
         if state.carried or self._carries:
-            _check_state(state, self.patterns, self.rules)
+            check_state(state, self.patterns, self.rules)
         return slots
 
     def step(
         self, found: list[Any], slots: list[Any], grads: Any, state: State, *, donate: bool
     ) -> tuple[Any, State] | None:
         """Take a step; None if an array does not have the layout that it had."""
-        scalars = _scalars(self.patterns, self.rules, state.steps, state.carried)
+        scalars = scalars_of(self.patterns, self.rules, state.steps, state.carried)
         gradients = self.tree.leaves_of(grads, "grads")
         for i in self.frozen:
             gradients[i] = None
@@ -268,7 +244,7 @@ class _Plan:
         count = len(found)
         for k, own in zip(self._place_of, new[count:], strict=True):
             slots[k] = own
-        carried = _carried_after(self.patterns, self.rules, scalars) if self._carries else {}
+        carried = carried_after(self.patterns, self.rules, scalars) if self._carries else {}
         by_name: Any = self._containers.unflatten(slots)
         return self.tree.build(new[:count]), State(state.steps + 1, by_name, carried, state.precision)
 
@@ -291,78 +267,9 @@ def _keep(key: Any, plan: _Plan) -> None:
     _plans[key] = plan
 
 
-def _check_state(state: Any, patterns: Sequence[str], rules: Sequence[Rule]) -> None:
-    """Raise TypeError or ValueError if a state is none, or is one of other rules."""
-    given: Any = getattr(state, "carried", None)
-    if not (isinstance(state, State) and isinstance(given, Mapping) and type(state.slots) is dict):
-        raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
-    known = {*(name for rule in rules for name in rule.slots), storage.LOW}
-    if extra := [repr(name) for name in state.slots if name not in known]:
-        names = " and ".join(dict.fromkeys(rule.name for rule in rules))
-        raise ValueError(
-            f"state.slots: unexpected {listed(extra)}; {names} has none of that name, gpuopt.init makes a state"
-        )
-    carried = {pattern: own.keys() if isinstance(own, Mapping) else own for pattern, own in given.items()}
-    expected = {pattern: rule.carried.keys() for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
-    if carried != expected:
-        shown = {pattern: [*names] for pattern, names in expected.items()}
-        raise ValueError(f"state.carried: {state.carried!r:.80}, expected numbers {shown}; gpuopt.init makes a state")
-    for pattern, own in given.items():
-        for name, number in own.items():
-            if not (isinstance(number, float | int) or is_traced(number)):
-                where = f"state.carried[{pattern!r}][{name!r}]"
-                raise TypeError(f"{where}: {number!r:.80}, expected a number; gpuopt.init makes one")
-
-
-def _steps(state: Any) -> Any:
-    """The steps that a state has taken: an integer, of Python unless it is not known yet."""
-    steps: Any
-    number = steps = state.steps if isinstance(state, State) else None
-    if is_traced(steps):
-        try:
-            number = operator.index(steps)
-        except TypeError:
-            return steps
-    if type(number) is not int or number < 0:
-        raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
-    return number
-
-
-def _precision(state: State) -> Precision | Stochastic:
-    """How a state says that leaves of 16 bits are kept."""
-    if not state.precision:
-        return "state32"
-    (name, seed), *others = state.precision.items()
-    if others or name not in storage.PRECISIONS:
-        raise ValueError(
-            f"state.precision: {state.precision!r:.80}, expected what gpuopt.init or gpuopt.update returned"
-        )
-    return Stochastic(seed) if name == "stochastic" else storage.checked(name)
-
-
 def _moving(rules: Sequence[Rule], groups: Sequence[int]) -> frozenset[int]:
     """Leaves that are not frozen."""
     return frozenset(i for i, group in enumerate(groups) if not isinstance(rules[group], Frozen))
-
-
-def _scalars(
-    patterns: Sequence[str], rules: Sequence[Rule], steps: Any, carried: Mapping[str, Mapping[str, float]]
-) -> list[dict[str, float]]:
-    """Return what `Rule.at` gives for each rule, from its carried numbers."""
-    return [
-        rule.at(steps, {**rule.carried, **carried.get(pattern, {})}) if rule.carried else rule.at(steps)
-        for pattern, rule in zip(patterns, rules, strict=True)
-    ]
-
-
-def _carried_after(
-    patterns: Sequence[str], rules: Sequence[Rule], scalars: Sequence[Mapping[str, float]]
-) -> dict[str, dict[str, float]]:
-    return {
-        pattern: {name: h[name] for name in rule.carried}
-        for pattern, rule, h in zip(patterns, rules, scalars, strict=True)
-        if rule.carried
-    }
 
 
 def evaluation(rule: Rules, params: Any, state: State) -> Any:
@@ -385,15 +292,15 @@ def evaluation(rule: Rules, params: Any, state: State) -> Any:
     """
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
-    _check_state(state, patterns, rules)
-    steps = _steps(state)
-    way = storage.name_of(_precision(state))
+    check_state(state, patterns, rules)
+    steps = steps_of(state)
+    way = storage.name_of(precision_of(state))
     slots = {name: tree.leaves_of(own, f"state.slots[{name!r}]") for name, own in state.slots.items()}
     for i, (p, group) in enumerate(zip(arrays, groups, strict=True)):
         for name, slot in starts(rules[group].slots).items():
             own, where = slots.get(name, [None] * len(arrays))[i], tree.name(i, f"state.slots[{name!r}]")
             if not is_number(slot):
-                _check_slot(own, slot, p, slot_dtype(rules[group], name, p, way), where)
+                check_slot(own, slot, p, slot_dtype(rules[group], name, p, way), where)
     last = [
         {**own.at(max(steps - 1, 0)), **state.carried.get(pattern, {})}
         for own, pattern in zip(rules, patterns, strict=True)
@@ -404,43 +311,3 @@ def evaluation(rule: Rules, params: Any, state: State) -> Any:
             for i, (p, group) in enumerate(zip(arrays, groups, strict=True))
         ]
     )
-
-
-def _carried(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str, dict[str, float]]:
-    return {pattern: dict(rule.carried) for pattern, rule in zip(patterns, rules, strict=True) if rule.carried}
-
-
-def _if_known(number: Any) -> Any:
-    """A number as one of Python's, unless it is traced."""
-    if not is_traced(number):
-        return number
-    try:
-        return float(number)
-    except TypeError:
-        return number
-
-
-def _number(own: Any, rule: Rule, name: str) -> Any:
-    """A slot that is a number, as one of Python's: compiled code of some libraries gives it back as an array."""
-    if is_traced(known := _if_known(own)):
-        raise TypeError(
-            f"{name}: a number of the host that is not known yet; {rule.name} cannot be traced, expected an update outside "
-            "of jit"
-        )
-    return known
-
-
-def _check_slot(own: Any, slot: Slot, p: Any, dtype: Any, name: str) -> None:
-    if is_number(slot):
-        if isinstance(own, float):
-            return
-        expected = "a number"
-    else:
-        shape = shape_of(slot, tuple(p.shape))
-        leaves.check_alive(own, name)
-        leaves.check_unmasked(own, name)
-        if is_array(own) and are_together(own, p) and (tuple(own.shape), own.dtype) == (shape, dtype):
-            return
-        expected = f"a {describe(p)} of {shape}, {dtype} like its parameter"
-    given = f"{describe(own)} of {own.shape}, {own.dtype}" if is_array(own) else describe(own)
-    raise ValueError(f"{name}: {given}, expected {expected}; gpuopt.init makes one")
