@@ -22,6 +22,7 @@ from gpuopt import checkpoint
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record import images
+from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.history import History
 from gpuopt.runs.report import page
 
@@ -609,3 +610,24 @@ def test_a_generator_that_a_checkpoint_has_no_state_of(tmp_path: Path) -> None:
     generator = again.remember("own", np.random.default_rng(2))
     assert generator.random() == np.random.default_rng(1).random()
     again.close()
+
+
+def test_going_back_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of the steps that were asked for, though its file is about to get another name."""
+    save = RunFolder.save
+
+    def slowly(files: RunFolder, *given: Any) -> None:
+        save(files, *given)
+        time.sleep(0.2)  # the file is the new one, which nobody knows yet
+
+    monkeypatch.setattr(RunFolder, "save", slowly)
+
+    class Back(Callback):
+        def step(self, run: Any) -> None:
+            if run.optimizer.steps == 9 and not rows(run.folder, "rollback"):
+                time.sleep(0.1)
+                run._callbacks[-1]._roll_back(run, "4")
+
+    simple(tmp_path / "run", 12, checkpoint_every=4, callbacks=[Back()])
+    (event,) = rows(tmp_path / "run", "rollback")
+    assert (event["to"], event["back_to_step"]) == ("4", 4)

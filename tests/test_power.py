@@ -121,7 +121,7 @@ def test_power_fails_at_every_operation(tmp_path: Path, request: pytest.FixtureR
     go(tmp_path / "untuned")
     untuned = ended(tmp_path / "untuned")
     ends = {"tuned": 0, "untuned": 0}
-    tried = list(states.values())[:: 1 if is_long else max(1, len(states) // 10)]
+    tried = list(states.values())[:: 1 if is_long else max(1, len(states) // 6)]
     for number, (contents, is_answered) in enumerate(tried):
         folder = put(tmp_path / str(number), contents)
         again: list[Contents] = []

@@ -221,6 +221,7 @@ class Steering(Callback):
     def _roll_back(self, run: Loop, to: str) -> None:
         from gpuopt import checkpoint
 
+        self._checkpoints.settle()  # or the file of the last checkpoint becomes that of another one in a moment
         states, step = self._states(), run.optimizer.steps
         if to not in states:
             raise UsageError(f"rollback {to}: no such state, expected one of {listed(states)}")

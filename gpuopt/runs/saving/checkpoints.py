@@ -186,10 +186,14 @@ class Checkpoints(Callback):
             if gpu_failure(error) is None:
                 raise
 
-    def _look_at_writing(self) -> None:
+    def settle(self) -> None:
+        """Wait for what is being written: then the folder has what `steps` says."""
+        self._look_at_writing(wait=True)
+
+    def _look_at_writing(self, *, wait: bool = False) -> None:
         """Raise the error of the last write; too many open files is only a warning, for the next write may succeed."""
         try:
-            self._background.look()
+            (self._background.wait if wait else self._background.look)()
         except OSError as error:
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
