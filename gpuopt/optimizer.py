@@ -18,7 +18,6 @@ from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
 from gpuopt.rules.hyper import Count
 from gpuopt.stateful import Nonfinite, Stateful, Turn
-from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -196,12 +195,7 @@ class Optimizer(Stateful):
 
         """
         if not (name.startswith("_") or hasattr(type(self), name)):
-            known = dict.fromkeys(own for rule in vars(self).get("_rules", ()) for own in rule.hyperparameters())
-            if near := did_you_mean(name, known, likeness=0.8):
-                raise AttributeError(
-                    f"{name}: no attribute of an optimizer{'' if name in known else near}, expected opt.tune(NAME=...) or "
-                    "opt.lr = ... to change a hyperparameter"
-                )
+            tuning.expect_no_hyperparameter(name, vars(self).get("_rules", ()))
         super().__setattr__(name, value)
 
     @property

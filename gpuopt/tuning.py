@@ -11,7 +11,7 @@ from gpuopt.schedules import Schedule
 from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import SupportsFloat
 
     from gpuopt.rules.base import Rule
@@ -62,6 +62,16 @@ def tuned(
         own | {name: value for name, value in changes.items() if name in names}
         for own, names in zip(before, known, strict=True)
     ]
+
+
+def expect_no_hyperparameter(name: str, rules: Iterable[Rule]) -> None:
+    """Raise an AttributeError if an attribute of an optimizer would be called like a hyperparameter, or much like one."""
+    known = dict.fromkeys(own for rule in rules for own in rule.hyperparameters())
+    if near := did_you_mean(name, known, likeness=0.8):
+        raise AttributeError(
+            f"{name}: no attribute of an optimizer{'' if name in known else near}, expected opt.tune(NAME=...) or opt.lr = ... "
+            "to change a hyperparameter"
+        )
 
 
 def are_same(some: Sequence[Tuned], others: Sequence[Tuned]) -> bool:
