@@ -285,6 +285,17 @@ def test_memory_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert (result.exit_code, result.stderr) == (1, "gpuopt: there is not enough memory: Unable to allocate 95.4 MiB\n")
 
 
+def test_a_current_folder_that_was_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = gpuopt_("train", "--epochs", "1", "--quiet")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("the current folder was removed; change to one that exists\n")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_disk_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "run/checkpoint.safetensors")

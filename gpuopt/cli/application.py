@@ -138,6 +138,8 @@ def told_plainly() -> Iterator[None]:
         raise  # nobody reads on, as after `| head`: typer leaves quietly
     except (ExplodedError, GPUFailure, OSError) as error:
         code, message = 1, str(error)
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd names none
+            message = f"{message}: the current folder was removed; change to one that exists"
     except MemoryError as error:
         code, message = 1, f"there is not enough memory: {str(error) or 'nothing is left'}"
     else:
