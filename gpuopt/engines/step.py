@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.dependence import Path
     from gpuopt.engines.norms import Guard
+    from gpuopt.engines.place import Place
     from gpuopt.engines.whole import Parts
     from gpuopt.rules.base import Rule
 
@@ -135,7 +136,12 @@ class Step(Judging):
             array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
             place: memory.Overlaps(
-                [a for i, p in enumerate(self._places) if p is place for a in (arrays[i], *_arrays_of(self.slots[i]))]
+                [
+                    a
+                    for i, p in enumerate(self._places)
+                    if p is place
+                    for a in _arrays_at(place, arrays[i], self.slots[i])
+                ]
             )
             for place in dict.fromkeys(self._places)
             if place is not None
@@ -390,6 +396,7 @@ def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
     return rule.slots, {name: rule.part(name) for name in rule.slots}
 
 
-def _arrays_of(slots: Mapping[str, Any]) -> list[Any]:
-    """The arrays among the slots of a leaf, without the numbers."""
-    return [slot for slot in slots.values() if getattr(slot, "shape", None) or getattr(slot, "size", 0)]
+def _arrays_at(place: Place, p: Any, slots: Mapping[str, Any]) -> list[Any]:
+    """A leaf and the arrays among its slots, but for numbers that the host keeps where the leaf is not the host's."""
+    arrays = [p, *(slot for slot in slots.values() if getattr(slot, "shape", None) or getattr(slot, "size", 0))]
+    return [own for own in arrays if libraries.is_numpy(own) == (place.name == "numpy")]
