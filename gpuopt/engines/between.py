@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from gpuopt.arrays import place as place_name
 from gpuopt.engines import memory
 from gpuopt.engines.folds import Fold, fold
 from gpuopt.engines.interrupts import in_one_go
-from gpuopt.engines.program import Node
+from gpuopt.engines.program import ARITHMETIC, COMPARISONS, LOGIC, Node
 from gpuopt.engines.programs import kind_of
 from gpuopt.engines.reference import sum_along
 from gpuopt.engines.stages import axis_of, buffers, idle, leaving, source, stages
@@ -34,20 +35,8 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "truediv": lambda a, b: a / b,
-    "neg": lambda a: -a,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "and": lambda a, b: a & b,
-    "or": lambda a, b: a | b,
-    "not": lambda a: ~a,
+    **{name: getattr(operator, name) for name in (*ARITHMETIC, *COMPARISONS, "neg")},
+    **dict(zip(LOGIC, (operator.and_, operator.or_, operator.invert), strict=True)),
 }
 """Of Python; others are functions of the library."""
 

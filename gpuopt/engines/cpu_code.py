@@ -15,24 +15,6 @@ from gpuopt.engines.table import Variant
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# The elements are independent of each other, and LLVM is told so: a gradient may well be its own parameter.
-_UPDATE = """
-define internal void @update{i}({arguments}) {{
-  {prologue}
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %0 ], [ %i.next, %loop ]
-  {body}
-  %i.next = add nuw nsw i64 %i, 1
-  %more = icmp slt i64 %i.next, %n
-  br i1 %more, label %loop, label %exit, !llvm.loop !{loop}
-exit:
-  ret void
-}}
-!{access} = distinct !{{}}
-!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}}}
-"""
-
 # Brings a chunk of each array to another place, and has it updated there.
 _MOVE = """  %own = getelementptr [{arrays} x [2 x i64]], ptr %moves, i64 %segment
   br label %move
@@ -78,10 +60,9 @@ def source(variants: tuple[Variant, ...]) -> str:
 def advance(variants: tuple[Variant, ...]) -> str:
     """IR of the function that brings every chunk to another place before it is updated there."""
     columns = table.SLOTS + max(len(v.program.slots) for v in variants)
-    declaration = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
     body = _MOVE.format(arrays=columns - table.PARAMETER, PARAMETER=table.PARAMETER)
     walk = cpu_walks.over_chunks("advance", ("step", "table", "gradients", "chunks", "moves"), columns, body)
-    return "\n".join([source(variants), declaration, walk])
+    return "\n".join([source(variants), walk])
 
 
 def measure() -> str:
@@ -120,20 +101,13 @@ def _update(i: int, variant: Variant) -> str:
     if variant.program.folds:
         return cpu_extents.fold(i, variant)
     last = update(variant.program)
-    access, loop = 2 * i, 2 * i + 1
-    code = Elements(variant, last.elements, {}, f", !llvm.access.group !{access}")
+    metadata = 2 * i
+    code = Elements(variant, last.elements, {}, f", !llvm.access.group !{metadata}")
     for store in last.stores:
         code.store(store.name, store.part, store.value, store.when)
     if not last.stores:
         return f"define internal void @update{i}({cpu_walks.ARGUMENTS}) {{\n  ret void\n}}"
-    return _UPDATE.format(
-        i=i,
-        arguments=cpu_walks.ARGUMENTS,
-        access=access,
-        loop=loop,
-        prologue="\n  ".join(code.prologue),
-        body="\n  ".join(code.body),
-    )
+    return code.loop(f"update{i}", cpu_walks.ARGUMENTS, metadata)
 
 
 def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> list[str]:

@@ -39,6 +39,24 @@ LARGER = """%{0}.gt = fcmp ogt double %{1}, %{2}
   %{0} = select i1 %{0}.first, double %{1}, double %{2}"""
 """The larger one of two; NaN if either is."""
 
+# The elements are independent of each other, and LLVM is told so: a gradient may well be its own parameter.
+_LOOP = """
+define internal void @{name}({arguments}) {{
+  {prologue}
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %0 ], [ %i.next, %loop ]
+  {body}
+  %i.next = add nuw nsw i64 %i, 1
+  %more = icmp slt i64 %i.next, %n
+  br i1 %more, label %loop, label %exit, !llvm.loop !{loop}
+exit:
+  ret void
+}}
+!{access} = distinct !{{}}
+!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}}}
+"""
+
 BYTES = {"i16": 2, "float": 4, "double": 8}
 LINE = 64
 """Bytes that memory brings near at once."""
@@ -55,6 +73,7 @@ def declarations() -> list[str]:
         "declare i64 @llvm.smin.i64(i64, i64)",
         "declare double @llvm.fmuladd.f64(double, double, double)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+        "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
         *functions,
     ]
 
@@ -112,6 +131,17 @@ class Elements:
                     terms = [self.values[a] for a in args]
                     lines.append(f"{value} = " + OPERATIONS[op].format(*terms, T=T, S=S))
             self.values[k] = value
+
+    def loop(self, name: str, arguments: str, metadata: int) -> str:
+        """IR of a function that does what is in the body for each of ``n`` elements, with two numbers of metadata from this one on."""
+        return _LOOP.format(
+            name=name,
+            arguments=arguments,
+            access=metadata,
+            loop=metadata + 1,
+            prologue="\n  ".join(self.prologue),
+            body="\n  ".join(self.body),
+        )
 
     def rounded(self, number: str, value: str, lines: list[str]) -> str:
         """A float64, rounded to the dtype of the loop."""

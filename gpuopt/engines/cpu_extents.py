@@ -86,21 +86,6 @@ exit:
 # Pieces of at most 256 numbers of one stretch. Of each the elements go to a buffer, those of its parts side by side; where a piece is
 # all of a stretch, they lie side by side in memory, too.
 _FOLD = """
-define internal void @values{i}({arguments}, ptr noalias %out) {{
-  {prologue}
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %0 ], [ %i.next, %loop ]
-  {body}
-  %i.next = add nuw nsw i64 %i, 1
-  %more = icmp slt i64 %i.next, %n
-  br i1 %more, label %loop, label %exit, !llvm.loop !{loop}
-exit:
-  ret void
-}}
-!{access} = distinct !{{}}
-!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}}}
-
 define internal void @update{i}({arguments}) {{
 entry:
   %buffer = alloca [{CHUNK} x {T}], align 64
@@ -180,8 +165,8 @@ exit:
 def fold(i: int, variant: Variant) -> str:
     """The loops of one variant that add up along an axis."""
     last = update(variant.program)
-    access, loop = 2 * i, 2 * i + 1
-    code = Elements(variant, last.elements, {}, f", !llvm.access.group !{access}")
+    metadata = 2 * i
+    code = Elements(variant, last.elements, {}, f", !llvm.access.group !{metadata}")
     (store,) = last.stores
     T = code.dtype.llvm  # noqa: N806 - a type
     column = table.fold_at(variant.program)
@@ -196,19 +181,13 @@ def fold(i: int, variant: Variant) -> str:
     def given(start: str, n: str) -> str:
         return cpu_walks.ARGUMENTS.replace("%start", start).replace("%n", n)
 
-    return _FOLD.format(
+    code.body += [
+        f"%out.at = getelementptr inbounds {T}, ptr %out, i64 %i",
+        f"store {T} {code.values[store.value]}, ptr %out.at{code.access}",
+    ]
+    return code.loop(f"values{i}", f"{cpu_walks.ARGUMENTS}, ptr noalias %out", metadata) + _FOLD.format(
         i=i,
         arguments=cpu_walks.ARGUMENTS,
-        access=access,
-        loop=loop,
-        prologue="\n  ".join(code.prologue),
-        body="\n  ".join(
-            [
-                *code.body,
-                f"%out.at = getelementptr inbounds {T}, ptr %out, i64 %i",
-                f"store {T} {code.values[store.value]}, ptr %out.at{code.access}",
-            ]
-        ),
         T=T,
         bytes=4 if T == "float" else 8,
         CHUNK=table.CHUNK,
@@ -224,9 +203,7 @@ def fold(i: int, variant: Variant) -> str:
 def functions(variants: Iterable[Variant]) -> list[str]:
     """IR of what these variants call."""
     programs = [v.program for v in variants]
-    code = []
-    if any(program.spread or program.folds for program in programs):
-        code = ["declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"]
-        for T, size in (("float", 4), ("double", 8)):  # noqa: N806 - types
-            code += [_SPREAD.format(T=T, size=size), _ADD.format(T=T)]
-    return code
+    if not any(program.spread or program.folds for program in programs):
+        return []
+    types = (("float", 4), ("double", 8))
+    return [text.format(T=T, size=size) for T, size in types for text in (_SPREAD, _ADD)]
