@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import describe, dtype_of, to_numpy
-from gpuopt.stateful import uncollected
 from gpuopt.suggest import listed, printable
 from gpuopt.tensorfile import CheckpointError, checksums, read, write
 
@@ -40,7 +39,6 @@ SMALL = ("float16", "bfloat16")  # whose slots may be float32, or their other bi
 REAL = {"complex64": "float32", "complex128": "float64"}
 
 
-@uncollected()
 def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] | None = None) -> None:
     """Write the parameters and the state of an optimizer into a file, whole or not at all.
 
@@ -132,7 +130,6 @@ def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
     return load_state(path, opt)[0]
 
 
-@uncollected()
 def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)

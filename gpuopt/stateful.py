@@ -43,16 +43,21 @@ PAST = 4096
 """Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
 
 
+MANY = 1000
+"""Leaves whose new objects are so many that the garbage collector would go over them again and again."""
+
+
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would go over the many new objects of many leaves, again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+def uncollected(leaves: int) -> Iterator[None]:
+    """Keep the garbage collector off for as long as the block lasts, where there are many leaves; else leave it alone."""
+    if leaves < MANY or not gc.isenabled():
+        yield
+        return
     try:
+        gc.disable()
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
 
 
 class Stateful:
@@ -62,7 +67,6 @@ class Stateful:
     unpickled or copied. Everything else is state, and one of its parts never changes without the others.
     """
 
-    @uncollected()
     def __init__(
         self,
         params: Any,
@@ -83,14 +87,15 @@ class Stateful:
         self._every = every
         self._scale = scale
         self._read_leaves()
-        self._single = isinstance(rule, Rule)
-        self._patterns, self._original, self._groups = match(rule, self._tree)
-        leaves.check_rules(self._tree, self._arrays, self._original, self._groups)
-        self._tuned: list[dict[str, Hyper]] = [{} for _ in self._original]
-        self._carried = [dict(rule.carried) for rule in self._original]
-        self._steps = self._skipped = 0
-        self._past: deque[tuple[int, list[dict[str, float]]]] = deque(maxlen=PAST)
-        self._prepare()
+        with uncollected(len(self._arrays)):
+            self._single = isinstance(rule, Rule)
+            self._patterns, self._original, self._groups = match(rule, self._tree)
+            leaves.check_rules(self._tree, self._arrays, self._original, self._groups)
+            self._tuned: list[dict[str, Hyper]] = [{} for _ in self._original]
+            self._carried = [dict(rule.carried) for rule in self._original]
+            self._steps = self._skipped = 0
+            self._past: deque[tuple[int, list[dict[str, float]]]] = deque(maxlen=PAST)
+            self._prepare()
 
     def _read_leaves(self) -> None:
         """Find and check the leaves of the parameters."""
@@ -156,7 +161,6 @@ class Stateful:
                 },
             }
 
-    @uncollected()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.
 
@@ -172,7 +176,8 @@ class Stateful:
             If it does not fit. Every leaf, shape, dtype and rule that differs is listed, and nothing is changed.
 
         """
-        self._go_on_from(state, self._step.readable)
+        with uncollected(len(self._arrays)):
+            self._go_on_from(state, self._step.readable)
 
     def _go_on_from(self, state: Mapping[str, Any], readable: Callable[[Any, Any], Any]) -> None:
         """See `load_state_dict`, and of ``readable`` `states.arrays_of`."""
@@ -222,14 +227,15 @@ class Stateful:
 
     def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
         """Have the state written; `gpuopt.checkpoint` knows how."""
-        with self._lock:  # other threads step when it is written
+        with self._lock, uncollected(len(self._arrays)):  # other threads step when it is written
             write(self.state_dict())
 
     def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
         """Go on from the state that is read, whose arrays are new, and return what came with it."""
         self._held.check_all()
-        state, more = read()
-        self._go_on_from(state, partial(self._step.readable, is_apart=True))
+        with uncollected(len(self._arrays)):
+            state, more = read()
+            self._go_on_from(state, partial(self._step.readable, is_apart=True))
         return more
 
     def with_params(self, params: Any) -> Self:

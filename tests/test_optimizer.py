@@ -1,6 +1,7 @@
 """The optimizer: groups, gradients that come and go, hyperparameters that change, state, copies."""
 
 import copy
+import gc
 import pickle
 from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable
@@ -164,6 +165,22 @@ def test_tuning_to_what_it_is_looks_at_nothing(monkeypatch: pytest.MonkeyPatch) 
     opt.tune(lr=0.2, **{"EMA.decay": 0.25})
     opt.lr = 0.2
     assert opt.lr == 0.2
+
+
+@pytest.mark.parametrize(("count", "collects"), [(10, True), (2000, False)])
+def test_the_garbage_collector_is_on_again_whatever_happens(
+    count: int, collects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def interrupted(optimizer: gpuopt.Optimizer) -> None:
+        seen.append(gc.isenabled())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpuopt.Optimizer, "_prepare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gpuopt.Optimizer([np.zeros(1) for _ in range(count)], gpuopt.SGD())
+    assert (seen, gc.isenabled()) == ([collects], True)
 
 
 @pytest.mark.parametrize(
