@@ -59,6 +59,7 @@ class Whole:
         self.program, self._slots, self._hidden = leaf.program, leaf.slots, hidden
         self._p, self._kind, self._xp = p, kind_of(p), namespace(p)
         self._values: dict[int, Any] = {}
+        self._ways = [self._way(node) for node in self.program.extents]
 
     def begin(
         self, scalars: Sequence[float], called: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], rule: str
@@ -70,7 +71,7 @@ class Whole:
         """Work out some extents, in order, and put those that enter the loops where these read them."""
         with current(self._p), np.errstate(all="ignore"):
             for k in wanted:
-                self._values[k] = self._worked_out(self.program.extents[k])
+                self._values[k] = self._ways[k]()
             for k in enters:
                 self._hidden[entering(k)].array[...] = self._values[k]
 
@@ -86,24 +87,30 @@ class Whole:
         with current(self._p), np.errstate(all="ignore"):
             return self._xp.astype(value, slot.dtype, copy=False)
 
-    def _worked_out(self, node: Node) -> Any:
+    def _way(self, node: Node) -> Callable[[], Any]:
+        """Return what works an extent out, when those that it is made of are there."""
+        xp = self._xp
         match node:
             case Node("slot", (name,)):
-                found = self._xp.astype(self._slots[name], self._kind.dtype, copy=False)
+                return lambda: xp.astype(self._slots[name], self._kind.dtype, copy=False)
             case Node("scalar", (k,)):
-                found = self._scalars[k]
+                return lambda: self._scalars[k]
             case Node("literal", (number,)):
-                found = float.fromhex(number)
-            case Node("sum", (held, axes, keepdims)):
+                value = float.fromhex(number)
+                return lambda: value
+            case Node("sum", ((_, index), axes, keepdims)):
                 name = source(self.program, node)
-                u = self._hidden[name].array if name else self._values[held[1]]
-                found = self._apart(sum_along(self._xp, u, axes, keepdims=keepdims), u)
+                return lambda: self._sum(self._hidden[name].array if name else self._values[index], axes, keepdims)
             case Node("whole", (k, *given)):
-                found = self._of_whole(k, given)
+                return lambda: self._of_whole(k, given)
             case Node(op, args):
-                function = OPERATIONS.get(op) or getattr(self._xp, op)
-                found = function(*[self._values[a] for a in args])
-        return found
+                function = OPERATIONS.get(op) or getattr(xp, op)
+                return lambda: function(*[self._values[a] for a in args])
+
+    def _sum(self, u: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+        found = sum_along(self._xp, u, axes, keepdims=keepdims)
+        # Where nothing was added up it is the same memory, and a hidden array is used again.
+        return self._xp.asarray(found, copy=True) if found.size == u.size else found
 
     def _array(self, held: tuple[str, int]) -> Any:
         where, index = held
@@ -116,14 +123,9 @@ class Whole:
         )
         if not _is_like(found, self._kind):
             raise TypeError(_unlike(found, self._kind, self._rule))
-        for own in given:
-            if own is not None:
-                found = self._apart(found, self._array(own))
-        return found
-
-    def _apart(self, found: Any, u: Any) -> Any:
-        """The same, or a copy if it may be in the array that it is made of: a hidden one is used again."""
-        return self._xp.asarray(found, copy=True) if memory.Overlaps([u]).meets(found) else found
+        inputs = [self._array(own) for own in given if own is not None]
+        # What may be in a hidden array is copied, for that is used again.
+        return self._xp.asarray(found, copy=True) if any(memory.Overlaps([u]).meets(found) for u in inputs) else found
 
 
 class Stages:
@@ -196,7 +198,7 @@ class Stages:
             kernel.scale(factors[rows])
 
     def run(self, scalars: Sequence[Mapping[str, float]], gradients: NDArray[np.int64]) -> list[Callable[[], object]]:
-        """Take all stages but the last one, which write hidden arrays alone.
+        """Run all stages but the last one, which write hidden arrays alone.
 
         Parameters
         ----------

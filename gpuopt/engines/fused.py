@@ -66,7 +66,7 @@ class FusedStep:
 
     A leaf that does not fill its memory without gaps is updated in a dense stand-in: its values are copied there before the
     kernel runs, and back afterwards. A leaf of 16 bits may get gradients of its own dtype or of float32; when one comes that
-    the kernel was not made for, another kernel is. Where programs have several stages, those before the last one are taken in `prepare`.
+    the kernel was not made for, another kernel is. Where programs have several stages, those before the last one are run in `prepare`.
 
     Parameters
     ----------

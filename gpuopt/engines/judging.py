@@ -118,7 +118,7 @@ class Judging:
         return [found[i] for i in range(len(self._arrays))]
 
     def decided(self, norm: float, scales: NDArray[np.float64]) -> None:
-        """Take over the norm of all gradients, and what each gradient is multiplied by."""
+        """Record the norm of all gradients, and what each gradient is multiplied by."""
         self._norm, self._scales = norm, scales
         for step in self._fused:
             step.scale(scales)

@@ -148,7 +148,7 @@ class Learner:
         return found
 
     def become(self, file: Path) -> None:
-        """Take the parameters and the optimizer's state of a checkpoint."""
+        """Load the parameters and the optimizer's state of a checkpoint."""
         from gpuopt import checkpoint
 
         checkpoint.load(file, self.optimizer)

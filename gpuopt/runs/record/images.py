@@ -103,8 +103,8 @@ class Images(Callback):
 
     def _draw_waiting(self) -> None:
         with self._lock:
-            taken, self._waiting = self._waiting, {}
-        for name, arrive in taken.items():
+            waiting, self._waiting = self._waiting, {}
+        for name, arrive in waiting.items():
             with warned(f"no picture of {name} (%s)"):
                 for part, content in _parts(arrive()):
                     _write(self._folder / f"image-{name}{part}.png", content)
