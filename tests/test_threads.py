@@ -1,9 +1,11 @@
 """Helper threads: the same bits with any number of them, and none of their work outlives the call."""
 
+import ctypes
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 from spaces import assert_same_bits
 
 import gpuopt
-from gpuopt.engines import threads
+from gpuopt.engines import machine, threads
+from gpuopt.engines.threads_code import ASLEEP, FIELDS, TRIES
 
 LARGE = 700_001
 """Elements that are worth several threads."""
@@ -85,6 +88,31 @@ print(opt.steps, np.unique(w))
     assert done.stdout.split() == ["2", "[-2.]"], done.stderr
 
 
+def test_helpers_that_come_too_late_are_left_asleep_for_a_while() -> None:
+    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    (nothing,) = machine.compiled(
+        "define void @nothing(ptr %context, i64 %begin, i64 %end) {\n  ret void\n}\n", nothing=work
+    )
+    slow = work(lambda *_: time.sleep(0.02))
+    size = 7
+    threads.set_num_threads(2)
+    pool = threads.pool()
+    pool.start(2)
+    late = ctypes.c_int64.from_address(pool._address.value + FIELDS["late"] + 8 * size)  # type: ignore[operator]
+
+    def run(job: Any) -> int:
+        deadline = time.monotonic() + 10
+        while not pool._sleeping[0].value and time.monotonic() < deadline:
+            time.sleep(1e-4)
+        pool.run(ctypes.cast(job, ctypes.c_void_p), None, 16, size)
+        return late.value
+
+    run(slow)
+    assert [run(nothing) for _ in range(TRIES)] == list(range(1, TRIES + 1))
+    assert [run(nothing) for _ in range(ASLEEP)] == [*range(TRIES + 1, TRIES + ASLEEP), TRIES - 1]
+    assert run(slow) == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks as POSIX has them")
 def test_a_child_has_helpers_of_its_own() -> None:
     code = f"""
@@ -132,7 +160,6 @@ def step():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a compiler of C, and x86's control register")
 def test_every_thread_has_the_callers_floating_point_mode(tmp_path: Path) -> None:
-    import ctypes
     import platform
     import shutil
 

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuopt.engines import machine
-from gpuopt.engines.threads_code import FIELDS, PROCESSORS, source
+from gpuopt.engines.threads_code import FIELDS, PROCESSORS, SIZES, source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST = 64
+MOST = SIZES
 """Threads of one job."""
 WORTH_A_THREAD = 2 << 20
 """Bytes of memory traffic: a thread is woken in the time that moves so many."""

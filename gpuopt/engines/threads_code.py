@@ -2,6 +2,10 @@
 
 ``state`` is one word: the number of the job, how many helpers are inside of it (from bit 1 on), and in bit 0 whether it is
 open. A helper enters by raising the count while the job is open; after the job is closed nobody enters.
+
+Who takes part in a job wakes two others, as in a binary heap whose root is the calling thread, so that the calling thread
+begins to work after two wakings however many helpers there are. Helpers that came too late for several jobs of a size are
+left asleep in the next ones of the size, then tried again: ``late`` counts by size.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ FIELDS = {
     "share": 280,
     "mode": 288,
     "processor": 296,
+    "helpers": 304,
     "limit": 320,
     "spins": 328,
     "yield": 336,
@@ -29,15 +34,24 @@ FIELDS = {
     "getcpu": 360,
     "setaffinity": 368,
     "processors": 384,
-    "sleeping": 512,
-    "size": 512 + 64 * 64,
+    "late": 512,
+    "sleeping": 1088,
+    "size": 1088 + 64 * 64,
 }
 
 PROCESSORS = 1024
 """How many processors the set of ``processors`` has room for."""
+SIZES = 64
+"""The largest size of a job, in threads that are worth their waking."""
 
 _JOB = 16
 """The number of a job begins at this bit of the state."""
+_SHARES = 8
+"""Shares of a job for each thread: small ones, so that a processor that is busy with other things holds nobody up."""
+TRIES = 8
+"""Jobs of a size whose helpers may come too late, one after the other, before they are left asleep."""
+ASLEEP = 64
+"""Jobs of the size that they are left asleep for."""
 
 # How a processor waits within a loop, and its floating-point mode (rounding, subnormals), which every thread has for
 # itself: name of the machine, intrinsic functions, pause, to read the mode into %mode, and to set it.
@@ -83,12 +97,13 @@ exit:
   ret void
 }}
 
-; Give out shares to the calling thread until there are none.
-define internal void @shares(ptr %control, ptr %work, ptr %context, i64 %items, i64 %share) {{
+; Give out shares to the calling thread until there are none, and return how many it got.
+define internal i64 @shares(ptr %control, ptr %work, ptr %context, i64 %items, i64 %share) {{
 entry:
   %next.at = getelementptr i8, ptr %control, i64 {next}
   br label %again
 again:
+  %done = phi i64 [ 0, %entry ], [ %done.next, %one ]
   %begin = atomicrmw add ptr %next.at, i64 %share monotonic
   %any = icmp slt i64 %begin, %items
   br i1 %any, label %one, label %exit
@@ -96,9 +111,47 @@ one:
   %rest = add i64 %begin, %share
   %end = call i64 @llvm.umin.i64(i64 %rest, i64 %items)
   call void %work(ptr %context, i64 %begin, i64 %end)
+  %done.next = add i64 %done, 1
   br label %again
 exit:
-  ret void
+  ret i64 %done
+}}
+
+; Wake the helpers numbered 2 n and 2 n + 1, if they sleep and the job has a use for them, and return how many were woken.
+define internal i64 @wake(ptr %control, i64 %n) {{
+entry:
+  %helpers.at = getelementptr i8, ptr %control, i64 {helpers}
+  %helpers = load i64, ptr %helpers.at
+  %first = shl i64 %n, 1
+  %above = add i64 %first, 2
+  %end = call i64 @llvm.umin.i64(i64 %above, i64 %helpers)
+  br label %again
+again:
+  %k = phi i64 [ %first, %entry ], [ %k.next, %next ]
+  %woken = phi i64 [ 0, %entry ], [ %woken.next, %next ]
+  %more = icmp slt i64 %k, %end
+  br i1 %more, label %look, label %exit
+look:
+  %sleeping.offset = mul i64 %k, 64
+  %sleeping.first = getelementptr i8, ptr %control, i64 {sleeping}
+  %sleeping.at = getelementptr i8, ptr %sleeping.first, i64 %sleeping.offset
+  %slept = atomicrmw xchg ptr %sleeping.at, i64 0 seq_cst
+  %sleeps = icmp ne i64 %slept, 0
+  br i1 %sleeps, label %post, label %next
+post:
+  %lock.at = getelementptr i8, ptr %sleeping.at, i64 8
+  %lock = load ptr, ptr %lock.at
+  %release.at = getelementptr i8, ptr %control, i64 {release}
+  %release = load ptr, ptr %release.at
+  call void %release(ptr %lock)
+  br label %next
+next:
+  %one = zext i1 %sleeps to i64
+  %woken.next = add i64 %woken, %one
+  %k.next = add i64 %k, 1
+  br label %again
+exit:
+  ret i64 %woken
 }}
 
 define void @run(ptr %control, ptr %work, ptr %context, i64 %items, i64 %most) {{
@@ -124,8 +177,7 @@ publish:
   %mode.at = getelementptr i8, ptr %control, i64 {mode}
   %next.at = getelementptr i8, ptr %control, i64 {next}
   %state.at = getelementptr i8, ptr %control, i64 {state}
-  ; Small shares, so that a processor that is busy with other things holds nobody up.
-  %parts = mul i64 %workers, {shares}
+  %parts = mul i64 %workers, {SHARES}
   %above = add i64 %items, %parts
   %rounded = sub i64 %above, 1
   %share = sdiv i64 %rounded, %parts
@@ -133,6 +185,9 @@ publish:
   store ptr %context, ptr %context.at
   store i64 %items, ptr %items.at
   store i64 %share, ptr %share.at
+  %helpers = sub i64 %workers, 1
+  %helpers.at = getelementptr i8, ptr %control, i64 {helpers}
+  store i64 %helpers, ptr %helpers.at
   {read_mode}
   %processor.at = getelementptr i8, ptr %control, i64 {processor}
   %getcpu.at = getelementptr i8, ptr %control, i64 {getcpu}
@@ -152,29 +207,25 @@ open.job:
   %job.bits = shl i64 %job, {JOB}
   %open = or i64 %job.bits, 1
   store atomic i64 %open, ptr %state.at seq_cst, align 8
-  %helpers = sub i64 %workers, 1
-  br label %wake
-wake:
-  %k = phi i64 [ 0, %open.job ], [ %k.next, %woken ]
-  %sleeping.offset = mul i64 %k, 64
-  %sleeping.first = getelementptr i8, ptr %control, i64 {sleeping}
-  %sleeping.at = getelementptr i8, ptr %sleeping.first, i64 %sleeping.offset
-  %slept = atomicrmw xchg ptr %sleeping.at, i64 0 seq_cst
-  %sleeps = icmp ne i64 %slept, 0
-  br i1 %sleeps, label %post, label %woken
-post:
-  %lock.at = getelementptr i8, ptr %sleeping.at, i64 8
-  %lock = load ptr, ptr %lock.at
-  %release.at = getelementptr i8, ptr %control, i64 {release}
-  %release = load ptr, ptr %release.at
-  call void %release(ptr %lock)
-  br label %woken
-woken:
-  %k.next = add i64 %k, 1
-  %more = icmp slt i64 %k.next, %helpers
-  br i1 %more, label %wake, label %work.too
+  %size = call i64 @llvm.umin.i64(i64 %most, i64 {SIZES})
+  %late.offset = mul i64 %size, 8
+  %late.first = getelementptr i8, ptr %control, i64 {late}
+  %late.at = getelementptr i8, ptr %late.first, i64 %late.offset
+  %late = load i64, ptr %late.at
+  %late.next = add i64 %late, 1
+  %hopeless = icmp sge i64 %late, {TRIES}
+  br i1 %hopeless, label %let.sleep, label %wake.some
+let.sleep:
+  %try.again = icmp sge i64 %late.next, {WAKE_AGAIN}
+  %late.asleep = select i1 %try.again, i64 {LAST_TRY}, i64 %late.next
+  br label %work.too
+wake.some:
+  %woken.now = call i64 @wake(ptr %control, i64 0)
+  br label %work.too
 work.too:
-  call void @shares(ptr %control, ptr %work, ptr %context, i64 %items, i64 %share)
+  %woken = phi i64 [ 0, %let.sleep ], [ %woken.now, %wake.some ]
+  %late.kept = phi i64 [ %late.asleep, %let.sleep ], [ %late, %wake.some ]
+  %own.shares = call i64 @shares(ptr %control, ptr %work, ptr %context, i64 %items, i64 %share)
   %closed = atomicrmw and ptr %state.at, i64 -2 seq_cst
   br label %wait
 wait:
@@ -195,6 +246,15 @@ pause:
   {pause}
   br label %wait
 end:
+  ; Worth the waking is an eighth of the work.
+  %own.items = mul i64 %own.shares, %share
+  %own.eightfold = mul i64 %own.items, 8
+  %sevenfold = mul i64 %items, 7
+  %in.time = icmp sle i64 %own.eightfold, %sevenfold
+  %late.found = select i1 %in.time, i64 0, i64 %late.next
+  %none.woken = icmp eq i64 %woken, 0
+  %late.new = select i1 %none.woken, i64 %late.kept, i64 %late.found
+  store i64 %late.new, ptr %late.at
   store atomic i64 0, ptr %busy.at release, align 8
   ret void
 }}
@@ -272,7 +332,9 @@ worked:
   %items = load i64, ptr %items.at
   %share = load i64, ptr %share.at
   {set_mode}
-  call void @shares(ptr %control, ptr %work, ptr %context, i64 %items, i64 %share)
+  %node = add i64 %k, 1
+  %woken.too = call i64 @wake(ptr %control, i64 %node)
+  %ignored = call i64 @shares(ptr %control, ptr %work, ptr %context, i64 %items, i64 %share)
   %left = atomicrmw sub ptr %state.at, i64 2 acq_rel
   br label %look
 idle:
@@ -335,5 +397,9 @@ def source(name: str | None = None) -> str:
         JOB=_JOB,
         SET=PROCESSORS // 8,
         PROCESSORS=PROCESSORS,
-        shares=8,
+        SHARES=_SHARES,
+        SIZES=SIZES,
+        TRIES=TRIES,
+        LAST_TRY=TRIES - 1,
+        WAKE_AGAIN=TRIES + ASLEEP,
     )
