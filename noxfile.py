@@ -46,6 +46,11 @@ if not urls or dead or not all(url.startswith(address) for url in urls):
 """
 EXAMPLE = "https://example.org/owner/gpuopt"
 
+# Tests start hundreds of interpreters, and uv compiles nothing when it installs: without files of bytecode each of them would compile
+# all that it imports, which takes longer than the import.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parent / ".nox" / ".bytecode")
+
 nox.needs_version = ">=2026.8.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"

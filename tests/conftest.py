@@ -5,6 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+# The products of tests are small: OpenBLAS has its threads wait for each other in loops, for longer than one of them multiplies. It reads
+# this when NumPy is imported, here and in the processes that tests start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 pytest.register_assert_rewrite("spaces")
 
 import spaces

@@ -199,9 +199,12 @@ def trained(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return arrays, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def test_a_training_of_the_size_of_mnist_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+def test_a_training_of_the_size_of_mnist_is_the_same_on_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Matrices that are large enough for a BLAS to take several threads, whose number it must not depend on."""
     launcher()
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (1000, 28, 28), np.uint8), rng.integers(0, 10, 1000)
     np.savez(tmp_path / "data.npz", x_train=x[:800], y_train=y[:800], x_test=x[800:], y_test=y[800:])

@@ -91,6 +91,7 @@ def ptx(folder: Path) -> dict[str, str]:
     return dict(zip(blocks[::2], blocks[1::2], strict=True))
 
 
+@pytest.mark.slow
 def test_no_register_is_spilled(resources: dict[tuple[str, str], str]) -> None:
     spilling = {
         key: said

@@ -79,10 +79,19 @@ def result(folder: Path) -> tuple[Any, ...]:
     return {name: x.tobytes() for name, x in arrays.items()}, rows, summary
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+    """The result where nothing fails."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(CONFIG, out=folder / "run")
+    return result(folder / "run")
+
+
 @pytest.mark.parametrize("plant", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("step", [1, 12])
-def test_the_checkpoint_before_is_whole(tmp_path: Path, step: int, plant: Callable[[pytest.MonkeyPatch], None]) -> None:
-    train(CONFIG, out=tmp_path / "whole")
+def test_the_checkpoint_before_is_whole(
+    whole: tuple[Any, ...], tmp_path: Path, step: int, plant: Callable[[pytest.MonkeyPatch], None]
+) -> None:
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -102,7 +111,7 @@ def test_the_checkpoint_before_is_whole(tmp_path: Path, step: int, plant: Callab
     assert str(error.value).startswith(str(folder))
     assert (folder / "checkpoint.safetensors").exists() == (last > 0)
     resume(folder)
-    assert result(folder) == result(tmp_path / "whole")
+    assert result(folder) == whole
     assert not list(folder.glob("*.tmp"))
 
 
@@ -145,18 +154,17 @@ train(Config(epochs=30, hidden=(8,), checkpoint_every=2, device="cpu", report_ev
     ("function", "call"), [("replace", 1), ("replace", 6), ("replace", 7), ("fsync", 9), ("link", 3)]
 )
 def test_killed_between_writing_and_renaming(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int, when: str
+    whole: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int, when: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     done = subprocess.run([sys.executable, "-c", KILLED, function, str(call), when], check=False)
     assert done.returncode == -signal.SIGKILL
-    train(CONFIG, out="whole")
     if Path("run/config.json").exists():
         resume("run")
     else:  # killed before it began: the same command starts it
         train(CONFIG, out="run")
-    assert result(Path("run")) == result(Path("whole"))
+    assert result(Path("run")) == whole
     assert not list(Path("run").glob("*.tmp"))
 
 

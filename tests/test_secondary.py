@@ -215,10 +215,11 @@ def test_which_interpreter_is_one(
         assert started == []
 
 
-@pytest.mark.parametrize("entry", [Path("somewhere"), "", "relative", None, b"bytes", 3], ids=repr)
-def test_whatever_stands_in_the_search_path(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, entry: Any
-) -> None:
+ENTRIES = [Path("somewhere"), "", "relative", None, b"bytes", 3]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=repr)
+def test_whatever_stands_in_the_search_path(monkeypatch: pytest.MonkeyPatch, entry: Any) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, entry])
     found = environment()["PYTHONPATH"].split(os.pathsep)
     assert all(map(os.path.isabs, found))
@@ -227,6 +228,12 @@ def test_whatever_stands_in_the_search_path(
         if isinstance(entry, str | Path)
         else (len(found) == len(sys.path) - 1)
     )
+
+
+def test_a_report_is_drawn_whatever_stands_in_the_search_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, *ENTRIES])
     train(SHORT, out=tmp_path / "run", report=True)
     assert warnings(caplog) == []
     assert (tmp_path / "run" / "report.html").exists()

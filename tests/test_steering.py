@@ -277,7 +277,7 @@ def test_command(running: Running) -> None:
     assert [line.split()[0] for line in output.splitlines()] == ["lr:", "beta1:", "saved", "paused"]
     code, output = gpuopt("tune", folder)
     assert code == 0
-    assert f"step {event['step']}" in output
+    assert f"step {event['step']:,}" in output
     assert "lr=0.01" in output
     assert "paused" in output
     assert gpuopt("tune", folder, "lr=0") == (0, f"lr: 0.01 -> 0 after step {event['step']}\n")

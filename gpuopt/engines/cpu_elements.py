@@ -41,7 +41,7 @@ LARGER = """%{0}.gt = fcmp ogt double %{1}, %{2}
 
 # The elements are independent of each other, and LLVM is told so: a gradient may well be its own parameter.
 _LOOP = """
-define internal void @{name}({arguments}) {{
+define internal void @{name}({arguments}) {attributes} {{
   {prologue}
   br label %loop
 loop:
@@ -132,11 +132,12 @@ class Elements:
                     lines.append(f"{value} = " + OPERATIONS[op].format(*terms, T=T, S=S))
             self.values[k] = value
 
-    def loop(self, name: str, arguments: str, metadata: int) -> str:
+    def loop(self, name: str, arguments: str, metadata: int, attributes: str = "") -> str:
         """IR of a function that does what is in the body for each of ``n`` elements, with two numbers of metadata from this one on."""
         return _LOOP.format(
             name=name,
             arguments=arguments,
+            attributes=attributes,
             access=metadata,
             loop=metadata + 1,
             prologue="\n  ".join(self.prologue),

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from gpuopt.engines.table import Variant
 
+# The loops are not inlined: a fold calls them several times, and LLVM would make vectors of every copy, which takes four times as long.
+
 # Element ``start + i`` has number ``(start + i) // span * inner + (start + i) % inner``: one number for all where ``inner`` is 1, else a
 # row of ``inner`` numbers again and again.
 _SPREAD = """
-define internal void @spread.{T}(ptr %from, i64 %start, i64 %n, i64 %span, i64 %inner, ptr noalias %out) {{
+define internal void @spread.{T}(ptr %from, i64 %start, i64 %n, i64 %span, i64 %inner, ptr noalias %out) noinline {{
 entry:
   %is.one = icmp eq i64 %inner, 1
   %any = icmp sgt i64 %n, 0
@@ -63,7 +65,7 @@ exit:
 
 
 _ADD = """
-define internal void @add.{T}(ptr noalias %to, ptr noalias %from, i64 %n) {{
+define internal void @add.{T}(ptr noalias %to, ptr noalias %from, i64 %n) noinline {{
 entry:
   %any = icmp sgt i64 %n, 0
   br i1 %any, label %loop, label %exit
@@ -185,7 +187,7 @@ def fold(i: int, variant: Variant) -> str:
         f"%out.at = getelementptr inbounds {T}, ptr %out, i64 %i",
         f"store {T} {code.values[store.value]}, ptr %out.at{code.access}",
     ]
-    return code.loop(f"values{i}", f"{cpu_walks.ARGUMENTS}, ptr noalias %out", metadata) + _FOLD.format(
+    return code.loop(f"values{i}", f"{cpu_walks.ARGUMENTS}, ptr noalias %out", metadata, "noinline") + _FOLD.format(
         i=i,
         arguments=cpu_walks.ARGUMENTS,
         T=T,
