@@ -2,9 +2,7 @@
 
 import importlib
 import re
-import sys
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 
@@ -12,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     f"docs/{path.name}"
     for path in (ROOT / "docs").glob("*.md")
-    if path.stem != "processes"  # which needs MPI: tests/test_distributed.py runs it
+    if path.stem not in {"callbacks", "processes"}  # tests/test_callbacks.py and test_distributed.py run these
 )
 
 
@@ -34,19 +32,6 @@ def test_code_with_other_libraries_runs(document: str, library: str) -> None:
     blocks = re.findall(r"^```py\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL)
     for block in (block for block in blocks if f"import {library}\n" in block):
         exec(block, {"__name__": document})  # noqa: S102
-
-
-@pytest.mark.parametrize("library", ["mlflow", "tensorboardX"])
-def test_callbacks_for_other_libraries_run(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    logged = MagicMock(name=library)  # the libraries themselves are no dependency of the tests
-    monkeypatch.setitem(sys.modules, library, logged)
-    blocks = re.findall(r"^```py\n(.*?)^```", (ROOT / "docs/callbacks.md").read_text(), re.MULTILINE | re.DOTALL)
-    [block] = [block for block in blocks if re.search(rf"^(import|from) {library}\b", block, re.MULTILINE)]
-    exec(block, {"__name__": "docs/callbacks.md"})  # noqa: S102
-    calls = [name.rpartition(".")[2].removeprefix("()") for name, _, _ in logged.mock_calls]
-    assert {"mlflow": "log_metrics", "tensorboardX": "add_scalar"}[library] in calls
-    assert calls[-1] == {"mlflow": "end_run", "tensorboardX": "close"}[library]
 
 
 MODULES = ["", "schedules", "like.torch", "like.optax", "like.keras", "like.mlx", "training", "distributed"]
