@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -694,6 +695,18 @@ def killed_on_devices(comm: Any, folder: Path) -> None:
     if comm.rank == 1:
         nccl.NCCL.exchange = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
     opt.step(cupy.ones(9))
+
+
+def page(_: Any, folder: Path, fence: str = "python") -> None:
+    """The code of docs/processes.md, as it stands there."""
+    text = Path(__file__).parent.parent.joinpath("docs", "processes.md").read_text()
+    os.chdir(folder)
+    exec("".join(re.findall(rf"^```{fence}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)), {"__name__": "page"})  # noqa: S102
+
+
+def page_with_cupy(_: Any, folder: Path) -> None:
+    """The code of docs/processes.md that needs GPUs."""
+    page(_, folder, "py")
 
 
 if __name__ == "__main__":

@@ -124,6 +124,10 @@ def test_every_way_of_keeping_16_bits_on_many_processes(tmp_path: Path) -> None:
     succeeds(3, "precisions", tmp_path)
 
 
+def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
+    succeeds(2, "page", tmp_path)
+
+
 def test_a_failure_of_one_process_is_that_of_all(tmp_path: Path) -> None:
     succeeds(3, "failures", tmp_path)
 
@@ -382,6 +386,11 @@ def test_cuda_the_same_bits_by_nccl_and_by_the_host(
     if n == 2:  # two buckets: a send, a receive, and the shares of both; with four processes some have no share
         assert counts["nccl"]["nccl_ops"] == 2 * (1 + 1 + 2)
     assert counts["host"]["nccl_ops"] == 0
+
+
+@pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")
+def test_cuda_the_code_of_the_page_runs(tmp_path: Path) -> None:
+    succeeds(2, "page_with_cupy", tmp_path)
 
 
 @pytest.mark.skipif(os.environ.get("CUDASIM") != "1", reason="needs an emulator of CUDA with NCCL between processes")

@@ -1,4 +1,4 @@
-"""AdaBelief: Adam whose second moment measures the surprise."""
+"""AdaBelief: Adam with the variance of the gradient around its mean as second moment."""
 
 from __future__ import annotations
 

@@ -20,15 +20,15 @@ class AdaDelta(Rule):
     lr
         Learning rate, at least 0; 1 in the paper.
     rho
-        Fraction of both means that is kept, in [0, 1).
+        Decay rate of both means, in [0, 1).
     eps
         Added inside of both roots, at least 0; it decides how large the first steps are.
     components
-        Of complex leaves, see `Adam`.
+        For complex leaves, see `Adam`.
 
     Warnings
     --------
-    Keras multiplies by 0.001 unless told otherwise, and Optax goes uphill unless a learning rate is given.
+    Keras has a learning rate of 0.001 by default; Optax ascends unless a learning rate is given.
 
     Examples
     --------

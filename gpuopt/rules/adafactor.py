@@ -1,4 +1,4 @@
-"""Adafactor: a second moment of which only the means of rows and columns are kept."""
+"""Adafactor: the second moment of a matrix is kept as the means of its rows and of its columns."""
 
 from __future__ import annotations
 
@@ -23,45 +23,43 @@ class Adafactor(Rule):
         u = g / sqrt(r*c / mean(r))
         p -= max(smallest, rms(p)) * min(lr, 1/sqrt(t)) * u / max(1, rms(u)/clip) + lr*weight_decay*p
 
-    with ``rms`` the root of the mean of ``|.|**2``. The matrix is in the last two axes of a leaf; all others number matrices. Of a
-    leaf that is no matrix ``c`` is the second moment itself, and ``u = g / sqrt(c)``.
+    with ``rms(x) = sqrt(mean(|x|**2))``. The last two axes of a leaf are rows and columns; further axes number the matrices of a
+    stack. For a leaf with fewer axes ``c`` is the second moment itself, and ``u = g / sqrt(c)``.
 
     Parameters
     ----------
     lr
-        The largest step in proportion to the parameter, at least 0.
+        Largest step as a fraction of ``rms(p)``, at least 0.
     decay
-        Power by which the second moment forgets, at least 0.
+        Exponent of ``beta``, at least 0.
     eps
         Added to the squares of the gradient, at least 0.
     smallest
-        Size that a leaf counts as at least, at least 0.
+        Least value that is used for ``rms(p)``, at least 0.
     clip
-        Size of ``u`` from which on it is scaled down, at least 0; 0 for never.
+        ``u`` is scaled down to this ``rms``, at least 0; 0 switches clipping off.
     weight_decay
         At least 0.
     momentum
-        Fraction of the mean of the moves that is kept, in [0, 1): with it, that mean is the move.
+        Decay rate of an average of the updates, in [0, 1). Above 0 the parameter moves by this average.
     relative_step
-        Without it, the step is ``lr`` at all times.
+        If False, the factor is ``lr`` in place of ``min(lr, 1/sqrt(t))``.
     relative_size
-        Without it, the step is not in proportion to the parameter.
+        If False, the factor ``max(smallest, rms(p))`` is left out.
     floor
-        The least root of the second moment that is divided by, at least 0.
+        Least divisor ``sqrt(second moment)``, at least 0.
     machine_eps
-        Let ``floor`` be the spacing of the dtype's numbers at 1, as in PyTorch.
+        Take the machine epsilon of the dtype as ``floor``, as PyTorch does.
     decay_alone
         Whether the weight decay leaves out the learning rate, as in Optax: ``p -= weight_decay*p``.
     least
-        Elements of both axes of a matrix, at least 1; a leaf that has fewer is no matrix. Optax has 128.
+        Least number of rows and of columns, at least 1; a leaf with fewer is treated as a vector. Optax uses 128.
     longest
-        Whether the matrix is in the two longest axes, as in Optax.
+        Whether the two longest axes are rows and columns, as in Optax.
 
     Warnings
     --------
-    ``lr`` is a fraction of the parameter's size, as long as there is ``relative_size``.
-
-    Means along axes are added up by halves, so that every library and engine gives the same bits.
+    With ``relative_size`` (the default) ``lr`` is a fraction of the parameter's size, not a length.
 
     Examples
     --------
@@ -97,27 +95,30 @@ class Adafactor(Rule):
 
     @property
     def matrix(self) -> Matrix:
-        """Which axes of a leaf are those of a matrix."""
+        """Choice of the axes that are rows and columns."""
         return Matrix(self.least, self.longest)
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """The means of rows and of columns; the mean of the moves, with ``momentum``."""
+        """Means of rows ``r`` and columns ``c``; with ``momentum`` the average ``m`` of the updates."""
         slots: dict[str, Slot] = {"r": Rows(0.0, self.matrix), "c": Columns(0.0, self.matrix)}
         return {**slots, "m": Filled()} if self.momentum else slots
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         squares = xp.abs2(g) + h.eps
-        fresh = h.t**-h.decay
-        axes = self.matrix.axes(squares.shape)
-        row_means, column_means = (mean(xp, squares, axes[1]), mean(xp, squares, axes[0])) if axes else (s.r, squares)
-        r, c = ((1 - fresh) * old + fresh * new for old, new in ((s.r, row_means), (s.c, column_means)))
+        fresh = h.t**-h.decay  # 1 - beta
         floor = xp.finfo(squares.dtype).eps if self.machine_eps else h.floor
-        v, has_floor = c, self.machine_eps or self.floor
-        if axes:
-            means = mean(xp, r, axes[0])
-            v = r / (xp.maximum(means, floor) if has_floor else means) * c
+        has_floor = self.machine_eps or self.floor
+        if axes := self.matrix.axes(squares.shape):
+            rows, columns = axes
+            r = (1 - fresh) * s.r + fresh * mean(xp, squares, columns)
+            c = (1 - fresh) * s.c + fresh * mean(xp, squares, rows)
+            total = mean(xp, r, rows)
+            v = r / (xp.maximum(total, floor) if has_floor else total) * c
+        else:
+            r, c = s.r, (1 - fresh) * s.c + fresh * squares
+            v = c
         u = g / xp.sqrt(xp.maximum(v, floor * floor) if has_floor else v)
         if self.clip:
             u = u / xp.maximum(rms(xp, u) / h.clip, 1.0)
@@ -132,11 +133,11 @@ class Adafactor(Rule):
 
 
 def mean(xp: Any, x: Array, *axes: int) -> Array:
-    """Return the mean along axes, each of which is left with length 1."""
+    """Return the mean along axes, which keep length 1."""
     return xp.sum(x, axis=axes, keepdims=True) / max(1, math.prod(x.shape[axis] for axis in axes))
 
 
 def rms(xp: Any, x: Array) -> Array:
-    """Return the root of the mean of ``|x|**2``, with as many axes as the leaf, each of length 1."""
+    """Return ``sqrt(mean(|x|**2))`` as an array of one element, with as many axes as the leaf."""
     squares = xp.abs2(x)
     return xp.sqrt(mean(xp, squares, *range(len(squares.shape))))

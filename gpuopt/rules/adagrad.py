@@ -24,13 +24,13 @@ class AdaGrad(Rule):
     eps_root
         The same inside of the root, as in Keras and Optax.
     initial
-        What the cache starts at, at least 0. Keras and Optax use 0.1.
+        Start of the cache, at least 0. Keras and Optax use 0.1.
     components
-        Of complex leaves, see `Adam`.
+        For complex leaves, see `Adam`.
 
     Warnings
     --------
-    Keras and Optax start at 0.1 with ``eps`` inside of the root: with small gradients another algorithm.
+    Keras and Optax start the cache at 0.1 and put ``eps`` inside of the root: with small gradients that is another algorithm.
 
     Examples
     --------

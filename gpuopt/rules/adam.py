@@ -1,4 +1,4 @@
-"""Adam: momentum and a learning rate for each element, both corrected for their start at zero."""
+"""Adam: momentum, and a learning rate for each element; both averages are corrected for their start at zero."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Adam(Rule):
     lr
         Learning rate, at least 0.
     beta1, beta2
-        Fractions of the first and second moment that are kept, in [0, 1).
+        Decay rates of the first and the second moment, in [0, 1).
     eps
-        Keeps the division finite, at least 0; outside of the root. The paper and PyTorch use 1e-8.
+        Added to the root, so that the division stays finite; at least 0. The paper and PyTorch use 1e-8.
     eps_root
         Added inside of the root: ``sqrt(v_hat + eps_root)``, as Optax can.
     eps_hat
@@ -41,19 +41,19 @@ class Adam(Rule):
     nesterov
         ``m_hat = beta1*m / (1 - beta1**(t+1)) + (1-beta1)*g / (1 - beta1**t)``, as Optax's ``nadam``; see also `NAdam`.
     bias_correction
-        Without it, ``m_hat = m`` and ``v_hat = v``, as in MLX unless told otherwise.
+        If False, ``m_hat = m`` and ``v_hat = v``, as in MLX by default.
     components
-        Of complex leaves: whether both components are updated on their own, as in PyTorch. Otherwise ``|g|`` is the
-        modulus, as in Optax: a change of all phases changes nothing else, and ``v`` takes half the memory.
+        For complex leaves: if True, real and imaginary part are updated as two real numbers, as in PyTorch. If False, ``|g|`` is
+        the modulus, as in Optax: the update does not depend on a common phase, and ``v`` takes half the memory.
 
     Warnings
     --------
-    Where ``eps`` stands matters as soon as gradients are small: with gradients of 1e-5 and its own default, Keras ends 4 %
-    of the distance moved away from PyTorch. ``docs/conventions.md`` compares the libraries.
+    With small gradients the place of ``eps`` matters: with gradients of 1e-5 and the defaults of each, Keras and PyTorch end
+    apart by 4 % of the distance moved. ``docs/conventions.md`` compares the libraries.
 
-    ``t`` counts the steps of the optimizer, as in Optax and Keras, also for a leaf that got no gradient before: late in a
-    training its first move is ``(1-beta1) / sqrt(1-beta2)`` learning rates long, 3.2 with the defaults. PyTorch counts for
-    each parameter; ``docs/own.md`` has a rule that does. A leaf that joins late may have a smaller ``lr`` at first, by a pattern of its own.
+    ``t`` counts the steps of the optimizer, as in Optax and Keras, also for a leaf that had no gradient before: late in a
+    training its first move is ``(1-beta1) / sqrt(1-beta2)`` learning rates long, 3.2 with the defaults. PyTorch counts the steps of
+    each parameter; ``docs/own.md`` has a rule for that.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class Adam(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Both moments; the largest second one for ``amsgrad``."""
+        """Moments ``m`` and ``v``; with ``amsgrad`` the largest second moment."""
         slots: dict[str, Slot] = {"m": Filled(), "v": Real()}
         return {**slots, "largest": Real()} if self.amsgrad else slots
 
@@ -92,7 +92,7 @@ class Adam(Rule):
         return p - h.lr * m_hat / root, slots
 
     def moments(self, xp: Any, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Array]]:
-        """Return the corrected first moment, what it is divided by, and the new slots."""
+        """Return the corrected first moment, its divisor ``sqrt(v_hat) + eps``, and the new slots."""
         m = h.beta1 * s.m + (1 - h.beta1) * g
         v = self.second_moment(xp, g, m, s, h)
         slots = {"m": m, "v": v}
@@ -112,5 +112,5 @@ class Adam(Rule):
         return m_hat, xp.sqrt(v_hat) + eps, slots
 
     def second_moment(self, xp: Any, g: Array, m: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
-        """Return the new ``v``; rules that derive from this one have another."""
+        """Return the new ``v``; derived rules override it."""
         return h.beta2 * s.v + (1 - h.beta2) * xp.abs2(g)

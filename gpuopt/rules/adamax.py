@@ -1,4 +1,4 @@
-"""AdaMax: Adam with the largest gradient in place of a mean square."""
+"""AdaMax: Adam with a decaying maximum of the gradient in place of the mean square."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class AdaMax(Rule):
     lr
         Learning rate, at least 0.
     beta1, beta2
-        Fractions of the momentum and of the largest gradient that are kept, in [0, 1).
+        Decay rates of the momentum and of the largest gradient, in [0, 1).
     eps, eps_inside
-        Keep the division finite, at least 0: outside of the maximum as in Keras and MLX, inside as in PyTorch and Optax.
+        Added outside of the maximum as in Keras and MLX, and inside as in PyTorch and Optax; at least 0.
     bias_correction
-        Without it, the momentum is not divided by ``1 - beta1**t``, as in MLX.
+        If False, the momentum is not divided by ``1 - beta1**t``, as in MLX.
     components
-        Of complex leaves, see `Adam`.
+        For complex leaves, see `Adam`.
 
     Examples
     --------

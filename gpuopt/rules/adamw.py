@@ -16,13 +16,14 @@ class AdamW(Adam):
     Parameters
     ----------
     weight_decay
-        At least 0. The learning rate is a factor of it, as in PyTorch, Optax and Keras; in the paper it is not.
+        Decay rate, at least 0. It is multiplied by the learning rate, as in PyTorch, Optax and Keras; in the paper it is not.
 
     The other parameters are those of `Adam`.
 
     Warnings
     --------
-    ``weight_decay`` of PyTorch's Adam is not this one but `L2`; that of Keras' Adam is. MLX corrects no moments.
+    The ``weight_decay`` of PyTorch's ``Adam`` is `L2`, that of Keras' ``Adam`` is decoupled like this one. MLX does not correct the
+    moments.
 
     Examples
     --------

@@ -20,22 +20,22 @@ class Adan(Rule):
         n = beta3*n + (1-beta3)*|g + (1-beta2)*d|**2
         p -= lr * (m_hat + (1-beta2)*v_hat) / (sqrt(n_hat + eps_root) + eps)
 
-    where hats are means corrected for their start at 0, as in `Adam`.
+    where ``m_hat = m / (1 - beta1**t)``, and likewise ``v_hat`` and ``n_hat``, correct the start at 0, as in `Adam`.
 
     Parameters
     ----------
     lr
         Learning rate, at least 0.
     beta1, beta2, beta3
-        Fractions of the means that are kept, in [0, 1). The paper writes 1 - beta, and beta2 where Optax has it, too.
+        Decay rates of ``m``, ``v`` and ``n``, in [0, 1). The paper writes ``beta`` for ``1 - beta``.
     eps, eps_root
-        Keep the division finite, at least 0: outside and inside of the root.
+        Added outside and inside of the root, so that the division stays finite; at least 0.
     components
-        Of complex leaves, see `Adam`.
+        For complex leaves, see `Adam`.
 
     Warnings
     --------
-    The paper's weight decay is implicit, ``p / (1 + lr*decay)``; `WeightDecay` in a chain is that of Optax.
+    The paper's weight decay is implicit, ``p / (1 + lr*decay)``; for that of Optax put `WeightDecay` before the rule.
 
     Examples
     --------

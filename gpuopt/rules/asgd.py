@@ -1,4 +1,4 @@
-"""ASGD: SGD with a falling rate, and the average of where it went."""
+"""ASGD: SGD with a falling learning rate, and the average of its parameters."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class ASGD(Rule):
     lr
         Learning rate of the first step, at least 0.
     decay
-        At least 0; also a weight decay. PyTorch calls it ``lambd``.
+        Decay rate of the learning rate and of the weights, at least 0. PyTorch calls it ``lambd``.
     power
-        PyTorch calls it ``alpha``.
+        Exponent of the learning rate's decay, at least 0. PyTorch calls it ``alpha``.
     start
-        The step from which on it averages; until then, the average is the parameter. PyTorch calls it ``t0``.
+        Step from which on the parameters are averaged, at least 0; before it the average equals the parameter. PyTorch calls it ``t0``.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class ASGD(Rule):
     slots = {"average": like("p")}
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """The rate of this step, and the weight of the new point in the average."""
+        """Learning rate ``eta`` of this step, and weight of the new parameter in the average."""
         return {
             "eta": h.lr / (1 + h.decay * h.lr * (h.t - 1)) ** h.power,
             "weight": 1 / max(1.0, h.t - 1 - h.start),

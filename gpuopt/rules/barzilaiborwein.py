@@ -1,4 +1,4 @@
-"""Barzilai-Borwein: gradient descent whose step is measured."""
+"""Barzilai-Borwein: gradient descent with a step size estimated from the last two gradients."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class BarzilaiBorwein(Rule):
     short   ``step = <s,y>/<y,y>``
     ======  ======================
 
-    and ``step = lr`` at the first step and where ``<s,y>`` is not above 0. For gradients without noise.
+    and ``step = lr`` at the first step and where ``<s,y>`` is not above 0. It needs gradients without noise.
 
     Parameters
     ----------
     lr
-        Step where none can be measured, at least 0.
+        Step size where none can be estimated, at least 0.
     short
-        Which of the two steps.
+        Take the short step in place of the long one.
     factor
-        Of a step that was measured, at least 0.
+        Factor of an estimated step size, at least 0.
 
     Examples
     --------

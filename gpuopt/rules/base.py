@@ -1,4 +1,4 @@
-"""What an optimizer is: a formula with one elementwise update."""
+"""The base class of all rules, which are the optimizers."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rule(Formula):
-    """One optimizer, as mathematics.
+    """Base class of an optimizer: its hyperparameters, its state, and the formula of one step.
 
-    A subclass is a frozen dataclass whose fields are its hyperparameters. It names its state ``slots`` (arrays like
-    the parameter that start at 0) and defines one elementwise ``update``. That single definition runs on arrays of any
-    array API namespace, fused on the CPU and fused on the GPU.
+    A subclass is a frozen dataclass whose fields are its hyperparameters. It names its state, the ``slots`` (arrays like
+    the parameter that start at 0), and defines one elementwise ``update``. The same ``update`` runs on arrays of any
+    array API namespace and is compiled for the CPU and the GPU.
 
     A subclass may derive from another rule, add hyperparameters and call ``super().update``.
 
     Raises
     ------
     TypeError
-        If a hyperparameter is unknown, or neither a number nor a callable; when the class is made, if a name already
-        has a meaning for ``update``; when the class is used, if ``@dataclass(frozen=True)`` was forgotten.
+        If a hyperparameter is unknown, or neither a number nor a callable; if the subclass uses a name that ``update``
+        already has a meaning for; if it lacks ``@dataclass(frozen=True)``.
     ValueError
         If a number is outside of its declared range.
 
@@ -74,25 +74,30 @@ class Rule(Formula):
         xp
             The array API namespace of the arrays. Control flow on values is ``xp.where``.
         p, g
-            Parameter and gradient, of one shape and dtype. What is of whole arrays is ``xp.whole(f, u)``, which has the bits of the
-            arrays' library; all else has the same bits in every engine and on every device, as long as it is made of
-            ``+ - * / sqrt``, comparisons and sums.
+            Parameter and gradient, of one shape and dtype. Formulas of ``+ - * / sqrt``, comparisons and sums have the same
+            bits in every engine and on every device. Operations on whole arrays, such as matrix products, are
+            ``xp.whole(f, u)``, which has the bits of the arrays' library.
         s
             The slots, by attribute: ``s.m``.
         h
-            The hyperparameters of this step as numbers, ``h.t = step + 1``, and what ``coefficients`` returned.
+            The hyperparameters of this step as numbers, ``h.t = step + 1``, and the numbers from ``coefficients``.
             Arithmetic on these alone is done on the host in float64 and rounded once to the arrays' dtype.
+
+        Returns
+        -------
+        tuple
+            The new parameter, and a dict with the new value of each slot.
 
         """
         raise NotImplementedError(f"{self.name} defines no update")
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:  # noqa: ARG002 - for subclasses
-        """Return what to evaluate with: an average, where the rule keeps one, else the parameter.
+        """Return the parameter to evaluate the model with: the average, if the rule keeps one, else ``p``.
 
         Parameters
         ----------
         xp, p, s, h
-            As for `update`; the scalars are those of the last step.
+            As for `update`; ``h`` is that of the last step.
 
         """
         return p
@@ -106,7 +111,7 @@ def classes_in(folders: Iterable[str], package: str, base: type[T]) -> dict[str,
     folders, package
         The package's ``__path__`` and ``__name__``.
     base
-        The base class, which is not among those that are returned.
+        The base class, which is left out.
 
     """
     files = [file.name for file in pkgutil.iter_modules(folders, f"{package}.")]

@@ -1,4 +1,4 @@
-"""What rules and transforms have in common: hyperparameters, slots, and numbers of the host."""
+"""The base class of rules and transforms: hyperparameters, slots, and numbers of the host."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gpuopt.rules.slots import Part, Slot, Slots, is_real, starts
 from gpuopt.suggest import did_you_mean, listed
 
 GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
-"""Names that `Rule.update` already has a meaning for."""
+"""Names with a fixed meaning in `Rule.update`, and that meaning."""
 
 
 class _Signature:
-    """Arguments of the constructor, for `inspect.signature`, which would show those of ``__new__``."""
+    """Signature of ``__init__`` for `inspect.signature`, which would show that of ``__new__`` otherwise."""
 
     def __get__(self, instance: object, owner: type) -> inspect.Signature:
         _, *parameters = inspect.signature(owner.__init__).parameters.values()  # type: ignore[misc]
@@ -32,21 +32,21 @@ class _Signature:
 
 @dataclass(frozen=True)
 class Formula:
-    """Mathematics with hyperparameters: what `Rule` and `Transform` have in common."""
+    """Base class of `Rule` and `Transform`: a formula with hyperparameters, slots and numbers of the host."""
 
     __signature__ = _Signature()
 
     components = False
-    """Whether a complex number is to be treated as two real numbers that have nothing to do with each other.
+    """Whether the real and the imaginary part of a complex number are treated as two independent real numbers.
 
     A subclass may say ``components = True``, or declare a hyperparameter ``components: bool``.
     """
     real_only = ""
-    """What to do instead, of a formula that makes no sense for complex numbers."""
+    """Set by formulas that refuse complex numbers: the advice in the error message."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "__repr__" not in vars(cls):  # else the dataclass would write one of its own
+        if "__repr__" not in vars(cls):  # otherwise @dataclass would replace the inherited one
             cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
         for name in _annotated(cls):
             if name == "components":
@@ -77,7 +77,7 @@ class Formula:
         _check_carried(self.name, self.carried, type(self).coefficients is not Formula.coefficients)
 
     def __repr__(self) -> str:
-        """As it was called; what is given by keyword alone is shown where it is not as usual."""
+        """The call that makes this object; keyword-only arguments are left out where they have their defaults."""
         fields = {f.name: f for f in dataclasses.fields(self)}
         values = {name: getattr(self, name) for name in self.hyperparameters()}
         shown = {
@@ -87,43 +87,44 @@ class Formula:
 
     @property
     def slots(self) -> Slots:
-        """Names of the state arrays, or where each one starts; a subclass may simply say ``slots = ("m", "v")``.
+        """Names of the state arrays, as in ``slots = ("m", "v")``, or a mapping of names to their starts.
 
-        In a mapping, ``{"v": 1.0}`` starts at a number, ``{"z": like("p")}`` as a copy of the parameter,
-        ``{"size": like("lr")}`` at a hyperparameter's first value; ``leaf(0.0)`` is one float64 number a leaf,
-        ``shared(0.0)`` one for all leaves of the group, ``rows(0.0)`` and ``columns(0.0)`` one for each row and each
-        column of a leaf that is a matrix (see `gpuopt.rules.slots`).
+        ``{"v": 1.0}`` starts at a number, ``{"z": like("p")}`` as a copy of the parameter, ``{"size": like("lr")}`` at a
+        hyperparameter's first value. ``leaf(0.0)`` is one float64 number for each leaf, ``shared(0.0)`` one for all leaves
+        of the group, ``rows(0.0)`` and ``columns(0.0)`` are one number for each row and each column of a matrix
+        (see `gpuopt.rules.slots`).
         """
         return ()
 
     def part(self, slot: str) -> Part:
-        """What a slot holds of a complex leaf: complex numbers, two real numbers each (`components`), or real ones."""
+        """Kind of numbers in a slot of a complex leaf: ``"complex"``, ``"real"``, or ``"both"`` components separately."""
         if self.components:
             return "both"
         return "real" if is_real(starts(self.slots)[slot]) else "complex"
 
     def unfit(self, shape: tuple[int, ...]) -> str:  # noqa: ARG002 - for subclasses
-        """Why a leaf of this shape cannot have this formula, and what to do instead; empty if it can."""
+        """Why this formula does not apply to leaves of this shape, and what to do instead; empty if it applies."""
         return ""
 
     @property
     def carried(self) -> Mapping[str, float]:
-        """Numbers that go from step to step, and where they start; a subclass may say ``carried = {"product": 1.0}``.
+        """Numbers that are kept from step to step, with their starts, as in ``carried = {"product": 1.0}``.
 
-        They are of the host, in float64. `coefficients` reads the old one as ``h.product`` and returns the new one
-        under the same name.
+        They are float64 numbers on the host and a part of the state. `coefficients` reads the old value as ``h.product``
+        and returns the new one under the same name.
         """
         return {}
 
     @property
     def name(self) -> str:
-        """What messages and checkpoints call it."""
+        """Name in messages and checkpoints."""
         return type(self).__name__
 
     def coefficients(self, h: SimpleNamespace) -> Mapping[str, float]:  # noqa: ARG002 - for subclasses
-        """More scalars for ``update``, computed on the host once a step.
+        """Further numbers for ``update``, computed on the host once for each step.
 
-        Only needed for what plain arithmetic on ``h`` inside ``update`` cannot say, such as a branch on ``h.t``.
+        Plain arithmetic on ``h`` belongs in ``update``. This method is for the rest, such as a branch on ``h.t``, and
+        for the new values of `carried`.
         """
         return {}
 
@@ -133,20 +134,20 @@ class Formula:
         return tuple(f.name for f in sorted(dataclasses.fields(cls), key=lambda f: bool(f.kw_only)))
 
     def hyperparameter(self, name: str) -> Hyperparameter:
-        """A hyperparameter with what is allowed for it."""
+        """The value of a hyperparameter, together with its name in messages and its allowed values."""
         return Hyperparameter(
             f"{self.name}: {name}", getattr(self, name), kind_of(type(self).__dataclass_fields__[name])
         )
 
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
-        """All the scalars that ``update`` sees at a step (steps count from 0).
+        """Return all numbers that ``update`` reads from ``h`` at a step (steps count from 0).
 
         Parameters
         ----------
         step
             Steps taken so far.
         given
-            The carried numbers as the step before left them; without it, as they start.
+            The `carried` numbers of the step before; by default their starts.
 
         Raises
         ------
@@ -225,7 +226,7 @@ class Formula:
 
 
 class Named(SimpleNamespace):
-    """What a formula reads by name, ``s.m`` or ``h.lr``: of a name that is not there, the error says which ones are."""
+    """The ``s`` or ``h`` of `Rule.update`; an unknown name is an AttributeError that lists the known ones."""
 
     __slots__ = ("_kind", "_rule")
 
@@ -243,12 +244,12 @@ class Named(SimpleNamespace):
 
 
 def named(rule: str, slots: Mapping[str, Any], h: Mapping[str, Any]) -> tuple[Named, Named]:
-    """The slots and the hyperparameters, as `Rule.update` is given them."""
+    """Return the slots and the hyperparameters as the arguments ``s`` and ``h`` of `Rule.update`."""
     return Named(rule, "slot", slots), Named(rule, "hyperparameter", h)
 
 
 def returned(what: str, value: Any, *expected: str) -> tuple[Any, ...]:
-    """Return what a formula returned, a tuple that ends with a dict of slots; raise TypeError if it is none."""
+    """Return the result of a formula after a check: a tuple that ends with a dict of slots, else TypeError."""
     names = f"({', '.join(expected)})"
     if not isinstance(value, tuple | list) or len(value) != len(expected):
         given = f"{len(value)} values" if isinstance(value, tuple | list) else type(value).__name__
@@ -263,7 +264,7 @@ def returned(what: str, value: Any, *expected: str) -> tuple[Any, ...]:
 
 
 def _annotated(cls: type) -> list[str]:
-    """Names that a class annotates itself, which makes them fields of a dataclass."""
+    """Names in the annotations of the class itself: the fields that ``@dataclass`` makes."""
     if sys.version_info >= (3, 14):
         import annotationlib
 
@@ -300,5 +301,5 @@ def _check_carried(rule: str, carried: Mapping[str, float], is_computed: bool) -
 
 
 def _contracts(cls: type) -> list[type]:
-    """The classes of this package that say what a formula is: `Formula` and the kinds of formulas."""
+    """`Formula` and the base classes directly below it (`Rule`, `Transform`), whose attributes are reserved names."""
     return [base for base in cls.__mro__ if base is Formula or (Formula in base.__bases__ and base is not cls)]

@@ -1,4 +1,4 @@
-"""Fromage: moves by a fraction of the norm, without a growth of the norm."""
+"""Fromage: each leaf moves by a fraction of its norm, and the norm does not grow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Fromage(Rule):
     lr
         Learning rate, at least 0: the fraction of its norm by which a leaf moves.
     smallest
-        What both norms are at least. Optax uses 1e-6.
+        Least value of both norms, at least 0. Optax uses 1e-6.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Hyperparameters: what is allowed, and the check of what is given, or of what a schedule returns at a step."""
+"""Hyperparameters: their allowed values, and the check of a given value or of the value of a schedule at a step."""
 
 from __future__ import annotations
 
@@ -19,30 +19,39 @@ else:
     Hyper = Any
 
 LONGEST = 2**53
-"""Steps; beyond, a float64 does not count them one by one."""
+"""Largest number of steps: float64 cannot count further one by one."""
 
 
 class Kind(Protocol):
-    """What may be given for a hyperparameter."""
+    """The allowed values of a hyperparameter."""
 
     @property
     def scheduled(self) -> bool:
         """Whether a schedule may be given."""
 
     def checked(self, value: Any, where: str, step: int | None = None) -> Any:
-        """Return a value as it is kept: one that was given, or what a schedule returned at a step.
+        """Return a value in the type that is stored.
+
+        Parameters
+        ----------
+        value
+            A given value, or the value of a schedule.
+        where
+            Beginning of error messages.
+        step
+            Step at which a schedule returned the value; None for a given value.
 
         Raises
         ------
         TypeError, ValueError
-            If it is not allowed; the message begins with ``where``, and names the step.
+            If the value is not allowed.
 
         """
 
 
 @dataclass(frozen=True)
 class Number:
-    """Finite numbers in ``[low, high)``; they are kept as float."""
+    """Finite numbers in ``[low, high)``, stored as float."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -57,10 +66,8 @@ class Number:
 
     def checked(self, value: Any, where: str, step: int | None = None) -> float:
         """See `Kind.checked`."""
-        if (
-            type(value) is float and self.low <= value < self.high and value != -math.inf
-        ):  # nearly always, at every step
-            return value
+        if type(value) is float and self.low <= value < self.high and value != -math.inf:
+            return value  # the usual case at every step, before any message is put together
         where += _when(step)
         if isinstance(value, bool) or not isinstance(value, Real):
             expected = "a number or a schedule" if step is None else "a number"
@@ -89,7 +96,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Count:
-    """Integers from 1 on; they decide how a formula is written, so no schedule may be given."""
+    """Integers from 1 on. They change the program of a formula, so they cannot be schedules."""
 
     scheduled = False
 
@@ -108,13 +115,13 @@ class Count:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays of the caller: one like the leaf, or a tree like the parameters; where ``or_number``, a number will do."""
+    """Arrays of the caller: one like the leaf, or a tree like the parameters; with ``or_number`` also a number."""
 
     or_number: bool = False
 
     @property
     def scheduled(self) -> bool:
-        """Where a number will do, a schedule will."""
+        """Whether a schedule is allowed: where a number is."""
         return self.or_number
 
     def __str__(self) -> str:
@@ -138,11 +145,11 @@ class Hyperparameter:
     Attributes
     ----------
     where
-        What messages call it: ``"Adam: lr"``.
+        Name in messages: ``"Adam: lr"``.
     value
-        What was given; a number as float.
+        The number as float, the flag, or the schedule.
     kind
-        What is allowed, of the value or of what a schedule returns.
+        Allowed values, also for the value of a schedule.
 
     Raises
     ------
@@ -175,7 +182,7 @@ class Hyperparameter:
         Raises
         ------
         TypeError, ValueError
-            If it is a schedule that fails, or returns what is not allowed.
+            If a schedule fails or returns a value that is not allowed.
 
         """
         if not self.is_schedule:
@@ -190,18 +197,18 @@ class Hyperparameter:
             raise failed(f"{self.where}{_when(step)}: {said}; expected {self.kind}") from error
         if is_traced(step):
             return value
-        if type(value) is not float and getattr(value, "shape", None) == ():  # an array without axes holds one number
+        if type(value) is not float and getattr(value, "shape", None) == ():  # a 0-dimensional array
             value = value.item()
         return self.kind.checked(value, self.where, step)
 
 
 def is_traced(step: Any) -> bool:
-    """Whether a step is an integer that is not known yet, as inside of ``jax.jit``."""
+    """Whether a step is a traced integer, whose value is unknown as inside of ``jax.jit``."""
     return type(step) is not int and hasattr(step, "dtype") and getattr(step, "shape", None) == ()
 
 
 def untraceable(where: str, error: Exception) -> TypeError:
-    """Return the error for what cannot be computed from a step that is not known yet."""
+    """Return the error for a schedule or coefficient that cannot be computed from a traced step."""
     said = str(error).partition("\n")[0]
     return TypeError(
         f"{where}: cannot be traced, the step is not known yet ({type(error).__name__}: {said:.80}); expected arithmetic on "
@@ -246,7 +253,7 @@ def bounded(default: float, low: float = -math.inf, high: float = math.inf) -> A
 
 
 def kind_of(declared: Field[Any]) -> Kind:
-    """Return what a dataclass field allows: what its declaration says, else any finite number, or for a bool a flag."""
+    """Return the allowed values of a dataclass field: as declared, else a flag for bool and any finite number otherwise."""
     if "kind" in declared.metadata:
         kind: Kind = declared.metadata["kind"]
         return kind
@@ -254,7 +261,7 @@ def kind_of(declared: Field[Any]) -> Kind:
 
 
 def unknown(where: str, name: str, known: Iterable[str]) -> TypeError:
-    """Return the error for a hyperparameter that there is not."""
+    """Return the error for an unknown hyperparameter."""
     names = list(known)
     return TypeError(
         f"{where}: unknown hyperparameter {name!r}{did_you_mean(name, names)}, expected {', '.join(names) or 'none'}"

@@ -1,4 +1,4 @@
-"""LAMB: Adam with moves of each leaf in proportion to its norm."""
+"""LAMB: Adam in which each leaf moves in proportion to its norm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LAMB(Adam):
     Parameters
     ----------
     weight_decay
-        At least 0.
+        Decay rate, at least 0; a part of ``u``.
 
     The other parameters are those of `Adam`.
 

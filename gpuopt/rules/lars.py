@@ -25,13 +25,13 @@ class LARS(Rule):
     lr
         Learning rate, at least 0.
     momentum
-        Fraction of the previous move that is kept, in [0, 1).
+        Decay rate of the velocity ``v``, in [0, 1).
     weight_decay
-        At least 0; a part of the gradient.
+        Decay rate, at least 0; a part of the gradient.
     trust
-        The fraction of its norm by which a leaf moves at ``lr=1``.
+        Fraction of its norm by which a leaf moves at ``lr=1``, at least 0.
     eps
-        Keeps the division finite, at least 0.
+        Added to the norm of ``u``, at least 0.
     nesterov
         Look ahead along ``v``.
 

@@ -17,15 +17,15 @@ class Lion(Rule):
     Parameters
     ----------
     lr
-        Learning rate, at least 0: how far every element moves. A third to a tenth of AdamW's.
+        Learning rate, at least 0: every element moves this far. Take a third to a tenth of AdamW's.
     beta1, beta2
-        Fractions of the momentum that are kept, for the step and for the next one, in [0, 1).
+        Decay rates of the momentum, in [0, 1): ``beta1`` for the direction of the step, ``beta2`` for the momentum that is kept.
     components
-        Of complex leaves: whether both components have a sign of their own; otherwise ``sign(z) = z / |z|``.
+        For complex leaves: if True, each component has its own sign; if False, ``sign(z) = z / |z|``.
 
     Warnings
     --------
-    The paper's weight decay is that of `WeightDecay`: ``chain(WeightDecay(0.1), Lion())``.
+    There is no weight decay; for the paper's write ``chain(WeightDecay(0.1), Lion())``.
 
     Examples
     --------

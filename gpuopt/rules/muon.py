@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal."""
+"""Muon: the momentum of a matrix is made orthogonal."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Muon(Rule):
         u = momentum*m + (1-momentum)*g                          with nesterov, else m
         p = (1 - lr*weight_decay)*p - lr * scale * orthogonal(u)
 
-    ``orthogonal(u)`` has the singular vectors of ``u`` and singular values near 1: of ``x = u / (norm(u) + eps)``, ``iterations``
-    times ``x = a*x + (b*A + c*A@A) @ x`` with ``A = x@x.T`` (Newton-Schulz), in the dtype in which is computed with the leaf. The
-    matrix has a row for each index of the leaf's first axis, as the authors do with convolution kernels.
+    ``orthogonal(u)`` has the singular vectors of ``u`` and singular values near 1. It starts from ``x = u / (norm(u) + eps)`` and
+    repeats ``x = a*x + (b*A + c*A@A) @ x`` with ``A = x@x.T`` (Newton-Schulz iteration) ``iterations`` times. A leaf with more than
+    two axes is a matrix with one row for each index of its first axis, as the authors do with convolution kernels.
     ``scale`` is ``sqrt(max(1, rows/columns))``.
 
     Parameters
@@ -31,40 +31,40 @@ class Muon(Rule):
     lr
         Learning rate, at least 0.
     momentum
-        Fraction of the momentum that is kept, in [0, 1).
+        Decay rate of the momentum, in [0, 1).
     weight_decay
-        At least 0.
+        Decay rate, at least 0; decoupled.
     eps
-        Added to the norm, at least 0.
+        Added to ``norm(u)``, at least 0.
     nesterov
         Look ahead by one step of the momentum.
     bias_correction
         Correct the momentum for its start at zero, as Optax does.
     iterations
-        Of Newton-Schulz, at least 1.
+        Number of Newton-Schulz iterations, at least 1.
     a, b, c
         Coefficients of the iteration.
     floor
-        The least norm that is divided by, at least 0; PyTorch has its ``eps`` here.
+        Least value of the norm, at least 0; the ``eps`` of PyTorch.
     rms
-        If not 0, ``scale`` is ``rms * sqrt(max(rows, columns))`` (Liu et al. 2025, arXiv:2502.16982), which moves each element
-        by about ``rms``: with 0.2, learning rates of `AdamW` will do.
+        If not 0, ``scale`` is ``rms * sqrt(max(rows, columns))`` (Liu et al. 2025, arXiv:2502.16982), and elements move by about
+        ``lr*rms``: with 0.2, the learning rates of `AdamW` fit.
     inputs_first
-        Whether the leaf's first axis is that of the inputs, as in ``x @ w``: ``scale`` is ``sqrt(max(1, columns/rows))`` then.
+        Whether the first axis counts inputs, as in ``x @ w``; ``scale`` is then ``sqrt(max(1, columns/rows))``.
     bfloat16
-        Iterate in bfloat16, where the library has it.
+        Iterate in bfloat16, if the library has it.
 
     Warnings
     --------
-    Vectors and numbers, such as biases, need a rule of their own: ``{"*.b": Adam(), "*": Muon()}``. Its authors leave
-    embeddings and the last layer to Adam, too.
+    Vectors and numbers, such as biases, need another rule: ``{"*.b": Adam(), "*": Muon()}``. The authors leave embeddings and the
+    last layer to Adam, too.
 
-    ``scale`` is that of the matrix which is made orthogonal. For a convolution kernel the authors' program
-    (https://github.com/KellerJordan/Muon) takes the kernel's last two axes for ``rows/columns``, which is 1 for a square kernel: of a
-    leaf of shape ``(64, 3, 3, 3)`` it makes moves that are ``sqrt(64/27)`` times smaller.
+    ``rows`` and ``columns`` in ``scale`` are those of the matrix that is made orthogonal. For a convolution kernel the authors'
+    program (https://github.com/KellerJordan/Muon) takes the kernel's last two axes, which for shape ``(64, 3, 3, 3)`` makes moves
+    ``sqrt(64/27)`` times smaller.
 
-    Matrix products are those of the leaf's library: the bits are the same in every engine, but the last ones differ from library to library, and from
-    device to device. What is elementwise is fused around them; a hidden array as large as the leaf is between.
+    Matrix products are those of the leaf's library: the bits are the same in every engine, but differ between libraries and
+    devices.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class Muon(Rule):
         return p * (1 - h.lr * h.weight_decay) - h.lr * move, {"m": m}
 
     def move(self, xp: Any, u: Array, h: Any) -> Array:
-        """Return the move of a whole leaf, before its learning rate."""
+        """Return ``scale * orthogonal(u)`` for a whole leaf."""
         rows, columns = u.shape[0], math.prod(u.shape[1:])
         if not rows * columns:
             return u
@@ -128,8 +128,8 @@ class Muon(Rule):
         return scale * xp.reshape(xp.astype(x, u.dtype), u.shape)
 
     def orthogonal(self, xp: Any, x: Array, h: Any) -> Array:
-        """Return a wide matrix with all its singular values near 1."""
-        largest = xp.max(xp.abs(x))  # without it, squares would overflow or vanish
+        """Return the matrix with all singular values near 1; it has no more rows than columns."""
+        largest = xp.max(xp.abs(x))  # so that no square overflows or underflows
         x = x / xp.where(largest > 0, largest, xp.ones_like(largest))
         norm = xp.sqrt(xp.sum(x * x))
         if self.floor:
@@ -137,6 +137,6 @@ class Muon(Rule):
         x = x / (norm + h.eps / largest)
         for _ in range(self.iterations):
             gram = x @ x.T
-            # The transpose of a symmetric matrix is itself, and tells NumPy that half of the product will do.
+            # `gram` is symmetric. Written with its transpose, NumPy computes half of the product only (BLAS syrk).
             x = h.a * x + (h.b * gram + h.c * (gram @ gram.T)) @ x
         return x

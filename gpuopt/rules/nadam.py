@@ -18,20 +18,21 @@ class NAdam(Adam):
 
     ::
 
-        mu = beta1*(1 - 0.96**(t*momentum_decay)/2)      and mu_next the same of t + 1
-        m_hat = mu_next*m / (1 - product of all mu, and mu_next) + (1-mu)*g / (1 - product of all mu)
+        mu = beta1*(1 - 0.96**(t*momentum_decay)/2)            mu_next: the same with t + 1
+        product = product*mu                                   starts at 1
+        m_hat = mu_next*m / (1 - product*mu_next) + (1-mu)*g / (1 - product)
         p -= lr * m_hat / (sqrt(v_hat) + eps)
 
     Parameters
     ----------
     momentum_decay
-        How fast the momentum grows, at least 0. Keras has 1.
+        Rate at which the momentum grows, at least 0. Keras uses 1.
 
     The other parameters, and ``m``, ``v`` and ``v_hat``, are those of `Adam`.
 
     Warnings
     --------
-    Optax calls `Adam` with ``nesterov=True`` so, whose momentum does not grow.
+    ``optax.nadam`` is `Adam` with ``nesterov=True``, whose momentum does not grow.
 
     Examples
     --------
@@ -49,7 +50,7 @@ class NAdam(Adam):
     carried = {"product": 1.0}
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """The momentum of this step and the next, and the product of all so far."""
+        """Momentum of this step and of the next one, and the product of all so far."""
         mu, mu_next = (h.beta1 * (1 - 0.5 * 0.96 ** (t * h.momentum_decay)) for t in (h.t, h.t + 1))
         return {"mu": mu, "mu_next": mu_next, "product": h.product * mu}
 

@@ -14,12 +14,12 @@ class NonlinearCG(Rule):
 
     ``b = max(0, <g, g - g_before> / <g_before, g_before>);  d = b*d - g;  p += lr*d``, products over all leaves.
 
-    Where ``d`` does not go downhill, it starts anew as ``-g``.
+    Where ``d`` is no descent direction, it is reset to ``-g``.
 
     Parameters
     ----------
     lr
-        Step, at least 0. There is no line search.
+        Step size, at least 0. There is no line search.
 
     Examples
     --------

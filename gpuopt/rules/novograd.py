@@ -1,4 +1,4 @@
-"""Novograd: one second moment a leaf."""
+"""Novograd: one second moment for each leaf."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Novograd(Rule):
     lr
         Learning rate, at least 0.
     beta1, beta2
-        Fractions of the momentum and of the second moment that are kept, in [0, 1).
+        Decay rates of the momentum and of the second moment, in [0, 1).
     eps, eps_root
-        Keep the division finite, at least 0: outside and inside of the root.
+        Added outside and inside of the root, so that the division stays finite; at least 0.
     weight_decay
-        At least 0; decoupled.
+        Decay rate, at least 0; decoupled.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Prodigy: Adam that finds its learning rate."""
+"""Prodigy: Adam that estimates its learning rate."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Prodigy(Rule):
     Parameters
     ----------
     lr
-        A factor of the rate found; 1, or a schedule that falls from 1.
+        Factor of the estimated learning rate; 1, or a schedule that falls from 1.
     beta1, beta2
-        Fractions of both moments that are kept, in [0, 1).
+        Decay rates of the first and the second moment, in [0, 1).
     eps
-        Keeps the division finite, at least 0.
+        Added to the root, so that the division stays finite; at least 0.
     weight_decay
-        At least 0; decoupled.
+        Decay rate, at least 0; decoupled.
     d0
-        The first estimate of the distance to go, above 0.
+        First estimate of the distance to the solution, above 0.
     growth
-        A factor of the estimate. PyTorch's calls it ``d_coef``.
+        Factor of the estimate, at least 0. The authors' program calls it ``d_coef``.
     safeguard_warmup
         Leave ``lr`` out of the estimate, for long warm-ups.
     components
-        Of complex leaves, see `Adam`.
+        For complex leaves, see `Adam`.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class Prodigy(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Moments, the point of departure, and the estimate."""
+        """Moments ``m`` and ``v``, the sum ``s``, the first parameters, and the numbers ``r`` and ``d``."""
         arrays: dict[str, Slot] = {"m": Filled(0.0), "v": real(0.0), "s": Filled(0.0)}
         return {**arrays, "start": like("p"), "r": shared(0.0), "d": shared(self.d0)}
 

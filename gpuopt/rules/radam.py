@@ -1,4 +1,4 @@
-"""RAdam: Adam that waits until its second moment can be trusted."""
+"""RAdam: Adam that divides by its second moment only once enough steps are in it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class RAdam(Adam):
     Parameters
     ----------
     threshold
-        Of the number of steps that the second moment amounts to, at least 4; 4 in the paper, 5 elsewhere.
+        Least ``rho``, the effective number of steps in the second moment, for which it is used; at least 4. 4 in the paper, 5 in
+        PyTorch and Optax.
 
     The other parameters are those of `Adam`.
 
     Warnings
     --------
-    PyTorch adds its ``eps`` before the correction, which is ``eps_hat`` here.
+    PyTorch adds ``eps`` before the correction: that is ``eps_hat`` here.
 
     Examples
     --------
@@ -47,14 +48,14 @@ class RAdam(Adam):
     threshold: Hyper = bounded(5.0, 4)
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """The length of the second moment's memory, and the rectification."""
-        longest = 2 / (1 - h.beta2) - 1
-        rho = longest - 2 * h.t * h.beta2**h.t / (1 - h.beta2**h.t)
+        """Effective number of steps ``rho``, and the rectification ``r``."""
+        rho_max = 2 / (1 - h.beta2) - 1
+        rho = rho_max - 2 * h.t * h.beta2**h.t / (1 - h.beta2**h.t)
         if rho <= h.threshold:
             return {"rho": rho, "rectification": 1.0}
         return {
             "rho": rho,
-            "rectification": ((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)) ** 0.5,
+            "rectification": ((rho - 4) * (rho - 2) * rho_max / ((rho_max - 4) * (rho_max - 2) * rho)) ** 0.5,
         }
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:

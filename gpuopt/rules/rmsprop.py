@@ -1,4 +1,4 @@
-"""RMSProp: AdaGrad that forgets."""
+"""RMSProp: AdaGrad with a decaying average in place of the sum."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class RMSProp(Rule):
     lr
         Learning rate, at least 0.
     rho
-        Fraction of the cache that is kept, in [0, 1). PyTorch calls it ``alpha``.
+        Decay rate of the cache, in [0, 1). PyTorch calls it ``alpha``.
     eps
-        Keeps the division finite, at least 0; outside of the root, as in PyTorch.
+        Added outside of the root, as in PyTorch, so that the division stays finite; at least 0.
     eps_root
         The same inside of the root, as in Keras and Optax.
     momentum
-        With it, ``v = momentum*v + lr*g / (...);  p -= v``.
+        Decay rate of a velocity, in [0, 1): ``v = momentum*v + lr*g / (...);  p -= v``. At 0 there is none.
     nesterov
         Look ahead along ``v``: ``p -= momentum*v + lr*g / (...)``.
     lr_in_velocity
-        Whether ``v`` has the learning rate in it, as in Keras and Optax; not so in PyTorch.
+        Whether the learning rate is inside of ``v``, as in Keras and Optax. In PyTorch it is outside.
     centered
-        Subtract the square of an average of gradients from the cache (Graves 2013, arXiv:1308.0850).
+        Subtract the square of the average gradient from the cache (Graves 2013, arXiv:1308.0850).
     initial
-        What the cache starts at.
+        Start of the cache, at least 0.
     bias_correction
         Divide both averages by ``1 - rho**t``, as `Adam` does.
     components
-        Of complex leaves, see `Adam`.
+        For complex leaves, see `Adam`.
 
     Warnings
     --------
@@ -71,7 +71,7 @@ class RMSProp(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """The cache; a velocity with momentum, an average gradient if centered."""
+        """The cache; with ``momentum`` a velocity, with ``centered`` an average gradient."""
         slots: dict[str, Slot] = {"cache": real(like("initial"))}
         if self.momentum:
             slots["v"] = Filled(0.0)

@@ -1,4 +1,4 @@
-"""Rprop: a step of its own for each element, by the signs of gradients alone."""
+"""Rprop: a step size for each element, from the signs of the gradient alone."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from gpuopt.rules.slots import Filled, like
 class Rprop(Rule):
     r"""Resilient propagation (Riedmiller & Braun 1993), without weight backtracking (iRprop-, Igel & Huesken 2000).
 
-    Where the gradient has the sign that it had before, the step grows by ``grow``; where it has the other one, the step
-    shrinks by ``shrink`` and the element stays for once. ``p -= sign(g)*step``. For gradients of a whole data set. Both
-    components of a complex number have steps of their own.
+    Where the gradient keeps its sign, ``step`` is multiplied by ``grow``; where the sign changes, ``step`` is multiplied by ``shrink``
+    and the element does not move. Then ``p -= sign(g)*step``. It is meant for gradients of the whole data set. The two components
+    of a complex number have separate step sizes.
 
     Parameters
     ----------
     lr
-        What the steps start at, at least 0; later changes have no effect.
+        Start of the step sizes, at least 0; later changes have no effect.
     shrink, grow
-        Factors below and above 1.
+        Factors of the step size, in [0, 1) and at least 1.
     smallest, largest
-        What the steps are cut to.
+        Bounds of the step sizes, at least 0.
     late
-        Whether each move is made one step later than it is worked out, as in Optax 0.2.
+        Whether each move is made one step later, as in Optax 0.2.
 
     Examples
     --------

@@ -29,9 +29,9 @@ class ScheduleFreeSGD(Rule):
     lr
         Learning rate, at least 0; a constant, or a warm-up.
     beta
-        How near to the average gradients are computed, in (0, 1).
+        Weight of the average ``x`` at the point where gradients are computed, in (0, 1).
     weight_power
-        How much a larger learning rate counts in the average. At 0 the average is even.
+        Exponent of the learning rate in the weights of the average, at least 0. At 0 all points count alike.
 
     Examples
     --------
@@ -56,7 +56,7 @@ class ScheduleFreeSGD(Rule):
         return {"z": like("p")}
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """The share of the new point in the average."""
+        """Weight ``share`` of the new point in the average, and the sums it is made of."""
         largest = max(h.largest_lr, h.lr)
         weight = largest**h.weight_power
         weights = h.weights + weight
@@ -67,7 +67,7 @@ class ScheduleFreeSGD(Rule):
         return self.moved(p, g, s, h, {})
 
     def moved(self, p: Array, u: Array, s: Any, h: Any, slots: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        """Go from ``z`` along the update ``u``, and average."""
+        """Move ``z`` by ``-lr*u``, and average."""
         z = s.z - h.lr * u
         x = (1 - h.share) * self.average(p, s, h) + h.share * z
         return h.beta * x + (1 - h.beta) * z, {"z": z, **slots}
@@ -90,13 +90,13 @@ class ScheduleFreeAdamW(ScheduleFreeSGD):
     Parameters
     ----------
     beta2
-        Fraction of the second moment that is kept, in [0, 1).
+        Decay rate of the second moment, in [0, 1).
     eps
-        Keeps the division finite, at least 0; outside of the root.
+        Added to the root, so that the division stays finite; at least 0.
     weight_decay
-        At least 0; decoupled, at the point where gradients are computed.
+        Decay rate, at least 0; decoupled, at the point where gradients are computed.
     components
-        Of complex leaves, see `Adam`.
+        For complex leaves, see `Adam`.
 
     The other parameters are those of `ScheduleFreeSGD`.
 

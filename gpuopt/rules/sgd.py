@@ -26,22 +26,22 @@ class SGD(Rule):
     lr
         Learning rate, at least 0.
     momentum
-        Fraction of the previous update that is kept, in [0, 1). At 0 there is no velocity ``v`` and no state.
+        Decay rate of the velocity ``v``, in [0, 1). At 0 there is no velocity and no state.
     nesterov
         Look ahead along the new velocity (Sutskever et al. 2013, "On the importance of initialization and momentum"). With
-        ``momentum=0`` there is none, and the formula is that of plain descent (PyTorch refuses it).
+        ``momentum=0`` it has no effect (PyTorch refuses it).
     dampening
-        Fraction of the gradient that ``v`` does not get, in [0, 1]; the first step gets all of it, as in PyTorch.
+        Fraction of the gradient that is left out of ``v``, at least 0; not at the first step, as in PyTorch.
     dampen_first
         Whether the first step is dampened, too, as in MLX.
     lr_in_velocity
-        Whether ``v`` has the learning rate in it. Otherwise ``v = momentum*v + g;  p -= lr*v``.
+        Whether the learning rate is inside of ``v``. If False, ``v = momentum*v + g;  p -= lr*v``.
 
     Warnings
     --------
     The learning rate is inside ``v``, as in the papers (Polyak 1964) and in Keras. PyTorch keeps it outside,
-    ``v = momentum*v + g; p -= lr*v``: the same for a constant ``lr``, but there a falling ``lr`` also shrinks what
-    was already rolling.
+    ``v = momentum*v + g; p -= lr*v``: the same for a constant ``lr``, but there a falling ``lr`` also shrinks the velocity that
+    has been gathered before.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class SGD(Rule):
         return ("v",) if self.momentum else ()
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """What the velocity gets of the gradient."""
+        """Fraction of the gradient that enters the velocity."""
         return {"undamped": 1.0 - h.dampening * (self.dampen_first or h.t != 1)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:  # noqa: ARG002

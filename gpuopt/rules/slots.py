@@ -1,4 +1,4 @@
-"""Slots: where the state of a rule begins, and whether it is an array or a number."""
+"""Slots: the state of a rule. Each has a start value and a shape: an array, or one number."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Filled:
-    """An array like the parameter, with one number everywhere."""
+    """An array like the parameter, filled with one number."""
 
     start: float = 0.0
 
 
 @dataclass(frozen=True)
 class Like:
-    """A copy of the parameter (``like("p")``), or its shape filled with a hyperparameter's first value (``like("lr")``)."""
+    """A copy of the parameter (``like("p")``), or an array like it filled with a hyperparameter's first value (``like("lr")``)."""
 
     source: str
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One float64 number a leaf."""
+    """One float64 number for each leaf."""
 
     start: float = 0.0
 
 
 @dataclass(frozen=True)
 class Shared:
-    """One float64 number for all leaves of the rule's group; `update` makes it of group totals only."""
+    """One float64 number for all leaves of the group; ``update`` may compute it from totals of the group only."""
 
     start: float = 0.0
 
 
 @dataclass(frozen=True)
 class Real:
-    """A real number for each element, also where the parameter is complex; it may start at ``like("initial")``."""
+    """A real number for each element, also for complex parameters; it may start at ``like("initial")``."""
 
     start: float | Like = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Arrays of real numbers of the caller: one like the leaf, or a tree like the parameters."""
+    """Real arrays from the caller: one like the leaf, or a tree like the parameters."""
 
     value: Any
 
@@ -79,14 +79,14 @@ class Given:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Which two axes of a leaf number the rows and the columns of a matrix; all others number matrices.
+    """The two axes of a leaf that are rows and columns; the leaf is a stack of matrices along its other axes.
 
     Attributes
     ----------
     least
-        Elements that each of the two axes must have; a leaf that has fewer, or no two axes, is no matrix.
+        Least length of both axes; a leaf with shorter ones, or with fewer than two axes, is no matrix.
     longest
-        Whether they are the two longest axes, the longest one that of the columns; otherwise the last two.
+        If True, the two longest axes, with the longest as columns; if False, the last two axes.
 
     Examples
     --------
@@ -99,7 +99,7 @@ class Matrix:
     longest: bool = False
 
     def axes(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """Return the axes of the rows and of the columns; None of a leaf that is no matrix."""
+        """Return the axes of rows and columns; None for a leaf that is no matrix."""
         if len(shape) < 2:
             return None
         axes = range(len(shape))
@@ -111,14 +111,14 @@ class Matrix:
 class Rows:
     """A real number for each row of a matrix: an array like the leaf, with length 1 along the columns' axis.
 
-    Of a leaf that is no matrix, one number.
+    For a leaf that is no matrix, one number.
     """
 
     start: float = 0.0
     matrix: Matrix = Matrix()
 
     def shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the slot of a leaf."""
+        """Return the shape of the slot for a leaf of this shape."""
         axes = self.matrix.axes(leaf)
         return _with_one(leaf, axes[1]) if axes else (1,) * len(leaf)
 
@@ -127,14 +127,14 @@ class Rows:
 class Columns:
     """A real number for each column of a matrix: an array like the leaf, with length 1 along the rows' axis.
 
-    Of a leaf that is no matrix, one for each element.
+    For a leaf that is no matrix, one for each element.
     """
 
     start: float = 0.0
     matrix: Matrix = Matrix()
 
     def shape(self, leaf: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the slot of a leaf."""
+        """Return the shape of the slot for a leaf of this shape."""
         axes = self.matrix.axes(leaf)
         return _with_one(leaf, axes[0]) if axes else leaf
 
@@ -145,10 +145,10 @@ def _with_one(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 Slot: TypeAlias = Filled | Like | Leaf | Shared | Real | Given | Rows | Columns
 Slots: TypeAlias = tuple[str, ...] | Mapping[str, float | Slot]
-"""What a rule may say: names of arrays that start at 0, or for each name where it starts."""
+"""Type of ``Formula.slots``: names of arrays that start at 0, or a mapping of names to starts."""
 
 Part: TypeAlias = Literal["real", "complex", "both"]
-"""What a slot holds of a complex leaf: a real number for each element, a complex one, or one for each component."""
+"""Kind of numbers in a slot of a complex leaf: real, complex, or both components as separate real numbers."""
 
 like, leaf, shared, real, given, rows, columns = Like, Leaf, Shared, Real, Given, Rows, Columns
 
@@ -168,15 +168,15 @@ def starts(slots: Slots) -> dict[str, Slot]:
 
 
 def is_number(slot: Slot | None) -> TypeGuard[Leaf | Shared]:
-    """Whether a slot is one number and not an array."""
+    """Whether a slot is one number, not an array."""
     return isinstance(slot, Leaf | Shared)
 
 
 def is_real(slot: Slot) -> bool:
-    """Whether a slot holds real numbers, also of a complex leaf."""
+    """Whether a slot is real for complex leaves, too."""
     return isinstance(slot, Real | Given | Rows | Columns)
 
 
 def shape_of(slot: Slot, leaf: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a slot that is an array, of a leaf of this shape."""
+    """Return the shape of an array slot for a leaf of this shape."""
     return slot.shape(leaf) if isinstance(slot, Rows | Columns) else leaf

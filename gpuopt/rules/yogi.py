@@ -1,4 +1,4 @@
-"""Yogi: Adam whose second moment grows slowly."""
+"""Yogi: Adam whose second moment changes by a bounded amount at each step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Yogi(Adam):
     Parameters
     ----------
     initial
-        What both moments start at, at least 0.
+        Start of both moments, at least 0.
 
     The other parameters are those of `Adam`.
 

@@ -1,10 +1,10 @@
 """Schedules: hyperparameters as pure functions of the step.
 
-``inverse_time(1.0, decay=0.1)`` is a :class:`Schedule`: a frozen value that is called with a step. Any hyperparameter of
-any rule may be one. Steps count from 0: the first update uses ``schedule(0)``. A schedule that has an end holds its last
-value from there on.
+``inverse_time(1.0, decay=0.1)`` is a :class:`Schedule`: an immutable value that is called with a step. Any hyperparameter of
+any rule may be one. Steps count from 0: the first update uses ``schedule(0)``. After its last step a schedule keeps its last
+value.
 
-A new schedule is its formula with `step` first, under the decorator that checks and remembers the other arguments:
+A new schedule is a function of ``step`` and its arguments, under a decorator that checks and stores the arguments:
 
 >>> @schedule
 ... def square_root(step: int, initial: float, steps: Count) -> float:
@@ -46,6 +46,6 @@ __all__ = [
     "step",
 ]
 
-# What is pickled, and what documents show, names the package: which of its files holds what may change.
+# Pickles and documents name the package and not its files, so that names can move between these.
 for _public in (Schedule, schedule, from_dict, parse, *SCHEDULES.values()):
     _public.__module__ = __name__

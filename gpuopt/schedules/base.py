@@ -1,4 +1,4 @@
-"""What a schedule is, and the decorator that makes one of a formula."""
+"""The class of all schedules, and the decorator that makes one from a function of the step."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """A schedule with its arguments: callable with a step (0, 1, 2, ...), immutable, hashable, picklable.
+    """A function of the step (0, 1, 2, ...) with its arguments: immutable, hashable, picklable.
 
     Made by the functions of `gpuopt.schedules`. Two schedules are equal if their names and arguments are.
 
@@ -30,7 +30,7 @@ class Schedule:
     function: Callable[..., float] = field(compare=False)
 
     def __call__(self, step: int) -> float:
-        if type(step) is int and step < 0:  # one that is traced is not known yet
+        if type(step) is int and step < 0:  # the value of a traced step is unknown
             raise ValueError(f"{self.name}: steps count from 0, got step {step}")
         try:
             return self.function(step, *self.values)
@@ -44,12 +44,12 @@ class Schedule:
 
     @property
     def _items(self) -> list[Any]:
-        """Every argument, and in place of a list of them what is in it."""
+        """All arguments, with the items of tuples in place of the tuples."""
         return [x for value in self.values for x in (value if isinstance(value, tuple) else (value,))]
 
     @property
     def turns(self) -> set[int]:
-        """Steps at which the formula may change: where a piece ends and an inner schedule begins or turns.
+        """Steps at which the formula may change: ends of pieces, and the turns of inner schedules.
 
         >>> sorted(join([constant(1.0), step(1.0, factor=0.5, every=10)], boundaries=[100]).turns)
         [100, 110]
@@ -61,16 +61,16 @@ class Schedule:
             own = sorted(begin + x for x in schedule._items if type(x) is int)
             inner = [x for x in schedule._items if isinstance(x, Schedule)]
             found.update(own)
-            waiting += zip(inner, [begin, *own][-len(inner) :], strict=False)  # the last one where the last piece does
+            waiting += zip(inner, [begin, *own][-len(inner) :], strict=False)  # the last two begin together
         return found
 
     @property
     def listens(self) -> bool:
-        """Whether `told` makes a difference."""
+        """Whether `told` may return another schedule."""
         return self.name in LISTENERS or any(x.listens for x in self._items if isinstance(x, Schedule))
 
     def told(self, metric: float) -> "Schedule":
-        """The schedule that knows of one more value of a metric: another one where a `plateau` is in it, else itself.
+        """Return the schedule after one more value of a metric: a new one if it contains a `plateau`, else itself.
 
         >>> plateau(1.0, factor=0.5, patience=0).told(3.0).told(3.0)(0)
         0.5
@@ -104,17 +104,17 @@ class Schedule:
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {}
-"""Every schedule by name; ``inspect.signature`` tells its arguments."""
+"""Functions that make schedules, by name; ``inspect.signature`` gives their arguments."""
 
 LISTENERS: dict[str, Callable[..., dict[str, Any]]] = {}
-"""For each schedule that is told a metric, by name: a function of the metric and its arguments that returns those that change."""
+"""For schedules that follow a metric, by name: a function of the metric and the arguments, which returns the changed arguments."""
 
 
 def schedule(function: Callable[Concatenate[int, P], float]) -> Callable[P, Schedule]:
-    """Turn a formula ``function(step, ...)`` into a maker of :class:`Schedule` and register it under its name.
+    """Turn ``function(step, ...)`` into a function that makes a :class:`Schedule`, and register it under its name.
 
-    The annotations say what is allowed: ``float`` (any finite number), ``int``, or one of `NonNegative`, `Positive`,
-    `Fraction`, `Count`; others are written ``Annotated[type, Domain(...)]``. Arguments are checked once, when the schedule
+    Annotations declare the allowed arguments: ``float`` (any finite number), ``int``, `NonNegative`, `Positive`,
+    `Fraction` or `Count`; others are written ``Annotated[type, Domain(...)]``. Arguments are checked once, when the schedule
     is made: TypeError for a missing or unknown argument or a wrong type, ValueError for a value out of range.
 
     Examples

@@ -26,7 +26,7 @@ def linear_warmup(
     warmup: Count,
     start: float = 0.0,
 ) -> float:
-    """A straight line up, ``start + (peak - start) * step / warmup``, then `peak`.
+    """Linear warm-up, ``start + (peak - start) * step / warmup``, then `peak`.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def linear_warmup(
     warmup
         Number of steps of the line.
     start
-        Value at step 0. With the default the first step changes nothing; ``start = peak / warmup`` uses it.
+        Value at step 0. With the default, 0, the first step changes nothing; ``start = peak / warmup`` avoids that.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the arguments of a schedule may be."""
+"""Allowed values of the arguments of a schedule."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 @dataclass(frozen=True)
 class Domain:
-    """The values that an argument may have, stated in its annotation: ``Annotated[float, Domain(...)]``."""
+    """The allowed values of an argument, in its annotation: ``Annotated[float, Domain(...)]``."""
 
     words: str
     convert: Callable[[Any], Any]
@@ -18,7 +18,7 @@ class Domain:
     """Called with the converted value and the arguments before it."""
 
     def checked(self, what: str, value: Any, earlier: Mapping[str, Any]) -> Any:
-        """The converted value; TypeError or ValueError if it is none of these."""
+        """Return the converted value; raise TypeError or ValueError if it is not allowed."""
         error: type[Exception] = ValueError
         try:
             converted = self.convert(value)
@@ -52,7 +52,7 @@ def _boolean(value: Any) -> bool:
 
 
 def each(convert: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    """Convert every item of a sequence that is no text, into a tuple."""
+    """Return a function that converts every item of a sequence (not of a string) into a tuple."""
 
     def converted(values: Any) -> tuple[Any, ...]:
         if isinstance(values, str):

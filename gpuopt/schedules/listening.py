@@ -1,4 +1,4 @@
-"""Schedules that are told a metric."""
+"""Schedules that follow a metric."""
 
 import math
 from typing import Annotated, Any
@@ -28,9 +28,9 @@ def plateau(
 ) -> float:
     """Fall when a metric no longer gets better: ``max(initial * factor ** falls, final)``.
 
-    It is told the metric by `Optimizer.tell`, mostly once an epoch. Once the metric has not got better for more than
-    `patience` times in a row, the value falls by `factor`. What it knows is in its last four arguments, so it is a
-    value like any other schedule: what it was told is saved and loaded with the optimizer.
+    `Optimizer.tell` gives it the metric, usually once for each epoch. After more than `patience` values in a row that are not
+    better, the value is multiplied by `factor`. Its memory is in its last four arguments, so it is a value like any other
+    schedule and is saved with the optimizer.
 
     Parameters
     ----------
@@ -39,17 +39,17 @@ def plateau(
     factor
         Between 0 and 1.
     patience
-        Times that the metric may fail to get better.
+        Number of values in a row that may fail to be better.
     threshold
         >= 0; to be better is to be below ``best - threshold * |best|``. A NaN is never better.
     cooldown
-        Times after a fall for which nothing is counted.
+        Number of values after a fall that do not count.
     final
-        The value never falls below.
+        Least value of the schedule.
     maximize
         Whether larger metrics are better.
     falls, best, waited, cooling
-        Falls so far, the best metric, times without a better one, times that cooling will last.
+        Number of falls so far, best metric, values since then that were not better, values left of `cooldown`.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def plateau(
 
     References
     ----------
-    torch's ``ReduceLROnPlateau``, whose ``min_lr`` is `final`; its thresholds of the mode "abs" are not here.
+    torch's ``ReduceLROnPlateau``, whose ``min_lr`` is `final`; its ``threshold_mode="abs"`` is not supported.
     """
     return max(initial * factor**falls, final)
 
@@ -78,7 +78,7 @@ def _heard(
     cooling: int,
     **_: Any,
 ) -> dict[str, Any]:
-    """What a `plateau` knows after one more metric."""
+    """Return the changed arguments of a `plateau` after one more metric."""
     better = math.isfinite(metric)
     if best is not None:
         gain = metric - best if maximize else best - metric

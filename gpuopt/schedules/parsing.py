@@ -1,4 +1,4 @@
-"""Schedules out of text and out of plain values."""
+"""Schedules from text and from plain values."""
 
 import ast
 import inspect
@@ -10,7 +10,7 @@ from gpuopt.suggest import did_you_mean
 
 
 def from_dict(data: Mapping[str, Any]) -> Schedule:
-    """The schedule that :meth:`Schedule.to_dict` wrote. ValueError if there is no such schedule or its arguments do not fit.
+    """Return the schedule that :meth:`Schedule.to_dict` wrote; raise ValueError for an unknown schedule or bad arguments.
 
     Examples
     --------
@@ -33,10 +33,10 @@ def _restored(value: Any) -> Any:
 
 
 def parse(text: str, *, initial: float, steps: int) -> Schedule:
-    """The schedule that a command line names.
+    """Return the schedule that a text describes, as on the command line.
 
-    ``cosine``, ``inverse_time:decay=1e-3`` and ``inverse_time(decay=1e-3)`` are understood; lists stand in brackets, and
-    schedules within schedules are written in the second way:
+    The forms are ``cosine``, ``inverse_time:decay=1e-3`` and ``inverse_time(decay=1e-3)``; lists stand in brackets, and
+    schedules within schedules take the last form:
     ``piecewise:boundaries=[100,200],values=[0.03,0.01]``, ``linear_warmup(cosine(steps=900), warmup=100)``.
 
     Parameters
@@ -75,7 +75,7 @@ def _unreadable(text: str) -> NoReturn:
 
 
 def _build(tree: ast.expr, defaults: Mapping[str, float]) -> Schedule:
-    """The schedule of a syntax tree: names, calls and literals only, nothing is evaluated."""
+    """Return the schedule of a syntax tree of names, calls and literals; nothing is evaluated."""
     call = tree if isinstance(tree, ast.Call) else ast.Call(tree, [], [])
     if not isinstance(call.func, ast.Name):
         _unreadable(ast.unparse(tree))
@@ -89,7 +89,7 @@ def _build(tree: ast.expr, defaults: Mapping[str, float]) -> Schedule:
         try:
             return ast.literal_eval(node)
         except ValueError:
-            return ast.unparse(node)  # for the check of the argument to refuse
+            return ast.unparse(node)  # left to the check of the argument, which refuses it
 
     names = list(inspect.signature(_known(call.func.id)).parameters)
     given = {keyword.arg: value(keyword.value) for keyword in call.keywords if keyword.arg}

@@ -1,4 +1,4 @@
-"""Schedules that are a formula of the step, and nothing but numbers."""
+"""Schedules that are a formula of the step and of numbers."""
 
 import math
 from bisect import bisect_right

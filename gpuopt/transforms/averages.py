@@ -1,4 +1,4 @@
-"""Averages over the steps."""
+"""Averages of the parameters over the steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class EMA(Transform):
     """Exponential moving average of the parameters, to evaluate with: ``average = decay*average + (1-decay)*p``.
 
-    (Polyak & Juditsky 1992 average evenly.) It starts as a copy of the parameters, so it needs no bias correction. Last in
-    a chain, it averages what constraints have left.
+    It starts as a copy of the parameters, so it needs no bias correction. Last in a chain, it averages the parameters after all
+    constraints.
 
     Parameters
     ----------
     decay
-        Fraction of the average that is kept, in [0, 1).
+        Decay rate of the average, in [0, 1).
 
     Examples
     --------
@@ -58,9 +58,9 @@ class Lookahead(Transform):
     Parameters
     ----------
     every
-        Steps from one synchronization to the next, at least 1.
+        Number of steps between synchronizations, at least 1.
     alpha
-        How far the slow parameters go, in [0, 1].
+        Fraction of the way from the slow to the fast parameters, at least 0; at most 1 in the paper.
 
     Examples
     --------
@@ -79,7 +79,7 @@ class Lookahead(Transform):
     slots = {"slow": like("p")}
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """Whether this step synchronizes."""
+        """1 if this step synchronizes, else 0."""
         return {"synchronizes": 1.0 * (h.t % self.every == 0)}
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002

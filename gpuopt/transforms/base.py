@@ -1,4 +1,4 @@
-"""What a transform is: a formula around a rule's update."""
+"""The base class of all transforms, which are put around a rule."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["Array", "Hyper", "Transform", "bounded"]
 
 @dataclass(frozen=True)
 class Transform(Formula):
-    """Something that happens before or after a rule's update, as mathematics; `chain` puts both together.
+    """Base class of a transform: a formula that runs before or after a rule's update in a `chain`.
 
-    A subclass is a frozen dataclass whose fields are its hyperparameters, with ``slots``, ``carried`` numbers and
-    ``coefficients`` as a `Rule` may have them. It defines `before`, `after` or both; together they return every slot. It
-    sees the rule's learning rate as ``h.lr``, unless it has a hyperparameter of that name.
+    A subclass is a frozen dataclass whose fields are its hyperparameters, with ``slots``, ``carried`` and ``coefficients``
+    as in a `Rule`. It defines `before`, `after` or both; together they return every slot. ``h.lr`` is the rule's
+    learning rate, unless the transform has a hyperparameter of that name.
 
     Examples
     --------
-    Noise that shrinks, made of the parameters themselves:
+    Weight decay that uses the parameter from before the step:
 
     >>> from dataclasses import dataclass
     >>> import numpy as np
@@ -45,7 +45,7 @@ class Transform(Formula):
     """
 
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, New]:  # noqa: ARG002
-        """Return the parameter and the gradient that the rule is to see, and the new slots.
+        """Return the parameter and the gradient for the rule, and the new slots.
 
         Parameters
         ----------
@@ -61,15 +61,15 @@ class Transform(Formula):
         Parameters
         ----------
         old, new
-            The parameter before the step, and as the rule and the transforms before this one left it.
+            The parameter before the step, and after the rule and the transforms before this one.
         g
-            The gradient that the rule saw.
+            The gradient that the rule was given.
         xp, s, h
-            As for `before`, whose new slots ``s`` has.
+            As for `before`; ``s`` has the new slots that `before` returned.
 
         """
         return new, {}
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
-        """Return what to evaluate with instead of ``p``; see `Rule.evaluation`."""
+        """Return the parameter to evaluate with, in place of ``p``; see `Rule.evaluation`."""
         return p

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def chain(*members: Transform | Rule) -> Chain:
     """Put transforms and one rule together; the result is a rule.
 
-    Transforms before the rule change the parameter and the gradient that it sees, in order; then the rule makes its
-    update; then transforms change the new parameter, in order of the chain. It is one formula: as fast as the rule where
-    nothing but memory counts.
+    First each transform's `Transform.before` changes the parameter and the gradient, in the order of the chain; then the rule
+    makes its update; then each transform's `Transform.after` changes the new parameter. All are compiled together into one loop
+    over memory.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Chain(Rule):
         return f"chain({', '.join(map(repr, self.members))})"
 
     def __getattr__(self, name: str) -> Any:
-        """Hyperparameters by name, ``chain.lr`` among them."""
+        """A hyperparameter by its name, such as ``chain.lr``."""
         if name.startswith("_") or name == "members" or name not in self.hyperparameters():
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         prefix, own = self._split(name)
@@ -112,7 +112,7 @@ class Chain(Rule):
 
     @cached_property
     def _named(self) -> dict[str, Any]:
-        """Members by name."""
+        """Members by name; a second one of a class is ``"EMA2"``."""
         named: dict[str, Any] = {}
         for member in self.members:
             same = sum(other.name == member.name for other in named.values())
@@ -131,7 +131,7 @@ class Chain(Rule):
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """Those of all members."""
+        """Slots of all members."""
         return {
             f"{name}.{slot}": self._renamed(start, name, member)
             for name, member in self._named.items()
@@ -145,12 +145,12 @@ class Chain(Rule):
         return found
 
     def unfit(self, shape: tuple[int, ...]) -> str:
-        """What the first member says that has something against it."""
+        """The reason of the first member that does not apply; see `Rule.unfit`."""
         return next((why for member in self.members if (why := member.unfit(shape))), "")
 
     @property
     def carried(self) -> Mapping[str, float]:
-        """Those of all members."""
+        """Carried numbers of all members."""
         return {f"{name}.{key}": x for name, member in self._named.items() for key, x in member.carried.items()}
 
     def hyperparameters(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -213,7 +213,7 @@ class Chain(Rule):
         return p, new_slots
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
-        """Of the last member that keeps an average."""
+        """Return the average of the last member that keeps one, else ``p``."""
         p = applied(self.rule, self.rule.evaluation, xp, p, _Part(s, f"{self._rule_name}."), h)
         for name, member in self._named.items():
             if isinstance(member, Transform):
@@ -229,7 +229,7 @@ class Chain(Rule):
         return prefix or self._rule_name, own
 
     def _renamed(self, start: Slot, name: str, member: Formula) -> Slot:
-        """The start of a slot, with the name that the chain has for a hyperparameter."""
+        """The start of a slot, with hyperparameters under their names in the chain."""
         if isinstance(start, Real) and isinstance(start.start, Like):
             renamed: Any = self._renamed(start.start, name, member)
             return Real(renamed)
@@ -246,7 +246,7 @@ class Chain(Rule):
 
 
 class _Part:
-    """Attributes of one member in what a chain has of all."""
+    """The attributes of one member, out of the slots or hyperparameters of the whole chain."""
 
     def __init__(self, whole: Any, prefix: str) -> None:
         vars(self).update(_whole=whole, _prefix=prefix)
@@ -257,12 +257,12 @@ class _Part:
 
 
 def _like(old: Any, new: Any, what: str, name: str, meaning: str) -> Any:
-    """Return what a member made of an array; raise where it would only be broadcast to one of its shape."""
+    """Return an array that a member returned; raise if its shape differs, before broadcasting would hide that."""
     one, other = (x.re if isinstance(x, Pair) else x for x in (old, new))
     if hasattr(type(one), "shape") and hasattr(type(other), "shape"):
         if tuple(other.shape) != tuple(one.shape):
             raise ValueError(f"{what} returned {name} with shape {tuple(other.shape)}, expected {tuple(one.shape)}")
-    elif type(other) is not type(one):  # a number, or a scalar or a number of a trace
+    elif type(other) is not type(one):  # a number where an array is expected
         raise TypeError(f"{what} returned a number for {name}, expected an array like the {meaning}")
     return new
 

@@ -1,4 +1,4 @@
-"""Constraints and penalties whose best point is known: what a step ends with."""
+"""Projections and proximal steps, which are made after the rule's update."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NonNegative(Transform):
-    """Projection onto the numbers from 0 on: ``p = max(p, 0)``; a NaN stays.
+    """Projection onto the nonnegative numbers: ``p = max(p, 0)``; a NaN stays.
 
     Examples
     --------
@@ -38,7 +38,7 @@ class NonNegative(Transform):
 
 @dataclass(frozen=True)
 class _Bounds(Transform):
-    """Constraints from ``low`` to ``high``, which are numbers, schedules or the caller's arrays."""
+    """Base class of constraints between ``low`` and ``high``: numbers, schedules or arrays of the caller."""
 
     low: Any = field(default=0.0, metadata={"kind": Arrays(or_number=True)})
     high: Any = field(default=1.0, metadata={"kind": Arrays(or_number=True)})
@@ -48,7 +48,7 @@ class _Bounds(Transform):
         self._check_order(self.low, self.high)
 
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
-        """See `Rule.at`; bounds that are schedules may have crossed."""
+        """See `Rule.at`. Raises ValueError if schedules have crossed at this step."""
         h = super().at(step, given)
         if self._schedules and not is_traced(step):
             low, high = (h.get(name, end) for name, end in self._ends.items())
@@ -57,7 +57,7 @@ class _Bounds(Transform):
 
     @cached_property
     def _ends(self) -> dict[str, Any]:
-        """Of bounds that are arrays, the highest low and the lowest high: what a schedule must not be beyond."""
+        """Largest ``low`` and smallest ``high`` where they are arrays, to compare a schedule with; else None."""
         bounds = {"low": (self.low, "max"), "high": (self.high, "min")}
         return {name: getattr(x, end)() if getattr(x, "size", 0) else None for name, (x, end) in bounds.items()}
 
@@ -96,7 +96,7 @@ class Box(_Bounds):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """The bounds that are arrays."""
+        """The bounds that are arrays, as a part of the state."""
         bounds = {"low": self.low, "high": self.high}
         return {name: given(x) for name, x in bounds.items() if not isinstance(x, float) and not callable(x)}
 
@@ -108,7 +108,7 @@ class Box(_Bounds):
 
 
 def _is_ordered(low: Any, high: Any) -> bool:
-    """Whether one bound is nowhere above the other one, nor NaN; True of schedules, of trees and of unlike shapes."""
+    """Whether ``low <= high`` everywhere; True where it cannot be compared yet (schedules, trees, other shapes)."""
     shapes = {tuple(x.shape) for x in (low, high) if getattr(x, "shape", ())}
     if len(shapes) > 1 or not all(isinstance(x, float) or hasattr(x, "shape") for x in (low, high)):
         return True
@@ -120,13 +120,13 @@ def _is_ordered(low: Any, high: Any) -> bool:
 class Magnitude(_Bounds):
     """Projection onto the numbers whose modulus is from ``low`` to ``high``: the phase, or the sign, stays.
 
-    0 becomes ``low``; a NaN stays. ``Magnitude(high=1.0)`` is what a transmission obeys, ``Magnitude(1.0, 1.0)`` what a
-    pure phase does.
+    0 becomes ``low``; a NaN stays. ``Magnitude(high=1.0)`` is for a transmission, ``Magnitude(1.0, 1.0)`` for a pure phase
+    object.
 
     Parameters
     ----------
     low, high
-        At least 0.
+        Numbers or schedules, at least 0.
 
     Raises
     ------
@@ -165,7 +165,7 @@ class SoftThreshold(Transform):
     Parameters
     ----------
     strength
-        Of the penalty ``strength * sum(|p|)``, at least 0; the rule's learning rate is a factor of the threshold.
+        Factor of the penalty ``strength * sum(|p|)``, at least 0. The threshold is the rule's learning rate times ``strength``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Weight decay, as a part of the gradient or beside it."""
+"""Weight decay: as a part of the gradient, or decoupled from it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 @dataclass(frozen=True)
 class L2(Transform):
-    """The gradient of an L2 penalty, which the rule then treats like any gradient: ``g += rate*p``.
+    """Add the gradient of an L2 penalty ``rate/2 * sum(|p|**2)``: ``g += rate*p``.
 
     Parameters
     ----------
     rate
-        At least 0.
+        Factor of the penalty, at least 0.
 
     Warnings
     --------
-    With Adam and its kin this is not `WeightDecay`: there the penalty is divided by the root of ``v`` like the rest of
-    the gradient. ``torch.optim.Adam(weight_decay=...)`` is this one, ``torch.optim.AdamW`` the other.
+    Adam and similar rules divide the penalty by the root of ``v``, like the rest of the gradient; `WeightDecay` is not divided.
+    ``torch.optim.Adam(weight_decay=...)`` is `L2`, ``torch.optim.AdamW`` is `WeightDecay`.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class WeightDecay(Transform):
     Parameters
     ----------
     rate
-        At least 0. The rule's learning rate is a factor of it.
+        Decay rate, at least 0. It is multiplied by the rule's learning rate.
 
     Examples
     --------

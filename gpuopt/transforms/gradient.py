@@ -1,4 +1,4 @@
-"""What is done to a gradient before the rule sees it, element by element."""
+"""Elementwise changes of the gradient, before the rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 @dataclass(frozen=True)
 class Maximize(Transform):
-    """Go uphill: ``g = -g``. Where a gradient also has a penalty or a decay, `Maximize` stands first.
+    """Gradient ascent: ``g = -g``. Put it before `L2` and `WeightDecay`, which should keep their direction.
 
     Examples
     --------
@@ -30,12 +30,12 @@ class Maximize(Transform):
 
 @dataclass(frozen=True)
 class ClipValue(Transform):
-    """Cut every element of the gradient to ``[-limit, limit]``, of a complex one both components; a NaN stays.
+    """Clip each element of the gradient to ``[-limit, limit]``, both components of a complex one; a NaN stays.
 
     Parameters
     ----------
     limit
-        At least 0.
+        Largest absolute value, at least 0.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What is done to the move that a rule has made."""
+"""Changes of the move that a rule has made."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cautious(Transform):
-    """Cautious updates (Liang et al. 2024, arXiv:2411.16085): elements that would move uphill stay.
+    """Cautious updates (Liang et al. 2024, arXiv:2411.16085): elements do not move along their gradient, only against it.
 
-    Of a complex number, each component moves or stays.
+    The two components of a complex number are treated separately.
 
     ``mask = (p_new - p)*g < 0;  p += (p_new - p) * mask / max(mean(mask), 0.001)``
 
     Parameters
     ----------
     rescale
-        Whether the others move further by the fraction of all that they are, of each leaf, as in the paper.
+        Whether to divide the moves of a leaf by the fraction of its elements that move, as in the paper.
 
     Examples
     --------
@@ -53,7 +53,7 @@ class Cautious(Transform):
 
 @dataclass(frozen=True)
 class Scale(Transform):
-    """A learning rate of its own for each element: ``p += factor*(p_new - p)``.
+    """Multiply the move of each element by a factor: ``p += factor*(p_new - p)``.
 
     Parameters
     ----------
@@ -92,8 +92,8 @@ class Accelerate(Transform):
         t_next = (1 + sqrt(1 + 4*t*t)) / 2
         p = x_new + (t - 1) / t_next * (x_new - x);  x = x_new
 
-    where ``x_new`` is what the rule and the transforms before this one have made. With plain `SGD` and a constraint or
-    `SoftThreshold` before it: FISTA. Gradients are computed at the parameters, evaluation is at ``x``, which meets the
+    where ``x_new`` is the parameter after the rule and the transforms before this one. After plain `SGD` and a constraint or
+    `SoftThreshold` it is FISTA. Gradients are computed at the parameters; `Optimizer.evaluation` gives ``x``, which meets the
     constraint.
 
     Examples
@@ -111,7 +111,7 @@ class Accelerate(Transform):
     carried = {"theta": 1.0}
 
     def coefficients(self, h: SimpleNamespace) -> dict[str, float]:
-        """How far to go on."""
+        """The next ``t`` (here ``theta``, since ``h.t`` counts steps), and the factor of the momentum."""
         theta = (1 + (1 + 4 * h.theta * h.theta) ** 0.5) / 2
         return {"theta": theta, "momentum": (h.theta - 1) / theta}
 

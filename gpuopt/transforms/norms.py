@@ -1,4 +1,4 @@
-"""What is done to a gradient by its norm or its mean."""
+"""Changes of the gradient by norms and means, before the rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 
 def _scaled(xp: Any, g: Array, norm: Any, limit: Any) -> Array:
-    """Return a gradient of this norm, scaled down to the limit if its norm is larger."""
+    """Return the gradient, scaled down to the norm ``limit`` if its own ``norm`` is larger."""
     return xp.where(norm > limit, limit / norm, 1) * g
 
 
@@ -20,7 +20,7 @@ class ClipNorm(Transform):
     Parameters
     ----------
     limit
-        At least 0.
+        Largest norm, at least 0.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class ClipGlobalNorm(Transform):
     Parameters
     ----------
     limit
-        At least 0.
+        Largest norm, at least 0.
 
     Examples
     --------
@@ -79,9 +79,9 @@ class AdaptiveClip(Transform):
     Parameters
     ----------
     clipping
-        Fraction of the parameter's norm, at least 0.
+        Largest norm of the gradient as a fraction of the parameter's norm, at least 0.
     eps
-        Norm that every parameter has at least, for parameters that start at 0.
+        Least value of the parameter's norm, at least 0, for parameters that start at 0.
 
     Warnings
     --------
