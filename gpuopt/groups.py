@@ -9,6 +9,7 @@ from fnmatch import translate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from gpuopt.rules import RULES, Rule
+from gpuopt.rules.formula import Formula
 from gpuopt.suggest import did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -67,12 +68,15 @@ def match(rule: Rules, tree: Tree) -> Groups:
         If a leaf has no rule, or a glob gets no leaf: none matches, or all have the rule of a glob before it.
 
     """
+    given: Any = rule
     by_pattern: Any = {"*": rule} if isinstance(rule, Rule) else rule
     if not isinstance(by_pattern, Mapping):
         if isinstance(rule, type) and issubclass(rule, Rule):
             hint = f" (did you mean {rule.__name__}()?)"
+        elif isinstance(given, Formula):
+            hint = f"; a transform belongs around one: gpuopt.chain(gpuopt.Adam(), {rule!r:.200})"
         else:
-            hint = did_you_mean(rule, RULES, shown="{}()".format) if isinstance(rule, str) else ""
+            hint = did_you_mean(rule, RULES, shown="{}()".format) if isinstance(given, str) else ""
         raise TypeError(f"rule: {rule!r}, expected a rule such as Adam(), or a dict of rules by pattern{hint}")
     patterns = list(by_pattern)
     of_leaf: list[int | None] = [None] * len(tree.paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,6 @@ from gpuopt.suggest import listed
 from gpuopt.trees import flatten, flattened
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
 
@@ -85,7 +84,7 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
         hint = (
             "; numpy.array(x) makes one"
             if isinstance(leaf, float | int | list | tuple | np.generic)
-            else hint_for(leaf)
+            else hint_for(leaf) or _hint_for_container(leaf)
         )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
     check_alive(leaf, name)
@@ -148,6 +147,17 @@ def hint_for(x: Any) -> str:
         return "; x[name].values is the array of one of its variables"
     values = {"xarray": "values", "pandas": "to_numpy()", "pint": "magnitude", "unyt": "value", "astropy": "value"}
     return f"; x.{values[library]} is its array" if library in values else ""
+
+
+def _hint_for_container(x: Any) -> str:
+    """How what is no nesting, but has arrays in it, becomes one."""
+    if isinstance(x, Mapping):
+        how = "dict(x)"
+    elif isinstance(x, Collection) and not isinstance(x, bytes | bytearray):
+        how = "list(x)"
+    else:
+        how = "vars(x)" if any(map(is_array, getattr(x, "__dict__", {}).values())) else ""
+    return f"; nestings are of dicts, lists and tuples, as {how} is" if how else ""
 
 
 def _is_lazy(x: Any) -> bool:

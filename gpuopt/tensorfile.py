@@ -89,7 +89,14 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
             about_it = kinds[kind] = f'"dtype": "{DTYPES[dtype]}", "shape": {list(x.shape)}'
         begin, end = end, end + x.nbytes
         parts.append(f'{quoted(name)}: {{{about_it}, "data_offsets": [{begin}, {end}]}}')
-    text = f"{{{', '.join(parts)}}}".encode()
+    try:
+        text = f"{{{', '.join(parts)}}}".encode()
+    except UnicodeEncodeError as error:
+        name = next((name for name in arrays if error.object[error.start] in name), "metadata")
+        raise ValueError(
+            f"{path}: {name!a:.200}: has {error.object[error.start]!a}, which is no character, expected a name that UTF-8 can "
+            "write; rename the key"
+        ) from None
     text += b" " * (-len(text) % 8)
     if len(text) > HEADER_LIMIT:
         raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")

@@ -120,6 +120,19 @@ def test_parameters_may_be_interleaved(fused_space: Space) -> None:
     np.testing.assert_array_equal(fused_space.get(w), np.arange(10.0) - np.array([1, 2] * 5))
 
 
+def test_parameters_may_be_many_columns(fused_space: Space) -> None:
+    """Pairs of a thousand would take seconds to be compared."""
+    with fused_space.use():
+        matrix = fused_space.put(np.zeros((3, 1000)))
+        columns = [matrix[:, k] for k in range(1000)]
+        opt = gpuopt.Optimizer(columns, gpuopt.SGD(lr=1.0))
+        opt.step([column * 0 + k for k, column in enumerate(columns)])
+        for more in (matrix[1:2, 7], matrix[::-1][:, 7], matrix.reshape(-1)[2007:2008]):
+            with pytest.raises(ValueError, match=r"^params\[7\] and params\[1000\] share memory"):
+                gpuopt.Optimizer([*columns, more], gpuopt.SGD(lr=1.0))
+    np.testing.assert_array_equal(fused_space.get(matrix), -np.tile(np.arange(1000.0), (3, 1)))
+
+
 def test_a_gradient_is_told_from_an_earlier_one_of_the_same_address(fused_space: Space) -> None:
     """A new array may lie where one lay that is gone, and have its ``id``."""
     with fused_space.use():

@@ -1,5 +1,6 @@
 """Bad parameters, rules and gradients: the type of the error, what its message names, and that nothing has changed."""
 
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ CONSTRUCTION: dict[str, tuple[Make, Any, type[Exception], str]] = {
         )
         for dtype in ("int32", "uint8", "bool")
     },
+    **{
+        f"in a {name}": (
+            lambda s, make=make: make(s.put(ONES)),  # type: ignore[misc]
+            gpuopt.SGD(),
+            TypeError,
+            rf"^params: {name}, expected an array .*; nestings are of dicts, lists and tuples, as {how}\(x\) is$",
+        )
+        for name, make, how in (
+            ("mappingproxy", lambda w: types.MappingProxyType({"w": w}), "dict"),
+            ("dict_values", lambda w: {"w": w}.values(), "list"),
+            ("SimpleNamespace", lambda w: types.SimpleNamespace(w=w), "vars"),
+        )
+    },
     "same array twice": (
         lambda s: dict.fromkeys("ab", s.put(ONES)),
         gpuopt.SGD(),
@@ -59,6 +73,12 @@ CONSTRUCTION: dict[str, tuple[Make, Any, type[Exception], str]] = {
     ),
     "a class as the rule": (good, gpuopt.Adam, TypeError, r"rule: .*did you mean Adam\(\)\?"),
     "a name as the rule": (good, "adam", TypeError, r"rule: 'adam', expected a rule such as Adam\(\)"),
+    "a transform as the rule": (
+        good,
+        gpuopt.EMA(0.9),
+        TypeError,
+        r"^rule: EMA\(decay=0\.9\), .*; a transform belongs around one: gpuopt\.chain\(gpuopt\.Adam\(\), EMA\(decay=0\.9\)\)",
+    ),
     "no rule": (good, None, TypeError, r"rule: None, expected a rule"),
     "a class by pattern": (good, {"*": gpuopt.Adam}, TypeError, r"rule: .*expected a rule such as Adam\(\) by a glob"),
     "a pattern that is no string": (good, {0: gpuopt.SGD()}, TypeError, r"rule: \{0: SGD.*glob"),

@@ -1,6 +1,7 @@
 """Parameter groups: which leaf gets which rule, and what an optimizer tells and changes of them."""
 
 import collections
+import copy
 import pickle
 from fnmatch import fnmatchcase
 from typing import Any
@@ -265,3 +266,26 @@ def test_all_leaves_may_be_frozen() -> None:
     assert (opt.steps, list(w)) == (1, [1.0, 1.0])
     with pytest.raises(TypeError, match=r"^rule: \{'\*': 3\}, expected a rule .*, or None to leave leaves"):
         gpuopt.Optimizer(w, {"*": 3})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"clip": gpuopt.clip_by_global_norm(1.0)}, {"nonfinite": "raise"}, {"every": 2}], ids=str
+)
+def test_more_rules_than_one_call_has_room_for(options: dict[str, Any], fused_space: Space) -> None:
+    with fused_space.use():
+        rules: dict[str, gpuopt.Rule | None] = {f"{k}": gpuopt.Adam(lr=0.01 * (1 + k)) for k in range(150)}
+        grads = [fused_space.put(np.full(3, 1.0 + k)) for k in range(150)]
+        found = []
+        for engine in ("fused", "array"):
+            w = [fused_space.put(np.zeros(3)) for _ in grads]
+            opt = gpuopt.Optimizer(w, rules, engine=engine, **options)
+            for _ in range(4):
+                opt.step(grads)
+            opt.tune(beta1=0.5)
+            opt = copy.deepcopy(opt)
+            opt.step(grads)
+            opt.step(grads)
+            found.append(fused_space.got(opt))
+            with pytest.raises(ValueError, match=r"grads\[149\]: shape"):
+                opt.step([*grads[:149], fused_space.put(np.ones(2))])
+        assert_same_bits(*found)

@@ -23,6 +23,22 @@ llvm.get_host_cpu_features = refuse
 """,
         "failed to get host cpu features",
     ),
+    "an LLVM that cannot read our text": (
+        """
+import llvmlite.binding as llvm
+def refuse(*_): raise RuntimeError("LLVM IR parsing error")
+llvm.parse_assembly = refuse
+""",
+        "LLVM IR parsing error",
+    ),
+    "an LLVM without its optimizer": (
+        """
+import llvmlite.binding as llvm
+def refuse(*_): raise OSError("symbol not found in flat namespace")
+llvm.create_pass_builder = refuse
+""",
+        "symbol not found",
+    ),
     "no executable memory": (
         """
 import ctypes

@@ -5,6 +5,7 @@ import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -412,6 +413,61 @@ def test_an_update_that_draws_random_numbers_is_run_as_it_is() -> None:
     assert steps[0][0] != steps[1][0]
     with pytest.raises(TypeError, match=r"does something else each time .* engine='array' runs it as it is$"):
         gpuopt.Optimizer(np.ones(2), rule, engine="fused")
+
+
+def in_place(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    g += 0.5 * p
+    s.m *= 0.5
+    s.m += g
+    p -= h.lr * s.m
+    return p, {"m": s.m}
+
+
+def with_items(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    g[g > 1] = 1.0
+    return p - h.lr * g, {"m": g[...]}
+
+
+def by_size(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    return p - h.lr * g / p.size, {"m": s.m + p.shape[-1] * g}
+
+
+def with_arrays_of_its_own(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    ramp = xp.arange(p.shape[-1], dtype=p.dtype) / p.shape[-1]
+    return p - h.lr * g * xp.linspace(0.0, 1.0, p.shape[-1], dtype=p.dtype), {"m": s.m + g * ramp}
+
+
+@pytest.mark.parametrize("engine", ["auto", "array", "strided", "update"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("update", [in_place, with_items, by_size, with_arrays_of_its_own])
+def test_updates_as_numpy_would_run_them(update: Callable[..., Any], dtype: str, engine: str) -> None:
+    """Also in what the array engine cuts into blocks; what an update writes into is its own, and no gradient."""
+    body = {"update": lambda self, *args: update(*args), "slots": ("m",)}
+    rule: Any = dataclass(frozen=True)(type("Own", (gpuopt.SGD,), body))
+    random = np.random.default_rng(0)
+    shape = 3, 10_000
+    start, grads = random.normal(size=shape).astype(dtype), random.normal(size=(3, *shape)).astype(dtype)
+    p, m = start.copy(), np.zeros_like(start)
+    for g in grads.copy():
+        p, slots = update(np, p.copy(), g.copy(), SimpleNamespace(m=m.copy()), SimpleNamespace(lr=0.25))
+        m = slots["m"]
+    w = np.zeros((3, 20_000), dtype)[:, ::2] if engine == "strided" else np.zeros(shape, dtype)
+    w[...] = start
+    given = grads.copy()
+    if engine == "update":
+        state = gpuopt.init(rule(lr=0.25), w)
+        for g in given:
+            w, state = gpuopt.update(rule(lr=0.25), w, g, state)
+        found = state.slots["m"]
+    else:
+        opt = gpuopt.Optimizer(w, rule(lr=0.25), engine="array" if engine == "array" else "auto")
+        for g in given:
+            opt.step(g)
+        found = opt.state_dict()["state"][""]["m"]
+    np.testing.assert_array_equal(given, grads)
+    tolerance = 1e-6 if dtype == "float32" else 1e-13
+    np.testing.assert_allclose(w, p, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(found, m, rtol=tolerance, atol=tolerance)
 
 
 LOOKS: list[float] = []

@@ -34,7 +34,7 @@ LAYERS: dict[str, set[str]] = {
     "rules": {"suggest"},
     "notebook": {"markup", "rules/base", "schedules"},
     "tuning": {"rules/base", "schedules", "suggest"},
-    "groups": {"rules", "suggest", "trees"},
+    "groups": {"rules", "rules/base", "suggest", "trees"},
     "states": {"arrays", "engines", "rules/base", "schedules", "suggest", "tuning"},
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules", "suggest"},

@@ -155,11 +155,13 @@ def _update(
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
     shape, stored, kinds = p.shape, p.dtype, {slot: x.dtype for slot, x in own.items() if hasattr(x, "dtype")}
     with np.errstate(all="ignore"), current(p):
-        if g.dtype != (arithmetic := arithmetic_dtype(p)):
-            g = xp.astype(g, arithmetic)
-        if arithmetic != stored:
-            p = xp.astype(p, arithmetic)
-            own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
+        arithmetic = arithmetic_dtype(p)
+        # Copies, as `astype` makes them: an update may write into what it is given, as ``g += h.rate * p`` does.
+        p, g = xp.astype(p, arithmetic), xp.astype(g, arithmetic)
+        own = {
+            slot: x if isinstance(x, Number) else xp.astype(x, x.dtype if arithmetic == stored else arithmetic)
+            for slot, x in own.items()
+        }
         if not shape:  # NumPy would make numbers of what is computed with arrays without axes
             p, g = xp.reshape(p, (1,)), xp.reshape(g, (1,))
             own = {slot: x if isinstance(x, Number) else xp.reshape(x, (1,)) for slot, x in own.items()}
@@ -178,7 +180,7 @@ def _update(
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 
     def kept(what: str, new: Any) -> Any:
-        """Return a slot's new value: a number, or an array, copied if the update returned one of its arguments."""
+        """Return a slot's new value: a number, or an array."""
         if what in declared and is_number(declared[what]):
             if not is_one_number(new):
                 raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")
@@ -193,8 +195,6 @@ def _update(
         expected = p.shape if what == "p" else shape_of(declared[what], p.shape)
         if new.shape != expected:
             raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {expected}")
-        if any(new is old for old in (p, g, *own.values())):
-            new = xp.asarray(new, copy=True)
         if new.dtype != (kind := kinds.get(what, stored)):
             with np.errstate(all="ignore"):
                 new = xp.astype(new, kind)

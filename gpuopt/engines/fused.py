@@ -15,7 +15,7 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.place import host
 from gpuopt.engines.stages import stages
-from gpuopt.engines.table import PARAMETER, Segment, Table, reduction_passes, widths
+from gpuopt.engines.table import PARAMETER, Segment, Table, TooManyRulesError, reduction_passes, widths
 from gpuopt.engines.whole import Parts, WholeLeaves
 
 if TYPE_CHECKING:
@@ -273,3 +273,32 @@ def _dense_copy(place: Place, g: Any, like: Any) -> Any:
     (new,) = place.zeros([dense_layout(like)])
     assign(new, g)
     return new
+
+
+def fused_steps(
+    place: Place,
+    leaves: Mapping[int, Leaf],
+    rules: Sequence[Rule],
+    reach: Overlaps,
+    before: FusedStep | None = None,
+    parts: Parts | None = None,
+) -> list[FusedStep]:
+    """Return one step for all leaves or, of more rules than one has room for, several; the arguments are those of `FusedStep`.
+
+    Raises
+    ------
+    TooManyRulesError
+        If the leaves are ``parts`` of others, which can have one step alone.
+
+    """
+    try:
+        return [FusedStep(place, leaves, rules, reach, before, parts)]
+    except TooManyRulesError:
+        groups = sorted({leaf.group for leaf in leaves.values()})
+        if parts or len(groups) == 1:
+            raise
+    first = set(groups[: len(groups) // 2])
+    halves = [
+        {i: leaf for i, leaf in leaves.items() if (leaf.group in first) is is_first} for is_first in (True, False)
+    ]
+    return [step for half in halves for step in fused_steps(place, half, rules, reach)]

@@ -120,7 +120,12 @@ def _compiler() -> _Compiler:
 def _checked() -> None:
     """Compile a function and call it, once."""
     text = "define i64 @answer(i64 %x) {\n  %y = add i64 %x, 1\n  ret i64 %y\n}\n"
-    (answer,) = compiled(text, optimize=False, answer=ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64))
+    try:
+        (answer,) = compiled(text, answer=ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64))
+    except MachineCodeUnavailable:
+        raise
+    except Exception as error:  # as in `_compiler`
+        raise MachineCodeUnavailable(f"{type(error).__name__}: {error}") from error
     if answer(41) != 42:
         raise MachineCodeUnavailable("compiled code computes nonsense")
 

@@ -21,6 +21,10 @@ ALIGNMENT = 128
 """Bytes; what CUDA's memory transactions like, and more than any vector register of a CPU."""
 
 
+FEW = 16
+"""Arrays that lie within each other and are compared in pairs."""
+
+
 class Layout(NamedTuple):
     """Shape, dtype and strides (in bytes) of an array."""
 
@@ -202,11 +206,45 @@ def first_overlap(arrays: Sequence[Any]) -> tuple[int, int] | None:
     order = np.argsort(starts)
     if (np.maximum.accumulate(ends[order])[:-1] <= starts[order][1:]).all():
         return None
-    open_ends: list[tuple[int, int]] = []
-    for start, end, i in sorted(zip(starts.tolist(), ends.tolist(), members, strict=True)):
-        open_ends = [(e, j) for e, j in open_ends if e > start]
-        for _, j in open_ends:
-            if np.shares_memory(shadow(arrays[i]), shadow(arrays[j])):
-                return min(i, j), max(i, j)
-        open_ends.append((end, i))
+    for cluster in _clusters(sorted(zip(starts.tolist(), ends.tolist(), members, strict=True))):
+        marks = _Marks([arrays[i] for i in cluster]) if len(cluster) > FEW else None
+        for k, i in enumerate(cluster):
+            if marks is None or marks.meet(k):
+                for j in cluster[:k]:
+                    if np.shares_memory(shadow(arrays[i]), shadow(arrays[j])):
+                        return min(i, j), max(i, j)
     return None
+
+
+def _clusters(extents: Sequence[tuple[int, int, int]]) -> list[list[int]]:
+    """Gather arrays of which one begins before another one ends: their numbers, from (first byte, end, number), sorted."""
+    clusters: list[list[int]] = [[]]
+    reach = 0
+    for start, end, i in extents:
+        if start >= reach and clusters[-1]:
+            clusters.append([])
+        clusters[-1].append(i)
+        reach = max(end, reach)
+    return clusters
+
+
+class _Marks:
+    """Marks the memory of one array after the other: the columns of a matrix are too many to be compared in pairs."""
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        limits = [byte_bounds(a) for a in arrays]
+        first, end = min(start for start, _ in limits), max(end for _, end in limits)
+        self._arrays, self._offsets = arrays, [address - first for address in addresses_of(arrays)]
+        steps = (s for a in arrays for s, size in zip(a.strides, a.shape, strict=True) if size > 1)
+        self._unit = math.gcd(*self._offsets, *steps, *{a.dtype.itemsize for a in arrays})
+        self._marks = np.zeros((end - first) // self._unit, np.bool_)
+
+    def meet(self, k: int) -> bool:
+        """Mark array ``k``; return whether any of its memory was marked."""
+        a, unit = self._arrays[k], self._unit
+        strides = [s // unit if size > 1 else 0 for s, size in zip(a.strides, a.shape, strict=True)]
+        shape, offset = (*a.shape, a.dtype.itemsize // unit), self._offsets[k] // unit
+        own: NDArray[np.bool_] = np.ndarray(shape, np.bool_, self._marks, offset, (*strides, 1))
+        met = bool(own.any())
+        own[...] = True
+        return met

@@ -68,6 +68,10 @@ class Programs:
         except Exception:  # noqa: BLE001 - see `of`
             return None
 
+    def sees(self, group: int, p: Any) -> bool:
+        """Whether the program of a leaf was made by looking at the shape or dtype of the leaf."""
+        return self._sees.get((group, DTYPES[dtype_of(p)].parts == 2), False)
+
     def _traced(self, group: int, is_complex: bool, kind: Kind | None) -> Program:
         rule = self._rules[group]
         program = trace(rule, is_complex=is_complex, kind=kind, twice=True)

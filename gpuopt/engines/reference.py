@@ -184,9 +184,10 @@ class Namespace(RealNumbers):
         function = getattr(self._xp, name)
         if not callable(function) or isinstance(function, type):
             return function
+        is_of_elements = isinstance(getattr(np, name, None), np.ufunc) or name in ("clip", "round")
 
         def with_numbers(*args: Any, **options: Any) -> Any:
-            if args and all(map(is_number, args)):
+            if is_of_elements and args and all(map(is_number, args)):
                 with np.errstate(all="ignore"):
                     value = getattr(np, name)(*[np.float64(x) if not _is_truth(x) else x for x in args], **options)
                 return value if _is_truth(value) else Number(value)

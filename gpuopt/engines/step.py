@@ -11,7 +11,7 @@ import numpy as np
 from gpuopt import arrays as libraries
 from gpuopt.engines import array, between, memory, storage
 from gpuopt.engines.dependence import agrees, dependence
-from gpuopt.engines.fused import FusedStep, Leaf
+from gpuopt.engines.fused import FusedStep, Leaf, fused_steps
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.judging import Judging
 from gpuopt.engines.place import place_of
@@ -100,14 +100,9 @@ class Step(Judging):
         if engine != "array":
             tried = [i for i, place in enumerate(self._places) if place and i not in idle]
             between.try_whole(self._programs, tried, groups, arrays, rules, strict=engine == "fused")
-        self._elementwise = [
-            all(
-                own is not None and own.is_elementwise
-                for own, its in zip(self._programs, groups, strict=True)
-                if its == k
-            )
-            for k in range(len(rules))
-        ]
+        known = zip(self._programs, groups, arrays, strict=True)
+        apart = {k for own, k, a in known if own is None or not own.is_elementwise or programs.sees(k, a)}
+        self._elementwise = [k not in apart for k in range(len(rules))]
         can_be_fused = self._can_be_fused(engine)
         together = [
             i
@@ -169,7 +164,9 @@ class Step(Judging):
                 if self._places[i] is place
             }
             former = heir._fused[0] if heir else None
-            self._fused.append(FusedStep(place, leaves, rules, self._reach[place], former, parts))
+            self._fused += fused_steps(place, leaves, rules, self._reach[place], former, parts)
+        decides = decides and len(self._fused) == 1
+        heir = heir if decides else None
         self._scales = np.ones(len(arrays))
         scale = guard.scale if guard else None
         self._loss = self._next_loss = np.array([scale.initial if scale else 1.0, 0.0])

@@ -36,6 +36,10 @@ KEY = 0
 """Where in the values of a step the 64 bits are that leaves are rounded at random by."""
 
 
+class TooManyRulesError(ValueError):
+    """The rules of one step have more coefficients than there is room for."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One body of a kernel: a program at a dtype of parameters."""
@@ -152,7 +156,7 @@ class Table:
             scalars_at[owner] = size
             size += 8 * len(program.number_scalars)
         if size > VALUE_BYTES:
-            raise ValueError(
+            raise TooManyRulesError(
                 f"the rules of one step have {size // 8 - 1} coefficients, expected at most {VALUE_BYTES // 8 - 1}; "
                 "make fewer groups, or update by engine='array'"
             )

@@ -27,7 +27,7 @@ from gpuopt.engines import machine
 from gpuopt.engines.threads_code import FIELDS, PROCESSORS, SIZES, source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 MOST = SIZES
 """Threads of one job."""
@@ -67,7 +67,7 @@ class Pool:
             self._words[name].value = ctypes.cast(function, ctypes.c_void_p).value or 0
         library = ctypes.CDLL(None) if os.name == "posix" else ctypes.WinDLL("kernel32")  # type: ignore[attr-defined, unused-ignore]
         self._words["yield"].value = _address(library, "sched_yield" if os.name == "posix" else "SwitchToThread")
-        if hasattr(os, "sched_getaffinity") and len(processors := os.sched_getaffinity(0)) > 1:
+        if len(processors := _usable()) > 1:
             self._words["processor"].value = -1
             self._words["getcpu"].value = _address(library, "sched_getcpu")
             self._words["setaffinity"].value = _address(library, "sched_setaffinity")
@@ -226,7 +226,15 @@ def _default() -> int:
 
 def _processors() -> int:
     """Count the processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(_usable()) or os.cpu_count() or 1
+
+
+def _usable() -> Collection[int]:
+    """The processors that this process may run on; none where the system does not tell."""
+    try:
+        return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    except OSError:  # a sandbox that lets no process ask
+        return ()
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
