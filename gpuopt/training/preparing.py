@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gpuopt.training.config import Config
     from gpuopt.training.data import Dataset
 
-__all__ = ["CURES", "on", "prepared"]
+__all__ = ["CURES", "dataset", "on", "prepared"]
 
 CURES = "To go on without the GPU"
 
@@ -66,20 +66,11 @@ def on(
     given = config, arrays
     random = np.random.RandomState(config.seed)
     config.expect_data()
-    how = dataclasses.asdict(config.reading)
-    if config.data is None:
-        data, checksum = spiral(random), None
-        if config.validation is not None:
-            y = np.asarray(data.classes)[data.train.y]
-            data = from_arrays((data.train.x, y), data.name, **how)
-    elif arrays is not None:
-        data, checksum = from_arrays(arrays, **how), _digest(arrays)
-    else:
-        path = Path(config.data).absolute()  # a run may be resumed from another folder
+    if config.data is not None and arrays is None:  # a run may be resumed from another folder
         labels = None if config.labels is None else str(Path(config.labels).absolute())
-        data = load(path, **{**how, "labels": labels})
-        checksum = _checksum(path)
-        config = dataclasses.replace(config, data=str(path), labels=labels)
+        config = dataclasses.replace(config, data=str(Path(config.data).absolute()), labels=labels)
+    data = dataset(config, arrays, random)
+    checksum = _checksum(config.data) if arrays is None else _digest(arrays)
     if config.patience is not None and data.test is None:
         raise UsageError(
             f"--patience {config.patience}: there is no test set to judge by; --validation 0.2 sets one apart"
@@ -87,8 +78,9 @@ def on(
     if config.data is not None and config.task == "auto":  # what was decided stays
         config = dataclasses.replace(config, task="regression" if data.classes is None else "classification")
     config = config.resolved(len(data.train))
-    needed = expect_room([data.features, *config.hidden, data.outputs], config, data)
-    params = initial_params(random, [data.features, *config.hidden, data.outputs], config.init)
+    widths = [data.features, *config.hidden, data.outputs]
+    needed = expect_room(widths, config, data)
+    params = initial_params(random, widths, config.init)
     params = {"layers": [{name: backend.asarray(x) for name, x in layer.items()} for layer in params["layers"]]}
     xp = backends.namespace(params["layers"][0]["w"])
     matmul = xp.float64 if config.matmul == "float64" else None
@@ -101,11 +93,22 @@ def on(
     else:
         optimizer = (team or Team(None)).optimizer(params, config, nonfinite, given, checksum)
         learner = Together(config, backend, data, network, optimizer, needed)
-    checksums = {
-        "data_sha256": checksum,
-        "labels_sha256": None if config.labels is None else _checksum(Path(config.labels)),
-    }
-    return learner, {**checksums, "units": learner.units, "config": config.to_json()}
+    about = {"data_sha256": checksum, "labels_sha256": _checksum(config.labels), "units": learner.units}
+    return learner, about | {"config": config.to_json()}
+
+
+def dataset(
+    config: Config, arrays: Sequence[Any] | None = None, random: np.random.RandomState | None = None
+) -> Dataset:
+    """The data that a config is about; a spiral is drawn by `random`, by default from the seed on."""
+    if arrays is not None:
+        return from_arrays(arrays, **config.reading)
+    if config.data is not None:
+        return load(config.data, **config.reading)
+    data = spiral(random or np.random.RandomState(config.seed))
+    if config.validation is None:
+        return data
+    return from_arrays((data.train.x, np.asarray(data.classes)[data.train.y]), data.name, **config.reading)
 
 
 def _weights(data: Dataset) -> NDArray[np.float32]:
@@ -116,8 +119,10 @@ def _weights(data: Dataset) -> NDArray[np.float32]:
     return (len(data.train) / (data.outputs * np.maximum(counts, 1))).astype(np.float32)
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+def _checksum(path: str | None) -> str | None:
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

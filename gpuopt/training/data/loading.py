@@ -65,7 +65,7 @@ class Reading:
     """
 
     target: str | None = None
-    task: str = "auto"
+    task: Task = "auto"
     standardize: bool = False
     one_hot: bool = False
     missing: Missing | None = None
