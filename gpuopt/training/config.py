@@ -161,12 +161,11 @@ class Config(Reading):
         if self.is_built_in:
             self._fill({"matmul": "float32"})
         self._fill(SPIRAL if self.data is None else FILE)
-        hidden: Any = self.hidden
-        if isinstance(hidden, list | tuple):  # a list in JSON
-            plain = (units.item() if isinstance(units, np.integer) else units for units in hidden)
-            object.__setattr__(self, "hidden", tuple(plain))
-        if isinstance(self.ignore, list):
-            object.__setattr__(self, "ignore", tuple(self.ignore))
+        several: dict[str, Any] = {"hidden": self.hidden, "ignore": self.ignore}
+        for name, value in several.items():
+            if isinstance(value, list | tuple):  # lists in JSON
+                plain = (units.item() if isinstance(units, np.integer) else units for units in value)
+                object.__setattr__(self, name, tuple(plain))
         check(self)
         self.rule()  # whether there is such a one, before anything else is done
         if self.epochs is not None:  # about a hundred rows of metrics, more often where somebody is impatient
