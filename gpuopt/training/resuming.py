@@ -20,7 +20,7 @@ from gpuopt.training.room import expect_saved
 from gpuopt.training.run import finished
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gpuopt.runs.loop import Callback
     from gpuopt.runs.saving.explosions import OnExplosion
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from gpuopt.training.team import Team
 
 __all__ = ["resume"]
-
-LENGTHS = ("steps",)
-"""What a schedule's length is called."""
 
 
 def resume(
@@ -102,14 +99,8 @@ def resume(
     if clip_norm is not None or clip_value is not None:
         config = dataclasses.replace(config, clip_norm=None, clip_value=None)
     config = _moved(config, folder, data, None if labels is None else str(labels))
-    changes: dict[str, Any] = {
-        "epochs": epochs,
-        "device": device,
-        "on_gpu_error": on_gpu_error,
-        "on_explosion": on_explosion,
-        "clip_norm": clip_norm,
-        "clip_value": clip_value,
-    }
+    changes: dict[str, Any] = {"epochs": epochs, "device": device, "clip_norm": clip_norm, "clip_value": clip_value}
+    changes |= {"on_gpu_error": on_gpu_error, "on_explosion": on_explosion}
     changes = {name: value for name, value in changes.items() if value is not None}
     arrays = None if isinstance(data, str | Path) else data
     learner, content = prepared(dataclasses.replace(_extended(config, epochs), **changes), arrays, team)
@@ -118,9 +109,8 @@ def resume(
             raise UsageError(f"{folder.path}: another process went on with this run, expected to be the only one")
         if folder.summary.exists() and training.optimizer.steps >= training.total:
             done = f"is finished, {training.epoch} epochs of {training.config.epochs}"
-            raise UsageError(
-                f"--resume {shlex.quote(str(folder.path))}: {done}; --epochs with a larger number extends it"
-            )
+            cure = "--epochs with a larger number extends it"
+            raise UsageError(f"--resume {shlex.quote(str(folder.path))}: {done}; {cure}")
         if lr is not None:
             try:
                 training.choose("lr", lr)
@@ -154,35 +144,31 @@ def _moved(config: Config, folder: RunFolder, data: Sequence[Any] | str | Path |
 
 def _extended(config: Config, epochs: int | None) -> Config:
     """The same with schedules that were made for its epochs stretched to another number of them."""
-    if epochs is None or not isinstance(config.optimizer, Rule) or config.epochs in {None, epochs}:
+    rule = config.optimizer
+    if epochs is None or not isinstance(rule, Rule) or config.epochs in {None, epochs}:
         return config
-    changed = {}
-    for name in config.optimizer.hyperparameters():
-        value = getattr(config.optimizer, name)
-        if isinstance(value, schedules.Schedule) and (longer := _stretched(value, epochs / config.epochs)) != value:
-            changed[name] = longer
-            warn("%s: its schedule was made for %s epochs and is stretched to %s", name, config.epochs, epochs)
-    return (
-        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **changed)) if changed else config
-    )
+    longer = _stretched(_values(rule), epochs / config.epochs)
+    for name in longer:
+        warn("%s: its schedule was made for %s epochs and is stretched to %s", name, config.epochs, epochs)
+    return dataclasses.replace(config, optimizer=dataclasses.replace(rule, **longer))
 
 
 def _stretch_what_was_tuned(training: Training, factor: float) -> None:
     """As a change by hand, stretch the schedules that were chosen by hand while it ran."""
-    given: Any = training.config.optimizer
     (rule,) = training.rules.values()
-    values = {name: getattr(rule, name) for name in rule.hyperparameters()}
-    chosen = {name: value for name, value in values.items() if value != getattr(given, name)}
+    chosen = {name: value for name, value in _values(rule).items() if value != getattr(training.config.optimizer, name)}
     chosen |= {row["name"]: schedules.from_dict(row["schedule"]) for row in training.chosen if "schedule" in row}
-    for name, value in chosen.items():
-        if isinstance(value, schedules.Schedule) and (longer := _stretched(value, factor)) != value:
-            training.choose(name, longer)
-            warn("%s: the schedule that was chosen while it ran is stretched, %s times as long", name, f"{factor:.4g}")
+    for name, longer in _stretched(chosen, factor).items():
+        training.choose(name, longer)
+        warn("%s: the schedule that was chosen while it ran is stretched, %s times as long", name, f"{factor:.4g}")
 
 
-def _stretched(schedule: Any, factor: float) -> Any:
-    """A schedule that ends, ending later."""
-    plain = schedule.to_dict()
+def _values(rule: Any) -> dict[str, Any]:
+    return {name: getattr(rule, name) for name in rule.hyperparameters()}
+
+
+def _stretched(values: Mapping[str, Any], factor: float) -> dict[str, schedules.Schedule]:
+    """Of hyperparameters, the schedules that have an end, with a later one."""
 
     def longer(value: Any) -> Any:
         if isinstance(value, list | tuple):
@@ -190,6 +176,8 @@ def _stretched(schedule: Any, factor: float) -> Any:
         if not isinstance(value, dict):
             return value
         found = {name: longer(one) for name, one in value.items()}
-        return found | {name: round(value[name] * factor) for name in LENGTHS if type(value.get(name)) is int}
+        return found | ({"steps": round(value["steps"] * factor)} if type(value.get("steps")) is int else {})
 
-    return schedules.from_dict(longer(plain))
+    found = {name: value for name, value in values.items() if isinstance(value, schedules.Schedule)}
+    stretched = {name: schedules.from_dict(longer(value.to_dict())) for name, value in found.items()}
+    return {name: value for name, value in stretched.items() if value != found[name]}

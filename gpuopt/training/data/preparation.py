@@ -99,6 +99,11 @@ class Features:
         return tuple(column.name for column in self.columns)
 
     @property
+    def texts(self) -> list[str]:
+        """The columns that hold categories."""
+        return [column.name for column in self.columns or () if column.categories is not None]
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What the network's inputs are called: a category is one for each of its texts."""
         return self.names if self.columns is None else tuple(name for column in self.columns for name in column.inputs)
