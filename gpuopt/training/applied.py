@@ -13,12 +13,11 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.folder import RunFolder, checksum_of, write_json
-from gpuopt.training.activations import Activation
 from gpuopt.training.config import Config
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
 from gpuopt.training.data.targets import Target, class_indices, values, whole
-from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.model import Activation, Perceptron, initial_params
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,9 +20,9 @@ from gpuopt.runs.record.events import describe
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.history import History
 from gpuopt.runs.secondary import warned
-from gpuopt.training import plain_rules, report
+from gpuopt.training import report
 from gpuopt.training.config import Config
-from gpuopt.training.config_rule import settings
+from gpuopt.training.config_rule import known, settings
 from gpuopt.training.preparing import dataset
 from gpuopt.training.progress import is_terminal
 from gpuopt.training.run import train
@@ -177,7 +177,7 @@ def _parsed(text: str, defaults: Mapping[str, dict[str, Any]]) -> tuple[str | Ru
                 found.append(TRANSFORMS[name](**numbers))
                 values |= {f"{name}.{key}": value for key, value in own.items() if key not in numbers}
             else:
-                found.append(RULES[plain_rules.known(name, "--optimizer", more=TRANSFORMS)]())
+                found.append(RULES[known(name, "--optimizer", more=TRANSFORMS)]())
                 values |= own or defaults.get(name, {})
         return chain(*found), values
     except (TypeError, ValueError) as error:

@@ -14,15 +14,13 @@ from gpuopt.errors import UsageError
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import Rule
 from gpuopt.suggest import printable
-from gpuopt.training import plain_rules
 from gpuopt.training.config_checks import BY_DATA, LEGACY, Matmul, OnGPUError, check
-from gpuopt.training.config_rule import check_schedules, rule_of
+from gpuopt.training.config_rule import check_schedules, from_plain, rule_of, to_plain
 from gpuopt.training.data import Reading
 
 if TYPE_CHECKING:
     from gpuopt.runs.saving.explosions import OnExplosion
-    from gpuopt.training.activations import Activation
-    from gpuopt.training.model import Initial
+    from gpuopt.training.model import Activation, Initial
 
 __all__ = ["Config", "OnGPUError"]
 
@@ -245,7 +243,7 @@ class Config(Reading):
             If the rule cannot be written down: a function that is none of `gpuopt.schedules`, a class that cannot be imported.
         """
         rule = self.optimizer
-        return self._values | {"optimizer": plain_rules.to_plain(rule) if isinstance(rule, Rule) else rule}
+        return self._values | {"optimizer": to_plain(rule) if isinstance(rule, Rule) else rule}
 
     @classmethod
     def from_json(cls, plain: Any) -> Config:
@@ -257,7 +255,7 @@ class Config(Reading):
             values |= {"scale_target": False} | ({"task": LEGACY} if values.get("task") == "auto" else {})
         try:
             if isinstance(values.get("optimizer"), Mapping):
-                values["optimizer"] = plain_rules.from_plain(values["optimizer"])
+                values["optimizer"] = from_plain(values["optimizer"])
             return cls(**values)
         except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UsageError(printable(error, LONGEST)) from None

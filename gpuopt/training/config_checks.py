@@ -10,10 +10,9 @@ from gpuopt.errors import UsageError
 from gpuopt.rules import Rule
 from gpuopt.runs.saving.checkpoints import expect_interval
 from gpuopt.runs.saving.explosions import OnExplosion
-from gpuopt.training.activations import Activation
 from gpuopt.training.data import Task
 from gpuopt.training.data.preparation import Missing
-from gpuopt.training.model import Initial
+from gpuopt.training.model import Activation, Initial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

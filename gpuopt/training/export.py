@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.errors import UsageError
-from gpuopt.training.activations import LEAK
+from gpuopt.training.model import LEAK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from gpuopt.pictures import Axes, Figure
     from gpuopt.runs.record.history import History
-    from gpuopt.training.activations import Activation
     from gpuopt.training.applied import Model
-    from gpuopt.training.model import Params
+    from gpuopt.training.model import Activation, Params
 
 __all__ = ["outcomes", "plane", "rehearsal"]
 
