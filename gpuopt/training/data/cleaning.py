@@ -25,10 +25,11 @@ def without(part: Part, names: tuple[str, ...]) -> Any:
     """The features of a table without these columns."""
     if not hasattr(part.x, "columns"):
         raise UsageError(f"--ignore {names[0]}: is for tables, {part.x_name} has no columns")
-    unknown = [name for name in names if name not in part.x.columns]
+    frame: Any = part.x
+    unknown = [name for name in names if name not in frame.columns]
     if unknown:
-        raise UsageError(f"--ignore {printable(unknown[0])}: no such column; there are {listed(part.x.columns)}")
-    return part.x.drop(columns=list(names))
+        raise UsageError(f"--ignore {printable(unknown[0])}: no such column; there are {listed(frame.columns)}")
+    return frame.drop(columns=list(names))
 
 
 def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:

@@ -197,7 +197,7 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
 def _matrix(part: Part, prepared: Features) -> NDArray[Any]:
     """Raw features as numbers, of shape (samples, ...); those of a mapped array, looked at once, stay in its file."""
     matrix = prepared.matrix(part.x[:1] if is_mapped(part.x) else part.x, part.x_name)
-    return part.x if is_mapped(part.x) else matrix  # type: ignore[return-value]
+    return part.x if is_mapped(part.x) else matrix
 
 
 def _expect_samples(part: Part) -> None:

@@ -108,7 +108,7 @@ class Features:
         """What the network's inputs are called: a category is one for each of its texts."""
         return self.names if self.columns is None else tuple(name for column in self.columns for name in column.inputs)
 
-    def matrix(self, raw: Raw, name: str, *, strict: bool = True) -> NDArray[Any]:
+    def matrix(self, raw: Raw, name: str) -> NDArray[Any]:
         """Raw features as numbers, of shape (samples, width), with NaN where one is missing.
 
         Parameters
@@ -116,13 +116,12 @@ class Features:
         raw : array or DataFrame
         name : str
             What messages call it.
-        strict : bool
-            Refuse a category that was not there when this was learned; else all of its inputs are 0.
 
         Raises
         ------
         UsageError
-            If columns are missing or hold something else, or samples have another number of features.
+            If columns are missing or hold something else, as a category that was not there when this was learned, or samples
+            have another number of features.
         """
         if self.columns is None:
             return self._flat(raw, name)
@@ -132,11 +131,12 @@ class Features:
         out = np.zeros((len(columns), self.width))
         at = 0
         for column in self.columns:
+            values, end = columns[column.name], at + len(column.inputs)
             if column.categories is None:
-                out[:, at] = _numeric(columns[column.name], column.name)
+                out[:, at] = _numeric(values, column.name)
             else:
-                self._mark(out[:, at : at + len(column.categories)], columns[column.name], column, strict=strict)
-            at += len(column.inputs)
+                _mark(out[:, at:end], values, column.name, column.categories)
+            at = end
         return out
 
     def _flat(self, raw: Raw, name: str) -> NDArray[Any]:
@@ -169,28 +169,6 @@ class Features:
                 f"{name}: has no column {listed(missing)}, which the model needs; it has {listed(raw.columns)}"
             )
         return raw[list(self.names)]
-
-    @staticmethod
-    def _mark(out: NDArray[np.float64], values: pd.Series[Any], column: Column, *, strict: bool) -> None:
-        import pandas as pd
-
-        assert column.categories is not None
-        index = pd.Index(column.categories)
-        texts = values.astype(object)
-        missing = texts.isna().to_numpy()
-        found = index.get_indexer(texts.where(~missing, "").map(str))
-        found[missing] = -1
-        unseen = (found < 0) & ~missing
-        if strict and unseen.any():
-            row = int(unseen.argmax())
-            known = listed(column.categories)
-            raise UsageError(
-                f"column {column.name!r}: row {row} is {printable(texts.iloc[row])}, a category that the training part "
-                f"lacks; it has {known}"
-            )
-        rows = np.flatnonzero(found >= 0)
-        out[rows, found[rows]] = 1
-        out[missing] = np.nan
 
     def learned(self, x: NDArray[Any] | Rows, *, standardize: bool) -> Features:
         """The same, with what is learned of these numbers: means, deviations, and what fills a hole.
@@ -363,6 +341,23 @@ def listed(names: Sequence[Any], most: int = 12) -> str:
     'a, b and 1 more'
     """
     return suggest.listed(names, most, printable)
+
+
+def _mark(out: NDArray[np.float64], values: pd.Series[Any], name: str, categories: tuple[str, ...]) -> None:
+    """Set the input of each category to 1 where that stands; all of them to NaN where nothing does."""
+    import pandas as pd
+
+    texts = values.astype(object)
+    missing = texts.isna().to_numpy()
+    found = pd.Index(categories).get_indexer(texts.where(~missing, "").map(str))
+    unseen = (found < 0) & ~missing
+    if unseen.any():
+        row = int(unseen.argmax())
+        known = f"a category that the training part lacks; it has {listed(categories)}"
+        raise UsageError(f"column {name!r}: row {row} is {printable(texts.iloc[row])}, {known}")
+    rows = np.flatnonzero(~missing)
+    out[rows, found[rows]] = 1
+    out[missing] = np.nan
 
 
 def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
