@@ -106,13 +106,12 @@ LANDSCAPES = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A landscape, and who walks on it.
+    """A landscape, by its name, and who walks on it.
 
     Attributes
     ----------
-    landscape : str
-    says : str
-        What there is to see.
+    landscape, says : str
+        Where, and what there is to see.
     rules : mapping
         By what the picture calls them.
     steps : int
@@ -141,6 +140,12 @@ class Preset:
     def walks(self) -> dict[str, Walk]:
         """The path of each rule, see `walk`."""
         return {name: walk(self.place, rule, self.steps, self.start) for name, rule in self.rules.items()}
+
+
+def _all(plain: float, rolling: float, adagrad: float, rmsprop: float, adam: float) -> dict[str, Rule]:
+    """All optimizers, each with a learning rate that suits the landscape."""
+    rules = SGD(lr=plain), SGD(lr=rolling, momentum=0.9), AdaGrad(lr=adagrad), RMSProp(lr=rmsprop), Adam(lr=adam)
+    return dict(zip(("SGD", "SGD, momentum 0.9", "AdaGrad", "RMSProp", "Adam"), rules, strict=True))
 
 
 PRESETS = {
@@ -172,61 +177,28 @@ PRESETS = {
     "ravine": Preset(
         "ravine",
         "A bowl with a ravine: plain descent zigzags, momentum swings, the others look at each direction by itself.",
-        {
-            "SGD": SGD(lr=0.09),
-            "SGD, momentum 0.9": SGD(lr=0.02, momentum=0.9),
-            "AdaGrad": AdaGrad(lr=0.5),
-            "RMSProp": RMSProp(lr=0.1),
-            "Adam": Adam(lr=0.2),
-        },
+        _all(0.09, 0.02, 0.5, 0.1, 0.2),
         100,
     ),
     "rosenbrock": Preset(
         "rosenbrock",
         "Rosenbrock's valley is found at once, its lowest point after a long way along it.",
-        {
-            "SGD": SGD(lr=0.001),
-            "SGD, momentum 0.9": SGD(lr=0.0005, momentum=0.9),
-            "AdaGrad": AdaGrad(lr=0.3),
-            "RMSProp": RMSProp(lr=0.01),
-            "Adam": Adam(lr=0.05),
-        },
+        _all(0.001, 0.0005, 0.3, 0.01, 0.05),
         500,
     ),
     "beale": Preset(
-        "beale",
-        "Beale's function: steep walls around a flat valley.",
-        {
-            "SGD": SGD(lr=0.01),
-            "SGD, momentum 0.9": SGD(lr=0.003, momentum=0.9),
-            "AdaGrad": AdaGrad(lr=0.5),
-            "RMSProp": RMSProp(lr=0.02),
-            "Adam": Adam(lr=0.1),
-        },
-        300,
+        "beale", "Beale's function: steep walls around a flat valley.", _all(0.01, 0.003, 0.5, 0.02, 0.1), 300
     ),
     "himmelblau": Preset(
         "himmelblau",
         "Himmelblau's function has four minima, all of them as low: who ends in which one?",
-        {
-            "SGD": SGD(lr=0.005),
-            "SGD, momentum 0.9": SGD(lr=0.01, momentum=0.9),
-            "AdaGrad": AdaGrad(lr=0.8),
-            "RMSProp": RMSProp(lr=0.05),
-            "Adam": Adam(lr=0.3),
-        },
+        _all(0.005, 0.01, 0.8, 0.05, 0.3),
         120,
     ),
     "wells": Preset(
         "wells",
         "One wave over a bowl: who comes over the hill into the lowest well?",
-        {
-            "SGD": SGD(lr=0.2),
-            "SGD, momentum 0.9": SGD(lr=0.2, momentum=0.9),
-            "AdaGrad": AdaGrad(lr=0.5),
-            "RMSProp": RMSProp(lr=0.05),
-            "Adam": Adam(lr=0.5),
-        },
+        _all(0.2, 0.2, 0.5, 0.05, 0.5),
         100,
     ),
 }
@@ -336,19 +308,11 @@ def _picture(preset: Preset, walks: Mapping[str, Walk]) -> tuple[Any, list[tuple
         pictures.draw_line(profile, range(len(path)), heights, number, who)
         moving += [(plan.lines[-1], *seen.T), (profile.lines[-1], np.arange(len(path)), heights)]
     start = place.start if preset.start is None else preset.start
-    plan.plot(*start, marker="*", markersize=15, color="black", linestyle="none", label="start", zorder=5)
+    named = {"color": "black", "linestyle": "none", "zorder": 5}
+    plan.plot(*start, marker="*", markersize=15, label="start", **named)
     for number, minimum in enumerate(place.minima):
         label = "minimum" if number == 0 else None
-        plan.plot(
-            *minimum,
-            marker="x",
-            markersize=9,
-            markeredgewidth=2.2,
-            color="black",
-            linestyle="none",
-            label=label,
-            zorder=5,
-        )
+        plan.plot(*minimum, marker="x", markersize=9, markeredgewidth=2.2, label=label, **named)
     plan.set(xlim=(left, right), ylim=(bottom, top), xlabel="x (no unit)", ylabel="y (no unit)")
     plan.set_title(f"Contours of f(x, y) = {place.formula}", fontsize=9)
     shown = np.concatenate([heights for _, _, heights in moving[1::2]])

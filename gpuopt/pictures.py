@@ -35,6 +35,7 @@ __all__ = [
     "plain",
     "png",
     "pngs",
+    "rgb",
     "scale",
     "style",
 ]
@@ -70,6 +71,11 @@ def style(number: int) -> Style:
     """The style of a line by its number; after the last one they begin anew with other markers."""
     of, again = STYLES[number % len(STYLES)], number // len(STYLES)
     return Style(of.color, of.dash, STYLES[(number + again) % len(STYLES)].marker)
+
+
+def rgb(color: str) -> list[int]:
+    """Red, green and blue of ``#RRGGBB``."""
+    return [*bytes.fromhex(color[1:])]
 
 
 Kind: TypeAlias = tuple[float, float, int, int]
@@ -295,9 +301,8 @@ def _reduced(pixels: Any) -> Any:
 
     palette = [level for level in range(255, -1, -12) for _ in "RGB"]
     for of in STYLES:
-        channels = [int(of.color[i : i + 2], 16) for i in (1, 3, 5)]
         for ground in (255, 200):
-            palette += [round(ground + k / 5 * (c - ground)) for k in range(1, 6) for c in channels]
+            palette += [round(ground + k / 5 * (c - ground)) for k in range(1, 6) for c in rgb(of.color)]
     known = Image.new("P", (1, 1))
     known.putpalette(palette)
     return pixels.quantize(palette=known, dither=Image.Dither.NONE)

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 import gpuopt
 from gpuopt.cli import app
 from gpuopt.training import Callback, Config, Model, UsageError, load, load_model, resume, train
-from gpuopt.training.activations import ACTIVATIONS
 from gpuopt.training.data import from_arrays
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.export import export
+from gpuopt.training.model import ACTIVATIONS
 from gpuopt.training.predicting import predict_file
 
 RANDOM = np.random.RandomState(7)

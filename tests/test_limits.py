@@ -8,7 +8,7 @@ import pytest
 from gpuopt import limits
 from gpuopt.rules import RULES
 from gpuopt.training import Config, UsageError
-from gpuopt.training.room import _bytes_a_parameter
+from gpuopt.training.preparing import _bytes_a_parameter
 
 GIB = 1 << 30
 STAT = "anon 5\ninactive_file {0}\nactive_file {0}\nslab_reclaimable {0}\n"
@@ -72,6 +72,6 @@ def test_a_network_is_refused_by_what_its_optimizer_keeps(monkeypatch: pytest.Mo
     each = _bytes_a_parameter(RULES[rule]())
     assert each >= {"SGD": 24, "Adam": 32, "LBFGS": 100}[rule]
     config = Config(hidden=(1000, 1000), optimizer=rule, batch_size=10, device="cpu")
-    monkeypatch.setattr("gpuopt.training.room.available", lambda: 0.9 * each * 1_000_000)
+    monkeypatch.setattr("gpuopt.training.preparing.available", lambda: 0.9 * each * 1_000_000)
     with pytest.raises(UsageError, match=r"--hidden 1000,1000: .* parameters take about 0\.\d GiB to train"):
         prepared(config)

@@ -26,7 +26,7 @@ from gpuopt.runs.report import plots
 from gpuopt.runs.report.process import Prompter
 from gpuopt.training import Callback, Config, ExplodedError, Training, UsageError, report, train
 from gpuopt.training.compare import compare
-from gpuopt.training.plane import plane
+from gpuopt.training.outcome import plane
 
 PICTURES = ["accuracy", "boundary", "confusion", "learning_rate", "loss", "norms"]
 SHORT = Config(epochs=40, hidden=(8,))

@@ -9,8 +9,7 @@ from gpuopt.training.estimators import PerceptronClassifier, PerceptronRegressor
 from gpuopt.training.loop import Training
 from gpuopt.training.model import Perceptron, initial_params
 from gpuopt.training.result import GPUFailure, Result
-from gpuopt.training.resuming import resume
-from gpuopt.training.run import train
+from gpuopt.training.run import resume, train
 from gpuopt.training.team import Team
 
 __all__ = [

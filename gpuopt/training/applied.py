@@ -13,12 +13,11 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.folder import RunFolder, checksum_of, write_json
-from gpuopt.training.activations import Activation
 from gpuopt.training.config import Config
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
 from gpuopt.training.data.targets import Target, class_indices, values, whole
-from gpuopt.training.model import Perceptron, initial_params
+from gpuopt.training.model import Activation, Perceptron, initial_params
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,9 +132,8 @@ class Model:
             As `predict`, and if numbers are predicted.
         """
         if self.target.classes is None:
-            raise UsageError(
-                "--proba: the model predicts numbers, which have no probabilities; expected one of classes"
-            )
+            reason = "the model predicts numbers, which have no probabilities"
+            raise UsageError(f"--proba: {reason}; expected one of classes")
         outputs = self.outputs(x).astype(np.float64)
         with np.errstate(all="ignore"):
             likely = np.exp(outputs - outputs.max(axis=1, keepdims=True))
@@ -157,9 +155,8 @@ class Model:
         part = as_part(x, y)  # of what was read, with its targets
         found, name = values(part), part.y_name
         if found.ndim < 1 or len(found) != len(part.x):
-            raise UsageError(
-                f"{part.x_name} has {len(part.x)} rows and {name} {len(np.atleast_1d(found))}: expected as many"
-            )
+            rows = len(np.atleast_1d(found))
+            raise UsageError(f"{part.x_name} has {len(part.x)} rows and {name} {rows}: expected as many")
         if not len(found):
             raise UsageError(f"{part.x_name}: has no rows, expected at least one to compare with")
         if self.target.classes is None:
@@ -184,16 +181,20 @@ class Model:
         raw, name = part.x, part.x_name
         if raw.ndim < 2:
             raise UsageError(f"{name}: shape {raw.shape}, expected (samples, features)")
-        network = Perceptron(
-            np, self.target.classes is not None, np.float64 if self.matmul == "float64" else None, self.activation
-        )
         out = np.empty((len(raw), self.target.outputs), np.float32)
         for first in range(0, len(raw), BLOCK):
             chosen = slice(first, first + BLOCK)
             with np.errstate(all="ignore"):
                 matrix = self.prepared.matrix(raw[chosen], name)
-                out[chosen] = network.outputs(self.params, self.prepared(matrix, name, first))
+            out[chosen] = self.outputs_of(self.prepared(matrix, name, first))
         return out
+
+    def outputs_of(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the network gives for its inputs, which `prepared` makes of raw features."""
+        wide = np.float64 if self.matmul == "float64" else None
+        network = Perceptron(np, self.target.classes is not None, wide, self.activation)
+        with np.errstate(all="ignore"):
+            return np.asarray(network.outputs(self.params, inputs))
 
 
 def scores(y: NDArray[Any], predicted: NDArray[np.float64]) -> dict[str, float]:
@@ -209,11 +210,8 @@ def scores(y: NDArray[Any], predicted: NDArray[np.float64]) -> dict[str, float]:
         errors = guessed - true
         total = ((true - true.mean(axis=0)) ** 2).sum(axis=0)
         r2 = 1 - (errors**2).sum(axis=0) / total  # NaN or -inf where all targets are the same
-        return {
-            "rmse": float(np.sqrt((errors**2).mean())),
-            "mae": float(np.abs(errors).mean()),
-            "r2": float(r2.mean()),
-        }
+        found = {"rmse": np.sqrt((errors**2).mean()), "mae": np.abs(errors).mean(), "r2": r2.mean()}
+    return {name: float(value) for name, value in found.items()}
 
 
 def write_model(folder: RunFolder, data: Dataset, config: Config) -> None:
@@ -224,7 +222,7 @@ def write_model(folder: RunFolder, data: Dataset, config: Config) -> None:
         "layers": [data.features, *config.hidden, data.outputs],
         "activation": config.activation,
         "matmul": config.matmul,
-        "state": _state(folder, config),
+        "state": (folder.checkpoint if config.patience is None else folder.best).name,
         "features": data.prepared.to_json(),
         "target": data.target.to_json(),
     }
@@ -281,11 +279,11 @@ def load_model(path: str | Path) -> Model:
     if not saved.exists():
         saved = folder.checkpoint  # of a run that was killed before its first best one
     try:
-        expected = {f"params/layers.{i}.{n}" for i in range(len(layers) - 1) for n in "wb"}
-        shapes = {name: tuple(x.shape) for name, x in tensorfile.read(saved, lambda *_: False)[0].items()}
-        given = {name: shape for name, shape in shapes.items() if name.startswith("params/")}
-        wanted = {f"params/layers.{i}.w": pair for i, pair in enumerate(itertools.pairwise(layers))}
-        if given.keys() != expected or any(given[name] != shape for name, shape in wanted.items()):
+        found = {name: tuple(x.shape) for name, x in tensorfile.read(saved, lambda *_: False)[0].items()}
+        wanted: dict[str, tuple[int, ...]] = {}
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(layers)):
+            wanted |= {f"params/layers.{i}.w": (n_in, n_out), f"params/layers.{i}.b": (n_out,)}
+        if {name: shape for name, shape in found.items() if name.startswith("params/")} != wanted:
             raise UsageError(f"{saved}: layers of other shapes than {file.name} says, {layers}")
         optimizer = Optimizer(initial_params(np.random.RandomState(0), layers), config.rule())
         checkpoint.load(saved, optimizer)
@@ -329,7 +327,3 @@ def _config(folder: RunFolder) -> Config:
     except UsageError as error:
         message = str(error).removeprefix("--resume ")
         raise UsageError(message if str(folder.path) in message else f"{folder.config}: {message}") from None
-
-
-def _state(folder: RunFolder, config: Config) -> str:
-    return folder.checkpoint.name if config.patience is None else folder.best.name

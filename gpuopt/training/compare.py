@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gpuopt import markup
 from gpuopt.backends import BackendUnavailable
 from gpuopt.errors import ExplodedError, UsageError
@@ -22,10 +20,10 @@ from gpuopt.runs.record.events import describe
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.history import History
 from gpuopt.runs.secondary import warned
-from gpuopt.training import plain_rules, report
+from gpuopt.training import report
 from gpuopt.training.config import Config
-from gpuopt.training.config_rule import settings
-from gpuopt.training.data import load, spiral
+from gpuopt.training.config_rule import known, settings
+from gpuopt.training.preparing import dataset
 from gpuopt.training.progress import is_terminal
 from gpuopt.training.run import train
 from gpuopt.transforms import TRANSFORMS, chain
@@ -154,16 +152,8 @@ def with_optimizer(
     >>> with_optimizer(Config(), "ClipValue:limit=1+SGD:lr=0.1+EMA:decay=0.9", lambda: 1).rule().members[0]
     ClipValue(limit=1.0)
     """
-    optimizer: str | Rule = given
-    values: dict[str, float | str] = {}
     try:
-        if isinstance(given, str):
-            members = [choice(member) for member in re.split(r"\+(?=\s*[A-Za-z])", given)]  # but 1e+3 is a number
-            optimizer, values = members[0]
-            if len(members) > 1:
-                optimizer, values = _chain(members, defaults or {})
-            elif not values:
-                values = (defaults or {}).get(optimizer, {})
+        optimizer, values = _parsed(given, defaults or {}) if isinstance(given, str) else (given, {})
         chosen = dataclasses.replace(config, optimizer=optimizer, lr=None, schedule=None, hyperparameters=values)
         if any(isinstance(value, str) for value in values.values()):
             chosen.resolved(samples())
@@ -172,27 +162,26 @@ def with_optimizer(
     return chosen
 
 
-def _chain(
-    members: Sequence[tuple[str, dict[str, float | str]]], defaults: Mapping[str, dict[str, Any]]
-) -> tuple[Rule, dict[str, float | str]]:
-    """A chain of transforms and a rule, and what is still to be chosen: the rule's hyperparameters, and schedules."""
+def _parsed(text: str, defaults: Mapping[str, dict[str, Any]]) -> tuple[str | Rule, dict[str, float | str]]:
+    """A rule's name, or a chain of transforms and a rule; and what is still to be chosen: the rule's hyperparameters, and schedules."""
+    members = [choice(member) for member in re.split(r"\+(?=\s*[A-Za-z])", text)]  # but 1e+3 is a number
+    if len(members) == 1:
+        ((name, own),) = members
+        return name, own or defaults.get(name, {})
     found: list[Rule | Transform] = []
     values: dict[str, float | str] = {}
-    for name, own in members:
-        try:
+    try:
+        for name, own in members:
             if name in TRANSFORMS:
                 numbers = {key: value for key, value in own.items() if not isinstance(value, str)}
                 found.append(TRANSFORMS[name](**numbers))
                 values |= {f"{name}.{key}": value for key, value in own.items() if key not in numbers}
             else:
-                found.append(RULES[plain_rules.known(name, "--optimizer", more=TRANSFORMS)]())
+                found.append(RULES[known(name, "--optimizer", more=TRANSFORMS)]())
                 values |= own or defaults.get(name, {})
-        except (TypeError, ValueError) as error:
-            raise error if isinstance(error, UsageError) else UsageError(f"--optimizer: {error}") from None
-    try:
         return chain(*found), values
     except (TypeError, ValueError) as error:
-        raise UsageError(f"--optimizer: {error}") from None
+        raise error if isinstance(error, UsageError) else UsageError(f"--optimizer: {error}") from None
 
 
 class Watcher(Callback):
@@ -266,7 +255,7 @@ def compare(
     chosen: Any = config.epochs
     if chosen is None:
         config = dataclasses.replace(config, epochs=FILE_EPOCHS)
-    samples = functools.cache(lambda: _samples(config))
+    samples = functools.cache(lambda: len(dataset(config).train))
     defaults = SPIRAL if config.data is None else FILE
     configs = [with_optimizer(config, given.get(label, label), samples, defaults) for label in labels]
     if len(set(labels)) < len(labels):
@@ -297,13 +286,6 @@ def compare(
     comparison = Comparison(folder, threshold, entries)
     _write(comparison, runs)
     return comparison
-
-
-def _samples(config: Config) -> int:
-    """How many samples there are to train on."""
-    if config.data is None:
-        return len(spiral(np.random.RandomState(config.seed)).train)
-    return len(load(config.data, **dataclasses.asdict(config.reading)).train)
 
 
 def _entry(run: History, watcher: Watcher, outcome: str, threshold: float) -> Entry:

@@ -14,33 +14,19 @@ from gpuopt.errors import UsageError
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_value
 from gpuopt.rules import Rule
 from gpuopt.suggest import printable
-from gpuopt.training import plain_rules
 from gpuopt.training.config_checks import BY_DATA, LEGACY, Matmul, OnGPUError, check
-from gpuopt.training.config_rule import check_schedules, rule_of
-from gpuopt.training.data import Reading, Task
+from gpuopt.training.config_rule import check_schedules, from_plain, rule_of, to_plain
+from gpuopt.training.data import Reading
 
 if TYPE_CHECKING:
     from gpuopt.runs.saving.explosions import OnExplosion
-    from gpuopt.training.activations import Activation
-    from gpuopt.training.data.preparation import Missing
-    from gpuopt.training.model import Initial
+    from gpuopt.training.model import Activation, Initial
 
 __all__ = ["Config", "OnGPUError"]
 
 # What is chosen for those who do not: the book's network for the built-in spiral, something sensible for a file.
-SPIRAL = {
-    "hidden": (64,),
-    "init": "small",
-    "matmul": "float64",
-    "epochs": 10_000,
-    "batch_size": "full",
-}
-FILE = {
-    "hidden": (128,),
-    "init": "he",
-    "matmul": "float32",
-    "batch_size": 128,
-}
+SPIRAL = {"hidden": (64,), "init": "small", "matmul": "float64", "epochs": 10_000, "batch_size": "full"}
+FILE = {"hidden": (128,), "init": "he", "matmul": "float32", "batch_size": 128}
 FEWEST_EPOCHS, FEWEST_STEPS = 10, 2000
 """On a file: as many epochs as it takes to have both."""
 ARRAYS = "<arrays>"
@@ -55,7 +41,7 @@ SPIKES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Reading):
     """Everything that decides how a run goes. ``Config()`` is the built-in run.
 
     Attributes
@@ -136,16 +122,6 @@ class Config:
     """
 
     data: str | None = None
-    target: str | None = None
-    task: Task = "auto"
-    standardize: bool = False
-    one_hot: bool = False
-    missing: Missing | None = None
-    validation: float | None = None
-    ignore: tuple[str, ...] = ()
-    labels: str | None = None
-    encoding: str | None = None
-    scale_target: bool = True
     patience: int | None = None
     class_weights: Literal["balanced"] | None = None
     activation: Activation = "relu"
@@ -160,7 +136,6 @@ class Config:
     hyperparameters: Mapping[str, float | str] = field(default_factory=dict)
     epochs: int = BY_DATA
     batch_size: int | Literal["full"] = BY_DATA
-    seed: int = 0
     device: str = "auto"
     on_gpu_error: OnGPUError = "stop"
     report_every: int = BY_DATA
@@ -184,17 +159,17 @@ class Config:
         if self.is_built_in:
             self._fill({"matmul": "float32"})
         self._fill(SPIRAL if self.data is None else FILE)
-        hidden: Any = self.hidden
-        if isinstance(hidden, list | tuple):  # a list in JSON
-            plain = (units.item() if isinstance(units, np.integer) else units for units in hidden)
-            object.__setattr__(self, "hidden", tuple(plain))
-        ignored: Any = self.ignore
-        if isinstance(ignored, list):
-            object.__setattr__(self, "ignore", tuple(ignored))
+        several: dict[str, Any] = {"hidden": self.hidden, "ignore": self.ignore}
+        for name, value in several.items():
+            if isinstance(value, list | tuple):  # lists in JSON
+                plain = (units.item() if isinstance(units, np.integer) else units for units in value)
+                object.__setattr__(self, name, tuple(plain))
         check(self)
         self.rule()  # whether there is such a one, before anything else is done
-        if self.epochs is not None:
-            self._fill({"report_every": self._rows()})
+        if self.epochs is not None:  # about a hundred rows of metrics, more often where somebody is impatient
+            between = -(-self.epochs // 100)
+            impatient = between if self.patience is None else max(1, min(between, self.patience // 10))
+            self._fill({"report_every": impatient})
 
     @property
     def is_built_in(self) -> bool:
@@ -203,27 +178,25 @@ class Config:
 
     def expect_data(self) -> None:
         """Refuse what the built-in spiral has no use for: it is trained on where neither a file nor arrays are given."""
-        for option in ("standardize", "one_hot", "missing", "ignore"):
-            if self.data is None and getattr(self, option):
-                shown = f"--{option.replace('_', '-')} {getattr(self, option)}"
+        for option in ("standardize", "one_hot", "missing", "ignore") if self.data is None else ():
+            if given := getattr(self, option):
+                shown = f"--{option.replace('_', '-')} {given}"
                 raise UsageError(f"{shown}: expected --data FILE with it, or data=(x, y)")
 
-    def _rows(self) -> int:
-        """Epochs from one row of the metrics to the next: about a hundred, more often where somebody is impatient."""
-        between = -(-self.epochs // 100)
-        return between if self.patience is None else max(1, min(between, self.patience // 10))
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the data are read, the fields of `Reading`."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(Reading)}
 
     @property
-    def reading(self) -> Reading:
-        """How the data are read."""
-        return Reading(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Reading)})
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
 
     def on_arrays(self) -> Config:
         """The same for arrays in place of the spiral: with what suits them where nothing else was chosen."""
         if self.data is not None:
             raise UsageError(f"--data {self.data}: expected this, or data=(x, y), not both")
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
-        chosen = {name: x for name, x in values.items() if name not in self._filled or self._filled[name] != x}
+        chosen = {name: x for name, x in self._values.items() if name not in self._filled or self._filled[name] != x}
         return Config(**{**chosen, "data": ARRAYS})
 
     def _fill(self, values: Mapping[str, Any]) -> None:
@@ -253,14 +226,9 @@ class Config:
         steps = self.epochs * batches
         rule = self.rule(steps)
         check_schedules(self, rule, steps)
-        chosen: dict[str, Any] = {
-            "lr": None,
-            "schedule": None,
-            "hyperparameters": {},
-            "average": None,
-            "weight_decay": None,
-        }
-        return dataclasses.replace(self, optimizer=rule, **chosen)
+        return dataclasses.replace(
+            self, optimizer=rule, lr=None, schedule=None, hyperparameters={}, average=None, weight_decay=None
+        )
 
     def rule(self, steps: int = 10**9) -> Rule:
         """Return the rule that a run of so many steps takes."""
@@ -274,10 +242,8 @@ class Config:
         UsageError
             If the rule cannot be written down: a function that is none of `gpuopt.schedules`, a class that cannot be imported.
         """
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "_filled"}
-        if isinstance(self.optimizer, Rule):
-            plain["optimizer"] = plain_rules.to_plain(self.optimizer)
-        return plain
+        rule = self.optimizer
+        return self._values | {"optimizer": to_plain(rule) if isinstance(rule, Rule) else rule}
 
     @classmethod
     def from_json(cls, plain: Any) -> Config:
@@ -289,7 +255,7 @@ class Config:
             values |= {"scale_target": False} | ({"task": LEGACY} if values.get("task") == "auto" else {})
         try:
             if isinstance(values.get("optimizer"), Mapping):
-                values["optimizer"] = plain_rules.from_plain(values["optimizer"])
+                values["optimizer"] = from_plain(values["optimizer"])
             return cls(**values)
         except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UsageError(printable(error, LONGEST)) from None

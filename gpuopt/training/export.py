@@ -7,23 +7,24 @@ would lose what tells them apart.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt.errors import UsageError
-from gpuopt.training.activations import LEAK
+from gpuopt.training.model import LEAK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from gpuopt.training.applied import Model
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["FORMATS", "export", "replacing"]
 
 OPSET = 17
 IR = 8
@@ -60,19 +61,26 @@ def export(model: Model, kind: str, out: str | Path) -> Path:
         raise UsageError(f"--format {kind}: unknown, expected {' or '.join(FORMATS)}")
     content = FORMATS[kind](model)
     path = Path(out)
+    with replacing(path) as file:
+        file.write(content)
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is at `path` once all of it is written, to stay; UsageError if it cannot be."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
     except OSError as error:
         raise UsageError(f"--out {path}: {error.strerror or error}") from None
-    return path
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915  (one story, a node after the other)

@@ -12,7 +12,7 @@ from gpuopt.errors import UsageError
 from gpuopt.limits import available
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -29,24 +29,35 @@ class Feed:
     """Samples on their way to the device, in the same order and with the same bits wherever they are."""
 
     def __init__(self, backend: Backend, samples: Samples, classes: int | None) -> None:
-        self._backend, self._samples = backend, samples
-        self._classes = classes
+        self._backend, self._samples, self._classes = backend, samples, classes
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def batches(self, order: NDArray[np.int64] | None, size: int, first: int) -> Iterator[Batch]:
         """Batches of this size in this order, from the batch `first` on; without an order all samples at once."""
-        raise NotImplementedError
+        if order is None:
+            return self._sent([slice(None)])
+        chosen = self._placed(order)
+        return self._sent(
+            chosen[begin : min(begin + size, len(self))] for begin in range(first * size, len(self), size)
+        )
 
     def blocks(self, size: int) -> Iterator[Batch]:
         """All samples as they stand, so many at once."""
-        raise NotImplementedError
+        return self._sent(slice(begin, min(begin + size, len(self))) for begin in range(0, len(self), size))
 
     def every(self, step: int) -> Batch:
         """Every ``step``-th sample, with its target."""
-        chosen = np.arange(0, len(self), step)
-        return self._backend.asarray(self._samples.x[chosen]), self._backend.asarray(self._targets(chosen))
+        return next(self._sent([slice(None, None, step)]))
+
+    def _placed(self, order: NDArray[np.int64]) -> Array:
+        """The order, where the samples are."""
+        return order
+
+    def _sent(self, parts: Iterable[Any]) -> Iterator[Batch]:
+        """The samples of each part, a slice or some of the order, on the device."""
+        raise NotImplementedError
 
     def _targets(self, chosen: Any) -> NDArray[Any]:
         """The targets of these samples as the network's loss wants them: one-hot for classes."""
@@ -65,22 +76,16 @@ class Resident(Feed):
         super().__init__(backend, samples, classes)
         self._x, self._y = backend.asarray(samples.x), backend.asarray(self._targets(slice(None)))
 
-    def batches(self, order: NDArray[np.int64] | None, size: int, first: int) -> Iterator[Batch]:
-        if order is None:
-            yield self._x, self._y
-            return
-        here, xp = self._backend.asarray(order), self._backend.xp
-        for begin in range(first * size, len(self), size):
-            chosen = here[begin : min(begin + size, len(self))]
-            yield xp.take(self._x, chosen, axis=0), xp.take(self._y, chosen, axis=0)
+    def _placed(self, order: NDArray[np.int64]) -> Array:
+        return self._backend.asarray(order)
 
-    def blocks(self, size: int) -> Iterator[Batch]:
-        for begin in range(0, len(self), size):
-            block = slice(begin, min(begin + size, len(self)))
-            yield self._x[block, :], self._y[block, :]
-
-    def every(self, step: int) -> Batch:
-        return self._x[::step, :], self._y[::step, :]
+    def _sent(self, parts: Iterable[Any]) -> Iterator[Batch]:
+        xp = self._backend.xp
+        for part in parts:
+            if isinstance(part, slice):
+                yield self._x[part, :], self._y[part, :]
+            else:
+                yield xp.take(self._x, part, axis=0), xp.take(self._y, part, axis=0)
 
 
 class Streamed(Feed):
@@ -90,17 +95,11 @@ class Streamed(Feed):
         super().__init__(backend, samples, classes)
         self._courier = Courier(backend.device)
 
-    def batches(self, order: NDArray[np.int64] | None, size: int, first: int) -> Iterator[Batch]:
-        begins = range(first * size, len(self), size) if order is not None else range(1)
-        chosen = (slice(None) if order is None else order[begin : begin + size] for begin in begins)
-        yield from self._sent(chosen)
+    def _sent(self, parts: Iterable[Any]) -> Iterator[Batch]:
+        waiting = iter(parts)
 
-    def blocks(self, size: int) -> Iterator[Batch]:
-        yield from self._sent(slice(begin, begin + size) for begin in range(0, len(self), size))
-
-    def _sent(self, parts: Iterator[Any]) -> Iterator[Batch]:
         def send() -> Any:
-            part = next(parts, None)
+            part = next(waiting, None)
             return None if part is None else self._courier.send([self._samples.x[part], self._targets(part)])
 
         following = send()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import listed
 from gpuopt.training.data.sources import as_part, labelled, reading, unlabelled
 from gpuopt.training.data.tables import TABLES
+from gpuopt.training.export import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +68,7 @@ def predict_file(
         raise UsageError(f"--out {target}: expected a file {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}")
     with reading(path):
         expect_file(path)
-        texts = [column.name for column in model.prepared.columns or () if column.categories is not None]
-        part = unlabelled(path, encoding=encoding, text=texts)
+        part = unlabelled(path, encoding=encoding, text=model.prepared.texts)
         said = [*part.notes, *_unused(model, part.x)]
         expect_memory("the predictions", 12 * len(part.x) * model.target.outputs)
         columns = _columns(model, part, proba=proba)
@@ -93,7 +92,7 @@ def evaluate_file(
         if path.suffix.lower() not in TABLES:
             part = labelled(path, labels=labels)
             return model.evaluate(part, part.y) | {"samples": len(part.x)}, list(part.notes)
-        texts = [column.name for column in model.prepared.columns or () if column.categories is not None]
+        texts = model.prepared.texts
         if model.target.classes is not None and model.target.labels.dtype.kind == "U":
             texts += model.target.names
         part = unlabelled(path, encoding=encoding, text=texts)
@@ -128,33 +127,25 @@ def _columns(model: Model, x: Any, *, proba: bool) -> dict[str, NDArray[Any]]:
 
 
 def _write(columns: Mapping[str, NDArray[Any]], path: Path | None) -> None:
+    if path is not None:
+        with replacing(path) as file:
+            if path.suffix.lower() == ".npz":
+                np.savez(file, **dict(columns))  # type: ignore[arg-type]
+            elif path.suffix.lower() == ".parquet":
+                _parquet(columns, file)
+            else:
+                with open(file.fileno(), "w", encoding="utf-8", newline="", closefd=False) as text:
+                    _csv(columns, text)
+        return
     try:
-        if path is None:
-            _csv(columns, sys.stdout)
-            return
-        temporary = path.with_name(f"{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                if path.suffix.lower() == ".npz":
-                    np.savez(file, **dict(columns))  # type: ignore[arg-type]
-                elif path.suffix.lower() == ".parquet":
-                    _parquet(columns, file)
-                else:
-                    with open(file.fileno(), "w", encoding="utf-8", newline="", closefd=False) as text:
-                        _csv(columns, text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _csv(columns, sys.stdout)
     except BrokenPipeError:
         raise
     except UnicodeEncodeError as error:
         letters, cure = printable(error.object[error.start : error.end]), "--out FILE.csv writes UTF-8"
         raise UsageError(f"the standard output: cannot print {letters!a} in {error.encoding}; {cure}") from None
     except OSError as error:
-        where = "the standard output" if path is None else f"--out {path}"
-        raise UsageError(f"{where}: {error.strerror or error}") from None
+        raise UsageError(f"the standard output: {error.strerror or error}") from None
 
 
 def _csv(columns: Mapping[str, NDArray[Any]], file: IO[str]) -> None:

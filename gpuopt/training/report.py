@@ -11,8 +11,8 @@ from gpuopt.runs.report.page import draw_over_each_other, get_ready
 from gpuopt.training.applied import load_model
 from gpuopt.training.config import ARRAYS, SPIKES, Config
 from gpuopt.training.config_rule import BUILT_IN_RULE
-from gpuopt.training.outcome import outcomes
-from gpuopt.training.plane import dataset, plane, rehearsal
+from gpuopt.training.outcome import outcomes, plane, rehearsal
+from gpuopt.training.preparing import dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -64,6 +64,9 @@ class Result:
     @classmethod
     def of(cls, training: Training, final: Row) -> Result:
         """The result of a training with such metrics in the end."""
+        metrics: Row = {}
+        for name in ("loss", "accuracy", "rmse", "r2"):
+            metrics |= {f"train_{name}": final.get(name), f"test_{name}": final.get(f"test_{name}")}
         return cls(
             folder=str(training.folder),
             backend=training.backend.name,
@@ -71,16 +74,9 @@ class Result:
             reason=training.backend.reason,
             epochs=training.epoch,
             steps=training.optimizer.steps,
-            train_loss=final["loss"],
-            train_accuracy=final["accuracy"],
-            test_loss=final.get("test_loss"),
-            test_accuracy=final.get("test_accuracy"),
             seconds=round(training.seconds, 3),
             stopped=training.stopped,
-            train_rmse=final.get("rmse"),
-            train_r2=final.get("r2"),
-            test_rmse=final.get("test_rmse"),
-            test_r2=final.get("test_r2"),
+            **metrics,
         )
 
     def _repr_html_(self) -> str:

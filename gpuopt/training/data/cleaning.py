@@ -14,6 +14,7 @@ from gpuopt.training.data.targets import LARGEST_FLOAT
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
     from gpuopt.training.data.sources import Part
 
@@ -22,12 +23,13 @@ INDEX_NAMES = {"id", "index", "row", "nr", "no", "number"}
 
 def without(part: Part, names: tuple[str, ...]) -> Any:
     """The features of a table without these columns."""
-    if isinstance(part.x, np.ndarray):
+    if not hasattr(part.x, "columns"):
         raise UsageError(f"--ignore {names[0]}: is for tables, {part.x_name} has no columns")
-    unknown = [name for name in names if name not in part.x.columns]
+    frame: Any = part.x
+    unknown = [name for name in names if name not in frame.columns]
     if unknown:
-        raise UsageError(f"--ignore {printable(unknown[0])}: no such column; there are {listed(part.x.columns)}")
-    return part.x.drop(columns=list(names))
+        raise UsageError(f"--ignore {printable(unknown[0])}: no such column; there are {listed(frame.columns)}")
+    return frame.drop(columns=list(names))
 
 
 def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
@@ -81,27 +83,26 @@ def _is_lengthy(values: Any) -> bool:
 
 def complete(part: Part, notes: list[str]) -> Part:
     """Leave out the rows that miss something, and note how many."""
-    missing: Any
-    if isinstance(part.x, np.ndarray):
-        flat = part.x.reshape(len(part.x), -1)
-        missing = np.isnan(flat).any(axis=1) if flat.dtype.kind == "f" else np.zeros(len(flat), bool)
-    else:
-        missing = part.x.isna().any(axis=1).to_numpy()
-    if isinstance(part.y, np.ndarray):
-        if part.y.dtype.kind == "f":
-            missing = missing | np.isnan(part.y.reshape(len(part.y), -1)).any(axis=1)
-    else:
-        gone = part.y.isna().to_numpy()
-        missing = missing | (gone if gone.ndim == 1 else gone.any(axis=1))
+    missing = _missing(part.x) | _missing(part.y)
     if not missing.any():
         return part
     if missing.all():
         raise UsageError(f"--missing drop: each row of {part.x_name} misses something, expected some that do not")
     notes.append(f"{int(missing.sum()):,} of {len(missing):,} rows miss something and are left out (--missing drop)")
-    kept = ~missing
-    frame = part.x[kept] if isinstance(part.x, np.ndarray) else part.x[kept].reset_index(drop=True)
-    y = part.y[kept] if isinstance(part.y, np.ndarray) else part.y[kept].reset_index(drop=True)
-    return dataclasses.replace(part, x=frame, y=y)
+    x, y = (
+        values[~missing] if isinstance(values, np.ndarray) else values[~missing].reset_index(drop=True)
+        for values in (part.x, part.y)
+    )
+    return dataclasses.replace(part, x=x, y=y)
+
+
+def _missing(values: Any) -> NDArray[np.bool_]:
+    """Which rows miss something."""
+    if not isinstance(values, np.ndarray):
+        gone = values.isna().to_numpy()
+    else:
+        gone = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+    return gone.reshape(len(gone), -1).any(axis=1)  # type: ignore[no-any-return]
 
 
 def is_mapped(x: Any) -> bool:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from gpuopt.training.data.preparation import Features
+from gpuopt.training.data.targets import Target
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from gpuopt.training.data.preparation import Features
-    from gpuopt.training.data.targets import Target
 
 __all__ = ["Dataset", "Samples", "Task", "spiral"]
 
@@ -109,9 +109,6 @@ def spiral(random: np.random.RandomState, samples: int = 100, classes: int = 3) 
     >>> data.train.x.shape, data.outputs
     ((300, 2), 3)
     """
-    from gpuopt.training.data.preparation import Features
-    from gpuopt.training.data.targets import Target
-
     radius = np.linspace(0, 1, samples)
     arms = []
     for arm in range(classes):
@@ -119,7 +116,5 @@ def spiral(random: np.random.RandomState, samples: int = 100, classes: int = 3) 
         angle = 2.5 * (np.linspace(4 * arm, 4 * (arm + 1), samples) + noise)
         arms.append(np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1))
     x = np.concatenate(arms).astype(np.float32)
-    labels = tuple(range(classes))
-    return Dataset(
-        "spiral", Samples(x, np.repeat(np.arange(classes), samples)), None, Features(width=2), Target(("arm",), labels)
-    )
+    train = Samples(x, np.repeat(np.arange(classes), samples))
+    return Dataset("spiral", train, None, Features(width=2), Target(("arm",), tuple(range(classes))))

@@ -15,7 +15,7 @@ from gpuopt.limits import available, expect_file, expect_memory
 from gpuopt.suggest import printable
 from gpuopt.training.data.cleaning import complete, is_mapped, lengthy, without, without_index
 from gpuopt.training.data.dataset import Dataset, Samples, Task
-from gpuopt.training.data.preparation import Column, Features, Missing, Rows, listed
+from gpuopt.training.data.preparation import Column, Features, Missing, Rows, blocks, listed
 from gpuopt.training.data.sources import Part, as_part, reading, training_parts
 from gpuopt.training.data.targets import Target, decided, learned_target, targets
 
@@ -65,7 +65,7 @@ class Reading:
     """
 
     target: str | None = None
-    task: str = "auto"
+    task: Task = "auto"
     standardize: bool = False
     one_hot: bool = False
     missing: Missing | None = None
@@ -155,48 +155,49 @@ def from_arrays(data: Sequence[Any], name: str = "arrays", **options: Any) -> Da
 def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     """Prepare raw data: the training set, and the test set if there is one."""
     notes = list(parts[0].notes)
+    if how.ignore:
+        parts = [dataclasses.replace(part, x=without(part, how.ignore)) for part in parts]
     for part in parts:
         _expect_samples(part)
     if len(parts) > 1:
         _expect_alike(*parts)
-    if how.ignore:
-        parts = [dataclasses.replace(part, x=without(part, how.ignore)) for part in parts]
     parts, more = without_index(parts)
     notes += more + lengthy(parts[0])
-    if not math.prod(parts[0].x.shape[1:]):
-        raise UsageError(f"{parts[0].x_name}: shape {parts[0].x.shape}, expected at least one sample and one feature")
     if how.missing == "drop":
         parts = [complete(part, notes) for part in parts]
     classifies, why = decided(parts[0], how.task)
     notes += why
     found, classes = targets(parts, classifies=classifies)
     if classes is not None and len(classes) == 1:
-        notes.append(
-            f"{parts[0].y_name}: all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
-        )
+        only = f"all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
+        notes.append(f"{parts[0].y_name}: {only}")
     prepared = _features(parts[0], how)
-    raw: list[Any] = [prepared.matrix(part.x, part.x_name) if not is_mapped(part.x) else part.x for part in parts[:1]]
-    if any(map(is_mapped, raw)):
-        prepared.matrix(parts[0].x[:1], parts[0].x_name)
-    raw += [prepared.matrix(part.x, part.x_name) for part in parts[1:]]
-    index: list[Any] = [None] * len(parts)
     names = [part.x_name for part in parts]
+    rows = [Rows(_matrix(part, prepared)) for part in parts]
     if how.validation is not None:
         if len(parts) > 1:
             raise UsageError(f"--validation {how.validation}: there is a test set already, expected none")
         index = _split(found[0], classifies, how)
-        raw, names, found = raw * 2, names * 2, [found[0][part] for part in index]
-        notes.append(f"Validation: {len(index[1]):,} of {len(raw[0]):,} samples, set apart by seed {how.seed}")
-    prepared = prepared.learned(_flat(raw[0], index[0]), standardize=how.standardize)
+        notes.append(f"Validation: {len(index[1]):,} of {len(rows[0]):,} samples, set apart by seed {how.seed}")
+        rows, names, found = (
+            [dataclasses.replace(rows[0], index=i) for i in index],
+            names * 2,
+            [found[0][i] for i in index],
+        )
+    prepared = prepared.learned(rows[0], standardize=how.standardize)
     learned = learned_target(found[0], parts[0], classes, scale=how.scale_target)
     samples = [
-        Samples(_inputs(x, prepared, label, rows), learned.scaled(y) if classes is None else y)
-        for x, label, rows, y in zip(raw, names, index, found, strict=True)
+        Samples(_inputs(x, prepared, label), learned.scaled(y) if classes is None else y)
+        for x, label, y in zip(rows, names, found, strict=True)
     ]
     notes += _said(prepared, learned, how, samples[0])
-    train, test = (*samples, None)[:2]
-    assert train is not None
-    return Dataset(name, train, test, prepared, learned, tuple(notes))
+    return Dataset(name, samples[0], samples[1] if len(samples) > 1 else None, prepared, learned, tuple(notes))
+
+
+def _matrix(part: Part, prepared: Features) -> NDArray[Any]:
+    """Raw features as numbers, of shape (samples, ...); those of a mapped array, looked at once, stay in its file."""
+    matrix = prepared.matrix(part.x[:1] if is_mapped(part.x) else part.x, part.x_name)
+    return part.x if is_mapped(part.x) else matrix
 
 
 def _expect_samples(part: Part) -> None:
@@ -287,35 +288,15 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
     return [np.flatnonzero(kept), np.sort(chosen)]
 
 
-def _flat(x: NDArray[Any], rows: NDArray[np.int64] | None) -> Any:
-    flat = x.reshape(len(x), -1)
-    return flat if rows is None else _Chosen(flat, rows) if is_mapped(x) else flat[rows]
-
-
-class _Chosen:
-    """Rows of a mapped array, of which only slices are read."""
-
-    def __init__(self, x: NDArray[Any], rows: NDArray[np.int64]) -> None:
-        self._x, self._rows = x, rows
-        self.shape, self.dtype = (len(rows), x.shape[1]), x.dtype
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, chosen: slice) -> NDArray[Any]:
-        return self._x[self._rows[chosen]]
-
-
-def _inputs(x: NDArray[Any], prepared: Features, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | Rows:
-    count = len(x) if rows is None else len(rows)
-    size = 4 * count * prepared.width
-    if is_mapped(x) and size > LARGEST_SHARE * available():
-        lazy = Rows(x, prepared, name, rows)
-        lazy.check()
-        return lazy
-    raw = 0 if rows is None else x.dtype.itemsize * count * prepared.width
-    expect_memory(name, size + raw, "in an .npy file, with --labels, they may stay on the disk")
-    return prepared(_flat(x, None) if rows is None else x.reshape(len(x), -1)[rows], name)
+def _inputs(x: Rows, prepared: Features, name: str) -> NDArray[Any] | Rows:
+    """The network's inputs: in memory, or of a mapped array on the way from its file, where they would take too much."""
+    size = 4 * len(x) * prepared.width
+    if is_mapped(x.x) and size > LARGEST_SHARE * available():
+        for begin, block in blocks(x):
+            prepared(block, name, begin)  # what is not finite is refused now
+        return dataclasses.replace(x, prepared=prepared, name=name)
+    expect_memory(name, size, "in an .npy file, with --labels, they may stay on the disk")
+    return prepared(x, name)
 
 
 def _said(prepared: Features, target: Target, how: Reading, train: Samples) -> list[str]:

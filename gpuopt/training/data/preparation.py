@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     Raw: TypeAlias = "NDArray[Any] | pd.DataFrame"
 
-__all__ = ["BYTE", "Column", "Features", "Missing", "Rows", "listed"]
+__all__ = ["BYTE", "Column", "Features", "Missing", "Rows", "blocks", "listed"]
 
 Missing: TypeAlias = Literal["mean", "drop"]
 TOO_LARGE = "holds numbers whose squares are beyond float64, expected smaller ones, as in other units"
 BLOCK = 1 << 22
-"""Numbers that are prepared at once, in float64: a whole file need not be in memory twice."""
+"""Numbers that are prepared at once."""
 BYTE = 1 / float(np.float32(1 / 255))
 """What a byte of an image is divided by. The quotient, rounded to float32, is the product with float32(1/255)."""
 NUMBERS = "biuf"
@@ -99,11 +99,16 @@ class Features:
         return tuple(column.name for column in self.columns)
 
     @property
+    def texts(self) -> list[str]:
+        """The columns that hold categories."""
+        return [column.name for column in self.columns or () if column.categories is not None]
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """What the network's inputs are called: a category is one for each of its texts."""
         return self.names if self.columns is None else tuple(name for column in self.columns for name in column.inputs)
 
-    def matrix(self, raw: Raw, name: str, *, strict: bool = True) -> NDArray[Any]:
+    def matrix(self, raw: Raw, name: str) -> NDArray[Any]:
         """Raw features as numbers, of shape (samples, width), with NaN where one is missing.
 
         Parameters
@@ -111,29 +116,27 @@ class Features:
         raw : array or DataFrame
         name : str
             What messages call it.
-        strict : bool
-            Refuse a category that was not there when this was learned; else all of its inputs are 0.
 
         Raises
         ------
         UsageError
-            If columns are missing or hold something else, or samples have another number of features.
+            If columns are missing or hold something else, as a category that was not there when this was learned, or samples
+            have another number of features.
         """
         if self.columns is None:
             return self._flat(raw, name)
         columns = self._named(raw, name)
-        if all(column.categories is None for column in self.columns):
-            out = columns.to_numpy() if (columns.dtypes == np.uint8).all() else None
-            if out is not None:
-                return out  # type: ignore[no-any-return]
+        if (columns.dtypes == np.uint8).all() and all(column.categories is None for column in self.columns):
+            return columns.to_numpy()  # type: ignore[no-any-return]
         out = np.zeros((len(columns), self.width))
         at = 0
         for column in self.columns:
+            values, end = columns[column.name], at + len(column.inputs)
             if column.categories is None:
-                out[:, at] = _numeric(columns[column.name], column.name)
+                out[:, at] = _numeric(values, column.name)
             else:
-                self._mark(out[:, at : at + len(column.categories)], columns[column.name], column, strict=strict)
-            at += len(column.inputs)
+                _mark(out[:, at:end], values, column.name, column.categories)
+            at = end
         return out
 
     def _flat(self, raw: Raw, name: str) -> NDArray[Any]:
@@ -167,57 +170,37 @@ class Features:
             )
         return raw[list(self.names)]
 
-    @staticmethod
-    def _mark(out: NDArray[np.float64], values: pd.Series[Any], column: Column, *, strict: bool) -> None:
-        import pandas as pd
-
-        assert column.categories is not None
-        index = pd.Index(column.categories)
-        texts = values.astype(object)
-        missing = texts.isna().to_numpy()
-        found = index.get_indexer(texts.where(~missing, "").map(str))
-        found[missing] = -1
-        unseen = (found < 0) & ~missing
-        if strict and unseen.any():
-            row = int(unseen.argmax())
-            known = listed(column.categories)
-            raise UsageError(
-                f"column {column.name!r}: row {row} is {printable(texts.iloc[row])}, a category that the training part "
-                f"lacks; it has {known}"
-            )
-        rows = np.flatnonzero(found >= 0)
-        out[rows, found[rows]] = 1
-        out[missing] = np.nan
-
-    def learned(self, x: NDArray[Any], *, standardize: bool) -> Features:
+    def learned(self, x: NDArray[Any] | Rows, *, standardize: bool) -> Features:
         """The same, with what is learned of these numbers: means, deviations, and what fills a hole.
 
         Parameters
         ----------
-        x : array of shape (samples, width), as `matrix` makes it
+        x : array or `Rows` of shape (samples, width), as `matrix` makes them
         standardize : bool
             Bring each input to mean 0 and standard deviation 1.
         """
+        plain = dataclasses.replace(self, scale=np.asarray(BYTE if self.is_bytes else 1.0))
         if not standardize and self.missing != "mean":
-            return dataclasses.replace(self, scale=np.asarray(BYTE if self.is_bytes else 1.0))
+            return plain
         count, total, low = np.zeros(self.width), np.zeros(self.width), np.full(self.width, np.nan)
-        for block in _blocks(x):
-            known = np.isfinite(block)
-            low = np.where(np.isnan(low) & known.any(axis=0), block[known.argmax(axis=0), np.arange(self.width)], low)
+        for _, block in blocks(x):
+            wide = block.astype(np.float64)
+            known = np.isfinite(wide)
+            low = np.where(np.isnan(low) & known.any(axis=0), wide[known.argmax(axis=0), np.arange(self.width)], low)
             count += known.sum(axis=0)
-            total += np.where(known, block - np.nan_to_num(low), 0).sum(axis=0)
+            total += np.where(known, wide - np.nan_to_num(low), 0).sum(axis=0)
         if self.missing == "mean" and not count.all():
             what = self.inputs[int(count.argmin())]
             cure = "expected some for --missing mean; --ignore leaves a column out"
             raise UsageError(f"column {printable(repr(what))}: is missing in each row of the training part, {cure}")
-        low = np.nan_to_num(low)
-        mean = low + total / np.maximum(count, 1)  # sums of differences: nothing is lost far from 0
+        mean = np.nan_to_num(low) + total / np.maximum(count, 1)  # sums of differences: nothing is lost far from 0
         fill = mean if self.missing == "mean" else None
         if not standardize:
-            return dataclasses.replace(self, fill=fill, scale=np.asarray(BYTE if self.is_bytes else 1.0))
+            return dataclasses.replace(plain, fill=fill)
         squares = np.zeros(self.width)
-        for block in _blocks(x):
-            squares += np.where(np.isfinite(block), block - mean, 0).__pow__(2).sum(axis=0)
+        for _, block in blocks(x):
+            wide = block.astype(np.float64)
+            squares += (np.where(np.isfinite(wide), wide - mean, 0) ** 2).sum(axis=0)
         # Filled with the mean, a hole adds nothing to the deviation; those that are not filled are refused.
         deviation = np.sqrt(squares / max(len(x), 1))
         if not np.isfinite(deviation).all():
@@ -226,7 +209,7 @@ class Features:
         deviation[deviation <= 1e-300] = 1  # a constant feature becomes 0
         return dataclasses.replace(self, shift=mean, scale=deviation, fill=fill)
 
-    def __call__(self, x: NDArray[Any], name: str, first: int = 0) -> NDArray[np.float32]:
+    def __call__(self, x: NDArray[Any] | Rows, name: str, first: int = 0) -> NDArray[np.float32]:
         """The network's inputs for numbers as `matrix` makes them, float32 of shape (samples, width).
 
         Raises
@@ -234,24 +217,23 @@ class Features:
         UsageError
             If one is not finite, naming row (counted from `first`) and column.
         """
-        out = np.empty((len(x), self.width), np.float32)
-        rows = max(1, BLOCK // max(1, self.width))
+        made = np.empty((len(x), self.width), np.float32)
         plain = x.dtype != np.float64 and not self.shift.any() and np.all(self.scale == 1) and self.fill is None
-        for begin in range(0, len(x), rows):
-            block = x[begin : begin + rows]
+        for begin, block in blocks(x):
+            out = made[begin : begin + len(block)]
             with np.errstate(over="ignore", invalid="ignore"):
                 if plain:
-                    out[begin : begin + rows] = block
+                    out[:] = block
                 else:
                     wide = block.astype(np.float64)
                     if self.fill is not None:
                         wide = np.where(np.isnan(wide), self.fill, wide)
-                    out[begin : begin + rows] = (wide - self.shift) / self.scale
-            finite = np.isfinite(out[begin : begin + rows])
+                    out[:] = (wide - self.shift) / self.scale
+            finite = np.isfinite(out)
             if not finite.all():
                 row, column = (int(i) for i in np.argwhere(~finite)[0])
                 self._refuse(block[row, column], first + begin + row, column, name)
-        return out
+        return made
 
     def _refuse(self, value: Any, row: int, column: int, name: str) -> None:
         what = name if self.columns is None else f"column {self.inputs[column].partition('=')[0]!r}"
@@ -301,37 +283,55 @@ class Features:
         return made
 
 
+@dataclass(frozen=True, eq=False)
 class Rows:
-    """Samples of an array that stays where it is, in a file for instance; indexed, they become the network's inputs.
+    """Samples of an array that stays where it is, in a file for instance: indexed, a matrix of them is made.
 
-    >>> rows = Rows(np.arange(6).reshape(3, 2), Features(width=2), "x")
+    Attributes
+    ----------
+    x : array of shape (samples, ...)
+    index : array of int or None
+        The samples; None: all of them.
+    prepared, name : Features or None, str
+        What makes the network's inputs of them, if these are wanted, and what messages call them.
+
+    Examples
+    --------
+    >>> rows = Rows(np.arange(6).reshape(3, 2), prepared=Features(width=2))
     >>> rows.shape, rows[1:]
     ((3, 2), array([[2., 3.],
            [4., 5.]], dtype=float32))
     """
 
-    def __init__(self, x: NDArray[Any], prepared: Features, name: str, index: NDArray[np.int64] | None = None) -> None:
-        self._x, self._prepared, self._name, self._index = x, prepared, name, index
-        self.shape = (len(x) if index is None else len(index), prepared.width)
-        self.dtype = np.dtype(np.float32)
-        self.nbytes = 4 * self.shape[0] * self.shape[1]
+    x: NDArray[Any]
+    index: NDArray[np.int64] | None = None
+    prepared: Features | None = None
+    name: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Samples, and numbers of each."""
+        return len(self), math.prod(self.x.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is made of them."""
+        return self.x.dtype if self.prepared is None else np.dtype(np.float32)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return len(self.x if self.index is None else self.index)
 
-    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        if self._index is not None:
-            chosen = self._index[chosen]
-        block = np.asarray(self._x[chosen])
-        return self._prepared(block.reshape(len(block), -1), self._name)
+    def __getitem__(self, chosen: slice | NDArray[np.int64]) -> NDArray[Any]:
+        block = np.asarray(self.x[chosen if self.index is None else self.index[chosen]])
+        block = block.reshape(len(block), -1)
+        return block if self.prepared is None else self.prepared(block, self.name)
 
-    def check(self) -> None:
-        """Go through all of them once; UsageError for what is not finite."""
-        rows = max(1, BLOCK // self._prepared.width)
-        for begin in range(0, len(self), rows):
-            part = slice(begin, begin + rows)
-            block = np.asarray(self._x[part if self._index is None else self._index[part]])
-            self._prepared(block.reshape(len(block), -1), self._name, begin)
+
+def blocks(x: NDArray[Any] | Rows) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Samples a block at a time, and where each block begins: in float64, a whole file need not be in memory."""
+    rows = max(1, BLOCK // max(1, x.shape[1]))
+    for begin in range(0, len(x), rows):
+        yield begin, x[begin : begin + rows]
 
 
 def listed(names: Sequence[Any], most: int = 12) -> str:
@@ -341,6 +341,23 @@ def listed(names: Sequence[Any], most: int = 12) -> str:
     'a, b and 1 more'
     """
     return suggest.listed(names, most, printable)
+
+
+def _mark(out: NDArray[np.float64], values: pd.Series[Any], name: str, categories: tuple[str, ...]) -> None:
+    """Set the input of each category to 1 where that stands; all of them to NaN where nothing does."""
+    import pandas as pd
+
+    texts = values.astype(object)
+    missing = texts.isna().to_numpy()
+    found = pd.Index(categories).get_indexer(texts.where(~missing, "").map(str))
+    unseen = (found < 0) & ~missing
+    if unseen.any():
+        row = int(unseen.argmax())
+        known = f"a category that the training part lacks; it has {listed(categories)}"
+        raise UsageError(f"column {name!r}: row {row} is {printable(texts.iloc[row])}, {known}")
+    rows = np.flatnonzero(~missing)
+    out[rows, found[rows]] = 1
+    out[missing] = np.nan
 
 
 def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
@@ -360,12 +377,6 @@ def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
     if pd.api.types.is_complex_dtype(values.dtype):
         raise UsageError(f"column {printable(repr(name))}: dtype {values.dtype}, a feature must be real numbers")
     return values.to_numpy(np.float64, na_value=np.nan)  # type: ignore[no-any-return]
-
-
-def _blocks(x: NDArray[Any]) -> Iterator[NDArray[np.float64]]:
-    rows = max(1, BLOCK // max(1, x.shape[1]))
-    for begin in range(0, len(x), rows):
-        yield x[begin : begin + rows].astype(np.float64)
 
 
 def _short(values: NDArray[np.float64]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ from gpuopt.limits import expect_file
 from gpuopt.suggest import did_you_mean, printable
 from gpuopt.training.data.archive import Archive
 from gpuopt.training.data.preparation import listed
-from gpuopt.training.data.tables import TABLES, Table, read_table
+from gpuopt.training.data.tables import TABLES, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from gpuopt.training.data.preparation import Raw
@@ -84,7 +86,7 @@ def training_parts(path: Path, *, target: str | None, labels: str | None, encodi
     if suffix == ".npz":
         return _archived(path)
     if suffix in TABLES:
-        return [table_part(read_table(path, encoding=encoding, target=target), target)]
+        return [table_part(*read_table(path, encoding=encoding, target=target), target)]
     if suffix != ".npy":
         raise UsageError(f"{path}: {EXPECTED}")
     if labels is None:
@@ -98,28 +100,26 @@ def unlabelled(path: Path, *, encoding: str | None, text: Collection[str]) -> Pa
     """Raw features to predict for, without targets; the table as a whole."""
     suffix = path.suffix.lower()
     if suffix in TABLES:
-        table = read_table(path, encoding=encoding, text=text)
-        return Part("the table", table.frame, "", None, table.notes)
+        frame, notes = read_table(path, encoding=encoding, text=text)
+        return Part("the table", frame, "", None, notes)
     if suffix == ".npy":
         return Part(path.name, mapped(path), "", None)
     if suffix != ".npz":
         raise UsageError(f"{path}: expected a file .npz, .csv, .parquet or .npy")
     with path.open("rb") as file:
         arrays = Archive(file)
-        name = next((name for name in ("x", "x_test", "x_train") if name in arrays.names), None)
-        if name is None:
-            raise UsageError(f"has no array x, x_test or x_train; it has {listed(arrays.names) or 'nothing'}")
-        notes = () if name == "x" else (f"The features are the array {name}",)
-        return Part(name, arrays[name], "", None, notes)
+        for name in ("x", "x_test", "x_train"):
+            if name in arrays.names:
+                notes = () if name == "x" else (f"The features are the array {name}",)
+                return Part(name, arrays[name], "", None, notes)
+        raise UsageError(f"has no array x, x_test or x_train; it has {listed(arrays.names) or 'nothing'}")
 
 
 def labelled(path: Path, *, labels: str | None) -> Part:
     """Arrays to evaluate with, of a file that is no table: the test set if there is one."""
-    if path.suffix.lower() == ".npz":
-        parts = _archived(path)
-        note = (f"Evaluated on {parts[-1].x_name}",) if len(parts) > 1 else ()
-        return Part(parts[-1].x_name, parts[-1].x, parts[-1].y_name, parts[-1].y, note)
-    return training_parts(path, target=None, labels=labels, encoding=None)[0]
+    parts = training_parts(path, target=None, labels=labels, encoding=None)
+    notes = (f"Evaluated on {parts[-1].x_name}",) if len(parts) > 1 else ()
+    return dataclasses.replace(parts[-1], notes=notes)
 
 
 def mapped(path: Path) -> NDArray[Any]:
@@ -147,17 +147,16 @@ def _archived(path: Path) -> list[Part]:
         return [Part(x, arrays[x], y, arrays[y]) for x, y in pairs]
 
 
-def table_part(table: Table, target: str | None) -> Part:
+def table_part(frame: pd.DataFrame, notes: tuple[str, ...], target: str | None) -> Part:
     """The target and all other columns of a table."""
-    columns = list(table.frame.columns)
+    columns = list(frame.columns)
     if target not in columns:
         given = "say with --target which column to predict" if target is None else f"has no column {target!r}"
         near = did_you_mean(target or "", columns)
         raise UsageError(f"{given}{printable(near)}; its columns are {listed(columns)}")
-    if table.frame.empty:
-        raise UsageError(f"a table of shape {table.frame.shape}: expected at least one sample and one feature")
-    features, labels = table.frame.drop(columns=target), table.frame[target]
-    return Part("the features", features, f"column {printable(repr(target))}", labels, table.notes)
+    if frame.empty:
+        raise UsageError(f"a table of shape {frame.shape}: expected at least one sample and one feature")
+    return Part("the features", frame.drop(columns=target), f"column {printable(repr(target))}", frame[target], notes)
 
 
 def as_part(x: Any, y: Any, ends: str = "") -> Part:

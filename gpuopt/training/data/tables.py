@@ -9,7 +9,6 @@ import itertools
 import mmap
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.errors import UsageError
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["TABLES", "Table", "read_table"]
+__all__ = ["TABLES", "read_table"]
 
 TABLES = {".csv", ".parquet"}
 MOST_COLUMNS = 30_000
@@ -40,18 +39,10 @@ LEADING_ZERO = r"\s*[-+]?0\d+\s*"
 LEADING_ZEROS = re.compile(rb'[,;|\t\n\r"]0\d+[,;|\t\n\r"]')
 
 
-@dataclass(frozen=True)
-class Table:
-    """A data frame whose columns have text as names, and what was taken for what."""
-
-    frame: pd.DataFrame
-    notes: tuple[str, ...] = ()
-
-
 def read_table(
     path: Path, *, encoding: str | None = None, target: str | None = None, text: Collection[str] = ()
-) -> Table:
-    """Read a table.
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Read a table: a data frame whose columns have text as names, and what was taken for what.
 
     Parameters
     ----------
@@ -69,18 +60,17 @@ def read_table(
         If it cannot be read, is larger than the memory, or its rows do not fit its header.
     """
     try:
-        table = (
-            _csv(path, encoding, target, text) if path.suffix.lower() == ".csv" else _parquet(path, encoding, target)
-        )
+        is_csv, notes = path.suffix.lower() == ".csv", list[str]()
+        frame = _csv(path, encoding, target, text, notes) if is_csv else _parquet(path, encoding, target)
     except ImportError as error:
         library = error.name or "pandas"
         cure = 'run `pip install "gpuopt[data]"`'
         raise UsageError(f"reading {path.suffix} files needs {library}, which is not installed; {cure}") from None
-    table.frame.columns = [str(column) for column in table.frame.columns]
-    return table
+    frame.columns = [str(column) for column in frame.columns]
+    return frame, tuple(notes)
 
 
-def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[str]) -> Table:
+def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[str], notes: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     chosen = _encoding(path) if encoding is None else encoding
@@ -94,21 +84,18 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
     separator, rows = _rows(head, target)
     size, fields = path.stat().st_size, max(1, sum(head.count(mark) for mark in (separator, "\n")))
     expect_memory("the table", size + BYTES_A_FIELD * size * fields / max(1, len(head)))
-    notes = []
+    decimal = "."
     if separator != ",":
-        notes.append(f"Columns are separated by {SEPARATORS[separator]}")
-    decimal = (
-        "," if separator != "," and any(DECIMAL_COMMA.fullmatch(cell.strip()) for cell in _cells(rows[1:])) else "."
-    )
-    if decimal == ",":
-        notes[-1] += ", numbers have a decimal comma"
+        if any(DECIMAL_COMMA.fullmatch(cell.strip()) for row in rows[1:] for cell in row):
+            decimal = ","
+        commas = ", numbers have a decimal comma" if decimal == "," else ""
+        notes.append(f"Columns are separated by {SEPARATORS[separator]}{commas}")
     if rows[0] and all(_is_number(cell) for cell in rows[0]):
         notes.append("The first row is taken for the names of the columns, though it holds numbers")
     if twice := [name for name, count in Counter(rows[0]).items() if count > 1 and name]:
         notes.append(f"Several columns have the same name and get a number, as in {printable(twice[0])}.1")
     options: dict[str, Any] = {"sep": separator, "decimal": decimal, "encoding": chosen, "low_memory": False}
-    kept = dict.fromkeys(text, str)
-    frame = pd.read_csv(path, dtype=kept, **options)
+    frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), **options)
     if _has_leading_zeros(path, chosen):
         numbers = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name].dtype)]
         again = pd.read_csv(path, dtype=str, usecols=numbers, **options) if numbers else frame[[]]
@@ -117,7 +104,7 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
             frame[name] = again[name]
         if zeros:
             notes.append(f"Column {listed(zeros)} has numbers with leading zeros: text")
-    return Table(frame, tuple(notes))
+    return frame
 
 
 def _encoding(path: Path) -> str:
@@ -154,10 +141,6 @@ def _rows(head: str, target: str | None) -> tuple[str, list[list[str]]]:
     return separator, rows
 
 
-def _cells(rows: list[list[str]]) -> list[str]:
-    return [cell for row in rows for cell in row]
-
-
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -174,7 +157,7 @@ def _has_leading_zeros(path: Path, encoding: str) -> bool:
         return LEADING_ZEROS.search(content) is not None
 
 
-def _parquet(path: Path, encoding: str | None, target: str | None) -> Table:
+def _parquet(path: Path, encoding: str | None, target: str | None) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -196,7 +179,7 @@ def _parquet(path: Path, encoding: str | None, target: str | None) -> Table:
     with path.open("rb") as file:
         expect_room("the table", 2 * unpacked(file), size)  # a page, and what is made of it
     with pq.ParquetFile(path, metadata=about, read_dictionary=names) as file:  # repeated texts once
-        return Table(file.read().to_pandas())
+        return file.read().to_pandas()
 
 
 def _expect_columns(count: int, names: list[str], target: str | None) -> None:

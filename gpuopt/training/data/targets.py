@@ -136,24 +136,33 @@ def values(part: Part) -> NDArray[Any]:
 
 
 def decided(part: Part, task: str) -> tuple[bool, list[str]]:
-    """Whether targets are classes, and what is to be said of it."""
+    """Whether targets are classes, and what is to be said of it: as the task says, or because few whole numbers differ."""
     y = values(part)
-    kind = y.dtype.kind
+    kind, is_single = y.dtype.kind, math.prod(y.shape[1:]) == 1
     if kind in "SUb":
         if task == "regression" and kind != "b":
             raise UsageError(f"{part.y_name}: holds text, expected numbers for --task regression")
         return task != "regression", _told_of_texts(part, y) if kind == "U" else []
     if kind not in "iuf":
         raise UsageError(f"{part.y_name}: dtype {y.dtype}, expected integers, floats or text")
-    if math.prod(y.shape[1:]) != 1 and kind == "f":
-        if task == "classification":
-            raise UsageError(f"{part.y_name}: shape {y.shape}, expected one label for each sample, (samples,)")
-        return False, []
+    if not is_single and kind == "f" and task == "classification":
+        raise UsageError(f"{part.y_name}: shape {y.shape}, expected one label for each sample, (samples,)")
+    if not is_single or task == "dtype":  # as version 0.1.0 took it
+        return kind != "f" and task != "regression", []
+    is_whole = kind != "f" or bool(np.isfinite(y).all() and (y == np.trunc(y)).all())
+    if task == "classification" and not is_whole:
+        raise UsageError(f"{part.y_name}: dtype {y.dtype}, class labels must be integers or text")
+    if task != "auto" or not is_whole:
+        return task == "classification", []
+    about = f"{part.y_name}: {len(np.unique(y)):,} different whole numbers in {len(y):,} samples"
+    if not _are_classes(y):
+        return False, [f"{about} are taken for numbers to predict; --task classification takes them for classes"]
     if kind == "f":
-        return _whole(part, y, task)
-    if task == "dtype" or math.prod(y.shape[1:]) != 1:  # as version 0.1.0 took it
-        return task != "regression", []
-    return _few(part, y, task)
+        raise UsageError(
+            f"{part.y_name}: dtype {y.dtype}, but only whole numbers, few of them: --task classification takes them for "
+            "classes, --task regression for numbers to be predicted"
+        )
+    return True, [f"{about} are taken for classes; --task regression predicts them as numbers"]
 
 
 def _told_of_texts(part: Part, y: NDArray[Any]) -> list[str]:
@@ -172,31 +181,6 @@ def _told_of_texts(part: Part, y: NDArray[Any]) -> list[str]:
             notes.append(f"{part.y_name}: {pair} are two classes, which differ by spaces or capital letters alone")
             break
     return notes
-
-
-def _whole(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
-    whole = bool(np.isfinite(y).all() and (y == np.trunc(y)).all())
-    if task == "classification" and not whole:
-        raise UsageError(f"{part.y_name}: dtype {y.dtype}, class labels must be integers or text")
-    if task != "auto" or not whole:
-        return task == "classification", []
-    if _are_classes(y):
-        raise UsageError(
-            f"{part.y_name}: dtype {y.dtype}, but only whole numbers, few of them: --task classification takes them for "
-            "classes, --task regression for numbers to be predicted"
-        )
-    return _few(part, y, task)
-
-
-def _few(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
-    """Whether whole numbers are classes, as the task says or because few of them differ; and a note that says so."""
-    if task != "auto":
-        return task == "classification", []
-    count = len(np.unique(y))
-    about = f"{part.y_name}: {count:,} different whole numbers in {len(y):,} samples"
-    if _are_classes(y):
-        return True, [f"{about} are taken for classes; --task regression predicts them as numbers"]
-    return False, [f"{about} are taken for numbers to predict; --task classification takes them for classes"]
 
 
 def _are_classes(y: NDArray[Any]) -> bool:
