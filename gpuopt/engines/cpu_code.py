@@ -45,7 +45,7 @@ def source(variants: tuple[Variant, ...]) -> str:
     """IR of the functions that know these variants: ``pass0``, ``numbers0``, ``pass1``, ..., and ``step``."""
     code = declarations()
     if any(v.precision for v in variants):
-        code.append(cpu_storage.FUNCTIONS)
+        code.append(cpu_storage.functions())
     code += cpu_extents.functions(variants)
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
     code += [_update(i, variant) for i, variant in enumerate(variants)]
@@ -67,7 +67,7 @@ def advance(variants: tuple[Variant, ...]) -> str:
 
 def measure() -> str:
     """IR of the function that adds up the squares of every chunk."""
-    code = [*declarations(), cpu_storage.FUNCTIONS, *cpu_reductions.halves()]
+    code = [*declarations(), cpu_storage.functions(), *cpu_reductions.halves()]
     calls = {}
     for dtype in DTYPES.values():
         loads = [Node("load", ("g", k)) for k in range(2)] if dtype.parts == 2 else [Node("load", ("g",))]

@@ -8,30 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import storage, table
+from gpuopt.engines.cpu_ir import OPERATIONS
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import uniform
-from gpuopt.engines.program import COMPARISONS, INEXACT, Node
+from gpuopt.engines.program import INEXACT, Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from gpuopt.engines.table import Variant
-
-OPERATIONS = {
-    "add": "fadd {T} {0}, {1}",
-    "sub": "fsub {T} {0}, {1}",
-    "mul": "fmul {T} {0}, {1}",
-    "truediv": "fdiv {T} {0}, {1}",
-    "neg": "fneg {T} {0}",
-    "abs": "call {T} @llvm.fabs.{S}({T} {0})",
-    **{name: f"call {{T}} @llvm.{name}.{{S}}({{T}} {{0}})" for name in ("sqrt", *INEXACT)},
-    # Comparisons with NaN are false ("o" for ordered), but for "not equal".
-    **{op: f"fcmp {'une' if op == 'ne' else 'o' + op} {{T}} {{0}}, {{1}}" for op in COMPARISONS},
-    "and": "and i1 {0}, {1}",
-    "or": "or i1 {0}, {1}",
-    "not": "xor i1 {0}, true",
-    "where": "select i1 {0}, {T} {1}, {T} {2}",
-}
 
 LARGER = """%{0}.gt = fcmp ogt double %{1}, %{2}
   %{0}.nan = fcmp uno double %{1}, %{1}

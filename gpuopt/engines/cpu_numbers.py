@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import cpu_walks, norms, table
-from gpuopt.engines.cpu_elements import IDENTITY, LARGER, OPERATIONS
+from gpuopt.engines.cpu_elements import IDENTITY, LARGER
+from gpuopt.engines.cpu_ir import OPERATIONS
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import passes
 from gpuopt.engines.program import COMPARISONS, LOGIC, Node

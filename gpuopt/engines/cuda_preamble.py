@@ -84,5 +84,5 @@ def defined(constants: Mapping[str, object]) -> str:
 def conversions(variants: Iterable[Variant]) -> str:
     """Functions from and to 16 bits, if one of the variants is stored so; and where in a spread array an element has its number."""
     variants = tuple(variants)
-    small = cuda_storage.FUNCTIONS if any(v.precision for v in variants) else ""
+    small = cuda_storage.functions() if any(v.precision for v in variants) else ""
     return small + (_SPREAD if any(v.program.spread or v.program.folds for v in variants) else "")

@@ -160,7 +160,7 @@ def source() -> str:
         **FINITE,
         "SUMS": " ".join(map(_sums, DTYPES)),
     }
-    return defined(constants) + values() + cuda_storage.FUNCTIONS + _MEASURE
+    return defined(constants) + values() + cuda_storage.functions() + _MEASURE
 
 
 def _sums(name: str) -> str:
