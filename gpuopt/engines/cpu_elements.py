@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 
     from gpuopt.engines.table import Variant
 
-LARGER = """%{0}.gt = fcmp ogt double %{1}, %{2}
-  %{0}.nan = fcmp uno double %{1}, %{1}
-  %{0}.first = or i1 %{0}.gt, %{0}.nan
-  %{0} = select i1 %{0}.first, double %{1}, double %{2}"""
-"""The larger one of two; NaN if either is."""
-
 # The elements are independent of each other, and LLVM is told so: a gradient may well be its own parameter.
 _LOOP = """
 define internal void @{name}({arguments}) {{
@@ -45,9 +39,6 @@ exit:
 BYTES = {"i16": 2, "float": 4, "double": 8}
 LINE = 64
 """Bytes that memory brings near at once."""
-
-IDENTITY = {"sum": "0.0", "max": "0xFFF0000000000000"}
-"""What sums and largest elements begin with."""
 
 
 def declarations() -> list[str]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.program import COMPARISONS, INEXACT, LOGIC
+from gpuopt.engines.program import COMPARISONS, INEXACT
 from gpuopt.engines.values import Code, Value
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _WHOLE = {
 }
 """Of whole numbers and addresses."""
 
-_SIZES = {"i1": 1, "i16": 16, "half": 16, "i32": 32, "float": 32, "i64": 64, "double": 64}
+SIZES = {"i1": 1, "i16": 16, "half": 16, "i32": 32, "float": 32, "i64": 64, "double": 64}
 """Bits of a type."""
 _FLOATS = {"half", "float", "double"}
 
@@ -58,28 +58,33 @@ class Function(Code):
     result
         The type of what it returns.
     attributes
-        Of LLVM. A function with any is not called from outside.
+        Of LLVM.
+    internal
+        Whether it is not called from outside.
 
     """
 
-    def __init__(self, name: str, arguments: str, result: str = "void", attributes: str = "") -> None:
-        pairs = [one.strip().split(" ") for one in arguments.split(",")]
-        self.given: dict[str, Any] = {own: Value(self, kind, f"%{own}") for kind, own in pairs}
-        given = ", ".join(f"{spelled(kind)} %{own}" for kind, own in pairs)
-        self._head = f"define {'internal ' * bool(attributes)}{result} @{name}({given}) {attributes}"
-        self._result, self._lines, self._count, self._block = result, list[str](), 0, "entry"
+    def __init__(
+        self, name: str, arguments: str, result: str = "void", attributes: str = "", *, internal: bool = False
+    ) -> None:
+        declared = [one.split() for one in arguments.split(",")]
+        self.given: dict[str, Any] = {own: Value(self, kind, f"%{own}") for *_, kind, own in declared}
+        given = ", ".join(" ".join([spelled(kind), *more, f"%{own}"]) for *more, kind, own in declared)
+        self._head = f"define {'internal ' * internal}{result} @{name}({given}) {attributes}"
+        self.lines: list[str] = []
+        self._result, self._count, self._block = result, 0, "entry"
 
     def text(self, result: Any = None) -> str:
         """The function, which returns this value."""
         end = "ret void" if result is None else f"ret {self._result} {self._term(result, self._result)}"
-        return "\n".join([f"{self._head} {{", "entry:", *self._lines, end, "}\n"])
+        return "\n".join([f"{self._head} {{", "entry:", *self.lines, end, "}\n"])
 
     def operation(self, op: str, *args: Any) -> Any:
         """See :meth:`Code.operation`."""
-        kind = next(arg.kind for arg in args[op == "where" :] if isinstance(arg, Value))
+        kind = next((arg.kind for arg in args[op == "where" :] if isinstance(arg, Value)), "double")
         kinds = ("i1", kind, kind) if op == "where" else (kind,) * len(args)
         terms = [self._term(arg, own) for arg, own in zip(args, kinds, strict=True)]
-        found = "i1" if op in (*COMPARISONS, *LOGIC) and kind in (*_FLOATS, "i1") or op in COMPARISONS else kind
+        found = "i1" if op in COMPARISONS else kind
         if kind in _FLOATS or op not in _WHOLE:
             suffix = {"float": "f32", "double": "f64"}.get(kind, "")
             return self._value(found, OPERATIONS[op].format(*terms, T=spelled(kind), S=suffix))
@@ -88,7 +93,7 @@ class Function(Code):
     def cast(self, value: Any, kind: str) -> Any:
         """See :meth:`Code.cast`."""
         before, to_float = value.kind, kind in _FLOATS
-        wider = _SIZES[kind] > _SIZES[before]
+        wider = SIZES[kind] > SIZES[before]
         if before in _FLOATS:
             op = ("fpext" if wider else "fptrunc") if to_float else "fptoui"
         else:
@@ -114,17 +119,25 @@ class Function(Code):
     def store(self, value: Any, pointer: Any) -> None:
         """Write what is at an address."""
         kind = pointer.kind[:-1]
-        self._lines.append(f"store {spelled(kind)} {self._term(value, kind)}, ptr {pointer.term}")
+        self.lines.append(f"store {spelled(kind)} {self._term(value, kind)}, ptr {pointer.term}")
 
     def room(self, kind: str, count: int) -> Any:
         """The address of memory for so many items, for as long as the function runs; to be asked for before any loop."""
-        return self._value(f"{kind}*", f"alloca [{count} x {kind}], align 64")
+        return self._value(f"{kind}*", f"alloca [{count} x {spelled(kind)}], align 64")
 
     def call(self, name: str, *args: Any, kind: str = "void") -> Any:
         """Call a function; Python's numbers are given as 64 bits."""
         given = ", ".join(f"{spelled(arg.kind)} {arg.term}" if isinstance(arg, Value) else f"i64 {arg}" for arg in args)
         call = f"call {spelled(kind)} @{name}({given})"
-        return self._lines.append(call) if kind == "void" else self._value(kind, call)
+        return self.lines.append(call) if kind == "void" else self._value(kind, call)
+
+    def whole(self, number: int) -> Any:
+        """A number of 64 bits."""
+        return Value(self, "i64", str(number))
+
+    def real(self, number: float) -> Any:
+        """A number of float64."""
+        return Value(self, "double", self._term(number, "double"))
 
     def smaller(self, x: Any, y: Any) -> Any:
         """The smaller one of two numbers of 64 bits."""
@@ -133,25 +146,30 @@ class Function(Code):
     def copy(self, target: Any, source: Any, nbytes: Any) -> None:
         """Copy memory."""
         given = f"ptr {target.term}, ptr {source.term}, i64 {self._term(nbytes, 'i64')}, i1 false"
-        self._lines.append(f"call void @llvm.memcpy.p0.p0.i64({given})")
+        self.lines.append(f"call void @llvm.memcpy.p0.p0.i64({given})")
 
     @contextmanager
-    def loop(self, begin: Any, end: Any) -> Iterator[Any]:
-        """Write a block for each number from the first one on, up to the last one; by more than 1 at a time, if its ``step`` is set."""
-        n, before, number = self._new(), self._block, f"%i{self._count}"
-        self._lines.append(f"br label %head{n}")
+    def loop(self, begin: Any, end: Any, *carried: Any) -> Iterator[Any]:
+        """Write a block for each number from the first one on, up to the last one.
+
+        The number that it yields has a ``step``, 1 unless the block sets it, and values ``carried``, which the block may set for the
+        next time; afterwards they are the last ones.
+        """
+        n, before = self._new(), self._block
+        self.lines.append(f"br label %head{n}")
         self._begin(f"head{n}")
-        at = len(self._lines)
-        i = Value(self, "i64", number)
-        i.step = 1
-        inside = i < end  # type: ignore[operator]
-        self._branch(inside, f"body{n}", f"end{n}")
+        at, starts = len(self.lines), [*carried, Value(self, "i64", self._term(begin, "i64"))]
+        i: Any
+        *own, i = [Value(self, start.kind, f"%loop{n}.{k}") for k, start in enumerate(starts)]
+        i.step, i.carried = 1, own
+        self._branch(i < end, f"body{n}", f"end{n}")
         self._begin(f"body{n}")
         yield i
-        following = i + i.step  # type: ignore[operator]
-        first = self._term(begin, "i64")
-        self._lines.insert(at, f"{number} = phi i64 [ {first}, %{before} ], [ {following.term}, %{self._block} ]")
-        self._lines.append(f"br label %head{n}")
+        for start, value, new in zip(starts, [*own, i], [*i.carried, i + i.step], strict=True):
+            phi = f"phi {spelled(value.kind)} [ {start.term}, %{before} ], [ {new.term}, %{self._block} ]"
+            self.lines.insert(at, f"{value.term} = {phi}")
+        i.carried = own
+        self.lines.append(f"br label %head{n}")
         self._begin(f"end{n}")
 
     @contextmanager
@@ -161,23 +179,23 @@ class Function(Code):
         self._branch(condition, f"then{n}", f"end{n}")
         self._begin(f"then{n}")
         yield
-        self._lines.append(f"br label %end{n}")
+        self.lines.append(f"br label %end{n}")
         self._begin(f"end{n}")
 
     def choose(self, number: Any, cases: Mapping[int, Callable[[], object]]) -> None:
         """Write what is to be done for each number; for others, nothing is."""
         n = self._new()
         labels = " ".join(f"i64 {i}, label %case{n}.{i}" for i in cases)
-        self._lines.append(f"switch i64 {number.term}, label %end{n} [ {labels} ]")
+        self.lines.append(f"switch i64 {number.term}, label %end{n} [ {labels} ]")
         for i, write in cases.items():
             self._begin(f"case{n}.{i}")
             write()
-            self._lines.append(f"br label %end{n}")
+            self.lines.append(f"br label %end{n}")
         self._begin(f"end{n}")
 
     def _value(self, kind: str, text: str) -> Any:
         value = Value(self, kind, f"%t{self._new()}")
-        self._lines.append(f"{value.term} = {text}")
+        self.lines.append(f"{value.term} = {text}")
         return value
 
     def _term(self, x: Any, kind: str) -> str:
@@ -189,10 +207,10 @@ class Function(Code):
         return DTYPES[name].llvm_literal(float(x).hex()) if name else str(x)
 
     def _branch(self, condition: Any, yes: str, no: str) -> None:
-        self._lines.append(f"br i1 {condition.term}, label %{yes}, label %{no}")
+        self.lines.append(f"br i1 {condition.term}, label %{yes}, label %{no}")
 
     def _begin(self, label: str) -> None:
-        self._lines.append(f"{label}:")
+        self.lines.append(f"{label}:")
         self._block = label
 
     def _new(self) -> int:

@@ -5,17 +5,18 @@ The order of a sum is that of `gpuopt.engines.norms`: lanes in order, then halve
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.engines import cpu_walks, norms
-from gpuopt.engines.cpu_elements import IDENTITY, LARGER, LINE, Elements
-from gpuopt.engines.cpu_numbers import Numbers
+from gpuopt.engines.cpu_elements import LINE, Elements
+from gpuopt.engines.cpu_ir import Function
+from gpuopt.engines.cpu_numbers import Numbers, functions, larger
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import Batch
-from gpuopt.engines.program import COMPARISONS, LOGIC
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from gpuopt.engines.table import Variant
 
@@ -105,6 +106,8 @@ some:
   br label %halve"""
 """Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile."""
 
+_IDENTITY = {"sum": "0.0", "max": DTYPES["float64"].llvm_literal("-inf")}
+"""What sums and largest elements begin with."""
 MANY = 8
 """Reductions of a loop from which on the sums' way to and from the cache takes longer than what tiles cost."""
 TOGETHER = 3
@@ -112,39 +115,22 @@ TOGETHER = 3
 TILE, STRETCHES = 8, 4
 """Lanes of a tile, as many as a vector of float64 has at most; stretches of a block: a page of float32."""
 
-_HALVE = """
-define internal double @halve.{name}(ptr %lanes) noinline {{
-  br label %halve
-halve:
-  %half = phi i64 [ {HALF}, %0 ], [ %half.next, %halve.end ]
-  br label %pair
-pair:
-  %j = phi i64 [ 0, %halve ], [ %j.next, %pair ]
-  %low.at = getelementptr inbounds double, ptr %lanes, i64 %j
-  %high.at = getelementptr inbounds double, ptr %low.at, i64 %half
-  %low = load double, ptr %low.at
-  %high = load double, ptr %high.at
-  {both}
-  store double %both, ptr %low.at
-  %j.next = add nuw nsw i64 %j, 1
-  %pairs = icmp slt i64 %j.next, %half
-  br i1 %pairs, label %pair, label %halve.end
-halve.end:
-  %half.next = lshr i64 %half, 1
-  %again = icmp sgt i64 %half.next, 0
-  br i1 %again, label %halve, label %end
-end:
-  %sum = load double, ptr %lanes
-  ret double %sum
-}}
-"""
-
-_BOTH = {"sum": "%both = fadd double %low, %high", "max": LARGER.format("both", "low", "high")}
+_TOGETHER: dict[str, Callable[[Function, Any, Any], Any]] = {"sum": lambda _, a, b: a + b, "max": larger}
+"""How two numbers become one."""
 
 
 def halves() -> list[str]:
-    """IR of the functions that add lanes up by halves."""
-    return [_HALVE.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, both=_BOTH[name]) for name in _BOTH]
+    """IR of the functions that add lanes up by halves, and of what they call."""
+    code = functions()
+    for name, together in _TOGETHER.items():
+        f = Function(f"halve.{name}", "double* lanes", "double", "noinline", internal=True)
+        lanes = f.given["lanes"]
+        with f.loop(0, norms.LANES.bit_length() - 1) as k:
+            half = f.whole(norms.LANES // 2) >> k
+            with f.loop(0, half) as j:
+                lanes[j] = together(f, lanes[j], lanes[j + half])
+        code.append(f.text(lanes[0]))
+    return code
 
 
 def joined(batches: tuple[Batch, ...]) -> list[Batch]:
@@ -157,16 +143,20 @@ def joined(batches: tuple[Batch, ...]) -> list[Batch]:
     return found
 
 
-def cleared(sums: int, largest: int) -> str:
-    """IR that finds the place of what chunk ``%k`` adds up to, ``%out``, and clears it."""
-    width = sums + largest
-    lines = [f"%out = getelementptr [{width} x double], ptr %partials, i64 %k"]
-    for column in range(width):
-        lines += [
-            f"%out{column} = getelementptr double, ptr %out, i64 {column}",
-            f"store double {IDENTITY['sum' if column < sums else 'max']}, ptr %out{column}",
-        ]
-    return "\n  ".join(lines)
+def place(context: Mapping[str, Any], k: Any, width: int) -> Any:
+    """Where what a chunk adds up to is written, in so many columns."""
+    return context["partials"].at(k * width)
+
+
+def clearing(sums: int, largest: int) -> Callable[[Function, dict[str, Any], Any], None]:
+    """What writes the code that clears these columns of a chunk."""
+
+    def clear(_: Function, context: dict[str, Any], k: Any) -> None:
+        out = place(context, k, sums + largest)
+        for column in range(sums + largest):
+            out[column] = 0.0 if column < sums else -math.inf
+
+    return clear
 
 
 def loop(
@@ -198,24 +188,24 @@ def loop(
         What the elements need of those of a chunk.
 
     """
-    numbers, lines = Numbers(variant.program, known=False).emit(before)
-    for number in [n for n in numbers if variant.program.numbers[n].op in (*COMPARISONS, *LOGIC)]:
-        lines.append(f"%m{number}.one = uitofp i1 {numbers[number]} to double")
-        numbers[number] = f"%m{number}.one"
+    f = Function(name, cpu_walks.TYPED)
+    numbers = Numbers(f, variant.program)
+    numbers.write(before)
+    known = {k: numbers.as_float(k).term for k in before}
     access = f", !llvm.access.group !{metadata}"
-    code = Elements(variant, batch.elements, numbers, access)
+    code = Elements(variant, batch.elements, known, access)
     lanes: list[str] = []
     clear: list[str] = []
     halve: list[str] = []
     for r in batch.reductions:
         kind = "max" if r.kind == "max" else "sum"
-        out = r.column + (sums if r.kind == "max" else 0)
+        out = r.column_among(sums)
         for n, added in enumerate(_terms(code, r.number, r.kind, r.args)):
             part = f"r{r.number}.{n}"
             lanes.append(f"%{part}.lanes")
             clear += [
                 f"%{part}.z = getelementptr inbounds double, ptr %{part}.lanes, i64 %z",
-                f"store double {IDENTITY[kind]}, ptr %{part}.z",
+                f"store double {_IDENTITY[kind]}, ptr %{part}.z",
             ]
             code.body += [
                 f"%{part}.at = getelementptr inbounds double, ptr %{part}.lanes, i64 %lane",
@@ -255,7 +245,7 @@ def loop(
         access=metadata,
         loop=metadata + 1,
         whole=', !{!"llvm.loop.unroll.disable"}' if in_tiles else "",  # a tile is one vector
-        prologue="\n  ".join([*lines, *code.prologue]),
+        prologue="\n  ".join([*f.lines, *code.prologue]),
         body="\n  ".join(code.body),
     ) + _REDUCE.format(
         **parts,
@@ -287,7 +277,7 @@ def _terms(code: Elements, number: int, kind: str, args: tuple[int, ...]) -> lis
             return found
         case "max":
             code.body.append(f"%r{number}.new = fadd double {x}, 0.0")
-            return [LARGER.format("{both}", "{before}", f"r{number}.new")]
+            return [f"%{{both}} = call double @larger(double %{{before}}, double %r{number}.new)"]
         case _:
             return [f"%{{both}} = fadd double %{{before}}, {x}"]
 

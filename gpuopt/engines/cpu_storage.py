@@ -38,6 +38,6 @@ def functions() -> str:
 
 
 def _function(name: str, formula: Callable[..., Any], arguments: str, result: str) -> str:
-    f = Function(name, arguments, result, "alwaysinline")
+    f = Function(name, arguments, result, "alwaysinline", internal=True)
     found = formula(f, *(x.cast("i32") if x.kind == "i16" else x for x in f.given.values()))
     return f.text(found if found.kind == result else found.cast(result))

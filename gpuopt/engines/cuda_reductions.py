@@ -226,7 +226,7 @@ def _reducing_loop(variant: Variant, own: Pass, batch: Batch, sums: int) -> dict
     for r in batch.reductions:
         x = [f"(double){code.terms[a]}" for a in r.args]
         count = len(x) // 2 if r.kind == "dot" else len(x)  # parts of a number
-        name, at = f"r{r.number}", r.column + (sums if r.kind == "max" else 0)
+        name, at = f"r{r.number}", r.column_among(sums)
         match r.kind:
             case "max":
                 start.append(f"double {name} = LEAST;")

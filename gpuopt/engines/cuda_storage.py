@@ -13,7 +13,9 @@ from gpuopt.engines.values import BITWISE, Code, Value
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_OPERATIONS = OPERATIONS | {op: f"{{0}} {sign} {{1}}" for op, sign in zip(BITWISE, "& | ^ << >>".split(), strict=True)}
+_OPERATIONS = OPERATIONS | {
+    op: f"{{0}} {sign} {{1}}" for op, sign in zip(BITWISE, ["&", "|", "^", "<<", ">>"], strict=True)
+}
 _TYPES = {"i1": "bool", "i32": "unsigned int", "i64": "unsigned long long", "float": "float"}
 _SUFFIXES = {"i32": "u", "i64": "ull", "float": "f"}
 """Of constants."""

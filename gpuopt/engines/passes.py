@@ -47,6 +47,10 @@ class Reduction:
     args: tuple[int, ...]
     column: int
 
+    def column_among(self, sums: int) -> int:
+        """Its first column, where so many of sums come before those of largest elements."""
+        return self.column + sums * (self.kind == "max")
+
 
 @dataclass(frozen=True)
 class Batch:

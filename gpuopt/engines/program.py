@@ -108,6 +108,10 @@ class Program:
         """Whether something is added up over all leaves of a group."""
         return any(node.op == "reduce" and node.args[1] == "group" for node in self.numbers)
 
+    def is_mask(self, number: int) -> bool:
+        """Whether one of `numbers` is a truth value."""
+        return self.numbers[number].op in (*COMPARISONS, *LOGIC)
+
     @cached_property
     def evaluate(self) -> Callable[[Mapping[str, float]], list[float]]:
         """A function from the scalars of a step (`Rule.at`) to the coefficients, in float64."""
