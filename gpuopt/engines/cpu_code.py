@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.engines import cpu_extents, cpu_numbers, cpu_reductions, cpu_storage, cpu_walks, table
 from gpuopt.engines.cpu_elements import Elements, declarations
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.passes import Batch, Reduction, passes, update
-from gpuopt.engines.program import Node, Program
-from gpuopt.engines.table import Variant
+from gpuopt.engines.passes import passes, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from gpuopt.engines.cpu_ir import Function
     from gpuopt.engines.cpu_walks import Chunk
+    from gpuopt.engines.table import Variant
 
 
 def source(variants: tuple[Variant, ...]) -> str:
@@ -57,11 +56,7 @@ def measure() -> str:
     code = [*declarations(), cpu_storage.functions(), *cpu_reductions.halves()]
     names = {}
     for dtype in DTYPES.values():
-        loads = [Node("load", ("g", k)) for k in range(2)] if dtype.parts == 2 else [Node("load", ("g",))]
-        pairs = frozenset({"g"}) if dtype.parts == 2 else frozenset[str]()
-        variant = Variant(Program((), tuple(loads), (), (), (), pairs=pairs), dtype.name)
-        elements = tuple(range(dtype.parts))
-        squares = Batch(elements, (Reduction(0, "norm", "leaf", elements, 0),))
+        variant, squares = table.squares(dtype)
         name = names[dtype.number] = f"squares.{dtype.name}"
         code.append(
             cpu_reductions.loop(name, variant, (), squares, 3, 2 * dtype.number, "ptr %g.leaf, i64 %start, i64 %n")
