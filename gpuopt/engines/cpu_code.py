@@ -90,7 +90,7 @@ def _update(i: int, variant: Variant) -> str:
         return cpu_extents.fold(i, variant)
     last = update(variant.program)
     metadata = 2 * i
-    code = Elements(variant, last.elements, {}, f", !llvm.access.group !{metadata}")
+    code = Elements(variant, last.elements, metadata)
     for store in last.stores:
         code.store(store.name, store.part, store.value, store.when)
     if not last.stores:

@@ -58,13 +58,10 @@ def fold(i: int, variant: Variant) -> str:
     """
     last = update(variant.program)
     metadata = 2 * i
-    code = Elements(variant, last.elements, {}, f", !llvm.access.group !{metadata}")
+    code = Elements(variant, last.elements, metadata)
     (store,) = last.stores
     T = code.dtype.llvm  # noqa: N806 - a type
-    code.body += [
-        f"%out.at = getelementptr inbounds {T}, ptr %out, i64 %i",
-        f"store {T} {code.values[store.value]}, ptr %out.at{code.access}",
-    ]
+    code.set_item("%out", store.value)
     f = Function(f"update{i}", cpu_walks.TYPED, internal=True)
     buffer, beyond = f.room(T, table.CHUNK), f.room(T, table.CHUNK)
     row, column = f.given["row"], table.fold_at(variant.program)

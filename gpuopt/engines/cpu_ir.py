@@ -62,6 +62,13 @@ class Function(Code):
     internal
         Whether it is not called from outside.
 
+    Attributes
+    ----------
+    lines
+        What has been written.
+    access
+        Metadata of what is loaded and stored from now on.
+
     """
 
     def __init__(
@@ -72,6 +79,7 @@ class Function(Code):
         given = ", ".join(" ".join([spelled(kind), *more, f"%{own}"]) for *more, kind, own in declared)
         self._head = f"define {'internal ' * internal}{result} @{name}({given}) {attributes}"
         self.lines: list[str] = []
+        self.access = ""
         self._result, self._count, self._block = result, 0, "entry"
 
     def text(self, result: Any = None) -> str:
@@ -106,20 +114,22 @@ class Function(Code):
             return Value(self, kind, value.term)
         return self._value(kind, f"bitcast {value.kind} {value.term} to {kind}")
 
-    def at(self, pointer: Any, index: Any) -> Any:
-        """The address of an item."""
-        item = spelled(pointer.kind[:-1])
-        return self._value(pointer.kind, f"getelementptr {item}, ptr {pointer.term}, i64 {self._term(index, 'i64')}")
+    def at(self, pointer: Any, *indices: Any) -> Any:
+        """The address of an item, or of an item of that."""
+        item, count = pointer.kind[:-1], len(indices)
+        where = ", ".join(f"i64 {self._term(index, 'i64')}" for index in indices)
+        found = pointer.kind if count == 1 else f"{item.rpartition(' ')[2].rstrip(']')}*"
+        return self._value(found, f"getelementptr inbounds {spelled(item)}, ptr {pointer.term}, {where}")
 
     def load(self, pointer: Any) -> Any:
         """What is at an address."""
         kind = pointer.kind[:-1]
-        return self._value(kind, f"load {spelled(kind)}, ptr {pointer.term}")
+        return self._value(kind, f"load {spelled(kind)}, ptr {pointer.term}{self.access}")
 
     def store(self, value: Any, pointer: Any) -> None:
         """Write what is at an address."""
-        kind = pointer.kind[:-1]
-        self.lines.append(f"store {spelled(kind)} {self._term(value, kind)}, ptr {pointer.term}")
+        kind = value.kind if isinstance(value, Value) else pointer.kind[:-1]
+        self.lines.append(f"store {spelled(kind)} {self._term(value, kind)}, ptr {pointer.term}{self.access}")
 
     def room(self, kind: str, count: int) -> Any:
         """The address of memory for so many items, for as long as the function runs; to be asked for before any loop."""

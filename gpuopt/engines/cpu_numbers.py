@@ -125,21 +125,22 @@ def _all(k: int, variants: tuple[Variant, ...], own: Iterable[int], sums: int, l
     all_rows, gradients = context["table"], context["gradients"]
 
     def together(column: Any, x: Any, y: Any) -> Any:
-        return f.where(column >= sums, larger(f, x, y), x + y)
+        return f.where(column >= sums, larger(f, x, y), x + y) if largest else x + y
 
     def first(column: Any) -> Any:
-        return f.where((column >= sums) & (column < parts), -math.inf, 0.0)
+        return f.where((column >= sums) & (column < parts), -math.inf, 0.0) if largest else f.real(0.0)
 
-    with f.loop(0, context["sizes"][1]) as group, f.loop(0, width) as column:
-        context["totals"].at(group * width)[column] = first(column)
+    with f.loop(0, context["sizes"][1] * width) as n:
+        context["totals"][n] = first(n % width)
     with f.loop(0, context["sizes"][0]) as s:
         row, found = all_rows.at(s * table.columns(variants)), context["found"].at(s * width)
         total = context["totals"].at(row[table.GROUP] * width)
         with f.loop(0, parts) as column:
-            with f.loop(context["first"][s], context["first"][s + 1], first(column)) as chunk:
-                chunk.carried = [together(column, chunk.carried[0], context["partials"][chunk * parts + column])]
-            found[column] = own_sum = chunk.carried[0]
-            total[column] = together(column, total[column], own_sum)
+            found[column] = first(column)
+        with f.loop(context["first"][s], context["first"][s + 1]) as chunk, f.loop(0, parts) as column:
+            found[column] = together(column, found[column], context["partials"][chunk * parts + column])
+        with f.loop(0, parts) as column:
+            total[column] = together(column, total[column], found[column])
         total[parts] = total[parts] + (gradients[s] != None).cast("double")
     with f.loop(0, context["sizes"][0]) as s:
         row, found = all_rows.at(s * table.columns(variants)), context["found"].at(s * width)
