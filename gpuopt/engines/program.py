@@ -52,6 +52,23 @@ class Node:
     args: tuple[Any, ...]
 
 
+def entering(index: int) -> str:
+    """Name of the hidden array by which one of a program's extents enters the loop; no slot has a name with a space."""
+    return f"extent {index}"
+
+
+def held_by(node: Node) -> list[tuple[str, int]]:
+    """The arrays that an extent is made of."""
+    match node:
+        case Node("sum", (held, _, _)):
+            return [held]
+        case Node("whole", (_, *given)):
+            return [held for held in given if held is not None]
+        case Node("slot" | "scalar" | "literal", _):
+            return []
+    return [("extent", index) for index in node.args]
+
+
 @dataclass(frozen=True)
 class Program:
     """What a rule does to one element: inputs, operations in source order, outputs; and its scalars on the host."""
