@@ -15,7 +15,7 @@ from spaces import Space
 
 from gpuopt import backends, check, nvrtc
 from gpuopt.backends import discovery
-from gpuopt.engines import cpu, cpu_elements
+from gpuopt.engines import cpu, cpu_ir
 from gpuopt.engines.trace import traced
 from gpuopt.rules import RULES
 
@@ -60,8 +60,8 @@ def test_every_device_agrees(cupy_space: Space) -> None:
 def contraction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let LLVM make one operation of a product and a sum, as compilers do unless they are told not to."""
     for op in ("add", "sub", "mul"):
-        code = cpu_elements.OPERATIONS[op]
-        monkeypatch.setitem(cpu_elements.OPERATIONS, op, code.replace(f"f{op} ", f"f{op} contract "))
+        code = cpu_ir.OPERATIONS[op]
+        monkeypatch.setitem(cpu_ir.OPERATIONS, op, code.replace(f"f{op} ", f"f{op} contract "))
     cpu._functions.cache_clear()
     yield
     cpu._functions.cache_clear()

@@ -14,11 +14,11 @@ from gpuopt.arrays import place as place_name
 from gpuopt.engines import memory
 from gpuopt.engines.folds import Fold, fold
 from gpuopt.engines.interrupts import in_one_go
-from gpuopt.engines.program import ARITHMETIC, COMPARISONS, LOGIC, Node
+from gpuopt.engines.program import ARITHMETIC, COMPARISONS, LOGIC, Node, entering
 from gpuopt.engines.programs import kind_of
 from gpuopt.engines.reference import sum_along
 from gpuopt.engines.stages import axis_of, buffers, idle, leaving, source, stages
-from gpuopt.engines.symbols import Expression, Extent, TraceError, entering
+from gpuopt.engines.symbols import Expression, Extent, TraceError
 from gpuopt.engines.table import Table
 from gpuopt.engines.trace import functions
 

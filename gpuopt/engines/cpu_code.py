@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.engines import cpu_extents, cpu_numbers, cpu_reductions, cpu_storage, cpu_walks, table
 from gpuopt.engines.cpu_elements import Elements, declarations
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.passes import Batch, Reduction, passes, update
-from gpuopt.engines.program import Node, Program
-from gpuopt.engines.table import Variant
+from gpuopt.engines.passes import passes, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Brings a chunk of each array to another place, and has it updated there.
-_MOVE = """  %own = getelementptr [{arrays} x [2 x i64]], ptr %moves, i64 %segment
-  br label %move
-move:
-  %a = phi i64 [ 0, %present ], [ %a.next, %move ]
-  %from.at = getelementptr [2 x i64], ptr %own, i64 %a
-  %from = load ptr, ptr %from.at
-  %size.at = getelementptr i64, ptr %from.at, i64 1
-  %size = load i64, ptr %size.at
-  %column = add i64 %a, {PARAMETER}
-  %to.at = getelementptr ptr, ptr %row, i64 %column
-  %to = load ptr, ptr %to.at
-  %offset = mul i64 %start, %size
-  %bytes = mul i64 %n, %size
-  %source = getelementptr i8, ptr %from, i64 %offset
-  %target = getelementptr i8, ptr %to, i64 %offset
-  call void @llvm.memcpy.p0.p0.i64(ptr %target, ptr %source, i64 %bytes, i1 false)
-  %a.next = add nuw nsw i64 %a, 1
-  %others = icmp slt i64 %a.next, {arrays}
-  br i1 %others, label %move, label %update
-update:
-  %k.after = add nsw i64 %k, 1
-  call void @step(ptr %step, i64 %k, i64 %k.after)
-  br label %next"""
+    from gpuopt.engines.cpu_ir import Function
+    from gpuopt.engines.cpu_walks import Chunk
+    from gpuopt.engines.table import Variant
 
 
 def source(variants: tuple[Variant, ...]) -> str:
     """IR of the functions that know these variants: ``pass0``, ``numbers0``, ``pass1``, ..., and ``step``."""
     code = declarations()
     if any(v.precision for v in variants):
-        code.append(cpu_storage.FUNCTIONS)
+        code.append(cpu_storage.functions())
     code += cpu_extents.functions(variants)
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
     code += [_update(i, variant) for i, variant in enumerate(variants)]
@@ -59,41 +37,51 @@ def source(variants: tuple[Variant, ...]) -> str:
 
 def advance(variants: tuple[Variant, ...]) -> str:
     """IR of the function that brings every chunk to another place before it is updated there."""
-    columns = table.SLOTS + max(len(v.program.slots) for v in variants)
-    body = _MOVE.format(arrays=columns - table.PARAMETER, PARAMETER=table.PARAMETER)
-    walk = cpu_walks.over_chunks("advance", ("step", "table", "gradients", "chunks", "moves"), columns, body)
-    return "\n".join([source(variants), walk])
+    columns = table.columns(variants)
+    arrays = table.SLOTS + max(len(v.program.slots) for v in variants) - table.PARAMETER
+
+    def work(f: Function, own: dict[str, Any], chunk: Chunk) -> None:
+        with f.loop(0, arrays) as a:
+            move = own["moves"].at((chunk.segment * arrays + a) * 2)
+            source, size, target = move.bits("i8**")[0], move[1], chunk.row.bits("i8**")[a + table.PARAMETER]
+            f.copy(target.at(chunk.start * size), source.at(chunk.start * size), chunk.n * size)
+        f.call("step", own["step"], chunk.k, chunk.k + 1)
+
+    context = ("step", "table", "gradients", "chunks", "moves")
+    return "\n".join([source(variants), cpu_walks.over_chunks("advance", context, columns, work)])
 
 
 def measure() -> str:
     """IR of the function that adds up the squares of every chunk."""
-    code = [*declarations(), cpu_storage.FUNCTIONS, *cpu_reductions.halves()]
-    calls = {}
+    code = [*declarations(), cpu_storage.functions(), *cpu_reductions.halves()]
+    names = {}
     for dtype in DTYPES.values():
-        loads = [Node("load", ("g", k)) for k in range(2)] if dtype.parts == 2 else [Node("load", ("g",))]
-        pairs = frozenset({"g"}) if dtype.parts == 2 else frozenset[str]()
-        variant = Variant(Program((), tuple(loads), (), (), (), pairs=pairs), dtype.name)
-        elements = tuple(range(dtype.parts))
-        squares = Batch(elements, (Reduction(0, "norm", "leaf", elements, 0),))
-        arguments = "ptr %g.leaf, i64 %start, i64 %n"
-        code.append(cpu_reductions.loop(f"squares.{dtype.name}", variant, (), squares, 3, 2 * dtype.number, arguments))
-        given = arguments.replace("%g.leaf", "%gradient")
-        calls[dtype.number] = f"call void @squares.{dtype.name}({given}, ptr %out)"
+        variant, squares = table.squares(dtype)
+        name = names[dtype.number] = f"squares.{dtype.name}"
+        code.append(
+            cpu_reductions.loop(name, variant, (), squares, 3, 2 * dtype.number, "ptr %g.leaf, i64 %start, i64 %n")
+        )
+
+    def work(f: Function, own: dict[str, Any], chunk: Chunk) -> None:
+        given = chunk.gradient, chunk.start, chunk.n, cpu_reductions.place(own, chunk.k, 3)
+        f.choose(chunk.row[table.DTYPE], {i: partial(f.call, name, *given) for i, name in names.items()})
+
     context = ("table", "columns", "gradients", "chunks", "partials")
-    body = cpu_walks.choice(table.DTYPE, calls)
-    code.append(cpu_walks.over_chunks("measure", context, None, body, cpu_reductions.cleared(3, 0)))
+    code.append(cpu_walks.over_chunks("measure", context, None, work, cpu_reductions.clearing(3, 0)))
     return "\n".join(code)
 
 
 def _over_chunks(
-    name: str, function: str, variants: tuple[Variant, ...], own: Iterable[int], before: str = "", more: str = ""
+    name: str, function: str, variants: tuple[Variant, ...], own: Iterable[int], width: int = 0, before: Any = None
 ) -> str:
-    """The walk of a step, which calls a function of the chunk's variant."""
-    arguments = cpu_walks.arguments(table.numbers(variants))
-    given = cpu_walks.ARGUMENTS.replace("%g.leaf", "%gradient") + more
-    calls = cpu_walks.choice(table.VARIANT, {i: f"call void @{function}{i}({given})" for i in own})
-    columns = table.columns(variants)
-    return cpu_walks.over_chunks(name, cpu_walks.CONTEXT, columns, f"{arguments}\n{calls}", before)
+    """The walk of a step, which calls a function of the chunk's variant; of a pass with the place of so many columns, too."""
+
+    def work(f: Function, context: dict[str, Any], chunk: Chunk) -> None:
+        given = chunk.arguments(context, table.numbers(variants))
+        given += (cpu_reductions.place(context, chunk.k, width),) if width else ()
+        f.choose(chunk.row[table.VARIANT], {i: partial(f.call, f"{function}{i}", *given) for i in own})
+
+    return cpu_walks.over_chunks(name, cpu_walks.OF_STEP, table.columns(variants), work, before)
 
 
 def _update(i: int, variant: Variant) -> str:
@@ -102,7 +90,7 @@ def _update(i: int, variant: Variant) -> str:
         return cpu_extents.fold(i, variant)
     last = update(variant.program)
     metadata = 2 * i
-    code = Elements(variant, last.elements, {}, f", !llvm.access.group !{metadata}")
+    code = Elements(variant, last.elements, metadata)
     for store in last.stores:
         code.store(store.name, store.part, store.value, store.when)
     if not last.stores:
@@ -115,8 +103,8 @@ def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> lis
     sums, largest = table.widths(k, variants)
     own = {i: found[k] for i, v in enumerate(variants) if len(found := passes(v.program)) > k}
     reducing = [i for i, p in own.items() if p.reductions]
-    before = cpu_reductions.cleared(sums, largest)
-    code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, before, ", ptr %out")]
+    before = cpu_reductions.clearing(sums, largest)
+    code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, sums + largest, before)]
     for i in reducing:
         calls = []
         for n, batch in enumerate(cpu_reductions.joined(own[i].batches)):

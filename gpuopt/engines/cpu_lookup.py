@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.engines import machine
+from gpuopt.engines.cpu_ir import Function
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -131,149 +132,59 @@ def _bind() -> Callable[..., int]:
     return bind
 
 
-_BIND = """
-define i64 @bind(ptr %context, i64 %count, ptr %g.list, ptr %p.list) {{
-entry:
-{context}
-  %gs.at = getelementptr i8, ptr %g.list, i64 {items}
-  %ps.at = getelementptr i8, ptr %p.list, i64 {items}
-  %gs = load ptr, ptr %gs.at
-  %ps = load ptr, ptr %ps.at
-  %any = icmp sgt i64 %count, 0
-  br i1 %any, label %leaf, label %exit
-leaf:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %next ]
-  %n = phi i64 [ 0, %entry ], [ %n.next, %next ]
-  %moved = phi i1 [ false, %entry ], [ %moved.next, %next ]
-  %g.at = getelementptr ptr, ptr %gs, i64 %i
-  %p.at = getelementptr ptr, ptr %ps, i64 %i
-  %address.at = getelementptr ptr, ptr %addresses, i64 %i
-  %g = load ptr, ptr %g.at
-  %p = load ptr, ptr %p.at
-  %record = getelementptr [{record} x i64], ptr %records, i64 %i
-{record_fields}
-  %same.object = icmp eq ptr %p, %known.object
-  br i1 %same.object, label %p.look, label %other
-p.look:
-{p_fields}
-  %p.ndim64 = zext i32 %p.ndim to i64
-  %same.data = icmp eq ptr %p.data, %known.data
-  %same.ndim = icmp eq i64 %p.ndim64, %known.ndim
-  %same.dtype = icmp eq ptr %p.dtype, %known.dtype
-  %writeable = and i32 %p.flags, {WRITEABLE}
-  %may.write = icmp ne i32 %writeable, 0
-  %same.place = and i1 %same.data, %same.ndim
-  %same.kind = and i1 %same.dtype, %may.write
-  %p.same = and i1 %same.place, %same.kind
-  %axes.own = getelementptr [{axis} x i64], ptr %axes, i64 %known.axes
-  br i1 %p.same, label %p.axis, label %other
-p.axis:
-  %pk = phi i64 [ 0, %p.look ], [ %pk.next, %p.compare ]
-  %p.left = icmp slt i64 %pk, %known.ndim
-  br i1 %p.left, label %p.compare, label %gradient
-p.compare:
-  %pa.size.at = getelementptr [{axis} x i64], ptr %axes.own, i64 %pk
-  %pa.stride.at = getelementptr i64, ptr %pa.size.at, i64 1
-  %p.size.at = getelementptr i64, ptr %p.shape, i64 %pk
-  %p.stride.at = getelementptr i64, ptr %p.strides, i64 %pk
-  %pa.size = load i64, ptr %pa.size.at
-  %pa.stride = load i64, ptr %pa.stride.at
-  %p.size = load i64, ptr %p.size.at
-  %p.stride = load i64, ptr %p.stride.at
-  %p.same.size = icmp eq i64 %p.size, %pa.size
-  %p.same.stride = icmp eq i64 %p.stride, %pa.stride
-  %p.same.axis = and i1 %p.same.size, %p.same.stride
-  %pk.next = add nuw nsw i64 %pk, 1
-  br i1 %p.same.axis, label %p.axis, label %other
-gradient:
-  %left.alone = icmp eq ptr %g, %none
-  br i1 %left.alone, label %next, label %type
-type:
-  %g.type.at = getelementptr i8, ptr %g, i64 {type}
-  %g.type = load ptr, ptr %g.type.at
-  %is.array = icmp eq ptr %g.type, %array
-  br i1 %is.array, label %g.look, label %other
-g.look:
-{g_fields}
-  %g.ndim64 = zext i32 %g.ndim to i64
-  %g.same.ndim = icmp eq i64 %g.ndim64, %known.ndim
-  %g.same.dtype = icmp eq ptr %g.dtype, %known.gradient
-  %g.same = and i1 %g.same.ndim, %g.same.dtype
-  br i1 %g.same, label %g.axis, label %other
-g.axis:
-  %gk = phi i64 [ 0, %g.look ], [ %gk.next, %g.compare ]
-  %g.left = icmp slt i64 %gk, %known.ndim
-  br i1 %g.left, label %g.compare, label %next
-g.compare:
-  %ga.size.at = getelementptr [{axis} x i64], ptr %axes.own, i64 %gk
-  %ga.stride.at = getelementptr i64, ptr %ga.size.at, i64 2
-  %g.size.at = getelementptr i64, ptr %g.shape, i64 %gk
-  %g.stride.at = getelementptr i64, ptr %g.strides, i64 %gk
-  %ga.size = load i64, ptr %ga.size.at
-  %ga.stride = load i64, ptr %ga.stride.at
-  %g.size = load i64, ptr %g.size.at
-  %g.stride = load i64, ptr %g.stride.at
-  %g.same.size = icmp eq i64 %g.size, %ga.size
-  %g.same.stride = icmp eq i64 %g.stride, %ga.stride
-  %g.same.axis = and i1 %g.same.size, %g.same.stride
-  %gk.next = add nuw nsw i64 %gk, 1
-  br i1 %g.same.axis, label %g.axis, label %other
-other:
-  %other.at = getelementptr i64, ptr %others, i64 %n
-  store i64 %i, ptr %other.at
-  %n.more = add nuw nsw i64 %n, 1
-  br label %next
-next:
-  %n.next = phi i64 [ %n, %gradient ], [ %n, %g.axis ], [ %n.more, %other ]
-  %address = phi ptr [ null, %gradient ], [ %g.data, %g.axis ], [ null, %other ]
-  %before = load ptr, ptr %address.at
-  %moves = icmp ne ptr %address, %before
-  %moved.next = or i1 %moved, %moves
-  store ptr %address, ptr %address.at
-  %i.next = add nuw nsw i64 %i, 1
-  %more = icmp slt i64 %i.next, %count
-  br i1 %more, label %leaf, label %exit
-exit:
-  %n.found = phi i64 [ 0, %entry ], [ %n.next, %next ]
-  %any.moved = phi i1 [ false, %entry ], [ %moved.next, %next ]
-  %any.other = icmp ne i64 %n.found, 0
-  %any.news = or i1 %any.moved, %any.other
-  %result = select i1 %any.news, i64 %n.found, i64 -1
-  ret i64 %result
-}}
-"""
-
-
 def source() -> str:
     """LLVM IR of ``bind(context, count, gradients, leaves)``; the last two are the addresses of lists.
 
     It records the addresses of the gradients, lists the rows that need a full check, and returns how many there are, or -1 if
     there are none and all addresses are as they were.
     """
+    f = Function("bind", "i8** context, i64 count, i8* gradients, i8* leaves", "i64")
+    none, array, records, axes, addresses, others = (f.given["context"][k] for k in range(6))
+    addresses, others = addresses.bits("i8**"), others.bits("i64*")
+    is_other = f.room("i64", 1)
 
-    def load(name: str, kind: str, base: str, offset: int) -> str:
-        return (
-            f"  %{name}.field = getelementptr i8, ptr %{base}, i64 {offset}\n  %{name} = load {kind}, ptr %{name}.field"
-        )
+    def field(x: Any, offset: int, kind: str = "i8*") -> Any:
+        return x.at(offset).bits(f"{kind}*")[0]
 
-    def array_fields(x: str) -> str:
-        fields = {"data": _DATA, "shape": _SHAPE, "strides": _STRIDES, "dtype": _DTYPE}
-        lines = [load(f"{x}.{name}", "ptr", x, HEADER + offset) for name, offset in fields.items()]
-        lines += [load(f"{x}.{name}", "i32", x, HEADER + at) for name, at in {"ndim": _NDIM, "flags": _FLAGS}.items()]
-        return "\n".join(lines)
+    def known(name: str, kind: str = "i8*") -> Any:
+        return field(record, 8 * _names(RECORD).index(name), kind)
 
-    kinds = {"object": "ptr", "data": "ptr", "ndim": "i64", "dtype": "ptr", "gradient": "ptr", "axes": "i64"}
-    pointers = ("none", "array", "records", "axes", "addresses", "others")
-    return _BIND.format(
-        context="\n".join(load(name, "ptr", "context", 8 * i) for i, name in enumerate(pointers)),
-        record_fields="\n".join(
-            load(f"known.{name}", kind, "record", 8 * i) for i, (name, kind) in enumerate(kinds.items())
-        ),
-        p_fields=array_fields("p"),
-        g_fields=array_fields("g"),
-        record=RECORD.itemsize // 8,
-        axis=AXIS.itemsize // 8,
-        type=HEADER - 8,
-        items=HEADER + _ITEMS,
-        WRITEABLE=_WRITEABLE,
-    )
+    def is_an_array_like(x: Any, dtype: str) -> Any:
+        ndim = field(x, HEADER + _NDIM, "i32").cast("i64")
+        return (ndim == known("ndim", "i64")) & (field(x, HEADER + _DTYPE) == known(dtype))
+
+    def has_axes(x: Any, stride: str) -> Any:
+        shape, strides = (field(x, HEADER + offset, "i64*") for offset in (_SHAPE, _STRIDES))
+        first = axes.at(known("axes", "i64") * AXIS.itemsize)
+        with f.loop(0, known("ndim", "i64"), f.whole(0)) as k:
+            axis = first.at(k * AXIS.itemsize)
+            size, step = (field(axis, 8 * _names(AXIS).index(name), "i64") for name in ("size", stride))
+            k.carried = [k.carried[0] | (shape[k] ^ size) | (strides[k] ^ step)]
+        return k.carried[0] == 0
+
+    gradients, leaves = (field(f.given[name], HEADER + _ITEMS, "i8**") for name in ("gradients", "leaves"))
+    with f.loop(0, f.given["count"], f.whole(0), f.whole(0)) as i:
+        g, p, record, address = gradients[i], leaves[i], records.at(i * RECORD.itemsize), addresses.at(i)
+        before = address[0]
+        is_other[0], address[0] = 1, None
+        with f.when(p == known("object")):
+            may_write = field(p, HEADER + _FLAGS, "i32") & _WRITEABLE != 0
+            same = is_an_array_like(p, "dtype") & (field(p, HEADER + _DATA) == known("data"))
+            with f.when(same & may_write), f.when(has_axes(p, "leaf_stride")):
+                is_other[0] = (g != none).cast("i64")
+                with (
+                    f.when(g != none),
+                    f.when(field(g, HEADER - 8) == array),
+                    f.when(is_an_array_like(g, "gradient")),
+                    f.when(has_axes(g, "gradient_stride")),
+                ):
+                    is_other[0], address[0] = 0, field(g, HEADER + _DATA)
+        found, moved = i.carried
+        others[found] = i
+        i.carried = [found + is_other[0], moved | (address[0] != before).cast("i64")]
+    found, moved = i.carried
+    return f.text(f.where(found | moved == 0, f.whole(-1), found))
+
+
+def _names(dtype: np.dtype[Any]) -> tuple[str, ...]:
+    return dtype.names or ()

@@ -5,18 +5,20 @@ The order of a sum is that of `gpuopt.engines.norms`: lanes in order, then halve
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.engines import cpu_walks, norms
-from gpuopt.engines.cpu_elements import IDENTITY, LARGER, LINE, Elements
-from gpuopt.engines.cpu_numbers import Numbers
-from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.cpu_elements import LINE, Elements
+from gpuopt.engines.cpu_ir import Function
+from gpuopt.engines.cpu_numbers import functions, larger
 from gpuopt.engines.passes import Batch
-from gpuopt.engines.program import COMPARISONS, LOGIC
+from gpuopt.engines.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
+    from gpuopt.engines.passes import Reduction
     from gpuopt.engines.table import Variant
 
 _ELEMENTS = """
@@ -40,7 +42,6 @@ end:
 _REDUCE = """
 define internal void @{name}({arguments}, ptr %out) {{
   {own_lanes}
-  {chunks}
   br label %clear
 clear:
   %z = phi i64 [ 0, %0 ], [ %z.next, %clear ]
@@ -105,6 +106,8 @@ some:
   br label %halve"""
 """Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile."""
 
+_IDENTITY = {"sum": 0.0, "max": -math.inf}
+"""What sums and largest elements begin with."""
 MANY = 8
 """Reductions of a loop from which on the sums' way to and from the cache takes longer than what tiles cost."""
 TOGETHER = 3
@@ -112,39 +115,22 @@ TOGETHER = 3
 TILE, STRETCHES = 8, 4
 """Lanes of a tile, as many as a vector of float64 has at most; stretches of a block: a page of float32."""
 
-_HALVE = """
-define internal double @halve.{name}(ptr %lanes) noinline {{
-  br label %halve
-halve:
-  %half = phi i64 [ {HALF}, %0 ], [ %half.next, %halve.end ]
-  br label %pair
-pair:
-  %j = phi i64 [ 0, %halve ], [ %j.next, %pair ]
-  %low.at = getelementptr inbounds double, ptr %lanes, i64 %j
-  %high.at = getelementptr inbounds double, ptr %low.at, i64 %half
-  %low = load double, ptr %low.at
-  %high = load double, ptr %high.at
-  {both}
-  store double %both, ptr %low.at
-  %j.next = add nuw nsw i64 %j, 1
-  %pairs = icmp slt i64 %j.next, %half
-  br i1 %pairs, label %pair, label %halve.end
-halve.end:
-  %half.next = lshr i64 %half, 1
-  %again = icmp sgt i64 %half.next, 0
-  br i1 %again, label %halve, label %end
-end:
-  %sum = load double, ptr %lanes
-  ret double %sum
-}}
-"""
-
-_BOTH = {"sum": "%both = fadd double %low, %high", "max": LARGER.format("both", "low", "high")}
+_TOGETHER: dict[str, Callable[[Function, Any, Any], Any]] = {"sum": lambda _, a, b: a + b, "max": larger}
+"""How two numbers become one."""
 
 
 def halves() -> list[str]:
-    """IR of the functions that add lanes up by halves."""
-    return [_HALVE.format(name=name, LANES=norms.LANES, HALF=norms.LANES // 2, both=_BOTH[name]) for name in _BOTH]
+    """IR of the functions that add lanes up by halves, and of what they call."""
+    code = functions()
+    for name, together in _TOGETHER.items():
+        f = Function(f"halve.{name}", "double* lanes", "double", "noinline", internal=True)
+        lanes = f.given["lanes"]
+        with f.loop(0, norms.LANES.bit_length() - 1) as k:
+            half = f.whole(norms.LANES // 2) >> k
+            with f.loop(0, half) as j:
+                lanes[j] = together(f, lanes[j], lanes[j + half])
+        code.append(f.text(lanes[0]))
+    return code
 
 
 def joined(batches: tuple[Batch, ...]) -> list[Batch]:
@@ -157,16 +143,20 @@ def joined(batches: tuple[Batch, ...]) -> list[Batch]:
     return found
 
 
-def cleared(sums: int, largest: int) -> str:
-    """IR that finds the place of what chunk ``%k`` adds up to, ``%out``, and clears it."""
-    width = sums + largest
-    lines = [f"%out = getelementptr [{width} x double], ptr %partials, i64 %k"]
-    for column in range(width):
-        lines += [
-            f"%out{column} = getelementptr double, ptr %out, i64 {column}",
-            f"store double {IDENTITY['sum' if column < sums else 'max']}, ptr %out{column}",
-        ]
-    return "\n  ".join(lines)
+def place(context: Mapping[str, Any], k: Any, width: int) -> Any:
+    """Where what a chunk adds up to is written, in so many columns."""
+    return context["partials"].at(k * width)
+
+
+def clearing(sums: int, largest: int) -> Callable[[Function, dict[str, Any], Any], None]:
+    """What writes the code that clears these columns of a chunk."""
+
+    def clear(_: Function, context: dict[str, Any], k: Any) -> None:
+        out = place(context, k, sums + largest)
+        for column in range(sums + largest):
+            out[column] = 0.0 if column < sums else -math.inf
+
+    return clear
 
 
 def loop(
@@ -198,40 +188,29 @@ def loop(
         What the elements need of those of a chunk.
 
     """
-    numbers, lines = Numbers(variant.program, known=False).emit(before)
-    for number in [n for n in numbers if variant.program.numbers[n].op in (*COMPARISONS, *LOGIC)]:
-        lines.append(f"%m{number}.one = uitofp i1 {numbers[number]} to double")
-        numbers[number] = f"%m{number}.one"
-    access = f", !llvm.access.group !{metadata}"
-    code = Elements(variant, batch.elements, numbers, access)
-    lanes: list[str] = []
-    clear: list[str] = []
-    halve: list[str] = []
+    code = Elements(variant, batch.elements, metadata, before)
+    around = Function(name, f"{cpu_walks.TYPED}, i64 z, i64 ahead, double* out")
+    lane, lanes = Value(code.f, "i64", "%lane"), list[str]()
+    clear, halve = list[str](), list[str]()
     for r in batch.reductions:
         kind = "max" if r.kind == "max" else "sum"
-        out = r.column + (sums if r.kind == "max" else 0)
-        for n, added in enumerate(_terms(code, r.number, r.kind, r.args)):
-            part = f"r{r.number}.{n}"
-            lanes.append(f"%{part}.lanes")
-            clear += [
-                f"%{part}.z = getelementptr inbounds double, ptr %{part}.lanes, i64 %z",
-                f"store double {IDENTITY[kind]}, ptr %{part}.z",
-            ]
-            code.body += [
-                f"%{part}.at = getelementptr inbounds double, ptr %{part}.lanes, i64 %lane",
-                f"%{part}.before = load double, ptr %{part}.at{access}",
-                added.format(both=f"{part}.both", before=f"{part}.before"),
-                f"store double %{part}.both, ptr %{part}.at{access}",
-            ]
-            halve += [
-                f"%{part}.sum = call double @halve.{kind}(ptr %{part}.lanes)",
-                f"%{part}.out = getelementptr double, ptr %out, i64 {out + n}",
-                f"store double %{part}.sum, ptr %{part}.out",
-            ]
-        if r.kind == "norm" and code.dtype.squares_fit:
-            halve += _kept_infinite(f"r{r.number}", out + 1)
+        for n, added in enumerate(_added(code, r)):
+            lanes.append(f"%r{r.number}.{n}.lanes")
+            inside, own = (Value(f, "double*", lanes[-1]) for f in (code.f, around))
+            inside[lane] = added(inside[lane])
+            around.lines = clear
+            own[around.given["z"]] = _IDENTITY[kind]
+            around.lines = halve
+            around.given["out"][r.column_among(sums) + n] = around.call(f"halve.{kind}", own, kind="double")
+        if (
+            r.kind == "norm" and code.dtype.squares_fit
+        ):  # the sum of scaled squares is not computed; it has infinities and NaN, too
+            plain = around.given["out"][r.column_among(sums)]
+            around.given["out"][r.column_among(sums) + 1] = around.where(plain - plain == 0.0, 0.0, plain)
     is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit  # three sums of one array
     in_tiles = is_wide or len(lanes) >= MANY
+    around.lines = ahead = list[str]()
+    code.write_ahead(around, around.given["ahead"], STRETCHES * TILE)
     parts = {
         "name": name,
         "arguments": arguments,
@@ -245,7 +224,7 @@ def loop(
             TILE=TILE,
             STRETCHES=STRETCHES,
             BLOCK=STRETCHES * norms.LANES,
-            ahead="\n  ".join(code.ahead("%ahead", STRETCHES * TILE)),
+            ahead="\n  ".join(ahead),
         )
         if in_tiles
         else _STRETCHES.format(**parts)
@@ -255,61 +234,42 @@ def loop(
         access=metadata,
         loop=metadata + 1,
         whole=', !{!"llvm.loop.unroll.disable"}' if in_tiles else "",  # a tile is one vector
-        prologue="\n  ".join([*lines, *code.prologue]),
-        body="\n  ".join(code.body),
+        prologue="\n  ".join(code.prologue),
+        body="\n  ".join(code.f.lines),
     ) + _REDUCE.format(
         **parts,
         # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
         # of a tile would all be in one place of the cache.
         own_lanes="\n  ".join(f"{own} = alloca [{norms.LANES + LINE // 8} x double], align 64" for own in lanes),
-        chunks="\n  ".join(line for own in code.arrays for line in code.chunk(own)) if in_tiles else "",
         clear="\n  ".join(clear),
         walk=walk,
         halve="\n  ".join(halve),
     )
 
 
-def _terms(code: Elements, number: int, kind: str, args: tuple[int, ...]) -> list[str]:
-    """How an element is added to each column of a reduction: IR of ``{both}``, made of ``{before}``."""
-    extended = [code.extended(arg, f"%r{number}.x{k}") for k, arg in enumerate(args)]
-    count = len(args) // 2 if kind == "dot" else len(args)  # parts of a number
-    x = extended[0]
-    match kind:
+def _added(code: Elements, r: Reduction) -> list[Callable[[Any], Any]]:
+    """How an element is added to what each column of a reduction has by then."""
+    x = [code.extended(arg) for arg in r.args]
+    match r.kind:
         case "dot":
-            return [_sum_of_products(code, extended[:count], extended[count:], f"%r{number}.product")]
+            return [_with_product(code, x[: len(x) // 2], x[len(x) // 2 :])]
         case "norm":
-            found = []
-            for n, scale in enumerate(norms.SCALES[:1] if code.dtype.squares_fit else norms.SCALES):
-                factor = DTYPES["float64"].llvm_literal(scale.hex())
-                scaled = [f"%r{number}.scaled{n}.{k}" for k in range(count)]
-                code.body += [f"{own} = fmul double {x}, {factor}" for own, x in zip(scaled, extended, strict=True)]
-                found.append(_sum_of_products(code, scaled, scaled, f"%r{number}.square{n}"))
-            return found
+            scales = norms.SCALES[:1] if code.dtype.squares_fit else norms.SCALES
+            scaled = [[part * scale for part in x] for scale in scales]
+            return [_with_product(code, own, own) for own in scaled]
         case "max":
-            code.body.append(f"%r{number}.new = fadd double {x}, 0.0")
-            return [LARGER.format("{both}", "{before}", f"r{number}.new")]
+            new = x[0] + 0.0
+            return [lambda before: code.f.call("larger", before, new, kind="double")]
         case _:
-            return [f"%{{both}} = fadd double %{{before}}, {x}"]
+            return [lambda before: before + x[0]]
 
 
-def _sum_of_products(code: Elements, first: list[str], second: list[str], name: str) -> str:
+def _with_product(code: Elements, first: list[Any], second: list[Any]) -> Callable[[Any], Any]:
     """How the product of two numbers is added; of complex ones, that of their real and that of their imaginary parts."""
     if len(first) == 1 and code.dtype.squares_fit:
         # Of two float32 it is exact in float64, so that it is the same bits whether or not it is rounded before.
-        return f"%{{both}} = call double @llvm.fmuladd.f64(double {first[0]}, double {second[0]}, double %{{before}})"
-    products = [f"{name}{k}" for k in range(len(first))]
-    code.body += [f"{own} = fmul double {x}, {y}" for own, x, y in zip(products, first, second, strict=True)]
-    if len(products) == 2:
-        code.body.append(f"{name} = fadd double {products[0]}, {products[1]}")
-    return f"%{{both}} = fadd double %{{before}}, {name if len(products) == 2 else products[0]}"
-
-
-def _kept_infinite(name: str, column: int) -> list[str]:
-    """Of squares that fit, the sum of the scaled ones is not computed; it has their infinities and NaN, too."""
-    return [
-        f"%{name}.zero = fsub double %{name}.0.sum, %{name}.0.sum",
-        f"%{name}.finite = fcmp oeq double %{name}.zero, 0.0",
-        f"%{name}.found = select i1 %{name}.finite, double 0.0, double %{name}.0.sum",
-        f"%{name}.found.out = getelementptr double, ptr %out, i64 {column}",
-        f"store double %{name}.found, ptr %{name}.found.out",
-    ]
+        return lambda before: code.f.call("llvm.fmuladd.f64", *first, *second, before, kind="double")
+    product, *more = [a * b for a, b in zip(first, second, strict=True)]
+    for other in more:
+        product = product + other
+    return lambda before: before + product

@@ -5,80 +5,80 @@ Such a function is ``(context, begin, end)``. The context is an array of pointer
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt.engines import table
+from gpuopt.engines.cpu_ir import Function, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
-CONTEXT = (
-    "table",
-    "gradients",
-    "scales",
-    "chunks",
-    "values",
-    "numbers",
-    "partials",
-    "found",
-    "totals",
-    "first",
-    "sizes",
-)
-"""What the pointers of a step's context point to; see `gpuopt.engines.cpu`."""
+CONTEXT = {
+    "table": "i64*",
+    "gradients": "i8**",
+    "scales": "double*",
+    "chunks": "i64*",
+    "values": "i8*",
+    "numbers": "double*",
+    "partials": "double*",
+    "found": "double*",
+    "totals": "double*",
+    "first": "i64*",
+    "sizes": "i64*",
+    "columns": "i64*",
+    "moves": "i64*",
+    "step": "i8*",
+}
+"""What the pointers of a context point to; see `gpuopt.engines.cpu`."""
+OF_STEP = tuple(CONTEXT)[:11]
+"""The context of a step."""
 
-ARGUMENTS = "ptr %row, ptr %g.leaf, double %scale, i64 %key, i64 %start, ptr %c, ptr %h, ptr %own, i64 %n"
+TYPED = "i64* row, i8* g.leaf, double scale, i64 key, i64 start, i8* c, double* h, double* own, i64 n"
 """What a loop over one chunk is given in a step: the row of its leaf, the address of the gradient and its factor, the key of random numbers,
 the first element, the coefficients, the scalars of numbers, the numbers of the leaf, and how many elements there are."""
-
-_OVER_CHUNKS = """
-define void @{name}(ptr %context, i64 %begin, i64 %end) {{
-entry:
-{context}
-  %any = icmp slt i64 %begin, %end
-  br i1 %any, label %chunk, label %exit
-chunk:
-  %k = phi i64 [ %begin, %entry ], [ %k.next, %next ]
-  %segment.at = getelementptr [2 x i64], ptr %chunks, i64 %k
-  %segment = load i64, ptr %segment.at
-  %start.at = getelementptr i64, ptr %segment.at, i64 1
-  %start = load i64, ptr %start.at
-  %row.at = mul i64 %segment, {columns}
-  %row = getelementptr i64, ptr %table, i64 %row.at
-  %gradient.at = getelementptr ptr, ptr %gradients, i64 %segment
-  %gradient = load ptr, ptr %gradient.at
-  {before}
-  %left.alone = icmp eq ptr %gradient, null
-  br i1 %left.alone, label %next, label %present
-present:
-  %length = load i64, ptr %row
-  %rest = sub i64 %length, %start
-  %n = call i64 @llvm.smin.i64(i64 %rest, i64 {CHUNK})
-{body}
-next:
-  %k.next = add nsw i64 %k, 1
-  %more = icmp slt i64 %k.next, %end
-  br i1 %more, label %chunk, label %exit
-exit:
-  ret void
-}}
-"""
-
-# What a step finds for each chunk.
-_ARGUMENTS_OF_CHUNK = """  %scale.at = getelementptr double, ptr %scales, i64 %segment
-  %scale = load double, ptr %scale.at
-  %key.at = getelementptr i8, ptr %values, i64 {KEY}
-  %key = load i64, ptr %key.at
-  %offset.at = getelementptr i64, ptr %row, i64 {COEFFICIENTS}
-  %offset = load i64, ptr %offset.at
-  %c = getelementptr i8, ptr %values, i64 %offset
-  %h.offset.at = getelementptr i64, ptr %row, i64 {SCALARS}
-  %h.offset = load i64, ptr %h.offset.at
-  %h = getelementptr i8, ptr %values, i64 %h.offset
-  %own = getelementptr [{numbers} x double], ptr %numbers, i64 %segment"""
+ARGUMENTS = ", ".join(f"{spelled(kind)} %{name}" for kind, name in map(str.split, TYPED.split(",")))
+"""The same in IR."""
 
 
-def over_chunks(name: str, context: Iterable[str], columns: int | None, body: str, before: str = "") -> str:
+class Chunk(NamedTuple):
+    """A chunk in a walk: its number and its segment's, the row of that, the gradient, the first element and how many there are."""
+
+    k: Any
+    segment: Any
+    row: Any
+    gradient: Any
+    start: Any
+    n: Any
+
+    def arguments(self, context: dict[str, Any], numbers: int) -> tuple[Any, ...]:
+        """The `ARGUMENTS` of the chunk in the context of a step, where each leaf has so many numbers."""
+        values, row = context["values"], self.row
+        return (
+            row,
+            self.gradient,
+            context["scales"][self.segment],
+            values.bits("i64*")[table.KEY // 8],
+            self.start,
+            values.at(row[table.COEFFICIENTS]),
+            values.at(row[table.SCALARS]).bits("double*"),
+            context["numbers"].at(self.segment * numbers),
+            self.n,
+        )
+
+
+def function(name: str, context: Iterable[str]) -> tuple[Function, dict[str, Any]]:
+    """Begin a function of a kernel, with these pointers in its context."""
+    f = Function(name, "i8** context, i64 begin, i64 end")
+    return f, {own: f.given["context"].bits(f"{CONTEXT[own]}*")[i] for i, own in enumerate(context)}
+
+
+def over_chunks(
+    name: str,
+    context: Iterable[str],
+    columns: int | None,
+    work: Callable[[Function, dict[str, Any], Chunk], object],
+    before: Callable[[Function, dict[str, Any], Any], object] | None = None,
+) -> str:
     """Return IR of a function that works on some chunks, and leaves out segments without a gradient.
 
     Parameters
@@ -88,49 +88,21 @@ def over_chunks(name: str, context: Iterable[str], columns: int | None, body: st
     context
         Names of the context's pointers, among them "table", "chunks" and "gradients".
     columns
-        Of the table; None, if a pointer "columns" of the context says it.
-    body
-        IR of the work on chunk ``%k``: on ``%n`` elements from ``%start`` on, of a leaf with ``%row`` in the table and ``%gradient``.
-        It ends by branches to ``%next``.
+        Of the table; None, if "columns" of the context says it.
+    work
+        Writes the work on a chunk.
     before
-        IR of what is done for segments without a gradient, too.
+        Writes what is done for segments without a gradient, too; it is given the number of the chunk.
 
     """
-    lines = [loaded(context)]
-    if columns is None:
-        lines.append("  %columns.count = load i64, ptr %columns")
-    return _OVER_CHUNKS.format(
-        name=name,
-        context="\n".join(lines),
-        columns="%columns.count" if columns is None else columns,
-        before=before,
-        CHUNK=table.CHUNK,
-        body=body,
-    )
-
-
-def arguments(numbers: int) -> str:
-    """IR that finds the `ARGUMENTS` of a chunk in the context of a step, where each leaf has so many numbers."""
-    return _ARGUMENTS_OF_CHUNK.format(
-        KEY=table.KEY, COEFFICIENTS=table.COEFFICIENTS, SCALARS=table.SCALARS, numbers=numbers
-    )
-
-
-def choice(column: int, cases: Mapping[int, str]) -> str:
-    """IR that does what a column of the row says: by number, the call; other numbers are left out."""
-    lines = [
-        f"  %choice.at = getelementptr i64, ptr %row, i64 {column}",
-        "  %choice = load i64, ptr %choice.at",
-        f"  switch i64 %choice, label %next [ {' '.join(f'i64 {i}, label %case{i}' for i in cases)} ]",
-    ]
-    for i, call in cases.items():
-        lines += [f"case{i}:", f"  {call}", "  br label %next"]
-    return "\n".join(lines)
-
-
-def loaded(context: Iterable[str]) -> str:
-    """IR that loads the pointers of a context."""
-    return "\n".join(
-        f"  %{name}.in = getelementptr ptr, ptr %context, i64 {i}\n  %{name} = load ptr, ptr %{name}.in"
-        for i, name in enumerate(context)
-    )
+    f, own = function(name, context)
+    width = own["columns"][0] if columns is None else columns
+    with f.loop(f.given["begin"], f.given["end"]) as k:
+        segment, start = own["chunks"][k * 2], own["chunks"][k * 2 + 1]
+        row, gradient = own["table"].at(segment * width), own["gradients"][segment]
+        if before:
+            before(f, own, k)
+        with f.when(gradient != None):
+            n = f.smaller(row[table.LENGTH] - start, table.CHUNK)
+            work(f, own, Chunk(k, segment, row, gradient, start, n))
+    return f.text()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import assign, fetch
-from gpuopt.engines import cuda_cache, cuda_code, cuda_reductions, cuda_verdict
+from gpuopt.engines import cuda_cache, cuda_code, cuda_preamble, cuda_reductions, cuda_verdict
 from gpuopt.engines import table as tables
 from gpuopt.engines.cuda_lookup import Lookup, address
 from gpuopt.engines.interrupts import in_one_go
@@ -111,7 +111,7 @@ class CUDAKernel:
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
             self._verdict: Any = (
-                before._verdict if before and kept else cupy.zeros(cuda_verdict.SCALES + len(table.rows))
+                before._verdict if before and kept else cupy.zeros(cuda_preamble.SCALES + len(table.rows))
             )
             width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
             # What passes find, until the next step.
@@ -229,12 +229,12 @@ class CUDAKernel:
     def loss_scale(self) -> Any:
         """Return an array on the device: what gradients are divided by, and for how many good steps that is so."""
         with self._device:
-            return self._verdict[cuda_verdict.LOSS_SCALE : cuda_verdict.SCALES]
+            return self._verdict[cuda_preamble.LOSS_SCALE : cuda_preamble.SCALES]
 
     def setting_scale(self, numbers: NDArray[np.float64]) -> tuple[Callable[[], object], ...]:
         """Return what sets `loss_scale`: functions written in C, with `Place.restoring` after them."""
         self._scale_to_send = numbers  # kept alive; CUDA stages what comes from pageable memory before it returns
-        there = self._verdict.data + 8 * cuda_verdict.LOSS_SCALE
+        there = self._verdict.data + 8 * cuda_preamble.LOSS_SCALE
         return self._choose, partial(there.copy_from_host_async, numbers.ctypes.data, numbers.nbytes)
 
     def _measuring(
@@ -293,7 +293,7 @@ class CUDAKernel:
     def verdict(self) -> Callable[[], tuple[int, float]]:
         """Ask how many steps were left out, and for the norm of the last gradients; what is returned waits for the device."""
         with self._device:
-            arrive = fetch([self._verdict[cuda_verdict.SKIPPED : cuda_verdict.LOSS_SCALE]])
+            arrive = fetch([self._verdict[cuda_preamble.SKIPPED : cuda_preamble.LOSS_SCALE]])
 
         def found() -> tuple[int, float]:
             skipped, norm = arrive()[0].tolist()
@@ -311,7 +311,7 @@ class CUDAKernel:
             elif not self._report[1].done:
                 return  # the memory is the device's until then, a pardon or not
             memory, event = self._report
-            (self._verdict.data + 8 * cuda_verdict.SKIPPED).copy_to_host_async(memory.ptr, 8)
+            (self._verdict.data + 8 * cuda_preamble.SKIPPED).copy_to_host_async(memory.ptr, 8)
             event.record()
             self._has_report = True
 
@@ -323,13 +323,13 @@ class CUDAKernel:
 
     def pardoning(self) -> tuple[Callable[[], object], ...]:
         """Return functions that set the count of skipped steps to 0; they are written in C, and `Place.restoring` belongs after them."""
-        forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_verdict.NORM)
+        forget = partial(self._verdict.data.memset_async, 0, 8 * cuda_preamble.NORM)
         return self._choose, forget, partial(setattr, self, "_has_report", False)
 
     def scale(self, factors: NDArray[np.float64]) -> None:
         """See :meth:`gpuopt.engines.place.Kernel.scale`."""
         with self._device:
-            self._verdict[cuda_verdict.SCALES :].set(factors)
+            self._verdict[cuda_preamble.SCALES :].set(factors)
 
     def _launch(self, function: Any, *arguments: Any) -> Callable[[], object]:
         """Return what launches a CUDA function with one block for each chunk; the device must be the current one then."""

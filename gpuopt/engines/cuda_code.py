@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import cuda_updates, norms, table
-from gpuopt.engines.cuda_preamble import GLOBAL, conversions, values
-from gpuopt.engines.cuda_verdict import SCALES, SKIP
+from gpuopt.engines.cuda_preamble import GLOBAL, SCALES, SKIP, conversions, values
 from gpuopt.engines.dtypes import DTYPES
 
 if TYPE_CHECKING:

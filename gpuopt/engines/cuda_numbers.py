@@ -8,7 +8,7 @@ from gpuopt.engines import table
 from gpuopt.engines.cuda_elements import OPERATIONS
 from gpuopt.engines.cuda_preamble import FLOAT64
 from gpuopt.engines.passes import operands
-from gpuopt.engines.program import COMPARISONS, LOGIC, Node
+from gpuopt.engines.program import Node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -39,7 +39,7 @@ def after(i: int, program: Program, this: Pass, sums: int) -> str:
     """What is worked out for each leaf after a pass."""
     reduced = {}
     for r in this.reductions:
-        source, column = ("found" if r.over == "leaf" else "totals"), r.column + (sums if r.kind == "max" else 0)
+        source, column = ("found" if r.over == "leaf" else "totals"), r.column_among(sums)
         columns = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
         reduced[r.number] = f"root({', '.join(columns)})" if r.kind == "norm" else columns[0]
     parts = [this.numbers[n : n + NUMBERS_AT_ONCE] for n in range(0, len(this.numbers), NUMBERS_AT_ONCE)]
@@ -69,12 +69,8 @@ def arithmetic(program: Program, wanted: Iterable[int], reduced: Mapping[int, st
             case Node("reduce", _):
                 formula = reduced[k]
             case Node(op, args):
-                found = [terms.get(a) or (f"(own[{a}] != 0)" if _is_mask(program, a) else f"own[{a}]") for a in args]
+                found = [terms.get(a) or (f"(own[{a}] != 0)" if program.is_mask(a) else f"own[{a}]") for a in args]
                 formula = OPERATIONS[op].format(*found, s="")
-        lines.append(f"const {'bool' if _is_mask(program, k) else 'double'} m{k} = {formula};")
+        lines.append(f"const {'bool' if program.is_mask(k) else 'double'} m{k} = {formula};")
         terms[k] = f"m{k}"
     return terms, lines
-
-
-def _is_mask(program: Program, number: int) -> bool:
-    return program.numbers[number].op in (*COMPARISONS, *LOGIC)

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 FLOAT64 = DTYPES["float64"]
 
+SKIP, SKIPPED, NORM, LOSS_SCALE, GOOD, SCALES = range(6)
+"""Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, what the
+gradients are divided by, for how many good steps that is so, the scales."""
+
 _VALUES = """\
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700
 #define GRID_CONSTANT  // which older devices do not know: they make a copy of the parameter
@@ -38,14 +42,42 @@ GLOBAL = """\
 """
 """A macro for every address that a kernel reads from memory."""
 
-OF_NORMS = {
-    "SMALL": FLOAT64.cuda_literal(norms.SCALES[1].hex()),
-    "LARGE": FLOAT64.cuda_literal(norms.SCALES[2].hex()),
-    "TINY": FLOAT64.cuda_literal(norms.TINY.hex()),
+_ADDING = """\
+__device__ __forceinline__ double larger(double a, double b)
+{
+    return a > b || a != a ? a : b;
 }
-"""Constants of `gpuopt.engines.norms`, as CUDA spells them."""
-FINITE = {"FINITE(x)": "((x) - (x) == 0)"}
 
+__device__ __forceinline__ double root(double plain, double large, double small)
+{
+    if (plain < TINY) return sqrt(small) * SMALL;
+    return FINITE(plain) ? sqrt(plain) : sqrt(large) * LARGE;
+}
+
+__device__ __forceinline__ void add_lanes(double value, double* lanes, double* out)
+{
+    lanes[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) *out = lanes[0];
+    __syncthreads();
+}
+
+__device__ __forceinline__ void largest_lane(double value, double* lanes, double* out)
+{
+    lanes[threadIdx.x] = value;
+    __syncthreads();
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) lanes[threadIdx.x] = larger(lanes[threadIdx.x], lanes[threadIdx.x + half]);
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) *out = lanes[0];
+    __syncthreads();
+}
+"""
 
 _SPREAD = """\
 // A division of 32 bits takes a fraction of one of 64.
@@ -76,6 +108,13 @@ def values() -> str:
     return _VALUES.format(bytes=table.VALUE_BYTES)
 
 
+def adding() -> str:
+    """Constants and functions for sums and norms; see `gpuopt.engines.norms`."""
+    literals = {"SMALL": norms.SCALES[1], "LARGE": norms.SCALES[2], "TINY": norms.TINY}
+    constants = {name: FLOAT64.cuda_literal(number.hex()) for name, number in literals.items()}
+    return defined({"LANES": norms.LANES, "FINITE(x)": "((x) - (x) == 0)", **constants}) + _ADDING
+
+
 def defined(constants: Mapping[str, object]) -> str:
     """Macros, a line each."""
     return "".join(f"#define {name} {value}\n" for name, value in constants.items())
@@ -84,5 +123,5 @@ def defined(constants: Mapping[str, object]) -> str:
 def conversions(variants: Iterable[Variant]) -> str:
     """Functions from and to 16 bits, if one of the variants is stored so; and where in a spread array an element has its number."""
     variants = tuple(variants)
-    small = cuda_storage.FUNCTIONS if any(v.precision for v in variants) else ""
+    small = cuda_storage.functions() if any(v.precision for v in variants) else ""
     return small + (_SPREAD if any(v.program.spread or v.program.folds for v in variants) else "")

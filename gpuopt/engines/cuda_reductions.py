@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from gpuopt.engines import cuda_numbers, norms, table
 from gpuopt.engines.cuda_elements import Elements, numbered
-from gpuopt.engines.cuda_preamble import FINITE, FLOAT64, GLOBAL, OF_NORMS, conversions, defined, values
-from gpuopt.engines.cuda_verdict import SCALES, SKIP
+from gpuopt.engines.cuda_preamble import FLOAT64, GLOBAL, SCALES, SKIP, adding, conversions, defined, values
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.passes import passes
 
@@ -21,40 +20,6 @@ if TYPE_CHECKING:
 # The last block to end adds up what all have found, for each leaf and then for each group, in order; then it works out the
 # numbers.
 _PASS = """\
-__device__ __forceinline__ double larger(double a, double b)
-{{
-    return a > b || a != a ? a : b;
-}}
-
-__device__ __forceinline__ double root(double plain, double large, double small)
-{{
-    if (plain < {TINY}) return sqrt(small) * {SMALL};
-    return FINITE(plain) ? sqrt(plain) : sqrt(large) * {LARGE};
-}}
-
-__device__ __forceinline__ void add_lanes(double value, double* lanes, double* out)
-{{
-    lanes[threadIdx.x] = value;
-    __syncthreads();
-    for (int half = LANES / 2; half > 0; half /= 2) {{
-        if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
-        __syncthreads();
-    }}
-    if (threadIdx.x == 0) *out = lanes[0];
-    __syncthreads();
-}}
-
-__device__ __forceinline__ void largest_lane(double value, double* lanes, double* out)
-{{
-    lanes[threadIdx.x] = value;
-    __syncthreads();
-    for (int half = LANES / 2; half > 0; half /= 2) {{
-        if (threadIdx.x < half) lanes[threadIdx.x] = larger(lanes[threadIdx.x], lanes[threadIdx.x + half]);
-        __syncthreads();
-    }}
-    if (threadIdx.x == 0) *out = lanes[0];
-    __syncthreads();
-}}
 {functions}
 extern "C" __global__ void __launch_bounds__(LANES, 1)  // rather fewer blocks at once than spilled registers
 reduce(const long long* table, const long long* gradients, const long long* chunks, const double* verdict,
@@ -157,18 +122,17 @@ def source(k: int, variants: tuple[Variant, ...]) -> str:
     own = {i: found[k] for i, v in enumerate(variants) if len(found := passes(v.program)) > k}
     reducing = [i for i, p in own.items() if p.reductions]
     constants = {
-        "LANES": norms.LANES,
         "SUMS": sums,
         "WIDTH": sums + largest,
         "LEAST": FLOAT64.cuda_literal("-inf"),
-        **FINITE,
     }
-    functions = [_reduce(i, variants[i], own[i], sums) for i in reducing]
+    functions = [reduce(i, variants[i], own[i], sums) for i in reducing]
     functions += [cuda_numbers.after(i, variants[i].program, this, sums) for i, this in own.items()]
     return (
         values()
         + GLOBAL
         + defined(constants)
+        + adding()
         + conversions(variants)
         + _PASS.format(
             functions="".join(functions),
@@ -182,7 +146,6 @@ def source(k: int, variants: tuple[Variant, ...]) -> str:
             SCALARS=table.SCALARS,
             GROUP=table.GROUP,
             VARIANT=table.VARIANT,
-            **OF_NORMS,
             reduce_cases="\n".join(
                 f"            case {i}: reduce{i}(row, gradient, scale, start, n, (const {DTYPES[variants[i].dtype].cuda}*)c, h, own, lanes, out);"
                 " break;"
@@ -197,7 +160,7 @@ def source(k: int, variants: tuple[Variant, ...]) -> str:
     )
 
 
-def _reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
+def reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:
     """What one variant adds up of a chunk: a function for each loop, since the compiler would keep what several need."""
     arguments = ", ".join(
         f"{kind.format(T=DTYPES[variant.dtype].cuda)} {name}" for name, kind in _REDUCE_ARGUMENTS.items()
@@ -226,7 +189,7 @@ def _reducing_loop(variant: Variant, own: Pass, batch: Batch, sums: int) -> dict
     for r in batch.reductions:
         x = [f"(double){code.terms[a]}" for a in r.args]
         count = len(x) // 2 if r.kind == "dot" else len(x)  # parts of a number
-        name, at = f"r{r.number}", r.column + (sums if r.kind == "max" else 0)
+        name, at = f"r{r.number}", r.column_among(sums)
         match r.kind:
             case "max":
                 start.append(f"double {name} = LEAST;")

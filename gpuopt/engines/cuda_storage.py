@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from gpuopt.engines.storage import FIRST, FOURTH, GOLDEN, SECOND, THIRD
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-FUNCTIONS = (
-    """\
-__device__ __forceinline__ float wide_bfloat16(unsigned int bits)
-{
-    return __uint_as_float(bits << 16);
+from gpuopt.engines import rounding
+from gpuopt.engines.cuda_elements import OPERATIONS
+from gpuopt.engines.program import COMPARISONS
+from gpuopt.engines.values import BITWISE, Code, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_OPERATIONS = OPERATIONS | {
+    op: f"{{0}} {sign} {{1}}" for op, sign in zip(BITWISE, ["&", "|", "^", "<<", ">>"], strict=True)
 }
+_TYPES = {"i1": "bool", "i32": "unsigned int", "i64": "unsigned long long", "float": "float"}
+_SUFFIXES = {"i32": "u", "i64": "ull", "float": "f"}
+"""Of constants."""
 
-__device__ __forceinline__ unsigned int narrow_bfloat16(float x)
-{
-    const unsigned int bits = __float_as_uint(x);
-    return (x != x ? bits | 0x400000u : bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest even
-}
-
+# With the GPU's own instructions; an emulator has others.
+_FLOAT16 = """\
 __device__ __forceinline__ float wide_float16(unsigned int bits)
 {
 #ifdef __CUDACC__
@@ -45,37 +50,53 @@ __device__ __forceinline__ unsigned int narrow_float16(float x)
 #endif
 }
 """
-    + f"""
-__device__ __forceinline__ unsigned long long leaf_key(unsigned long long key, long long leaf)
-{{
-    unsigned long long z = key + (unsigned long long)((leaf & 0xffffffffll) + 1) * {GOLDEN:#x}ull;
-    z = (z ^ z >> 30) * {FIRST:#x}ull;
-    z = (z ^ z >> 27) * {SECOND:#x}ull;
-    return z ^ z >> 31;
-}}
 
-__device__ __forceinline__ unsigned int random_bits(unsigned long long key, unsigned int element)
-{{
-    unsigned int h = element ^ (unsigned int)key;
-    h = (h ^ h >> 16) * {THIRD:#x}u;
-    h = (h ^ h >> 13) * {FOURTH:#x}u;
-    return (h ^ h >> 16 ^ (unsigned int)(key >> 32)) >> 16;
-}}
+# Those of "split" are missing, as CuPy has no leaves of bfloat16.
+_FORMULAS: dict[Callable[..., Any], str] = {
+    rounding.wide_bfloat16: "i32 half",
+    rounding.narrow_bfloat16: "float x",
+    rounding.random_bfloat16: "float x, i32 random",
+    rounding.random_float16: "float x, i32 random",
+    rounding.leaf_key: "i64 key, i64 leaf",
+    rounding.random_bits: "i64 key, i32 element",
+}
 
-__device__ __forceinline__ unsigned int random_bfloat16(float x, unsigned int random)
-{{
-    const unsigned int bits = __float_as_uint(x);
-    return (x != x ? bits | 0x400000u : bits + random) >> 16;
-}}
 
-__device__ __forceinline__ unsigned int random_float16(float x, unsigned int random)
-{{
-    const unsigned int all = __float_as_uint(x), sign = all >> 16 & 0x8000u, size = all & 0x7fffffffu;
-    if (size > 0x7f800000u) return sign | 0x7e00u;
-    if (size >= 0x47800000u) return sign | 0x7c00u;
-    if (size < 0x38800000u) return sign | ((unsigned int)(__uint_as_float(size) * 1099511627776.0f) + random) >> 16;
-    return sign | ((size + (random >> 3)) >> 13) - 0x1c000u;
-}}
-"""
-)
-"""Functions from and to 16 bits; those of "split" are missing, as CuPy has no leaves of bfloat16."""
+class _Statements(Code):
+    """Statements of CUDA C++, one for each operation."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def operation(self, op: str, *args: Any) -> Value:
+        """See :meth:`Code.operation`."""
+        kind = next(arg.kind for arg in args[op == "where" :] if isinstance(arg, Value))
+        terms = [arg.term if isinstance(arg, Value) else f"{arg}{_SUFFIXES[kind]}" for arg in args]
+        return self._value("i1" if op in COMPARISONS else kind, _OPERATIONS[op].format(*terms))
+
+    def cast(self, value: Any, kind: str) -> Value:
+        """See :meth:`Code.cast`."""
+        return self._value(kind, f"({_TYPES[kind]}){value.term}")
+
+    def bits(self, value: Any, kind: str) -> Value:
+        """See :meth:`Code.bits`."""
+        return self._value(kind, f"{'__uint_as_float' if kind == 'float' else '__float_as_uint'}({value.term})")
+
+    def _value(self, kind: str, formula: str) -> Value:
+        value = Value(self, kind, f"t{len(self.lines)}")
+        self.lines.append(f"const {_TYPES[kind]} {value.term} = {formula};")
+        return value
+
+
+@cache
+def functions() -> str:
+    """The functions from and to 16 bits."""
+    return _FLOAT16 + "".join(_function(formula, arguments) for formula, arguments in _FORMULAS.items())
+
+
+def _function(formula: Callable[..., Any], arguments: str) -> str:
+    code, pairs = _Statements(), [one.split(" ") for one in arguments.split(", ")]
+    found = formula(code, *(Value(code, kind, name) for kind, name in pairs))
+    given = ", ".join(f"{_TYPES[kind]} {name}" for kind, name in pairs)
+    body = "\n    ".join([*code.lines, f"return {found.term};"])
+    return f"\n__device__ __forceinline__ {_TYPES[found.kind]} {formula.__name__}({given})\n{{\n    {body}\n}}\n"

@@ -5,13 +5,27 @@ The sums are those of `gpuopt.engines.norms`, in the same order.
 
 from __future__ import annotations
 
-from gpuopt.engines import cuda_storage, norms, table
-from gpuopt.engines.cuda_preamble import FINITE, FLOAT64, OF_NORMS, defined, values
-from gpuopt.engines.dtypes import DTYPES
+from typing import TYPE_CHECKING
 
-SKIP, SKIPPED, NORM, LOSS_SCALE, GOOD, SCALES = range(6)
-"""Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, what the
-gradients are divided by, for how many good steps that is so, the scales."""
+from gpuopt.engines import cuda_reductions, cuda_storage, norms, table
+from gpuopt.engines.cuda_preamble import (
+    FLOAT64,
+    GLOBAL,
+    GOOD,
+    LOSS_SCALE,
+    NORM,
+    SCALES,
+    SKIP,
+    SKIPPED,
+    adding,
+    defined,
+    values,
+)
+from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.passes import Pass
+
+if TYPE_CHECKING:
+    from gpuopt.engines.dtypes import DType
 
 CLIPS = (None, "norm", "global_norm")
 STICKY = 2
@@ -19,62 +33,6 @@ STICKY = 2
 
 # See gpuopt.engines.norms. The last block to end adds up what all have found, and decides.
 _MEASURE = """\
-template <typename T>
-__device__ __forceinline__ double square(T g, double scale)
-{
-    const double x = (double)g * scale;
-    return x * x;
-}
-
-template <>
-__device__ __forceinline__ double square(float2 g, double scale)
-{
-    return square(g.x, scale) + square(g.y, scale);
-}
-
-template <>
-__device__ __forceinline__ double square(double2 g, double scale)
-{
-    return square(g.x, scale) + square(g.y, scale);
-}
-
-struct Half { unsigned short bits; };
-struct BFloat { unsigned short bits; };
-
-template <>
-__device__ __forceinline__ double square(Half g, double scale)
-{
-    return square(wide_float16(g.bits), scale);
-}
-
-template <>
-__device__ __forceinline__ double square(BFloat g, double scale)
-{
-    return square(wide_bfloat16(g.bits), scale);
-}
-
-template <typename T>
-__device__ __forceinline__ void sum_of_squares(const T* g, int n, double scale, double* lanes, double* out)
-{
-    double sum = 0;
-    for (int i = threadIdx.x; i < n; i += LANES) {
-        sum += square(g[i], scale);
-    }
-    lanes[threadIdx.x] = sum;
-    __syncthreads();
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) *out = lanes[0];
-}
-
-__device__ double root(const double* sums)
-{
-    if (sums[0] < TINY) return sqrt(sums[2]) * SMALL;
-    return FINITE(sums[0]) ? sqrt(sums[0]) : sqrt(sums[1]) * LARGE;
-}
-
 extern "C" __global__ void __launch_bounds__(LANES)
 measure(const long long* table, long long columns, long long segments, const long long* gradients,
         const long long* chunks, const long long* first_chunk, double* partials, double* sums, double* verdict, unsigned int* finished,
@@ -90,11 +48,14 @@ measure(const long long* table, long long columns, long long segments, const lon
     const long long* row = table + segment * columns;
     const long long rest = row[LENGTH] - start;
     const long long gradient = address(values, gradients_at, gradients, segment);
-    const int n = gradient == 0 ? 0 : rest < CHUNK ? (int)rest : CHUNK;
+    const int n = rest < CHUNK ? (int)rest : CHUNK;
     double* out = partials + 3 * blockIdx.x;
-    if (threadIdx.x == 0) out[1] = out[2] = 0;
-    switch (row[DTYPE]) {
-        SUMS
+    if (threadIdx.x < 3) out[threadIdx.x] = 0;
+    __syncthreads();
+    if (gradient != 0) {
+        switch (row[DTYPE]) {
+            SUMS
+        }
     }
     if (threadIdx.x == 0) {
         __threadfence();
@@ -119,7 +80,7 @@ measure(const long long* table, long long columns, long long segments, const lon
             for (int k = 0; k < 3; ++k) total[k] += sums[3 * s + k];
             finite = finite && FINITE(sums[3 * s + 1]);
         }
-        verdict[NORM] = root(total) / loss_scale;
+        verdict[NORM] = root(total[0], total[1], total[2]) / loss_scale;
         verdict[SKIP] = skip && !finite;
         verdict[SKIPPED] += skip && !finite;
         if (factor != 0) {
@@ -132,7 +93,7 @@ measure(const long long* table, long long columns, long long segments, const lon
     }
     __syncthreads();
     for (long long s = threadIdx.x; s < segments; s += LANES) {
-        const double norm = clip == GLOBAL_NORM ? verdict[NORM] : root(sums + 3 * s) / loss_scale;
+        const double norm = clip == GLOBAL_NORM ? verdict[NORM] : root(sums[3 * s], sums[3 * s + 1], sums[3 * s + 2]) / loss_scale;
         verdict[SCALES + s] = (clip && norm > limit ? limit / norm : 1) / loss_scale;
     }
 }
@@ -142,7 +103,6 @@ measure(const long long* table, long long columns, long long segments, const lon
 def source() -> str:
     """CUDA C++ of the kernel that looks at the gradients."""
     constants = {
-        "LANES": norms.LANES,
         "CHUNK": table.CHUNK,
         "LENGTH": table.LENGTH,
         "DTYPE": table.DTYPE,
@@ -156,20 +116,16 @@ def source() -> str:
         "LARGEST": FLOAT64.cuda_literal(norms.LARGEST.hex()),
         "GLOBAL_NORM": CLIPS.index("global_norm"),
         "STICKY": STICKY,
-        **OF_NORMS,
-        **FINITE,
-        "SUMS": " ".join(map(_sums, DTYPES)),
+        "SUMS": " ".join(map(_case, DTYPES.values())),
     }
-    return defined(constants) + values() + cuda_storage.FUNCTIONS + _MEASURE
+    functions = []
+    for dtype in DTYPES.values():
+        variant, batch = table.squares(dtype)
+        functions.append(cuda_reductions.reduce(dtype.number, variant, Pass((), (batch,), (), ()), 3))
+    return "".join([values(), GLOBAL, defined(constants), adding(), cuda_storage.functions(), *functions, _MEASURE])
 
 
-def _sums(name: str) -> str:
-    """Return the ``case`` for gradients of a dtype: it adds up squares, and scaled squares where plain ones may not fit."""
-    dtype = DTYPES[name]
-    scales = ["1.0"] if dtype.squares_fit else ["1.0", "SMALL", "LARGE"]
-    kind = {"float16": "Half", "bfloat16": "BFloat"}.get(name, f"{dtype.cuda}{dtype.parts if dtype.parts > 1 else ''}")
-    calls = [
-        f"sum_of_squares((const {kind}*)gradient + start, n, {scale}, lanes, out + {k});"
-        for k, scale in enumerate(scales)
-    ]
-    return f"case {dtype.number}: {' '.join(calls)} break;"
+def _case(dtype: DType) -> str:
+    """The ``case`` for gradients of a dtype."""
+    given = f"row, gradient, 1, start, n, (const {dtype.cuda}*)0, (const double*)0, (const double*)0, lanes, out"
+    return f"case {dtype.number}: reduce{dtype.number}({given}); break;"

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines.program import ON_HOST
-from gpuopt.engines.symbols import OPERATIONS, Expression, Extent, Number, Scalar, Symbol, entering
-from gpuopt.rules.pairs import Pair, RealNumbers
+from gpuopt.engines.program import ON_HOST, entering
+from gpuopt.engines.reductions import Reductions
+from gpuopt.engines.symbols import OPERATIONS, Expression, Extent, Number, Scalar, Symbol
+from gpuopt.rules.pairs import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from gpuopt.engines.symbols import Tape
 
 
-class Namespace(RealNumbers):
+class Namespace(Reductions):
     """The array API's elementwise functions, on symbols."""
 
     def __init__(self, tape: Tape) -> None:
@@ -25,7 +26,7 @@ class Namespace(RealNumbers):
     def __getattr__(self, name: str) -> Callable[..., Symbol]:
         op = OPERATIONS.get(name)
         if op is None:
-            derived = [n for n in (*vars(Namespace), *vars(RealNumbers)) if not n.startswith("_")]
+            derived = [n for n in dir(Namespace) if not n.startswith("_")]
             known = ", ".join(sorted([*OPERATIONS, *derived]))
             raise self._tape.error(f"calls xp.{name}", f"elementwise functions ({known})")
 
@@ -78,15 +79,11 @@ class Namespace(RealNumbers):
         result = Extent(self._tape, (), "whole", len(self._tape.functions) - 1, *given)
         return Symbol(self._tape, "load", entering(result.index))
 
-    def sum(self, u: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        """Sum of the leaf's elements, a number; along an axis or several of them, an array."""
-        if axis is None:
-            return self._reduced("sum", "leaf", u)
+    def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
         if not isinstance(u, Symbol | Extent):
             raise self._tape.error(f"sums {u!r:.40} along an axis", "an array")
-        shape = u.shape
-        axes = tuple(own % len(shape) for own in ((axis,) if isinstance(axis, int) else axis))
-        left = [1 if own in axes else n for own, n in enumerate(shape) if keepdims or own not in axes]
+        axes = tuple(own % len(u.shape) for own in axes)
+        left = [1 if own in axes else n for own, n in enumerate(u.shape) if keepdims or own not in axes]
         found = Extent(self._tape, tuple(left), "sum", self._held(u), axes, keepdims)
         return self._tape.element(found) if found.shape == self._tape.shape else found
 
@@ -100,34 +97,6 @@ class Namespace(RealNumbers):
     def finfo(self, dtype: Any) -> Any:
         """What NumPy knows of a dtype."""
         return np.finfo(dtype)
-
-    def dot(self, u: Any, v: Any) -> Number:
-        """Sum of the products of the leaf's elements."""
-        return self._reduced("dot", "leaf", u, v)
-
-    def norm(self, u: Any) -> Number:
-        """Euclidean norm of the leaf."""
-        return self._reduced("norm", "leaf", u)
-
-    def max(self, u: Any) -> Number:
-        """The largest element of the leaf."""
-        return self._reduced("max", "leaf", u)
-
-    def total(self, u: Any) -> Number:
-        """Sum of the elements of all leaves of the group."""
-        return self._reduced("sum", "group", u)
-
-    def total_dot(self, u: Any, v: Any) -> Number:
-        """Sum of the products of the elements of all leaves of the group."""
-        return self._reduced("dot", "group", u, v)
-
-    def total_norm(self, u: Any) -> Number:
-        """Euclidean norm of all leaves of the group together."""
-        return self._reduced("norm", "group", u)
-
-    def total_max(self, u: Any) -> Number:
-        """The largest element of all leaves of the group."""
-        return self._reduced("max", "group", u)
 
     def _reduced(self, kind: str, over: str, *given: Any) -> Number:
         values = [part for value in given for part in ((value.re, value.im) if isinstance(value, Pair) else (value,))]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from gpuopt.engines.program import LEAVES_OF_NUMBERS, Node
+from gpuopt.engines.program import LEAVES_OF_NUMBERS, Node, entering, held_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +46,10 @@ class Reduction:
     over: str
     args: tuple[int, ...]
     column: int
+
+    def column_among(self, sums: int) -> int:
+        """Its first column, where so many of sums come before those of largest elements."""
+        return self.column + sums * (self.kind == "max")
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def uniform(program: Program) -> frozenset[int]:
 
 @cache
 def _cut(program: Program) -> tuple[tuple[Pass, ...], Update]:
-    number_depth = _depths(program)
+    number_depth = depths(program, of_sums=1, of_arrays=0)[1]
     stores = _stores(program)
     wanted = [i for store in stores for i in (store.value, store.when) if i is not None]
     _, numbers = needed(program, wanted, (*program.number_outputs, *program.totals), through_numbers=True)
@@ -200,40 +204,37 @@ def _numbers_in(program: Program, elements: Iterable[int]) -> set[int]:
     return {program.nodes[i].args[0] for i in elements if program.nodes[i].op == "number"}
 
 
-def _depths(program: Program) -> dict[int, int]:
-    """For each number, how many passes come before it."""
-    elements: dict[int, int] = {}
-    numbers: dict[int, int] = {}
+def depths(program: Program, *, of_sums: int, of_arrays: int) -> tuple[list[int], list[int], list[int]]:
+    """For each element, number and extent, how many cuts come before it.
 
-    def of_element(i: int) -> int:
-        if i not in elements:
-            match program.nodes[i]:
+    A number that elements are reduced to has ``of_sums`` more than they, an extent that is made of elements ``of_arrays`` more.
+    """
+    by_name = {entering(k): k for k in range(len(program.extents))}
+    elements, numbers, extents = ([0] * len(own) for own in (program.nodes, program.numbers, program.extents))
+    before: tuple[list[int], ...] = ()
+    # Each of them is recorded after what it is made of, but in three lists: until nothing changes.
+    while before != (now := (elements[:], numbers[:], extents[:])):
+        before = now
+        for i, node in enumerate(program.nodes):
+            match node:
+                case Node("load", (name, *_)):
+                    elements[i] = extents[by_name[name]] if name in by_name else 0
                 case Node("number", (k,)):
-                    elements[i] = of_number(k)
-                case Node("load" | "coefficient" | "literal" | "scale", _):
-                    elements[i] = 0
+                    elements[i] = numbers[k]
+                case Node("coefficient" | "literal" | "scale", _):
+                    pass
                 case Node(_, args):
-                    elements[i] = max(map(of_element, args))
-        return elements[i]
-
-    def of_number(k: int) -> int:
-        if k not in numbers:
-            match program.numbers[k]:
-                case Node("reduce", (_, _, *args)):
-                    numbers[k] = 1 + max(map(of_element, args))
-                case Node(op, args):
-                    numbers[k] = 0 if op in LEAVES_OF_NUMBERS else max(map(of_number, args))
-        return numbers[k]
-
-    # In order of recording, whatever an operation needs has been looked at before: no recursion goes deep.
-    for i, node in enumerate(program.nodes):
-        if node.op == "number":
-            for k in range(len(numbers), node.args[0] + 1):
-                of_number(k)
-        of_element(i)
-    for k in range(len(program.numbers)):
-        of_number(k)
-    return numbers
+                    elements[i] = max(elements[a] for a in args)
+        for i, node in enumerate(program.numbers):
+            match node:
+                case Node("reduce", (_, _, *reduced)):
+                    numbers[i] = max(elements[a] for a in reduced) + of_sums
+                case Node(op, args) if op not in LEAVES_OF_NUMBERS:
+                    numbers[i] = max(numbers[a] for a in args)
+        for i, extent in enumerate(program.extents):
+            held = [elements[k] + of_arrays if where == "element" else extents[k] for where, k in held_by(extent)]
+            extents[i] = max(held, default=0)
+    return elements, numbers, extents
 
 
 def needed(

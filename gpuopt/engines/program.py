@@ -52,6 +52,23 @@ class Node:
     args: tuple[Any, ...]
 
 
+def entering(index: int) -> str:
+    """Name of the hidden array by which one of a program's extents enters the loop; no slot has a name with a space."""
+    return f"extent {index}"
+
+
+def held_by(node: Node) -> list[tuple[str, int]]:
+    """The arrays that an extent is made of."""
+    match node:
+        case Node("sum", (held, _, _)):
+            return [held]
+        case Node("whole", (_, *given)):
+            return [held for held in given if held is not None]
+        case Node("slot" | "scalar" | "literal", _):
+            return []
+    return [("extent", index) for index in node.args]
+
+
 @dataclass(frozen=True)
 class Program:
     """What a rule does to one element: inputs, operations in source order, outputs; and its scalars on the host."""
@@ -107,6 +124,10 @@ class Program:
     def has_totals(self) -> bool:
         """Whether something is added up over all leaves of a group."""
         return any(node.op == "reduce" and node.args[1] == "group" for node in self.numbers)
+
+    def is_mask(self, number: int) -> bool:
+        """Whether one of `numbers` is a truth value."""
+        return self.numbers[number].op in (*COMPARISONS, *LOGIC)
 
     @cached_property
     def evaluate(self) -> Callable[[Mapping[str, float]], list[float]]:

@@ -12,7 +12,8 @@ import numpy as np
 from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
 from gpuopt.engines.norms import ordered_sum, parts_of, root, sums_of_squares, with_infinities
-from gpuopt.rules.pairs import COMPARISONS, Pair, RealNumbers
+from gpuopt.engines.reductions import Reductions
+from gpuopt.rules.pairs import COMPARISONS, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,7 +160,7 @@ COMBINE: dict[str, Callable[[Sequence[Partial]], float]] = {
 """From the leaves' parts in order, the total."""
 
 
-class Namespace(RealNumbers):
+class Namespace(Reductions):
     """The array API namespace of a leaf, and sums over that leaf and over all leaves of its group.
 
     Functions of numbers alone compute in float64.
@@ -214,44 +215,15 @@ class Namespace(RealNumbers):
         """
         return f(self._xp, *args)
 
-    def sum(self, u: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
-        """Sum of the leaf's elements, a number; along an axis or several of them, an array.
+    def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
+        return sum_along(self._xp, u, axes, keepdims=keepdims)
 
-        Along an axis of ``n`` elements it is by halves: with ``k`` the largest power of two up to ``n``, what lies beyond
-        ``k`` is added to the first elements, then the second half to the first one, until one is left. These are
-        operations of elements alone, so the bits are the same in every library.
-        """
-        if axis is None:
-            return Number(self._sum(u))
-        return sum_along(self._xp, u, (axis,) if isinstance(axis, int) else axis, keepdims=keepdims)
-
-    def dot(self, u: Any, v: Any) -> Number:
-        """Sum of the products of the leaf's elements; of pairs, of the products of their parts."""
-        return Number(self._dot(u, v))
-
-    def norm(self, u: Any) -> Number:
-        """Euclidean norm of the leaf; neither squares that overflow nor that vanish spoil it."""
-        return Number(root(self._squares(u)))
-
-    def max(self, u: Any) -> Number:
-        """The largest element of the leaf; minus infinity if it has none, NaN if it has a NaN."""
-        return Number(self._max(u))
-
-    def total(self, u: Any) -> Number:
-        """Sum of the elements of all leaves of the group."""
-        return self._total("sum", self._sum(u))
-
-    def total_dot(self, u: Any, v: Any) -> Number:
-        """Sum of the products of the elements of all leaves of the group."""
-        return self._total("sum", self._dot(u, v))
-
-    def total_norm(self, u: Any) -> Number:
-        """Euclidean norm of all leaves of the group together."""
-        return self._total("norm", self._squares(u))
-
-    def total_max(self, u: Any) -> Number:
-        """The largest element of all leaves of the group."""
-        return self._total("max", self._max(u))
+    def _reduced(self, kind: str, over: str, *u: Any) -> Number:
+        reduce: Callable[..., Any] = {"sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[kind]
+        partial = reduce(*u)
+        if over == "group":
+            return self._total("sum" if kind == "dot" else kind, partial)
+        return Number(root(partial) if kind == "norm" else partial)
 
     def _sum(self, u: Any) -> float:
         return ordered_sum(self._flat(u).astype(np.float64))
@@ -305,7 +277,7 @@ def _is_truth(x: Any) -> bool:
 
 
 def sum_along(xp: Any, u: Any, axes: Sequence[int], *, keepdims: bool) -> Any:
-    """The sum along axes, by halves; see `Namespace.sum`."""
+    """The sum along axes, by halves; see `Reductions.sum`."""
     axes = [axis % len(u.shape) for axis in axes]
     for axis in axes:
         u = _summed(xp, u, axis)
@@ -314,7 +286,7 @@ def sum_along(xp: Any, u: Any, axes: Sequence[int], *, keepdims: bool) -> Any:
 
 
 def _summed(xp: Any, u: Any, axis: int) -> Any:
-    """The sum along an axis, of which one element is left; see `Namespace.sum`."""
+    """The sum along an axis, of which one element is left; see `Reductions.sum`."""
 
     def part(first: int, last: int) -> Any:
         return u[(*[slice(None)] * axis, slice(first, last), ...)]

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from gpuopt.engines.passes import needed
-from gpuopt.engines.program import LEAVES_OF_NUMBERS, Node
-from gpuopt.engines.symbols import entering
+from gpuopt.engines.passes import depths, needed
+from gpuopt.engines.program import Node, entering, held_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +77,7 @@ def stages(program: Program) -> tuple[Stage, ...]:
     wanted = _wanted(program)
     if not wanted:
         return (Stage((), (), _with_hidden(program, program.stores)),)
-    _, _, extents = _depths(program)
+    _, _, extents = depths(program, of_sums=0, of_arrays=1)
     read = {k for k in wanted if Node("load", (entering(k),)) in _read(program, wanted)}
     totals = tuple(
         k
@@ -117,7 +116,7 @@ def idle(program: Program) -> Program:
 
 def depth_of_totals(program: Program) -> int:
     """How many stages come before the last total over all leaves is known."""
-    numbers = _depths(program)[1]
+    numbers = depths(program, of_sums=0, of_arrays=1)[1]
     return max((numbers[k] for k in _totals(program)), default=0)
 
 
@@ -191,19 +190,7 @@ def _left(program: Program, node: Node) -> list[tuple[str, int]]:
 
 def _elements_of(node: Node) -> list[int]:
     """The elements that are stored for an extent."""
-    return [index for where, index in _held(node) if where == "element"]
-
-
-def _held(node: Node) -> list[tuple[str, int]]:
-    """The arrays that an extent is made of."""
-    match node:
-        case Node("sum", (held, _, _)):
-            return [held]
-        case Node("whole", (_, *given)):
-            return [held for held in given if held is not None]
-        case Node("slot" | "scalar" | "literal", _):
-            return []
-    return [("extent", index) for index in node.args]
+    return [index for where, index in held_by(node) if where == "element"]
 
 
 def _ends(program: Program, wanted: Iterable[int]) -> list[int]:
@@ -233,37 +220,7 @@ def _wanted(program: Program) -> list[int]:
             k = open_ones.pop()
             if k not in found:
                 found.add(k)
-                held = _held(program.extents[k])
+                held = held_by(program.extents[k])
                 open_ones += [index for where, index in held if where == "extent"]
                 ends += [index for where, index in held if where == "element"]
     return sorted(found)
-
-
-def _depths(program: Program) -> tuple[list[int], list[int], list[int]]:
-    """For each element, number and extent, how many stages come before it."""
-    by_name = {entering(k): k for k in range(len(program.extents))}
-    elements, numbers, extents = ([0] * len(own) for own in (program.nodes, program.numbers, program.extents))
-    before: tuple[list[int], ...] = ()
-    # Each of them is recorded after what it is made of, but in three lists: until nothing changes.
-    while before != (now := (elements[:], numbers[:], extents[:])):
-        before = now
-        for i, node in enumerate(program.nodes):
-            match node:
-                case Node("load", (name, *_)):
-                    elements[i] = extents[by_name[name]] if name in by_name else 0
-                case Node("number", (k,)):
-                    elements[i] = numbers[k]
-                case Node("coefficient" | "literal" | "scale", _):
-                    pass
-                case Node(_, args):
-                    elements[i] = max(elements[a] for a in args)
-        for i, node in enumerate(program.numbers):
-            match node:
-                case Node("reduce", (_, _, *reduced)):
-                    numbers[i] = max(elements[a] for a in reduced)
-                case Node(op, args) if op not in LEAVES_OF_NUMBERS:
-                    numbers[i] = max(numbers[a] for a in args)
-        for i, extent in enumerate(program.extents):
-            held = _held(extent)
-            extents[i] = max((elements[k] + 1 if where == "element" else extents[k] for where, k in held), default=0)
-    return elements, numbers, extents

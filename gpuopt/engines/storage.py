@@ -1,7 +1,7 @@
 """How a leaf of 16 bits is kept: to nearest, with its other 16 bits beside it, or rounded at random.
 
-Programs compute in float32; only loads and stores differ. Each way is written down three times, here for arrays, in
-`gpuopt.engines.cpu_storage` as LLVM IR and in `gpuopt.engines.cuda_storage` as CUDA C++, and gives the same bits in all of them.
+Programs compute in float32; only loads and stores differ. Their formulas are in `gpuopt.engines.rounding`; here they are of whole
+arrays, in `gpuopt.engines.cpu_storage` and `gpuopt.engines.cuda_storage` of compiled code.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, namespace, zeros_like
+from gpuopt.engines import rounding
 from gpuopt.engines.memory import dense_layout
 
 if TYPE_CHECKING:
@@ -23,11 +24,6 @@ FITTING = {"split": ("bfloat16",), "stochastic": ("bfloat16", "float16")}
 """Dtypes of the leaves that some precisions are for."""
 LOW = "split.low"
 """Name among the slots of a leaf: no rule has a slot with a dot, no chain a member of that name."""
-
-GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-"""The constants of SplitMix64."""
-THIRD, FOURTH = 0x85EBCA6B, 0xC2B2AE35
-"""The constants of MurmurHash3's finalizer."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +97,34 @@ def way_of(dtype: str, precision: str) -> str:
     return precision if dtype in FITTING["stochastic"] else ""
 
 
+class _Arrays:
+    """What formulas of `gpuopt.engines.rounding` need of arrays."""
+
+    def __init__(self, xp: Any) -> None:
+        self.where = xp.where
+
+    @staticmethod
+    def cast(x: Any, kind: str) -> Any:
+        """The same numbers, of another type."""
+        return x.astype(_KINDS[kind])
+
+    @staticmethod
+    def bits(x: Any, kind: str) -> Any:
+        """The same bits, of another type."""
+        return x.view(_KINDS[kind])
+
+
+_KINDS = {"i32": np.uint32, "float": np.float32}
+
+
 def split_mix(seed: int, number: int) -> int:
-    """Output ``number`` of SplitMix64, 64 bits; the reference of the kernels."""
-    mask = (1 << 64) - 1
-    z = (seed + (number + 1) * GOLDEN) & mask
-    z = (z ^ z >> 30) * FIRST & mask
-    z = (z ^ z >> 27) * SECOND & mask
-    return z ^ z >> 31
+    """Output ``number`` of SplitMix64, 64 bits."""
+    return int(rounding.split_mix(_Arrays(np), np.array([seed], np.uint64), np.array([number], np.uint64))[0])
 
 
 def number_of(leaf: int, start: int = 0) -> int:
     """The number by which a leaf is rounded at random; of a part of a leaf, with its first element in the upper 32 bits."""
-    return signed((start & 0xFFFFFFFF) << 32 | leaf, 64)
+    return int(np.array([(start & 0xFFFFFFFF) << 32 | leaf], np.uint64).view(np.int64)[0])
 
 
 def random_bits(like: Any, key: int, leaf: int) -> Any:
@@ -133,10 +145,7 @@ def random_bits(like: Any, key: int, leaf: int) -> Any:
         for axis, (size, stride) in enumerate(zip(layout.shape, layout.strides, strict=True)):
             numbers = xp.arange(size, dtype=np.uint32) * np.uint32(stride // layout.dtype.itemsize & 0xFFFFFFFF)
             h = h + numbers.reshape([-1 if k == axis else 1 for k in range(len(layout.shape))])
-        h = h ^ np.uint32(own & 0xFFFFFFFF)
-        h = (h ^ h >> np.uint32(16)) * np.uint32(THIRD)
-        h = (h ^ h >> np.uint32(13)) * np.uint32(FOURTH)
-        return (h ^ h >> np.uint32(16) ^ np.uint32(own >> 32)) >> np.uint32(16)
+        return rounding.random_bits(_Arrays(xp), xp.asarray([own], dtype=np.uint64), h)
 
 
 def loaded(p: Any, slots: Mapping[str, Any], precision: str) -> Any:
@@ -149,9 +158,7 @@ def loaded(p: Any, slots: Mapping[str, Any], precision: str) -> Any:
         if way == "stochastic":
             return p.astype(np.float32)
         high, low = (x.reshape(p.shape or (1,)).astype(np.uint32) for x in (p.view(np.uint16), slots[LOW]))
-        # Somebody wrote a zero into the leaf: the bits that are left beside it are not those of a number near zero.
-        low = xp.where(((high & 0x7FFF) == 0) & (low >> 15 != 0), xp.zeros_like(low), low)
-        return ((high - (low >> 15)) << 16 | low).view(np.float32).reshape(p.shape)
+        return rounding.joined(_Arrays(xp), high, low).reshape(p.shape)
 
 
 def stored(new: Any, p: Any, slots: Mapping[str, Any], precision: str, key: int, leaf: int) -> list[tuple[Any, Any]]:
@@ -173,20 +180,13 @@ def stored(new: Any, p: Any, slots: Mapping[str, Any], precision: str, key: int,
     xp = namespace(p)
     with current(p), np.errstate(all="ignore"):
         x = new.reshape(p.shape or (1,))
-        bits, is_nan = x.view(np.uint32), x != x  # noqa: PLR0124 - NaN
+        code = _Arrays(xp)
         if way == "split":
-            high = xp.where(is_nan, bits | 0x400000, bits + 0x8000) >> 16
-            low = xp.where(is_nan, xp.zeros_like(bits), bits & 0xFFFF).astype(np.uint16)
-            return [(p, _narrowed(high, p)), (slots[LOW], low.reshape(p.shape))]
+            low = rounding.low(code, x).astype(np.uint16).reshape(p.shape)
+            return [(p, _narrowed(rounding.high(code, x), p)), (slots[LOW], low)]
         random = random_bits(p, key, leaf).reshape(x.shape)
-        if dtype_of(p) == "bfloat16":
-            return [(p, _narrowed(xp.where(is_nan, bits | 0x400000, bits + random) >> 16, p))]
-        sign, size = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
-        tiny = xp.where(size < 0x38800000, xp.abs(x), xp.zeros_like(x)) * np.float32(2.0**40)
-        small = (tiny.astype(np.uint32) + random) >> 16  # a multiple of the smallest number
-        large = ((size + (random >> 3)) >> 13) - 0x1C000
-        found = xp.where(size < 0x38800000, small, xp.where(size < 0x47800000, large, xp.full_like(size, 0x7C00)))
-        return [(p, _narrowed(sign | xp.where(is_nan, xp.full_like(size, 0x7E00), found), p))]
+        rounded = rounding.random_bfloat16 if dtype_of(p) == "bfloat16" else rounding.random_float16
+        return [(p, _narrowed(rounded(code, x, random), p))]
 
 
 def _narrowed(bits: Any, p: Any) -> Any:
@@ -206,8 +206,3 @@ def can_keep(p: Any, precision: str) -> bool:
 def lower_bits(p: Any, precision: str) -> Any:
     """Return the lower 16 bits of a leaf before the first step, as a new array; None if there are none."""
     return zeros_like(p, namespace(p).uint16) if way_of(dtype_of(p), precision) == "split" else None
-
-
-def signed(number: int, bits: int) -> int:
-    """The signed integer with the bits of an unsigned one."""
-    return number - (1 << bits) if number >> bits - 1 else number

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from gpuopt.engines.program import ARITHMETIC, COMPARISONS, INEXACT, LOGIC, Node
+from gpuopt.engines.program import ARITHMETIC, COMPARISONS, INEXACT, LOGIC, Node, entering
 from gpuopt.rules.pairs import Pair
 
 if TYPE_CHECKING:
@@ -182,11 +182,6 @@ class Tape:
         return TraceError(
             f"{self.rule}.update {what}; to be fused it needs {expected}; engine='array' runs it as it is"
         )
-
-
-def entering(index: int) -> str:
-    """Name of the hidden array by which one of a program's extents enters the loop; no slot has a name with a space."""
-    return f"extent {index}"
 
 
 def _fits(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:

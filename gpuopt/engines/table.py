@@ -14,14 +14,13 @@ import numpy as np
 
 from gpuopt.engines.dtypes import DTYPES, DType
 from gpuopt.engines.folds import Fold
-from gpuopt.engines.passes import passes, update
+from gpuopt.engines.passes import Batch, Reduction, passes, update
+from gpuopt.engines.program import Node, Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
-
-    from gpuopt.engines.program import Program
 
 CHUNK = 4096
 """Elements in a chunk."""
@@ -66,6 +65,14 @@ class Variant:
         read = sum(program.nodes[i].op == "load" for i in elements)
         written = sum(store.when is None for store in last.stores)
         return (read + written) / DTYPES[self.dtype].parts
+
+
+def squares(dtype: DType) -> tuple[Variant, Batch]:
+    """What adds up the squares of gradients of a dtype: a variant that reads them, and a batch of three columns."""
+    parts = tuple(range(dtype.parts))
+    loads = tuple(Node("load", ("g", k) if dtype.parts == 2 else ("g",)) for k in parts)
+    program = Program((), loads, (), (), (), pairs=frozenset({"g"} if dtype.parts == 2 else ()))
+    return Variant(program, dtype.name), Batch(parts, (Reduction(0, "norm", "leaf", parts, 0),))
 
 
 class Segment(NamedTuple):
