@@ -283,8 +283,10 @@ class Training(Run):
 
     def _summary(self) -> Row:
         """Metrics of the parameters as they are; of the best ones, if it has patience."""
+        from gpuopt import checkpoint
+
         if self.config.patience is not None and self._files.best.exists():
-            self._learner.become(self._files.best)
+            checkpoint.load(self._files.best, self.optimizer)
         self.result = Result.of(self, self._learner.evaluate())
         return dataclasses.asdict(self.result)
 

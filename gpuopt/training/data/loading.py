@@ -237,12 +237,8 @@ def _features(part: Part, how: Reading) -> Features:
         if part.x.dtype.kind not in "biuf":
             raise UsageError(f"{part.x_name}: dtype {part.x.dtype}, expected integers or floats")
         width = math.prod(part.x.shape[1:])
-        return Features(
-            width,
-            missing=how.missing,
-            is_bytes=part.x.dtype == np.uint8,
-            shape=part.x.shape[1:] if part.x.ndim > 2 else (),
-        )
+        shape = part.x.shape[1:] if part.x.ndim > 2 else ()
+        return Features(width, missing=how.missing, is_bytes=part.x.dtype == np.uint8, shape=shape)
     import pandas as pd
 
     columns = []
@@ -279,10 +275,8 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
         chosen = order[:wanted]
     left = count - len(chosen)
     if len(chosen) < 2 or left < 2:
-        raise UsageError(
-            f"--validation {how.validation}: {len(chosen)} of {count} samples to validate and {left} to train, expected at "
-            "least two of each"
-        )
+        parts = f"{len(chosen)} of {count} samples to validate and {left} to train"
+        raise UsageError(f"--validation {how.validation}: {parts}, expected at least two of each")
     kept = np.ones(count, bool)
     kept[chosen] = False
     return [np.flatnonzero(kept), np.sort(chosen)]
@@ -316,7 +310,6 @@ def _said(prepared: Features, target: Target, how: Reading, train: Samples) -> l
         sizes = np.sqrt((x**2).mean(axis=0))
         sizes = sizes[sizes > 0]
         if len(sizes) and (sizes.max() > SPREAD or (len(sizes) > 1 and sizes.max() > SPREAD * 10 * sizes.min())):
-            notes.append(
-                f"Features are of sizes {sizes.min():.3g} to {sizes.max():.3g}: --standardize is likely to help"
-            )
+            about = f"Features are of sizes {sizes.min():.3g} to {sizes.max():.3g}"
+            notes.append(f"{about}: --standardize is likely to help")
     return notes

@@ -76,16 +76,9 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         """In JSON's types."""
-        classes = None if self.classes is None else list(self.classes)
-        return {
-            "names": list(self.names),
-            "classes": classes,
-            "type": None
-            if classes is None
-            else {"b": "bool", "i": "int", "u": "int"}.get(self.labels.dtype.kind, "str"),
-            "shift": self.shift.tolist(),
-            "scale": self.scale.tolist(),
-        }
+        classes, kind = (None, None) if self.classes is None else (list(self.classes), type(self.classes[0]).__name__)
+        numbers = {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
+        return {"names": list(self.names), "classes": classes, "type": kind, **numbers}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Target:
@@ -158,10 +151,8 @@ def decided(part: Part, task: str) -> tuple[bool, list[str]]:
     if not _are_classes(y):
         return False, [f"{about} are taken for numbers to predict; --task classification takes them for classes"]
     if kind == "f":
-        raise UsageError(
-            f"{part.y_name}: dtype {y.dtype}, but only whole numbers, few of them: --task classification takes them for "
-            "classes, --task regression for numbers to be predicted"
-        )
+        cure = "--task classification takes them for classes, --task regression for numbers to be predicted"
+        raise UsageError(f"{part.y_name}: dtype {y.dtype}, but only whole numbers, few of them: {cure}")
     return True, [f"{about} are taken for classes; --task regression predicts them as numbers"]
 
 
@@ -170,9 +161,8 @@ def _told_of_texts(part: Part, y: NDArray[Any]) -> list[str]:
     different = np.unique(y).tolist()
     notes = []
     if len(different) == y.size > SURELY_FEW:
-        notes.append(
-            f"{part.y_name}: each of the {y.size:,} samples has a label of its own, {printable(different[0])} for one"
-        )
+        own = f"each of the {y.size:,} samples has a label of its own"
+        notes.append(f"{part.y_name}: {own}, {printable(different[0])} for one")
     alike: dict[str, str] = {}
     for text in different:
         other = alike.setdefault(" ".join(text.split()).casefold(), text)
