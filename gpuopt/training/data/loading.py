@@ -86,12 +86,8 @@ def load(path: str | Path, target: str | None = None, task: Task = "auto", **opt
         An ``.npz`` file with the arrays ``x_train`` and ``y_train``, and ``x_test`` and ``y_test`` if there is a test
         set; or ``x`` and ``y``. A table, ``.csv`` or ``.parquet`` (needs the extra ``gpuopt[data]``). Or an ``.npy`` file,
         with `labels`: it is mapped, and may be larger than the memory.
-    target : str, optional
-        The column of a table that is to be predicted; all others are features.
-    task : {"auto", "classification", "regression"}
-        What the targets are. "auto": text and few different whole numbers are classes, other numbers are predicted.
-    **options
-        The other attributes of `Reading`.
+    target, task, **options
+        The attributes of `Reading`: the column to predict, what the targets are, and so on.
 
     Returns
     -------
