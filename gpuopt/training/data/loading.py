@@ -17,7 +17,7 @@ from gpuopt.training.data.cleaning import complete, is_mapped, lengthy, without,
 from gpuopt.training.data.dataset import Dataset, Samples, Task
 from gpuopt.training.data.preparation import Column, Features, Missing, Rows, blocks, listed
 from gpuopt.training.data.sources import Part, as_part, reading, training_parts
-from gpuopt.training.data.targets import Target, decided, learned_target, targets
+from gpuopt.training.data.targets import Target, called, decided, learned_target, targets, values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,6 +161,8 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     notes += more + lengthy(parts[0])
     if how.missing == "drop":
         parts = [complete(part, notes) for part in parts]
+    names = called(parts[0].y)
+    parts = [dataclasses.replace(part, y=values(part)) for part in parts]
     classifies, why = decided(parts[0], how.task)
     notes += why
     found, classes = targets(parts, classifies=classifies)
@@ -168,24 +170,17 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
         only = f"all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
         notes.append(f"{parts[0].y_name}: {only}")
     prepared = _features(parts[0], how)
-    names = [part.x_name for part in parts]
-    rows = [Rows(_matrix(part, prepared)) for part in parts]
+    raw = [(part.x_name, Rows(_matrix(part, prepared)), y) for part, y in zip(parts, found, strict=True)]
     if how.validation is not None:
         if len(parts) > 1:
             raise UsageError(f"--validation {how.validation}: there is a test set already, expected none")
-        index = _split(found[0], classifies, how)
-        notes.append(f"Validation: {len(index[1]):,} of {len(rows[0]):,} samples, set apart by seed {how.seed}")
-        rows, names, found = (
-            [dataclasses.replace(rows[0], index=i) for i in index],
-            names * 2,
-            [found[0][i] for i in index],
-        )
-    prepared = prepared.learned(rows[0], standardize=how.standardize)
-    learned = learned_target(found[0], parts[0], classes, scale=how.scale_target)
-    samples = [
-        Samples(_inputs(x, prepared, label), learned.scaled(y) if classes is None else y)
-        for x, label, y in zip(rows, names, found, strict=True)
-    ]
+        ((label, x, y),) = raw
+        index = _split(y, classifies, how)
+        raw = [(label, dataclasses.replace(x, index=chosen), y[chosen]) for chosen in index]
+        notes.append(f"Validation: {len(index[1]):,} of {len(x):,} samples, set apart by seed {how.seed}")
+    prepared = prepared.learned(raw[0][1], standardize=how.standardize)
+    learned = learned_target(raw[0][2], parts[0].y_name, names, classes, scale=how.scale_target)
+    samples = [Samples(_inputs(x, prepared, label), learned.scaled(y) if classes is None else y) for label, x, y in raw]
     notes += _said(prepared, learned, how, samples[0])
     return Dataset(name, samples[0], samples[1] if len(samples) > 1 else None, prepared, learned, tuple(notes))
 
