@@ -144,9 +144,8 @@ def to_plain(rule: Any) -> dict[str, Any]:
     of = type(rule)
     name = of.__name__ if (RULES | TRANSFORMS).get(of.__name__) is of else f"{of.__module__}:{of.__qualname__}"
     if ":" in name and _found(name) is not of:
-        raise UsageError(
-            f"--optimizer {of.__name__}: could not be resumed: expected a class at the top level of its module"
-        )
+        expected = "expected a class at the top level of its module"
+        raise UsageError(f"--optimizer {of.__name__}: could not be resumed: {expected}")
     values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule) if field.init}
     for key, value in values.items():
         if callable(value) and not isinstance(value, schedules.Schedule):
@@ -164,9 +163,8 @@ def from_plain(plain: Mapping[str, Any]) -> Any:
     name = given.pop("rule")
     of = _found(name) if ":" in name else TRANSFORMS.get(name) or RULES[known(name, "optimizer")]
     if of is None:
-        raise UsageError(
-            f"optimizer {name}: cannot be imported here; resume from the program that the run was started in"
-        )
+        cure = "resume from the program that the run was started in"
+        raise UsageError(f"optimizer {name}: cannot be imported here; {cure}")
     return of(**{n: schedules.from_dict(v) if isinstance(v, Mapping) else v for n, v in given.items()})
 
 

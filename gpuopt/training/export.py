@@ -87,13 +87,11 @@ def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915  (one story, a node 
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
     except ImportError:
-        raise UsageError(
-            '--format onnx: needs onnx, which is not installed; run `pip install "gpuopt[onnx]"`, or take --format npz'
-        ) from None
+        cure = 'run `pip install "gpuopt[onnx]"`, or take --format npz'
+        raise UsageError(f"--format onnx: needs onnx, which is not installed; {cure}") from None
     if model.activation not in WORDS:
-        raise UsageError(
-            f"--format onnx: has no word for the activation {model.activation}; --format npz has the arrays"
-        )
+        reason = f"has no word for the activation {model.activation}"
+        raise UsageError(f"--format onnx: {reason}; --format npz has the arrays")
     nodes, constants = [], []
 
     def constant(name: str, value: Any) -> str:

@@ -13,7 +13,6 @@ from gpuopt.training.feed import feed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -63,9 +62,7 @@ class Learner:
         self._train = feed(backend, data.train, classes, self._size, needed)
         self._test = None if data.test is None else feed(backend, data.test, classes, BLOCK, needed)
         self.nothing = backend.asarray([0.0, 0.0])  # the score of no samples
-        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = (
-            None  # epoch and batch that come next
-        )
+        self._feeding: tuple[tuple[int, int], Iterator[tuple[Array, Array]]] | None = None  # what comes next
         self._probed = self._train.every(math.ceil(len(data.train) / PROBED))
         if backend.name == "numpy":
             _touch_workspace()
@@ -146,12 +143,6 @@ class Learner:
                 if not self.network.classifies:
                     found |= {f"{prefix}{name}": value for name, value in self._errors(samples).items()}
         return found
-
-    def become(self, file: Path) -> None:
-        """Load the parameters and the optimizer's state of a checkpoint."""
-        from gpuopt import checkpoint
-
-        checkpoint.load(file, self.optimizer)
 
     def _errors(self, samples: Feed) -> dict[str, float]:
         """Of a regression, in the target's own units: root mean squared error, and coefficient of determination."""

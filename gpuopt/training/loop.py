@@ -37,17 +37,17 @@ class Position:
     """Epochs done."""
     batch: int = 0
     """Batches of the current epoch done."""
-    score: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Of these batches, if the epoch is reported."""
-    norms: list[float] = field(default_factory=lambda: [math.nan, math.nan])
-    """Of gradient and update in the epoch's last batch, if that is done and the epoch is reported."""
+    score: Any = field(default_factory=lambda: [0.0, 0.0])
+    """Of these batches, if the epoch is reported; while it goes on, on the device."""
+    norms: Any = field(default_factory=lambda: [math.nan, math.nan])
+    """Likewise: of gradient and update in the epoch's last batch, if that is done and the epoch is reported."""
     lr: float = math.nan
     """The learning rate there, likewise."""
 
     @classmethod
     def checked(cls, given: Row) -> Position:
         """Make one of what stands in a checkpoint; TypeError or ValueError if it cannot."""
-        position = cls(**given)
+        position = cls(**{name: value for name, value in given.items() if name not in {"seconds", *EMPTY}})
         if not all(type(n) is int and 0 <= n < 2**63 for n in (position.epoch, position.batch)):
             raise ValueError(f"expected whole numbers, got {position}")
         (loss, correct), (gradient_norm, update_norm) = position.score, position.norms
@@ -111,12 +111,10 @@ class Training(Run):
         config = self.config = learner.config
         self.backend, self.data, self.network = learner.backend, learner.data, learner.network
         self.steps_per_epoch = learner.batches
-        self.epoch = self._batch = 0
         self.result: Result | None = None
         self._learner = learner
-        self._score = learner.nothing  # of this epoch's batches
-        self._norms = self._unmeasured = self.backend.asarray([math.nan, math.nan])  # of its last step
-        self._lr = math.nan  # likewise
+        self._unmeasured = self.backend.asarray([math.nan, math.nan])
+        self._at = Position(0, 0, learner.nothing, self._unmeasured)
         self._last: Callable[[], Row] | None = None
         self._about = dict(content)
         with learner.computing():
@@ -146,6 +144,11 @@ class Training(Run):
     def device(self) -> str:
         """The device as the command line calls it."""
         return device(self.backend)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self._at.epoch
 
     @property
     def total(self) -> int:
@@ -188,26 +191,26 @@ class Training(Run):
 
     def take_step(self) -> None:
         """Take a step; of the last one of an epoch that is reported, the norms are measured."""
-        learner, reported = self._learner, self._learner.reports(self.epoch + 1)
-        measured = reported and self._batch + 1 == self.steps_per_epoch
-        x, y = learner.samples(self.epoch, self._batch)
+        learner, at = self._learner, self._at
+        reported = learner.reports(at.epoch + 1)
+        measured = reported and at.batch + 1 == self.steps_per_epoch
+        x, y = learner.samples(at.epoch, at.batch)
         before = learner.copies() if measured else []
         lr = self.optimizer.lr if measured else math.nan
         score, square = learner.update(x, y, scored=reported, measured=measured)
         self._stepped()
-        self._batch, self._score = self._batch + 1, self._score + score if reported else self._score
+        at.batch, at.score = at.batch + 1, at.score + score if reported else at.score
         if measured:
-            self._norms, self._lr = learner.norms(square, before), lr
+            at.norms, at.lr = learner.norms(square, before), lr
 
     def _settle(self) -> None:
-        if self._batch == self.steps_per_epoch:
+        if self._at.batch == self.steps_per_epoch:
             self._end_epoch()
         super()._settle()
 
     def _end_epoch(self) -> None:
         self._last = self._report() if self._learner.reports(self.epoch + 1) else None
-        self.epoch, self._batch = self.epoch + 1, 0
-        self._score, self._norms, self._lr = self._learner.nothing, self._unmeasured, math.nan
+        self._at = Position(self.epoch + 1, 0, self._learner.nothing, self._unmeasured)
         if self._last is not None:
             if self.optimizer.listens:  # before anybody saves
                 row = self._last()
@@ -223,20 +226,20 @@ class Training(Run):
     def _place(self) -> Row:
         own = super()._place()
         own = own if any(own.values()) else {}
-        if self._batch == 0:  # a GPU need not be asked
-            return own | dataclasses.asdict(Position(self.epoch))
-        score, norms = (x.tolist() for x in fetch([self._score, self._norms])())
-        return own | dataclasses.asdict(Position(self.epoch, self._batch, score, norms, self._lr))
+        at = self._at
+        if at.batch == 0:  # a GPU need not be asked
+            return own | dataclasses.asdict(Position(at.epoch))
+        score, norms = (x.tolist() for x in fetch([at.score, at.norms])())
+        return own | dataclasses.asdict(Position(at.epoch, at.batch, score, norms, at.lr))
 
     def _move(self, position: Row) -> None:
-        to = Position.checked({name: value for name, value in position.items() if name not in {"seconds", *EMPTY}})
+        to = Position.checked(position)
         super()._move(EMPTY | {name: position[name] for name in EMPTY if name in position})
         if to.epoch * self.steps_per_epoch + to.batch != self.optimizer.steps:  # a best one's, as it once was
             to = Position(*divmod(self.optimizer.steps, self.steps_per_epoch))
-        self.epoch, self._batch = to.epoch, to.batch
-        self._score = self.backend.asarray(to.score)
-        self._norms, self._lr = self.backend.asarray(to.norms), to.lr
-        if self._batch == self.steps_per_epoch:  # saved between its last step and its row
+        to.score, to.norms = self.backend.asarray(to.score), self.backend.asarray(to.norms)
+        self._at = to
+        if to.batch == self.steps_per_epoch:  # saved between its last step and its row
             self._end_epoch()
 
     def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
@@ -257,32 +260,33 @@ class Training(Run):
     def _report(self) -> Callable[[], Row]:
         """The metrics of the epoch whose last step was taken; what is returned waits for them."""
         tested = self._learner.test()
-        scores = {"": (self._score, len(self.data.train))} | ({} if tested is None else {"test_": tested})
+        scores = {"": (self._at.score, len(self.data.train))} | ({} if tested is None else {"test_": tested})
         return self._measuring(self.epoch + 1, scores)
 
     def _measuring(self, epoch: int, scores: Mapping[str, tuple[Array, int]]) -> Callable[[], Row]:
         """A row of metrics: scores of so many samples, and where the training is."""
         rule, step = self.optimizer.rule, self.optimizer.steps
         assert isinstance(rule, Rule)
-        lr = rule.at(max(0, step - 1))["lr"] if math.isnan(self._lr) else self._lr  # of the last step
-        arrive = fetch([self._norms, *(score for score, _ in scores.values())])
+        lr = rule.at(max(0, step - 1))["lr"] if math.isnan(self._at.lr) else self._at.lr  # of the last step
+        arrive = fetch([self._at.norms, *(score for score, _ in scores.values())])
 
         @functools.cache
         def row() -> Row:
             norms, *found = arrive()
-            measured: Row = {}
+            measured: Row = {"epoch": epoch, "step": step}
             for (prefix, (_, samples)), score in zip(scores.items(), found, strict=True):
                 measured |= self._learner.named(prefix, score, samples)
-            gradient_norm, update_norm = norms.tolist()
-            measured |= {"lr": lr, "gradient_norm": gradient_norm, "update_norm": update_norm}
-            return {"epoch": epoch, "step": step, **measured, "seconds": round(self.seconds, 3)}
+            measured |= {"lr": lr, **dict(zip(("gradient_norm", "update_norm"), norms.tolist(), strict=True))}
+            return measured | {"seconds": round(self.seconds, 3)}
 
         return row
 
     def _summary(self) -> Row:
         """Metrics of the parameters as they are; of the best ones, if it has patience."""
+        from gpuopt import checkpoint
+
         if self.config.patience is not None and self._files.best.exists():
-            self._learner.become(self._files.best)
+            checkpoint.load(self._files.best, self.optimizer)
         self.result = Result.of(self, self._learner.evaluate())
         return dataclasses.asdict(self.result)
 

@@ -172,9 +172,5 @@ def told(found: Mapping[str, float], names: tuple[str, ...]) -> list[str]:
     if "accuracy" in found:
         return [*lines, f"accuracy {found['accuracy']:.4f}", f"loss     {found['loss']:.4f} (cross-entropy, nats)"]
     units = f"in units of {printable(names[0])}" if len(names) == 1 else "over all outputs"
-    return [
-        *lines,
-        f"RMSE     {found['rmse']:.6g} ({units})",
-        f"MAE      {found['mae']:.6g}",
-        f"R2       {found['r2']:.4f}",
-    ]
+    lines += [f"RMSE     {found['rmse']:.6g} ({units})", f"MAE      {found['mae']:.6g}"]
+    return [*lines, f"R2       {found['r2']:.4f}"]

@@ -77,9 +77,8 @@ def on(
     data = dataset(config, arrays, random)
     checksum = _checksum(config.data) if arrays is None else _digest(arrays)
     if config.patience is not None and data.test is None:
-        raise UsageError(
-            f"--patience {config.patience}: there is no test set to judge by; --validation 0.2 sets one apart"
-        )
+        cure = "--validation 0.2 sets one apart"
+        raise UsageError(f"--patience {config.patience}: there is no test set to judge by; {cure}")
     if config.data is not None and config.task == "auto":  # what was decided stays
         config = dataclasses.replace(config, task="regression" if data.classes is None else "classification")
     config = config.resolved(len(data.train))

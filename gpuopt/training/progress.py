@@ -46,16 +46,14 @@ def introduce(training: Training, *, again: bool) -> None:
     test = "" if data.test is None else f" and {len(data.test)} to {word}"
     widths = "-".join(map(str, [data.features, *network.hidden, data.outputs]))
     batch = "all at once" if training.steps_per_epoch == 1 else f"{network.batch_size} at once"
-    lines = [
-        f"Device:  {training.device} ({training.backend.reason})",
-        f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
-        f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
-    ]
-    lines[2:2] = [
-        f"         {note}" for note in (*data.notes, *([SPIKES] if network.optimizer == BUILT_IN_RULE else []))
-    ]
-    if again:
-        del lines[1:]
+    lines = [f"Device:  {training.device} ({training.backend.reason})"]
+    if not again:
+        notes = (*data.notes, SPIKES) if network.optimizer == BUILT_IN_RULE else data.notes
+        lines += [
+            f"Data:    {data.name}, {len(data.train)} samples{test}, {data.features} features{kind}",
+            *(f"         {note}" for note in notes),
+            f"Network: {widths}, trained by {training.optimizer.rule}, {batch}",
+        ]
     if training.optimizer.steps:
         lines.append(f"Resumed after {training.optimizer.steps} steps, in epoch {training.epoch + 1}")
     print("\n".join(lines), flush=True)  # noqa: T201

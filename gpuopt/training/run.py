@@ -87,8 +87,8 @@ def train(
         raise TypeError(f"config: {describe(config)}, expected a gpuopt.training.Config")
     if data is not None:
         config = config.on_arrays()
-    if team is not None:
-        config = dataclasses.replace(config, parts=team.parts(config))
+    if team is not None and config.parts is None:
+        config = dataclasses.replace(config, parts=team.size)
     learner, content = prepared(config, data, team)
     folder = RunFolder.create(out, learner.data.name)
     training = Training(folder.path, learner, content, callbacks=callbacks, report=report)
@@ -218,9 +218,8 @@ def _moved(config: Config, folder: RunFolder, data: Sequence[Any] | str | Path |
         expected = "the arrays that the run was started with" if config.data == ARRAYS else "the run's data file"
         raise UsageError(f"data: {type(data).__name__}, expected {expected}")
     if config.data == ARRAYS and data is None:
-        raise UsageError(
-            f"--resume {folder.path}: was trained on arrays; resume(path, data=(x, y)) goes on from Python"
-        )
+        cure = "resume(path, data=(x, y)) goes on from Python"
+        raise UsageError(f"--resume {folder.path}: was trained on arrays; {cure}")
     if isinstance(data, str | Path):
         config = dataclasses.replace(config, data=str(data))
     if labels is not None:

@@ -93,10 +93,6 @@ class Team:
         if self.leads:
             self._transport.say(("over", ()))
 
-    def parts(self, config: Config) -> int:
-        """Into how many parts a new run cuts its batches: as many as there are processes, unless that is chosen."""
-        return self.size if config.parts is None else config.parts
-
     def device(self, name: str) -> str:
         """Return the device of this process: on a machine with several GPUs each takes its own, unless one was named.
 
@@ -113,9 +109,8 @@ class Team:
             return name  # where a scheduler started the processes, each may see another GPU as its only one
         if self._neighbours > there:
             gpus = "one GPU" if there == 1 else f"{there} GPUs"
-            raise UsageError(
-                f"--device {name}: {self._neighbours} processes on a machine with {gpus}; expected a GPU for each, or --device cpu"
-            )
+            several = f"{self._neighbours} processes on a machine with {gpus}"
+            raise UsageError(f"--device {name}: {several}; expected a GPU for each, or --device cpu")
         return f"cuda:{self._here}"
 
     def optimizer(
@@ -126,10 +121,8 @@ class Team:
         from gpuopt.distributed.agreement import agree
 
         if config.parts is None or config.parts < self.size:
-            raise UsageError(
-                f"--processes {self.size}: more than the {config.parts or 1} parts that each batch of this run has; expected as "
-                "many at most"
-            )
+            more = f"more than the {config.parts or 1} parts that each batch of this run has"
+            raise UsageError(f"--processes {self.size}: {more}; expected as many at most")
         if self.leads:
             self._transport.say(("begin", given))
         agree(self._transport, None, {"data": checksum})

@@ -48,9 +48,8 @@ def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
             parts = [dataclasses.replace(part, x=without(part, (name,))) for part in parts]
             notes.append("The column without a name counts the rows: an index, left out; with a name it is a feature")
         elif not unnamed:
-            notes.append(
-                f"Column {printable(name)} counts the rows and is a feature; --ignore {printable(name)} leaves it out"
-            )
+            called = printable(name)
+            notes.append(f"Column {called} counts the rows and is a feature; --ignore {called} leaves it out")
     return parts, notes
 
 

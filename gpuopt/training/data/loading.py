@@ -17,7 +17,7 @@ from gpuopt.training.data.cleaning import complete, is_mapped, lengthy, without,
 from gpuopt.training.data.dataset import Dataset, Samples, Task
 from gpuopt.training.data.preparation import Column, Features, Missing, Rows, blocks, listed
 from gpuopt.training.data.sources import Part, as_part, reading, training_parts
-from gpuopt.training.data.targets import Target, decided, learned_target, targets
+from gpuopt.training.data.targets import Target, called, decided, learned_target, targets, values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,12 +86,8 @@ def load(path: str | Path, target: str | None = None, task: Task = "auto", **opt
         An ``.npz`` file with the arrays ``x_train`` and ``y_train``, and ``x_test`` and ``y_test`` if there is a test
         set; or ``x`` and ``y``. A table, ``.csv`` or ``.parquet`` (needs the extra ``gpuopt[data]``). Or an ``.npy`` file,
         with `labels`: it is mapped, and may be larger than the memory.
-    target : str, optional
-        The column of a table that is to be predicted; all others are features.
-    task : {"auto", "classification", "regression"}
-        What the targets are. "auto": text and few different whole numbers are classes, other numbers are predicted.
-    **options
-        The other attributes of `Reading`.
+    target, task, **options
+        The attributes of `Reading`: the column to predict, what the targets are, and so on.
 
     Returns
     -------
@@ -165,6 +161,8 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     notes += more + lengthy(parts[0])
     if how.missing == "drop":
         parts = [complete(part, notes) for part in parts]
+    names = called(parts[0].y)
+    parts = [dataclasses.replace(part, y=values(part)) for part in parts]
     classifies, why = decided(parts[0], how.task)
     notes += why
     found, classes = targets(parts, classifies=classifies)
@@ -172,24 +170,17 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
         only = f"all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
         notes.append(f"{parts[0].y_name}: {only}")
     prepared = _features(parts[0], how)
-    names = [part.x_name for part in parts]
-    rows = [Rows(_matrix(part, prepared)) for part in parts]
+    raw = [(part.x_name, Rows(_matrix(part, prepared)), y) for part, y in zip(parts, found, strict=True)]
     if how.validation is not None:
         if len(parts) > 1:
             raise UsageError(f"--validation {how.validation}: there is a test set already, expected none")
-        index = _split(found[0], classifies, how)
-        notes.append(f"Validation: {len(index[1]):,} of {len(rows[0]):,} samples, set apart by seed {how.seed}")
-        rows, names, found = (
-            [dataclasses.replace(rows[0], index=i) for i in index],
-            names * 2,
-            [found[0][i] for i in index],
-        )
-    prepared = prepared.learned(rows[0], standardize=how.standardize)
-    learned = learned_target(found[0], parts[0], classes, scale=how.scale_target)
-    samples = [
-        Samples(_inputs(x, prepared, label), learned.scaled(y) if classes is None else y)
-        for x, label, y in zip(rows, names, found, strict=True)
-    ]
+        ((label, x, y),) = raw
+        index = _split(y, classifies, how)
+        raw = [(label, dataclasses.replace(x, index=chosen), y[chosen]) for chosen in index]
+        notes.append(f"Validation: {len(index[1]):,} of {len(x):,} samples, set apart by seed {how.seed}")
+    prepared = prepared.learned(raw[0][1], standardize=how.standardize)
+    learned = learned_target(raw[0][2], parts[0].y_name, names, classes, scale=how.scale_target)
+    samples = [Samples(_inputs(x, prepared, label), learned.scaled(y) if classes is None else y) for label, x, y in raw]
     notes += _said(prepared, learned, how, samples[0])
     return Dataset(name, samples[0], samples[1] if len(samples) > 1 else None, prepared, learned, tuple(notes))
 
@@ -237,12 +228,8 @@ def _features(part: Part, how: Reading) -> Features:
         if part.x.dtype.kind not in "biuf":
             raise UsageError(f"{part.x_name}: dtype {part.x.dtype}, expected integers or floats")
         width = math.prod(part.x.shape[1:])
-        return Features(
-            width,
-            missing=how.missing,
-            is_bytes=part.x.dtype == np.uint8,
-            shape=part.x.shape[1:] if part.x.ndim > 2 else (),
-        )
+        shape = part.x.shape[1:] if part.x.ndim > 2 else ()
+        return Features(width, missing=how.missing, is_bytes=part.x.dtype == np.uint8, shape=shape)
     import pandas as pd
 
     columns = []
@@ -279,10 +266,8 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
         chosen = order[:wanted]
     left = count - len(chosen)
     if len(chosen) < 2 or left < 2:
-        raise UsageError(
-            f"--validation {how.validation}: {len(chosen)} of {count} samples to validate and {left} to train, expected at "
-            "least two of each"
-        )
+        parts = f"{len(chosen)} of {count} samples to validate and {left} to train"
+        raise UsageError(f"--validation {how.validation}: {parts}, expected at least two of each")
     kept = np.ones(count, bool)
     kept[chosen] = False
     return [np.flatnonzero(kept), np.sort(chosen)]
@@ -316,7 +301,6 @@ def _said(prepared: Features, target: Target, how: Reading, train: Samples) -> l
         sizes = np.sqrt((x**2).mean(axis=0))
         sizes = sizes[sizes > 0]
         if len(sizes) and (sizes.max() > SPREAD or (len(sizes) > 1 and sizes.max() > SPREAD * 10 * sizes.min())):
-            notes.append(
-                f"Features are of sizes {sizes.min():.3g} to {sizes.max():.3g}: --standardize is likely to help"
-            )
+            about = f"Features are of sizes {sizes.min():.3g} to {sizes.max():.3g}"
+            notes.append(f"{about}: --standardize is likely to help")
     return notes

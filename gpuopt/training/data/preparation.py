@@ -46,6 +46,12 @@ class Column:
     name: str
     categories: tuple[str, ...] | None = None
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Column:
+        """What `dataclasses.asdict` gave; TypeError or KeyError if it did not."""
+        categories = plain["categories"]
+        return cls(str(plain["name"]), None if categories is None else tuple(map(str, categories)))
+
     @property
     def inputs(self) -> list[str]:
         """The names of the network's inputs that it becomes."""
@@ -146,9 +152,8 @@ class Features:
             raise UsageError(f"{name}: dtype {raw.dtype}, expected integers or floats")
         width = math.prod(raw.shape[1:])
         if raw.ndim < 2 or width != self.width:
-            raise UsageError(
-                f"{name}: shape {raw.shape}, expected (samples, {self.width}): as many features as trained on"
-            )
+            expected = f"(samples, {self.width}): as many features as trained on"
+            raise UsageError(f"{name}: shape {raw.shape}, expected {expected}")
         if (raw.dtype == np.uint8) != self.is_bytes:
             wanted = "bytes (uint8)" if self.is_bytes else "numbers that are no bytes (uint8)"
             raise UsageError(f"{name}: dtype {raw.dtype}, expected {wanted}, as the training set has them")
@@ -165,9 +170,8 @@ class Features:
             return pd.DataFrame(raw, columns=list(self.names))
         missing = [column for column in self.names if column not in raw.columns]
         if missing:
-            raise UsageError(
-                f"{name}: has no column {listed(missing)}, which the model needs; it has {listed(raw.columns)}"
-            )
+            has = f"it has {listed(raw.columns)}"
+            raise UsageError(f"{name}: has no column {listed(missing)}, which the model needs; {has}")
         return raw[list(self.names)]
 
     def learned(self, x: NDArray[Any] | Rows, *, standardize: bool) -> Features:
@@ -261,24 +265,14 @@ class Features:
     def from_json(cls, plain: Mapping[str, Any]) -> Features:
         """What `to_json` gave; TypeError, ValueError or KeyError if it did not."""
         width = int(plain["width"])
-        columns = plain["columns"]
-        if columns is not None:
-            columns = tuple(
-                Column(str(c["name"]), None if c["categories"] is None else tuple(map(str, c["categories"])))
-                for c in columns
-            )
+        columns = None if plain["columns"] is None else tuple(map(Column.from_json, plain["columns"]))
         shift, scale = (np.asarray(plain[name], np.float64) for name in ("shift", "scale"))
         fill = None if plain["fill"] is None else np.asarray(plain["fill"], np.float64)
         shape = tuple(int(n) for n in plain["shape"])
         made = cls(width, columns, shift, scale, fill, plain["missing"], bool(plain["is_bytes"]), shape)
         fits = all(a is None or a.shape in {(), (width,)} for a in (shift, scale, fill))
-        if (
-            width < 1
-            or (shape and math.prod(shape) != width)
-            or not fits
-            or (columns is not None and len(made.inputs) != width)
-            or not np.all(scale)
-        ):
+        named = columns is None or len(made.inputs) == width
+        if width < 1 or (shape and math.prod(shape) != width) or not (fits and named and np.all(scale)):
             raise ValueError("features: widths, shifts and scales that do not fit")
         return made
 

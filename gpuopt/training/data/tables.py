@@ -78,9 +78,8 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
         with path.open(encoding=chosen, errors="replace" if encoding is None else "strict", newline="") as file:
             head = file.read(HEAD)
     except LookupError:
-        raise UsageError(
-            f"--encoding {encoding}: unknown to Python, expected a name such as cp1252 or utf-16"
-        ) from None
+        expected = "expected a name such as cp1252 or utf-16"
+        raise UsageError(f"--encoding {encoding}: unknown to Python, {expected}") from None
     separator, rows = _rows(head, target)
     size, fields = path.stat().st_size, max(1, sum(head.count(mark) for mark in (separator, "\n")))
     expect_memory("the table", size + BYTES_A_FIELD * size * fields / max(1, len(head)))

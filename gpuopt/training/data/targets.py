@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gpuopt.training.data.sources import Part
 
-__all__ = ["Target", "class_indices", "decided", "learned_target", "targets", "values", "whole"]
+__all__ = ["Target", "called", "class_indices", "decided", "learned_target", "targets", "values", "whole"]
 
 LONGEST_LABEL = 256
 """Characters: one long text makes the array of all of them large."""
@@ -76,16 +76,9 @@ class Target:
 
     def to_json(self) -> dict[str, Any]:
         """In JSON's types."""
-        classes = None if self.classes is None else list(self.classes)
-        return {
-            "names": list(self.names),
-            "classes": classes,
-            "type": None
-            if classes is None
-            else {"b": "bool", "i": "int", "u": "int"}.get(self.labels.dtype.kind, "str"),
-            "shift": self.shift.tolist(),
-            "scale": self.scale.tolist(),
-        }
+        classes, kind = (None, None) if self.classes is None else (list(self.classes), type(self.classes[0]).__name__)
+        numbers = {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
+        return {"names": list(self.names), "classes": classes, "type": kind, **numbers}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Target:
@@ -137,7 +130,7 @@ def values(part: Part) -> NDArray[Any]:
 
 def decided(part: Part, task: str) -> tuple[bool, list[str]]:
     """Whether targets are classes, and what is to be said of it: as the task says, or because few whole numbers differ."""
-    y = values(part)
+    y = part.y
     kind, is_single = y.dtype.kind, math.prod(y.shape[1:]) == 1
     if kind in "SUb":
         if task == "regression" and kind != "b":
@@ -158,10 +151,8 @@ def decided(part: Part, task: str) -> tuple[bool, list[str]]:
     if not _are_classes(y):
         return False, [f"{about} are taken for numbers to predict; --task classification takes them for classes"]
     if kind == "f":
-        raise UsageError(
-            f"{part.y_name}: dtype {y.dtype}, but only whole numbers, few of them: --task classification takes them for "
-            "classes, --task regression for numbers to be predicted"
-        )
+        cure = "--task classification takes them for classes, --task regression for numbers to be predicted"
+        raise UsageError(f"{part.y_name}: dtype {y.dtype}, but only whole numbers, few of them: {cure}")
     return True, [f"{about} are taken for classes; --task regression predicts them as numbers"]
 
 
@@ -170,9 +161,8 @@ def _told_of_texts(part: Part, y: NDArray[Any]) -> list[str]:
     different = np.unique(y).tolist()
     notes = []
     if len(different) == y.size > SURELY_FEW:
-        notes.append(
-            f"{part.y_name}: each of the {y.size:,} samples has a label of its own, {printable(different[0])} for one"
-        )
+        own = f"each of the {y.size:,} samples has a label of its own"
+        notes.append(f"{part.y_name}: {own}, {printable(different[0])} for one")
     alike: dict[str, str] = {}
     for text in different:
         other = alike.setdefault(" ".join(text.split()).casefold(), text)
@@ -204,29 +194,31 @@ def targets(parts: list[Part], *, classifies: bool) -> tuple[list[NDArray[Any]],
     return [*found], None
 
 
-def learned_target(y: NDArray[Any], part: Part, classes: tuple[Any, ...] | None, *, scale: bool) -> Target:
-    """What is known of the target, learned on the training part `y` of it."""
+def learned_target(
+    y: NDArray[Any], name: str, names: tuple[str, ...], classes: tuple[Any, ...] | None, *, scale: bool
+) -> Target:
+    """What is known of the target, learned on the training part `y` of it; without names it is y, or y0, y1 and so on."""
     if classes is not None:
-        return Target(_names(part, 1), classes)
+        return Target(names or ("y",), classes)
     shift, deviation = np.zeros(y.shape[1]), np.ones(y.shape[1])
     if scale:
         shift, deviation = y.mean(axis=0), y.std(axis=0)
         if not np.isfinite(deviation).all():
-            raise UsageError(f"{part.y_name}: {TOO_LARGE}")
+            raise UsageError(f"{name}: {TOO_LARGE}")
         deviation[deviation <= 1e-300] = 1
-    return Target(_names(part, y.shape[1]), None, shift, deviation)
+    numbered = ("y",) if y.shape[1] == 1 else tuple(f"y{i}" for i in range(y.shape[1]))
+    return Target(names or numbered, None, shift, deviation)
 
 
-def _names(part: Part, outputs: int) -> tuple[str, ...]:
-    if isinstance(part.y, np.ndarray):
-        return ("y",) if outputs == 1 else tuple(f"y{i}" for i in range(outputs))
-    if part.y.ndim == 2:
-        return tuple(map(str, part.y.columns))
-    return ("y" if part.y.name is None else str(part.y.name),)
+def called(y: Any) -> tuple[str, ...]:
+    """The names of the columns that raw targets are, if they are columns with names."""
+    if isinstance(y, np.ndarray) or (y.ndim == 1 and y.name is None):
+        return ()
+    return tuple(map(str, [y.name] if y.ndim == 1 else y.columns))
 
 
 def _numbers(part: Part) -> NDArray[np.float64]:
-    y = values(part)
+    y: NDArray[Any] = part.y
     if y.dtype.kind not in "biuf":
         raise UsageError(f"{part.y_name}: dtype {y.dtype}, expected integers or floats")
     wide = y.reshape(len(y), -1).astype(np.float64)
@@ -242,8 +234,7 @@ def _classes(parts: list[Part]) -> tuple[NDArray[Any], list[NDArray[np.int64]]]:
     """Return the distinct labels of the first part, sorted, and for each part the indices of its labels among them."""
     labels = []
     for part in parts:
-        y = values(part)
-        y = y.reshape(-1) if math.prod(y.shape[1:]) == 1 else y
+        y = part.y.reshape(-1) if math.prod(part.y.shape[1:]) == 1 else part.y
         if y.ndim != 1:
             raise UsageError(f"{part.y_name}: shape {y.shape}, expected one label for each sample, (samples,)")
         labels.append(whole(part.y_name, y))
