@@ -4,16 +4,16 @@ import importlib
 
 __version__ = "0.1.0"
 
-TYPE_CHECKING = False  # `typing` takes its time
+TYPE_CHECKING = False  # in place of typing.TYPE_CHECKING, whose import is slow
 if TYPE_CHECKING:
     from gpuopt.public import *
     from gpuopt.public import __all__ as __all__
 else:
 
     def __getattr__(name: str) -> object:
-        """Return a module or a public name, when it is asked for the first time.
+        """Import a module or a public name at its first use.
 
-        Only then the rest is imported, and NumPy: Ctrl-C finds the command `gpuopt` awake, not in the middle of an import.
+        So ``import gpuopt`` is fast, and the command `gpuopt` handles Ctrl-C before NumPy and the rest are imported.
         """
         if name.startswith("_") and name != "__all__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

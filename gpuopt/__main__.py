@@ -1,6 +1,6 @@
 """The command ``gpuopt``, or what to install for it."""
 
-import _signal  # type: ignore[import-not-found]  # `signal` has enumerations made, in which Ctrl-C would be told at length
+import _signal  # type: ignore[import-not-found]  # `signal` builds enumerations, and Ctrl-C in the middle of that would print a traceback
 import os
 import sys
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _interrupt(signum: int, frame: "FrameType | None") -> None:
-    """Raise KeyboardInterrupt; in the middle of an import leave at once, where a library in C would make another error of it."""
+    """Raise KeyboardInterrupt; exit at once during an import, where code in C could turn it into another error."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             os._exit(128 + signum)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpuopt.engines.choice import Engine
 
 SUM, COUNT = "every.sum", "every.count"
-"""Names among the slots of a leaf: no rule has a slot with a dot, no chain a member of that name."""
+"""Names among the slots of a leaf. No rule has a slot with a dot, and no member of a chain is called "every"."""
 SUM_SLOT = "sum"
 
 
@@ -29,7 +29,7 @@ class Gather(Rule):
     """``p = p + g``; the first time, ``p = g``."""
 
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:  # noqa: ARG002
-        """What `update` reads; the value is the caller's."""
+        """Names for `update`; the caller replaces the value."""
         return {"first": 0.0}
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
@@ -44,7 +44,7 @@ class Mean(Rule):
     slots = (SUM_SLOT,)
 
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:  # noqa: ARG002
-        """What `update` reads; the value is the caller's."""
+        """Names for `update`; the caller replaces the value."""
         return {"divisor": 1.0}
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
@@ -53,11 +53,10 @@ class Mean(Rule):
 
 
 class Accumulation:
-    """Sums of the gradients since the last update, one a leaf; then their mean. With ``every=1`` there is nothing to gather.
+    """The sum of each leaf's gradients since the last update, and their mean; unused with ``every=1``.
 
-    A sum is an array like the parameter, and gathering is a step like any other: sums are what it updates, all of them in
-    one call or launch. The last gradient is not gathered: the mean goes into an array of its own, so that sums are as they
-    were until the update is done.
+    Adding gradients is a step of the engine with the sums as parameters: one call or launch for all. The last gradient is
+    not added: the mean is written into another array, so that the sums stay as they were until the update is done.
 
     Parameters
     ----------
@@ -66,18 +65,18 @@ class Accumulation:
     updated
         The leaves that are updated, as indices of ``arrays``.
     every
-        Gradients for one update.
+        Number of gradients for one update.
     engine
-        Of the optimizer.
+        The optimizer's engine.
 
     Attributes
     ----------
     sums
-        Of each leaf that is updated, by index.
+        The sum of each updated leaf, by index.
     counts
-        Gradients that are in each sum, None left out.
+        Number of gradients in each sum, without None.
     waiting
-        Gradients that are waiting for their update.
+        Number of gradients that wait for their update.
 
     """
 
@@ -104,12 +103,12 @@ class Accumulation:
         Parameters
         ----------
         gradients
-            Of each leaf; None adds nothing. If these are the last ones before an update, the means replace them, and nothing
-            is added: `setting` goes with the update. None stays of a leaf that got none at all.
+            One for each leaf; None adds nothing. The last ones before an update are replaced by the means and not added;
+            `setting` is then called with the update. A leaf without any gradient keeps None.
         checked
             Called with the index of a leaf and its gradient: returns it as an array that fits (or None), or raises an error.
         first
-            What is called before anything is added; written in C.
+            Functions to call before anything is added, written in C so that no signal interrupts them.
 
         """
         begins, ends = self.waiting == 0, self.completes
@@ -129,17 +128,17 @@ class Accumulation:
             step(ready, [{"first": float(begins)}], self.setting(self.waiting + 1, counts), first=first)
 
     def setting(self, waiting: int = 0, counts: Mapping[int, int] = MappingProxyType({})) -> Callable[[], None]:
-        """Return what says how many gradients are in the sums: a function written in C."""
+        """Return a function, written in C, that records how many gradients are in the sums."""
         return partial(vars(self).update, waiting=waiting, counts={i: counts.get(i, 0) for i in self.sums})
 
     def slots(self, i: int) -> dict[str, Any]:
-        """What there is of a leaf to be saved: nothing, unless gradients are waiting."""
+        """Return the entries of a leaf in a saved state: empty unless gradients are waiting."""
         if not self.waiting or i not in self.sums:
             return {}
         return {SUM: self.sums[i], COUNT: np.array(float(self.counts[i]))}
 
     def inherit(self, old: Accumulation, pairs: Iterable[tuple[int, int]]) -> None:
-        """Go on with the gradients that wait at another one: those of each of its leaves, the second of a pair."""
+        """Copy the waiting gradients of another accumulation; pairs are (own leaf, leaf of the other)."""
         there = {i: k for i, k in pairs if i in self.sums and k in old.sums}
         self.setting(old.waiting, {i: old.counts[k] for i, k in there.items()})()
         for i, k in there.items():

@@ -1,4 +1,4 @@
-"""Whose array is this, what keeps it from being updated, and the ways from one library and device to another."""
+"""Arrays of any library: their library and device, whether they can be updated, and conversions between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 ON_HOST = 1
-"""The host's memory, in DLPack."""
+"""DLPack's number for the host's memory."""
 
 
 def is_numpy(x: object) -> bool:
@@ -86,7 +86,7 @@ def place(x: Any) -> str:
 
 
 def are_together(a: Any, b: Any) -> bool:
-    """Whether two arrays are of one library and device; of one that is traced the device is not known."""
+    """Whether two arrays are of one library and device; a traced array has no known device."""
     here, there = place(a), place(b)
     if here == there or is_numpy(a) or is_numpy(b) or (":" in here and ":" in there):
         return here == there
@@ -120,11 +120,11 @@ def name_of(dtype: Any) -> str:
 
 @functools.cache
 def _numpys_name(dtype: np.dtype[Any]) -> str:
-    return str(dtype)  # it takes NumPy 3 us
+    return str(dtype)  # cached, since it takes NumPy 3 us
 
 
 def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
-    """What keeps an array from being updated in place."""
+    """Return why an array cannot be updated in place, or None if it can."""
     if is_numpy(x):
         return None if x.flags.writeable else "read-only"
     import array_api_compat
@@ -135,12 +135,12 @@ def hindrance_of(x: Any) -> Literal["read-only", "requires grad"] | None:
 
 
 def alias(x: Any) -> Any:
-    """Another array over the same memory, to be given away: a change of its dtype, shape or flags does not reach ``x``."""
+    """Return another array over the same memory: a change of its dtype, shape or flags does not affect ``x``."""
     return x.view() if is_numpy(x) or is_cupy(x) else x
 
 
 def is_deleted(x: Any) -> bool:
-    """Whether an array of JAX has no values any more, as one that was donated; of one that is traced it is not known."""
+    """Whether a JAX array has been deleted, for instance donated; False for a traced one."""
     try:
         return bool(x.is_deleted())
     except (AttributeError, TypeError):
@@ -148,12 +148,12 @@ def is_deleted(x: Any) -> bool:
 
 
 def detached(x: Any) -> Any:
-    """The values of an array alone: with what they were computed from, parameters and state would keep all of it."""
+    """Return a tensor without its autograd graph, which parameters and state would keep alive."""
     return x.detach() if getattr(x, "requires_grad", False) else x
 
 
 def current(x: Any) -> AbstractContextManager[object]:
-    """Return a context in which the device of ``x`` is the current one, for the library that has such a thing."""
+    """Return a context in which the device of ``x`` is CuPy's current one; it does nothing for other libraries."""
     return x.device if is_cupy(x) else nullcontext()
 
 

@@ -36,7 +36,7 @@ def limits(bounds: Any, x: Any) -> tuple[Any, Any]:
 
 
 def _both_limits(bounds: Any, x: Any) -> tuple[Any, Any]:
-    """The bounds as two arrays of NumPy; TypeError or ValueError if they are no bounds of these elements."""
+    """Return the bounds as two NumPy arrays; raise TypeError or ValueError if they do not fit ``x``."""
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         both = np.asarray(bounds.lb), np.asarray(bounds.ub)
     else:
@@ -47,7 +47,7 @@ def _both_limits(bounds: Any, x: Any) -> tuple[Any, Any]:
 
 
 def _both_of_pairs(bounds: Any, x: Any) -> tuple[Any, Any]:
-    """The low and the high ones of pairs, of the shape of ``x``; None is infinity."""
+    """Return lower and upper bounds from pairs, in the shape of ``x``; None is infinity."""
     pairs = [(-np.inf if low is None else low, np.inf if high is None else high) for low, high in bounds]
     if len(pairs) != x.size:
         raise ValueError
@@ -56,7 +56,7 @@ def _both_of_pairs(bounds: Any, x: Any) -> tuple[Any, Any]:
 
 
 def with_projection(rule: Rule, box: Transform) -> Rule:
-    """A rule whose steps end with a projection; of a chain, in front of what keeps averages, which are of projected points."""
+    """Return the rule with a projection after it; in a chain, before averages, which are to be of projected points."""
     members: tuple[Any, ...] = rule.members if isinstance(rule, Chain) else (rule,)
     i = next(
         (
@@ -70,6 +70,6 @@ def with_projection(rule: Rule, box: Transform) -> Rule:
 
 
 def is_within(x: Any, low: Any, high: Any) -> bool:
-    """Whether no element is out of the bounds, nor NaN."""
+    """Whether all elements are within the bounds; False for NaN."""
     with current(x):
         return bool(((x >= low) & (x <= high)).all())

@@ -32,10 +32,10 @@ __all__ = ["CheckpointError", "load", "save", "save_state"]
 
 FORMAT = 1
 NUMBERS = ("accumulated", "seed", "scale")
-"""What some states have beside the steps."""
+"""Entries that only some states have."""
 ARRAYS = "arrays/"
-"""Of somebody's own, beside parameters and state."""
-SMALL = ("float16", "bfloat16")  # whose slots may be float32, or their other bits
+"""Prefix of further arrays, which are neither parameters nor state."""
+SMALL = ("float16", "bfloat16")  # their slots may be float32, or their lower 16 bits
 REAL = {"complex64": "float32", "complex128": "float64"}
 
 

@@ -1,4 +1,4 @@
-"""The errors that tell a person what to do."""
+"""The errors of runs and of the command line, whose messages say what to do."""
 
 __all__ = ["ExplodedError", "Interrupted", "SavingError", "UsageError"]
 

@@ -1,4 +1,4 @@
-"""What is done to gradients as a part of the step: the scale of the loss is taken out, and what is too large is clipped."""
+"""Changes of the gradients within the step: division by the scale of the loss, and clipping."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Clip:
 
 
 def clip_by_value(limit: Hyper) -> Clip:
-    """Cut every element to ``[-limit, limit]``; of a complex one, both components.
+    """Clip each element of the gradients to ``[-limit, limit]``, both components of a complex one.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def clip_by_value(limit: Hyper) -> Clip:
     Raises
     ------
     TypeError, ValueError
-        If it is no such number.
+        If the limit is not allowed.
 
     Examples
     --------
@@ -113,14 +113,14 @@ def clip_by_global_norm(limit: Hyper) -> Clip:
 
 @dataclass(frozen=True)
 class Clipped(Rule):
-    """A rule that sees gradients without the scale of the loss, and clipped."""
+    """A rule whose gradients are divided by the scale of the loss and clipped before its update."""
 
     rule: Rule
     clip: Clip | None
     scale: float | DynamicScale | None = None
 
     def __post_init__(self) -> None:
-        """Both have been checked."""
+        """Skip the checks of `Formula`: rule and clip have been checked."""
 
     @property
     def name(self) -> str:
@@ -146,7 +146,7 @@ class Clipped(Rule):
         return self.rule.hyperparameter(name)
 
     def at(self, step: int, given: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Scalars of the wrapped rule; and the limit, the scale of the loss, a place for each leaf's scale."""
+        """Numbers of the wrapped rule, with the limit, the scale of the loss, and a place for the factor of each leaf."""
         h = self.rule.at(step, given) if given else self.rule.at(step)
         if isinstance(self.scale, float):
             h["_loss_scale"] = self.scale
@@ -173,12 +173,12 @@ class Clipped(Rule):
 
 
 def clipped(rules: list[Rule], clip: Clip | None, scale: float | DynamicScale | None = None) -> list[Rule]:
-    """Return the rules as they are with gradients that are divided by ``scale`` and clipped."""
+    """Return the rules, wrapped in `Clipped` if there is something to do."""
     return rules if clip is None and scale is None else [Clipped(rule, clip, scale) for rule in rules]
 
 
 def guard_of(clip: Clip | None, scale: float | DynamicScale | None = None, *, skip: bool) -> Guard | None:
-    """Return what a step has to look for in the gradients: norms to clip to, and with ``skip`` what is not finite."""
+    """Return the check of the gradients that a step needs: norms for clipping, and with ``skip`` their finiteness."""
     by = None if clip is None or clip.by == "value" else clip.by
     dynamic = scale if isinstance(scale, DynamicScale) else None
     return Guard(by, skip or dynamic is not None, dynamic) if by or skip or dynamic else None

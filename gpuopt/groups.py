@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from gpuopt.trees import Tree
 
 Rules: TypeAlias = Rule | Mapping[str, Rule | None]
-"""One rule, or several by glob; None leaves the leaves of a glob as they are."""
+"""One rule, or a mapping of globs to rules; None freezes the leaves of a glob."""
 
 
 @dataclass(frozen=True)
 class Frozen(Rule):
-    """The rule of leaves that stay as they are; users write None."""
+    """The rule of frozen leaves, for which users write None."""
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Rule.update`."""
@@ -29,19 +29,19 @@ class Frozen(Rule):
 
 
 def shown(rule: Rule) -> Rule | None:
-    """Return a rule as users write it."""
+    """Return a rule as users write it: None for `Frozen`."""
     return None if isinstance(rule, Frozen) else rule
 
 
 class Groups(NamedTuple):
-    """Leaves by rule.
+    """The rule of each leaf.
 
     Attributes
     ----------
     patterns, rules
-        A glob and its rule, for each group.
+        The glob and the rule of each group.
     of_leaf
-        The group of each leaf.
+        Index of the group of each leaf.
 
     """
 

@@ -1,4 +1,4 @@
-"""What a parameter and its gradient must be; every refusal names the leaf, what was given and what was expected."""
+"""Checks of parameters and gradients; each error names the leaf, what was given and what was expected."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _lent(x: Any, name: str) -> Any:
 
 
 def _hint_for_dtype(x: Any) -> str:
-    """How an array of NumPy or CuPy becomes one of a dtype that can be updated."""
+    """Return the end of a message: how to convert a NumPy or CuPy array to a dtype that can be updated."""
     if not (is_numpy(x) or is_cupy(x)):
         return ""
     if x.dtype.names:
@@ -131,7 +131,7 @@ def _hint_for_dtype(x: Any) -> str:
 
 
 def hint_for(x: Any) -> str:
-    """What to give instead of an object that is no array but has one."""
+    """Return the advice for an object that is no array but contains one."""
     library, kind = _library(x), type(x).__name__
     if _is_lazy(x):
         return (

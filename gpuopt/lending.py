@@ -103,7 +103,7 @@ class Lenders:
         self._pointers = [x.data_ptr() if is_tensor(x) else None for x in given]
 
     def lends(self, i: int) -> bool:
-        """Whether leaf ``i`` is one of them."""
+        """Whether leaf ``i`` lends its memory."""
         return self._pointers[i] is not None
 
     def arrays_of(self, leaves: Iterable[Any]) -> list[Any]:
@@ -125,7 +125,7 @@ class Lenders:
         return [x.grad for x in self._given]
 
     def tell(self) -> None:
-        """Have autograd know that the tensors have changed: what was computed from the old values refuses to go backward."""
+        """Tell autograd that the tensors have changed, so that backward passes through old values are refused."""
         sys.modules["torch"].autograd.graph.increment_version(self.tensors)
 
     def like(self, arrays: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a file may be and may ask for, so that none blocks a run or takes all memory."""
+"""Limits of files and of memory, so that no file blocks a run or takes all memory."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["available", "expect_file", "expect_memory", "expect_room"]
 
 SUSPICIOUS = 256 << 20
-"""Bytes. What is smaller is read in a moment, however it was packed."""
+"""Bytes. Smaller contents are read without a check of their compression."""
 DENSEST = 500
-"""Bytes of content in a byte of a file; real data do not pack so well, a file made to fill the memory does."""
+"""Largest plausible ratio of content to file: a higher one is a file made to fill the memory."""
 CGROUPS = Path("/sys/fs/cgroup")
 LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 """Files of a control group with its limit and what it uses: of version 2, of version 1."""
 
 
 def available() -> float:
-    """Bytes of memory that this process may still take; infinity where the system does not say."""
+    """Return the bytes of memory that this process may still take; infinity if the system does not tell."""
     return max(0.0, min([math.inf, *_bounds()]))
 
 
@@ -69,7 +69,7 @@ def _of_group(folder: Path) -> Iterator[float]:
 
 
 def _cached(folder: Path) -> int:
-    """Bytes of files that are kept in memory only as long as nobody needs it."""
+    """Return the bytes of the page cache, which the system frees on demand."""
     with contextlib.suppress(OSError, ValueError):
         words = (folder / "memory.stat").read_text().split()
         sizes = dict(zip(words[::2], words[1::2], strict=False))

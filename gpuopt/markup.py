@@ -1,4 +1,4 @@
-"""A page of HTML that needs nothing else: its parts, how it looks, and the colours of lines everywhere."""
+"""Self-contained pages of HTML: their parts and style, and the colours of lines in all pictures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pre { overflow-x: auto; font-size: .85rem; }
 
 
 def page(title: str, *parts: str) -> str:
-    """A page of these parts, which are HTML. Nothing is fetched from anywhere."""
+    """Return a page with these parts, which are HTML. It loads nothing from elsewhere."""
     shown = html.escape(title)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{shown}</title>'
     body = "\n".join([f"<h1>{shown}</h1>", *parts])
@@ -72,12 +72,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], most: int | Non
 
 
 def shown(value: object) -> str:
-    """A value in a table, as short as it can be told."""
+    """Return a short text for a value in a table."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

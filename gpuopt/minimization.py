@@ -30,11 +30,11 @@ MESSAGES = {
     2: "The function or its gradient is not finite.",
     99: "`callback` raised `StopIteration`.",
 }
-"""By status; 1 without a tolerance is what was asked for."""
+"""Messages by status; without a tolerance, status 1 is a success."""
 
 
 class _Result(dict[str, Any]):
-    """Stands in for SciPy's OptimizeResult where SciPy is not installed: a dict whose keys are attributes."""
+    """SciPy's OptimizeResult if SciPy is not installed: a dict whose keys are attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -329,7 +329,7 @@ def _gradient(gradient: Any, tree: Tree, name: str) -> Any:
 
 
 def _start(x: Any, name: str) -> Any:
-    """A copy to begin with."""
+    """Return a copy of the starting point."""
     x = np.asarray(x) if isinstance(x, Number | np.generic) else x
     if not (is_numpy(x) or is_cupy(x)):
         raise TypeError(f"{name}: {describe(x)}, expected an array of NumPy or CuPy; gpuopt.update takes others")

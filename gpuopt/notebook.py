@@ -1,4 +1,4 @@
-"""What is shown of an optimizer where it is looked at: a line of text; tables and small curves as HTML for notebooks."""
+"""How an optimizer is shown: a line of text for `repr`; tables and small curves as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_ROWS = 40
 
 
 class Leaf(NamedTuple):
-    """A parameter, as far as it is shown."""
+    """The properties of a parameter that are shown."""
 
     path: str
     shape: Sequence[int]
@@ -38,7 +38,7 @@ class Leaf(NamedTuple):
 
 
 def summary(steps: int, leaves: Sequence[Leaf]) -> str:
-    """How many leaves and parameters, their dtypes, where they live, and how many steps were taken."""
+    """Return the numbers of leaves and parameters, their dtypes and device, and the number of steps, in words."""
     dtypes, places = (" and ".join(dict.fromkeys(of)) for of in zip(*[(x.dtype, x.place) for x in leaves], strict=True))
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     held = f"{_counted(len(leaves), 'leaf', 'leaves')}, {_counted(count, 'parameter')} of {dtypes} on {places}"

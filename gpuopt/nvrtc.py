@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 OPTIONS: Final = ("-fmad=false", "-ftz=false")
-"""With these alone a GPU computes as the CPU does, to the bit: nothing is contracted, no subnormal flushed to zero."""
+"""Options for the same bits as on the CPU: no contraction, and subnormals are kept."""
 
 
 class CompilationError(RuntimeError):
-    """NVRTC refused a program; the message is what it said."""
+    """NVRTC refused a program; the message is its log."""
 
 
 def compiled(source: str) -> bytes:
@@ -50,7 +50,7 @@ def compiled(source: str) -> bytes:
 
 
 def architecture() -> str:
-    """Return what code for CuPy's current device is made for, as in ``"sm_90"``."""
+    """Return the architecture for CuPy's current device, such as ``"sm_90"``."""
     import cupy
 
     library = _library()

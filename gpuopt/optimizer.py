@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["NONFINITE", "Nonfinite", "Optimizer"]
 
 OWN: Any = object()
-"""Stands for the gradients that the parameters have themselves."""
+"""Default of `step`: take the ``.grad`` of the parameters."""
 NONFINITE: tuple[Nonfinite, ...] = ("ignore", "skip", "raise")
 
 

@@ -1,4 +1,4 @@
-"""What an optimizer is made of and what it keeps: saved, restored, copied, and moved on to other leaves."""
+"""Construction and state of an optimizer: saving, restoring, copying, and moving to other leaves."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 OPTIONS = ("engine", "clip", "nonfinite", "every", "precision", "scale")
-"""Of an optimizer: other leaves get the same."""
+"""Options that `with_params` hands on to the new optimizer."""
 Turn: TypeAlias = list[None]
 """Held by all who are about to change an optimizer: the first one to change it empties the list, and puts another one in its place."""
 PAST = 4096
-"""Steps whose carried numbers are remembered; a GPU is at most some thousand launches behind when it tells of a bad one."""
+"""Steps whose carried numbers are kept: a GPU reports a bad step at most some thousand launches later."""
 
 
 MANY = 1000
-"""Leaves whose new objects are so many that the garbage collector would go over them again and again."""
+"""Number of leaves from which on the garbage collector would scan the new objects again and again."""
 
 
 @contextlib.contextmanager
 def uncollected(leaves: int) -> Iterator[None]:
-    """Keep the garbage collector off for as long as the block lasts, where there are many leaves; else leave it alone."""
+    """Switch the garbage collector off within the block if there are many leaves."""
     if leaves < MANY or not gc.isenabled():
         yield
         return
@@ -104,7 +104,7 @@ class Stateful:
         check_engine(self._engine, self._arrays, partial(self._tree.name, root="params"))
 
     def _prepare(self) -> None:
-        """Make what is of this process: the rules as they are tuned, their step, and the memory that both need."""
+        """Make the parts that are not pickled: the tuned rules, their step, and the memory of both."""
         self._rules = tuning.rules_with(self._tuned, self._original)
         frozen = [isinstance(self._original[group], Frozen) for group in self._groups]
         self._rows = frozenset(i for i, is_frozen in enumerate(frozen) if not is_frozen)
@@ -134,7 +134,7 @@ class Stateful:
         return self._skipped + self._step.count_skipped()()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on from here.
+        """Return parameters, state and hyperparameters: everything that a run needs to continue.
 
         Returns
         -------
@@ -226,12 +226,12 @@ class Stateful:
                 self._held.lenders.tell()
 
     def _save(self, write: Callable[[Mapping[str, Any]], None]) -> None:
-        """Have the state written; `gpuopt.checkpoint` knows how."""
+        """Write the state with a function of `gpuopt.checkpoint`."""
         with self._lock, uncollected(len(self._arrays)):  # other threads step when it is written
             write(self.state_dict())
 
     def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]]) -> T:
-        """Go on from the state that is read, whose arrays are new, and return what came with it."""
+        """Restore the state that ``read`` returns, whose arrays nobody else uses; return its second result."""
         self._held.check_all()
         with uncollected(len(self._arrays)):
             state, more = read()
@@ -318,7 +318,7 @@ class Stateful:
             in_one_go(self._step.setting_scale(*old._step.loss_scale), self._step.restoring())
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: without kernels and addresses, which are of this process."""
+        """Return the state for pickle and copy, without kernels and addresses, which belong to this process."""
         own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_turn", "_accumulation")
         with self._lock:
             self._raise_overdue(wait=True)
@@ -330,7 +330,7 @@ class Stateful:
             return kept | found | {"_skipped": self._skipped_by_now}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make them anew."""
+        """Restore the state, and make kernels and addresses again."""
         vars(self).update(
             {name: value for name, value in state.items() if name not in ("slots", "waiting", "loss_scale")}
         )
@@ -347,7 +347,7 @@ class Stateful:
             in_one_go(self._step.setting_scale(*state["loss_scale"]), self._step.restoring())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copy between two steps of other threads."""
+        """Copy under the lock, so that no step of another thread is half done."""
         memo[id(self)] = new = type(self).__new__(type(self))
         with self._lock:
             state = copy.deepcopy(self.__getstate__(), memo)
@@ -355,7 +355,7 @@ class Stateful:
         return new
 
     def _retune(self, tuned: list[dict[str, Hyper]]) -> None:
-        """Go on with other hyperparameters."""
+        """Replace the tuned hyperparameters."""
         if tuning.are_same(tuned, self._tuned):
             return
         step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
@@ -364,7 +364,7 @@ class Stateful:
         in_one_go(changes)
 
     def _with_rules(self, rules: list[Rule], tuned: list[dict[str, Hyper]]) -> tuple[Step, list[Callable[[], object]]]:
-        """Return the step for other rules, recompiled only if a program changes, and the calls that put it in place of the old one."""
+        """Return the step for other rules, recompiled only if a program changes, and the calls that install it."""
         seen, step = clipped(rules, self._clip, self._scale), self._step
         skipped = self._skipped
         if not step.computes(seen):

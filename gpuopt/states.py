@@ -1,4 +1,4 @@
-"""State dicts: rules as plain values and back, and whether all that is in one fits an optimizer."""
+"""State dicts: rules as plain values and back, and the check whether a state fits an optimizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEYS = {"steps", "accumulated", "seed", "scale", "rules", "params", "state"}
 """Keys of a state."""
 _NOTHING = object()
 MOST = 20
-"""Problems that the message of a state names; of more it says how many."""
+"""Largest number of problems that a message names; further ones are counted."""
 
 
 def rules_to_plain(
@@ -226,7 +226,7 @@ def arrays_of(
 
 
 def _why_unfit(new: Any, own: Any) -> str:
-    """Return what keeps something from being written into an array; "" if nothing does."""
+    """Return why something cannot be written into an array; "" if it can."""
     if (
         type(new) is type(own) is np.ndarray
         and new.dtype is own.dtype
@@ -247,7 +247,7 @@ def _why_unfit(new: Any, own: Any) -> str:
 
 
 def misfit(problems: Sequence[str]) -> ValueError:
-    """The error of a state that does not fit."""
+    """Return the error of a state that does not fit."""
     shown = [printable(problem, 1000) for problem in sorted(problems)[:MOST]]
     more = [f"and {len(problems) - MOST:,} more"] if len(problems) > MOST else []
     between = "\n  " if len(shown) > 1 else " "

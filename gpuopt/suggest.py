@@ -1,4 +1,4 @@
-"""Names in messages: those that there are, and the one that was probably meant."""
+"""Names in messages: lists of known names, and the nearest one to a misspelling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["did_you_mean", "listed", "printable", "told_of_each"]
 
 MOST = 1000
-"""Names among which a misspelling is looked for: among 100,000 leaves that would take seconds."""
+"""Largest number of names that are searched for the nearest one: 100,000 would take seconds."""
 
 SAME: tuple[str, ...] = (
     # Hyperparameters: torch.optim, Optax, Keras, MLX, papers
@@ -56,7 +56,7 @@ SAME: tuple[str, ...] = (
     "seed random_state",
     "out output output_dir",
 )
-"""Words for the same thing, a line each, ours first. A word may mean several things."""
+"""Synonyms, one line for each meaning, our word first. A word may have several meanings."""
 
 
 def did_you_mean(
@@ -135,5 +135,5 @@ def _nearest(given: str, known: list[str], likeness: float) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A spelling in which capitals, hyphens and underscores make no difference."""
+    """Return a spelling without capitals, hyphens and underscores, for comparisons."""
     return name.lower().replace("_", "").replace("-", "")

@@ -10,7 +10,7 @@ from typing import Any
 import optree
 
 MOST_ORDERS = 8
-"""Kinds of containers whose order of leaves is remembered."""
+"""Largest number of other container types whose order of leaves is cached."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Tree:
     paths: tuple[str, ...]
     spec: optree.PyTreeSpec
     _orders: dict[optree.PyTreeSpec, list[int]] = field(default_factory=dict, compare=False, repr=False)
-    """Of other containers that had the same paths: where each of these leaves is."""
+    """The positions of the leaves in other containers with the same paths."""
 
     @cached_property
     def _accessors(self) -> list[optree.PyTreeAccessor]:
-        """Of each leaf, to be spelt as Python; only messages need them."""
+        """The path of each leaf as optree's accessor, for messages."""
         return optree.treespec_accessors(self.spec)
 
     def name(self, i: int, root: str) -> str:

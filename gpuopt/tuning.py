@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 Tuned: TypeAlias = dict[str, Hyper]
-"""Of one rule: the hyperparameters that were changed, by name."""
+"""The changed hyperparameters of one rule, by name."""
 
 
 def tuned(
     before: Sequence[Tuned], rules: Mapping[str, Rule], pattern: str | None, changes: Mapping[str, Hyper]
 ) -> list[Tuned]:
-    """Return what is changed of each rule, with some further changes.
+    """Return the changed hyperparameters of each rule, with further changes added.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def expect_no_hyperparameter(name: str, rules: Iterable[Rule]) -> None:
 
 
 def are_same(some: Sequence[Tuned], others: Sequence[Tuned]) -> bool:
-    """Whether changes are the same numbers, of the same types; whether schedules are the same is not looked at."""
+    """Whether the changes are equal numbers of the same types; schedules never count as equal."""
     return [*map(_numbers, some)] == [*map(_numbers, others)] and None not in map(_numbers, some)
 
 

@@ -27,6 +27,6 @@ __all__ = [
     "to_numpy",
 ]
 
-# What documents and errors show names the package: which of its files holds what may change.
+# Documents and errors name the package and not its files, so that names can move between these.
 for _public in (Backend, BackendUnavailable, Device, Report, backend, choices, report):
     _public.__module__ = __name__

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BackendUnavailable(RuntimeError):  # noqa: N818  (the name is part of the public contract)
-    """An array library or device that was asked for cannot be had; the message says why and what to do.
+    """The requested array library or device is not available; the message has the cause and the cure.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class Backend:
     device : int or None
         Index of the CUDA device; None for NumPy.
     reason : str
-        One sentence: why this one.
+        Why it was chosen, in one sentence.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class Backend:
         return xp
 
     def asarray(self, x: Any, dtype: DTypeLike | None = None) -> Any:
-        """`x` as an array of this library on this device, copied only where that is needed.
+        """Return `x` as an array of this library on this device, copied only if needed.
 
         Parameters
         ----------
@@ -86,13 +86,13 @@ class Backend:
 
         with self.use():
             if is_cupy(x) and x.device.id != self.device:
-                with x.device:  # from GPU to GPU CuPy does not wait for what is still being computed there
+                with x.device:  # CuPy's copy between GPUs does not wait for pending work on the other one
                     cupy.cuda.get_current_stream().synchronize()
                 x = x.copy()  # asarray would do it too, and warn
             return to_cupy(x, dtype)
 
     def to_numpy(self, x: Any) -> NDArray[Any]:
-        """`x`, an array of any library, as a NumPy array on the host; a NumPy array is returned as it is."""
+        """Return an array of any library as a NumPy array on the host; a NumPy array is returned itself."""
         return to_numpy(x)
 
     def use(self) -> AbstractContextManager[object]:
@@ -106,7 +106,7 @@ class Backend:
 
     @property
     def free(self) -> int | None:
-        """Bytes that are free on the device, those that CuPy keeps for later among them; None for NumPy."""
+        """Free bytes on the device, including the free blocks of CuPy's memory pool; None for NumPy."""
         if self.device is None:
             return None
         import cupy
@@ -116,7 +116,7 @@ class Backend:
 
     @property
     def is_asynchronous(self) -> bool:
-        """Whether the device goes on working when a call has returned, until something waits for it."""
+        """Whether calls return before the device has done their work."""
         return self.device is not None
 
     def synchronize(self) -> None:
@@ -127,14 +127,14 @@ class Backend:
             cupy.cuda.Device(self.device).synchronize()
 
     def operations(self, call: Callable[[], object]) -> list[str]:
-        """Return the operations that a call gives to the device, by the names of kernels or kinds of operations.
+        """Return the device operations of a call: the names of kernels, or kinds of operations; empty for NumPy.
 
-        The call is captured as a CUDA graph and its work is not done. A host does its work at once: there are none.
+        The call is captured as a CUDA graph; its operations are not executed.
 
         Raises
         ------
         Exception
-            Whatever the call raises, as CuPy does if it waits for the device: that ends a capture.
+            Whatever the call raises. CuPy raises if the call waits for the device, which ends a capture.
 
         """
         if self.device is None:
@@ -149,7 +149,7 @@ class Backend:
                     call()
                     graph = stream.end_capture()
             except BaseException:
-                with contextlib.suppress(Exception):  # it has been ended already if the call waits
+                with contextlib.suppress(Exception):  # the capture has ended already if the call waited
                     stream.end_capture()
                 raise
             return re.findall(r'label="([^"]*)"', graph.debug_dot_str())

@@ -35,7 +35,7 @@ def backend(name: str = "auto", *, matmul: bool = False) -> Backend:
 
     Notes
     -----
-    What was found is kept for the life of the process, except that CuPy is missing: it may be installed meanwhile.
+    The result is kept for the life of the process, unless CuPy is missing: it may be installed meanwhile.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def choices(name: str = "auto") -> int:
 
 
 def _asked(name: str) -> tuple[str, int | None, str]:
-    """The library, the device's index, and who asks: the caller, or the variable that overrides "auto"."""
+    """Return library, index of the device, and source of the choice: the argument, or GPUOPT_BACKEND."""
     source = f"backend {name!r}"
     library, index = _parse(name, source)
     if library == "auto" and (override := os.environ.get("GPUOPT_BACKEND")):

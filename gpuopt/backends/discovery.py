@@ -1,4 +1,4 @@
-"""Looking for CuPy and a device that works: what is found is kept for the life of the process."""
+"""The search for CuPy and a working device; results are kept for the life of the process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KERNEL: Final = 'extern "C" __global__ void answer(int* x) { *x = 41; }'
 
 
 def find(index: int | None) -> Backend | str:
-    """CuPy on a device, by default its current one, or what is wrong with it."""
+    """Return CuPy on a device, by default its current one, or the reason why it cannot be used."""
     try:
         devices = count_devices()
     except ModuleNotFoundError:
@@ -42,12 +42,12 @@ def find(index: int | None) -> Backend | str:
 
 @functools.cache
 def count_devices() -> int | str:
-    """The number of devices that CuPy sees, at least one, or why there is none.
+    """Return the number of devices that CuPy sees, at least one, or the reason why there is none.
 
     Raises
     ------
     ModuleNotFoundError
-        CuPy is not installed. (Only this is not remembered.)
+        CuPy is not installed; this result is not cached.
     """
     with quiet():
         try:
@@ -79,7 +79,7 @@ def count_devices() -> int | str:
 
 @functools.cache
 def _try_device(index: int) -> Backend | str:
-    """Compile and run a kernel the way that the fused engine does, and one of CuPy's own."""
+    """Run a kernel compiled as in the fused engine, and one of CuPy's; return the backend or the reason of a failure."""
     import cupy
 
     runtime = cupy.cuda.runtime
@@ -102,7 +102,7 @@ def _try_device(index: int) -> Backend | str:
 
 @functools.cache
 def try_matmul(index: int) -> str | None:
-    """Multiply two matrices, which only then loads cuBLAS; what is wrong with it."""
+    """Multiply two matrices, which loads cuBLAS; return the reason of a failure, or None."""
     import cupy
 
     try:
@@ -114,7 +114,7 @@ def try_matmul(index: int) -> str | None:
     return None
 
 
-if hasattr(os, "register_at_fork"):  # CUDA does not survive a fork: a child has to look for itself
+if hasattr(os, "register_at_fork"):  # CUDA does not survive a fork, so a child searches again
     os.register_at_fork(after_in_child=count_devices.cache_clear)
     os.register_at_fork(after_in_child=_try_device.cache_clear)
     os.register_at_fork(after_in_child=try_matmul.cache_clear)
@@ -122,12 +122,12 @@ if hasattr(os, "register_at_fork"):  # CUDA does not survive a fork: a child has
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep CuPy's warnings from the user, who gets one sentence, and from becoming errors."""
+    """Suppress warnings of CuPy: the user gets one sentence instead, and a filter may turn warnings into errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def identity(properties: dict[str, Any]) -> tuple[str, str]:
-    """A device's name and compute capability."""
+    """Return a device's name and compute capability."""
     return properties["name"].decode(errors="replace"), f"{properties['major']}.{properties['minor']}"

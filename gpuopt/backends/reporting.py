@@ -1,4 +1,4 @@
-"""What there is on this machine, for ``gpuopt info``."""
+"""Versions, driver and devices of this machine, for ``gpuopt info``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gpuopt.backends.choice import backend
 
 @dataclass(frozen=True)
 class Device:
-    """A CUDA device; the bytes of memory are None where the device does not tell."""
+    """A CUDA device. Memory is in bytes, None if the device does not report it."""
 
     index: int
     name: str
@@ -28,7 +28,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Report:
-    """What `report` found, in plain values; `dataclasses.asdict` makes it ready for JSON.
+    """The result of `report`, in plain values; `dataclasses.asdict` makes it ready for JSON.
 
     Attributes
     ----------
@@ -39,18 +39,17 @@ class Report:
     cupy_packages : tuple of str
         The installed distributions of CuPy, as in ``("cupy-cuda12x",)``; more than one is a mistake.
     driver, runtime : str or None
-        The version of CUDA that the NVIDIA driver is for, and that CuPy is built for.
+        The CUDA versions of the NVIDIA driver and of CuPy.
     extra : str or None
         The extra of gpuopt that fits the driver, "cuda12" or "cuda13"; None without a driver new enough.
     devices : tuple of Device
-        What CuPy sees.
+        The devices that CuPy sees.
     backend : str or None
-        What ``backend("auto")`` chooses: "numpy" or, say, "cupy:0"; None where GPUOPT_BACKEND asks for what
-        cannot be had.
+        Choice of ``backend("auto")``, such as "numpy" or "cupy:0"; None if GPUOPT_BACKEND names one that is not available.
     reason : str
-        Why, in one sentence.
+        Why it was chosen, in one sentence.
     training : str
-        What `gpuopt train` chooses where that is another one, and why; else "".
+        Choice of `gpuopt train` and its reason, if it differs; else "".
     """
 
     gpuopt: str
@@ -68,7 +67,7 @@ class Report:
 
 
 def report() -> Report:
-    """Tell what there is: versions, driver, devices, and the backend that "auto" chooses. It never raises.
+    """Return versions, driver, devices, and the backend that "auto" chooses. It never raises.
 
     Examples
     --------
@@ -104,7 +103,7 @@ def report() -> Report:
 
 
 def _chosen(*, matmul: bool) -> tuple[str | None, str]:
-    """What "auto" chooses, and why."""
+    """Return the choice of "auto" and its reason."""
     try:
         chosen = backend("auto", matmul=matmul)
     except (BackendUnavailable, ValueError) as error:

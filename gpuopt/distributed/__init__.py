@@ -1,6 +1,6 @@
-"""The same optimizer over many processes: the state shared out among them, the same bits for any number.
+"""One optimizer over many processes, with the same bits for any number of them.
 
-Nothing of MPI or NCCL is imported before an optimizer is made with a communicator.
+MPI and NCCL are imported when an optimizer is made with a communicator, not before.
 """
 
 from gpuopt.distributed.agreement import RankError

@@ -1,4 +1,4 @@
-"""What processes agree on before anything is changed, and the error that all of them raise where they do not."""
+"""Agreement of all processes before anything is changed, and the error that all of them raise otherwise."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class RankError(RuntimeError):
-    """One process failed, or wanted something else than the others: the same error on all, and nothing has changed.
+    """An error of one process, or a difference between processes: raised on all of them, before anything has changed.
 
     Attributes
     ----------
     ranks : tuple of int
-        The processes that are to blame; empty if it is not known, as after a time-out.
+        The processes that caused it; empty if unknown, as after a time-out.
     everywhere : bool
         Whether every process raises this error.
 
@@ -46,16 +46,16 @@ class RankError(RuntimeError):
 
 
 def agree(transport: Transport, error: BaseException | None, view: Mapping[str, Any], wish: int = 0) -> int:
-    """Go on if all processes are well and see the same; one small reduction.
+    """Return if no process has an error and all have the same view, by one small reduction; collective.
 
     Parameters
     ----------
     error
-        What went wrong in this process, if anything did.
+        The error of this process, or None.
     view
-        What must be the same everywhere, by a name for messages.
+        Values that must be the same everywhere, by their names in messages.
     wish
-        A number that this process wishes all to know.
+        A number for all processes.
 
     Returns
     -------
@@ -82,22 +82,46 @@ def agree(transport: Transport, error: BaseException | None, view: Mapping[str, 
     raise RankError(listed(failed, transport.size), tuple(failed)) from error
 
 
-def agreed(transport: Transport, make: Callable[[], T]) -> T:
-    """Return what this process makes before an exchange, once every process has made its own; or raise as `agree` does.
+class Failure:
+    """Keeps the first error of this process, so that it takes part in every exchange until all `agree` on the error.
 
-    So memory that an exchange needs is there on all processes when it begins, or it does not begin on any.
+    ``with failure: ...`` ends at an error and keeps it, but for a `RankError`, which other processes have as well.
+
+    Examples
+    --------
+    >>> failure = Failure()
+    >>> with failure:
+    ...     1 / 0
+    >>> failure.error
+    ZeroDivisionError('division by zero')
+
     """
+
     error: Exception | None = None
-    try:
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, RankError):
+            return False
+        self.error = self.error or error
+        return True
+
+
+def agreed(transport: Transport, make: Callable[[], T]) -> T:
+    """Return the result of ``make`` once it has succeeded in every process; raise as `agree` does if it has not.
+
+    It allocates memory for an exchange: either all processes begin the exchange, or none.
+    """
+    failure = Failure()
+    with failure:
         made = make()
-    except Exception as caught:  # noqa: BLE001 - all processes are told
-        error = caught
-    agree(transport, error, {})
+    agree(transport, failure.error, {})
     return made
 
 
 def listed(failed: Mapping[int, str], size: int, most: int = 8) -> str:
-    """What failed where, in words.
+    """Return a message that names the errors and their ranks.
 
     Examples
     --------
@@ -117,7 +141,7 @@ def listed(failed: Mapping[int, str], size: int, most: int = 8) -> str:
 
 
 def _differences(seen: list[dict[str, str]]) -> dict[int, str]:
-    """For each process that sees something else than rank 0: what differs, in words."""
+    """Return a message for each process whose view differs from that of rank 0."""
     found = {}
     for rank, own in enumerate(seen):
         differing = [name for name in own if own[name] != seen[0].get(name)]
@@ -132,7 +156,7 @@ def _short(text: str, most: int = 300) -> str:
 
 
 def install_hook(transport: Transport) -> None:
-    """Have an uncaught exception of this process end all of them, instead of leaving the others to wait for it."""
+    """Let an uncaught exception of this process end all processes, which would wait for it otherwise."""
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:

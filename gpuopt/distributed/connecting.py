@@ -1,4 +1,4 @@
-"""Which way arrays go from process to process."""
+"""The choice of a transport: how arrays are sent between processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WAYS: tuple[Way, ...] = ("auto", "host", "nccl", "mpi")
 
 
 def connect(comm: Any, example: Any, way: str, timeout: float | None) -> Transport:
-    """Return the way from this process to the others, for arrays like ``example``.
+    """Return the transport to the other processes for arrays like ``example``.
 
     Raises
     ------
     TypeError, ValueError, ImportError
-        If the way cannot be had: the cause, and the cure.
+        If the transport is not available; the message has cause and cure.
 
     """
     if way not in WAYS:
@@ -38,7 +38,7 @@ def connect(comm: Any, example: Any, way: str, timeout: float | None) -> Transpo
 
 
 def _for_devices(comm: Any, example: Any, way: str, timeout: float | None) -> Transport:
-    """The way for arrays of CuPy."""
+    """Return the transport for CuPy arrays."""
     staged = Staged(comm, timeout)
     device = example.device.id
     if way == "mpi":
@@ -52,7 +52,7 @@ def _for_devices(comm: Any, example: Any, way: str, timeout: float | None) -> Tr
         return staged
     missing = nccl.why_unavailable()
     shared = nccl.shared_device(staged, device) if way == "auto" else None  # else NCCL itself refuses
-    found = next(filter(None, staged.told(missing or shared)), None)  # the same for all: one alone would wait
+    found = next(filter(None, staged.told(missing or shared)), None)  # from all processes, so that all choose the same
     if found is None:
         return nccl.connected(staged, comm, timeout, device)
     if way == "nccl":

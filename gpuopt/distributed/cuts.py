@@ -1,8 +1,7 @@
-"""Where leaves are cut: buckets of what is exchanged at once, and of each bucket the share of each process.
+"""How leaves are cut into buckets, the units of an exchange, and each bucket into one share for each process.
 
-Everything here is plain integers, the same on every process. A leaf counts as its elements in the order of memory. Cuts
-fall between two chunks of a leaf, so that the sums of squares of chunks, which are computed by whoever owns them, are those
-that one process would have computed.
+Everything here is plain integers, the same on every process. The elements of a leaf are numbered in the order of memory. Cuts
+are between chunks of a leaf, so that each sum over a chunk is computed by one process, with the bits of a single process.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST = 1 << 22
-"""Elements of a bucket: enough for the latency of a message not to count, few enough for the memory not to."""
+"""Elements of a bucket: enough to hide the latency of a message, few enough for the memory."""
 MESSAGE = 1 << 16
-"""Elements of the share of one process in a bucket, from which on latency does not count: many processes have larger buckets."""
+"""Least elements of one process's share of a full bucket, to hide latency: with many processes, buckets are larger."""
 LARGE = 1 << 18
-"""Elements from which on a leaf is exchanged where it lies; smaller ones are copied side by side."""
+"""Elements from which on a leaf is sent from its own memory; smaller leaves are packed into one bucket."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements of a leaf, ``start`` to ``stop``, that begin at ``offset`` of a bucket."""
+    """Elements ``start`` to ``stop`` of a leaf, which lie at ``offset`` in a bucket."""
 
     leaf: int
     start: int
@@ -38,12 +37,12 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return self.stop - self.start
 
     @property
     def place(self) -> slice:
-        """The elements of the bucket that the piece is."""
+        """The elements of the bucket that hold the piece."""
         return slice(self.offset, self.offset + self.size)
 
 
@@ -54,11 +53,11 @@ class Bucket:
     Attributes
     ----------
     dtype
-        Its name.
+        Name of the dtype.
     pieces
-        In order. A large leaf has buckets of its own.
+        Pieces in order. A bucket with a piece of a large leaf has no other.
     cuts
-        Of each process the first element of its share; then the size.
+        The first element of each process's share, then the size of the bucket.
 
     """
 
@@ -68,11 +67,11 @@ class Bucket:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return self.cuts[-1]
 
     def share(self, rank: int) -> slice:
-        """The elements that a process owns."""
+        """The elements of a process's share."""
         return slice(*self.cuts[rank : rank + 2])
 
     def pieces_of(self, rank: int) -> list[Piece]:
@@ -107,14 +106,14 @@ def buckets_of(sizes: Sequence[int], dtypes: Sequence[str], processes: int) -> l
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the process that sends most sends in a step: for the sums of the gradients, and as much again for the parameters.
+    """The traffic of the busiest process in a step: once for the sums of gradients, and as much again for the parameters.
 
     Attributes
     ----------
     messages, nbytes
-        To all others together, where each process has one part, or a power of two of them.
+        Sent to all others together, if each process has one part or a power of two of parts.
     memory
-        Bytes of the sums that it receives at once, beside the gradients of its own share.
+        Bytes of the sums that it receives at once, besides the gradients of its own share.
 
     """
 
@@ -143,7 +142,7 @@ def traffic(buckets: Sequence[Bucket], processes: int) -> Traffic:
 
 
 def _filled(members: Sequence[int], sizes: Sequence[int], most: int) -> Iterator[tuple[Piece, ...]]:
-    """Yield the pieces of one bucket after another: a large leaf has buckets of its own, small ones share a bucket."""
+    """Yield the pieces of each bucket; a large leaf has separate buckets, small leaves share one."""
     small: list[Piece] = []
     offset = 0
     for i in members:
@@ -167,9 +166,9 @@ def _cuts(pieces: Sequence[Piece], processes: int) -> tuple[int, ...]:
 
 
 def order_of_chunks(buckets: Sequence[Bucket], processes: int, leaves: int) -> tuple[NDArray[np.int64], list[int]]:
-    """Return where the chunks of leaf after leaf are among those of process after process, and chunks for each leaf.
+    """Return the order that sorts chunks by leaf, and the number of chunks of each leaf.
 
-    A process counts its chunks bucket after bucket.
+    The chunks to sort are listed by process, and within a process by bucket.
     """
     found = [
         (piece.leaf, piece.start + k)

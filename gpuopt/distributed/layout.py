@@ -1,4 +1,4 @@
-"""Leaves as flat arrays, and which of their elements this process has; what has several owners, put together."""
+"""Leaves as flat arrays, the elements that each process owns, and the exchange that makes them whole again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import current, read_into
-from gpuopt.distributed.agreement import agreed
+from gpuopt.distributed.agreement import Failure, agreed
 from gpuopt.distributed.cuts import Piece, buckets_of, order_of_chunks
 from gpuopt.distributed.reduction import empty
 from gpuopt.engines.table import CHUNK
@@ -20,30 +20,30 @@ if TYPE_CHECKING:
     from gpuopt.distributed.transport import Transport
 
 NO_BUCKET = -1
-"""In place of the number of a bucket, for a segment without elements."""
+"""Number of the bucket of a segment without elements."""
 
 
 class Layout:
-    """Who has what of the leaves.
+    """Which elements of the leaves each process owns.
 
     Parameters
     ----------
     transport
-        Who there is.
+        The processes.
     arrays
         The leaves, without gaps, of one library and device.
     shard
-        Whether each process has a share of each bucket, or all have everything.
+        Whether each process owns a share of each bucket, or all own everything.
 
     Attributes
     ----------
     flat : list
-        Of each leaf a view of its elements, in the order of memory.
+        A view of each leaf's elements, in the order of memory.
     buckets : list of Bucket
-        What is exchanged at once.
+        Units of the exchange.
     segments : list of (int, Piece)
-        What this process has: number of the bucket, and piece of a leaf. Of each leaf one at least, if without elements, so
-        that all processes compile the same and know the numbers of all leaves.
+        What this process owns: number of the bucket, and piece of a leaf. Each leaf has at least one segment, an empty one if
+        need be, so that all processes compile the same programs and have the numbers of all leaves.
     own : list
         Views of the segments.
 
@@ -71,52 +71,48 @@ class Layout:
 
     @property
     def leaf_of(self) -> list[int]:
-        """The leaf that each segment is a part of."""
+        """The leaf of each segment."""
         return [piece.leaf for _, piece in self.segments]
 
     def first_segment(self, leaf: int) -> int:
-        """The first segment of a leaf: slots that are numbers of the leaf are the same in all of its segments."""
+        """The first segment of a leaf, which has the leaf's slots that are numbers; other segments share these."""
         return self._first[leaf]
 
     def reserve(self, width: int) -> None:
-        """Allocate the memory in which `of_chunks` gathers ``width`` numbers of each chunk."""
+        """Allocate memory for `of_chunks` with this width."""
         if self._chunks.size < width * self._chunk_cuts[-1]:
             self._chunks = np.empty(width * self._chunk_cuts[-1])
 
     def of_chunks(
-        self, width: int, own: Callable[[], Sequence[NDArray[np.float64]]]
-    ) -> tuple[NDArray[np.float64], Exception | None]:
-        """Return ``width`` numbers of each chunk, leaf after leaf, from those that each process works out of its own; collective.
+        self, width: int, own: Callable[[], Sequence[NDArray[np.float64]]], failure: Failure
+    ) -> NDArray[np.float64]:
+        """Return ``width`` numbers for each chunk, ordered by leaf; collective.
 
-        Every process takes part to the end, also after an error in it, which is returned. What that takes is there since
-        `reserve`.
+        ``own`` computes the numbers of this process's chunks. After an error, which ``failure`` keeps, the process still
+        takes part in the exchange, in the memory that `reserve` has allocated.
         """
         chunks = self._chunks[: width * self._chunk_cuts[-1]].reshape(-1, width)
-        rank, error = self._transport.rank, None
+        rank = self._transport.rank
         share = chunks[slice(*self._chunk_cuts[rank : rank + 2])] if self._shard else chunks
         share[:] = 0
-        try:
-            found = own()
-            if found:
+        with failure:
+            if found := own():
                 share[:] = np.concatenate(found)
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = caught
         if self._shard:
             self._transport.gather(chunks.reshape(-1), [width * cut for cut in self._chunk_cuts])
-        try:
-            return chunks[self._chunk_order], error
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            return chunks, error or caught
+        with failure:
+            return chunks[self._chunk_order]
+        return chunks  # after an error, which all processes raise at their next agreement
 
     def by_leaf(self, chunks: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Add up numbers of chunks to those of leaves, in order."""
+        """Add the numbers of each leaf's chunks, in order."""
         sums = np.zeros((len(self._arrays), chunks.shape[1]))
         with np.errstate(all="ignore"):
             np.add.at(sums, np.repeat(np.arange(len(sums)), self._chunk_counts), chunks)
         return sums
 
     def room(self, flat: Mapping[int, Any]) -> dict[Any, Any]:
-        """Allocate what `spread` needs of these leaves: of each dtype, for small leaves side by side, one bucket at a time."""
+        """Allocate the memory in which `spread` packs small leaves: one bucket for each dtype."""
         most: dict[Any, int] = {}
         moved = 0
         for bucket in self.buckets if self._transport.size > 1 else ():
@@ -128,7 +124,7 @@ class Layout:
         return {dtype: empty(self._arrays[0], size, dtype) for dtype, size in most.items()}
 
     def spread(self, flat: Mapping[int, Any], room: Mapping[Any, Any], *, from_first: bool = False) -> None:
-        """Give every process the whole of these leaves, of which each has its share (or rank 0 all); collective."""
+        """Send each process's share of these leaves (with ``from_first`` all of rank 0's) to all others; collective."""
         if self._transport.size == 1:
             return
         move = self._transport.broadcast if from_first else self._transport.gather
@@ -140,7 +136,9 @@ class Layout:
             if len(bucket.pieces) == 1:
                 move(flat[pieces[0].leaf][pieces[0].start : pieces[0].stop], *cuts)
                 continue
-            for dtype in dict.fromkeys(flat[piece.leaf].dtype for piece in pieces):  # of slots there may be several
+            for dtype in dict.fromkeys(
+                flat[piece.leaf].dtype for piece in pieces
+            ):  # slots of one bucket may have several dtypes
                 own = [piece for piece in pieces if flat[piece.leaf].dtype == dtype]
                 packed = room[dtype][: bucket.size]
                 for piece in own:
@@ -150,7 +148,7 @@ class Layout:
                     flat[piece.leaf][piece.start : piece.stop] = packed[piece.place]
 
     def whole(self, make: Callable[[], dict[int, Any]], segments: Sequence[Any]) -> dict[int, Any]:
-        """Return arrays, by leaf, filled from what each process has of its segments; ``make`` allocates them; collective."""
+        """Return whole arrays by leaf, which ``make`` allocates, filled from the segments of all processes; collective."""
 
         def own() -> tuple[dict[int, Any], dict[int, Any], dict[Any, Any]]:
             made = make()
@@ -168,7 +166,7 @@ class Layout:
     def whole_at_first(
         self, make: Callable[[], dict[int, Any]], segments: Sequence[Any], leaves: Collection[int], dtype: Any
     ) -> dict[int, Any]:
-        """The same on rank 0 alone, in the memory of the host: of these leaves, whose segments are of this dtype; collective."""
+        """As `whole`, for some leaves of one dtype, on rank 0 alone and in the host's memory; collective."""
         rank = self._transport.rank
         buckets = [(k, b) for k, b in enumerate(self.buckets) if any(piece.leaf in leaves for piece in b.pieces)]
         places = [
@@ -194,12 +192,12 @@ class Layout:
 
 
 def axes(a: Any) -> tuple[int, ...]:
-    """Axes from the outermost to the innermost in memory."""
+    """Return the axes from the outermost to the innermost in memory."""
     return tuple(sorted(range(a.ndim), key=lambda axis: -a.strides[axis]))
 
 
 def flat_like(a: Any, like: Any) -> Any:
-    """Elements of an array, in the dtype and in the order of memory of another one: a view, where it is laid out so."""
+    """Return the elements of ``a`` in the dtype and the memory order of ``like``: a view if ``a`` has both."""
     with np.errstate(all="ignore"), current(like):
         if a.dtype != like.dtype:
             a = a.astype(like.dtype)

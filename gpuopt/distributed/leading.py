@@ -1,4 +1,4 @@
-"""One process leads, the others follow: what rank 0 calls, all do; and what all agree on."""
+"""Rank 0 leads and the others follow: a method that rank 0 calls is called on all processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 Role: TypeAlias = Literal["equal", "leader", "follower"]
 LED = ("_load", "_retune", "_save", "evaluation", "state_dict")
-"""What rank 0 does and the others follow in."""
+"""Methods that followers call when rank 0 does."""
 
 
 class Led:
-    """Base class of an optimizer of many processes: who leads, and what is agreed."""
+    """Base class of an optimizer of many processes: leading, following, and the agreement."""
 
     _transport: Transport
     _lock: threading.RLock
@@ -29,22 +29,22 @@ class Led:
 
     @property
     def rank(self) -> int:
-        """See the class."""
+        """Index of this process."""
         return self._transport.rank
 
     @property
     def size(self) -> int:
-        """See the class."""
+        """Number of processes."""
         return self._transport.size
 
     @property
     def leads(self) -> bool:
-        """Whether others follow what is done here."""
+        """Whether other processes follow this one."""
         return self._role == "leader"
 
     @contextlib.contextmanager
     def leading(self, role: Role = "leader") -> Iterator[None]:
-        """On rank 0: what is called in here, others that `follow` do, too; or again nobody, as an "equal"."""
+        """On rank 0: within this context the others, which `follow`, call the same methods; as "equal" they do not."""
         before, self._role = self._role, role
         try:
             yield
@@ -52,16 +52,16 @@ class Led:
             self._role = before
 
     def say(self, word: str, *args: Any) -> None:
-        """On rank 0: let the others, which `follow`, hear a word of the caller's."""
+        """On rank 0: send a word and its arguments to the others, whose `follow` returns them."""
         self._transport.say((word, args))
 
     def follow(self) -> tuple[str, tuple[Any, ...]]:
-        """On all but rank 0: do as rank 0 does, until it says a word of its own, which is returned with what belongs to it.
+        """On all but rank 0: call the methods that rank 0 calls, until it says a word; return the word and its arguments.
 
         Raises
         ------
         RankError
-            If the word is "broken": with what belongs to it as the message.
+            If the word is "broken"; its argument is the message.
 
         """
         before, self._role = self._role, "follower"
@@ -72,14 +72,14 @@ class Led:
                     raise RankError(args[0], (0,))
                 if word not in LED:
                     return word, args
-                with contextlib.suppress(RankError):  # which rank 0 has as well, and says what follows
+                with contextlib.suppress(RankError):  # rank 0 has the same error, and decides
                     getattr(self, word)(*args)
         finally:
             self._role = before
 
     @contextlib.contextmanager
     def _led(self, word: str, *args: Any) -> Iterator[None]:
-        """Let those who follow do the same, unless this is part of what they do already."""
+        """Announce a method to the followers, unless it is called within one that has been announced."""
         with self._lock:
             if self._role == "leader" and not self._announced:
                 self.say(word, *args)

@@ -1,4 +1,4 @@
-"""The ways from process to process by MPI; the one file that knows mpi4py."""
+"""Transports over MPI; the only file that uses mpi4py."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from gpuopt.distributed.transport import Message
 
 SPIN, LAPSE, LONG, LAPSE_OF_LONG = 1e-3, 5e-5, 0.05, 5e-4
-"""Seconds: a process that waits looks without a break for `SPIN`, then every `LAPSE`, and after `LONG` every `LAPSE_OF_LONG`."""
+"""Seconds. A waiting process polls continuously for `SPIN`, then every `LAPSE`, and after `LONG` every `LAPSE_OF_LONG`."""
 
 
 class MPI(Transport):
-    """Over a communicator of mpi4py, for arrays of the host.
+    """Transport over a communicator of mpi4py, for arrays on the host.
 
     Parameters
     ----------
     comm
-        Duplicated, so that messages of ours never meet the caller's.
+        Duplicated, so that its messages never mix with the caller's.
     timeout
-        Seconds that this process waits for another one; None: for ever.
+        Seconds to wait for another process; None: for ever.
 
     """
 
     way = "host"
     has_left = False
-    """Whether this process ends all."""
+    """Whether this process is ending all processes."""
 
     def __init__(self, comm: Any, timeout: float | None) -> None:
         library = _mpi()
@@ -133,11 +133,11 @@ class MPI(Transport):
 
         if patience:
             time.sleep(patience)
-        MPI.has_left = True  # what is finalized in the meantime waits for nobody
+        MPI.has_left = True  # so that finalizers do not wait for other processes
         mpi4py.run.set_abort_status(1)
 
     def _wait(self, requests: list[Any], *buffers: Any, timeout: float | None = None) -> None:
-        """Wait until all are done, without haste where a time is given; what they read and write is kept until then."""
+        """Wait for requests, at most ``timeout`` seconds (by default that of the transport); their buffers stay alive."""
         if self._stuck or MPI.has_left:
             why = "this process ends" if MPI.has_left else "another process did not come in time before"
             raise RankError(f"{why}; start all of them anew", everywhere=False)
@@ -156,7 +156,7 @@ class MPI(Transport):
 
 
 def _buffer(x: Any) -> Any:
-    """An array as mpi4py takes it: bytes, which need no type of MPI's."""
+    """Return a NumPy array as bytes, since MPI has no type for some dtypes."""
     return x.view(np.uint8) if isinstance(x, np.ndarray) else x
 
 
@@ -173,7 +173,7 @@ _keys: list[int] = []
 
 
 def _duplicate(comm: Any, library: Any) -> Any:
-    """Our own of a communicator: made once, for MPI has not many, and kept by the communicator itself."""
+    """Return the duplicate of a communicator, made once and kept as its attribute, since MPI has few communicators."""
     if not _keys:
         _keys.append(library.Comm.Create_keyval())
     own = comm.Get_attr(_keys[0])
@@ -184,7 +184,7 @@ def _duplicate(comm: Any, library: Any) -> Any:
 
 
 class Direct(MPI):
-    """CuPy's arrays over an MPI that reads and writes a GPU's memory."""
+    """Transport for CuPy arrays over an MPI that reads and writes a GPU's memory."""
 
     way = "mpi"
 
@@ -205,17 +205,17 @@ class Direct(MPI):
 
     @staticmethod
     def _settle() -> None:
-        """MPI knows no streams: what it reads must be there."""
+        """Wait for the stream: MPI reads memory without regard to streams."""
         import cupy
 
         cupy.cuda.get_current_stream().synchronize()
 
 
 class Staged(MPI):
-    """CuPy's arrays over MPI, by way of the host."""
+    """Transport for CuPy arrays over MPI, through the host's memory."""
 
     _host: NDArray[np.uint8] = np.empty(0, np.uint8)
-    """Memory of the host that arrays of a device go through."""
+    """Host memory for copies of device arrays."""
 
     def reserve(self, example: Any, nbytes: int) -> None:
         """See :meth:`Transport.reserve`."""
@@ -227,7 +227,7 @@ class Staged(MPI):
             self._host = np.empty(nbytes, np.uint8)
 
     def _staged(self, arrays: Sequence[Any]) -> list[Any]:
-        """Room for arrays on the host, side by side; what is there already stays where it is."""
+        """Return host memory for each device array, side by side; host arrays are returned unchanged."""
         self._grow(sum(x.nbytes for x in arrays if is_cupy(x)))
         found: list[Any] = []
         start = 0
@@ -277,7 +277,7 @@ class Staged(MPI):
 
 
 def _mpi() -> Any:
-    """Return mpi4py's module of MPI, which starts MPI, or raise ImportError with the cure."""
+    """Return ``mpi4py.MPI``, whose import starts MPI; raise ImportError with the cure."""
     try:
         import mpi4py.MPI
     except ImportError as error:
@@ -293,7 +293,7 @@ def _mpi() -> Any:
 
 
 def world() -> Any:
-    """Return the communicator of all processes that a launcher started.
+    """Return the communicator of all processes of the job.
 
     Raises
     ------
@@ -305,7 +305,7 @@ def world() -> Any:
 
 
 def cuda_aware() -> bool:
-    """Whether the loaded MPI library says that it takes addresses of a GPU's memory."""
+    """Whether the loaded MPI library reports support for GPU memory."""
     with suppress(OSError, AttributeError):
         return bool(ctypes.CDLL(_mpi().__file__).MPIX_Query_cuda_support())
     return False

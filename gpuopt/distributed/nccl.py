@@ -1,4 +1,4 @@
-"""The way from GPU to GPU by NCCL; the one file that knows it."""
+"""Transport over NCCL, from GPU to GPU; the only file that uses NCCL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NCCL(Staged):
-    """CuPy's arrays over NCCL, on the current stream; what is on the host still goes over MPI."""
+    """Transport for CuPy arrays over NCCL, on the current stream; host arrays are sent over MPI."""
 
     way = "nccl"
 
@@ -34,7 +34,7 @@ class NCCL(Staged):
             self._nodes = nccl.NcclCommunicator(self.size, unique, self.rank)
 
     def reserve(self, example: Any, nbytes: int) -> None:
-        """See :meth:`Transport.reserve`: nothing, for arrays stay on their devices."""
+        """See :meth:`Transport.reserve`; nothing to do, since arrays stay on their devices."""
 
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
         """See :meth:`Transport.exchange`."""
@@ -62,7 +62,7 @@ class NCCL(Staged):
     def broadcast(self, flat: Any) -> None:
         """See :meth:`Transport.broadcast`."""
         if is_cupy(flat):
-            self.gather(flat, [0, *[len(flat)] * self.size])  # all of it is rank 0's share
+            self.gather(flat, [0, *[len(flat)] * self.size])  # rank 0 owns all of it
         else:
             super().broadcast(flat)
 
@@ -74,7 +74,7 @@ class NCCL(Staged):
 
     @contextmanager
     def _group(self) -> Iterator[int]:
-        """What NCCL is given to do in here, it does at once, on the stream that is yielded; at the end all of it is done."""
+        """Group the calls of NCCL on the stream that is yielded, and wait for them at the end."""
         with self._device:
             stream = self._cupy.cuda.get_current_stream()
             self._nccl.groupStart()
@@ -85,7 +85,7 @@ class NCCL(Staged):
             self._arrive(stream)
 
     def _arrive(self, stream: Any) -> None:
-        """Wait for the stream, and look after a process that ended: NCCL itself would wait for ever."""
+        """Wait for the stream, with a time-out and checks for a lost process; NCCL itself would wait for ever."""
         event = self._cupy.cuda.Event(disable_timing=True)
         event.record(stream)
         start = time.monotonic()
@@ -106,7 +106,7 @@ class NCCL(Staged):
 
 
 def connected(staged: Staged, comm: Any, timeout: float | None, device: int) -> NCCL:
-    """Connect over NCCL; a refusal, which all processes get, is a ValueError that says why."""
+    """Return a transport over NCCL; raise ValueError on all processes if NCCL refuses."""
     from cupy.cuda.nccl import NcclError
 
     try:
@@ -120,7 +120,7 @@ def connected(staged: Staged, comm: Any, timeout: float | None, device: int) -> 
 
 
 def why_unavailable() -> str | None:
-    """The cause and the cure where CuPy has no NCCL, else None."""
+    """Return why CuPy has no NCCL and the cure, or None if it has."""
     cure = "`pip install gpuopt[nccl]` installs it"
     try:
         from cupy.cuda import nccl
@@ -130,7 +130,7 @@ def why_unavailable() -> str | None:
 
 
 def shared_device(transport: Transport, device: int) -> str | None:
-    """Which processes use the GPU of this one, in words, or None if it has its GPU alone; collective."""
+    """Return a message that names the processes on this one's GPU, or None if there is no other; collective."""
     import platform
 
     from cupy.cuda import runtime

@@ -1,4 +1,4 @@
-"""The optimizer of many processes: gradients come in parts, each process updates its share, all have the parameters."""
+"""The optimizer of many processes: each adds gradients of its parts, updates its share, and has all parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuopt import leaves
 from gpuopt.arrays import to_numpy
-from gpuopt.distributed.agreement import RankError, agreed, listed
+from gpuopt.distributed.agreement import Failure, RankError, agreed, listed
 from gpuopt.distributed.connecting import connect
 from gpuopt.distributed.layout import NO_BUCKET, flat_like
 from gpuopt.distributed.setup import SetUp, copied
@@ -36,14 +36,15 @@ if TYPE_CHECKING:
 
 
 class Optimizer(SetUp):
-    """An optimizer whose work and state many processes share.
+    """An optimizer whose work and state are shared by many processes.
 
-    The batch is a number of parts. Each process adds the gradients of its own parts, `mine`; a step adds those of all, in
-    one fixed binary tree, and every process has the new parameters. So the bits are those of one `gpuopt.Optimizer` on
-    `tree_sum` of the parts, whatever the number of processes, and a file that one of them saved goes on with any other.
+    The batch is divided into parts. Each process adds the gradients of its own parts, `mine`; a step adds the gradients of
+    all processes in one fixed binary tree, and every process gets the new parameters. So the bits are those of one
+    `gpuopt.Optimizer` on the `tree_sum` of the parts, for any number of processes, and a saved file can be loaded with
+    any other number.
 
-    Everything but `add`, `tune` and looking is collective: all processes call it in the same order. Before anything is
-    changed they agree, so an error of one is the same `RankError` on all.
+    All methods but `add` and `tune` are collective: all processes call them in the same order. The processes agree before
+    anything is changed, so an error of one is the same `RankError` on all.
 
     Parameters
     ----------
@@ -51,46 +52,46 @@ class Optimizer(SetUp):
         Arrays of NumPy, or of CuPy on one device, that fill their memory without gaps, in any nesting; of the same shapes
         and dtypes on each process. They get the values of rank 0.
     rule
-        As for `gpuopt.Optimizer`, but for rules that look at whole leaves otherwise than by sums and largest elements.
+        As for `gpuopt.Optimizer`, without rules that need whole leaves for more than sums and maxima (Muon, Adafactor).
     comm
         A communicator of mpi4py, such as ``MPI.COMM_WORLD``. None: this process alone, without MPI.
     shard
         Whether each process keeps the state of its own share only. If not, each keeps all of it, and updates all.
     parts
-        How many parts the batch has, at least one a process. None: one a process, and `step` takes the gradients.
+        Number of parts of the batch, at least one for each process. None: one for each, and `step` takes the gradients.
     average
         Whether the sum of the gradients is divided by ``parts``.
     clip, nonfinite, precision, scale
-        As for `gpuopt.Optimizer`; of the gradients of the whole batch, which are added up in the dtype of their leaf.
+        As for `gpuopt.Optimizer`, applied to the gradients of the whole batch, which are added in the dtype of their leaf.
     timeout
         Seconds to wait for another process before this one raises; None: for ever.
     transport
-        How CuPy's arrays travel: "nccl"; "mpi", where the MPI library reads a GPU's memory; "host", by way of the host's
-        memory; "auto": NCCL where it is there and each process has a GPU of its own, else by way of the host.
+        How CuPy's arrays are sent: "nccl"; "mpi", if the MPI library reads a GPU's memory; "host", through the host's
+        memory; "auto": NCCL if it is installed and each process has its own GPU, else "host".
 
     Attributes
     ----------
     mine : range
         The parts of this process.
     rank, size : int
-        Which process this is, and how many there are.
+        Index of this process, and number of processes.
     measures : bool
-        Whether to measure `gradient_norm` in any case; the same on all processes.
+        Whether to compute `gradient_norm` also without clipping; the same on all processes.
     wish : int
-        A number, such as that of a signal, that this process wishes all others to know with the next step.
+        A number, such as that of a signal, that this process sends to all others with the next step.
     wished : int
-        The highest number that a process has wished.
+        The largest `wish` of all processes so far.
 
     Raises
     ------
     TypeError, ValueError, ImportError
-        If there is no MPI, or the way cannot be had; alone, what `gpuopt.Optimizer` raises.
+        If there is no MPI, or the transport is not available; on one process, the errors of `gpuopt.Optimizer`.
     RankError
-        On all processes, if one has an error, or other leaves, rules or options than the others.
+        On all processes, if one has an error, or if leaves, rules or options differ.
 
     Examples
     --------
-    One process; with ``MPI.COMM_WORLD`` instead of None the same lines are those of many:
+    On one process; with ``MPI.COMM_WORLD`` in place of None the same lines run on many:
 
     >>> import numpy as np
     >>> import gpuopt
@@ -131,24 +132,18 @@ class Optimizer(SetUp):
         self._kept: Exception | None = None
         self._loss = (scale.initial if isinstance(scale, DynamicScale) else 1.0, 0.0)
         self.measures = False
-        error: Exception | None = None
-        try:
+        failure = Failure()
+        with failure:
             if not type(self._parts) is int or self._parts < size:
-                raise ValueError(  # noqa: TRY301 - all processes are told
-                    f"parts: {parts!r}, expected a whole number of at least {size}, one for each process"
-                )
+                raise ValueError(f"parts: {parts!r}, expected a whole number of at least {size}, one for each process")
             self.mine = range(self._parts * rank // size, self._parts * (rank + 1) // size)
             super().__init__(params, rule, clip=clip, nonfinite=nonfinite, precision=precision, scale=scale)
-        except RankError:
-            raise
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = caught
-            if not self._met:
-                self._agree(error, {})  # the others are about to see that they want the same
-        self._agree(error, {})
+        if failure.error is not None and not self._met:
+            self._agree(failure.error, {})  # the others are at the agreement on leaves, rules and options
+        self._agree(failure.error, {})
 
     def add(self, grads: Any) -> None:
-        """Add the gradients of the next one of this process's parts, which are copied.
+        """Add the gradients of this process's next part; they are copied.
 
         Parameters
         ----------
@@ -157,7 +152,7 @@ class Optimizer(SetUp):
 
         Notes
         -----
-        An error is kept for `step`, which raises it on all processes, so that none waits for one that is gone.
+        An error is kept and raised by `step`, on all processes, so that none waits for this one.
 
         """
         with self._lock:
@@ -170,27 +165,27 @@ class Optimizer(SetUp):
                 self._kept = error
 
     def step(self, grads: Any = OWN) -> None:
-        """Update the parameters on all processes, by the gradients that were added.
+        """Update the parameters on all processes with the gradients that were added.
 
         Parameters
         ----------
         grads
-            Where there is one part a process, its gradients, instead of `add`.
+            With one part for each process (``parts=None``): its gradients, in place of `add`.
 
         Raises
         ------
         RankError
-            On all processes, if one of them has an error, hyperparameters, steps or leaves without gradient that the others
-            have not, or with ``nonfinite="raise"`` if a gradient has a NaN or an infinity. Nothing is changed then, and
-            what was added is dropped. After a time-out it is not known who is to blame.
+            On all processes, if one has an error, if hyperparameters, steps or leaves without gradient differ, or with
+            ``nonfinite="raise"`` if a gradient has a NaN or an infinity. Nothing is changed then, and the added gradients
+            are dropped. After a time-out the process that caused it is unknown.
 
         """
         with self._lock:
-            error: Exception | None = None
+            failure = Failure()
             view: dict[str, Any] = {}
             nodes: list[tuple[Node, list[Any]]] = []
             room: dict[Any, Any] = {}
-            try:
+            with failure:
                 nodes = self._given(grads)
                 scalars = self._step.scalars(self._steps, self._carried)
                 limit = self._limit
@@ -205,15 +200,13 @@ class Optimizer(SetUp):
                     "clip": limit,
                     "without gradient": missing,
                 }
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = caught
             present = self._added.present or [False] * len(self._arrays)
             self._forget()
-            self._agree(error, view, self.wish)
+            self._agree(failure.error, view, self.wish)
             self._step_together(nodes, present, scalars, limit, room)
 
     def _present(self, present: Sequence[bool]) -> dict[int, Any]:
-        """Leaves that have a gradient, as flat arrays."""
+        """Leaves with a gradient, as flat arrays by index."""
         return {i: flat for i, (flat, there) in enumerate(zip(self._layout.flat, present, strict=True)) if there}
 
     def _step_together(
@@ -224,20 +217,19 @@ class Optimizer(SetUp):
         limit: float,
         room: Mapping[Any, Any],
     ) -> None:
-        """Exchange and add up, look at the sums, prepare the update, agree once more, write, and exchange the parameters."""
+        """Add the gradients of all, clip, prepare the update, agree, write it, and exchange the parameters."""
         buckets = [k for k, b in enumerate(self._layout.buckets) if any(present[piece.leaf] for piece in b.pieces)]
-        gradients, error = self._reduction(nodes, buckets)
+        failure = Failure()
+        gradients = self._reduction(nodes, buckets, failure)
         ready = [
             self._gradient(gradients, k, piece) if present[piece.leaf] else None for k, piece in self._layout.segments
         ]
-        try:
+        with failure:
             self._step.bind(ready, self._layout.own, lambda _i, g, _p: g)
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = error or caught
         loss = self._loss
         carried = [{name: h[name] for name in own} for own, h in zip(self._carried, scalars, strict=True)]
         if self._looks:
-            verdict = self._judged(ready, limit, error)
+            verdict = self._judged(ready, limit, failure)
             self._step.decided(verdict.norm, verdict.scales[self._layout.leaf_of])
             is_dynamic = isinstance(self._scale, DynamicScale)
             bad = np.flatnonzero(~verdict.finite).tolist() if is_dynamic or self._nonfinite != "ignore" else []
@@ -250,43 +242,50 @@ class Optimizer(SetUp):
                 vars(self).update(count, _carried=carried, _loss=loss)
                 return
         if self._step.widths:
-            error = self._reduced(scalars, present) or error
+            self._reduced(scalars, present, failure)
         calls: list[Callable[[], object]] = []
-        try:
+        with failure:
             calls = self._step.prepare(ready, scalars, storage.key_of(self._precision, self._steps))
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = error or caught
-        self._agree(error, {})
+        self._agree(failure.error, {})
         count_up = partial(vars(self).update, _steps=self._steps + 1, _carried=carried, _loss=loss)
         in_one_go((*calls, count_up), self._step.restoring())
         if self._shard:
             self._layout.spread(self._present(present), room)
 
-    def _judged(self, ready: list[Any], limit: float, error: Exception | None) -> Verdict:
-        """Look at the gradients, and agree on what was seen."""
-        verdict = None
-        chunks, failed = self._layout.of_chunks(3, partial(self._step.chunk_sums, ready))
-        error = error or failed
-        try:
+    def _judged(self, ready: list[Any], limit: float, failure: Failure) -> Verdict:
+        """Return the norms of the gradients and whether they are finite, once all processes agree."""
+        verdict: Verdict | None = None
+        chunks = self._layout.of_chunks(3, partial(self._step.chunk_sums, ready), failure)
+        with failure:
             verdict = judge(self._layout.by_leaf(chunks), self._clip_by, limit, self._loss[0])
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = error or caught
-        self._agree(error, {"norm": verdict and verdict.norm})
+        self._agree(failure.error, {"norm": verdict and verdict.norm})
         assert verdict is not None
         return verdict
 
     @property
     def scale(self) -> float:
-        """As alone; the same on all processes, and known on the host."""
+        """As `gpuopt.Optimizer.scale`, the same on all processes; it does not wait for a GPU."""
         return self._loss[0] if isinstance(self._scale, DynamicScale) else super().scale
 
     @property
     def scale_array(self) -> Any:
-        """As `scale`, as an array of NumPy without axes."""
+        """`scale` as a 0-dimensional NumPy array."""
         return np.array(self.scale)
 
     def rows_of(self, own: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return numbers of all parts, of shape (parts, columns), from those of this process's; collective."""
+        """Gather rows of numbers, one row for each part, from all processes; collective.
+
+        Parameters
+        ----------
+        own
+            The rows of this process's parts, of shape (parts of this process, columns).
+
+        Returns
+        -------
+        numpy.ndarray
+            The rows of all parts, of shape (parts, columns).
+
+        """
         rows = np.zeros((self._parts, own.shape[1]))
         rows[self.mine.start : self.mine.stop] = own
         cuts = [own.shape[1] * (self._parts * rank // self.size) for rank in range(self.size + 1)]
@@ -305,7 +304,7 @@ class Optimizer(SetUp):
             return self._tree.build([whole.get(i, p) for i, p in enumerate(self._arrays)])
 
     def _evaluated(self) -> tuple[list[Any], NDArray[np.int64]]:
-        """What each segment is evaluated with, and of which leaves that is not the parameter itself."""
+        """The evaluation array of each segment, and for each leaf whether it differs from the parameter."""
         last = [rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)]
         found = self._step.evaluation(last)
         differ = np.zeros(len(self._arrays), np.int64)
@@ -314,21 +313,21 @@ class Optimizer(SetUp):
         return found, differ
 
     def with_params(self, params: Any) -> NoReturn:  # noqa: ARG002
-        """Not for several processes: save, make another one, load."""
+        """Not supported on several processes: save, make another optimizer, load."""
         raise TypeError("an optimizer of several processes keeps its leaves; gpuopt.save and another optimizer go on")
 
     def __getstate__(self) -> NoReturn:
-        """Neither pickled nor copied: the others would not know."""
+        """Neither pickled nor copied: the optimizers of the other processes would not be."""
         raise TypeError("an optimizer of several processes cannot be pickled or copied; gpuopt.save writes a file")
 
     def __repr__(self) -> str:
-        """As alone, and which process this is."""
+        """As `gpuopt.Optimizer`, with the rank."""
         return f"{super().__repr__()[:-1]}, rank {self._transport.rank} of {self._transport.size})"
 
     # ---- gradients
 
     def _forget(self) -> None:
-        """Drop what was added."""
+        """Drop the added gradients."""
         self._kept = None
         self._added.forget()
 
@@ -350,30 +349,23 @@ class Optimizer(SetUp):
             raise ValueError("step: gradients, but parts was given: expected `add` for each i of mine, then step()")
         return self._added.only(self._checked_gradients(grads))
 
-    def _reduced(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> Exception | None:
-        """Add up, pass by pass, what the rules need of whole leaves; return what went wrong in this process."""
-        error: Exception | None = None
-        try:
+    def _reduced(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool], failure: Failure) -> None:
+        """Compute, pass by pass, the sums over whole leaves that the rules need."""
+        with failure:
             self._step.begin(scalars, present)
-        except Exception as caught:  # noqa: BLE001 - all processes are told
-            error = caught
         for k, width in enumerate(self._step.widths):
-            chunks, failed = self._layout.of_chunks(width, partial(self._step.reduce, k))
-            error = error or failed
-            try:
+            chunks = self._layout.of_chunks(width, partial(self._step.reduce, k), failure)
+            with failure:
                 self._step.know(k, chunks)
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = error or caught
-        return error
 
     def _gradient(self, gradients: Sequence[Any], k: int, piece: Piece) -> Any:
-        """The gradient of a segment, which may have no elements."""
+        """The gradient of a segment; of an empty segment an empty array."""
         if k == NO_BUCKET:
             return self._layout.flat[piece.leaf][:0]
         return None if gradients[k] is None else gradients[k][piece.place]
 
     def _blame(self, nodes: list[tuple[Node, list[Any]]], bad: list[int]) -> NoReturn:
-        """Raise the error of gradients that are not finite: on all processes the same."""
+        """Raise the same error on all processes, which names the ranks with gradients that are not finite."""
 
         def is_finite(i: int) -> bool:
             places = [(k, piece) for k, b in enumerate(self._layout.buckets) for piece in b.pieces if piece.leaf == i]

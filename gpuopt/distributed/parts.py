@@ -1,4 +1,4 @@
-"""The gradients of this process's parts, added up as far as the tree goes within them."""
+"""The gradients of this process's parts, added up to the largest sums of the tree that lie within them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class OwnParts:
-    """Sums of the gradients of some parts, one after the other.
+    """Adds the gradients of this process's parts, in order.
 
     Parameters
     ----------
     mine
         The parts of this process.
     parts
-        How many there are of all processes.
+        Number of parts of all processes.
     buckets, example
-        How sums are kept: see `Store`.
+        As for `Store`.
     name
-        Of a leaf's gradient, for messages.
+        Function that names a leaf's gradient in messages.
 
     Attributes
     ----------
     present : list of bool
-        Of each leaf whether it has a gradient; empty before any.
+        Whether each leaf has a gradient; empty before the first part.
 
     """
 
@@ -44,13 +44,13 @@ class OwnParts:
         self.forget()
 
     def forget(self) -> None:
-        """Drop what was added."""
+        """Drop the added gradients."""
         self._nodes: list[tuple[Node, Store]] = []
         self._count = 0
         self.present: list[bool] = []
 
     def add(self, flat: list[Any]) -> None:
-        """Add the gradients of the next part, flat and by leaf, which are copied."""
+        """Add the flat gradients of the next part, by leaf; they are copied."""
         if self._count == len(self._mine):
             raise ValueError(
                 f"add: called more often than the {len(self._mine)} parts of this process, expected once for each i of mine"
@@ -60,7 +60,7 @@ class OwnParts:
         self._count += 1
         node = (part, part + 1)
         if self._nodes and _is_whole(whole := (self._nodes[-1][0][0], part + 1), root):
-            self._nodes[-1][1].add(flat)  # no need for memory of its own
+            self._nodes[-1][1].add(flat)  # added into the sum before it, without another store
             self._nodes[-1] = (whole, self._nodes[-1][1])
         else:
             store = self._store(len(self._nodes))
@@ -81,14 +81,14 @@ class OwnParts:
         return [(node, store.buckets) for node, store in self._nodes]
 
     def only(self, flat: list[Any]) -> list[tuple[Node, list[Any]]]:
-        """Return the same of one part, the gradients of large leaves without a copy."""
+        """As `add` and `added` for the only part of this process, without a copy of large leaves."""
         if self._count:
             raise ValueError("step: gradients, but others were added; expected one or the other")
         self._see(flat)
         return [((self._mine[0], self._mine[0] + 1), self._store(0).borrowed(flat))]
 
     def _see(self, flat: list[Any]) -> None:
-        """Record which leaves have gradients: the same in all parts."""
+        """Record which leaves have gradients; raise ValueError if the part before differs."""
         present = [g is not None for g in flat]
         for i, (now, before) in enumerate(zip(present, self.present or present, strict=True)):
             if now != before:
@@ -105,5 +105,5 @@ class OwnParts:
 
 
 def _is_whole(node: Node, root: Node) -> bool:
-    """Whether this is a sum of the tree."""
+    """Whether these parts are a node of the tree."""
     return whole_within(root, *node) == [node]

@@ -1,4 +1,4 @@
-"""The exchange of gradients: each process's sums, kept in buckets, and the sums of all, made by the owners of shares."""
+"""The exchange of gradients: each process keeps its sums in buckets, and the owner of each share adds those of all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.arrays import current, namespace
-from gpuopt.distributed.agreement import RankError
 from gpuopt.distributed.sums import Into, Mean, Share, Sum, plan, whole_within
 from gpuopt.engines.complexes import SMALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpuopt.distributed.agreement import Failure
     from gpuopt.distributed.cuts import Bucket
     from gpuopt.distributed.sums import Node
     from gpuopt.distributed.transport import Transport
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def empty(example: Any, size: int, dtype: Any) -> Any:
-    """Return a new flat array, on the device of another one."""
+    """Return a new flat array of the library and device of ``example``."""
     with current(example):
         return namespace(example).empty(size, dtype=np.dtype(dtype))
 
@@ -32,7 +32,7 @@ class Store:
     Attributes
     ----------
     buckets
-        Flat arrays; those of large leaves may be the caller's gradients themselves, after `borrowed`.
+        One flat array for each bucket.
 
     """
 
@@ -49,7 +49,7 @@ class Store:
         return self._memory
 
     def copy(self, flat: Sequence[Any]) -> None:
-        """Receive gradients, by leaf."""
+        """Copy gradients, given by leaf."""
         for k in range(len(self._buckets)):
             self._allocate(k)
         if not self._own:
@@ -59,13 +59,13 @@ class Store:
                 own[:] = flat[piece.leaf][piece.start : piece.stop]
 
     def add(self, flat: Sequence[Any]) -> None:
-        """Add gradients, by leaf; None where there are none here either."""
+        """Add gradients, given by leaf; None for the same leaves as in `copy`."""
         self._add(
             [None if flat[piece.leaf] is None else flat[piece.leaf][piece.start : piece.stop] for piece in self._pieces]
         )
 
     def merge(self, other: Store, present: Sequence[bool]) -> None:
-        """Add the sum of another store, of the leaves that have gradients."""
+        """Add another store, for the leaves that have gradients."""
         self._add([x if present[piece.leaf] else None for piece, x in zip(self._pieces, other._own, strict=True)])
 
     def borrowed(self, flat: Sequence[Any]) -> list[Any]:
@@ -94,20 +94,20 @@ class Store:
 
 
 class Reduction:
-    """The sums of all parts: what each process has of them goes to the owner of each share, who adds it up.
+    """The sum of all parts: each process sends its sums to the owners of the shares, who add them.
 
     Parameters
     ----------
     transport, buckets
-        Who there is, and what is exchanged at once.
+        The processes, and the units of the exchange.
     parts
-        How many parts there are.
+        Number of parts of the batch.
     example
-        An array of the library and device that all are of.
+        An array of the leaves' library and device.
     average
         Whether to divide by ``parts``.
     everywhere
-        Whether all processes need all sums, or each those of its share.
+        Whether each process needs all sums, or those of its share only.
 
     """
 
@@ -137,7 +137,7 @@ class Reduction:
         self._made: dict[int, tuple[Any, dict[int, Any], list[tuple[Into, list[int]]]]] = {}
 
     def reserve(self) -> None:
-        """Allocate what a step needs, so that no process lacks memory when others count on it."""
+        """Allocate the memory of a step, before other processes rely on this one."""
         if self._transport.size == 1:
             return
         own = sum(rank == self._transport.rank for rank, _ in self._nodes)
@@ -150,38 +150,31 @@ class Reduction:
             self._rows(k)
         self._transport.reserve(self._example, moved)
 
-    def __call__(
-        self, nodes: Sequence[tuple[Node, list[Any]]], buckets: Sequence[int]
-    ) -> tuple[list[Any], Exception | None]:
-        """Add up these buckets; every process sends and receives to the end, also after an error, which is returned.
+    def __call__(self, nodes: Sequence[tuple[Node, list[Any]]], buckets: Sequence[int], failure: Failure) -> list[Any]:
+        """Add up buckets of all processes; collective.
 
         Parameters
         ----------
         nodes
             The sums of this process's own parts, each a flat array for each bucket.
         buckets
-            Which ones.
+            Indices of the buckets.
+        failure
+            Keeps an error of this process, which still sends and receives all buckets.
 
         Returns
         -------
         list of Shifted
-            By bucket; None for one that was not asked for.
-        Exception or None
-            What went wrong in this process.
+            By bucket; None for the others.
 
         """
         found: list[Any] = [None] * len(self._buckets)
-        error: Exception | None = None
         for k in buckets:
-            try:
+            with failure:
                 found[k] = self._sum(k, [own[k] for _, own in nodes])
-            except RankError:
-                raise
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = error or caught
             if self._everywhere and self._transport.size > 1:
                 self._transport.gather(self._rows(k)[0].whole, self._buckets[k].cuts)
-        return found, error
+        return found
 
     def _sum(self, k: int, own: list[Any]) -> Any:
         if self._transport.size == 1:
@@ -210,7 +203,7 @@ class Reduction:
         return result
 
     def _rows(self, k: int) -> tuple[Any, dict[int, Any], list[tuple[Into, list[int]]]]:
-        """The memory of a bucket: where the sum is, where each received sum is, and the additions, level by level."""
+        """For a bucket: the array of the sum, the arrays of received sums, and the additions, level by level."""
         if k in self._made:
             return self._made[k]
         bucket = self._buckets[k]
@@ -239,7 +232,9 @@ class Reduction:
             for level, pairs in sorted(grouped.items())
             if n
         ]
-        if n and self._average and bucket.dtype in SMALL:  # the sum is rounded first, as that of arrays is
+        if (
+            n and self._average and bucket.dtype in SMALL
+        ):  # the sum is rounded before it is divided, as in 16-bit arrays
             additions.append((Into([rows[self._result]], Share(float(self._parts))), [self._result]))
         self._made[k] = (result, rows, additions)
         return self._made[k]
@@ -248,7 +243,7 @@ class Reduction:
         return Mean(float(self._parts)) if last and self._average else Sum()
 
     def _scratch_rows(self, dtype: str, count: int) -> list[Any]:
-        """Memory that buckets share."""
+        """Arrays that all buckets of a dtype use in turn."""
         if dtype not in self._scratch:
             rank = self._transport.rank
             longest = max(b.cuts[rank + 1] - b.cuts[rank] for b in self._buckets if b.dtype == dtype)
@@ -257,7 +252,7 @@ class Reduction:
 
 
 class Shifted:
-    """A part of a bucket, by the bucket's own indices."""
+    """A part of a bucket, indexed as the whole bucket."""
 
     def __init__(self, x: Any, start: int) -> None:
         self.whole, self._start = x, start

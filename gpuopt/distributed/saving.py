@@ -1,4 +1,4 @@
-"""State of which each process has its share: put together for a file or a dict, and shared out again."""
+"""Saving and loading: the shares of the state are put together for a file or a dict, and divided again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuopt import states, tuning
 from gpuopt.arrays import dtype_of, is_numpy, to_numpy, zeros_like
-from gpuopt.distributed.agreement import agreed
+from gpuopt.distributed.agreement import Failure, agreed
 from gpuopt.distributed.leading import Led
 from gpuopt.distributed.reduction import empty
 from gpuopt.engines import memory, storage
@@ -34,23 +34,23 @@ T = TypeVar("T")
 
 
 class Saved(Led, Alone):
-    """Base class of an optimizer of many processes: how it is saved and goes on. Rank 0 reads and writes."""
+    """Base class of an optimizer of many processes: saving and loading. Rank 0 reads and writes files."""
 
     _layout: Layout
     _loss: tuple[float, float]
     _shard: bool
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a run needs to go on, as `gpuopt.Optimizer.state_dict`; collective.
+        """Return parameters, state and hyperparameters, as `gpuopt.Optimizer.state_dict`; collective.
 
-        The state is put together on every process: `gpuopt.save` needs the memory for it on rank 0 only.
+        Every process gets the whole state; `gpuopt.save` needs memory for it on rank 0 only.
         """
         with self._led("state_dict"):
             agreed(self._transport, self._held.check_all)
             return self._content(self._whole if self._role == "equal" else self._whole_at_first)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, the same on every process; see `gpuopt.Optimizer.load_state_dict`; collective."""
+        """Restore a state dict, the same on every process; see `gpuopt.Optimizer.load_state_dict`; collective."""
         if self._role == "leader":
             self._load(lambda: (state, None))
         else:
@@ -63,15 +63,13 @@ class Saved(Led, Alone):
     def _save(self, write: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         with self._led("_save"):
             self._agree(None, {"steps": self._steps})
-            error: Exception | None = None
+            failure = Failure()
             content = self._content(self._whole_at_first)
             if self.rank == 0:
                 assert write is not None
-                try:
+                with failure:
                     write(content)
-                except Exception as caught:  # noqa: BLE001 - all processes are told
-                    error = caught
-            self._agree(error, {})
+            self._agree(failure.error, {})
 
     def _load(self, read: Callable[[], tuple[Mapping[str, Any], T]] | None = None) -> T:
         with self._led("_load"):
@@ -92,7 +90,7 @@ class Saved(Led, Alone):
         return told  # type: ignore[no-any-return]
 
     def _fitting(self, state: Mapping[str, Any]) -> tuple[Any, list[Rule], dict[tuple[str, ...], Any], dict[str, Any]]:
-        """What was tuned, the rules with it, the arrays by key, and the numbers of a state; or raise ValueError."""
+        """Return tuned hyperparameters, rules, arrays and numbers of a state; raise ValueError if it does not fit."""
         states.check_nesting(state)
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
@@ -116,19 +114,17 @@ class Saved(Led, Alone):
         return tuned, rules, given, numbers
 
     def _restore(self, state: Mapping[str, Any], content: Any = None, *, is_told: bool = False) -> None:
-        """Go on from a state; where it ``is_told``, rank 0 alone has the arrays, in ``content``, and the others their outlines."""
+        """Restore a state. If ``is_told``, rank 0 sends the arrays of ``content``, and ``state`` has their outlines."""
         with self._lock:
-            error: Exception | None = None
+            failure = Failure()
             fitting: Any = None
-            try:
+            with failure:
                 self._held.check_all()
                 fitting = self._fitting(state)
                 step, changes = self._with_rules(fitting[1], fitting[0])
                 receives = is_told and content is None
                 room = np.empty(max(map(_nbytes, fitting[2].values()), default=0) if receives else 0, np.uint8)
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = caught
-            self._agree(error, {"steps": state.get("steps") if isinstance(state, dict) else None})
+            self._agree(failure.error, {"steps": state.get("steps") if isinstance(state, dict) else None})
             _, rules, given, numbers = fitting
             news: list[tuple[Any, Any]] = []
             for key in sorted(given):
@@ -138,7 +134,7 @@ class Saved(Led, Alone):
                     source = room[: _nbytes(source)].view(source.dtype).reshape(source.shape)
                 if is_told and source.size:
                     self._transport.broadcast(source.reshape(-1))
-                try:
+                with failure:
                     host_array = to_numpy(source)
                     if key[0] == "state" and is_number(starts(rules[self._groups[i]].slots).get(key[2])):
                         number = host_array.reshape(()).copy()
@@ -153,19 +149,15 @@ class Saved(Led, Alone):
                             for s, (_, piece) in enumerate(self._layout.segments)
                             if piece.leaf == i
                         ]
-                except Exception as caught:  # noqa: BLE001 - all processes are told
-                    error = error or caught
-            try:
+            with failure:
                 for target, x in news:
                     changes += step.copying(target, _like(target, x))
-            except Exception as caught:  # noqa: BLE001 - all processes are told
-                error = error or caught
-            self._agree(error, {})
+            self._agree(failure.error, {})
             changes.append(partial(vars(self).update, numbers, _steps=int(state["steps"])))
             in_one_go(changes, step.restoring())
 
     def _whole(self, name: str, members: list[int]) -> dict[int, Any]:
-        """A slot of these leaves, put together on every process."""
+        """Return a slot of these leaves, whole on every process."""
 
         def make() -> dict[int, Any]:
             return {i: zeros_like(self._arrays[i], self._slot_dtype(name, i)) for i in members}
@@ -173,7 +165,7 @@ class Saved(Led, Alone):
         return self._layout.whole(make, [slots.get(name) for slots in self._step.slots])
 
     def _whole_at_first(self, name: str, members: list[int]) -> dict[int, Any]:
-        """As `_whole`, but in the memory of the host, and on rank 0 alone: the others return nothing."""
+        """As `_whole`, on rank 0 alone and in the host's memory; empty on the others."""
         if not self._shard or self.size == 1:
             return self._whole(name, [] if self.rank else members)
         found: dict[int, Any] = {}
@@ -195,7 +187,7 @@ class Saved(Led, Alone):
 
     @property
     def _split(self) -> list[int]:
-        """Leaves whose lower bits are beside them."""
+        """Leaves with ``precision="split"``, whose lower 16 bits are a hidden slot."""
         way = storage.name_of(self._precision)
         return [i for i in sorted(self._rows) if storage.way_of(dtype_of(self._arrays[i]), way) == "split"]
 
@@ -226,7 +218,7 @@ class Saved(Led, Alone):
 
 
 def _like(target: Any, x: NDArray[Any]) -> Any:
-    """A NumPy array as one of the library and device of another."""
+    """Return a NumPy array as an array of the library and device of ``target``."""
     if is_numpy(target):
         return x
     new = empty(target, x.size, str(x.dtype)).reshape(target.shape)
@@ -235,7 +227,7 @@ def _like(target: Any, x: NDArray[Any]) -> Any:
 
 
 def _each(state: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """A state dict with each array changed."""
+    """Return a state dict with ``change`` applied to each array."""
     return {
         **state,
         "params": {path: change(x) for path, x in state["params"].items()},
@@ -244,15 +236,15 @@ def _each(state: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, A
 
 
 def _nbytes(x: Any) -> int:
-    """Bytes of an array, or of one with this outline."""
+    """Return the bytes of an array, or of its outline."""
     return int(math.prod(x.shape) * np.dtype(x.dtype).itemsize)
 
 
 def _outline(x: Any) -> Any:
-    """Shape and dtype of an array."""
+    """Return shape and dtype of an array, without its data."""
     return SimpleNamespace(shape=tuple(x.shape), dtype=dtype_of(x))
 
 
 def _at(content: Mapping[str, Any], key: tuple[str, ...]) -> Any:
-    """An array of a state dict."""
+    """Return an array of a state dict by its key."""
     return content["params"][key[1]] if key[0] == "params" else content["state"][key[1]][key[2]]

@@ -1,4 +1,4 @@
-"""What an optimizer of many processes is made of: which share of each leaf a process has, its slots, and what all agree on."""
+"""How an optimizer of many processes is made: the shares of each leaf, their slots, and the agreement on all options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SetUp(Saved):
-    """Base class of the optimizer of many processes: what is made once."""
+    """Base class of the optimizer of many processes: its construction."""
 
     mine: range
     measures: bool
@@ -38,7 +38,7 @@ class SetUp(Saved):
     """Whether the processes have agreed on leaves, rules and options."""
 
     def _setting(self, rules: list[Rule]) -> dict[str, Any]:
-        """What must be the same on all processes."""
+        """Versions, leaves, rules and options, which must be the same on all processes."""
         by_pattern = dict(zip(self._patterns, rules, strict=True))
         return {
             "gpuopt": gpuopt.__version__,
@@ -81,11 +81,11 @@ class SetUp(Saved):
                     "rule whose update can be traced: elementwise operations, sums, norms and totals"
                 )
             if not program.is_elementwise or any(map(is_number, starts(rule.slots).values())):
-                host()  # who works numbers out
+                host()  # raises if the machine code for numbers cannot be had
         if not self._met:
             self._agree(None, self._setting(rules))
             self._met = True
-            # Before slots are made that begin as copies.
+            # Slots may start as copies of the parameters, so these are made equal first.
             flat = dict(enumerate(self._layout.flat))
             self._layout.spread(flat, agreed(self._transport, partial(self._layout.room, flat)), from_first=True)
         own, leaf_of = self._layout.own, self._layout.leaf_of
@@ -98,7 +98,7 @@ class SetUp(Saved):
         return Step(own, own, groups, seen, slots, self._engine, None, before, idle, way, parts)
 
     def _with_numbers(self, rules: list[Rule], slots: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Slots of segments, with those that are numbers of their leaf: one for all segments of a leaf."""
+        """Return the slots of segments; slots that are numbers are shared by all segments of a leaf."""
         found = [dict(own) for own in slots]
         for i, a in enumerate(self._arrays):
             of_leaf = [s for s, leaf in enumerate(self._layout.leaf_of) if leaf == i]
@@ -111,7 +111,7 @@ class SetUp(Saved):
         return found
 
     def _given_slots(self, rules: list[Rule]) -> list[dict[str, Any]]:
-        """Slots that start as the caller's arrays: those are like a leaf, not like a segment of one."""
+        """Return the slots that start as arrays of the caller, which are like a leaf, cut into segments."""
         way = storage.name_of(self._precision)
         given = {
             (i, name): array.started(name, a, i, rules[self._groups[i]], way)
@@ -136,6 +136,6 @@ class SetUp(Saved):
 
 
 def copied(a: Any) -> Any:
-    """A copy that is laid out in memory as the array is."""
+    """Return a copy with the same layout in memory."""
     with current(a):
         return a.copy(order="K")

@@ -1,8 +1,7 @@
-"""Sums in one fixed binary tree: the bits do not depend on who adds what, nor on where the parts are.
+"""Sums in one fixed binary tree: the bits do not depend on which process has which parts.
 
-The tree over parts ``a`` to ``b`` splits where the largest power of two fits that is smaller than their number; so parts
-are added two by two, then pairs two by two, and so on. A process adds what is whole within its own parts, and the owner
-of a segment the rest.
+The left branch of a node has the largest power of two of parts that is smaller than the node: parts are added in pairs, then
+pairs in pairs, and so on. A process adds the nodes that lie within its own parts; the owner of a share adds the rest.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     Node = tuple[int, int]
-    """A sum of the tree, by its first part and the one after its last."""
+    """A sum of the tree: its first part, and the part after its last."""
 
 
 def middle(node: Node) -> int:
-    """The first part of the right one of the two sums that a sum of the tree is made of."""
+    """Return the first part of a node's right branch."""
     first, last = node
     return first + (1 << ((last - first - 1).bit_length() - 1))
 
 
 def whole_within(node: Node, first: int, last: int) -> list[Node]:
-    """The largest sums of the tree below ``node`` that lie within ``first`` to ``last``.
+    """Return the largest sums of the tree below ``node`` that lie within ``first`` to ``last``.
 
     Examples
     --------
@@ -45,21 +44,27 @@ def whole_within(node: Node, first: int, last: int) -> list[Node]:
 
 
 def tree_sum(parts: Sequence[Any]) -> Any:
-    """Add gradients of parts up, leaf by leaf, in the order in which the processes do it together.
+    """Add the gradients of parts, leaf by leaf, in the order of `Optimizer.step`.
 
     Parameters
     ----------
     parts
-        Of each part the gradients: an array, or any nesting of arrays, all of the same shapes and dtypes; None where all
-        have None.
+        The gradients of each part: an array, or any nesting of arrays, all of the same shapes and dtypes. A leaf is None
+        in all parts or in none.
 
     Returns
     -------
-    The same nesting of new arrays.
+    array or nesting of arrays
+        The sums, in new arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no part, or if the nestings differ.
 
     Examples
     --------
-    One process that has all parts takes the same step, to the last bit, as many processes together:
+    A single process takes the same step, to the last bit, as many processes together:
 
     >>> import numpy as np
     >>> import gpuopt.distributed
@@ -92,7 +97,7 @@ class Sum(Rule):
 
 @dataclass(frozen=True)
 class Mean(Rule):
-    """A rule for the last one of several gradients: add it, and divide by their number."""
+    """A rule for the last of several gradients: add it, and divide by their number."""
 
     parts: Hyper = bounded(1.0, 1)
 
@@ -113,9 +118,9 @@ class Share(Rule):
 
 
 class Into:
-    """Arrays that are written to from others like them, by one of these rules, in the engine that runs steps.
+    """Adds arrays into others by one of these rules, in the engine of the optimizers.
 
-    So a sum is one call on the CPU, in several threads, one launch on a GPU, and the same bits on both.
+    So a sum is one call on the CPU, in several threads, or one launch on a GPU, with the same bits on both.
     """
 
     def __init__(self, targets: Sequence[Any], rule: Rule) -> None:
@@ -125,25 +130,25 @@ class Into:
         self._scalars = [rule.at(0)]
 
     def __call__(self, sources: Sequence[Any]) -> None:
-        """Write; a source that is None leaves its target as it is."""
+        """Write into the targets; a target whose source is None stays."""
         sources = list(sources)
         self._step.bind(sources, self._targets, lambda _i, g, _p: g)
         self._step(sources, self._scalars, _counted)
 
 
 _counted: Callable[[], Any] = int
-"""Written in C, as a step wants it."""
+"""The commit of a step, which has nothing to count here; `int` is code in C, which no signal interrupts."""
 
 
 def plan(nodes: Sequence[tuple[Node, bool]], root: Node) -> list[tuple[int, int]]:
-    """Return the additions that make the sum of all out of ``nodes``: into which node which one is added, in order.
+    """Return the additions that make ``root`` from ``nodes``, in order, as pairs of indices (target, source).
 
     Parameters
     ----------
     nodes
-        Sums that are there, from first to last, and whether each may be written to: not two neighbours of a pair may not.
+        Sums that exist, from first to last, and whether each may be written to; of two that are added, one must be.
     root
-        The sum of all.
+        The sum of all parts.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What processes say to each other and send: the interface, and a process alone."""
+"""The interface for messages between processes, and its implementation for a single process."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Message: TypeAlias = tuple[int, Any]
 
 
 class Transport:
-    """One process alone: nobody to talk to.
+    """The transport of a single process, and the interface of all others.
 
     Attributes
     ----------
     rank, size
-        This process, and how many there are.
+        Index of this process, and number of processes.
     way
-        How arrays travel: "alone", "host", "nccl" or "mpi".
+        How arrays are sent: "alone", "host", "nccl" or "mpi".
 
     """
 
@@ -30,38 +30,38 @@ class Transport:
     way = "alone"
 
     def highest(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the largest of each number over all processes."""
+        """Return the largest of each number over all processes; collective."""
         return numbers
 
     def told(self, thing: Any) -> list[Any]:
-        """Return a small object of each process."""
+        """Gather a small object from each process; collective."""
         return [thing]
 
     def say(self, thing: Any) -> None:
-        """On rank 0: let all others `hear` a small object."""
+        """On rank 0: send a small object to all others, which `hear` it."""
 
     def hear(self) -> Any:
-        """On all but rank 0: wait, however long it takes, for what rank 0 has to `say`."""
+        """On all but rank 0: wait, without a time-out, for the object that rank 0 will `say`."""
         raise NotImplementedError
 
     def reserve(self, example: Any, nbytes: int) -> None:
-        """Allocate what one call needs that moves so many bytes of arrays like this one: before processes count on it."""
+        """Allocate the memory of a later call that sends ``nbytes`` of arrays like ``example``."""
 
     def exchange(self, sends: Iterable[Message], receives: Iterable[Message]) -> None:
-        """Send arrays and receive others; between two processes in the order of the lists."""
+        """Send and receive arrays; the messages between two processes are in the order of the lists."""
 
     def gather(self, flat: Any, cuts: Sequence[int]) -> None:
-        """Fill an array, of which each process has its own share, with the shares of the others."""
+        """Fill in the shares of the others; process ``k`` owns the elements ``cuts[k]`` to ``cuts[k + 1]``."""
 
     def gather_at_first(self, flat: Any, cuts: Sequence[int]) -> None:
-        """As `gather`, on rank 0 alone; on the others ``flat`` may be the own share."""
+        """As `gather`, but only rank 0 receives; on the others ``flat`` may be their share alone."""
 
     def broadcast(self, flat: Any) -> None:
-        """Fill an array with that of rank 0."""
+        """Overwrite an array with that of rank 0."""
 
     def here(self) -> tuple[int, int]:
-        """Return which of the processes of this machine this is, and how many there are; collective."""
+        """Return the index of this process among those of its machine, and their number; collective."""
         return 0, 1
 
     def leave(self, patience: float = 0.0) -> None:
-        """End all processes with this one, after so many seconds."""
+        """End all processes, ``patience`` seconds from now."""

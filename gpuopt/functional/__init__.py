@@ -1,4 +1,4 @@
-"""The same rules as pure functions: for immutable arrays, and for those who prefer it so."""
+"""The rules as pure functions, for immutable arrays and functional code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gpuopt.trees import Tree
 
 __all__ = ["State", "evaluation", "init", "update"]
-State.__module__ = __name__  # what is pickled names the package
+State.__module__ = __name__  # pickles name the package, not its file
 
 
 def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state32") -> State:
@@ -50,12 +50,12 @@ def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state
     params
         Arrays of float16, bfloat16, float32, float64, complex64 or complex128 of any array API library, in any nesting.
     precision
-        Of leaves of 16 bits, as for `Optimizer`, with the same bits. The state remembers it: `update` is not told again.
+        How 16-bit leaves are stored, as for `Optimizer`, with the same bits. `update` finds it in the state.
 
     Raises
     ------
     TypeError, ValueError
-        As `Optimizer`, but for what only matters in place.
+        As `Optimizer`; read-only and overlapping arrays are allowed.
 
     Examples
     --------
@@ -84,8 +84,8 @@ def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state
 def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool = False) -> tuple[Any, State]:
     """Return the parameters and the state after a step; the arguments are left as they are.
 
-    Leaves of NumPy or CuPy that fill their memory are updated together, in one pass over memory, as by `Optimizer`; all
-    others by the operations of their library, which may be traced, compiled and differentiated: ``jax.jit(lambda p, g, s:
+    NumPy and CuPy leaves without gaps are updated together, in one pass over memory, as by `Optimizer`; all others by the
+    operations of their library, which may be traced, compiled and differentiated: ``jax.jit(lambda p, g, s:
     gpuopt.update(rule, p, g, s))``.
 
     Parameters
@@ -95,15 +95,21 @@ def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool =
     grads
         A gradient for each parameter, in the same nesting; None leaves a parameter and its state alone.
     state
-        Of `init`, or of the step before. Its count of steps may be an integer of the library that is not known yet.
+        From `init` or from the step before. Its count of steps may be a traced integer.
     donate
-        Whether what is returned may be the arrays of ``params`` and ``state``, written to, if they are fused, writable and
-        share no memory: no memory is taken then. What was given is not to be used any more.
+        Whether the new values may be written into the arrays of ``params`` and ``state``, which saves memory. It happens if
+        these are fused, writable and share no memory. Do not use the arguments afterwards.
+
+    Returns
+    -------
+    params
+        The same nesting of arrays, of the same shapes and dtypes.
+    state : State
 
     Raises
     ------
     TypeError, ValueError
-        As `Optimizer.step`; or if a schedule or coefficients cannot be computed from a step that is not known yet.
+        As `Optimizer.step`; or if a schedule or coefficients cannot be computed from a traced step.
 
     Examples
     --------
@@ -116,7 +122,7 @@ def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool =
     """
     found, spec = flattened(params)
     key = _key(rule, spec)
-    plan = _plans.pop(key, None)  # while it is not there, no other thread is in it
+    plan = _plans.pop(key, None)  # taken out, so that no other thread uses it meanwhile
     given: Any = state
     if plan is not None and isinstance(given, State) and type(given.steps) is int and given.steps >= 0:
         slots = plan.slots_of(state)
@@ -127,7 +133,7 @@ def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool =
 
 
 def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, donate: bool) -> tuple[Any, State]:
-    """Check everything, then update, fused where that can be."""
+    """Check all arguments, then update: fused if possible, else by the operations of the library."""
     tree, arrays = leaves.parameters(params, in_place=False)
     patterns, rules, groups = match(rule, tree)
     given: Any = state
@@ -193,7 +199,7 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
 
 @dataclass
 class _Plan:
-    """A fused step, and what is known of its arguments."""
+    """A fused step, and the structure of its arguments."""
 
     rule: Rules
     tree: Tree
@@ -202,17 +208,17 @@ class _Plan:
     frozen: list[int]
     fused: PureStep
     names: Sequence[str]
-    """Of the slots in a state."""
+    """Names of the slots in a state."""
 
     def __post_init__(self) -> None:
-        # All slots are one tree: its leaves are found, and put together again, in one call.
+        # All slots together are one tree, which is taken apart and built by one call each.
         self._containers = self.tree.by_name(self.names)
         first = {name: k * len(self.tree.paths) for k, name in enumerate(sorted(self.names))}
         self._place_of = [first[name] + i for name, i in self.fused.slots]
         self._carries = any(rule.carried for rule in self.rules)
 
     def slots_of(self, state: State) -> Any:
-        """Return the leaves of all slots; None if a state is not known to be one of the rules."""
+        """Return the leaves of all slots; None if the structure of the state is another one."""
         given: Any = state.slots if type(state.slots) is dict else None
         if given is None:
             return None
@@ -227,7 +233,7 @@ class _Plan:
     def step(
         self, found: list[Any], slots: list[Any], grads: Any, state: State, *, donate: bool
     ) -> tuple[Any, State] | None:
-        """Take a step; None if an array does not have the layout that it had."""
+        """Take a step; return None if the layout of an array has changed."""
         scalars = scalars_of(self.patterns, self.rules, state.steps, state.carried)
         gradients = self.tree.leaves_of(grads, "grads")
         for i in self.frozen:
@@ -250,30 +256,30 @@ class _Plan:
 
 
 _plans: dict[Any, _Plan] = {}
-"""By rule and containers, the fused steps of the last calls; one that is in use is not in here."""
+"""The fused steps of recent calls, by rule and containers; a step in use is taken out."""
 MOST_PLANS = 32
 
 
 def _key(rule: Any, spec: Any) -> Any:
-    """What a plan is kept under; the plan keeps the rules alive, so that their numbers stay theirs."""
+    """Return the key of a plan. The plan keeps its rules alive, so that no other rule gets their ``id``."""
     rules = tuple((pattern, id(own)) for pattern, own in rule.items()) if isinstance(rule, dict) else id(rule)
     return rules, spec
 
 
 def _keep(key: Any, plan: _Plan) -> None:
-    """Keep a plan, as the newest; the oldest ones go."""
+    """Store a plan as the newest one, and drop the oldest beyond `MOST_PLANS`."""
     while len(_plans) >= MOST_PLANS:
         _plans.pop(next(iter(_plans), None), None)
     _plans[key] = plan
 
 
 def _moving(rules: Sequence[Rule], groups: Sequence[int]) -> frozenset[int]:
-    """Leaves that are not frozen."""
+    """Return the indices of leaves that are not frozen."""
     return frozenset(i for i, group in enumerate(groups) if not isinstance(rules[group], Frozen))
 
 
 def evaluation(rule: Rules, params: Any, state: State) -> Any:
-    """Return the tree to evaluate with: averages where a rule keeps them, the parameters otherwise.
+    """Return the tree to evaluate the model with: the average of a rule that keeps one, else the parameters.
 
     Parameters
     ----------

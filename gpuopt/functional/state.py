@@ -1,4 +1,4 @@
-"""The state of the functional form: what it is, and whether one that was given fits."""
+"""The state of the pure functions, and the check of a given state."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class State(NamedTuple):
     Attributes
     ----------
     steps
-        Steps taken so far.
+        Number of steps taken so far.
     slots
-        By slot, a tree like the parameters, of arrays or of numbers; None for a leaf whose rule has no such slot.
+        For each slot a tree like the parameters, of arrays or numbers; None for a leaf whose rule has no such slot.
     carried
-        By pattern of a rule (``"*"`` for a single one), the numbers of the host that it carries from step to step.
+        For each pattern of a rule (``"*"`` for a single one) its `Rule.carried` numbers.
     precision
-        Empty for "state32"; else the name of the precision, with the seed of what is rounded at random: a name that is a key
-        is no leaf of this tree.
+        Empty for "state32"; else ``{name: seed}``, with an empty seed unless it rounds at random. The name is a key, since a
+        string cannot be a leaf of a tree under `jax.jit`.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
     steps: int
     slots: dict[str, Any]
-    carried: Mapping[str, Mapping[str, float]] = {}  # not a proxy of one: no other library takes that for a tree
+    carried: Mapping[str, Mapping[str, float]] = {}  # not a MappingProxyType, which JAX does not take for a tree
     precision: Mapping[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class State(NamedTuple):
 
 
 def check_state(state: Any, patterns: Sequence[str], rules: Sequence[Rule]) -> None:
-    """Raise TypeError or ValueError if a state is none, or is one of other rules."""
+    """Raise TypeError if this is no `State`, ValueError if it belongs to other rules."""
     given: Any = getattr(state, "carried", None)
     if not (isinstance(state, State) and isinstance(given, Mapping) and type(state.slots) is dict):
         raise TypeError(f"state: {state!r:.80}, expected what gpuopt.init or gpuopt.update returned")
@@ -80,7 +80,7 @@ def check_state(state: Any, patterns: Sequence[str], rules: Sequence[Rule]) -> N
 
 
 def steps_of(state: Any) -> Any:
-    """The steps that a state has taken: an integer, of Python unless it is not known yet."""
+    """Return the steps of a state as an int, or as the traced integer that they are."""
     steps: Any
     number = steps = state.steps if isinstance(state, State) else None
     if is_traced(steps):
@@ -94,7 +94,7 @@ def steps_of(state: Any) -> Any:
 
 
 def precision_of(state: State) -> Precision | Stochastic:
-    """How a state says that leaves of 16 bits are kept."""
+    """Return the precision of a state."""
     if not state.precision:
         return "state32"
     (name, seed), *others = state.precision.items()
@@ -108,7 +108,7 @@ def precision_of(state: State) -> Precision | Stochastic:
 def scalars_of(
     patterns: Sequence[str], rules: Sequence[Rule], steps: Any, carried: Mapping[str, Mapping[str, float]]
 ) -> list[dict[str, float]]:
-    """Return what `Rule.at` gives for each rule, from its carried numbers."""
+    """Return `Rule.at` of each rule, with its carried numbers."""
     return [
         rule.at(steps, {**rule.carried, **carried.get(pattern, {})}) if rule.carried else rule.at(steps)
         for pattern, rule in zip(patterns, rules, strict=True)
@@ -130,7 +130,7 @@ def carried_at_first(patterns: Sequence[str], rules: Sequence[Rule]) -> dict[str
 
 
 def if_known(number: Any) -> Any:
-    """A number as one of Python's, unless it is traced."""
+    """Return a number as a float, unless it is traced."""
     if not is_traced(number):
         return number
     try:
@@ -140,7 +140,7 @@ def if_known(number: Any) -> Any:
 
 
 def number_of(own: Any, rule: Rule, name: str) -> Any:
-    """A slot that is a number, as one of Python's: compiled code of some libraries gives it back as an array."""
+    """Return a slot that is a number as a float: ``jax.jit`` returns it as an array."""
     if is_traced(known := if_known(own)):
         raise TypeError(
             f"{name}: a number of the host that is not known yet; {rule.name} cannot be traced, expected an update outside "

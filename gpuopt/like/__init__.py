@@ -1,6 +1,6 @@
 """Other libraries' optimizers by their own names, signatures and defaults; each is an ordinary rule or chain.
 
-What only concerns the other library's machinery (parameters, ``foreach``, ``fused``, masks, dtypes of state) is left out.
+Arguments that do not change the mathematics (parameters, ``foreach``, ``fused``, masks, dtypes of state) are left out.
 """
 
 from gpuopt.like import keras, mlx, optax, torch

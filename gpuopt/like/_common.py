@@ -1,4 +1,4 @@
-"""What several libraries have in common."""
+"""Helpers of several libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def around(rule: Rule, *transforms: tuple[type[Transform], Any]) -> Rule:
-    """Put transforms before a rule: those whose argument says that they are wanted."""
+    """Put transforms before a rule, each as (class, argument); one with argument 0 or False is left out."""
     wanted = [kind() if given is True else kind(given) for kind, given in transforms if given]
     return chain(*wanted, rule) if wanted else rule
 
@@ -33,14 +33,14 @@ def decayed(lr: Hyper, decay: float) -> Hyper:
 
 
 def pair(betas: Any) -> tuple[Hyper, Hyper]:
-    """Return two betas; raise TypeError if it is not two that are given."""
+    """Return the two betas; raise TypeError if there are not two."""
     if not (isinstance(betas, tuple | list) and len(betas) == 2):
         raise TypeError(f"betas: {betas!r:.40}, expected two, as in betas=(0.9, 0.999)")
     return betas[0], betas[1]
 
 
 def absent(module: str, names: Sequence[str]) -> Callable[[str], Any]:
-    """Return what a module has as ``__getattr__``, to say which of its names was probably meant."""
+    """Return a ``__getattr__`` for a module whose error suggests the nearest of its names."""
 
     def unknown(name: str) -> Any:
         near = "" if name.startswith("_") else did_you_mean(name, names)

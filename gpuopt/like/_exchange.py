@@ -1,4 +1,4 @@
-"""State dicts of ``torch.optim``: what is called how there, and the way from one to the other."""
+"""Conversion of state dicts from and to ``torch.optim``."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Names:
-    """What torch calls what a rule has.
+    """Torch's names for a rule, its slots and its hyperparameters; mappings are from torch's name to ours.
 
     Attributes
     ----------
     algorithm
-        The optimizer.
+        Name of torch's optimizer.
     slots
-        Arrays of the state; of several for one of the rule's, a parameter has one.
+        Arrays of the state. Several names may stand for one slot; a parameter has one of them.
     hyperparameters
-        Of a group: one of the rule's, or several for a tuple, or what to make of the rule.
+        Hyperparameters of a group: one of the rule's, several for a tuple, or a function of the rule.
     carried
-        Numbers of the state that are carried from step to step.
+        Numbers of the state that are `Rule.carried`.
     ahead
-        Numbers of the state that are those of the next step.
+        Numbers of the state that torch computes for the next step.
 
     """
 
@@ -100,18 +100,18 @@ NAMES: dict[str, Names] = {
         },
     ),
 }
-"""By rule."""
+"""Torch's names, by rule."""
 
 MACHINERY = {"foreach": None, "capturable": False, "differentiable": False}
 
 
 def parts(rule: Rule) -> tuple[Names, str]:
-    """Return the names for a rule, and what those of its slots begin with in a chain.
+    """Return torch's names for a rule, and the prefix of its slots in a chain.
 
     Raises
     ------
     ValueError
-        If torch has no such rule.
+        If torch has no such optimizer.
 
     """
     own, prefix = (rule.rule, f"{rule.rule.name}.") if isinstance(rule, Chain) else (rule, "")
@@ -126,7 +126,7 @@ def group_of(rule: Rule, step: int, makers: Mapping[str, Callable[..., Rule]]) -
     Raises
     ------
     ValueError
-        If torch's optimizer would do something else.
+        If torch's optimizer with these hyperparameters differs from the rule.
 
     """
     names, _ = parts(rule)
@@ -158,7 +158,7 @@ def ordered(paths: Sequence[str], names: Sequence[str] | None) -> list[str]:
     Raises
     ------
     ValueError
-        If the order is not known, or has leaves that there are not.
+        If the order is unknown, or names other leaves.
 
     """
     if names is None:
@@ -248,10 +248,10 @@ def written(opt: Optimizer, names: Sequence[str] | None, makers: Mapping[str, Ca
 
 
 def _patterns(opt: Optimizer) -> list[tuple[str, str]]:
-    """Pattern and path of each leaf."""
+    """Return pattern and path of each leaf."""
     return [(leaf.pattern, leaf.path) for leaf in opt._leaves()]
 
 
 def _leaves(opt: Optimizer, tree: Any) -> list[tuple[str, Any]]:
-    """Path and leaf of a tree like the parameters."""
+    """Return path and leaf of a tree like the parameters."""
     return list(zip(opt._tree.paths, opt._tree.leaves_of(tree, "state"), strict=True))

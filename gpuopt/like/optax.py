@@ -65,7 +65,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-if not TYPE_CHECKING:  # for whom every name would be there
+if not TYPE_CHECKING:  # with it, type checkers would accept every name
     __getattr__ = absent(__name__, __all__)
 
 

@@ -42,7 +42,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-if not TYPE_CHECKING:  # for whom every name would be there
+if not TYPE_CHECKING:  # with it, type checkers would accept every name
     __getattr__ = absent(__name__, __all__)
 
 
@@ -76,7 +76,7 @@ def SGD(
     True
 
     """
-    # Of schedules, torch has none.
+    # A schedule is not checked; torch has none.
     if nesterov and not ((callable(momentum) or momentum > 0) and (callable(dampening) or dampening == 0)):
         given = f"momentum={momentum!r:.40}, dampening={dampening!r:.40}"
         raise ValueError(f"SGD: nesterov=True with {given}, expected a momentum above 0 and no dampening")

@@ -59,6 +59,7 @@ class Formula:
             _check_slots(cls.__name__, slots)
 
     def __new__(cls, *args: Any, **hyperparameters: Any) -> Self:  # noqa: ARG004 - those by position are the dataclass's
+        # Here and not in `__post_init__`: the `__init__` of a dataclass would raise first, without a cure.
         for base in cls.__mro__[: cls.__mro__.index(Formula)]:
             if issubclass(base, Formula) and "__dataclass_fields__" not in vars(base) and (names := _annotated(base)):
                 cure = "put @dataclass(frozen=True) above the class"
