@@ -22,7 +22,7 @@ PYTHON_VERSIONS = nox.project.python_versions(PYPROJECT)
 OLDEST_PYTHON = PYTHON_VERSIONS[0]
 EMULATOR = "GPUOPT_CUDA_EMULATOR"
 ADDRESS = "GPUOPT_ADDRESS"
-QUICK = ("-m", "not slow")  # the long searches run once, on the oldest Python
+QUICK = ("-m", "not slow")  # the long searches and compilations run once, on the oldest Python
 SPREAD = ("-n", "auto", "--dist", "worksteal")  # over all processors; `-- -n 0` keeps the tests in one process
 OUTSIDE = tuple(
     f"tests/test_{name}.py"
