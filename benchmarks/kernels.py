@@ -2,9 +2,9 @@
 
 python -m benchmarks.kernels [--only Adam LBFGS] [--dtypes float32 float16] [--architectures 70 90] [--all]
 
-No GPU is needed, but NVRTC and `ptxas`: of a CUDA toolkit, or of ``pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-nvcc-cu12``. Widths
-are those of machine code where there is an `nvdisasm` that knows the device, and else those of PTX. Rows that spill, or that move less than 128 bits at a time
-where leaves are aligned, are marked.
+No GPU is needed, but NVRTC and `ptxas`: of a CUDA toolkit, or of ``pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-nvcc-cu12``, whose
+`ptxas` has to be on PATH. Widths are those of machine code where there is an `nvdisasm` that knows the device, and else those of PTX.
+Kernels that keep anything in memory for want of registers, or whose main loop moves an array by less than 128 bits, are marked.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def rules() -> dict[str, gpuopt.Rule]:
 def storages(dtypes: list[str]) -> Iterator[tuple[str, str]]:
     """Every dtype with the precisions that CUDA has of it; there are no kernels for "split"."""
     for dtype in dtypes:
-        yield from ((dtype, way) for way in (("state32", "param", "stochastic") if dtype in FITTING["stochastic"] else ("",)))
+        yield from (
+            (dtype, way) for way in (("state32", "param", "stochastic") if dtype in FITTING["stochastic"] else ("",))
+        )
 
 
 def programs(rule: gpuopt.Rule, dtype: str) -> list[tuple[str, Program]]:
@@ -134,13 +136,13 @@ class Made:
     """What became of a kernel for an architecture."""
 
     registers: int
-    spilled: int
+    stack: int
     moves: Counter[str]
 
     def faults(self, kernel: Kernel) -> str:
         """What is not as it should be, in words."""
         narrow = self.moves["load 128"] < kernel.loads or self.moves["store 128"] < kernel.stores
-        return ", ".join(["spills"] * (self.spilled > 0) + ["narrow"] * narrow)
+        return ", ".join(["spills"] * (self.stack > 0) + ["narrow"] * narrow)
 
 
 def made(kernel: Kernel, architecture: str, assembler: str) -> Made:
@@ -153,8 +155,8 @@ def made(kernel: Kernel, architecture: str, assembler: str) -> Made:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         sass = disassembled(cubin)
     registers = max(map(int, re.findall(r"Used (\d+) registers", said)))
-    spilled = sum(map(int, re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", said)))
-    return Made(registers, spilled, moves_of_sass(sass) if sass else moves_of_ptx(ptx))
+    stack = max(map(int, re.findall(r"(\d+) bytes stack frame", said)))
+    return Made(registers, stack, moves_of_sass(sass) if sass else moves_of_ptx(ptx))
 
 
 def disassembled(cubin: Path) -> str:
@@ -188,7 +190,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="RULE", help=", ".join(names))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), metavar="DTYPE")
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, metavar="CC", help="of sm_CC")
-    parser.add_argument("--all", action="store_true", help="every row, and not only the most registers and what is marked")
+    parser.add_argument(
+        "--all", action="store_true", help="every row, and not only the most registers and what is marked"
+    )
     options = parser.parse_args()
     assembler = shutil.which("ptxas")
     if assembler is None:
@@ -202,10 +206,10 @@ def main() -> None:
         most[kind] = max(most.get(kind, 0), one.registers)
         if options.all or one.faults(kernel):
             widths = ", ".join(f"{count} {width}" for width, count in sorted(one.moves.items()))
-            cells = (kernel.stored, kernel.kind, f"sm_{cc}", str(one.registers), str(one.spilled), widths)
+            cells = (kernel.stored, kernel.kind, f"sm_{cc}", str(one.registers), str(one.stack), widths)
             rows.append((kernel.name, *cells, one.faults(kernel)))
     if rows:
-        header = ("rule", "leaf", "kernel", "device", "registers", "bytes spilled", "accesses by bits", "")
+        header = ("rule", "leaf", "kernel", "device", "registers", "bytes of stack", "accesses by bits", "")
         print(f"{table(header, rows)}\n")
     print(table(("most registers", "device", ""), [(kind, f"sm_{cc}", str(n)) for (kind, cc), n in most.items()]))
     marked = sum(bool(one.faults(kernel)) for (kernel, _), one in zip(work, results, strict=True))

@@ -51,13 +51,21 @@ SHAPED = {
 }
 """Programs of the stages of rules that see a leaf's shape, and of what they add up along axes."""
 MANY = {
-    "float32": (Variant(trace(gpuopt.LBFGS(memory=10)), "float32"), {"float2"}),
-    "float64": (Variant(trace(gpuopt.LBFGS(memory=10)), "float64"), {"double"}),
-    "complex64": (Variant(trace(gpuopt.LBFGS(memory=10), is_complex=True), "complex64"), {"float2"}),
-    "float16": (Variant(trace(gpuopt.LBFGS(memory=10)), "float16", "state32"), {"float2", "unsigned int"}),
-    "float16_of_5": (Variant(trace(gpuopt.LBFGS(memory=5)), "float16", "state32"), {"float4", "uint2"}),
+    f"{memory}_{dtype}_{precision}": (
+        Variant(trace(gpuopt.LBFGS(memory=memory), is_complex=dtype == "complex64"), dtype, precision),
+        kinds,
+    )
+    for memory, dtype, precision, kinds in (
+        (5, "float32", "", {"float4"}),
+        (5, "float16", "state32", {"uint2", "float4"}),
+        (10, "float16", "state32", {"unsigned int", "float2"}),
+        (10, "float16", "param", {"unsigned int"}),
+        (10, "float32", "", {"float2"}),
+        (10, "float64", "", {"double"}),
+        (10, "complex64", "", {"float2"}),
+    )
 }
-"""More arrays than fit into registers by 128 bits, and by what they are read."""
+"""As many arrays as fit into registers by 128 bits, and more; and by what they are read."""
 
 
 def run(*command: str, folder: Path) -> str:

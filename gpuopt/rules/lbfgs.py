@@ -54,7 +54,9 @@ class LBFGS(Rule):
         the place of the point that it begins at. Products are by age: ``sy2_1`` is that of the third newest ``s`` with the
         second newest ``y``. ``steps`` counts, and ``last`` is what it was after the leaf's last step.
         """
-        arrays = dict.fromkeys([f"{name}{k}" for name in ("point", "gradient") for k in range(self.memory)], Filled(0.0))
+        arrays = dict.fromkeys(
+            [f"{name}{k}" for name in ("point", "gradient") for k in range(self.memory)], Filled(0.0)
+        )
         products = [f"{name}{i}_{j}" for name in ("sy", "yy") for i in range(self.memory) for j in range(i + 1)]
         numbers = dict.fromkeys([*products, "steps"], shared(0.0))
         return {**arrays, **numbers, "newest": shared(-1.0), "last": leaf(0.0), "place": leaf(-1.0)}
