@@ -15,6 +15,8 @@ from conformance import ROWS, Row
 import gpuopt
 from gpuopt import nvrtc
 from gpuopt.engines import cuda_code, cuda_reductions, cuda_verdict
+from gpuopt.engines.stages import stages
+from gpuopt.engines.symbols import Kind
 from gpuopt.engines.table import Variant
 from gpuopt.engines.trace import trace
 
@@ -36,6 +38,34 @@ STORED = {
 moment is real), 2 of complex128."""
 REDUCING = {"lamb": gpuopt.LAMB(), "prodigy": gpuopt.Prodigy(), "lbfgs": gpuopt.LBFGS(memory=5)}
 PASSES = {f"{name}_{dtype}": (rule, dtype) for name, rule in REDUCING.items() for dtype in ("float32", "float64")}
+PASSES["lbfgs10_float32"] = gpuopt.LBFGS(memory=10), "float32"
+SHAPED = {
+    f"{rule.name}_{dtype}_{i}": Variant(program, dtype)
+    for rule in (gpuopt.Adafactor(), gpuopt.Muon())
+    for dtype in ("float32", "float64")
+    for i, program in enumerate(
+        program
+        for stage in stages(trace(rule, kind=Kind((96, 48), dtype)))
+        for program in (stage.program, *(fold for _, fold in stage.folds))
+    )
+}
+"""Programs of the stages of rules that see a leaf's shape, and of what they add up along axes."""
+MANY = {
+    f"{memory}_{dtype}_{precision}": (
+        Variant(trace(gpuopt.LBFGS(memory=memory), is_complex=dtype == "complex64"), dtype, precision),
+        kinds,
+    )
+    for memory, dtype, precision, kinds in (
+        (5, "float32", "", {"float4"}),
+        (5, "float16", "state32", {"uint2", "float4"}),
+        (10, "float16", "state32", {"unsigned int", "float2"}),
+        (10, "float16", "param", {"unsigned int"}),
+        (10, "float32", "", {"float2"}),
+        (10, "float64", "", {"double"}),
+        (10, "complex64", "", {"float2"}),
+    )
+}
+"""As many arrays as fit into registers by 128 bits, and more; and by what they are read."""
 
 
 def run(*command: str, folder: Path) -> str:
@@ -59,6 +89,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (variant, _, _) in STORED.items():
         source = cuda_code.source((variant,)).replace("step(", f"stored_{name}(")
         sources.append(f"namespace stored_{name} {{\n{source}\n}}\n")
+    for name, variant in SHAPED.items():
+        source = cuda_code.source((variant,)).replace("step(", f"shaped_{name}(")
+        sources.append(f"namespace shaped_{name} {{\n{source}\n}}\n")
     for name, (rule, dtype) in PASSES.items():
         variants = (Variant(trace(rule), dtype),)
         for last, source in ((True, cuda_code.source(variants)), (False, cuda_reductions.source(0, variants))):
@@ -79,6 +112,7 @@ def resources(folder: Path) -> dict[tuple[str, str], str]:
     blocks = re.split(r"Compiling entry function '(\w+)' for '(\w+)'", said)[1:]
     found = {(name, target): text for name, target, text in zip(blocks[::3], blocks[1::3], blocks[2::3], strict=True)}
     names = [*KERNELS, *PASSES, *(f"{name}_last" for name in PASSES), *(f"stored_{name}" for name in STORED)]
+    names += [f"shaped_{name}" for name in SHAPED]
     assert found.keys() == {(name, target) for name in names for target in targets}
     return found
 
@@ -119,6 +153,26 @@ def test_what_is_stored_otherwise_moves_128_bits_at_a_time(name: str, ptx: dict[
     assert all(re.fullmatch(r"\.v4\.[fbu]32|\.v2\.[fbu]64", kind) for kinds in found for kind in kinds)
     assert len(found[1]) >= stores
     assert len(found[0]) * stores == len(found[1]) * loads  # the loop may be unrolled
+
+
+@pytest.mark.parametrize("name", [*KERNELS, *(f"stored_{name}" for name in STORED)])
+def test_the_text_moves_128_bits_at_a_time(name: str) -> None:
+    """Of every array, without a compiler."""
+    row, dtype = KERNELS.get(name, (None, ""))
+    variant = Variant(trace(row.make()), dtype) if row else STORED[name.removeprefix("stored_")][0]
+    found = vectors(variant)
+    assert {label for _, label in found} == {"p", "g", *(f"slot{k}" for k in range(len(variant.program.slots)))}
+    assert {kind for kind, _ in found} <= {"float4", "double2", "uint4"}
+
+
+@pytest.mark.parametrize(("variant", "kinds"), MANY.values(), ids=MANY)
+def test_of_many_arrays_fewer_elements_are_read_at_a_time(variant: Variant, kinds: set[str]) -> None:
+    assert {kind for kind, _ in vectors(variant)} == kinds
+
+
+def vectors(variant: Variant) -> set[tuple[str, str]]:
+    """Types by which the main loop reads and writes, each with the name of an array."""
+    return set(re.findall(r"\(\(([\w ]+)\*\)&at_(\w+)\[", cuda_code.source((variant,))))
 
 
 @pytest.mark.parametrize("architecture", ["compute_60", "compute_70", "compute_90"])

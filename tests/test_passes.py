@@ -17,7 +17,7 @@ from spaces import Host, Space, assert_same_bits, opened
 
 import gpuopt
 from gpuopt.engines.norms import ordered_sum
-from gpuopt.engines.passes import passes
+from gpuopt.engines.passes import passes, update
 from gpuopt.engines.symbols import TraceError
 from gpuopt.engines.trace import trace, traced
 from gpuopt.rules import Array, Hyper, Rule
@@ -272,25 +272,32 @@ def test_a_step_left_out_leaves_numbers_as_they_are(rule: Rule, nonfinite: Any, 
     assert_same_bits(fused_space.got(opt), before)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "memory"),
-    [("float16", 3), ("float32", 3), ("float32", 10), ("float64", 3), ("complex64", 3), ("complex128", 3)],
-)
-def test_many_sums_in_one_pass(dtype: str, memory: int) -> None:
-    """13 and 41 of them, added up in tiles over leaves that end within a tile, a stretch, a block and a chunk."""
+@pytest.mark.parametrize("memory", [3, 10])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
+def test_many_sums_in_one_pass(dtype: str, memory: int, fused_space: Space) -> None:
+    """13 and 41 of them, over leaves that end within a tile, a stretch, a block and a chunk; on a GPU of more arrays than fit registers."""
     random = np.random.RandomState(0)
     sizes = (7, 256, 300, 1024, 1500, 4096, 5000, 9003)
     shapes = [random.standard_normal(n) + (1j * random.standard_normal(n) if dtype[0] == "c" else 0) for n in sizes]
-    params = [{str(n): x.astype(dtype) for n, x in zip(sizes, shapes, strict=True)} for _ in range(2)]
-    array, fused = (
-        gpuopt.Optimizer(own, gpuopt.LBFGS(0.1, memory=memory), engine=engine)  # type: ignore[arg-type]
-        for own, engine in zip(params, ("array", "fused"), strict=True)
-    )
+    params = {str(n): x.astype(dtype) for n, x in zip(sizes, shapes, strict=True)}
+    rule = gpuopt.LBFGS(0.1, memory=memory)
+    fused = gpuopt.Optimizer({name: fused_space.put(x) for name, x in params.items()}, rule, engine="fused")
+    array = gpuopt.Optimizer(params, rule, engine="array")
     for k in range(6):
         grads = [((0.5 + 0.1 * k) * x + 0.01 * x * x).astype(dtype) for x in shapes]
-        for opt in (array, fused):
-            opt.step({str(n): None if (i + k) % 5 == 0 else grads[i] for i, n in enumerate(sizes)})
-    assert_same_bits(*params)
+        for opt, put in ((array, np.asarray), (fused, fused_space.put)):
+            opt.step({str(n): None if (i + k) % 5 == 0 else put(grads[i]) for i, n in enumerate(sizes)})
+    assert_same_bits({name: fused_space.get(x) for name, x in fused.params.items()}, params)
+
+
+@pytest.mark.parametrize("memory", [1, 5, 10])
+def test_lbfgs_reads_each_array_once_a_pass(memory: int) -> None:
+    """The points and gradients that are kept, the parameter and the gradient; it writes one of each beside the parameter."""
+    program = trace(gpuopt.LBFGS(memory=memory))
+    (own,), last = passes(program), update(program)
+    for elements in (own.elements, last.elements):
+        assert sum(program.nodes[i].op == "load" for i in elements) == 2 * memory + 2
+    assert [store.name for store in last.stores if store.when is None] == ["p"]
 
 
 def test_lbfgs_begins_with_the_first_step_that_counts(fused_space: Space) -> None:

@@ -79,7 +79,7 @@ class Elements:
     values
         Of each node.
     arrays
-        Those that are read or written at every element.
+        Those that are read at every element, and not only where one of two is chosen.
 
     """
 
@@ -93,17 +93,17 @@ class Elements:
         self._access = f.access = f", !llvm.access.group !{metadata}"
         self._i = Value(f, "i64", "%i")
         self._chunks: dict[Any, Any] = {}
-        self._sources: dict[int, Any] = {}  # of values that are elements of an array as they are, its chunk
+        # Of values that are elements of an array as they are: its chunk, name and part of an array that is stored alike.
+        self._sources: dict[int, tuple[Any, str, Sequence[int]]] = {}
         self.values: dict[int, Any] = {}
-        self.arrays: list[str] = []
+        self.arrays: dict[str, None] = {}
         same = uniform(variant.program)
         for k in elements:
             with self._before() if k in same else nullcontext():
                 match variant.program.nodes[k]:
                     case Node("load", (name, *part)):
-                        self.values[k] = self._loaded(name, part)
-                        if not part and not variant.stored(name).stored:
-                            self._sources[k] = self._chunk(name)
+                        self._sources[k] = self._chunk(name), name, part
+                        self.values[k] = self._loaded(*self._sources[k])
                     case Node("coefficient", (index,)):
                         self.values[k] = f.given["c"].bits(f"{self.dtype.llvm}*")[index]
                     case Node("number", (index,)):
@@ -112,10 +112,10 @@ class Elements:
                         self.values[k] = self._rounded(f.given["scale"])
                     case Node("literal", (number,)):
                         self.values[k] = Value(f, self.dtype.llvm, self.dtype.llvm_literal(number))
-                    case Node("where", (when, *args)) if when in same and all(a in self._sources for a in args):
-                        self.values[k] = self._either(k, when, *args)
+                    case Node("where", (when, a, b)) if when in same and self._way(a) == self._way(b) is not None:
+                        self.values[k] = self._either(k, when, a, b)
                     case Node(op, args):
-                        self.values[k] = f.operation(op, *(self.values[a] for a in args))
+                        self.values[k] = f.operation(op, *map(self._value, args))
 
     def loop(self, name: str, arguments: str, metadata: int, attributes: str = "") -> str:
         """IR of a function that does what is written for each of ``n`` elements, with two numbers of metadata from this one on."""
@@ -131,8 +131,8 @@ class Elements:
 
     def store(self, name: str, part: tuple[int, ...], value: int, when: int | None) -> None:
         """Write an element; where it is not to be written, the write goes to a place that nobody reads."""
-        f, stored, x = self.f, self.variant.stored(name), self.values[value]
-        if stored.stored and name == "p" and self.variant.precision == "split":
+        f, stored, x = self.f, self.variant.stored(name), self._value(value)
+        if self._is_split(name):
             self._write(f.call("low", x, kind="i16"), storage.LOW, part, when)
             x = f.call("high", x, kind="i16")
         elif stored.stored and name == "p" and self.variant.precision == "stochastic":
@@ -148,11 +148,12 @@ class Elements:
 
     def set_item(self, pointer: str, value: int) -> None:
         """Write an element into an array of the loop's dtype, by the name of its address."""
-        Value(self.f, f"{self.dtype.llvm}*", pointer)[self._i] = self.values[value]
+        Value(self.f, f"{self.dtype.llvm}*", pointer)[self._i] = self._value(value)
 
     def extended(self, value: int) -> Any:
         """An element as a float64."""
-        return self.values[value] if self.dtype.llvm == "double" else self.values[value].cast("double")
+        found = self._value(value)
+        return found if self.dtype.llvm == "double" else found.cast("double")
 
     def write_ahead(self, f: Function, element: Any, count: int) -> None:
         """Have so many elements from this one of the chunk on brought near, of every array."""
@@ -174,14 +175,33 @@ class Elements:
         """A float64, rounded to the dtype of the loop."""
         return number if self.dtype.llvm == "double" else number.cast(self.dtype.llvm)
 
-    def _loaded(self, name: str, part: Sequence[int]) -> Any:
+    def _value(self, k: int) -> Any:
+        """The value of a node that is made use of."""
+        match self.variant.program.nodes[k]:
+            case Node("load", (name, *_)) if name not in self.variant.program.spread:
+                self.arrays[name] = None
+        return self.values[k]
+
+    def _loaded(self, chunk: Any, name: str, part: Sequence[int]) -> Any:
+        """An element of a chunk, which is stored as those of an array are."""
         f, stored = self.f, self.variant.stored(name)
-        found = f.load(f.at(self._chunk(name), self._i, *part))
+        found = f.load(f.at(chunk, self._i, *part))
         if not stored.stored:
             return found
-        if name == "p" and self.variant.precision == "split":
+        if self._is_split(name):
             return f.call("joined", found, self._chunk(storage.LOW)[self._i], kind="float")
         return f.call(f"wide.{stored.name}", found, kind="float")
+
+    def _is_split(self, name: str) -> bool:
+        return name == "p" and self.variant.precision == "split" and bool(self.variant.stored(name).stored)
+
+    def _way(self, k: int) -> tuple[Any, ...] | None:
+        """How a value is read, if it is an element of an array as it is."""
+        if k not in self._sources:
+            return None
+        _, name, part = self._sources[k]
+        stored = self.variant.stored(name)
+        return self._kind(name), stored.stored and stored.name, self._is_split(name), tuple(part)
 
     def _write(self, x: Any, name: str, part: tuple[int, ...], when: int | None) -> None:
         chunk = self._chunk(name)
@@ -196,9 +216,11 @@ class Elements:
 
     def _either(self, k: int, when: int, first: int, second: int) -> Any:
         """An element of one of two arrays: a truth value of the whole leaf has chosen it before the loop."""
+        (one, name, part), (other, _, _) = self._sources[first], self._sources[second]
         with self._before():
-            self._sources[k] = self.f.where(self.values[when], self._sources[first], self._sources[second])
-        return self._sources[k][self._i]
+            chunk = self.f.where(self.values[when], one, other)
+        self._sources[k] = chunk, name, part
+        return self._loaded(chunk, name, part)
 
     def _chunk(self, name: str) -> Any:
         """The address of an array's part that is a chunk."""
@@ -208,7 +230,6 @@ class Elements:
                     self._chunks[name] = self._spread(name)
                 else:
                     self._chunks[name] = self._start(self.f, name)
-                    self.arrays.append(name)
         return self._chunks[name]
 
     def _spread(self, name: str) -> Any:

@@ -49,10 +49,15 @@ class Elements:
         Nodes, in order.
     numbers
         Terms of the numbers that are known; others are read where they are kept.
+    index
+        The element of the chunk that the body is of, if it may read arrays: one of two that a truth value of the whole leaf has
+        chosen before the loop. Without, all are read before the body, as those that are written have to be.
 
     """
 
-    def __init__(self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str]) -> None:
+    def __init__(
+        self, variant: Variant, elements: Iterable[int], numbers: Mapping[int, str], *, index: str = ""
+    ) -> None:
         self.variant, self.T = variant, DTYPES[variant.dtype].cuda
         self.is_random = variant.precision == "stochastic"
         program, suffix = variant.program, DTYPES[variant.dtype].cuda_suffix
@@ -64,12 +69,17 @@ class Elements:
         self.body: list[str] = []
         self.terms: dict[int, str] = {}
         self._prologue: list[str] = []
+        self._index = index
+        self._read: dict[int, tuple[str, tuple[int, ...]]] = {}  # of values that are elements of an array as they are
         same = uniform(program)
         for k in elements:
             term = f"v{k}"
             match program.nodes[k]:
                 case Node("load", (name, *part)):
-                    term = numbered("a", self.array(name), *part)
+                    label = self.array(name)
+                    term = numbered("a", label, *part)
+                    if label not in self.spread:
+                        self._read[k] = label, tuple(part)
                 case Node("coefficient", (index,)):
                     self._constant(term, self.T, f"c[{index}]")
                 case Node("scale", ()):
@@ -78,6 +88,8 @@ class Elements:
                     self._constant(term, self.T, f"({self.T}){numbers.get(index, f'own[{index}]')}")
                 case Node("literal", (number,)):
                     term = DTYPES[variant.dtype].cuda_literal(number)
+                case Node("where", (when, a, b)) if when in same and self._may_choose(a, b):
+                    self._choose(k, term, when, a, b)
                 case Node(op, args):
                     kind = "bool" if op in (*COMPARISONS, *LOGIC) else self.T
                     formula = OPERATIONS[op].format(*[self.terms[a] for a in args], s=suffix)
@@ -103,6 +115,26 @@ class Elements:
         if stored.stored:
             self.small[label] = stored.name
         return label
+
+    def _may_choose(self, *values: int) -> bool:
+        """Whether the body may read arrays, and values are elements of arrays as they are that are read alike."""
+        found = [self._read.get(k) for k in values if self._index]
+        ways = {own and (self.parts[own[0]], self.small.get(own[0]), own[1]) for own in found}
+        return len(ways) == 1 and None not in ways
+
+    def _choose(self, k: int, term: str, when: int, *args: int) -> None:
+        """Read an element of one of two arrays."""
+        (first, part), (second, _) = (self._read[a] for a in args)
+        self.parts[term] = self.parts[first]
+        if first in self.small:
+            self.small[term] = self.small[first]
+        self._read[k] = term, part
+        kind = self.kept(first)
+        self._prologue += [
+            f"const {kind}* at_{term} = {self.terms[when]} ? at_{first} : at_{second};",
+            f"ASSUME_GLOBAL(at_{term});",
+        ]
+        self.body.append(f"const {self.T} {term} = {self.read(term, self.at(term, self._index, *part))};")
 
     def kept(self, label: str) -> str:
         """The type of an array's numbers in memory."""

@@ -12,7 +12,8 @@ from gpuopt.engines.passes import update
 if TYPE_CHECKING:
     from gpuopt.engines.table import Variant
 
-# A thread for each sum: neighbours read neighbours.
+# A thread for each sum: neighbours read neighbours. Halves are added without a loop: of one within another, compilers keep the sums in
+# memory for most devices.
 _FOLD = """
 __device__ __forceinline__ {T} value{i}(const long long* row, long long gradient, double leaf_scale, long long start, const {T}* c, const double* own)
 {{
@@ -37,15 +38,17 @@ __device__ __forceinline__ void update{i}(const long long* row, long long gradie
                 if (at + whole < every) sums[j] += value{i}(row, gradient, leaf_scale, base + at + whole, c, own);
             }}
         }}
-        #pragma unroll
-        for (int half = {PARTS} / 2; half > 0; half /= 2)
-            if (half < parts)
-                #pragma unroll
-                for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+        {halves}
         target[start / {PARTS} + i] = sums[0];
     }}
 }}
 """
+
+
+HALVES = [
+    f"if ({half} < parts) {{ {' '.join(f'sums[{j}] += sums[{j + half}];' for j in range(half))} }}"
+    for half in (PARTS >> k for k in range(1, PARTS.bit_length()))
+]
 
 
 def fold(i: int, variant: Variant) -> str:
@@ -69,5 +72,6 @@ def fold(i: int, variant: Variant) -> str:
         value=code.terms[store.value],
         numbers="\n    ".join(numbers),
         PARTS=PARTS,
+        halves="\n        ".join(HALVES),
         threads=norms.LANES,
     )

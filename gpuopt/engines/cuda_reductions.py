@@ -180,7 +180,7 @@ def _reducing_loop(variant: Variant, own: Pass, batch: Batch, sums: int) -> dict
     """Statements of a loop: before, in it, and after."""
     dtype = DTYPES[variant.dtype]
     numbers, lines = cuda_numbers.arithmetic(variant.program, own.before, {})
-    code = Elements(variant, batch.elements, numbers)
+    code = Elements(variant, batch.elements, numbers, index="i")
     body = [
         f"const {code.T} {numbered('a', name, part)} = {code.read(name, code.at(name, 'i', part))};"
         for name, part in code.each(code.arrays)

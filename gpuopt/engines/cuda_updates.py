@@ -13,6 +13,9 @@ from gpuopt.engines.passes import update
 if TYPE_CHECKING:
     from gpuopt.engines.table import Variant
 
+REGISTERS = 64
+"""What the main loop may read at a time, in registers of 32 bits, of 255 that a thread has."""
+
 # The main loop moves 16 bytes of each array at a time; the rest of a chunk, or all of it where an array does not start
 # at a multiple of 16 bytes, goes element by element.
 _UPDATE = """
@@ -46,7 +49,7 @@ def loop(i: int, variant: Variant) -> str:
         return cuda_extents.fold(i, variant)
     last = update(variant.program)
     code = Elements(variant, last.elements, {})
-    T, lanes = code.T, "xyzw"[: 16 // ctypes.sizeof(DTYPES[variant.dtype].ctype)]  # noqa: N806 - a type
+    T = code.T  # noqa: N806 - a type
     read = list(code.arrays)
     written = {(code.array(store.name), store.part[0] if store.part else 0): store for store in last.stores}
     if not written:
@@ -65,25 +68,38 @@ def loop(i: int, variant: Variant) -> str:
     names = list(code.arrays)
     every = code.each(names)
     constants = list(code.constants)
-    # As many elements at a time as fill 16 bytes of the smallest array.
+    # As many elements at a time as fill 16 bytes of the smallest array; fewer of so many that registers could not hold them.
     wide = [name for name in names if name not in code.spread]
-    in_16_bytes = {name: 8 if name in code.small else len(lanes) for name in wide}
-    width = max(in_16_bytes[name] // code.parts[name] for name in wide)
-    vector = {name: "uint4" if name in code.small else f"{T}{len(lanes)}" for name in wide}
+    size = ctypes.sizeof(DTYPES[variant.dtype].ctype)
+    width = max(16 // (2 if name in code.small else size) // code.parts[name] for name in wide)
+    while width > 1 + bool(code.small) and width * sum(code.parts[name] for name in wide) * size > REGISTERS * 4:
+        width //= 2
+    # Of an array's vector the numbers, and the words that it consists of: two numbers of 16 bits are a word.
+    count = {name: min(8 if name in code.small else 16 // size, code.parts[name] * width) for name in wide}
+    words = {name: count[name] // 2 if name in code.small else count[name] for name in wide}
+    vector = {name: _vector("uint" if name in code.small else T, words[name]) for name in wide}
     newline = "\n    "
     deeper = newline + "    "
+
+    def word(name: str, vector: int, k: int) -> str:
+        """A word of a vector of the main loop."""
+        return numbered("v", name, vector) + (f".{'xyzw'[k]}" if words[name] > 1 else "")
+
+    def half(name: str, element: int) -> str:
+        """The 16 bits of an element of the main loop."""
+        own = word(name, 0, element // 2)
+        return f"{own} >> 16" if element % 2 else f"{own} & 0xffffu"
 
     def lane(name: str, part: int, element: int) -> str:
         """Where a part of an element of the main loop is."""
         if name in code.small or name in code.spread:
             return numbered("e", name, element)
-        k, own = divmod(element * code.parts[name] + part, len(lanes))
-        return f"{numbered('v', name, k)}.{lanes[own]}"
+        return word(name, *divmod(element * code.parts[name] + part, count[name]))
 
-    vectors = [(name, k) for name in wide for k in range(code.parts[name] * width // in_16_bytes[name])]
+    vectors = [(name, k) for name in wide for k in range(code.parts[name] * width // count[name])]
     memory = {(name, k): f"(({vector[name]}*)&{code.at(name, 'i')})[{k}]" for name, k in vectors}
     unpacked = [
-        f"{T} {numbered('e', name, k)}{' = ' + code.read(name, _half(name, k)) if name in read else ''};"
+        f"{T} {numbered('e', name, k)}{' = ' + code.read(name, half(name, k)) if name in read else ''};"
         for name in code.small
         for k in range(width)
     ] + [
@@ -92,11 +108,11 @@ def loop(i: int, variant: Variant) -> str:
         for k in range(width)
     ]
     packed = [
-        f"v_{name}.{word} = {code.written(name, numbered('e', name, 2 * k), f'i + {2 * k}')} "
+        f"{word(name, 0, k)} = {code.written(name, numbered('e', name, 2 * k), f'i + {2 * k}')} "
         f"| {code.written(name, numbered('e', name, 2 * k + 1), f'i + {2 * k + 1}')} << 16;"
         for name in code.small
         if name in whens
-        for k, word in enumerate("xyzw")
+        for k in range(words[name])
     ]
     return _UPDATE.format(
         i=i,
@@ -144,7 +160,6 @@ def loop(i: int, variant: Variant) -> str:
     )
 
 
-def _half(name: str, element: int) -> str:
-    """The 16 bits of an element of the main loop."""
-    word = f"v_{name}.{'xyzw'[element // 2]}"
-    return f"{word} >> 16" if element % 2 else f"{word} & 0xffffu"
+def _vector(kind: str, count: int) -> str:
+    """CUDA's type of so many words."""
+    return f"{kind}{count}" if count > 1 else {"uint": "unsigned int"}.get(kind, kind)

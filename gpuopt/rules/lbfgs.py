@@ -48,29 +48,38 @@ class LBFGS(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Point and gradient before; the pairs and their products; when and where.
+        """Points and gradients before; products of their differences; when and where.
 
-        A pair stays at its place; ``newest`` is the newest one's. Products are by age: ``sy2_1`` is that of the third newest ``s``
-        with the second newest ``y``. ``steps`` counts, and ``last`` is what it was after the leaf's last step.
+        A point stays at its place; ``newest`` is the newest one's, ``place`` that of the leaf's own newest one. A pair is at
+        the place of the point that it begins at. Products are by age: ``sy2_1`` is that of the third newest ``s`` with the
+        second newest ``y``. ``steps`` counts, and ``last`` is what it was after the leaf's last step.
         """
-        pairs = [f"{name}{k}" for name in "sy" for k in range(self.memory)]
+        arrays = dict.fromkeys(
+            [f"{name}{k}" for name in ("point", "gradient") for k in range(self.memory)], Filled(0.0)
+        )
         products = [f"{name}{i}_{j}" for name in ("sy", "yy") for i in range(self.memory) for j in range(i + 1)]
-        arrays = dict.fromkeys(["point", "gradient", *pairs], Filled(0.0))
         numbers = dict.fromkeys([*products, "steps"], shared(0.0))
-        return {**arrays, **numbers, "newest": shared(-1.0), "last": leaf(0.0)}
+        return {**arrays, **numbers, "newest": shared(-1.0), "last": leaf(0.0), "place": leaf(-1.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
         places = ages = range(self.memory)
-        # The newest pair takes the place of the oldest one, the others stay where they are. A leaf that had no gradient is 0 there.
-        newest = xp.where(s.steps > 0, xp.where(s.newest < self.memory - 1, s.newest + 1, 0), -1)
-        is_newest = [newest == k for k in places]
-        is_open = [xp.where(newest >= k, newest - k, newest - k + self.memory) <= s.steps - s.last for k in places]
-        moved, change = (xp.where(s.last > 0, now - before, 0) for now, before in ((p, s.point), (g, s.gradient)))
-        pairs = [
-            [xp.where(is_open[k], xp.where(is_newest[k], new, 0), getattr(s, f"{name}{k}")) for k in places]
-            for name, new in (("s", moved), ("y", change))
-        ]
+        is_newest = [s.newest == k for k in places]
+        # The newest point takes the place of the oldest one. While a leaf had no gradient, and before its first one, it stood still.
+        free = xp.where(s.newest < self.memory - 1, s.newest + 1, 0)
+        age = [xp.where(s.newest >= k, s.newest - k, s.newest - k + self.memory) for k in places]
+        still = xp.where(s.last > 0, s.steps - s.last, self.memory)
+        pairs, slots = [], dict[str, Array]()
+        for name, now in (("point", p), ("gradient", g)):
+            kept, before = [getattr(s, f"{name}{k}") for k in places], now
+            for k in places:
+                before = xp.where(s.place == k, kept[k], before)
+            change = now - before
+            between = [xp.where(age[k] > still, kept[(k + 1) % self.memory] - kept[k], 0) for k in places]
+            pairs.append([xp.where(is_newest[k], change, between[k]) for k in places])
+            for k in places:
+                new = xp.where(free == k, now, before)
+                slots[f"{name}{k}"] = xp.where((free == k) | (age[k] < still), new, kept[k])
         # All vectors of the two loops are sums of g and of the pairs: numbers alone say how much of each.
         dots = [[xp.total_dot(x[k], y) for y in (change, g) for x in pairs] for k in places]
 
@@ -101,9 +110,8 @@ class LBFGS(Rule):
         q = factor * g
         for k, part, alpha in zip(places, turned(parts), turned(alphas), strict=True):
             q = q + part * pairs[0][k] - factor * alpha * pairs[1][k]
-        slots = {f"{name}{k}": own[k] for name, own in zip("sy", pairs, strict=True) for k in places}
         products = {
             f"{name}{i}_{j}": own[i][j] for name, own in (("sy", sy), ("yy", yy)) for i in ages for j in range(i + 1)
         }
-        counts = {"newest": newest, "steps": s.steps + 1, "last": s.steps + 1}
-        return p - h.lr * q, {"point": p, "gradient": g, **slots, **products, **counts}
+        counts = {"newest": free, "place": free, "steps": s.steps + 1, "last": s.steps + 1}
+        return p - h.lr * q, {**slots, **products, **counts}
