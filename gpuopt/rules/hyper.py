@@ -200,6 +200,8 @@ class Hyperparameter:
         except Exception as error:
             if is_traced(step):
                 raise untraceable(self.where, error) from error
+            if str(error).startswith(f"{self.where}{_when(step)}: "):  # of a schedule that steps its own optimizer
+                raise
             failed = TypeError if isinstance(error, TypeError) else ValueError
             said = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise failed(f"{self.where}{_when(step)}: {said}; expected {self.kind}") from error
