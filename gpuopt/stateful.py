@@ -322,7 +322,18 @@ class Stateful:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: without kernels and addresses, which are of this process."""
-        own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_turn", "_changes_on_the_way", "_accumulation")
+        own = (
+            "_tree",
+            "_held",
+            "_arrays",
+            "_rules",
+            "_rows",
+            "_step",
+            "_lock",
+            "_turn",
+            "_changes_on_the_way",
+            "_accumulation",
+        )
         with self._lock:
             self._raise_overdue(wait=True)
             self._held.check_all()
