@@ -226,7 +226,7 @@ class Namespace(Reductions):
         return sum_along(self._xp, u, axes, keepdims=keepdims)
 
     def _reduced(self, kind: str, over: str, *u: Any) -> Number:
-        reduce: Callable[..., Any] = {"sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[kind]
+        reduce: Any = {"sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[kind]
         partial = reduce(*u)
         if over == "group":
             return self._total("sum" if kind == "dot" else kind, partial)
