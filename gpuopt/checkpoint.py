@@ -81,6 +81,13 @@ def save_state(
     """As :func:`save`, of what an optimizer's `state_dict` gave, and of more ``arrays`` by name."""
     if not isinstance(extra, dict | None):
         raise TypeError(f"extra: expected a dict of JSON's types, got {type(extra).__name__}")
+    for pattern, rule in content["rules"].items():
+        for name, value in rule["tuned"].items():
+            if callable(value):
+                raise TypeError(
+                    f"{rule['name']} of {pattern!r}: {name}: {value!r:.80}, which was set by tune and no file can hold; expected a "
+                    "number or one of gpuopt.schedules, or the function given when the optimizer is made"
+                )
     rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
     more = _json(extra or {}, "extra: expected a dict of JSON's types")
     live = {f"params/{leaf}": x for leaf, x in content["params"].items()}

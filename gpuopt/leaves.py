@@ -146,7 +146,8 @@ def hint_for(x: Any) -> str:
     if (library, kind) == ("xarray", "Dataset"):
         return "; x[name].values is the array of one of its variables"
     values = {"xarray": "values", "pandas": "to_numpy()", "pint": "magnitude", "unyt": "value", "astropy": "value"}
-    return f"; x.{values[library]} is its array" if library in values else ""
+    how = "toarray()" if callable(getattr(x, "toarray", None)) else values.get(library)
+    return f"; x.{how} is its array" if how else ""
 
 
 def _hint_for_container(x: Any) -> str:
@@ -261,6 +262,8 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
         raise ValueError(f"{name}: a tensor {why}")
     check_alive(g, name)
     hint = hint_for(g)
+    if is_numpy(p) and isinstance(g, float | int | list | tuple):
+        hint = "; numpy.asarray(x) is one"
     g = g if hint else shared(g, p)
     if hint or not is_array(g):
         raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")

@@ -27,9 +27,14 @@ def view_of(x: Any) -> Any:
     if x.device.type != "cpu":
         return x
     try:
-        return to_numpy(x)
+        return x if _is_freed(x) else to_numpy(x)
     except (ImportError, RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
         return x
+
+
+def _is_freed(x: Any) -> bool:
+    """Whether the storage of a tensor was freed: NumPy would put memory of any content in its place."""
+    return bool(not x.data_ptr() and x.numel() and not x._is_zerotensor())
 
 
 def _tensor_over(a: NDArray[Any]) -> Any:
@@ -51,7 +56,7 @@ def readable(x: Any, like: Any) -> Any:
     if not is_tensor(view := view_of(x)):
         return view
     try:
-        return x.numpy(force=True)
+        return x if _is_freed(x) else x.numpy(force=True)
     except (RuntimeError, TypeError):  # of a subclass, or of a dtype that NumPy has not
         return x
 
@@ -74,7 +79,7 @@ def views_of(xs: Sequence[Any]) -> list[Any]:
     """Return `view_of` each, faster for many."""
     tensor = sys.modules["torch"].Tensor if "torch" in sys.modules else ()
     try:
-        return [x.numpy() if isinstance(x, tensor) else x for x in xs]
+        return [(x.numpy() if x.data_ptr() else view_of(x)) if isinstance(x, tensor) else x for x in xs]
     except (RuntimeError, TypeError):  # one that does not lend its memory to NumPy, or requires a gradient
         return list(map(view_of, xs))
 

@@ -43,6 +43,8 @@ PAST = 4096
 """Steps whose carried numbers are kept: a GPU reports a bad step at most some thousand launches later."""
 
 
+NESTED = 3
+"""Changes that may be on the way at once in a thread: a signal handler may begin one within another."""
 MANY = 1000
 """Number of leaves from which on the garbage collector would scan the new objects again and again."""
 
@@ -111,6 +113,7 @@ class Stateful:
         leaves.check_precision(self._tree, self._arrays, self._rows, storage.name_of(self._precision))
         self._lock = threading.RLock()
         self._turn: Turn = [None]
+        self._changes_on_the_way = 0
         self._step = self._prepared(self._rules)
         self._accumulation = Accumulation(self._arrays, sorted(self._rows), self._every, self._engine)
         forks.register(self)
@@ -319,7 +322,18 @@ class Stateful:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickle and copy, without kernels and addresses, which belong to this process."""
-        own = ("_tree", "_held", "_arrays", "_rules", "_rows", "_step", "_lock", "_turn", "_accumulation")
+        own = (
+            "_tree",
+            "_held",
+            "_arrays",
+            "_rules",
+            "_rows",
+            "_step",
+            "_lock",
+            "_turn",
+            "_changes_on_the_way",
+            "_accumulation",
+        )
         with self._lock:
             self._raise_overdue(wait=True)
             self._held.check_all()
@@ -358,7 +372,16 @@ class Stateful:
         """Replace the tuned hyperparameters."""
         if tuning.are_same(tuned, self._tuned):
             return
-        step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
+        if self._changes_on_the_way == NESTED:
+            raise RuntimeError(
+                "tune: called again and again by a schedule of the same optimizer, which every change asks; expected a schedule "
+                "that returns numbers, and changes between steps"
+            )
+        self._changes_on_the_way += 1
+        try:
+            step, changes = self._with_rules(tuning.rules_with(tuned, self._original), tuned)
+        finally:
+            self._changes_on_the_way -= 1
         if step is not self._step and not step.inherits:
             self._raise_overdue(wait=True)
         in_one_go(changes)

@@ -69,6 +69,8 @@ class Tree:
             if root == "params":
                 raise ValueError(f"params: another structure than when the optimizer was made: {said}; make a new one")
             cure = "; for a leaf without gradient, give None" if root.startswith("grad") else ""
+            if given.paths == ("",) and tree is not None and not hasattr(tree, "shape"):
+                cure = f"; a {type(tree).__name__} is no nesting, as dicts, lists and tuples are"
             raise ValueError(f"{root}: another structure than params: {said}{cure}")
         if len(self._orders) == MOST_ORDERS:
             self._orders.clear()

@@ -268,3 +268,36 @@ def test_loading(case: str) -> None:
 def test_the_hyperparameters_of_a_rule_cannot_be_written_over() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         gpuopt.Adam().lr = 0.5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("engine", ["array", "auto"])
+@pytest.mark.parametrize(
+    ("does", "words"),
+    [
+        (lambda opt, g: opt.step(g), "^SGD: lr at step 1, by its schedule: RecursionError"),
+        (lambda opt, g: opt.tune(momentum=0.5), "RuntimeError: tune: called again and again by a schedule"),
+    ],
+    ids=["steps", "tunes"],
+)
+def test_a_schedule_that_changes_its_own_optimizer_each_time(does: Any, words: str, engine: Engine) -> None:
+    """Each change asks the schedule, which changes it: an error, and no endless work."""
+    held: list[gpuopt.Optimizer] = []
+    w, g = np.ones(3), np.ones(3)
+
+    def rate(step: int) -> float:
+        for opt in held:
+            does(opt, g)
+        return 0.25
+
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=rate), engine=engine)
+    opt.step(g)
+    held.append(opt)
+    with pytest.raises(ValueError, match=words) as error:
+        opt.step(g)
+    assert len(str(error.value)) < 500
+    held.clear()
+    opt.step(g)
+    assert (opt.steps, list(w)) == (2, [0.5] * 3)
+    opt.tune(momentum=0.5)
+    opt.step(g)
+    assert (opt.steps, list(w)) == (3, [0.25] * 3)

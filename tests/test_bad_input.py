@@ -352,6 +352,11 @@ GRADIENTS: dict[str, tuple[Callable[[Space, Any], Any], type[Exception], str]] =
         TypeError,
         rf"{W}: list, expected an? \S+ array like its param",
     ),
+    "a container of another kind": (
+        lambda s, g: types.MappingProxyType(g),
+        ValueError,
+        r"grads: another structure than params: .*; a mappingproxy is no nesting, as dicts, lists and tuples are$",
+    ),
     "None for all": (lambda s, g: None, ValueError, r"grads: another structure than params"),
     "None for a tree": (lambda s, g: {"dense": None}, ValueError, r"grads: another structure than params"),
     "shape": (lambda s, g: with_w(g, s.put(np.ones((2, 3)))), ValueError, rf"{W}: shape \(2, 3\), expected \(3, 2\)"),

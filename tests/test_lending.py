@@ -180,13 +180,20 @@ def test_gradients_that_are_only_marked_are_read_right(torch: Any) -> None:
     [
         (lambda torch: torch.ones(3, device="meta"), r"grads\[0\]: a tensor on the meta device"),
         (lambda torch: torch.ones(3).to_sparse(), r"grads\[0\]: a tensor of layout torch.sparse_coo"),
+        (lambda torch: freed(torch.ones(3)), r"grads\[0\]: a tensor without memory of its own \(its storage was freed"),
+        (
+            lambda torch: freed(torch.ones(3, dtype=torch.bfloat16)),
+            r"grads\[0\]: a tensor without memory of its own \(its storage was freed",
+        ),
     ],
-    ids=["meta", "sparse"],
+    ids=["meta", "sparse", "freed", "freed bfloat16"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tensors_that_are_no_gradients(torch: Any, make: Any, words: str, dtype: str) -> None:
     with pytest.raises(ValueError, match=words):
         gpuopt.Optimizer([torch.ones(3, dtype=getattr(torch, dtype))], gpuopt.SGD()).step([make(torch)])
+    with pytest.raises(ValueError, match=words):
+        gpuopt.Optimizer([np.ones(3)], gpuopt.SGD()).step([make(torch)])
 
 
 @pytest.mark.peers
@@ -284,9 +291,10 @@ def test_gradients_of_whatever_lends_its_memory() -> None:
         (stranger("pandas", "Series"), r"Series, expected .*; x\.to_numpy\(\) is its array"),
         (stranger("pint", "Quantity"), r"Quantity, expected .*; x\.magnitude is its array"),
         (stranger("dask.array", "Array"), r"Array, expected .*no memory to update: x\.compute\(\) is an array"),
+        (type("csr_matrix", (), {"toarray": np.ones})(), r"csr_matrix, expected .*; x\.toarray\(\) is its array"),
         (np.zeros(3).__dlpack__(), r"PyCapsule, expected .*; a capsule can be taken once"),
     ],
-    ids=["xarray", "data set", "lazy xarray", "pandas", "pint", "dask", "capsule"],
+    ids=["xarray", "data set", "lazy xarray", "pandas", "pint", "dask", "scipy.sparse", "capsule"],
 )
 def test_hints(x: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -576,6 +577,11 @@ def test_turns_of_many_and_deep_schedules() -> None:
 def test_what_leaves_the_floats_is_named(made: schedules.Schedule, step: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         made(step)
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_signatures_are_for_readers(name: str) -> None:
+    assert not re.search("0x|<|Domain", str(inspect.signature(schedules.SCHEDULES[name])))
 
 
 @pytest.mark.parametrize("value", [np.array(0.25), np.array(0.25, "f4"), np.float32(0.25), np.array(1)])

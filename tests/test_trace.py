@@ -66,6 +66,7 @@ OPERATIONS: dict[str, Update] = {
     "divide": lambda xp, p, g, h: xp.divide(p, g),
     "negative": lambda xp, p, g, h: xp.negative(p),
     "sqrt": lambda xp, p, g, h: xp.sqrt(p),
+    "root as power": lambda xp, p, g, h: p**0.5,
     "abs": lambda xp, p, g, h: xp.abs(p),
     "Python's abs": lambda xp, p, g, h: abs(p) * abs(h.a - h.b),
     "square": lambda xp, p, g, h: xp.square(p),
@@ -104,6 +105,12 @@ OPERATIONS: dict[str, Update] = {
     "isfinite": lambda xp, p, g, h: xp.where(xp.isfinite(p), g, p),
     "isinf": lambda xp, p, g, h: xp.where(xp.isinf(p), g, p),
     "where": lambda xp, p, g, h: xp.where(p > g, p, g),
+    "comparing truth values": lambda xp, p, g, h: xp.where((p > 0) == (g > 0), p, 0.5),
+    "telling truth values apart": lambda xp, p, g, h: xp.where((p > 0) != (g > 0), p, 0.5),
+    "product with a truth value": lambda xp, p, g, h: (
+        (p + 0.2) * ((p > 0) != (g > 0)) + (p * 0.8) * ((p > 0) == (g > 0))
+    ),
+    "sum with a truth value": lambda xp, p, g, h: (p > g) + p - (p > 0),
 }
 INEXACT: dict[str, Update] = {
     "exp": lambda xp, p, g, h: xp.exp(xp.clip(p, -80, 80)),
@@ -214,7 +221,7 @@ REFUSED: dict[str, tuple[Update, str]] = {
     "method": (lambda xp, p, g, h: p.clip(0, 1), r"uses \.clip of a value"),
     "dtype": (lambda xp, p, g, h: xp.zeros_like(p, dtype=np.int32), "makes an array of .*int32.*float64 like the leaf"),
     "power": (lambda xp, p, g, h: p**3, "power other than 2"),
-    "root as power": (lambda xp, p, g, h: p**0.5, "power other than 2.*xp.sqrt"),
+    "fourth root as power": (lambda xp, p, g, h: p**0.25, "power other than 2 and 0.5.*xp.sqrt"),
     "power of a number": (lambda xp, p, g, h: 2**p, "power other than 2"),
     "floor division": (lambda xp, p, g, h: p // 2, "floordiv"),
     "modulo": (lambda xp, p, g, h: p % 2, "mod"),
@@ -226,7 +233,8 @@ REFUSED: dict[str, tuple[Update, str]] = {
     "array of a value": (lambda xp, p, g, h: p * np.asarray(g), "ndarray"),
     "None": (lambda xp, p, g, h: None, "None"),
     "truth value": (lambda xp, p, g, h: p > 0, "returns a truth value"),
-    "truth value as number": (lambda xp, p, g, h: p * (g > 0), "truth values to 'mul'"),
+    "truth value beside a number": (lambda xp, p, g, h: p * (h.a * (g > 0)), "truth values to 'mul'"),
+    "product of truth values": (lambda xp, p, g, h: p * ((g > 0) * (p > 0)), "truth values to 'mul'"),
     "number as truth value": (lambda xp, p, g, h: xp.where(p, p, g), "numbers to 'where'"),
     "logic of numbers": (lambda xp, p, g, h: p & g, "numbers to 'and'"),
     "root of a truth value": (lambda xp, p, g, h: xp.sqrt(p > 0), "truth values to 'sqrt'"),
@@ -281,12 +289,6 @@ def test_another_dtype_is_refused(what: str) -> None:
 
     with pytest.raises(TypeError, match=f"Wrong.update returned {what} with dtype float64, expected float32"):
         gpuopt.Optimizer(np.ones(3, np.float32), Wrong(), engine="array")
-
-
-def test_more_rules_than_a_step_has_room_for_are_refused() -> None:
-    names = [f"leaf{i}" for i in range(100)]
-    with pytest.raises(ValueError, match="the rules of one step have 800 coefficients, expected at most 448"):
-        gpuopt.Optimizer({name: np.ones(3) for name in names}, {name: gpuopt.Adam() for name in names})
 
 
 # Numbers of the host alone: in float64, and rounded once where they meet an array.

@@ -59,6 +59,13 @@ class Number(float):
     __hash__ = object.__hash__
 
 
+def _power(a: Any, b: Any) -> Any:
+    """A power; NumPy's own square and root of a number may differ in the last bit."""
+    if is_number(a) and is_number(b) and b in (2, 0.5):
+        return a * a if b == 2 else np.sqrt(a)
+    return a**b
+
+
 def _install_operators() -> None:
     def arithmetic(function: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Number, Any], Any]:
         def method(self: Number, other: Any) -> Any:
@@ -76,7 +83,7 @@ def _install_operators() -> None:
         "sub": lambda a, b: a - b,
         "mul": lambda a, b: a * b,
         "truediv": lambda a, b: a / b,
-        "pow": lambda a, b: a * a if is_number(b) and b == 2 else a**b,  # NumPy's own may differ in the last bit
+        "pow": _power,
     }
     for name, function in operators.items():
         setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
@@ -219,7 +226,7 @@ class Namespace(Reductions):
         return sum_along(self._xp, u, axes, keepdims=keepdims)
 
     def _reduced(self, kind: str, over: str, *u: Any) -> Number:
-        reduce: Callable[..., Any] = {"sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[kind]
+        reduce: Any = {"sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[kind]
         partial = reduce(*u)
         if over == "group":
             return self._total("sum" if kind == "dot" else kind, partial)

@@ -87,15 +87,23 @@ class Tape:
     """What `xp.whole` was called with, each time."""
 
     def apply(self, op: str, *args: Any) -> Any:
-        """Record an operation on symbols of any kinds."""
+        """Record an operation on symbols of any kinds. Truth values can be compared, and are 1 and 0 beside arrays."""
+        masks = [isinstance(a, Expression) and a.is_mask for a in args]
+        if op in ("eq", "ne") and all(masks):
+            differ = self.apply("and", self.apply("or", *args), self.apply("not", self.apply("and", *args)))
+            return differ if op == "ne" else self.apply("not", differ)
+        if op in ARITHMETIC and any(isinstance(a, _Array) and not a.is_mask for a in args):
+            args = tuple(self.apply("where", a, 1.0, 0.0) if mask else a for a, mask in zip(args, masks, strict=True))
         kind = next((kind for kind in KINDS if any(isinstance(a, kind) for a in args)), Scalar)
         return kind.of(self, op, *args)
 
     def power(self, what: str, base: Any, exponent: Any) -> Any:
-        """Record a square; other powers are refused."""
+        """Record a square or a root; other powers are refused."""
         if isinstance(exponent, Real) and exponent == 2:
             return self.apply("mul", base, base)
-        raise self.error(f"raises {what}to a power other than 2", "products or xp.sqrt")
+        if isinstance(exponent, Real) and exponent == 0.5:
+            return self.apply("sqrt", base)
+        raise self.error(f"raises {what}to a power other than 2 and 0.5", "products or xp.sqrt")
 
     def scalar(self, value: Any) -> Scalar:
         return value if isinstance(value, Scalar) else Scalar(self, "literal", float(value).hex())

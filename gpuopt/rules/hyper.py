@@ -70,7 +70,7 @@ class Number:
             return value  # the usual case at every step, before any message is put together
         where += _when(step)
         if isinstance(value, bool) or not isinstance(value, Real):
-            expected = "a number or a schedule" if step is None else "a number"
+            expected = "a number" if step is not None else f"a number or a schedule{_hint_for_many(value, where)}"
             raise TypeError(f"{where}: got {value!r:.80} ({type(value).__name__}), expected {expected}")
         try:
             number = float(value)
@@ -79,6 +79,14 @@ class Number:
         if not self.low <= number < self.high or number == -math.inf:
             raise ValueError(f"{where}: got {number}, expected {self}")
         return number
+
+
+def _hint_for_many(value: Any, where: str) -> str:
+    """What to give in place of several numbers."""
+    if not hasattr(value, "__len__") or isinstance(value, str | bytes | dict) or getattr(value, "shape", None) == ():
+        return ""
+    of_elements = "; for one rate an element, Scale(rates) in a chain" if where.endswith(": lr") else ""
+    return f"; for one value a step, values.__getitem__ is a schedule{of_elements}"
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,8 @@ class Hyperparameter:
         except Exception as error:
             if is_traced(step):
                 raise untraceable(self.where, error) from error
+            if str(error).startswith(f"{self.where}{_when(step)}: "):  # of a schedule that steps its own optimizer
+                raise
             failed = TypeError if isinstance(error, TypeError) else ValueError
             said = error if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             raise failed(f"{self.where}{_when(step)}: {said}; expected {self.kind}") from error

@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Annotated, Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Domain:
     """The allowed values of an argument, in its annotation: ``Annotated[float, Domain(...)]``."""
 
@@ -16,6 +16,9 @@ class Domain:
     """Returns the value as plain Python; raises TypeError, ValueError or OverflowError."""
     accepts: Callable[[Any, Mapping[str, Any]], bool] = lambda _, __: True
     """Called with the converted value and the arguments before it."""
+
+    def __repr__(self) -> str:  # seen in signatures, as in `help(gpuopt.schedules.piecewise)`
+        return repr(self.words)
 
     def checked(self, what: str, value: Any, earlier: Mapping[str, Any]) -> Any:
         """Return the converted value; raise TypeError or ValueError if it is not allowed."""
