@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.optimizer import OWN
+from gpuopt.runs.loop import Loop
 from gpuopt.runs.processes import wishing
-from gpuopt.runs.remembering import Remembering
 from gpuopt.runs.run import Run
 
 if TYPE_CHECKING:
@@ -19,10 +19,9 @@ class Follower(Run):
     """The same loop without a folder: what rank 0 decides between two steps holds here, too."""
 
     def __init__(self, folder: Any, optimizer: Any, *, seed: int = 0, **_: Any) -> None:
-        Remembering.__init__(self, optimizer, seed)
+        Loop.__init__(self, optimizer, seed)
         self.finished = False
         self.folder = Path(folder)
-        self._n = 0
         self._is_stepped = self._entered = False
         self._held: Generator[int] | None = None
         self._loop = lambda: None

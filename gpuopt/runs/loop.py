@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.backends import gpu_failure
+from gpuopt.runs.remembering import Remembering
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from gpuopt.optimizer import Optimizer
     from gpuopt.rules import Rule
     from gpuopt.rules.base import Hyper
 
     Row: TypeAlias = dict[str, Any]
-    Arrays: TypeAlias = dict[str, NDArray[Any]]
 
 __all__ = ["Callback", "Loop", "is_number", "spread"]
 
@@ -85,10 +82,10 @@ class Pending:
     is_settled: bool = False
 
 
-class Loop:
+class Loop(Remembering):
     """A loop around an optimizer.
 
-    A subclass says how many steps there are in all, where it stands beside the optimizer, and what its loss is.
+    A subclass says what its loss is, and where it stands beside the optimizer and what is remembered.
 
     Attributes
     ----------
@@ -109,9 +106,9 @@ class Loop:
     jump: float
     """A loss has exploded if it is ``worse`` than the first one so many times, or ``jump`` times the last good one."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.folder: Path | None = None
+    def __init__(self, optimizer: Optimizer, seed: int) -> None:
+        super().__init__(optimizer, seed)
+        self._n = 0
         self.stopped: str | None = None
         self.signals: list[signal.Signals] = []  # that it is stopped by
         self.error: BaseException | None = None
@@ -124,7 +121,7 @@ class Loop:
     @property
     def total(self) -> int:
         """Steps in all."""
-        raise NotImplementedError
+        return self._n
 
     @property
     def position(self) -> Row:
@@ -138,23 +135,6 @@ class Loop:
         self._moved = True
         self._untold.clear()
         self._move(position)
-
-    def _place(self) -> Row:
-        """What a subclass adds to the position."""
-        raise NotImplementedError
-
-    def _move(self, position: Row) -> None:
-        """Go there; TypeError, ValueError or KeyError, before anything is changed, if it is no position."""
-        raise NotImplementedError
-
-    @property
-    def arrays(self) -> Arrays:
-        """Arrays of its own that are saved with the optimizer's; they are written in place where it goes back."""
-        raise NotImplementedError
-
-    def put_back(self, arrays: Arrays) -> None:
-        """Write saved `arrays` into those of its own; ValueError, before anything is changed, if they do not fit."""
-        raise NotImplementedError
 
     def probe(self) -> Callable[[], float]:
         """Measure the loss with the parameters as they are; what is returned waits for it."""
@@ -172,6 +152,11 @@ class Loop:
     def stop(self, reason: str) -> None:
         """End it after the current step."""
         self.stopped = reason
+
+    def stop_by(self, signum: signal.Signals) -> None:
+        """End it after the current step, for a signal."""
+        self.signals.append(signum)
+        self.stop(self.signals[0].name)
 
     def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
         """Why it ends at a step when its loss has not become lower than `lowest`, which it was after another step."""
