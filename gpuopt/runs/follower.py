@@ -22,9 +22,6 @@ class Follower(Run):
         Loop.__init__(self, optimizer, seed)
         self.finished = False
         self.folder = Path(folder)
-        self._is_stepped = self._entered = False
-        self._held: Generator[int] | None = None
-        self._loop = lambda: None
         self._lock = contextlib.ExitStack()
         self._follow()
 
@@ -39,11 +36,9 @@ class Follower(Run):
 
     def _steps(self, n: int) -> Generator[int]:
         self._expect_remembered()
-        self._n, self.error, self.stopped, self.finished = n, None, None, False
-        self._is_inside = True
         optimizer: Any = self.optimizer
         optimizer.wish = optimizer.wished = 0
-        self._own.settle()
+        self._reset(n)
         try:
             with wishing(optimizer):
                 while (heard := self._follow())[0] == "step":
@@ -66,10 +61,3 @@ class Follower(Run):
 
     def image(self, name: str, array: Any) -> None:
         """See `Run.image`; rank 0 shows it."""
-
-    def close(self) -> None:
-        """See `Run.close`."""
-        loop = self._loop()
-        if loop is not None:
-            loop.close()
-        self._held = None

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from gpuopt.optimizer import Optimizer
     from gpuopt.rules import Rule
     from gpuopt.rules.base import Hyper
+    from gpuopt.runs.saving.checkpoints import Checkpoints
+    from gpuopt.runs.saving.explosions import Sight
 
     Row: TypeAlias = dict[str, Any]
 
-__all__ = ["Callback", "Loop", "is_number", "spread"]
+__all__ = ["Callback", "Loop", "is_number", "spread", "tuned"]
 
 LOOKED_AT = 1000
 """Steps, evenly spread, at which schedules are checked beforehand."""
@@ -65,12 +67,6 @@ class Callback:
         Who was started is ended, whatever happened, and the last one started first.
         """
 
-    def _look(self, run: Any) -> Any:
-        """After a step whose row tells how it goes: see what `_judge` needs, without waiting for a device."""
-
-    def _judge(self, run: Any, row: Row, sight: Any) -> None:
-        """When that row was told."""
-
 
 @dataclass
 class Pending:
@@ -78,7 +74,7 @@ class Pending:
 
     row: Callable[[], Row]
     judged: bool
-    sights: list[Any] = field(default_factory=list)
+    sight: Sight | None = None
     is_settled: bool = False
 
 
@@ -102,6 +98,7 @@ class Loop(Remembering):
     """Whether what is computed arrives later: a row is then told one step later, so that the device has work meanwhile."""
     is_whole = False
     """Whether its state is a whole one where an error breaks off a step, so that it may be saved."""
+    _checkpoints: Checkpoints
     worse: float
     jump: float
     """A loss has exploded if it is ``worse`` than the first one so many times, or ``jump`` times the last good one."""
@@ -229,8 +226,7 @@ class Loop(Remembering):
         self.optimizer.tune(**given)
         after = self.hyperparameters()
         for name, value in given.items():
-            event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
-            self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
+            self.tell(tuned(step, name, before[name], after[name], value, by))
 
     @contextlib.contextmanager
     def _driven(self, callbacks: Sequence[Callback]) -> Iterator[Iterator[int]]:
@@ -272,8 +268,8 @@ class Loop(Remembering):
         if fresh:
             last = self._untold[-1]
             last.is_settled = True
-            for callback in self._callbacks if last.judged else ():
-                last.sights.append(callback._look(self))
+            if last.judged:
+                last.sight = self._checkpoints.explosions.look(self)
         self._announce(1 if fresh and self.is_asynchronous else 0)
         if not self._moved:
             for callback in self._callbacks:
@@ -284,10 +280,10 @@ class Loop(Remembering):
         while len(self._untold) > but:
             pending = self._untold.popleft()
             row = pending.row()
-            for k, callback in enumerate(self._callbacks):
+            for callback in self._callbacks:
                 callback.reported(self, row)
-                if pending.sights:
-                    callback._judge(self, row, pending.sights[k])
+            if pending.sight is not None:
+                self._checkpoints.judge(self, row, pending.sight)
 
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:
@@ -315,6 +311,12 @@ def spread(first: int, end: int, rule: Rule) -> list[int]:
     even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
     near = (turn + offset for turn in turns for offset in (-1, 0, 1))
     return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
+
+
+def tuned(step: int, name: str, old: float, new: float, value: Hyper, by: str) -> Row:
+    """The event of a hyperparameter that became a value after a step."""
+    event = {"event": "tune", "step": step, "name": name, "old": old, "new": new, "by": by}
+    return event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {})
 
 
 def is_number(x: object) -> bool:

@@ -100,6 +100,9 @@ class Run(Loop):
     worse, jump = 1000.0, 1000.0  # nothing is known of its loss
     _cure = "a lower learning rate, clipping, or on_explosion='rollback'"
     _drawing = DRAWING
+    _is_stepped = _entered = False
+    _held: Generator[int] | None = None
+    _loop: weakref.ref[Generator[int]] | None = None
 
     def __new__(cls, folder: Any, optimizer: Any, *args: Any, **options: Any) -> Self:  # noqa: ARG004
         """Of several processes, rank 0 has the run, and the others follow."""
@@ -149,15 +152,12 @@ class Run(Loop):
 
             self._given.append(Page(None if live is True else live))
         self._wanted = is_wanted() if report is None else report
-        self._is_stepped = self._is_over = False
+        self._is_over = False
         self._metrics: Row = {}
         self._every = self._look_every = 1
         self._images = Images(self.folder)
         self._checkpoints = Checkpoints(self._files, checkpoint_every, keep, on_explosion, patience)
         self._last_mark: object = None  # the mark of the last checkpoint, once a loop has ended
-        self._entered = False
-        self._held: Generator[int] | None = None
-        self._loop: Callable[[], Generator[int] | None] = lambda: None
         self._lock = contextlib.ExitStack()
         self._begin()
 
@@ -368,8 +368,7 @@ class Run(Loop):
 
     def close(self) -> None:
         """End the loop, and let others have the folder. The end of a ``with`` does it."""
-        loop = self._loop()
-        if loop is not None:
+        if self._loop is not None and (loop := self._loop()) is not None:
             loop.close()
         self._held = None
         self._lock.close()

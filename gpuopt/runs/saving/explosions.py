@@ -109,6 +109,10 @@ class Explosions:
                 self.progress.last = self._loss
         return sound
 
+    def accept(self, run: Loop) -> bool:
+        """Take the state of now for the last good one if it is sound; whether it is."""
+        return self.is_sound(self.look(run))
+
     def judge(self, run: Loop, sight: Sight) -> bool:
         """Return `is_sound` for a reported epoch, after doing what the policy says where the state is not sound and stays so."""
         sound, step = self.is_sound(sight), sight.state.steps
