@@ -248,7 +248,7 @@ class Run(Loop):
             leading(self) as in_body,
         ):
             hanging = begin(self, checkpoints, self._content, [*self._given, *drawing, self._images])
-            with first_signal(self.stop_by), self._driven(hanging) as left:
+            with first_signal(self.stop_by, hangup=True), self._driven(hanging) as left:
                 try:
                     for step in left:
                         self._is_stepped = False

@@ -14,8 +14,8 @@ __all__ = ["first_signal"]
 
 
 @contextlib.contextmanager
-def first_signal(act: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Act on the first Ctrl-C, SIGTERM or closing of the terminal; a second one does what it did before: it leaves at once."""
+def first_signal(act: Callable[[signal.Signals], None], *, hangup: bool = False) -> Iterator[None]:
+    """Act on the first Ctrl-C or SIGTERM, or hangup of the terminal; a second one leaves at once, as it did before."""
 
     def handle(signum: int, frame: Any) -> None:  # noqa: ARG001
         act(signal.Signals(signum))
@@ -28,7 +28,9 @@ def first_signal(act: Callable[[signal.Signals], None]) -> Iterator[None]:
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other one may set handlers
         known = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        if (
+            hangup and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        ):  # as nohup sets it
             known.append(signal.SIGHUP)
         handlers = {one: signal.signal(one, handle) for one in known}
     try:
