@@ -185,6 +185,12 @@ class RunFolder:
         ]
         return not begun and not (self.metrics.exists() and self.metrics.stat().st_size)
 
+    def save(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Replace the checkpoint. Until the new one is whole, the old one stays."""
+        from gpuopt import checkpoint
+
+        checkpoint.save_state(self.checkpoint, state, dict(extra))
+
     def earlier(self, steps: int) -> Path:
         """The checkpoint after so many steps, once it is not the last one any more."""
         return self.path / f"checkpoint-{steps}.safetensors"

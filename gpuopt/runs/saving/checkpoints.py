@@ -194,6 +194,8 @@ class Checkpoints(Callback):
 
     def save(self) -> None:
         """Write the last good state."""
+        from gpuopt.checkpoint import save_state
+
         self._background.wait()
         now, best = self.explosions.good, self._best
         state, best_state = now.state, best.state if best is not None else None  # a GPU may fail while they are written
@@ -208,14 +210,12 @@ class Checkpoints(Callback):
         self._best = None
 
         def write() -> None:
-            from gpuopt.checkpoint import save_state
-
             self.metrics.sync()
             if best_state is not None:
                 save_state(self.folder.best, best_state, best_extra)
             if self._keep > 1 and self.steps not in (0, now.steps):
                 self.folder.keep(self.steps)
-            save_state(self.folder.checkpoint, state, extra)
+            self.folder.save(state, extra)
             self.steps = now.steps
             self.folder.forget_all_but(self._keep - 1, now.steps)
 
