@@ -141,7 +141,7 @@ class Checkpoints(Callback):
                 self.save()
 
     def judge(self, run: Loop, row: Row, sight: Sight) -> None:
-        """Act upon what was seen where a row was measured, which was told now."""
+        """After a row was told, do what its sight, taken when it was measured, asks for: note a new best, roll back, or stop."""
         if run.error is None and self.explosions.judge(run, sight):
             loss: float | None = row.get("test_loss", row.get("loss"))
             if loss is not None and loss < self._lowest:
