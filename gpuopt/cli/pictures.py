@@ -6,26 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuopt.cli import options
 from gpuopt.cli.application import aligned, told_plainly
-from gpuopt.cli.options import (
-    NAMES,
-    BatchSize,
-    Data,
-    Device,
-    Hidden,
-    Init,
-    Matmul,
-    Missing,
-    OneHot,
-    Quiet,
-    ReportEvery,
-    Seed,
-    Standardize,
-    Target,
-    Task,
-    Validation,
-    config,
-)
 
 if TYPE_CHECKING:
     from gpuopt.rules import Rule
@@ -65,26 +47,26 @@ def compare(
             metavar="[OPTIMIZER...]",
             help="As NAME or NAME:ARG=VALUE,... like SGD:lr=0.1,momentum=0.9. Without arguments it gets ones that suit "
             "most data. With transforms before and after it, a chain: ClipNorm:limit=1+Adam:lr=0.01+EMA:decay=0.99. "
-            f"NAME: {NAMES}. Default: SGD, AdaGrad, RMSProp and Adam.",
+            f"NAME: {options.NAMES}. Default: SGD, AdaGrad, RMSProp and Adam.",
         ),
     ] = None,
-    data: Data = None,
-    target: Target = None,
-    task: Task = None,
-    standardize: Standardize = False,
-    one_hot: OneHot = False,
-    missing: Missing = None,
-    validation: Validation = None,
-    hidden: Hidden = None,
+    data: options.Data = None,
+    target: options.Target = None,
+    task: options.Task = None,
+    standardize: options.Standardize = False,
+    one_hot: options.OneHot = False,
+    missing: options.Missing = None,
+    validation: options.Validation = None,
+    hidden: options.Hidden = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Passes over the data, of each. Default: 2000; with --data 10.")
     ] = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    init: Init = None,
-    matmul: Matmul = None,
-    device: Device = None,
-    report_every: ReportEvery = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    init: options.Init = None,
+    matmul: options.Matmul = None,
+    device: options.Device = None,
+    report_every: options.ReportEvery = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -94,7 +76,7 @@ def compare(
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="A new folder. Default: runs/compare-NAME-DATE-TIME.")
     ] = None,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train the same network from the same start with several optimizers, and compare them.
 
@@ -111,7 +93,7 @@ def compare(
 
         if data is None:
             given.setdefault("epochs", EPOCHS)
-        found = compared(optimizers or (), config(given), threshold=threshold, out=out, quiet=quiet)
+        found = compared(optimizers or (), options.config(given), threshold=threshold, out=out, quiet=quiet)
         if not quiet:
             head, rows = found.table()
             typer.echo("\n" + aligned([head, *[[markup.shown(value) for value in row] for row in rows]]))
@@ -124,7 +106,7 @@ def landscape(
         list[str] | None,
         typer.Argument(
             metavar="[OPTIMIZER...]",
-            help=f"Others than the built-in ones, as for compare: NAME:ARG=VALUE,... or chains; NAME: {NAMES}.",
+            help=f"Others than the built-in ones, as for compare: NAME:ARG=VALUE,... or chains; NAME: {options.NAMES}.",
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", min=1, help="Default: what shows it best.")] = None,

@@ -8,29 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpuopt.cli import options
 from gpuopt.cli.application import told_plainly
-from gpuopt.cli.options import (
-    NAMES,
-    SCHEDULED,
-    BatchSize,
-    Data,
-    Device,
-    Encoding,
-    Hidden,
-    Init,
-    Labels,
-    Matmul,
-    Missing,
-    OneHot,
-    Quiet,
-    ReportEvery,
-    Seed,
-    Standardize,
-    Target,
-    Task,
-    Validation,
-    config,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,22 +23,22 @@ RESUMABLE = {"data", "labels", "epochs", "device", "on_gpu_error", "on_explosion
 
 
 def train(
-    data: Data = None,
-    target: Target = None,
-    task: Task = None,
-    standardize: Standardize = False,
-    one_hot: OneHot = False,
-    missing: Missing = None,
+    data: options.Data = None,
+    target: options.Target = None,
+    task: options.Task = None,
+    standardize: options.Standardize = False,
+    one_hot: options.OneHot = False,
+    missing: options.Missing = None,
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="COLUMN", help="A column to leave out. May be repeated.")
     ] = None,
-    labels: Labels = None,
-    encoding: Encoding = None,
+    labels: options.Labels = None,
+    encoding: options.Encoding = None,
     unscaled_target: Annotated[
         bool,
         typer.Option("--unscaled-target", help="Train a regression on the target as it is; by default it is scaled."),
     ] = False,
-    validation: Validation = None,
+    validation: options.Validation = None,
     patience: Annotated[
         int | None,
         typer.Option(
@@ -82,14 +61,14 @@ def train(
         float | None,
         typer.Option(metavar="RATE", help="Shrink parameters by this times the learning rate in each step."),
     ] = None,
-    hidden: Hidden = None,
-    optimizer: Annotated[str | None, typer.Option(metavar="NAME", help=f"{NAMES}. Default: Adam.")] = None,
+    hidden: options.Hidden = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="NAME", help=f"{options.NAMES}. Default: Adam.")] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", help="Learning rate. Default: the optimizer's.")] = None,
     schedule: Annotated[
         str | None,
         typer.Option(
             metavar="NAME[:ARG=VALUE,...]",
-            help=f"How the learning rate goes on, as in cosine or step:factor=0.5,every=1000: {SCHEDULED}; plateau is told "
+            help=f"How the learning rate goes on, as in cosine or step:factor=0.5,every=1000: {options.SCHEDULED}; plateau is told "
             "the loss of each reported epoch, of the test set if there is one. Default: it stays; for the "
             "spiral inverse_time:decay=5e-7 from 0.05, if none of --optimizer, --lr and --schedule is given.",
         ),
@@ -105,11 +84,11 @@ def train(
             help="Passes over the data. Default: 10000; with --data 10, or as many as it takes for 2000 steps.",
         ),
     ] = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    init: Init = None,
-    matmul: Matmul = None,
-    device: Device = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    init: options.Init = None,
+    matmul: options.Matmul = None,
+    device: options.Device = None,
     on_gpu_error: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +109,7 @@ def train(
             "go with it.",
         ),
     ] = None,
-    report_every: ReportEvery = None,
+    report_every: options.ReportEvery = None,
     checkpoint_every: Annotated[
         str | None,
         typer.Option(metavar="N|Ts", help="Steps, or seconds as in 30s, between two checkpoints. Default: 30s."),
@@ -181,7 +160,7 @@ def train(
             help="Cut each batch into N parts, whoever computes them; the result depends on N alone. Default: one a process.",
         ),
     ] = None,
-    quiet: Quiet = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a multilayer perceptron.
 
@@ -215,7 +194,7 @@ def train(
             result = training.resume(str(resume), **given, callbacks=callbacks, report=report, team=team)
         else:
             given.pop("out", None)
-            result = training.train(config(given), out=out, callbacks=callbacks, report=report, team=team)
+            result = training.train(options.config(given), out=out, callbacks=callbacks, report=report, team=team)
         if not quiet:
             with warned("the result is not printed (%s)"):
                 _tell(result, "Test set" if validation is None else "Validation part")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.optimizer import OWN
+from gpuopt.runs.loop import Loop
 from gpuopt.runs.processes import wishing
-from gpuopt.runs.remembering import Remembering
 from gpuopt.runs.run import Run
 
 if TYPE_CHECKING:
@@ -19,13 +19,9 @@ class Follower(Run):
     """The same loop without a folder: what rank 0 decides between two steps holds here, too."""
 
     def __init__(self, folder: Any, optimizer: Any, *, seed: int = 0, **_: Any) -> None:
-        Remembering.__init__(self, optimizer, seed)
+        Loop.__init__(self, optimizer, seed)
         self.finished = False
         self.folder = Path(folder)
-        self._n = 0
-        self._is_stepped = self._entered = False
-        self._held: Generator[int] | None = None
-        self._loop = lambda: None
         self._lock = contextlib.ExitStack()
         self._follow()
 
@@ -40,11 +36,9 @@ class Follower(Run):
 
     def _steps(self, n: int) -> Generator[int]:
         self._expect_remembered()
-        self._n, self.error, self.stopped, self.finished = n, None, None, False
-        self._is_inside = True
         optimizer: Any = self.optimizer
         optimizer.wish = optimizer.wished = 0
-        self._own.settle()
+        self._reset(n)
         try:
             with wishing(optimizer):
                 while (heard := self._follow())[0] == "step":
@@ -67,10 +61,3 @@ class Follower(Run):
 
     def image(self, name: str, array: Any) -> None:
         """See `Run.image`; rank 0 shows it."""
-
-    def close(self) -> None:
-        """See `Run.close`."""
-        loop = self._loop()
-        if loop is not None:
-            loop.close()
-        self._held = None

@@ -7,27 +7,26 @@ import dataclasses
 import math
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.backends import gpu_failure
+from gpuopt.runs.remembering import Remembering
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from gpuopt.optimizer import Optimizer
     from gpuopt.rules import Rule
     from gpuopt.rules.base import Hyper
+    from gpuopt.runs.saving.checkpoints import Checkpoints
+    from gpuopt.runs.saving.explosions import Sight
 
     Row: TypeAlias = dict[str, Any]
-    Arrays: TypeAlias = dict[str, NDArray[Any]]
 
-__all__ = ["Callback", "Loop", "is_number", "spread"]
+__all__ = ["Callback", "Loop", "is_number", "spread", "tuned"]
 
 LOOKED_AT = 1000
 """Steps, evenly spread, at which schedules are checked beforehand."""
@@ -68,12 +67,6 @@ class Callback:
         Who was started is ended, whatever happened, and the last one started first.
         """
 
-    def _look(self, run: Any) -> Any:
-        """After a step whose row tells how it goes: see what `_judge` needs, without waiting for a device."""
-
-    def _judge(self, run: Any, row: Row, sight: Any) -> None:
-        """When that row was told."""
-
 
 @dataclass
 class Pending:
@@ -81,14 +74,14 @@ class Pending:
 
     row: Callable[[], Row]
     judged: bool
-    sights: list[Any] = field(default_factory=list)
+    sight: Sight | None = None
     is_settled: bool = False
 
 
-class Loop:
+class Loop(Remembering):
     """A loop around an optimizer.
 
-    A subclass says how many steps there are in all, where it stands beside the optimizer, and what its loss is.
+    A subclass says what its loss is, and where it stands beside the optimizer and what is remembered.
 
     Attributes
     ----------
@@ -105,13 +98,14 @@ class Loop:
     """Whether what is computed arrives later: a row is then told one step later, so that the device has work meanwhile."""
     is_whole = False
     """Whether its state is a whole one where an error breaks off a step, so that it may be saved."""
+    _checkpoints: Checkpoints
     worse: float
     jump: float
     """A loss has exploded if it is ``worse`` than the first one so many times, or ``jump`` times the last good one."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.folder: Path | None = None
+    def __init__(self, optimizer: Optimizer, seed: int) -> None:
+        super().__init__(optimizer, seed)
+        self._n = 0
         self.stopped: str | None = None
         self.signals: list[signal.Signals] = []  # that it is stopped by
         self.error: BaseException | None = None
@@ -124,7 +118,7 @@ class Loop:
     @property
     def total(self) -> int:
         """Steps in all."""
-        raise NotImplementedError
+        return self._n
 
     @property
     def position(self) -> Row:
@@ -138,23 +132,6 @@ class Loop:
         self._moved = True
         self._untold.clear()
         self._move(position)
-
-    def _place(self) -> Row:
-        """What a subclass adds to the position."""
-        raise NotImplementedError
-
-    def _move(self, position: Row) -> None:
-        """Go there; TypeError, ValueError or KeyError, before anything is changed, if it is no position."""
-        raise NotImplementedError
-
-    @property
-    def arrays(self) -> Arrays:
-        """Arrays of its own that are saved with the optimizer's; they are written in place where it goes back."""
-        raise NotImplementedError
-
-    def put_back(self, arrays: Arrays) -> None:
-        """Write saved `arrays` into those of its own; ValueError, before anything is changed, if they do not fit."""
-        raise NotImplementedError
 
     def probe(self) -> Callable[[], float]:
         """Measure the loss with the parameters as they are; what is returned waits for it."""
@@ -172,6 +149,11 @@ class Loop:
     def stop(self, reason: str) -> None:
         """End it after the current step."""
         self.stopped = reason
+
+    def stop_by(self, signum: signal.Signals) -> None:
+        """End it after the current step, for a signal."""
+        self.signals.append(signum)
+        self.stop(self.signals[0].name)
 
     def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
         """Why it ends at a step when its loss has not become lower than `lowest`, which it was after another step."""
@@ -244,8 +226,7 @@ class Loop:
         self.optimizer.tune(**given)
         after = self.hyperparameters()
         for name, value in given.items():
-            event = {"event": "tune", "step": step, "name": name, "old": before[name], "new": after[name], "by": by}
-            self.tell(event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {}))
+            self.tell(tuned(step, name, before[name], after[name], value, by))
 
     @contextlib.contextmanager
     def _driven(self, callbacks: Sequence[Callback]) -> Iterator[Iterator[int]]:
@@ -287,8 +268,8 @@ class Loop:
         if fresh:
             last = self._untold[-1]
             last.is_settled = True
-            for callback in self._callbacks if last.judged else ():
-                last.sights.append(callback._look(self))
+            if last.judged:
+                last.sight = self._checkpoints.explosions.look(self)
         self._announce(1 if fresh and self.is_asynchronous else 0)
         if not self._moved:
             for callback in self._callbacks:
@@ -299,10 +280,10 @@ class Loop:
         while len(self._untold) > but:
             pending = self._untold.popleft()
             row = pending.row()
-            for k, callback in enumerate(self._callbacks):
+            for callback in self._callbacks:
                 callback.reported(self, row)
-                if pending.sights:
-                    callback._judge(self, row, pending.sights[k])
+            if pending.sight is not None:
+                self._checkpoints.judge(self, row, pending.sight)
 
     @contextlib.contextmanager
     def interruption(self) -> Iterator[None]:
@@ -330,6 +311,12 @@ def spread(first: int, end: int, rule: Rule) -> list[int]:
     even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
     near = (turn + offset for turn in turns for offset in (-1, 0, 1))
     return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
+
+
+def tuned(step: int, name: str, old: float, new: float, value: Hyper, by: str) -> Row:
+    """The event of a hyperparameter that became a value after a step."""
+    event = {"event": "tune", "step": step, "name": name, "old": old, "new": new, "by": by}
+    return event | ({"schedule": value.to_dict()} if isinstance(value, schedules.Schedule) else {})
 
 
 def is_number(x: object) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-import threading
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from gpuopt.optimizer import Optimizer
+from gpuopt.runs.control.signals import first_signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,26 +92,9 @@ def heed(run: Loop) -> None:
     """Stop after this step if another process got a signal."""
     wished = getattr(run.optimizer, "wished", 0)
     if wished and run.stopped is None:
-        run.signals.append(signal.Signals(wished))
-        run.stop(run.signals[0].name)
+        run.stop_by(signal.Signals(wished))
 
 
-@contextlib.contextmanager
-def wishing(optimizer: Any) -> Iterator[None]:
-    """On another process than rank 0: make of the first signal a wish; a second one leaves at once."""
-
-    def handle(signum: int, frame: Any) -> None:  # noqa: ARG001
-        optimizer.wish = signum
-        restore()
-
-    def restore() -> None:
-        for known, before in handlers.items():
-            signal.signal(known, before)
-
-    handlers: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {one: signal.signal(one, handle) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        restore()
+def wishing(optimizer: Any) -> AbstractContextManager[None]:
+    """On another process than rank 0: make of the first signal a wish."""
+    return first_signal(functools.partial(setattr, optimizer, "wish"))

@@ -32,7 +32,6 @@ def begin(
 ) -> list[Callback]:
     """Write what a run is, with its content of ``config.json``; return what hangs on it, in the order in which it is called."""
     files = checkpoints.folder
-    run.folder = files.path
     versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
     _warn_of_idle_steps(run)
     files.write_config({**versions, "steps": run.total, **content, "resumed": checkpoints.noted()})

@@ -1,17 +1,17 @@
-"""A loop that has values, generators and batches of somebody's own in its checkpoints."""
+"""Values, generators and batches of somebody's own in the checkpoints of a loop."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.errors import UsageError
-from gpuopt.runs.loop import Loop
 from gpuopt.runs.processes import say
 from gpuopt.runs.saving.own import Own
 from gpuopt.suggest import listed, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["Remembering"]
 
 
-class Remembering(Loop):
+class Remembering:
     """What `gpuopt.Run` remembers."""
 
     def __init__(self, optimizer: Optimizer, seed: int) -> None:
-        super().__init__(optimizer)
+        self.optimizer = optimizer
+        self.folder: Path | None = None
         self._own = Own(seed)
         self._is_inside = False
 
@@ -99,16 +100,20 @@ class Remembering(Loop):
 
     @property
     def arrays(self) -> dict[str, Any]:
+        """Arrays of its own that are saved with the optimizer's."""
         return self._own.arrays
 
     def put_back(self, arrays: Mapping[str, Any]) -> None:
+        """Write saved `arrays` into those of its own; ValueError, before anything is changed, if they do not fit."""
         say(self.optimizer, "put_back", dict(arrays))
         self._own.put_back(arrays)
 
     def _place(self) -> Row:
+        """Where it stands beside the optimizer, in JSON's types."""
         return self._own.position()
 
     def _move(self, position: Row) -> None:
+        """Go there; TypeError, ValueError or KeyError, before anything is changed, if it is no position."""
         say(self.optimizer, "move", position)
         self._own.move(position)
 

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 from gpuopt.arrays import describe, is_cupy
 from gpuopt.errors import UsageError
 from gpuopt.optimizer import OWN, Optimizer
-from gpuopt.runs.control.signals import stopping
+from gpuopt.runs.control.signals import first_signal
+from gpuopt.runs.loop import Loop
 from gpuopt.runs.processes import as_leader, heed, is_shared, leading
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.images import Images
 from gpuopt.runs.record.scalars import arriving, numbers, scalar
 from gpuopt.runs.recording import begin, conclude, described, expect_same
-from gpuopt.runs.remembering import Remembering
 from gpuopt.runs.report.process import DRAWING, is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
 from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.runs.saving.own import is_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -37,7 +37,7 @@ ROWS, LOOKS = 1000, 100
 """Rows of metrics in a run, and how often is looked whether it goes well, at most and about."""
 
 
-class Run(Remembering):
+class Run(Loop):
     """A loop that can be stopped, steered, killed and resumed to the bit.
 
     Parameters
@@ -100,6 +100,9 @@ class Run(Remembering):
     worse, jump = 1000.0, 1000.0  # nothing is known of its loss
     _cure = "a lower learning rate, clipping, or on_explosion='rollback'"
     _drawing = DRAWING
+    _is_stepped = _entered = False
+    _held: Generator[int] | None = None
+    _loop: weakref.ref[Generator[int]] | None = None
 
     def __new__(cls, folder: Any, optimizer: Any, *args: Any, **options: Any) -> Self:  # noqa: ARG004
         """Of several processes, rank 0 has the run, and the others follow."""
@@ -149,39 +152,39 @@ class Run(Remembering):
 
             self._given.append(Page(None if live is True else live))
         self._wanted = is_wanted() if report is None else report
-        self._n = 0
-        self._is_stepped = self._is_over = False
+        self._is_over = False
         self._metrics: Row = {}
         self._every = self._look_every = 1
         self._images = Images(self.folder)
         self._checkpoints = Checkpoints(self._files, checkpoint_every, keep, on_explosion, patience)
         self._last_mark: object = None  # the mark of the last checkpoint, once a loop has ended
-        self._entered = False
-        self._held: Generator[int] | None = None
-        self._loop: Callable[[], Generator[int] | None] = lambda: None
         self._lock = contextlib.ExitStack()
         self._begin()
 
     def _begin(self) -> None:
         """Lock the folder, and put everything back to its last checkpoint."""
-        with contextlib.ExitStack() as lock:
-            lock.enter_context(self._files.locked())
+        with self._locking():
             if self._files.config.exists():
                 self._expect_same(self._files.read_config())
                 self._checkpoints.restore(self)
                 last = self._checkpoints.metrics.last
                 if last.get("step") == self.optimizer.steps:  # killed between its last step and its summary, say
                     self._metrics = numbers({name: x for name, x in last.items() if name not in TAKEN})
-            self._lock = lock.pop_all()
 
     def _begin_again(self) -> None:
         """For a loop after another one, lock the folder, where nobody else has gone on in between."""
-        with contextlib.ExitStack() as lock:
-            lock.enter_context(self._files.locked())
+        with self._locking():
             if self._last_mark != self._mark():
                 raise UsageError(
                     f"{self.folder}: another process went on with this run, expected a new Run to go on with it"
                 )
+
+    @contextlib.contextmanager
+    def _locking(self) -> Iterator[None]:
+        """Take the lock of the folder, and keep it unless an error follows."""
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(self._files.locked())
+            yield
             self._lock = lock.pop_all()
 
     def _mark(self) -> object:
@@ -201,10 +204,6 @@ class Run(Remembering):
             go_on = f"gpuopt train --resume {shlex.quote(str(self.folder))}"
             raise UsageError(f"{self.folder}: a run of gpuopt train; to go on: {go_on}")
         expect_same(self._files.path, there["optimizer"], self._content["optimizer"])
-
-    @property
-    def total(self) -> int:
-        return self._n
 
     def steps(self, n: int) -> Generator[int]:
         """Yield the steps that are left of `n` in all, counted from 0; all is saved when they end.
@@ -249,7 +248,7 @@ class Run(Remembering):
             leading(self) as in_body,
         ):
             hanging = begin(self, checkpoints, self._content, [*self._given, *drawing, self._images])
-            with stopping(self) as signals, self._driven(hanging) as left:
+            with first_signal(self.stop_by, hangup=True), self._driven(hanging) as left:
                 try:
                     for step in left:
                         self._is_stepped = False
@@ -264,11 +263,11 @@ class Run(Remembering):
                     self._own.leave(stepped=self._is_stepped)
             is_over = self.optimizer.steps >= self.total
             self.finished = is_over and self.stopped is None
-            if is_over or not signals:
+            if is_over or not self.signals:
                 conclude(self, checkpoints, self._summary(), f"{self._go_on} with {self._cure}")
 
     def _reset(self, n: int) -> None:
-        self._n, self.error, self.stopped, self.finished = n, None, None, False
+        self._n, self.error, self.stopped, self.signals, self.finished = n, None, None, [], False
         self._every, self._look_every = -(-n // ROWS), -(-n // LOOKS)
         self._is_inside = True
         self._own.settle()
@@ -369,8 +368,7 @@ class Run(Remembering):
 
     def close(self) -> None:
         """End the loop, and let others have the folder. The end of a ``with`` does it."""
-        loop = self._loop()
-        if loop is not None:
+        if self._loop is not None and (loop := self._loop()) is not None:
             loop.close()
         self._held = None
         self._lock.close()

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,9 @@ from gpuopt.backends import gpu_failure
 from gpuopt.runs.loop import Callback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
-    from gpuopt.runs.loop import Loop, Row
+    from gpuopt.runs.loop import Loop
 
 __all__ = ["Secondary", "beside", "environment", "interpreter", "warn", "warned"]
 
@@ -79,22 +80,12 @@ class Secondary(Callback):
         self._callback = callback
         self._message = f"{name} failed (%s); the training goes on without"
         self._works = True
+        for hook in ("step", "epoch", "reported", "event"):
+            setattr(self, hook, partial(self._call, getattr(callback, hook)))
 
     def start(self, run: Loop) -> None:
         self._works = True  # on another device once more
         self._call(self._callback.start, run)
-
-    def step(self, run: Loop) -> None:
-        self._call(self._callback.step, run)
-
-    def epoch(self, run: Loop) -> None:
-        self._call(self._callback.epoch, run)
-
-    def reported(self, run: Loop, row: Row) -> None:
-        self._call(self._callback.reported, run, row)
-
-    def event(self, run: Loop, event: Mapping[str, Any]) -> None:
-        self._call(self._callback.event, run, event)
 
     def end(self, run: Loop) -> None:
         if self._works:

@@ -181,18 +181,23 @@ class Client:
     """
 
     def __init__(self, folder: RunFolder) -> None:
+        self._opened = contextlib.ExitStack()
         try:
             expect_file(folder.control)
             content = json.loads(folder.control.read_bytes())
-            self._socket = socket.create_connection((LOOPBACK, int(content["port"])), timeout=GREETING)
-            self.process = int(content["pid"])
+            self.process, port = int(content["pid"]), int(content["port"])
+            connection = self._opened.enter_context(socket.create_connection((LOOPBACK, port), timeout=GREETING))
+            self._file = self._opened.enter_context(connection.makefile("rwb"))
+            self._file.write(f"{content['secret']}\n".encode())
+            self._file.flush()
+            # After a training was killed, another program may have its port.
+            is_welcome = json.loads(self._file.readline(LONGEST)) == GREETED
         except (OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError):
-            raise _nobody(folder) from None
-        self._file = self._socket.makefile("rwb")
-        if not self._is_welcome(content):
+            is_welcome = False
+        if not is_welcome:
             self.close()
             raise _nobody(folder)
-        self._socket.settimeout(None)  # a step may take its time
+        connection.settimeout(None)  # a step may take its time
 
     def ask(self, request: Message) -> Message:
         """Return the training's answer, after its current step.
@@ -209,20 +214,10 @@ class Client:
         answer: Message = json.loads(line)
         return answer
 
-    def _is_welcome(self, content: Message) -> bool:
-        """Whether the other side knows the secret: after a training was killed, another program may have its port."""
-        try:
-            self._file.write(f"{content['secret']}\n".encode())
-            self._file.flush()
-            return bool(json.loads(self._file.readline(LONGEST)) == GREETED)
-        except (OSError, ValueError, KeyError):
-            return False
-
     def close(self) -> None:
         """Hang up."""
         with contextlib.suppress(OSError):
-            self._file.close()
-        self._socket.close()
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self

@@ -8,23 +8,17 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
+    from collections.abc import Callable, Iterator
 
-    from gpuopt.runs.loop import Loop
-
-__all__ = ["stopping"]
+__all__ = ["first_signal"]
 
 
 @contextlib.contextmanager
-def stopping(run: Loop) -> Iterator[list[signal.Signals]]:
-    """Let Ctrl-C, SIGTERM and a terminal that closes stop a loop after the current step; a second one leaves at once."""
-    caught: list[signal.Signals] = []
-    run.signals = caught
+def first_signal(act: Callable[[signal.Signals], None], *, hangup: bool = False) -> Iterator[None]:
+    """Act on the first Ctrl-C or SIGTERM, or hangup of the terminal; a second one leaves at once, as it did before."""
 
-    def handle(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        caught.append(signal.Signals(signum))
-        run.stop(caught[0].name)
+    def handle(signum: int, frame: Any) -> None:  # noqa: ARG001
+        act(signal.Signals(signum))
         restore()
 
     def restore() -> None:
@@ -34,10 +28,12 @@ def stopping(run: Loop) -> Iterator[list[signal.Signals]]:
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other one may set handlers
         known = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        if (
+            hangup and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+        ):  # as nohup sets it
             known.append(signal.SIGHUP)
         handlers = {one: signal.signal(one, handle) for one in known}
     try:
-        yield caught
+        yield
     finally:
         restore()

@@ -60,7 +60,7 @@ class Steering(Callback):
         self._checkpoints = checkpoints
         self._requests: SimpleQueue[tuple[Message, Answers]] = SimpleQueue()
         self._server: Server | None = None
-        self._paused = self._single = self._ended = self._is_behind = False
+        self._paused = self._single = self._ended = False
         self._waiting: Answers | None = None  # for the single step that is taken
         self._told: list[Mapping[str, Any]] = []
         self._before: Snapshot | None = None  # the last change by hand
@@ -118,7 +118,8 @@ class Steering(Callback):
                     refused = self._do(run, request)
                 if self._told:  # before it is answered: it shall last
                     self._checkpoints.metrics.sync()
-                self._write()
+                if any(event["event"] == "rollback" for event in self._told):
+                    self._checkpoints.save()  # a run that is killed from now on goes on from there
                 if "step" in request and refused is None:
                     self._waiting = answers
                 else:
@@ -170,7 +171,7 @@ class Steering(Callback):
             "hyperparameters": run.hyperparameters(),
             "ranges": ranges,
             "schedules": {name: repr(value) for name, value in given.items() if callable(value)},
-            "back": self._states(),
+            "back": {name: steps for name, (steps, _) in self._states().items()},
         }
 
     def _tell(self, run: Loop, event: str, **about: Any) -> None:
@@ -185,7 +186,7 @@ class Steering(Callback):
         except (TypeError, ValueError) as error:
             raise UsageError(str(error)) from None
         self._before = before
-        self._keep(run)
+        self._checkpoints.explosions.accept(run)
 
     def _repeat(self, run: Loop) -> None:
         """Make changes again that the last checkpoint did not have yet."""
@@ -198,16 +199,11 @@ class Steering(Callback):
                     values[row["name"]] = schedules.from_dict(row["schedule"]) if "schedule" in row else row["new"]
             with contextlib.suppress(KeyError, TypeError, ValueError), self._checkpoints.metrics.together():
                 run.tune(HAND, **values)
-                self._keep(run)
-
-    def _keep(self, run: Loop) -> None:
-        """Let what is gone back to have a change that was made."""
-        explosions = self._checkpoints.explosions
-        explosions.is_sound(explosions.look(run))
+                self._checkpoints.explosions.accept(run)
 
     def _save(self, run: Loop) -> None:
         explosions = self._checkpoints.explosions
-        if not explosions.is_sound(explosions.look(run)):
+        if not explosions.accept(run):
             kept = f"the last good one, after step {explosions.good.steps}, is what is saved"
             raise UsageError(f"save: the state is not sound: its loss has exploded; {kept}")
         self._tell(run, "save")
@@ -225,46 +221,32 @@ class Steering(Callback):
         states, step = self._states(), run.optimizer.steps
         if to not in states:
             raise UsageError(f"rollback {to}: no such state, expected one of {listed(states)}")
-        kept = {"last": self._checkpoints.explosions.good, "change": self._before}.get(to)
-        if kept is not None:
-            kept.restore(run)
+        _, state = states[to]
+        if isinstance(state, Snapshot):
+            state.restore(run)
         else:
             seconds = run.seconds
             try:
-                extra, arrays = checkpoint.load_state(self._file(to), run.optimizer)
+                extra, arrays = checkpoint.load_state(state, run.optimizer)
                 run.put_back(arrays)
             except (checkpoint.CheckpointError, OSError) as error:
                 raise UsageError(f"rollback {to}: {error}") from None
             run.position = extra["position"] | {"seconds": seconds}
-        explosions = self._checkpoints.explosions
-        if not explosions.is_sound(explosions.look(run)):
-            explosions.good = Snapshot.of(run)
+        if not self._checkpoints.explosions.accept(run):
+            self._checkpoints.explosions.good = Snapshot.of(run)
         about = {"to": to, "back_to_step": run.optimizer.steps, "lr": run.hyperparameters().get("lr")}
-        run.tell({"event": "rollback", "step": step, **about, "by": HAND})
-        self._is_behind = True
+        self._tell(run, "rollback", step=step, **about)
 
-    def _write(self) -> None:
-        """After a request that went back, save: a run that is killed from now on goes on from there."""
-        if self._is_behind:
-            self._is_behind = False
-            self._checkpoints.save()
-
-    def _states(self) -> dict[str, int | None]:
-        """The steps of every state that one may go back to, by name; None if they are not known."""
-        folder, steps = self._checkpoints.folder, self._checkpoints.steps
-        states: dict[str, int | None] = {"last": self._checkpoints.explosions.good.steps}
+    def _states(self) -> dict[str, tuple[int | None, Snapshot | Path]]:
+        """Every state that one may go back to, by name, and its steps; None if they are not known."""
+        folder, steps, good = self._checkpoints.folder, self._checkpoints.steps, self._checkpoints.explosions.good
+        states: dict[str, tuple[int | None, Snapshot | Path]] = {"last": (good.steps, good)}
         if self._before is not None:
-            states["change"] = self._before.steps
+            states["change"] = self._before.steps, self._before
         if folder.best.exists():
-            states["best"] = None
-        return states | {str(saved): saved for saved in [steps, *reversed(folder.kept())] if saved}
-
-    def _file(self, to: str) -> Path:
-        """The checkpoint of that name."""
-        folder = self._checkpoints.folder
-        if to == "best":
-            return folder.best
-        return folder.checkpoint if to == str(self._checkpoints.steps) else folder.earlier(int(to))
+            states["best"] = None, folder.best
+        saved = {steps: folder.checkpoint} | {n: file for n, file in reversed(folder.kept().items()) if n != steps}
+        return states | {str(n): (n, file) for n, file in saved.items() if n}
 
 
 def _range(rule: Rule, name: str) -> list[float] | None:

@@ -191,12 +191,6 @@ class RunFolder:
 
         checkpoint.save_state(self.checkpoint, state, dict(extra))
 
-    def save_best(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-        """Replace the best one."""
-        from gpuopt import checkpoint
-
-        checkpoint.save_state(self.best, state, dict(extra))
-
     def earlier(self, steps: int) -> Path:
         """The checkpoint after so many steps, once it is not the last one any more."""
         return self.path / f"checkpoint-{steps}.safetensors"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt import markup
 from gpuopt.backends import describe, fetch
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.secondary import beside, warned
@@ -47,9 +48,8 @@ class Images(Callback):
         self._due: dict[str, float] = {}
         self._last: dict[str, Any] = {}  # shown, but not drawn yet
         self._waiting: dict[str, Callable[[], Any]] = {}
-        self._lock, self._wake = threading.Lock(), threading.Event()
-        self._thread: threading.Thread | None = None
-        self._is_over = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None  # while something waits
 
     def show(self, name: Any, array: Any) -> None:
         """See `gpuopt.Run.image`."""
@@ -70,44 +70,37 @@ class Images(Callback):
         """Names of the files that there are, with what they show."""
         return sorted(file.name for file in self._folder.glob("image-*.png"))
 
-    def start(self, run: Loop) -> None:  # noqa: ARG002
-        self._is_over = False
-
     def end(self, run: Loop) -> None:  # noqa: ARG002
         for name in list(self._last):
             self._hand_on(name)
-        self._is_over = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
+        thread = self._thread
+        if thread is not None:
+            thread.join()
             self._thread = None
 
     def _hand_on(self, name: str) -> None:
-        """Begin to copy the last array of this name, and have the thread draw it when it has come."""
+        """Begin to copy the last array of this name, and have a thread draw it when it has come."""
         arrive = fetch([self._last.pop(name)])
         with self._lock:
             self._waiting[name] = lambda: arrive()[0]
-        self._wake.set()
-        if self._thread is None:
+            if self._thread is not None:
+                return
             self._thread = beside(self._draw, "gpuopt images")
-            if self._thread is None:
-                self._draw_waiting()
+        if self._thread is None:
+            self._draw()
 
     def _draw(self) -> None:
+        """Draw until nothing waits any more."""
         while True:
-            self._wake.wait()
-            self._wake.clear()
-            self._draw_waiting()
-            if self._is_over and not self._waiting:
-                return
-
-    def _draw_waiting(self) -> None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, {}
-        for name, arrive in waiting.items():
-            with warned(f"no picture of {name} (%s)"):
-                for part, content in _parts(arrive()):
-                    _write(self._folder / f"image-{name}{part}.png", content)
+            with self._lock:
+                waiting, self._waiting = self._waiting, {}
+                if not waiting:
+                    self._thread = None
+                    return
+            for name, arrive in waiting.items():
+                with warned(f"no picture of {name} (%s)"):
+                    for part, content in _parts(arrive()):
+                        markup.write(self._folder / f"image-{name}{part}.png", content)
 
 
 def _parts(array: NDArray[Any]) -> list[tuple[str, bytes]]:
@@ -158,12 +151,3 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     about = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
     parts = [chunk(b"IHDR", about), chunk(b"IDAT", zlib.compress(lines, 6)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -46,7 +46,8 @@ class Metrics(Callback):
         self.last: Row = {}
         self._path = path
         self._file: IO[bytes] | None = None
-        self._held: list[Mapping[str, Any]] | None = None
+        self._unwritten: list[Mapping[str, Any]] = []
+        self._is_held = False
 
     def restore(self, written: int, checksum: int) -> None:
         """Go on after the first bytes of the file, as a checkpoint has noted them.
@@ -90,18 +91,29 @@ class Metrics(Callback):
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """What is added inside is written in one go, and counts as a whole or not at all."""
-        self._held = self._held or []
+        self._is_held = True
         try:
             yield
         finally:
+            self._is_held = False
             self.flush()
-            self._held = None
 
     def flush(self) -> None:
         """Write what is held back."""
-        if self._held:
-            rows, self._held = self._held, []
-            self._write(b"".join([*(_line(row, MORE) for row in rows[:-1]), _line(rows[-1])]))
+        if not self._unwritten:
+            return
+        assert self._file is not None
+        rows, self._unwritten = self._unwritten, []
+        lines = b"".join([*(_line(row, MORE) for row in rows[:-1]), _line(rows[-1])])
+        try:
+            written = self._file.write(lines)
+            if written < len(lines):  # a disk that becomes full tells only the next writer
+                self._file.write(lines[written:])
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+        self.written += len(lines)
+        self.checksum = zlib.crc32(lines, self.checksum)
 
     def sync(self) -> None:
         """Make the rows last, before a checkpoint vouches for them."""
@@ -113,22 +125,9 @@ class Metrics(Callback):
             raise
 
     def _add(self, row: Mapping[str, Any]) -> None:
-        if self._held is not None:
-            self._held.append(row)
-        else:
-            self._write(_line(row))
-
-    def _write(self, line: bytes) -> None:
-        assert self._file is not None
-        try:
-            written = self._file.write(line)
-            if written < len(line):  # a disk that becomes full tells only the next writer
-                self._file.write(line[written:])
-        except OSError as error:
-            error.filename = str(self._path)
-            raise
-        self.written += len(line)
-        self.checksum = zlib.crc32(line, self.checksum)
+        self._unwritten.append(row)
+        if not self._is_held:
+            self.flush()
 
 
 def _last(content: bytes) -> Row:

@@ -16,7 +16,7 @@ from gpuopt.runs.record.history import History
 from gpuopt.runs.report import plots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from gpuopt.pictures import Figure
@@ -100,7 +100,8 @@ def draw(
     parts = [f"<p>{html.escape(text)}</p>" for text in [about(run), *notes] if text]
     parts += ["<h2>How it ended</h2>" if run.summary else "<h2>How far it came</h2>", markup.table([], _results(run))]
     captioned = [(content, captions.get(name, name)) for name, content in drawn.items()]
-    parts.append(_gallery([*captioned, *_images(run)]))
+    gallery = "".join(markup.image(*shown) for shown in [*captioned, *_images(run)])
+    parts.append(f'<h2>Step by step</h2><div class="pictures">{gallery}</div>')
     if run.events:
         parts += ["<h2>Events</h2>", markup.table(["number", "step", "what happened"], plots.explained(run))]
     settings = html.escape(json.dumps(run.content.get("config", run.content), indent=2))
@@ -186,7 +187,3 @@ def _compared(runs: Sequence[History]) -> str:
     return markup.table(
         ["run", *names], [[run.name, *(own.get(n, "") for n in names)] for run, own in zip(runs, results, strict=True)]
     )
-
-
-def _gallery(shown: Iterable[tuple[bytes, str]]) -> str:
-    return '<h2>Step by step</h2><div class="pictures">' + "".join(markup.image(*one) for one in shown) + "</div>"

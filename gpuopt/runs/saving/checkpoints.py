@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt.backends import gpu_failure
 from gpuopt.errors import SavingError, UsageError
-from gpuopt.runs.loop import Callback, is_number
+from gpuopt.runs.loop import Callback, is_number, tuned
 from gpuopt.runs.record.metrics import Metrics
 from gpuopt.runs.saving.background import Background
 from gpuopt.runs.saving.explosions import Explosions, Progress
 from gpuopt.runs.saving.snapshots import Snapshot
 from gpuopt.runs.secondary import warn
-from gpuopt.schedules import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,16 +119,8 @@ class Checkpoints(Callback):
         rule: Any = run.optimizer.rule
         step = run.optimizer.steps
         changed = dataclasses.replace(rule, **{name: value})
-        row = {
-            "event": "tune",
-            "step": step,
-            "name": name,
-            "old": rule.at(step)[name],
-            "new": changed.at(step)[name],
-            "by": HAND,
-        }
-        schedule = {"schedule": value.to_dict()} if isinstance(value, Schedule) else {}
-        self.pending = [row | schedule, *(row for row in self.pending if row.get("name") != name)]
+        row = tuned(step, name, rule.at(step)[name], changed.at(step)[name], value, HAND)
+        self.pending = [row, *(row for row in self.pending if row.get("name") != name)]
 
     def noted(self) -> dict[str, Any]:
         """What `restore` needs, besides the last checkpoint, once the rows that are lost are cut off."""
@@ -145,14 +136,12 @@ class Checkpoints(Callback):
         due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
             self._plan(run)
-            if self.explosions.is_sound(self.explosions.look(run)):
+            if self.explosions.accept(run):
                 self._look_at_writing()
                 self.save()
 
-    def _look(self, run: Loop) -> Sight:
-        return self.explosions.look(run)
-
-    def _judge(self, run: Loop, row: Row, sight: Sight) -> None:
+    def judge(self, run: Loop, row: Row, sight: Sight) -> None:
+        """After a row was told, do what its sight, taken when it was measured, asks for: note a new best, roll back, or stop."""
         if run.error is None and self.explosions.judge(run, sight):
             loss: float | None = row.get("test_loss", row.get("loss"))
             if loss is not None and loss < self._lowest:
@@ -205,6 +194,8 @@ class Checkpoints(Callback):
 
     def save(self) -> None:
         """Write the last good state."""
+        from gpuopt.checkpoint import save_state
+
         self._background.wait()
         now, best = self.explosions.good, self._best
         state, best_state = now.state, best.state if best is not None else None  # a GPU may fail while they are written
@@ -221,7 +212,7 @@ class Checkpoints(Callback):
         def write() -> None:
             self.metrics.sync()
             if best_state is not None:
-                self.folder.save_best(best_state, best_extra)
+                save_state(self.folder.best, best_state, best_extra)
             if self._keep > 1 and self.steps not in (0, now.steps):
                 self.folder.keep(self.steps)
             self.folder.save(state, extra)

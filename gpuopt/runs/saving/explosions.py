@@ -96,7 +96,9 @@ class Explosions:
 
     def is_sound(self, sight: Sight) -> bool:
         """Whether it is, what was seen; its state is then the last good one."""
-        self._count_skipped(sight)
+        skipped = sight.skipped()
+        self.progress.skipped += skipped - self._seen
+        self._seen = skipped
         self._loss, now = sight.loss(), sight.state
         if math.isnan(self.progress.first) or not self.progress.first:
             self.progress.first = self.progress.last = self._loss
@@ -109,10 +111,16 @@ class Explosions:
                 self.progress.last = self._loss
         return sound
 
+    def accept(self, run: Loop) -> bool:
+        """Take the state of now for the last good one if it is sound; whether it is."""
+        return self.is_sound(self.look(run))
+
     def judge(self, run: Loop, sight: Sight) -> bool:
         """Return `is_sound` for a reported epoch, after doing what the policy says where the state is not sound and stays so."""
         sound, step = self.is_sound(sight), sight.state.steps
-        self._tell_skipped(run, step)
+        if self.progress.skipped:
+            run.tell({"event": "skip", "step": step, "skipped": self.progress.skipped})
+            self.progress.skipped = 0
         if sound:
             self._tell_jump(run, step)
             return True
@@ -136,12 +144,6 @@ class Explosions:
                 self.good = now.state
             else:
                 self.good.restore(run)
-
-    def _tell_skipped(self, run: Loop, step: int) -> None:
-        """Write down how many steps were left out."""
-        if self.progress.skipped:
-            run.tell({"event": "skip", "step": step, "skipped": self.progress.skipped})
-            self.progress.skipped = 0
 
     def _tell_jump(self, run: Loop, step: int) -> None:
         """Say once that the loss jumped and does not come back, though no policy asks for more."""
@@ -176,11 +178,6 @@ class Explosions:
         if not first:  # nothing to compare with
             return math.isnan(loss)
         return not loss <= min(_times(self._worse, first), max(first, _times(self._jump, last)))  # NaN, too
-
-    def _count_skipped(self, sight: Sight) -> None:
-        skipped = sight.skipped()
-        self.progress.skipped += skipped - self._seen
-        self._seen = skipped
 
 
 def lower_learning_rate(run: Loop, factor: float) -> None:

@@ -131,7 +131,8 @@ class Own:
             if not _is_array(value) and not _is_generator(value)
         }
         known = {"drawn": moving["drawn"], "orders": [*self._orders]}
-        return {**known, "generators": _plain(moving["generators"]), "values": values}
+        generators = json.loads(json.dumps(moving["generators"], default=lambda x: x.tolist()))  # NumPy's
+        return {**known, "generators": generators, "values": values}
 
     def move(self, position: Mapping[str, Any]) -> None:
         """Go to a position: of the checkpoint, before anything was remembered, or of one step among others."""
@@ -245,13 +246,6 @@ def _state(generator: Any) -> Any:
     if isinstance(generator, np.random.RandomState):
         return generator.get_state(legacy=False)
     return generator.bit_generator.state
-
-
-def _plain(state: Any) -> Any:
-    """The state of a generator with lists in place of arrays, ready for JSON."""
-    if isinstance(state, dict):
-        return {name: _plain(value) for name, value in state.items()}
-    return state.tolist() if isinstance(state, np.ndarray | np.generic) else state
 
 
 def _set_state(name: str, generator: Any, state: Any) -> None:

@@ -11,9 +11,7 @@ import optree
 from gpuopt.backends import fetch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
     from gpuopt.runs.loop import Loop, Row
 
@@ -59,7 +57,10 @@ class Snapshot:
     @property
     def is_finite(self) -> bool:
         """Whether no parameter and no state is NaN or infinite."""
-        return all(np.isfinite(x).all() for x in self._arrays())
+        state = self.state
+        return all(
+            np.isfinite(x).all() for slots in (state["params"], *state["state"].values()) for x in slots.values()
+        )
 
     def restore(self, run: Loop) -> None:
         """Put the training back to here; the time that it took stays."""
@@ -67,8 +68,3 @@ class Snapshot:
         run.put_back(state.pop("arrays"))
         run.optimizer.load_state_dict(state)
         run.position = self.position | {"seconds": run.seconds}
-
-    def _arrays(self) -> Iterator[NDArray[Any]]:
-        yield from self.state["params"].values()
-        for slots in self.state["state"].values():
-            yield from slots.values()

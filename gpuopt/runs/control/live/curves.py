@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.markup import COLOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from gpuopt.runs.control.live.follower import Row
 
@@ -26,7 +26,7 @@ def line(title: str, rows: Sequence[Row], key: str, colour: str, dash: Any = "so
     return {
         "name": title,
         "type": "line",
-        "data": list(_points(rows, key)),
+        "data": [[row["step"], row.get(key)] for row in rows],  # None is a gap in the curve
         "color": colour,
         "lineStyle": {"width": 2 if dash == "solid" else 1.5, "type": dash},
         "showSymbol": "symbol" in more and len(rows) <= 120,
@@ -34,13 +34,6 @@ def line(title: str, rows: Sequence[Row], key: str, colour: str, dash: Any = "so
         "symbolSize": 5,
         **more,
     }
-
-
-def _points(rows: Sequence[Row], key: str) -> Iterator[list[float | None]]:
-    """Yield ``[step, value]`` of each row; the value is None, a gap in the curve, where the row has no such metric."""
-    for row in rows:
-        value = row.get(key)
-        yield [row["step"], value]
 
 
 def parted(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
