@@ -199,7 +199,7 @@ def main() -> None:
         raise SystemExit(f"ptxas: not on PATH; pip install {PACKAGES}")
     work = [(kernel, cc) for kernel in kernels(options.only, options.dtypes) for cc in options.architectures]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        results = list(pool.map(lambda own: made(*own, assembler), work))
+        results = list(pool.map(lambda own: made(own[0], own[1], assembler), work))
     rows, most = list[tuple[str, ...]](), dict[tuple[str, str], int]()
     for (kernel, cc), one in zip(work, results, strict=True):
         kind = kernel.kind.rstrip("0123456789. "), cc
