@@ -219,8 +219,13 @@ class Namespace(Reductions):
         return sum_along(self._xp, u, axes, keepdims=keepdims)
 
     def _reduced(self, kind: str, over: str, *u: Any) -> Number:
-        reduce: Callable[..., Any] = {"sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[kind]
-        partial = reduce(*u)
+        reduce: dict[str, Callable[..., Any]] = {
+            "sum": self._sum,
+            "dot": self._dot,
+            "norm": self._squares,
+            "max": self._max,
+        }
+        partial = reduce[kind](*u)
         if over == "group":
             return self._total("sum" if kind == "dot" else kind, partial)
         return Number(root(partial) if kind == "norm" else partial)
