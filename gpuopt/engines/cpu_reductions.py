@@ -127,7 +127,8 @@ def loop(
     columns = []
     for r in batch.reductions:
         for n, added in enumerate(_added(code, r)):
-            # Lanes are a line apart: those of a tile would all be in one place of the cache.
+            # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
+            # of a tile would all be in one place of the cache.
             columns.append((r, n, f.room("double", norms.LANES + LINE // 8)))
             inside = Value(code.f, "double*", f"%r{r.number}.{n}")
             inside[lane] = added(inside[lane])
