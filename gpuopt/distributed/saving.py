@@ -189,7 +189,7 @@ class Saved(Led, Alone):
     def _split(self) -> list[int]:
         """Leaves with ``precision="split"``, whose lower 16 bits are a hidden slot."""
         way = storage.name_of(self._precision)
-        return [i for i in sorted(self._rows) if storage.way_of(dtype_of(self._arrays[i]), way) == "split"]
+        return [i for i in sorted(self._rows) if storage.precision_of(dtype_of(self._arrays[i]), way) == "split"]
 
     def _content(self, whole: Callable[[str, list[int]], dict[int, Any]]) -> dict[str, Any]:
         split = self._split

@@ -14,10 +14,10 @@ from gpuopt.distributed.reduction import Reduction, empty
 from gpuopt.distributed.saving import Saved
 from gpuopt.engines import array, memory, storage
 from gpuopt.engines.norms import DynamicScale
+from gpuopt.engines.parts import Parts
 from gpuopt.engines.place import host
 from gpuopt.engines.step import Step
 from gpuopt.engines.trace import traced
-from gpuopt.engines.whole import Parts
 from gpuopt.gradients import clipped
 from gpuopt.rules.slots import Given, is_number, starts
 

@@ -237,22 +237,27 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
         return p if found is whole else namespace(p).astype(found, p.dtype, copy=False)
 
 
-def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
-    declared, xp = starts(rule.slots), namespace(p)
+def _widened(p: Any, slots: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The parameter and its slots, numbers among them, as it is computed with them."""
     own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
+    xp, arithmetic = namespace(p), arithmetic_dtype(p)
+    if arithmetic == p.dtype:
+        return p, own
+    own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
+    return xp.astype(p, arithmetic), own
+
+
+def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
+    xp = namespace(p)
     with np.errstate(all="ignore"), current(p):
+        wide, own = _widened(p, slots, starts(rule.slots))
         functions: Any = Namespace(xp, p, Group())
-        if (arithmetic := arithmetic_dtype(p)) != p.dtype:
-            wide = xp.astype(p, arithmetic)
-            own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
-            found = rule.evaluation(functions, wide, *named(rule.name, own, h))
-            found = p if found is wide else xp.astype(found, p.dtype)
-        elif not is_complex(p):
-            found = rule.evaluation(functions, p, *named(rule.name, own, h))
-        else:
-            pairs = {slot: as_pair(x) for slot, x in own.items()}
-            pair = applied(rule, rule.evaluation, Lifted(functions), whole := as_pair(p), *named(rule.name, pairs, h))
-            found = p if pair is whole else joined(pair, p)
+        if is_complex(p):
+            wide, own, functions = as_pair(p), {slot: as_pair(x) for slot, x in own.items()}, Lifted(functions)
+        found = applied(rule, rule.evaluation, functions, wide, *named(rule.name, own, h))
+        if found is wide:
+            return p
+        found = joined(found, p) if isinstance(found, Pair) else xp.astype(found, p.dtype, copy=False)
         return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
 
 

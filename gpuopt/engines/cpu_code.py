@@ -59,7 +59,7 @@ def measure() -> str:
         variant, squares = table.squares(dtype)
         name = names[dtype.number] = f"squares.{dtype.name}"
         code.append(
-            cpu_reductions.loop(name, variant, (), squares, 3, 2 * dtype.number, "ptr %g.leaf, i64 %start, i64 %n")
+            cpu_reductions.loop(name, variant, (), squares, 3, 2 * dtype.number, "i8* g.leaf, i64 start, i64 n")
         )
 
     def work(f: Function, own: dict[str, Any], chunk: Chunk) -> None:

@@ -46,6 +46,12 @@ def spelled(kind: str) -> str:
     return "ptr" if kind.endswith("*") else kind
 
 
+def in_ir(arguments: str) -> str:
+    """The arguments of a `Function`, as IR has them."""
+    declared = [one.split() for one in arguments.split(",")]
+    return ", ".join(" ".join([spelled(kind), *more, f"%{own}"]) for *more, kind, own in declared)
+
+
 class Function(Code):
     """A function that is being written.
 
@@ -76,8 +82,7 @@ class Function(Code):
     ) -> None:
         declared = [one.split() for one in arguments.split(",")]
         self.given: dict[str, Any] = {own: Value(self, kind, f"%{own}") for *_, kind, own in declared}
-        given = ", ".join(" ".join([spelled(kind), *more, f"%{own}"]) for *more, kind, own in declared)
-        self._head = f"define {'internal ' * internal}{result} @{name}({given}) {attributes}"
+        self._head = f"define {'internal ' * internal}{result} @{name}({in_ir(arguments)}) {attributes}"
         self.lines: list[str] = []
         self.access = ""
         self._result, self._count, self._block = result, 0, "entry"
@@ -159,11 +164,12 @@ class Function(Code):
         self.lines.append(f"call void @llvm.memcpy.p0.p0.i64({given})")
 
     @contextmanager
-    def loop(self, begin: Any, end: Any, *carried: Any) -> Iterator[Any]:
-        """Write a block for each number from the first one on, up to the last one.
+    def loop(self, begin: Any, end: Any, *carried: Any, once: bool = False) -> Iterator[Any]:
+        """Write a block for each number from the first one on that is below the last one.
 
         The number that it yields has a ``step``, 1 unless the block sets it, and values ``carried``, which the block may set for the
-        next time; afterwards they are the last ones.
+        next time; afterwards they are the last ones. With ``once``, which is for a loop that carries nothing, it is known that there is a
+        number at all.
         """
         n, before = self._new(), self._block
         self.lines.append(f"br label %head{n}")
@@ -172,14 +178,19 @@ class Function(Code):
         i: Any
         *own, i = [Value(self, start.kind, f"%loop{n}.{k}") for k, start in enumerate(starts)]
         i.step, i.carried = 1, own
-        self._branch(i < end, f"body{n}", f"end{n}")
-        self._begin(f"body{n}")
+        if not once:
+            self._branch(i < end, f"body{n}", f"end{n}")
+            self._begin(f"body{n}")
         yield i
-        for start, value, new in zip(starts, [*own, i], [*i.carried, i + i.step], strict=True):
+        following = self._value("i64", f"add nsw i64 {i.term}, {self._term(i.step, 'i64')}")
+        for start, value, new in zip(starts, [*own, i], [*i.carried, following], strict=True):
             phi = f"phi {spelled(value.kind)} [ {start.term}, %{before} ], [ {new.term}, %{self._block} ]"
             self.lines.insert(at, f"{value.term} = {phi}")
         i.carried = own
-        self.lines.append(f"br label %head{n}")
+        if once:
+            self._branch(following < end, f"head{n}", f"end{n}")
+        else:
+            self.lines.append(f"br label %head{n}")
         self._begin(f"end{n}")
 
     @contextmanager

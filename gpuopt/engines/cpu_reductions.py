@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt.engines import cpu_walks, norms
 from gpuopt.engines.cpu_elements import LINE, Elements
-from gpuopt.engines.cpu_ir import Function
+from gpuopt.engines.cpu_ir import Function, in_ir
 from gpuopt.engines.cpu_numbers import functions, larger
 from gpuopt.engines.passes import Batch
 from gpuopt.engines.values import Value
@@ -38,73 +38,6 @@ end:
 !{access} = distinct !{{}}
 !{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}{whole}}}
 """
-
-_REDUCE = """
-define internal void @{name}({arguments}, ptr %out) {{
-  {own_lanes}
-  br label %clear
-clear:
-  %z = phi i64 [ 0, %0 ], [ %z.next, %clear ]
-  {clear}
-  %z.next = add nuw nsw i64 %z, 1
-  %z.more = icmp slt i64 %z.next, {LANES}
-  br i1 %z.more, label %clear, label %walk
-walk:
-  {walk}
-halve:
-  {halve}
-  ret void
-}}
-"""
-
-_STRETCHES = """br label %stretch
-stretch:
-  %first = phi i64 [ 0, %walk ], [ %first.next, %some ]
-  %rest = sub i64 %n, %first
-  %count = call i64 @llvm.smin.i64(i64 %rest, i64 {LANES})
-  %any = icmp sgt i64 %rest, 0
-  br i1 %any, label %some, label %halve
-some:
-  call void @{name}.elements({given}, {lanes}, i64 %first, i64 0, i64 %count)
-  %first.next = add nuw nsw i64 %first, {LANES}
-  br label %stretch"""
-"""Lanes, stretch by stretch: memory is read in order, and sums go to and from the cache at every element."""
-
-_TILES = """%whole = and i64 %n, -{LANES}
-  %last = sub i64 %n, %whole
-  %any.whole = icmp sgt i64 %whole, 0
-  br i1 %any.whole, label %block, label %rest
-block:
-  %begin = phi i64 [ 0, %walk ], [ %end, %block.end ]
-  %begin.next = add nuw nsw i64 %begin, {BLOCK}
-  %end = call i64 @llvm.smin.i64(i64 %begin.next, i64 %whole)
-  br label %tile
-tile:
-  %from = phi i64 [ 0, %block ], [ %to, %tile.end ]
-  %to = add nuw nsw i64 %from, {TILE}
-  %part = mul nuw nsw i64 %from, {STRETCHES}
-  %ahead = add nuw nsw i64 %begin.next, %part
-  {ahead}
-  br label %stretch
-stretch:
-  %first = phi i64 [ %begin, %tile ], [ %first.next, %stretch ]
-  call void @{name}.elements({given}, {lanes}, i64 %first, i64 %from, i64 %to)
-  %first.next = add nuw nsw i64 %first, {LANES}
-  %more = icmp slt i64 %first.next, %end
-  br i1 %more, label %stretch, label %tile.end
-tile.end:
-  %tiles = icmp slt i64 %to, {LANES}
-  br i1 %tiles, label %tile, label %block.end
-block.end:
-  %blocks = icmp slt i64 %end, %whole
-  br i1 %blocks, label %block, label %rest
-rest:
-  %any = icmp sgt i64 %last, 0
-  br i1 %any, label %some, label %halve
-some:
-  call void @{name}.elements({given}, {lanes}, i64 %whole, i64 0, i64 %last)
-  br label %halve"""
-"""Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile."""
 
 _IDENTITY = {"sum": 0.0, "max": -math.inf}
 """What sums and largest elements begin with."""
@@ -166,7 +99,7 @@ def loop(
     batch: Batch,
     sums: int,
     metadata: int,
-    arguments: str = cpu_walks.ARGUMENTS,
+    arguments: str = cpu_walks.TYPED,
 ) -> str:
     """IR of a function that reduces a chunk in one loop. Lanes are independent of each other, and LLVM is told so.
 
@@ -189,62 +122,67 @@ def loop(
 
     """
     code = Elements(variant, batch.elements, metadata, before)
-    around = Function(name, f"{cpu_walks.TYPED}, i64 z, i64 ahead, double* out")
-    lane, lanes = Value(code.f, "i64", "%lane"), list[str]()
-    clear, halve = list[str](), list[str]()
+    f = Function(name, f"{arguments}, double* out", internal=True)
+    lane, out = Value(code.f, "i64", "%lane"), f.given["out"]
+    columns = []
     for r in batch.reductions:
-        kind = "max" if r.kind == "max" else "sum"
         for n, added in enumerate(_added(code, r)):
-            lanes.append(f"%r{r.number}.{n}.lanes")
-            inside, own = (Value(f, "double*", lanes[-1]) for f in (code.f, around))
+            # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
+            # of a tile would all be in one place of the cache.
+            columns.append((r, n, f.room("double", norms.LANES + LINE // 8)))
+            inside = Value(code.f, "double*", f"%r{r.number}.{n}")
             inside[lane] = added(inside[lane])
-            around.lines = clear
-            own[around.given["z"]] = _IDENTITY[kind]
-            around.lines = halve
-            around.given["out"][r.column_among(sums) + n] = around.call(f"halve.{kind}", own, kind="double")
+    with f.loop(0, norms.LANES) as z:
+        for r, _, lanes in columns:
+            lanes[z] = _IDENTITY[_kind(r)]
+
+    def walk(first: Any, begin: Any, end: Any) -> None:
+        given = [own for own in f.given.values() if own is not out]
+        f.call(f"{name}.elements", *given, *(lanes for *_, lanes in columns), first, begin, end)
+
+    n = f.given["n"]
+    is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit  # three sums of one array
+    in_tiles = is_wide or len(columns) >= MANY
+    if in_tiles:
+        # Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile.
+        whole = n // norms.LANES * norms.LANES
+        with f.loop(0, whole) as block:
+            block.step = STRETCHES * norms.LANES
+            following = block + block.step
+            with f.loop(0, norms.LANES, once=True) as begin:
+                begin.step = TILE
+                code.write_ahead(f, following + begin * STRETCHES, STRETCHES * TILE)
+                with f.loop(block, f.smaller(following, whole), once=True) as first:
+                    first.step = norms.LANES
+                    walk(first, begin, begin + TILE)
+        with f.when(n > whole):
+            walk(whole, 0, n - whole)
+    else:
+        # Lanes, stretch by stretch: memory is read in order, and sums go to and from the cache at every element.
+        with f.loop(0, n) as first:
+            first.step = norms.LANES
+            walk(first, 0, f.smaller(n - first, norms.LANES))
+    for r, k, lanes in columns:
+        column = r.column_among(sums) + k
+        out[column] = plain = f.call(f"halve.{_kind(r)}", lanes, kind="double")
         if (
             r.kind == "norm" and code.dtype.squares_fit
         ):  # the sum of scaled squares is not computed; it has infinities and NaN, too
-            plain = around.given["out"][r.column_among(sums)]
-            around.given["out"][r.column_among(sums) + 1] = around.where(plain - plain == 0.0, 0.0, plain)
-    is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit  # three sums of one array
-    in_tiles = is_wide or len(lanes) >= MANY
-    around.lines = ahead = list[str]()
-    code.write_ahead(around, around.given["ahead"], STRETCHES * TILE)
-    parts = {
-        "name": name,
-        "arguments": arguments,
-        "given": arguments,
-        "lanes": ", ".join(f"ptr {own}" for own in lanes),
-        "LANES": norms.LANES,
-    }
-    walk = (
-        _TILES.format(
-            **parts,
-            TILE=TILE,
-            STRETCHES=STRETCHES,
-            BLOCK=STRETCHES * norms.LANES,
-            ahead="\n  ".join(ahead),
-        )
-        if in_tiles
-        else _STRETCHES.format(**parts)
-    )
-    return _ELEMENTS.format(
-        **parts,
+            out[column + 1] = f.where(plain - plain == 0.0, 0.0, plain)
+    return f.text() + _ELEMENTS.format(
+        name=name,
+        arguments=in_ir(arguments),
+        lanes=", ".join(f"ptr %r{r.number}.{k}" for r, k, _ in columns),
         access=metadata,
         loop=metadata + 1,
         whole=', !{!"llvm.loop.unroll.disable"}' if in_tiles else "",  # a tile is one vector
         prologue="\n  ".join(code.prologue),
         body="\n  ".join(code.f.lines),
-    ) + _REDUCE.format(
-        **parts,
-        # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
-        # of a tile would all be in one place of the cache.
-        own_lanes="\n  ".join(f"{own} = alloca [{norms.LANES + LINE // 8} x double], align 64" for own in lanes),
-        clear="\n  ".join(clear),
-        walk=walk,
-        halve="\n  ".join(halve),
     )
+
+
+def _kind(r: Reduction) -> str:
+    return "max" if r.kind == "max" else "sum"
 
 
 def _added(code: Elements, r: Reduction) -> list[Callable[[Any], Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt.engines import table
-from gpuopt.engines.cpu_ir import Function, spelled
+from gpuopt.engines.cpu_ir import Function, in_ir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,7 +36,7 @@ OF_STEP = tuple(CONTEXT)[:11]
 TYPED = "i64* row, i8* g.leaf, double scale, i64 key, i64 start, i8* c, double* h, double* own, i64 n"
 """What a loop over one chunk is given in a step: the row of its leaf, the address of the gradient and its factor, the key of random numbers,
 the first element, the coefficients, the scalars of numbers, the numbers of the leaf, and how many elements there are."""
-ARGUMENTS = ", ".join(f"{spelled(kind)} %{name}" for kind, name in map(str.split, TYPED.split(",")))
+ARGUMENTS = in_ir(TYPED)
 """The same in IR."""
 
 

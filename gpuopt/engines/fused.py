@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuopt.arrays import assign, dtype_of, name_of
-from gpuopt.engines.between import Stages, hidden_arrays
 from gpuopt.engines.complexes import gradient_dtype
 from gpuopt.engines.folds import length
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
+from gpuopt.engines.parts import Parts, WholeLeaves
 from gpuopt.engines.place import host
 from gpuopt.engines.stages import stages
 from gpuopt.engines.table import PARAMETER, Segment, Table, TooManyRulesError, reduction_passes, widths
-from gpuopt.engines.whole import Parts, WholeLeaves
+from gpuopt.engines.whole_arrays import Stages, hidden_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from gpuopt.engines.between import Hidden
     from gpuopt.engines.memory import Overlaps
     from gpuopt.engines.place import Kernel, Place
     from gpuopt.engines.program import Program
+    from gpuopt.engines.whole_arrays import Hidden
     from gpuopt.rules.base import Rule
 
 

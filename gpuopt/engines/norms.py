@@ -192,13 +192,8 @@ def root(sums: NDArray[np.float64]) -> float:
 
 def sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:
     """Return the three sums of a flat NumPy array, the two scaled ones only for float64; the reference of the kernels."""
-    scales = SCALES[:1] if DTYPES[flat.dtype.name].squares_fit else SCALES
-    exact, total = [part.astype(np.float64) for part in parts_of(flat)], np.zeros(3)
     with np.errstate(all="ignore"):
-        for k, scale in enumerate(scales):
-            squares = [np.square(part * scale) for part in exact]
-            total[k] = ordered_sum(squares[0] + squares[1] if len(squares) == 2 else squares[0])
-    return total
+        return np.asarray(np.cumsum(np.concatenate([np.zeros((1, 3)), chunk_sums_of_squares(flat)]), axis=0)[-1])
 
 
 def chunk_sums_of_squares(flat: NDArray[Any]) -> NDArray[np.float64]:

@@ -61,8 +61,8 @@ def random_float16(code: Any, x: Any, random: Any) -> Any:
     tiny = code.bits(code.where(is_tiny, size, 0), "float") * 2.0**40  # a multiple of the smallest number, times 2**16
     small = code.cast(tiny, "i32") + random >> 16
     large = (size + (random >> 3) >> 13) - 0x1C000
-    number = code.where(is_tiny, small, code.where(size < 0x47800000, large, 0x7C00))
-    return sign | code.where(x != x, 0x7E00, number)  # noqa: PLR0124 - NaN
+    special = code.where(size > 0x7F800000, 0x7E00, code.where(size < 0x47800000, large, 0x7C00))
+    return sign | code.where(is_tiny, small, special)
 
 
 def joined(code: Any, high: Any, low: Any) -> Any:

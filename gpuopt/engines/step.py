@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import arrays as libraries
-from gpuopt.engines import array, between, memory, storage
+from gpuopt.engines import array, memory, storage, whole_arrays
 from gpuopt.engines.dependence import agrees, dependence
 from gpuopt.engines.fused import FusedStep, Leaf, fused_steps
 from gpuopt.engines.interrupts import in_one_go
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.dependence import Path
     from gpuopt.engines.norms import Guard
+    from gpuopt.engines.parts import Parts
     from gpuopt.engines.place import Place
-    from gpuopt.engines.whole import Parts
     from gpuopt.rules.base import Rule
 
 
@@ -99,7 +99,7 @@ class Step(Judging):
         self._programs = [programs.get(group, a) for a, group in zip(arrays, groups, strict=True)]
         if engine != "array":
             tried = [i for i, place in enumerate(self._places) if place and i not in idle]
-            between.try_whole(self._programs, tried, groups, arrays, rules, strict=engine == "fused")
+            whole_arrays.try_whole(self._programs, tried, groups, arrays, rules, strict=engine == "fused")
         known = zip(self._programs, groups, arrays, strict=True)
         apart = {k for own, k, a in known if own is None or not own.is_elementwise or programs.sees(k, a)}
         self._elementwise = [k not in apart for k in range(len(rules))]
@@ -118,7 +118,7 @@ class Step(Judging):
         split = [
             i
             for i, a in enumerate(arrays)
-            if precision == "split" and storage.way_of(libraries.dtype_of(a), precision) and i not in idle
+            if precision == "split" and storage.precision_of(libraries.dtype_of(a), precision) and i not in idle
         ]
         for i, low in zip(split, lower_bits_of([arrays[i] for i in split], [state[i] for i in split]), strict=True):
             self.slots[i][storage.LOW] = low
@@ -157,7 +157,7 @@ class Step(Judging):
                     arrays[i],
                     programs.of(groups[i], arrays[i]),
                     self.slots[i],
-                    storage.way_of(libraries.dtype_of(arrays[i]), precision),
+                    storage.precision_of(libraries.dtype_of(arrays[i]), precision),
                     self.slots[i].get(storage.LOW, self._numbers[i]),
                 )
                 for i in together

@@ -92,7 +92,7 @@ def key_of(precision: Precision | Stochastic, step: int) -> int:
     return split_mix(precision.seed, step) if isinstance(precision, Stochastic) else 0
 
 
-def way_of(dtype: str, precision: str) -> str:
+def precision_of(dtype: str, precision: str) -> str:
     """The precision, where a leaf of this dtype has any; else ""."""
     return precision if dtype in FITTING["stochastic"] else ""
 
@@ -150,12 +150,14 @@ def random_bits(like: Any, key: int, leaf: int) -> Any:
 
 def loaded(p: Any, slots: Mapping[str, Any], precision: str) -> Any:
     """Return what a rule is to compute with: a new array of float32, or the leaf itself where the array engine rounds to nearest."""
-    way = way_of(dtype_of(p), precision)
-    if way not in FITTING or (way == "split" and slots.get(LOW) is None):  # the latter of a leaf that is never updated
+    kept = precision_of(dtype_of(p), precision)
+    if kept not in FITTING or (
+        kept == "split" and slots.get(LOW) is None
+    ):  # the latter of a leaf that is never updated
         return p
     xp = namespace(p)
     with current(p):
-        if way == "stochastic":
+        if kept == "stochastic":
             return p.astype(np.float32)
         high, low = (x.reshape(p.shape or (1,)).astype(np.uint32) for x in (p.view(np.uint16), slots[LOW]))
         return rounding.joined(_Arrays(xp), high, low).reshape(p.shape)
@@ -174,14 +176,14 @@ def stored(new: Any, p: Any, slots: Mapping[str, Any], precision: str, key: int,
         As for `random_bits`.
 
     """
-    way = way_of(dtype_of(p), precision)
-    if way not in FITTING:
+    kept = precision_of(dtype_of(p), precision)
+    if kept not in FITTING:
         return [(p, new)]
     xp = namespace(p)
     with current(p), np.errstate(all="ignore"):
         x = new.reshape(p.shape or (1,))
         code = _Arrays(xp)
-        if way == "split":
+        if kept == "split":
             low = rounding.low(code, x).astype(np.uint16).reshape(p.shape)
             return [(p, _narrowed(rounding.high(code, x), p)), (slots[LOW], low)]
         random = random_bits(p, key, leaf).reshape(x.shape)
@@ -205,4 +207,4 @@ def can_keep(p: Any, precision: str) -> bool:
 
 def lower_bits(p: Any, precision: str) -> Any:
     """Return the lower 16 bits of a leaf before the first step, as a new array; None if there are none."""
-    return zeros_like(p, namespace(p).uint16) if way_of(dtype_of(p), precision) == "split" else None
+    return zeros_like(p, namespace(p).uint16) if precision_of(dtype_of(p), precision) == "split" else None

@@ -167,7 +167,7 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
     scalars = scalars_of(patterns, rules, steps, carried)
     low = slots.get(storage.LOW, [None] * len(arrays))
     for i, p in enumerate(arrays):
-        if i in moving and storage.way_of(dtype_of(p), way) == "split":
+        if i in moving and storage.precision_of(dtype_of(p), way) == "split":
             check_slot(low[i], Filled(), p, namespace(p).uint16, tree.name(i, f"state.slots[{storage.LOW!r}]"))
     key = storage.key_of(precision, steps)
     for group, own in enumerate(rules):

@@ -59,7 +59,7 @@ class Whole:
         self.program, self._slots, self._hidden = leaf.program, leaf.slots, hidden
         self._p, self._kind, self._xp = p, kind_of(p), namespace(p)
         self._values: dict[int, Any] = {}
-        self._ways = [self._way(node) for node in self.program.extents]
+        self._formulas = [self._formula(node) for node in self.program.extents]
 
     def begin(
         self, scalars: Sequence[float], called: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], rule: str
@@ -71,7 +71,7 @@ class Whole:
         """Work out some extents, in order, and put those that enter the loops where these read them."""
         with current(self._p), np.errstate(all="ignore"):
             for k in wanted:
-                self._values[k] = self._ways[k]()
+                self._values[k] = self._formulas[k]()
             for k in enters:
                 self._hidden[entering(k)].array[...] = self._values[k]
 
@@ -87,7 +87,7 @@ class Whole:
         with current(self._p), np.errstate(all="ignore"):
             return self._xp.astype(value, slot.dtype, copy=False)
 
-    def _way(self, node: Node) -> Callable[[], Any]:
+    def _formula(self, node: Node) -> Callable[[], Any]:
         """Return what works an extent out, when those that it is made of are there."""
         xp = self._xp
         match node:
