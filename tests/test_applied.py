@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,13 @@ AMISS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "masked targets": (X, np.ma.masked_array(PRICES, PRICES > 0), {}, "data: y: a masked array"),
     "ragged": ([[1, 2], [3]], [0, 1], {}, "data: x: list, expected an array"),
     "complex column": (FRAME.assign(b=1j), CLASSES, {}, "column 'b': dtype complex128, a feature must be real numbers"),
-    "objects": (FRAME.astype(object), CLASSES, {}, "column 'when': holds dtype object such as [0-9.]+, a feature must"),
+    "objects": (FRAME.assign(b=Decimal(1)), CLASSES, {}, "column 'b': holds dtype object such as 1, a feature must"),
+    "numbers and text": (
+        X,
+        np.array([1, "a"] * (N // 2), object),
+        {},
+        "data: y: dtype object, expected numbers or text",
+    ),
     "nothing to fill with": (
         FRAME.assign(b=np.nan),
         CLASSES,
@@ -182,6 +189,18 @@ AMISS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
 def test_arrays_and_frames_that_are_amiss(x: Any, y: Any, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         from_arrays((x, y), **options)
+
+
+@pytest.mark.parametrize("y", [PRICES, TARGETS["whole numbers"], TARGETS["flags"]], ids=["numbers", "whole", "flags"])
+def test_numbers_are_numbers_whatever_holds_them(y: NDArray[Any]) -> None:
+    plain = from_arrays((FRAME, y), standardize=True)
+    others = [y.astype(object), pd.Series(y, dtype=object)]
+    others += [pd.Series(y, dtype="category")] * (plain.classes is not None)
+    for other in others:
+        found = from_arrays((FRAME.astype(object), other), standardize=True)
+        assert found.classes == plain.classes
+        np.testing.assert_array_equal(found.train.x, plain.train.x)
+        np.testing.assert_array_equal(found.train.y, plain.train.y)
 
 
 def test_what_pandas_decides_is_said(tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ def functions(variants: Iterable[Variant]) -> list[str]:
 
 def _spread(T: str) -> str:  # noqa: N803 - a type
     """Write numbers out for ``n`` elements: one number for all where ``inner`` is 1, else a row of ``inner`` again and again."""
-    f = Function(f"spread.{T}", f"{T}* from, i64 start, i64 n, i64 span, i64 inner, {T}* out", attributes=APART, internal=True)
+    f = Function(
+        f"spread.{T}", f"{T}* from, i64 start, i64 n, i64 span, i64 inner, {T}* out", attributes=APART, internal=True
+    )
     numbers, start, n, span, inner, out = f.given.values()
     with f.loop(0, n) as i:
         k = start + i

@@ -171,6 +171,8 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     if classes is not None and len(classes) == 1:
         only = f"all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
         notes.append(f"{parts[0].y_name}: {only}")
+    if classes is None and len(found[0]) > 1 and not np.ptp(found[0], axis=0).all():
+        notes.append(f"{parts[0].y_name}: all samples have the same number: there is nothing to predict")
     prepared = _features(parts[0], how)
     names = [part.x_name for part in parts]
     rows = [Rows(_matrix(part, prepared)) for part in parts]
@@ -279,9 +281,10 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
         chosen = order[:wanted]
     left = count - len(chosen)
     if len(chosen) < 2 or left < 2:
+        kept = " (the only sample of a class is one to train)" if classifies else ""
         raise UsageError(
             f"--validation {how.validation}: {len(chosen)} of {count} samples to validate and {left} to train, expected at "
-            "least two of each"
+            f"least two of each{kept}"
         )
     kept = np.ones(count, bool)
     kept[chosen] = False
