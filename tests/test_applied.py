@@ -163,10 +163,18 @@ def test_what_does_not_fit_the_model_is_refused_by_name(tmp_path: Path) -> None:
         arrays.predict(X[:, :2])
 
 
+class Sparse:
+    """As far as SciPy's sparse matrices can be told from arrays."""
+
+    def toarray(self) -> NDArray[Any]:
+        return X
+
+
 MASKED = np.ma.masked_array(X, X.mean() < X)
 AMISS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "masked features": (MASKED, CLASSES, {}, "data: x: a masked array, whose masked values would count"),
     "masked targets": (X, np.ma.masked_array(PRICES, PRICES > 0), {}, "data: y: a masked array"),
+    "sparse": (Sparse(), CLASSES, {}, "data: x: .*, a sparse matrix, expected a plain array; x.toarray"),
     "ragged": ([[1, 2], [3]], [0, 1], {}, "data: x: list, expected an array"),
     "complex column": (FRAME.assign(b=1j), CLASSES, {}, "column 'b': dtype complex128, a feature must be real numbers"),
     "objects": (FRAME.assign(b=Decimal(1)), CLASSES, {}, "column 'b': holds dtype object such as 1, a feature must"),
@@ -641,6 +649,9 @@ def test_estimators() -> None:
     assert classifier.classes_.tolist() == ["ja", "nein"]
     with pytest.raises(ValueError, match=r"PerceptronClassifier: epoch: no such option .did you mean 'epochs'"):
         classifier.set_params(epoch=3)
+    for option in ("epoch", "task"):
+        with pytest.raises(ValueError, match=f"PerceptronClassifier: {option}: no such option"):
+            PerceptronClassifier(**{option: 3}).fit(X, CLASSES)
     assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5
 
 

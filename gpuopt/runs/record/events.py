@@ -63,6 +63,6 @@ def _by_hand(event: Mapping[str, Any]) -> str:
             lr = f", learning rate {event['lr']:.4g}"
             return f"rolled back from step {event['step']} to step {event['back_to_step']}{lr}"
         case {"event": what} if what in words:
-            loss = f", loss {event['loss']:.4f}" if event.get("loss") is not None else ""
+            loss = f", loss {_short(event['loss'])}" if event.get("loss") is not None else ""
             return f"{words[what]} after step {event['step']}{loss}"
     return str(event["event"])

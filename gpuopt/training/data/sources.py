@@ -184,6 +184,9 @@ def _given(value: Any, name: str) -> Any:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         cure = "filled with NaN they are missing values, as for --missing mean"
         raise UsageError(f"data: {name}: a masked array, whose masked values would count, expected a plain one; {cure}")
+    if hasattr(value, "toarray"):
+        cure = "x.toarray() makes one, OneHotEncoder(sparse_output=False) of scikit-learn none"
+        raise UsageError(f"data: {name}: {type(value).__name__}, a sparse matrix, expected a plain array; {cure}")
     try:
         array = np.asarray(value)
     except (RuntimeError, TypeError, ValueError) as error:  # rows of different lengths, a tensor that cannot be read
