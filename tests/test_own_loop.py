@@ -305,6 +305,13 @@ def never(folder: Path) -> None:
         pass
 
 
+def twice_as_much(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    for _ in run.steps(3):
+        run.optimizer.step(np.ones(3))
+        run.step(np.ones(3))
+
+
 def array(folder: Path) -> None:
     run = gpuopt.Run(folder, optimizer())
     for _ in run.steps(3):
@@ -394,6 +401,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "no step": (never, RuntimeError, r"step 0 ended without run.step\(...\)"),
     "an array for a metric": (array, TypeError, r"run.step: loss: an array of shape \(3,\), expected a number"),
     "an array at a later step": (late_array, TypeError, r"run.step: loss: an array of shape \(3,\), expected a number"),
+    "by hand, too": (twice_as_much, RuntimeError, r"the optimizer took 1 in this step already, as by opt\.step"),
+    "an endless integer": (named("loss", 10**400), TypeError, "run.step: loss: an integer beyond float64"),
     "a text for a metric": (named("loss", "low"), TypeError, "run.step: loss: str, expected a number"),
     "a complex metric": (named("loss", np.complex128(1)), TypeError, "run.step: loss: "),
     "a metric called step": (named("step"), TypeError, "run.step: step: rows of metrics have it already"),
@@ -554,6 +563,7 @@ def test_tensors_that_have_gradients_of_their_own(tmp_path: Path) -> None:
             loss = (w**2).sum()
             loss.backward()
             run.step(loss=loss)
+            run.image("squares", w**2)
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
     assert rows(tmp_path / "run")[0]["loss"] == 3.0
 

@@ -151,6 +151,7 @@ class Run(Remembering):
         self._wanted = is_wanted() if report is None else report
         self._n = 0
         self._is_stepped = self._is_over = False
+        self._at = 0  # steps taken where a body begins
         self._metrics: Row = {}
         self._every = self._look_every = 1
         self._images = Images(self.folder)
@@ -252,7 +253,7 @@ class Run(Remembering):
             with stopping(self) as signals, self._driven(hanging) as left:
                 try:
                     for step in left:
-                        self._is_stepped = False
+                        self._is_stepped, self._at = False, self.optimizer.steps
                         with in_body(step):
                             yield step
                         self._expect_stepped(step)
@@ -328,6 +329,10 @@ class Run(Remembering):
         if not self._is_inside or self._is_stepped:
             where = "a second time in one step" if self._is_inside else "outside of a loop"
             raise RuntimeError(f"run.step: called {where}, expected once in each step of `for step in run.steps(n):`")
+        if (taken := self.optimizer.steps - self._at) > 0:
+            raise RuntimeError(
+                f"run.step: the optimizer took {taken} in this step already, as by opt.step(...), expected run.step alone"
+            )
 
     def _expect_stepped(self, step: int) -> None:
         if not self._is_stepped:
