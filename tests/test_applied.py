@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,27 @@ def test_what_does_not_fit_the_model_is_refused_by_name(tmp_path: Path) -> None:
         arrays.predict(X[:, :2])
 
 
+class Sparse:
+    """As far as SciPy's sparse matrices can be told from arrays."""
+
+    def toarray(self) -> NDArray[Any]:
+        return X
+
+
 MASKED = np.ma.masked_array(X, X.mean() < X)
 AMISS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "masked features": (MASKED, CLASSES, {}, "data: x: a masked array, whose masked values would count"),
     "masked targets": (X, np.ma.masked_array(PRICES, PRICES > 0), {}, "data: y: a masked array"),
+    "sparse": (Sparse(), CLASSES, {}, "data: x: .*, a sparse matrix, expected a plain array; x.toarray"),
     "ragged": ([[1, 2], [3]], [0, 1], {}, "data: x: list, expected an array"),
     "complex column": (FRAME.assign(b=1j), CLASSES, {}, "column 'b': dtype complex128, a feature must be real numbers"),
-    "objects": (FRAME.astype(object), CLASSES, {}, "column 'when': holds dtype object such as [0-9.]+, a feature must"),
+    "objects": (FRAME.assign(b=Decimal(1)), CLASSES, {}, "column 'b': holds dtype object such as 1, a feature must"),
+    "numbers and text": (
+        X,
+        np.array([1, "a"] * (N // 2), object),
+        {},
+        "data: y: dtype object, expected numbers or text",
+    ),
     "nothing to fill with": (
         FRAME.assign(b=np.nan),
         CLASSES,
@@ -182,6 +197,18 @@ AMISS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
 def test_arrays_and_frames_that_are_amiss(x: Any, y: Any, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         from_arrays((x, y), **options)
+
+
+@pytest.mark.parametrize("y", [PRICES, TARGETS["whole numbers"], TARGETS["flags"]], ids=["numbers", "whole", "flags"])
+def test_numbers_are_numbers_whatever_holds_them(y: NDArray[Any]) -> None:
+    plain = from_arrays((FRAME, y), standardize=True)
+    others = [y.astype(object), pd.Series(y, dtype=object)]
+    others += [pd.Series(y, dtype="category")] * (plain.classes is not None)
+    for other in others:
+        found = from_arrays((FRAME.astype(object), other), standardize=True)
+        assert found.classes == plain.classes
+        np.testing.assert_array_equal(found.train.x, plain.train.x)
+        np.testing.assert_array_equal(found.train.y, plain.train.y)
 
 
 def test_what_pandas_decides_is_said(tmp_path: Path) -> None:
@@ -622,6 +649,9 @@ def test_estimators() -> None:
     assert classifier.classes_.tolist() == ["ja", "nein"]
     with pytest.raises(ValueError, match=r"PerceptronClassifier: epoch: no such option .did you mean 'epochs'"):
         classifier.set_params(epoch=3)
+    for option in ("epoch", "task"):
+        with pytest.raises(ValueError, match=f"PerceptronClassifier: {option}: no such option"):
+            PerceptronClassifier(**{option: 3}).fit(X, CLASSES)
     assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5
 
 

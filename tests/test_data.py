@@ -262,7 +262,45 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "complex": ("a.npz", arrays(x=X + 0j, y=Y), {}, "x: dtype complex128, expected integers or floats"),
     "text as features": ("a.npz", arrays(x=X.astype(str), y=Y), {}, "x: dtype <U.*, expected integers or floats"),
     "widths": ("a.npz", arrays(x_train=X, y_train=Y, x_test=X[:, :1], y_test=Y), {}, "x_test: 1 features.*expected 2"),
-    "one-hot": ("a.npz", arrays(x=X, y=np.eye(3, dtype=int)), {}, r"y: shape \(3, 3\), expected one label"),
+    "one-hot": ("a.npz", arrays(x=X, y=np.eye(3, dtype=int)), {}, r"y: shape \(3, 3\), with a single 1 .*np.argmax"),
+    "one-hot floats": (
+        "a.npz",
+        arrays(x=X, y=np.eye(3)),
+        {},
+        r"y: shape \(3, 3\), with a single 1 .*--task regression",
+    ),
+    "several labels": ("a.npz", arrays(x=X, y=[[1, 2]] * 3), {}, r"y: shape \(3, 2\), expected one label"),
+    "a text of each": (
+        "a.npz",
+        arrays(x=np.ones((25, 1)), y=[f"{i}%" for i in range(25)]),
+        {},
+        "y: 25 different texts in 25 samples, where row 0 is '0%', .*--task classification takes",
+    ),
+    "numbers but one": (
+        "a.csv",
+        text("a,y\n" + "".join(f"1,{i}.5\n" for i in range(25)) + "2,n.a. (7)\n"),
+        {"target": "y"},
+        r"column 'y': 25 of 26 different values are numbers, but row 25 is 'n.a. \(7\)': expected numbers alone",
+    ),
+    "a text among numbers": (
+        "a.csv",
+        text("a,y\n1,1.5\n1,-\n"),
+        {"target": "y", "task": "regression"},
+        "holds text, expected numbers for --task regression; row 1 is '-'",
+    ),
+    "an empty column": (
+        "a.csv",
+        text("a,b,y\n1,,u\n2,,v\n"),
+        {"target": "y"},
+        "column 'b': is missing in each row; --",
+    ),
+    "one column": ("a.csv", text("a b y\n1 2 u\n"), {"target": "y"}, "its columns are a b y; columns are separated by"),
+    "a class of one": (
+        "a.csv",
+        text("a,y\n1,u\n2,v\n3,w\n4,x\n"),
+        {"target": "y", "validation": 0.5},
+        r"0 of 4 samples to validate and 4 to train, .* \(the only sample of a class is one to train\)",
+    ),
     "new label": ("a.npz", arrays(x_train=X, y_train=Y, x_test=X, y_test=[0, 7, 1]), {}, "y_test: row 1 is 7"),
     "new text": ("a.npz", arrays(x_train=X, y_train=["a"] * 3, x_test=X, y_test=["a", "a", "b"]), {}, "row 2 is 'b'"),
     "float labels": (
@@ -289,7 +327,7 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "target for arrays": ("a.npz", arrays(x=X, y=Y), {"target": "y"}, "--target y: is for tables"),
     "no target": ("a.csv", text("a,b\n1,2\n"), {}, "say with --target which column to predict; its columns are a, b"),
     "unknown target": ("a.csv", text("size,kind\n1,2\n"), {"target": "knd"}, "no column 'knd' .did you mean 'kind'."),
-    "empty table": ("a.csv", text(""), {"target": "a"}, "expected a header and the first rows"),
+    "empty table": ("a.csv", text("\n"), {"target": "a"}, "is empty, expected a header and rows"),
     "header alone": ("a.csv", text("a,b\n"), {"target": "b"}, "expected at least one sample"),
     "target alone": ("a.csv", text("b\n1\n2\n"), {"target": "b"}, "expected at least one sample and one feature"),
     "text in a column": ("a.csv", text("a,b\n1,2\nx,3\n"), {"target": "b"}, "column 'a': holds .*must be numbers"),
@@ -335,8 +373,26 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
 }
 
 
+TOLD: dict[str, tuple[str, str]] = {
+    "a last column without a name": ("a,y,\n1,u,\n2,v,\n", "The column without a name is empty and left out"),
+    "no header": ("1.5,2,y\n2,3,u\n3,4,v\n", "names of the columns, though it holds the number 1.5"),
+    "one number": ("a,y\n1,2.5\n3,2.5\n", "all samples have the same number: there is nothing to predict"),
+}
+
+
+@pytest.mark.parametrize(("content", "note"), TOLD.values(), ids=TOLD)
+def test_odd_tables_are_told(tmp_path: Path, content: str, note: str) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    assert note in "\n".join(load(tmp_path / "a.csv", "y").notes)
+
+
+def test_true_and_false_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,y\nTrue,u\n,v\nFalse,u\n")
+    data = load(tmp_path / "a.csv", "y", missing="mean")
+    np.testing.assert_array_equal(data.train.x, [[1], [0.5], [0]])
+
+
 LABELS: dict[str, tuple[list[str], str]] = {
-    "one each": ([*"abcdefghijk"], "column 'y': each of the 11 samples has a label of its own, a for one"),
     "spaces": (
         ["u", " u", "u"],
         "column 'y': ' u' and 'u' are two classes, which differ by spaces or capital letters alone",

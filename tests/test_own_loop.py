@@ -18,7 +18,7 @@ from running import gpuopt as command
 from running import rows
 
 import gpuopt
-from gpuopt import checkpoint
+from gpuopt import checkpoint, training
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record import images
@@ -252,12 +252,14 @@ def test_patience_and_the_best_state(tmp_path: Path) -> None:
     losses = [5.0, 4.0, 3.0, 2.0, *[2.5] * 96]
     run = gpuopt.Run(tmp_path / "run", optimizer(), patience=10)
     for step in run.steps(100):
-        run.step(run.optimizer.params, loss=losses[step])
+        run.step(run.optimizer.params, loss=losses[step], noise=31.0)
     assert (run.finished, run.stopped, run.optimizer.steps) == (False, "no lower loss in 10 steps", 14)
     opt = optimizer()
     gpuopt.load(tmp_path / "run" / "best.safetensors", opt)
     assert opt.steps == 4
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["lowest_loss"] == 2.0
+    told = page.draw(tmp_path / "run").read_text()
+    assert all(words in told for words in ("Lowest loss", "Noise", "Stopped, because"))
 
 
 def test_what_explodes_goes_back(tmp_path: Path) -> None:
@@ -301,6 +303,13 @@ def twice(folder: Path) -> None:
 def never(folder: Path) -> None:
     for _ in gpuopt.Run(folder, optimizer()).steps(3):
         pass
+
+
+def twice_as_much(folder: Path) -> None:
+    run = gpuopt.Run(folder, optimizer())
+    for _ in run.steps(3):
+        run.optimizer.step(np.ones(3))
+        run.step(np.ones(3))
 
 
 def array(folder: Path) -> None:
@@ -392,6 +401,8 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "no step": (never, RuntimeError, r"step 0 ended without run.step\(...\)"),
     "an array for a metric": (array, TypeError, r"run.step: loss: an array of shape \(3,\), expected a number"),
     "an array at a later step": (late_array, TypeError, r"run.step: loss: an array of shape \(3,\), expected a number"),
+    "by hand, too": (twice_as_much, RuntimeError, r"the optimizer took 1 in this step already, as by opt\.step"),
+    "an endless integer": (named("loss", 10**400), TypeError, "run.step: loss: an integer beyond float64"),
     "a text for a metric": (named("loss", "low"), TypeError, "run.step: loss: str, expected a number"),
     "a complex metric": (named("loss", np.complex128(1)), TypeError, "run.step: loss: "),
     "a metric called step": (named("step"), TypeError, "run.step: step: rows of metrics have it already"),
@@ -404,7 +415,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "another rate": (
         other(gpuopt.SGD(lr=0.2), np.ones(3)),
         UsageError,
-        r"(?s)another optimizer.*rule: there SGD\(lr=0.1.*lr=0.2",
+        r"(?s)another optimizer.*rule: there SGD\(lr=0.1, \.\.\.\), here SGD\(lr=0.2, \.\.\.\)",
     ),
     "another rule": (other(gpuopt.Adam(), np.ones(3)), UsageError, r"(?s)another optimizer.*there SGD.*here Adam"),
     "another shape": (
@@ -429,8 +440,21 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     ),
     "an image's name": (image("../x", np.ones(3)), ValueError, "run.image: '../x': expected a name"),
     "an image of text": (image("x", np.array(["a"])), TypeError, "run.image: x: .*expected numbers"),
-    "an image of three axes": (image("x", np.ones((2, 2, 2))), TypeError, "run.image: x: .*expected numbers"),
+    "an image of three axes": (
+        image("x", np.ones((2, 2, 2))),
+        TypeError,
+        r"x: numpy array of shape \(2, 2, 2\), expected numbers",
+    ),
 }
+
+
+@pytest.mark.parametrize("use", [training.load_model, training.resume])
+def test_a_loop_has_no_network(tmp_path: Path, use: Callable[[Path], object]) -> None:
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    for _ in run.steps(3):
+        run.step(run.optimizer.params)
+    with pytest.raises(UsageError, match="the run of a program's own loop, without a network"):
+        use(tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -539,6 +563,7 @@ def test_tensors_that_have_gradients_of_their_own(tmp_path: Path) -> None:
             loss = (w**2).sum()
             loss.backward()
             run.step(loss=loss)
+            run.image("squares", w**2)
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 21))
     assert rows(tmp_path / "run")[0]["loss"] == 3.0
 

@@ -138,6 +138,7 @@ def test_who_asks(case: str) -> None:
         ("train --epoch 3", "No such option: --epoch (did you mean --epochs?)"),
         ("train --xyz", "No such option: --xyz"),
         ("compare --momentum 0.9", "No such option: --momentum"),
+        ("pause runs/x", "No such command: pause (did you mean tune RUN --pause?)"),
         ("landscape --outt x", "No such option: --outt (did you mean --out?)"),
     ],
 )

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from gpuopt.rules import RULES
 from gpuopt.suggest import did_you_mean, printable
@@ -22,7 +22,25 @@ __all__ = ["Command", "aligned", "app", "main", "told_plainly"]
 LONGEST = 4000
 """Characters of an error, whatever stands in a file."""
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+STEERING = ("pause", "resume", "rollback", "save", "step", "stop")
+
+
+class Commands(TyperGroup):
+    """Commands of which an unknown one is told with the option of `tune` that it is here."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; an error for one that is none."""
+        try:
+            return super().resolve_command(ctx, args)
+        except Exception as error:
+            if args[0] in STEERING and hasattr(error, "message"):
+                error.message = f"No such command: {args[0]} (did you mean tune RUN --{args[0]}?)"
+            raise
+
+
+app = typer.Typer(
+    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
 class Command(TyperCommand):

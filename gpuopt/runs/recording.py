@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -88,15 +89,23 @@ def expect_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, str])
     """UsageError that lists what differs between the optimizer of the run in a folder and another one, if anything does."""
     if there == here:
         return
-    both = [key for key in here if key in there and there[key] != here[key]]
+    both = [(key, str(there[key]), now) for key, now in here.items() if key in there and there[key] != now]
     lines = [
-        *(f"{key}: there {printable(there[key], 300)}, here {here[key]}" for key in both[:20]),
+        *(f"{key}: there {printable(_apart(was, now), 300)}, here {_apart(now, was)}" for key, was, now in both[:20]),
         *([f"and {len(both) - 20:,} more"] if len(both) > 20 else []),
         *told_of_each([key for key in there if key not in here], "only there"),
         *told_of_each([key for key in here if key not in there], "only here"),
     ]
     cure = "choose another folder, or change it there while it runs, by gpuopt tune or run.tune"
     raise UsageError("\n  ".join([f"{folder}: holds a run of another optimizer; {cure}:", *lines]))
+
+
+def _apart(one: str, other: str) -> str:
+    """A rule in words: of many hyperparameters the first one, and those that another rule of its name has otherwise."""
+    (first, *own), (begin, *others) = (re.split(r", (?=[\w.]+=)", text.removesuffix(")")) for text in (one, other))
+    if first.rpartition("(")[0] != begin.rpartition("(")[0] or not own:
+        return one
+    return ", ".join([first, *(x for x in own if x not in others), "...)"])
 
 
 def _hyperparameters(rule: Any) -> list[str]:

@@ -153,6 +153,7 @@ class Run(Loop):
             self._given.append(Page(None if live is True else live))
         self._wanted = is_wanted() if report is None else report
         self._is_over = False
+        self._taken_before = 0  # steps, where a body begins
         self._metrics: Row = {}
         self._every = self._look_every = 1
         self._images = Images(self.folder)
@@ -251,7 +252,7 @@ class Run(Loop):
             with first_signal(self.stop_by, hangup=True), self._driven(hanging) as left:
                 try:
                     for step in left:
-                        self._is_stepped = False
+                        self._is_stepped, self._taken_before = False, self.optimizer.steps
                         with in_body(step):
                             yield step
                         self._expect_stepped(step)
@@ -327,6 +328,10 @@ class Run(Loop):
         if not self._is_inside or self._is_stepped:
             where = "a second time in one step" if self._is_inside else "outside of a loop"
             raise RuntimeError(f"run.step: called {where}, expected once in each step of `for step in run.steps(n):`")
+        if (taken := self.optimizer.steps - self._taken_before) > 0:
+            raise RuntimeError(
+                f"run.step: the optimizer took {taken} in this step already, as by opt.step(...), expected run.step alone"
+            )
 
     def _expect_stepped(self, step: int) -> None:
         if not self._is_stepped:

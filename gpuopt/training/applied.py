@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
@@ -13,7 +14,7 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.folder import RunFolder, checksum_of, write_json
-from gpuopt.training.config import Config
+from gpuopt.training.config import OF_A_LOOP, Config
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
 from gpuopt.training.data.targets import Target, class_indices, values, whole
@@ -304,7 +305,9 @@ def _content(folder: RunFolder, file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if not folder.config.exists():
             raise UsageError(f"{folder.path}: is no run folder: it has no {folder.config.name}") from None
-        cure = f"gpuopt train --resume {folder.path} --epochs N, with one epoch more, writes it"
+        if "config" not in folder.read_config():
+            raise UsageError(f"{folder.path}: {OF_A_LOOP}") from None
+        cure = f"gpuopt train --resume {shlex.quote(str(folder.path))} --epochs N, with one epoch more, writes it"
         raise UsageError(f"{folder.path}: has no {file.name}: the run is of version 0.1.0; {cure}") from None
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None

@@ -33,6 +33,7 @@ ARRAYS = "<arrays>"
 """What stands in place of the file's name when arrays are given from Python."""
 LONGEST = 600
 """Characters that are told of what is wrong with a config that was read."""
+OF_A_LOOP = "the run of a program's own loop, without a network; that program, run again, goes on with it"
 SPIKES = (
     "Spikes in the loss: this learning rate hardly falls, and Adam now and then leaps out of a narrow valley, to which it returns; "
     "--lr 0.05 --schedule cosine ends smoothly"
@@ -249,7 +250,7 @@ class Config(Reading):
     def from_json(cls, plain: Any) -> Config:
         """Return the config of which `to_json` made this; UsageError if there is none."""
         if not isinstance(plain, Mapping):
-            raise UsageError("expected a config")
+            raise UsageError(OF_A_LOOP if plain is None else "expected a config")
         values = {name: value for name, value in plain.items() if name != "_filled"}
         if "scale_target" not in values:  # of version 0.1.0
             values |= {"scale_target": False} | ({"task": LEGACY} if values.get("task") == "auto" else {})

@@ -13,6 +13,8 @@ from gpuopt.training.config import Config
 from gpuopt.training.run import train
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 __all__ = ["PerceptronClassifier", "PerceptronRegressor"]
@@ -41,12 +43,17 @@ class Estimator:
 
     def set_params(self, **options: Any) -> Self:
         """Change options; ValueError for one that `Config` has not."""
-        known = [field.name for field in dataclasses.fields(Config) if field.init]
+        self._expect_known(options)
+        self.options |= options
+        return self
+
+    def _expect_known(self, options: Mapping[str, Any]) -> None:
+        known = [
+            field.name for field in dataclasses.fields(Config) if field.init and field.name not in {"data", "task"}
+        ]
         for name in options:
             if name not in known:
                 raise ValueError(f"{type(self).__name__}: {name}: no such option{did_you_mean(name, known)}")
-        self.options |= options
-        return self
 
     def fit(self, x: Any, y: Any) -> Self:
         """Train on arrays or data frames; nothing of the run is kept but the model.
@@ -55,7 +62,10 @@ class Estimator:
         ------
         UsageError
             As `gpuopt.training.train`.
+        ValueError
+            For an option that `Config` has not.
         """
+        self._expect_known(self.options)
         config = Config(**{"task": self._task, **self.options})
         with tempfile.TemporaryDirectory() as folder:
             train(config, data=(x, y), out=f"{folder}/run", report=False)

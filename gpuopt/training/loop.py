@@ -288,7 +288,9 @@ class Training(Run):
         if self.config.patience is not None and self._files.best.exists():
             checkpoint.load(self._files.best, self.optimizer)
         self.result = Result.of(self, self._learner.evaluate())
-        return dataclasses.asdict(self.result)
+        summary = dataclasses.asdict(self.result)
+        del summary["notes"]  # they are fewer when it is resumed: what was decided is in the config by then
+        return summary
 
 
 class ModelFile(Callback):

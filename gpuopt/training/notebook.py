@@ -23,7 +23,7 @@ __all__ = ["to_html"]
 def to_html(result: Result) -> str:
     """The run, as far as its folder is still there."""
     folder = RunFolder(result.folder)
-    summary = {name: value for name, value in dataclasses.asdict(result).items() if value is not None}
+    summary = {name: value for name, value in dataclasses.asdict(result).items() if value not in (None, ())}
     parts = [heading(f"Run {Path(result.folder).name}"), table((), summary.items())]
     return "".join([*parts, *_optimizer(folder), *_curves(folder)])
 

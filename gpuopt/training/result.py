@@ -33,6 +33,8 @@ class Result:
         Time of the training, without its interruptions.
     stopped : str or None
         Why a callback ended it early.
+    notes : tuple of str
+        What in the data was taken for what, with the option that says otherwise.
 
     Examples
     --------
@@ -60,6 +62,7 @@ class Result:
     train_r2: float | None = None
     test_rmse: float | None = None
     test_r2: float | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, training: Training, final: Row) -> Result:
@@ -76,6 +79,7 @@ class Result:
             steps=training.optimizer.steps,
             seconds=round(training.seconds, 3),
             stopped=training.stopped,
+            notes=training.data.notes,
             **metrics,
         )
 

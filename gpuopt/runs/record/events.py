@@ -58,7 +58,7 @@ def _explained(event: Mapping[str, Any]) -> str:
             lr = f", learning rate {event['lr']:.4g}"
             told = f"rolled back from step {event['step']} to step {event['back_to_step']}{lr}"
         case {"event": what} if what in words:
-            loss = f", loss {event['loss']:.4f}" if event.get("loss") is not None else ""
+            loss = f", loss {_short(event['loss'])}" if event.get("loss") is not None else ""
             told = f"{words[what]} after step {event['step']}{loss}"
         case _:
             told = str(event["event"])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import markup
-from gpuopt.backends import describe, fetch
+from gpuopt.arrays import describe, detached, fetch
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.secondary import beside, warned
 
@@ -59,8 +59,9 @@ class Images(Callback):
             raise ValueError(f"run.image: {name}: expected at most {MOST} different names")
         shape, kind = getattr(array, "shape", None), getattr(getattr(array, "dtype", None), "kind", "f")
         if shape is None or len(shape) not in {1, 2} or 0 in shape or kind not in "biufc":
-            raise TypeError(f"run.image: {name}: {describe(array)}, expected numbers along one or two axes")
-        self._last[name] = array
+            of = "" if shape is None else f" of shape {tuple(shape)}"
+            raise TypeError(f"run.image: {name}: {describe(array)}{of}, expected numbers along one or two axes")
+        self._last[name] = detached(array)
         now = time.perf_counter()
         if now >= self._due.get(name, 0.0):
             self._due[name] = now + INTERVAL

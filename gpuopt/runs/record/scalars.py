@@ -19,7 +19,10 @@ __all__ = ["arriving", "numbers", "scalar"]
 def scalar(name: str, value: Any) -> Any:
     """A metric as a float, or as an array of one number that is on its way."""
     if isinstance(value, int | float | np.floating | np.integer | np.bool_):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError(f"run.step: {name}: an integer beyond float64, expected a smaller number") from None
     shape, kind = getattr(value, "shape", None), getattr(getattr(value, "dtype", None), "kind", "f")
     if shape == () and kind in "biuf" and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):
         return detached(value)

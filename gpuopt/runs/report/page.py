@@ -50,6 +50,8 @@ SHOWN = {
     "seconds": "Time (s)",
     "stopped": "Stopped, because",
 }
+PLACES = {"folder", "backend"}
+"""What of a summary the page need not say."""
 
 
 def draw(
@@ -174,10 +176,16 @@ def _images(run: History) -> Iterator[tuple[bytes, str]]:
 
 def _results(run: History) -> list[tuple[str, object]]:
     if run.summary is not None:
-        return [(SHOWN[name], run.summary[name]) for name in SHOWN if run.summary.get(name) is not None]
+        known = dict.fromkeys([*SHOWN, *(name for name in run.summary if name not in PLACES)])
+        return [(_called(name), run.summary[name]) for name in known if run.summary.get(name) is not None]
     last = run.rows[-1] if run.rows else {}
-    known = [(name.replace("_", " ").capitalize(), value) for name, value in last.items() if value is not None]
-    return [("State", "still going on, stopped or killed"), *known]
+    now = [(_called(name), value) for name, value in last.items() if value is not None]
+    return [("State", "still going on, stopped or killed"), *now]
+
+
+def _called(name: str) -> str:
+    """A result in words; metrics of a loop's own have any name."""
+    return SHOWN.get(name) or name.replace("_", " ").capitalize()
 
 
 def _compared(runs: Sequence[History]) -> str:

@@ -33,7 +33,13 @@ def without(part: Part, names: tuple[str, ...]) -> Any:
 
 
 def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
-    """Leave out a column that has no name and counts the rows; say which others do."""
+    """Leave out a column that has no name and counts the rows, or is empty; say which others count them.
+
+    Raises
+    ------
+    UsageError
+        If a column that has a name is empty.
+    """
     frame: Any = parts[0].x
     notes: list[str] = []
     if isinstance(frame, np.ndarray):
@@ -41,6 +47,10 @@ def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
     for name in list(frame.columns):
         unnamed = not name or name.startswith("Unnamed: ")
         if not unnamed and name.lower() not in INDEX_NAMES | {f"{one}_id" for one in INDEX_NAMES}:
+            continue
+        if unnamed and frame.shape[1] > 1 and _is_empty(frame[name]):  # each line ends with a separator
+            parts = [dataclasses.replace(part, x=without(part, (name,))) for part in parts]
+            notes.append("The column without a name is empty and left out")
             continue
         if not _counts(frame[name]):
             continue
@@ -50,7 +60,15 @@ def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
         elif not unnamed:
             called = printable(name)
             notes.append(f"Column {called} counts the rows and is a feature; --ignore {called} leaves it out")
+    frame = parts[0].x
+    if empty := [name for name in frame.columns if _is_empty(frame[name])]:
+        raise UsageError(f"column {printable(repr(empty[0]))}: is missing in each row; --ignore leaves a column out")
     return parts, notes
+
+
+def _is_empty(values: pd.Series[Any]) -> bool:
+    """Whether a column has rows, and something in none of them."""
+    return bool(len(values) and values.iloc[:1].isna().all() and values.isna().all())
 
 
 def _counts(values: pd.Series[Any]) -> bool:

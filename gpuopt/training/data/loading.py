@@ -169,6 +169,8 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     if classes is not None and len(classes) == 1:
         only = f"all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
         notes.append(f"{parts[0].y_name}: {only}")
+    if classes is None and len(found[0]) > 1 and not np.ptp(found[0], axis=0).all():
+        notes.append(f"{parts[0].y_name}: all samples have the same number: there is nothing to predict")
     prepared = _features(parts[0], how)
     raw = [(part.x_name, Rows(_matrix(part, prepared)), y) for part, y in zip(parts, found, strict=True)]
     if how.validation is not None:
@@ -266,8 +268,9 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
         chosen = order[:wanted]
     left = count - len(chosen)
     if len(chosen) < 2 or left < 2:
+        why = " (the only sample of a class is one to train)" if classifies else ""
         parts = f"{len(chosen)} of {count} samples to validate and {left} to train"
-        raise UsageError(f"--validation {how.validation}: {parts}, expected at least two of each")
+        raise UsageError(f"--validation {how.validation}: {parts}, expected at least two of each{why}")
     kept = np.ones(count, bool)
     kept[chosen] = False
     return [np.flatnonzero(kept), np.sort(chosen)]

@@ -357,6 +357,8 @@ def _mark(out: NDArray[np.float64], values: pd.Series[Any], name: str, categorie
 def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
     import pandas as pd
 
+    if pd.api.types.infer_dtype(values) == "boolean":  # with missing ones
+        values = values.astype("boolean")
     if not pd.api.types.is_numeric_dtype(values.dtype):
         texts = values.dropna()
         odd = texts[pd.to_numeric(texts.astype(str), errors="coerce").isna()]

@@ -153,7 +153,8 @@ def table_part(frame: pd.DataFrame, notes: tuple[str, ...], target: str | None) 
     if target not in columns:
         given = "say with --target which column to predict" if target is None else f"has no column {target!r}"
         near = did_you_mean(target or "", columns)
-        raise UsageError(f"{given}{printable(near)}; its columns are {listed(columns)}")
+        alone = "; columns are separated by commas, semicolons, tabs or bars" if len(columns) == 1 else ""
+        raise UsageError(f"{given}{printable(near)}; its columns are {listed(columns)}{alone}")
     if frame.empty:
         raise UsageError(f"a table of shape {frame.shape}: expected at least one sample and one feature")
     return Part("the features", frame.drop(columns=target), f"column {printable(repr(target))}", frame[target], notes)
@@ -170,6 +171,7 @@ def as_part(x: Any, y: Any, ends: str = "") -> Part:
 
 def _given(value: Any, name: str) -> Any:
     if hasattr(value, "iloc"):  # of pandas
+        value = value.infer_objects()  # Python's own numbers become numbers
         if not hasattr(value, "columns"):
             return value
         if name.startswith("y") and value.shape[1] == 1:
@@ -182,12 +184,17 @@ def _given(value: Any, name: str) -> Any:
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         cure = "filled with NaN they are missing values, as for --missing mean"
         raise UsageError(f"data: {name}: a masked array, whose masked values would count, expected a plain one; {cure}")
+    if hasattr(value, "toarray"):
+        cure = "x.toarray() makes one, OneHotEncoder(sparse_output=False) of scikit-learn none"
+        raise UsageError(f"data: {name}: {type(value).__name__}, a sparse matrix, expected a plain array; {cure}")
     try:
         array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
+    except (RuntimeError, TypeError, ValueError) as error:  # rows of different lengths, a tensor that cannot be read
         raise UsageError(f"data: {name}: {type(value).__name__}, expected an array ({printable(error, 200)})") from None
     if array.dtype.hasobject and all(isinstance(one, str) for one in array.flat):
         array = array.astype(str)
+    elif array.dtype.kind == "O" and all(isinstance(one, int | float | np.number) for one in array.flat):
+        array = np.array(array.tolist()).reshape(array.shape)
     if array.dtype.hasobject:
         raise UsageError(f"data: {name}: dtype object, expected numbers or text")
     return array

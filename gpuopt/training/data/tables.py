@@ -89,8 +89,10 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
             decimal = ","
         commas = ", numbers have a decimal comma" if decimal == "," else ""
         notes.append(f"Columns are separated by {SEPARATORS[separator]}{commas}")
-    if rows[0] and all(_is_number(cell) for cell in rows[0]):
-        notes.append("The first row is taken for the names of the columns, though it holds numbers")
+    if number := next(filter(_is_number, rows[0]), None):
+        notes.append(
+            f"The first row is taken for the names of the columns, though it holds the number {printable(number)}"
+        )
     if twice := [name for name, count in Counter(rows[0]).items() if count > 1 and name]:
         notes.append(f"Several columns have the same name and get a number, as in {printable(twice[0])}.1")
     options: dict[str, Any] = {"sep": separator, "decimal": decimal, "encoding": chosen, "low_memory": False}
@@ -115,6 +117,8 @@ def _encoding(path: Path) -> str:
 def _rows(head: str, target: str | None) -> tuple[str, list[list[str]]]:
     """What separates the columns, and the first three rows: pandas shifts the columns of a row that is longer than the header."""
     text = head.lstrip(" \r\n")
+    if not text and len(head) < HEAD:
+        raise UsageError("is empty, expected a header and rows")
     found: dict[str, list[list[str]]] = {}
     separators = [",", *(one for one in SEPARATORS if one != "," and one in text.partition("\n")[0])]
     for separator in separators:

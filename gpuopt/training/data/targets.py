@@ -118,6 +118,8 @@ def values(part: Part) -> NDArray[Any]:
             found = np.array(found.tolist())
         return found  # type: ignore[no-any-return]
     different = y.astype("category").cat  # each text once, however long and frequent
+    if pd.api.types.is_numeric_dtype(different.categories.dtype):
+        return np.asarray(y)
     odd = next((one for one in different.categories if not isinstance(one, str | int | float | np.number)), None)
     if odd is not None:  # dates, durations, decimal numbers: a class for each of them is nobody's wish
         what = f"dtype {y.dtype} such as {printable(odd)}"
@@ -132,12 +134,15 @@ def decided(part: Part, task: str) -> tuple[bool, list[str]]:
     """Whether targets are classes, and what is to be said of it: as the task says, or because few whole numbers differ."""
     y = part.y
     kind, is_single = y.dtype.kind, math.prod(y.shape[1:]) == 1
-    if kind in "SUb":
-        if task == "regression" and kind != "b":
-            raise UsageError(f"{part.y_name}: holds text, expected numbers for --task regression")
-        return task != "regression", _told_of_texts(part, y) if kind == "U" else []
-    if kind not in "iuf":
+    if kind in "SU":
+        return _texts(part, y, task)
+    if kind not in "biuf":
         raise UsageError(f"{part.y_name}: dtype {y.dtype}, expected integers, floats or text")
+    if task == "auto" and _is_one_hot(y):
+        cure = "np.argmax(y, axis=1) makes class numbers of it, --task regression predicts the columns as numbers"
+        raise UsageError(f"{part.y_name}: shape {y.shape}, with a single 1 in each row, as classes are marked; {cure}")
+    if kind == "b":
+        return task != "regression", []
     if not is_single and kind == "f" and task == "classification":
         raise UsageError(f"{part.y_name}: shape {y.shape}, expected one label for each sample, (samples,)")
     if not is_single or task == "dtype":  # as version 0.1.0 took it
@@ -156,21 +161,50 @@ def decided(part: Part, task: str) -> tuple[bool, list[str]]:
     return True, [f"{about} are taken for classes; --task regression predicts them as numbers"]
 
 
-def _told_of_texts(part: Part, y: NDArray[Any]) -> list[str]:
-    """What is odd about labels that are text."""
-    different = np.unique(y).tolist()
-    notes = []
-    if len(different) == y.size > SURELY_FEW:
-        own = f"each of the {y.size:,} samples has a label of its own"
-        notes.append(f"{part.y_name}: {own}, {printable(different[0])} for one")
+def _is_one_hot(y: NDArray[Any]) -> bool:
+    """Whether each row has a single 1, and else 0."""
+    if y.ndim != 2 or y.shape[1] < 2:
+        return False
+    return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
+
+
+def _texts(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
+    """Text is classes, unless the task says otherwise or it is rather numbers, of which some cannot be read."""
+    if task not in {"auto", "regression"}:
+        return True, _told_of_texts(part, np.unique(y))
+    different, first = np.unique(y, return_index=True)
+    odd = [one for one in different if not _is_number(one)]
+    row = int(first[different == odd[0]][0]) if odd else 0
+    such = f"row {row} is {printable(repr(str(y.flat[row])), 40)}"
+    cure = "--task classification takes all of them for classes"
+    if task == "regression":
+        raise UsageError(f"{part.y_name}: holds text, expected numbers for --task regression; {such}")
+    if len(different) > FEW and 0 < 2 * len(odd) < len(different):
+        about = f"{len(different) - len(odd):,} of {len(different):,} different values are numbers, but {such}"
+        raise UsageError(f"{part.y_name}: {about}: expected numbers alone, or text; {cure}")
+    if len(different) > max(SURELY_FEW, len(y) // 2):
+        about = f"{len(different):,} different texts in {len(y):,} samples, where {such}"
+        raise UsageError(f"{part.y_name}: {about}, expected numbers or few classes; {cure}")
+    return True, _told_of_texts(part, different)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _told_of_texts(part: Part, labels: NDArray[Any]) -> list[str]:
+    """What is odd about different labels that are text."""
     alike: dict[str, str] = {}
-    for text in different:
+    for text in labels.tolist():
         other = alike.setdefault(" ".join(text.split()).casefold(), text)
         if other != text:
             pair = f"{printable(repr(other))} and {printable(repr(text))}"
-            notes.append(f"{part.y_name}: {pair} are two classes, which differ by spaces or capital letters alone")
-            break
-    return notes
+            return [f"{part.y_name}: {pair} are two classes, which differ by spaces or capital letters alone"]
+    return []
 
 
 def _are_classes(y: NDArray[Any]) -> bool:
