@@ -281,10 +281,10 @@ def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.i
         chosen = order[:wanted]
     left = count - len(chosen)
     if len(chosen) < 2 or left < 2:
-        kept = " (the only sample of a class is one to train)" if classifies else ""
+        alone = " (the only sample of a class is one to train)" if classifies else ""
         raise UsageError(
             f"--validation {how.validation}: {len(chosen)} of {count} samples to validate and {left} to train, expected at "
-            f"least two of each{kept}"
+            f"least two of each{alone}"
         )
     kept = np.ones(count, bool)
     kept[chosen] = False
