@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -651,7 +651,7 @@ def test_estimators() -> None:
         classifier.set_params(epoch=3)
     for option in ("epoch", "task"):
         with pytest.raises(ValueError, match=f"PerceptronClassifier: {option}: no such option"):
-            PerceptronClassifier(**{option: 3}).fit(X, CLASSES)
+            PerceptronClassifier(**cast("Any", {option: 3})).fit(X, CLASSES)
     assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5
 
 
