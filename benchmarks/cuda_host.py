@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 import gpuopt
-from gpuopt.engines import cuda
+from gpuopt.engines.cuda import kernel as cuda
 
 LEAVES = (1, 50, 400, 1000)
 KINDS = ("fresh", "same")

@@ -29,14 +29,16 @@ import numpy as np
 import gpuopt
 from benchmarks.timing import table
 from gpuopt import nvrtc
-from gpuopt.engines import cuda_code, cuda_reductions, cuda_verdict
+from gpuopt.engines.cuda import code as cuda_code
+from gpuopt.engines.cuda import reductions
+from gpuopt.engines.cuda import verdict as cuda_verdict
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.passes import update
-from gpuopt.engines.stages import stages
+from gpuopt.engines.program.passes import update
+from gpuopt.engines.program.stages import stages
+from gpuopt.engines.program.symbols import Kind, ShapeNeededError
+from gpuopt.engines.program.trace import trace
 from gpuopt.engines.storage import FITTING
-from gpuopt.engines.symbols import Kind, ShapeNeededError
 from gpuopt.engines.table import Variant, reduction_passes
-from gpuopt.engines.trace import trace
 from gpuopt.rules import RULES
 from gpuopt.rules.pairs import ComplexError
 from gpuopt.transforms import TRANSFORMS
@@ -44,7 +46,7 @@ from gpuopt.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuopt.engines.program import Program
+    from gpuopt.engines.program.program import Program
 
 ARCHITECTURES = ("70", "80", "90", "100")
 SHAPE = (96, 48)
@@ -109,7 +111,7 @@ def kernels(only: list[str], dtypes: list[str]) -> Iterator[Kernel]:
                 own = (Variant(program, dtype, way),)
                 yield Kernel(name, stored, kind, cuda_code.source(own), *wide(program))
                 for k in range(reduction_passes(own)):
-                    yield Kernel(name, stored, f"{kind}, sums {k + 1}", cuda_reductions.source(k, own))
+                    yield Kernel(name, stored, f"{kind}, sums {k + 1}", reductions.source(k, own))
 
 
 def wide(program: Program) -> tuple[int, int]:

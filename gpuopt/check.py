@@ -18,8 +18,8 @@ import numpy as np
 
 from gpuopt.arrays import to_numpy
 from gpuopt.backends import backend, report
-from gpuopt.engines.threads import get_num_threads
-from gpuopt.engines.trace import traced
+from gpuopt.engines.cpu.threads import get_num_threads
+from gpuopt.engines.program.trace import traced
 from gpuopt.gradients import clip_by_global_norm
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules import RULES

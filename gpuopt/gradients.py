@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt.engines.norms import DynamicScale, Guard
-from gpuopt.engines.program import SCALE
+from gpuopt.engines.program.program import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
 from gpuopt.rules.pairs import apart, applied, together

@@ -28,7 +28,7 @@ from gpuopt.engines import storage
 from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap, geometries
-from gpuopt.engines.trace import refusal_of_complex
+from gpuopt.engines.program.trace import refusal_of_complex
 from gpuopt.lending import Lenders, readable, view_of, why_without_memory
 from gpuopt.rules.slots import Given, starts
 from gpuopt.suggest import listed

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import schedules
 from gpuopt.backends import Backend, BackendUnavailable, backend
+from gpuopt.engines.cpu.threads import get_num_threads, set_num_threads
 from gpuopt.engines.norms import DynamicScale
 from gpuopt.engines.storage import Stochastic
-from gpuopt.engines.threads import get_num_threads, set_num_threads
 from gpuopt.functional import State, evaluation, init, update
 from gpuopt.gradients import Clip, clip_by_global_norm, clip_by_norm, clip_by_value
 from gpuopt.minimization import minimize, minimizer

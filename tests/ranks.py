@@ -24,7 +24,7 @@ import gpuopt.distributed
 import gpuopt.training
 from gpuopt.distributed import RankError, cuts, nccl, sums
 from gpuopt.engines import memory
-from gpuopt.engines.trace import traced
+from gpuopt.engines.program.trace import traced
 from gpuopt.rules import RULES
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from spaces import Space
 
 from gpuopt import backends, check, nvrtc
 from gpuopt.backends import discovery
-from gpuopt.engines import cpu, cpu_ir
-from gpuopt.engines.trace import traced
+from gpuopt.engines.cpu import ir
+from gpuopt.engines.cpu import kernel as cpu
+from gpuopt.engines.program.trace import traced
 from gpuopt.rules import RULES
 
 CASES = len(set(check.variants())) + (len(check.GUARDS) - 1) * len(set(check.variants(flags=False)))
@@ -60,8 +61,8 @@ def test_every_device_agrees(cupy_space: Space) -> None:
 def contraction(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let LLVM make one operation of a product and a sum, as compilers do unless they are told not to."""
     for op in ("add", "sub", "mul"):
-        code = cpu_ir.OPERATIONS[op]
-        monkeypatch.setitem(cpu_ir.OPERATIONS, op, code.replace(f"f{op} ", f"f{op} contract "))
+        code = ir.OPERATIONS[op]
+        monkeypatch.setitem(ir.OPERATIONS, op, code.replace(f"f{op} ", f"f{op} contract "))
     cpu._functions.cache_clear()
     yield
     cpu._functions.cache_clear()
@@ -90,14 +91,14 @@ def test_a_planted_error_is_found() -> None:
 
 @pytest.mark.usefixtures("few_rules")
 def test_an_error_planted_on_a_gpu_is_found(cupy_space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gpuopt.engines import cuda_cache
+    from gpuopt.engines.cuda import cache
 
     monkeypatch.setattr(nvrtc, "OPTIONS", ("-fmad=true", "-ftz=false"))
-    cuda_cache.function.cache_clear()
+    cache.function.cache_clear()
     try:
         cpu_finding, *findings = check.check(seconds=300)
     finally:
-        cuda_cache.function.cache_clear()
+        cache.function.cache_clear()
     assert cpu_finding.agrees
     assert findings
     for finding in findings:

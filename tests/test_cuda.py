@@ -15,7 +15,7 @@ from user_rules import HeavyBall
 
 import gpuopt
 from gpuopt import schedules
-from gpuopt.engines import cuda_cache
+from gpuopt.engines.cuda import cache
 
 RULES = [gpuopt.Adam(lr=schedules.exponential(0.1, 0.9)), gpuopt.SGD(momentum=0.9), HeavyBall()]
 
@@ -122,7 +122,7 @@ def test_a_second_optimizer_compiles_nothing(cupy_space: Space, count: Any) -> N
     first, make = many(cupy_space, 6, RULES)
     with cupy_space.use():
         settled(cupy_space, first, make())
-    kernels = cuda_cache.function.cache_info().misses
+    kernels = cache.function.cache_info().misses
     with count() as counted:
         for leaves in (6, 12):
             opt, make = many(
@@ -133,7 +133,7 @@ def test_a_second_optimizer_compiles_nothing(cupy_space: Space, count: Any) -> N
             opt.tune(lr=lambda step: 0.5)
             with cupy_space.use():
                 opt.step(make())
-    assert cuda_cache.function.cache_info().misses == kernels
+    assert cache.function.cache_info().misses == kernels
     assert counted.summary["compiles"] == 0
 
 

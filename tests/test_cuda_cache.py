@@ -15,7 +15,7 @@ from spaces import Space
 
 import gpuopt
 from gpuopt import nvrtc
-from gpuopt.engines import cuda_cache
+from gpuopt.engines.cuda import cache
 
 TEXT = 'extern "C" __global__ void nothing() {}'
 
@@ -36,7 +36,7 @@ def compilations(cupy_space: Space, monkeypatch: pytest.MonkeyPatch) -> list[str
 
 def take_a_step(space: Space) -> None:
     """Compile or find the kernel of a rule, load it, and see whether it does what it should."""
-    cuda_cache.function.cache_clear()
+    cache.function.cache_clear()
     w = space.put([1.0, 2.0])
     gpuopt.Optimizer(w, gpuopt.SGD(lr=0.5), engine="fused").step(space.put([1.0, 1.0]))
     assert space.get(w).tolist() == [0.5, 1.5]
@@ -63,8 +63,8 @@ def test_a_kernel_is_compiled_once(
         lambda content: content[:20],
         lambda content: content[:-1],
         lambda content: content + b"x",
-        lambda content: content[: cuda_cache.DIGEST] + bytes(len(content) - cuda_cache.DIGEST),
-        lambda content: content[cuda_cache.DIGEST :],
+        lambda content: content[: cache.DIGEST] + bytes(len(content) - cache.DIGEST),
+        lambda content: content[cache.DIGEST :],
     ],
     ids=["empty", "digest cut", "end cut", "longer", "zeros", "no digest"],
 )
@@ -122,13 +122,13 @@ def below_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_folder_for_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder where the kernel's file should be."""
-    real = cuda_cache._write
+    real = cache._write
 
     def occupied(path: Path, content: bytes) -> None:
         (path / "something").mkdir(parents=True, exist_ok=True)
         real(path, content)
 
-    monkeypatch.setattr(cuda_cache, "_write", occupied)
+    monkeypatch.setattr(cache, "_write", occupied)
 
 
 def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,15 +198,15 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import cupy
-from gpuopt.engines import cuda_cache
+from gpuopt.engines.cuda import cache
 
 text, begin = sys.argv[1], float(sys.argv[2])
 time.sleep(max(0, begin - time.time()))
 for _ in range(20):
-    assert cuda_cache.compiled(text)
+    assert cache.compiled(text)
     for path in Path(sys.argv[3]).glob("gpuopt_*.kernel"):
         path.unlink(missing_ok=True)
-cuda_cache.function(text, "nothing", 0)((1,), (1,), ())
+cache.function(text, "nothing", 0)((1,), (1,), ())
 """
 
 
@@ -219,8 +219,8 @@ def test_several_processes_at_once(compilations: list[str], tmp_path: Path, monk
         _, said = process.communicate(timeout=100)
         assert process.returncode == 0, said
     assert len(kept_files(tmp_path)) == 1
-    cuda_cache.function.cache_clear()
-    cuda_cache.function(TEXT, "nothing", 0)
+    cache.function.cache_clear()
+    cache.function(TEXT, "nothing", 0)
     assert not compilations
 
 

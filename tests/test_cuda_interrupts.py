@@ -13,7 +13,8 @@ from spaces import Space
 
 import gpuopt
 from gpuopt import optimizer, stateful
-from gpuopt.engines import cuda, interrupts, step
+from gpuopt.engines import interrupts, step
+from gpuopt.engines.cuda import kernel as cuda
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -12,7 +12,7 @@ from user_rules import USER_RULES
 
 import gpuopt
 from gpuopt import schedules
-from gpuopt.engines.trace import trace
+from gpuopt.engines.program.trace import trace
 
 WAVE = schedules.cosine(0.5, steps=8, final=0.01)
 

@@ -14,11 +14,12 @@ from conformance import ROWS, Row
 
 import gpuopt
 from gpuopt import nvrtc
-from gpuopt.engines import cuda_code, cuda_reductions, cuda_verdict
-from gpuopt.engines.stages import stages
-from gpuopt.engines.symbols import Kind
+from gpuopt.engines.cuda import code as cuda_code
+from gpuopt.engines.cuda import reductions, verdict
+from gpuopt.engines.program.stages import stages
+from gpuopt.engines.program.symbols import Kind
+from gpuopt.engines.program.trace import trace
 from gpuopt.engines.table import Variant
-from gpuopt.engines.trace import trace
 
 ARCHITECTURES = ["sm_70", "sm_80", "sm_90", "sm_100"]
 KERNELS = {f"{row.id}_{dtype}": (row, dtype) for row in ROWS for dtype in ("float32", "float64")}
@@ -94,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources.append(f"namespace shaped_{name} {{\n{source}\n}}\n")
     for name, (rule, dtype) in PASSES.items():
         variants = (Variant(trace(rule), dtype),)
-        for last, source in ((True, cuda_code.source(variants)), (False, cuda_reductions.source(0, variants))):
+        for last, source in ((True, cuda_code.source(variants)), (False, reductions.source(0, variants))):
             own = re.sub(r"\b(step|reduce)\(", f"{name}_last(" if last else f"{name}(", source)
             undefined = "".join(f"#undef {macro}\n" for macro in re.findall(r"#define (\w+)", own))
             sources.append(f"namespace {name}_{last} {{\n{own}\n}}\n{undefined}")
@@ -181,7 +182,7 @@ def test_nvrtc_compiles_it_for_old_and_new_devices(kernel: str, architecture: st
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.cuda_nvrtc") is None:
         pytest.skip("needs NVIDIA's package of NVRTC")
     variants = tuple(Variant(trace(row.make()), dtype) for row, dtype in KERNELS.values())
-    text = cuda_verdict.source() if kernel == "measure" else cuda_code.source(variants)
+    text = verdict.source() if kernel == "measure" else cuda_code.source(variants)
     (folder,) = importlib.import_module("nvidia.cuda_nvrtc").__path__
     library = ctypes.CDLL(str(next(Path(folder).glob("lib/libnvrtc.so.*"))))
     assert nvrtc._compiled(library, text, architecture)

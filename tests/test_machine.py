@@ -10,7 +10,7 @@ import pytest
 from spaces import assert_same_bits
 
 import gpuopt
-from gpuopt.engines import cpu_lookup, machine
+from gpuopt.engines.cpu import lookup, machine
 
 # How machine code is made impossible in a fresh process, and what is then said.
 HINDRANCES = {
@@ -92,7 +92,7 @@ def test_of_a_process_that_has_it() -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_where_numpys_structures_are_unknown(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a free-threaded Python: every array gets the full check."""
-    monkeypatch.setattr(cpu_lookup, "structures_are_known", lambda: known)
+    monkeypatch.setattr(lookup, "structures_are_known", lambda: known)
     w, v = np.ones((3, 4), "f4"), np.ones((4, 6))[:, ::2]
     expected: Any = [w.copy(), v.copy()]
     state = gpuopt.init(gpuopt.Adam(), expected)

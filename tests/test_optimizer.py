@@ -15,7 +15,7 @@ from user_rules import HeavyBall
 
 import gpuopt
 from gpuopt import schedules, trees
-from gpuopt.engines import cpu
+from gpuopt.engines.cpu import kernel as cpu
 
 
 class Pair(NamedTuple):

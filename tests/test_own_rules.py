@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt.engines.dependence import dependence
+from gpuopt.engines.program.dependence import dependence
 from gpuopt.rules import RULES, Array, Hyper, Rule
 from gpuopt.training import Config, UsageError
 

@@ -17,9 +17,9 @@ from spaces import Host, Space, assert_same_bits, opened
 
 import gpuopt
 from gpuopt.engines.norms import ordered_sum
-from gpuopt.engines.passes import passes, update
-from gpuopt.engines.symbols import TraceError
-from gpuopt.engines.trace import trace, traced
+from gpuopt.engines.program.passes import passes, update
+from gpuopt.engines.program.symbols import TraceError
+from gpuopt.engines.program.trace import trace, traced
 from gpuopt.rules import Array, Hyper, Rule
 from gpuopt.rules.slots import leaf, shared
 

@@ -11,9 +11,9 @@ import pytest
 from spaces import LAYOUTS, Space, assert_same_bits
 
 import gpuopt
+from gpuopt.engines.program.symbols import Kind
+from gpuopt.engines.program.trace import trace
 from gpuopt.engines.reference import Group, Namespace
-from gpuopt.engines.symbols import Kind
-from gpuopt.engines.trace import trace
 from gpuopt.rules.slots import Matrix, columns, rows
 
 ADAFACTOR, MUON = gpuopt.Adafactor(0.05), gpuopt.Muon(0.02)

@@ -15,8 +15,8 @@ import pytest
 from spaces import assert_same_bits
 
 import gpuopt
-from gpuopt.engines import machine, threads
-from gpuopt.engines.threads_code import ASLEEP, FIELDS, TRIES
+from gpuopt.engines.cpu import machine, threads
+from gpuopt.engines.cpu.threads_code import ASLEEP, FIELDS, TRIES
 
 LARGE = 700_001
 """Elements that are worth several threads."""
@@ -239,6 +239,6 @@ def test_the_quota_of_a_control_group(files: dict[str, str], group: str, expecte
 @pytest.mark.parametrize("machine", ["x86_64", "arm64", "riscv64"])
 def test_the_code_for_other_machines_is_valid(machine: str) -> None:
     llvm = pytest.importorskip("llvmlite.binding")
-    from gpuopt.engines.threads_code import source
+    from gpuopt.engines.cpu.threads_code import source
 
     llvm.parse_assembly(source(machine)).verify()

@@ -11,10 +11,10 @@ import pytest
 from spaces import Space, hard_values, opened, same_bits
 
 import gpuopt
-from gpuopt.engines.functions import Namespace
-from gpuopt.engines.symbols import OPERATIONS as RECORDED
-from gpuopt.engines.symbols import TraceError
-from gpuopt.engines.trace import trace
+from gpuopt.engines.program.functions import Namespace
+from gpuopt.engines.program.symbols import OPERATIONS as RECORDED
+from gpuopt.engines.program.symbols import TraceError
+from gpuopt.engines.program.trace import trace
 from gpuopt.rules import Array, Hyper, Rule
 
 Update = Callable[[Any, Array, Array, Any], Array]

@@ -16,8 +16,8 @@ from gpuopt.engines import array, memory, storage
 from gpuopt.engines.norms import DynamicScale
 from gpuopt.engines.parts import Parts
 from gpuopt.engines.place import host
+from gpuopt.engines.program.trace import traced
 from gpuopt.engines.step import Step
-from gpuopt.engines.trace import traced
 from gpuopt.gradients import clipped
 from gpuopt.rules.slots import Given, is_number, starts
 

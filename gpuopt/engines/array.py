@@ -16,7 +16,7 @@ from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place
 from gpuopt.engines import storage
 from gpuopt.engines.complexes import arithmetic_dtype, as_pair, gradient_dtype, is_complex, joined, slot_dtype
 from gpuopt.engines.norms import SCALES
-from gpuopt.engines.program import SCALE
+from gpuopt.engines.program.program import SCALE
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.rules.formula import named, returned

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuopt.arrays import describe, is_numpy
-from gpuopt.engines import machine
+from gpuopt.engines.cpu import machine
 from gpuopt.engines.memory import is_without_gaps
 from gpuopt.engines.place import place_of
 

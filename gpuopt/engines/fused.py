@@ -9,12 +9,12 @@ import numpy as np
 
 from gpuopt.arrays import assign, dtype_of, name_of
 from gpuopt.engines.complexes import gradient_dtype
-from gpuopt.engines.folds import length
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
 from gpuopt.engines.parts import Parts, WholeLeaves
 from gpuopt.engines.place import host
-from gpuopt.engines.stages import stages
+from gpuopt.engines.program.folds import length
+from gpuopt.engines.program.stages import stages
 from gpuopt.engines.table import PARAMETER, Segment, Table, TooManyRulesError, reduction_passes, widths
 from gpuopt.engines.whole_arrays import Stages, hidden_arrays
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from gpuopt.engines.memory import Overlaps
     from gpuopt.engines.place import Kernel, Place
-    from gpuopt.engines.program import Program
+    from gpuopt.engines.program.program import Program
     from gpuopt.engines.whole_arrays import Hidden
     from gpuopt.rules.base import Rule
 

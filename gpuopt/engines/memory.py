@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuopt.arrays import is_cupy, is_numpy
-from gpuopt.engines import cpu_lookup
+from gpuopt.engines.cpu import lookup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +106,7 @@ def shadow(array: Any) -> NDArray[Any]:
 def addresses_of(arrays: Sequence[Any]) -> list[int]:
     """Where the first elements of arrays of one place are."""
     if arrays and isinstance(arrays[0], np.ndarray):
-        return cpu_lookup.addresses_of(arrays)
+        return lookup.addresses_of(arrays)
     return [array.data.ptr for array in arrays]
 
 

@@ -153,13 +153,13 @@ def host() -> Place:
 
 @cache
 def _cpu() -> Place | None:
-    from gpuopt.engines.cpu import CPU
+    from gpuopt.engines.cpu.kernel import CPU
 
     return CPU.get()
 
 
 @cache
 def _cuda(device: int) -> Place:
-    from gpuopt.engines.cuda import CUDA
+    from gpuopt.engines.cuda.kernel import CUDA
 
     return CUDA(device)

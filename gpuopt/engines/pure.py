@@ -13,8 +13,8 @@ from gpuopt.arrays import assign, is_numpy
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides, side_by_side
 from gpuopt.engines.place import place_of
+from gpuopt.engines.program.trace import traced
 from gpuopt.engines.table import PARAMETER, Segment, Table
-from gpuopt.engines.trace import traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.place import Place
-    from gpuopt.engines.program import Program
+    from gpuopt.engines.program.program import Program
     from gpuopt.rules.base import Rule
 
 SMALL = 4096

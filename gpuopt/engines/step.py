@@ -10,13 +10,13 @@ import numpy as np
 
 from gpuopt import arrays as libraries
 from gpuopt.engines import array, memory, storage, whole_arrays
-from gpuopt.engines.dependence import agrees, dependence
 from gpuopt.engines.fused import FusedStep, Leaf, fused_steps
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.judging import Judging
 from gpuopt.engines.place import place_of
-from gpuopt.engines.program import SCALE
-from gpuopt.engines.programs import Programs
+from gpuopt.engines.program.dependence import agrees, dependence
+from gpuopt.engines.program.program import SCALE
+from gpuopt.engines.program.programs import Programs
 from gpuopt.engines.slots import lower_bits_of, with_new_slots
 from gpuopt.engines.table import CHUNK
 from gpuopt.rules.slots import Shared, is_number, starts
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.choice import Engine
-    from gpuopt.engines.dependence import Path
     from gpuopt.engines.norms import Guard
     from gpuopt.engines.parts import Parts
     from gpuopt.engines.place import Place
+    from gpuopt.engines.program.dependence import Path
     from gpuopt.rules.base import Rule
 
 

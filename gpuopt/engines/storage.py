@@ -1,7 +1,7 @@
 """How a leaf of 16 bits is kept: to nearest, with its other 16 bits beside it, or rounded at random.
 
 Programs compute in float32; only loads and stores differ. Their formulas are in `gpuopt.engines.rounding`; here they are of whole
-arrays, in `gpuopt.engines.cpu_storage` and `gpuopt.engines.cuda_storage` of compiled code.
+arrays, in `gpuopt.engines.cpu.storage` and `gpuopt.engines.cuda.storage` of compiled code.
 """
 
 from __future__ import annotations

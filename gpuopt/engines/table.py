@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gpuopt.engines.dtypes import DTYPES, DType
-from gpuopt.engines.folds import Fold
-from gpuopt.engines.passes import Batch, Reduction, passes, update
-from gpuopt.engines.program import Node, Program
+from gpuopt.engines.program.folds import Fold
+from gpuopt.engines.program.passes import Batch, Reduction, passes, update
+from gpuopt.engines.program.program import Node, Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Values of code that is being written: Python's operators on them write operations, one line each.
 
-What is alike on the CPU and on the GPU is written down once, in these; `gpuopt.engines.cpu_ir` makes LLVM IR of it and
-`gpuopt.engines.cuda_storage` CUDA C++.
+What is alike on the CPU and on the GPU is written down once, in these; `gpuopt.engines.cpu.ir` makes LLVM IR of it and
+`gpuopt.engines.cuda.storage` CUDA C++.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.engines.program import ARITHMETIC, COMPARISONS
+from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

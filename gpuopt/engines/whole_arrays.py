@@ -1,4 +1,4 @@
-"""What a fused step computes on whole arrays, between its stages (`gpuopt.engines.stages`): by the operations of the leaf's library."""
+"""What a fused step computes on whole arrays, between its stages (`gpuopt.engines.program.stages`): by the operations of the leaf's library."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from gpuopt.arrays import current, describe, dtype_of, namespace, zeros_like
 from gpuopt.arrays import place as place_name
 from gpuopt.engines import memory
-from gpuopt.engines.folds import Fold, fold
 from gpuopt.engines.interrupts import in_one_go
-from gpuopt.engines.program import ARITHMETIC, COMPARISONS, LOGIC, Node, entering
-from gpuopt.engines.programs import kind_of
+from gpuopt.engines.program.folds import Fold, fold
+from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS, LOGIC, Node, entering
+from gpuopt.engines.program.programs import kind_of
+from gpuopt.engines.program.stages import axis_of, buffers, idle, leaving, source, stages
+from gpuopt.engines.program.symbols import Expression, Extent, TraceError
+from gpuopt.engines.program.trace import functions
 from gpuopt.engines.reference import sum_along
-from gpuopt.engines.stages import axis_of, buffers, idle, leaving, source, stages
-from gpuopt.engines.symbols import Expression, Extent, TraceError
 from gpuopt.engines.table import Table
-from gpuopt.engines.trace import functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from gpuopt.engines.fused import Leaf
     from gpuopt.engines.place import Place
-    from gpuopt.engines.program import Program
-    from gpuopt.engines.symbols import Kind
+    from gpuopt.engines.program.program import Program
+    from gpuopt.engines.program.symbols import Kind
     from gpuopt.engines.table import Segment
     from gpuopt.rules.base import Rule
 

@@ -1,0 +1,1 @@
+"""Fused steps on this processor: programs as LLVM IR, compiled in memory."""

@@ -1,0 +1,214 @@
+"""Loops of the CPU's kernels that add up over a chunk, as LLVM IR.
+
+The order of a sum is that of `gpuopt.engines.norms`: lanes in order, then halves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from gpuopt.engines import norms
+from gpuopt.engines.cpu import walks
+from gpuopt.engines.cpu.elements import LINE, Elements
+from gpuopt.engines.cpu.ir import Function, in_ir
+from gpuopt.engines.cpu.numbers import functions, larger
+from gpuopt.engines.program.passes import Batch
+from gpuopt.engines.values import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from gpuopt.engines.program.passes import Reduction
+    from gpuopt.engines.table import Variant
+
+_ELEMENTS = """
+define internal void @{name}.elements({arguments}, {lanes}, i64 %first, i64 %from, i64 %to) alwaysinline {{
+  {prologue}
+  br label %element
+element:
+  %lane = phi i64 [ %from, %0 ], [ %lane.next, %element ]
+  %i = add nuw nsw i64 %first, %lane
+  {body}
+  %lane.next = add nuw nsw i64 %lane, 1
+  %more = icmp slt i64 %lane.next, %to
+  br i1 %more, label %element, label %end, !llvm.loop !{loop}
+end:
+  ret void
+}}
+!{access} = distinct !{{}}
+!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}{whole}}}
+"""
+
+_IDENTITY = {"sum": 0.0, "max": -math.inf}
+"""What sums and largest elements begin with."""
+MANY = 8
+"""Reductions of a loop from which on the sums' way to and from the cache takes longer than what tiles cost."""
+TOGETHER = 3
+"""Batches of a loop: a tile of their sums has room in 32 vectors, with two vectors that all are multiplied by."""
+TILE, STRETCHES = 8, 4
+"""Lanes of a tile, as many as a vector of float64 has at most; stretches of a block: a page of float32."""
+
+_TOGETHER: dict[str, Callable[[Function, Any, Any], Any]] = {"sum": lambda _, a, b: a + b, "max": larger}
+"""How two numbers become one."""
+
+
+def halves() -> list[str]:
+    """IR of the functions that add lanes up by halves, and of what they call."""
+    code = functions()
+    for name, together in _TOGETHER.items():
+        f = Function(f"halve.{name}", "double* lanes", "double", "noinline", internal=True)
+        lanes = f.given["lanes"]
+        with f.loop(0, norms.LANES.bit_length() - 1) as k:
+            half = f.whole(norms.LANES // 2) >> k
+            with f.loop(0, half) as j:
+                lanes[j] = together(f, lanes[j], lanes[j + half])
+        code.append(f.text(lanes[0]))
+    return code
+
+
+def joined(batches: tuple[Batch, ...]) -> list[Batch]:
+    """Return what is reduced in one loop each: in tiles, more fits than a GPU has registers for, and arrays are read once."""
+    found = []
+    for k in range(0, len(batches), TOGETHER):
+        own = batches[k : k + TOGETHER]
+        elements = sorted({i for batch in own for i in batch.elements})
+        found.append(Batch(tuple(elements), tuple(r for batch in own for r in batch.reductions)))
+    return found
+
+
+def place(context: Mapping[str, Any], k: Any, width: int) -> Any:
+    """Where what a chunk adds up to is written, in so many columns."""
+    return context["partials"].at(k * width)
+
+
+def clearing(sums: int, largest: int) -> Callable[[Function, dict[str, Any], Any], None]:
+    """What writes the code that clears these columns of a chunk."""
+
+    def clear(_: Function, context: dict[str, Any], k: Any) -> None:
+        out = place(context, k, sums + largest)
+        for column in range(sums + largest):
+            out[column] = 0.0 if column < sums else -math.inf
+
+    return clear
+
+
+def loop(
+    name: str,
+    variant: Variant,
+    before: Iterable[int],
+    batch: Batch,
+    sums: int,
+    metadata: int,
+    arguments: str = walks.TYPED,
+) -> str:
+    """IR of a function that reduces a chunk in one loop. Lanes are independent of each other, and LLVM is told so.
+
+    Parameters
+    ----------
+    name
+        Of the function; its arguments are those of a chunk, and where it writes, ``%out``.
+    variant
+        A program at a dtype.
+    before
+        Numbers that the elements need.
+    batch
+        What is reduced.
+    sums
+        Columns of ``%out`` before those of largest elements.
+    metadata
+        Two numbers from here on are free for metadata.
+    arguments
+        What the elements need of those of a chunk.
+
+    """
+    code = Elements(variant, batch.elements, metadata, before)
+    f = Function(name, f"{arguments}, double* out", internal=True)
+    lane, out = Value(code.f, "i64", "%lane"), f.given["out"]
+    columns = []
+    for r in batch.reductions:
+        for n, added in enumerate(_added(code, r)):
+            # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
+            # of a tile would all be in one place of the cache.
+            columns.append((r, n, f.room("double", norms.LANES + LINE // 8)))
+            inside = Value(code.f, "double*", f"%r{r.number}.{n}")
+            inside[lane] = added(inside[lane])
+    with f.loop(0, norms.LANES) as z:
+        for r, _, lanes in columns:
+            lanes[z] = _IDENTITY[_kind(r)]
+
+    def walk(first: Any, begin: Any, end: Any) -> None:
+        given = [own for own in f.given.values() if own is not out]
+        f.call(f"{name}.elements", *given, *(lanes for *_, lanes in columns), first, begin, end)
+
+    n = f.given["n"]
+    is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit  # three sums of one array
+    in_tiles = is_wide or len(columns) >= MANY
+    if in_tiles:
+        # Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile.
+        whole = n // norms.LANES * norms.LANES
+        with f.loop(0, whole) as block:
+            block.step = STRETCHES * norms.LANES
+            following = block + block.step
+            with f.loop(0, norms.LANES, once=True) as begin:
+                begin.step = TILE
+                code.write_ahead(f, following + begin * STRETCHES, STRETCHES * TILE)
+                with f.loop(block, f.smaller(following, whole), once=True) as first:
+                    first.step = norms.LANES
+                    walk(first, begin, begin + TILE)
+        with f.when(n > whole):
+            walk(whole, 0, n - whole)
+    else:
+        # Lanes, stretch by stretch: memory is read in order, and sums go to and from the cache at every element.
+        with f.loop(0, n) as first:
+            first.step = norms.LANES
+            walk(first, 0, f.smaller(n - first, norms.LANES))
+    for r, k, lanes in columns:
+        column = r.column_among(sums) + k
+        out[column] = plain = f.call(f"halve.{_kind(r)}", lanes, kind="double")
+        if (
+            r.kind == "norm" and code.dtype.squares_fit
+        ):  # the sum of scaled squares is not computed; it has infinities and NaN, too
+            out[column + 1] = f.where(plain - plain == 0.0, 0.0, plain)
+    return f.text() + _ELEMENTS.format(
+        name=name,
+        arguments=in_ir(arguments),
+        lanes=", ".join(f"ptr %r{r.number}.{k}" for r, k, _ in columns),
+        access=metadata,
+        loop=metadata + 1,
+        whole=', !{!"llvm.loop.unroll.disable"}' if in_tiles else "",  # a tile is one vector
+        prologue="\n  ".join(code.prologue),
+        body="\n  ".join(code.f.lines),
+    )
+
+
+def _kind(r: Reduction) -> str:
+    return "max" if r.kind == "max" else "sum"
+
+
+def _added(code: Elements, r: Reduction) -> list[Callable[[Any], Any]]:
+    """How an element is added to what each column of a reduction has by then."""
+    x = [code.extended(arg) for arg in r.args]
+    match r.kind:
+        case "dot":
+            return [_with_product(code, x[: len(x) // 2], x[len(x) // 2 :])]
+        case "norm":
+            scales = norms.SCALES[:1] if code.dtype.squares_fit else norms.SCALES
+            scaled = [[part * scale for part in x] for scale in scales]
+            return [_with_product(code, own, own) for own in scaled]
+        case "max":
+            new = x[0] + 0.0
+            return [lambda before: code.f.call("larger", before, new, kind="double")]
+        case _:
+            return [lambda before: before + x[0]]
+
+
+def _with_product(code: Elements, first: list[Any], second: list[Any]) -> Callable[[Any], Any]:
+    """How the product of two numbers is added; of complex ones, that of their real and that of their imaginary parts."""
+    if len(first) == 1 and code.dtype.squares_fit:
+        # Of two float32 it is exact in float64, so that it is the same bits whether or not it is rounded before.
+        return lambda before: code.f.call("llvm.fmuladd.f64", *first, *second, before, kind="double")
+    product, *more = [a * b for a, b in zip(first, second, strict=True)]
+    for other in more:
+        product = product + other
+    return lambda before: before + product

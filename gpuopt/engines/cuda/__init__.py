@@ -1,0 +1,1 @@
+"""Fused steps on NVIDIA GPUs: programs as CUDA C++."""

@@ -1,0 +1,1 @@
+"""A rule's update as a program: traced, and cut into passes and stages."""

@@ -1,0 +1,372 @@
+"""Symbols: what a rule's ``update`` computes with while it is recorded; see `gpuopt.engines.program.trace`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+
+from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS, INEXACT, LOGIC, Node, entering
+from gpuopt.rules.pairs import Pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+E = TypeVar("E", bound="Expression")
+
+OPERATIONS: Mapping[str, str] = {
+    **{name: name for name in ("sqrt", "abs", "where", *INEXACT)},
+    "add": "add",
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "truediv",
+    "negative": "neg",
+    "less": "lt",
+    "less_equal": "le",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "equal": "eq",
+    "not_equal": "ne",
+    "logical_and": "and",
+    "logical_or": "or",
+    "logical_not": "not",
+}
+"""Functions of the array API that are one operation each."""
+
+
+class TraceError(TypeError):
+    """A rule's ``update`` does something that cannot be fused."""
+
+
+class ShapeNeededError(TraceError):
+    """It looks at the shape or the dtype of a leaf, and is to be recorded for each of them."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an update may see of a leaf beside its values.
+
+    Attributes
+    ----------
+    shape
+        Of the leaf; ``(1,)`` of one without axes, as the array engine has it.
+    dtype
+        Of the real numbers that is computed with.
+
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Recorder(dict[Node, int]):
+    """Nodes in the order of their first use; asking again for the same operation gives the same node."""
+
+    def index(self, op: str, *args: Any) -> int:
+        return self.setdefault(Node(op, args), len(self))
+
+
+@dataclass
+class Tape:
+    """What has been recorded so far."""
+
+    rule: str
+    kind: Kind | None = None
+    nodes: Recorder = field(default_factory=Recorder)
+    scalars: Recorder = field(default_factory=Recorder)
+    coefficients: dict[int, int] = field(default_factory=dict)
+    numbers: Recorder = field(default_factory=Recorder)
+    number_scalars: dict[int, int] = field(default_factory=dict)
+    extents: Recorder = field(default_factory=Recorder)
+    extent_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    extent_scalars: dict[int, int] = field(default_factory=dict)
+    functions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=list)
+    """What `xp.whole` was called with, each time."""
+
+    def apply(self, op: str, *args: Any) -> Any:
+        """Record an operation on symbols of any kinds. Truth values can be compared, and are 1 and 0 beside arrays."""
+        masks = [isinstance(a, Expression) and a.is_mask for a in args]
+        if op in ("eq", "ne") and all(masks):
+            differ = self.apply("and", self.apply("or", *args), self.apply("not", self.apply("and", *args)))
+            return differ if op == "ne" else self.apply("not", differ)
+        if op in ARITHMETIC and any(isinstance(a, _Array) and not a.is_mask for a in args):
+            args = tuple(self.apply("where", a, 1.0, 0.0) if mask else a for a, mask in zip(args, masks, strict=True))
+        kind = next((kind for kind in KINDS if any(isinstance(a, kind) for a in args)), Scalar)
+        return kind.of(self, op, *args)
+
+    def power(self, what: str, base: Any, exponent: Any) -> Any:
+        """Record a square or a root; other powers are refused."""
+        if isinstance(exponent, Real) and exponent == 2:
+            return self.apply("mul", base, base)
+        if isinstance(exponent, Real) and exponent == 0.5:
+            return self.apply("sqrt", base)
+        raise self.error(f"raises {what}to a power other than 2 and 0.5", "products or xp.sqrt")
+
+    def scalar(self, value: Any) -> Scalar:
+        return value if isinstance(value, Scalar) else Scalar(self, "literal", float(value).hex())
+
+    def element(self, value: Any) -> Symbol:
+        """A symbol for anything that may stand in an expression."""
+        match value:
+            case Symbol():
+                return value
+            case Scalar():
+                index = self.coefficients.setdefault(value.index, len(self.coefficients))
+                return self._truth(value, Symbol(self, "coefficient", index))
+            case Number():
+                return self._truth(value, Symbol(self, "number", value.index))
+            case Extent():
+                if not _fits(value.shape, self.shape):
+                    raise self.error(
+                        f"has an array of {value.shape} beside one of {self.shape}", "what can be broadcast"
+                    )
+                if (of := value).is_mask:
+                    value = value.apply("where", value, 1.0, 0.0)
+                    return self._truth(of, Symbol(self, "load", entering(value.index)))
+                return Symbol(self, "load", entering(value.index))
+            case Real():
+                return Symbol(self, "literal", float(value).hex())
+            case _:
+                raise self.error(f"uses {value!r} ({type(value).__name__})", "a number, a hyperparameter or an array")
+
+    def extent(self, value: Any) -> Extent:
+        """An array of another shape than the leaf's, or a number that meets one."""
+        match value:
+            case Extent():
+                return value
+            case Scalar():
+                index = self.extent_scalars.setdefault(value.index, len(self.extent_scalars))
+                return self._truth(value, Extent(self, (), "scalar", index))
+            case Real():
+                return Extent(self, (), "literal", float(value).hex())
+            case _:
+                raise self.error(
+                    f"uses {value!r:.40} ({type(value).__name__}) beside sums along axes", "hyperparameters or arrays"
+                )
+
+    def number(self, value: Any) -> Number:
+        """A number for anything that may stand among numbers."""
+        match value:
+            case Number():
+                return value
+            case Scalar():
+                index = self.number_scalars.setdefault(value.index, len(self.number_scalars))
+                return self._truth(value, Number(self, "scalar", index))
+            case Real():
+                return Number(self, "literal", float(value).hex())
+            case _:
+                raise self.error(
+                    f"makes a number of {value!r} ({type(value).__name__})", "sums, slots or hyperparameters"
+                )
+
+    @staticmethod
+    def _truth(of: Expression, value: E) -> E:
+        """A value that is 0 or 1, as a truth value if it stands for one."""
+        return value.apply("ne", value, 0.0) if of.is_mask else value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the leaf."""
+        return self.seen("shape").shape
+
+    def seen(self, what: str) -> Kind:
+        """What is seen of the leaf."""
+        if self.kind is None:
+            raise ShapeNeededError(str(self.error(f"uses .{what} of a value", "elementwise operations")))
+        return self.kind
+
+    def check_kinds(self, op: str, args: Sequence[Expression]) -> None:
+        """Raise TraceError where an operation gets numbers for truth values, or the reverse."""
+        wants_masks = {"where": (True, False, False)}.get(op, (op in LOGIC,) * len(args))
+        for arg, wanted in zip(args, wants_masks, strict=True):
+            if arg.is_mask != wanted:
+                kinds = ("numbers", "truth values")
+                raise self.error(f"gives {kinds[arg.is_mask]} to '{op}'", kinds[wanted])
+
+    def error(self, what: str, expected: str) -> TraceError:
+        return TraceError(
+            f"{self.rule}.update {what}; to be fused it needs {expected}; engine='array' runs it as it is"
+        )
+
+
+def _fits(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, leaf) == leaf
+    except ValueError:
+        return False
+
+
+class Expression:
+    """Python's operators, which are recorded."""
+
+    __hash__ = object.__hash__
+    tape: Tape
+    index: int
+    is_mask: bool
+
+    def apply(self, op: str, *args: Any) -> Any:
+        """Record an operation."""
+        return self.tape.apply(op, *args)
+
+    def __bool__(self) -> bool:
+        raise self.tape.error(
+            "branches on a value (if, and, or, not, min, max)", "xp.where, & , |, xp.minimum or xp.maximum"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.tape.error(f"uses .{name} of a value", "elementwise operations")
+
+    def __float__(self) -> float:
+        raise self.tape.error(
+            "takes a value as a Python number (float, int, math.*)", "array API functions such as xp.sqrt"
+        )
+
+    __int__ = __index__ = __float__
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Refuse NumPy's own functions; arithmetic with one of NumPy's numbers comes here, too, and is recorded."""
+        op = OPERATIONS.get(ufunc.__name__)
+        with_number = sum(isinstance(x, Expression) for x in inputs) == 1 < len(inputs)
+        if op is None or method != "__call__" or options or not with_number:
+            raise self.tape.error(f"calls numpy.{ufunc.__name__}", "the functions of xp, which it is given")
+        return self.apply(op, *inputs)
+
+    def __neg__(self) -> Any:
+        return self.apply("neg", self)
+
+    def __abs__(self) -> Any:
+        return self.apply("abs", self)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __invert__(self) -> Any:
+        return self.apply("not", self)
+
+
+def _install_operators() -> None:
+    def binary(op: str, *, swapped: bool = False) -> Callable[[Expression, Any], Any]:
+        def method(self: Expression, other: Any) -> Any:
+            if isinstance(other, Pair):
+                return NotImplemented  # which knows better
+            return self.apply(op, other, self) if swapped else self.apply(op, self, other)
+
+        return method
+
+    for op in (*ARITHMETIC, "pow", "and", "or"):
+        setattr(Expression, f"__{op}__", binary(op))
+        setattr(Expression, f"__r{op}__", binary(op, swapped=True))
+    for op in COMPARISONS:
+        setattr(Expression, f"__{op}__", binary(op))
+
+    def refused(op: str) -> Callable[..., NoReturn]:
+        def method(self: Expression, *_: Any) -> NoReturn:
+            raise self.tape.error(f"uses Python's {op} of a value", "elementwise operations")
+
+        return method
+
+    for op in ("floordiv", "rfloordiv", "mod", "rmod", "matmul", "rmatmul", "xor", "rxor", "lshift", "rshift"):
+        setattr(Expression, f"__{op}__", refused(op))
+    for op in ("round", "getitem", "setitem", "len", "iter", "complex"):
+        setattr(Expression, f"__{op}__", refused(op))
+
+
+_install_operators()
+
+
+class Scalar(Expression):
+    """A number of the step, known on the host; ``is_mask`` if it is a truth value."""
+
+    def __init__(self, tape: Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index = tape.scalars.index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    @staticmethod
+    def of(tape: Tape, op: str, *args: Any) -> Scalar:
+        """Record an operation on such numbers."""
+        scalars = [tape.scalar(a) for a in args]
+        tape.check_kinds(op, scalars)
+        return Scalar(tape, op, *[scalar.index for scalar in scalars])
+
+
+class Number(Expression):
+    """A float64 of the leaf or of its group; ``is_mask`` if it is a truth value."""
+
+    def __init__(self, tape: Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index = tape.numbers.index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    @staticmethod
+    def of(tape: Tape, op: str, *args: Any) -> Any:
+        """Record an operation on such numbers."""
+        if op == "pow":
+            return tape.power("a number ", *args)
+        numbers = [tape.number(a) for a in args]
+        tape.check_kinds(op, numbers)
+        return Number(tape, op, *[number.index for number in numbers])
+
+
+class _Array(Expression):
+    """What has a shape and a dtype; its class has none, as chains expect of what is not an array yet."""
+
+    own: tuple[int, ...] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("shape", "dtype", "ndim", "size"):
+            return super().__getattr__(name)
+        kind = self.tape.seen(name)
+        if name == "dtype":
+            return np.dtype(kind.dtype)
+        shape = kind.shape if self.own is None else self.own
+        return {"shape": shape, "ndim": len(shape), "size": math.prod(shape)}[name]
+
+
+class Extent(_Array):
+    """An array of another shape than the leaf's: sums along axes, and what is made of them."""
+
+    def __init__(self, tape: Tape, shape: tuple[int, ...], op: str, *args: Any) -> None:
+        self.tape, self.own = tape, shape
+        self.index = tape.extents.index(op, *args)
+        tape.extent_shapes[self.index] = shape
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    @staticmethod
+    def of(tape: Tape, op: str, *args: Any) -> Any:
+        """Record an operation on such arrays; what comes out like the leaf is elements."""
+        if op == "pow":
+            return tape.power("", *args)
+        extents = [tape.extent(a) for a in args]
+        shape = np.broadcast_shapes(*[extent.shape for extent in extents])
+        if shape == tape.shape:
+            return Symbol.of(tape, op, *args)
+        tape.check_kinds(op, extents)
+        return Extent(tape, shape, op, *[extent.index for extent in extents])
+
+
+class Symbol(_Array):
+    """A value of every element; ``is_mask`` if it is a truth value."""
+
+    def __init__(self, tape: Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index = tape.nodes.index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    @staticmethod
+    def of(tape: Tape, op: str, *args: Any) -> Any:
+        """Record an operation on elements."""
+        if op == "pow":
+            return tape.power("", *args)
+        symbols = [tape.element(a) for a in args]
+        tape.check_kinds(op, symbols)
+        return Symbol(tape, op, *[symbol.index for symbol in symbols])
+
+
+KINDS: Iterable[Any] = (Symbol, Extent, Number)
+"""Where several kinds meet, the first one of these decides."""
