@@ -24,7 +24,7 @@ from gpuopt.training.data import from_arrays
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.export import export
 from gpuopt.training.model import ACTIVATIONS
-from gpuopt.training.predicting import predict_file
+from gpuopt.training.predicting import evaluate_file, predict_file
 
 RANDOM = np.random.RandomState(7)
 N = 120
@@ -315,6 +315,15 @@ def test_five_commands(files: Path) -> None:
         "x:", "the table:"
     )
     assert not Path("q.csv").exists()
+
+
+def test_labels_beside_an_archive_that_has_them_are_refused(files: Path) -> None:
+    np.savez("x.npz", x=X, y=CLASSES)
+    np.save("y.npy", CLASSES)
+    model = train(Config(hidden=(8,), epochs=2), data=(X, CLASSES), out="run").folder
+    assert evaluate_file(load_model(model), "x.npz")[0]["samples"] == len(X)
+    with pytest.raises(UsageError, match=r"--labels y\.npy: is for \.npy files, x\.npz is none"):
+        evaluate_file(load_model(model), "x.npz", labels="y.npy")
 
 
 def test_numbers_in_their_own_units(files: Path) -> None:

@@ -1,6 +1,7 @@
 """`gpuopt.Run`: a loop of one's own that is killed, stopped, steered and gone back with. ``--soak`` kills it a hundred times."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -260,6 +261,16 @@ def test_patience_and_the_best_state(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["lowest_loss"] == 2.0
     told = page.draw(tmp_path / "run").read_text()
     assert all(words in told for words in ("Lowest loss", "Noise", "Stopped, because"))
+
+
+def test_a_loss_that_ends_as_a_nan_is_told(tmp_path: Path) -> None:
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD(lr=0.1))
+    run = gpuopt.Run(tmp_path, opt, report=False)
+    for step in run.steps(200):
+        run.step(2 * opt.params, loss=1.0 if step < 150 else math.nan)
+    assert run.finished
+    (event,) = rows(tmp_path, "explosion")
+    assert event["reason"] == "the loss is nan after step 200, and the parameters are finite: they stay"
 
 
 def test_what_explodes_goes_back(tmp_path: Path) -> None:

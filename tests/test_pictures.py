@@ -539,3 +539,19 @@ def test_regions_can_be_told_apart_without_colour(ran: Path) -> None:
     found = np.unique(shades.round(6))
     assert len(found) == 3
     assert np.diff(found).min() > 0.1
+
+
+def test_the_validation_part_of_the_spiral_is_what_its_report_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+
+    def outcomes(_: Any, data: Any, **__: Any) -> list[Any]:
+        drawn.append(data)
+        return []
+
+    monkeypatch.setattr(report, "outcomes", outcomes)
+    train(replace(SHORT, epochs=2, validation=0.25, device="cpu"), out=tmp_path / "run")
+    report.draw(tmp_path / "run")
+    (data,) = drawn
+    assert len(data.train) == 3 * len(data.test) > 0

@@ -127,6 +127,8 @@ class Explosions:
         if self._suspected_at is None:
             self._suspected_at = step
         if self._is_finite and step - self._suspected_at < PATIENCE:
+            if step == run.total and not math.isfinite(self._loss):
+                _tell_of_loss(run, self._loss, step, "and the parameters are finite: they stay")
             return False
         self._suspected_at = None
         what = (
@@ -156,8 +158,7 @@ class Explosions:
             progress.jumped_at = step
         elif step - progress.jumped_at >= PATIENCE:
             progress.jumped_at = -1
-            reason = f"the loss is {self._loss:.4g} after step {step}, though all gradients are finite: none is skipped"
-            run.tell({"event": "explosion", "step": step, "reason": reason, "action": "none"})
+            _tell_of_loss(run, self._loss, step, "though all gradients are finite: none is skipped")
 
     def _act(self, run: Loop, reason: str, step: int) -> None:
         event = {"event": "explosion", "step": step, "reason": reason, "back_to_step": self.good.steps}
@@ -187,6 +188,12 @@ def lower_learning_rate(run: Loop, factor: float) -> None:
             lr: Any = getattr(rule, "lr")  # noqa: B009  (not every rule has one)
             lower = schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr
             run.optimizer.tune(pattern, lr=lower)
+
+
+def _tell_of_loss(run: Loop, loss: float, step: int, why: str) -> None:
+    """Tell of a loss that nothing follows from."""
+    reason = f"the loss is {loss:.4g} after step {step}, {why}"
+    run.tell({"event": "explosion", "step": step, "reason": reason, "action": "none"})
 
 
 def _times(factor: float, loss: float) -> float:
