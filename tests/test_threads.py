@@ -30,7 +30,7 @@ def number_of_threads() -> Iterator[None]:
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    head = "import os, sys, threading, numpy as np, gpuopt\nfrom gpuopt.engines import threads\n"
+    head = "import os, sys, threading, numpy as np, gpuopt\nfrom gpuopt.engines.cpu import threads\n"
     env = os.environ | environment
     return subprocess.run([sys.executable, "-c", head + code], env=env, capture_output=True, text=True, check=False)
 
@@ -104,6 +104,7 @@ def test_helpers_that_come_too_late_are_left_asleep_for_a_while() -> None:
         deadline = time.monotonic() + 10
         while not pool._sleeping[0].value and time.monotonic() < deadline:
             time.sleep(1e-4)
+        time.sleep(2e-3)  # until it sleeps indeed
         pool.run(ctypes.cast(job, ctypes.c_void_p), None, 16, size)
         return late.value
 
