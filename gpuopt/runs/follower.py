@@ -42,7 +42,7 @@ class Follower(Run):
         try:
             with wishing(optimizer):
                 while (heard := self._follow())[0] == "step":
-                    self._is_stepped = False
+                    self._begin_body()
                     yield heard[1][0]
                     self._expect_stepped(heard[1][0])
                     self._own.settle()

@@ -252,7 +252,7 @@ class Run(Loop):
             with first_signal(self.stop_by, hangup=True), self._driven(hanging) as left:
                 try:
                     for step in left:
-                        self._is_stepped, self._taken_before = False, self.optimizer.steps
+                        self._begin_body()
                         with in_body(step):
                             yield step
                         self._expect_stepped(step)
@@ -314,6 +314,9 @@ class Run(Loop):
         self._metrics = metrics
         if due and optimizer.steps == step:  # no gradient that only waits for others
             self._record(self._row(step, metrics, lr), judged=step % self._look_every == 0 or step in (1, self._n))
+
+    def _begin_body(self) -> None:
+        self._is_stepped, self._taken_before = False, self.optimizer.steps
 
     def _step(self, grads: Any) -> None:
         self.optimizer.step(grads)
