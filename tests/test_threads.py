@@ -16,7 +16,7 @@ from spaces import assert_same_bits
 
 import gpuopt
 from gpuopt.engines.cpu import machine, threads
-from gpuopt.engines.cpu.threads_code import ASLEEP, FIELDS, TRIES
+from gpuopt.engines.cpu.threads_code import ASLEEP, FIELDS, JOBS, TRIES
 
 LARGE = 700_001
 """Elements that are worth several threads."""
@@ -89,35 +89,38 @@ print(opt.steps, np.unique(w))
 
 
 def test_helpers_that_come_too_late_are_left_asleep_for_a_while() -> None:
-    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    text = "define void @nothing(ptr %context, i64 %begin, i64 %end) {\n  ret void\n}\n"
-    nothing: Any = machine.compiled(text, nothing=work)[0]
-    slow = work(lambda *_: time.sleep(0.02))
-    size = 7
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    text = "define void @nothing(ptr %lock) {\n  ret void\n}\n"
+    nothing: Any = machine.compiled(text, nothing=ctypes.CFUNCTYPE(None, ctypes.c_void_p))[0]
+    pause = [0.0]
+    job = function(lambda *_: time.sleep(pause[0]))
     threads.set_num_threads(2)
     pool = threads.pool()
     pool.start(2)
-    late = ctypes.c_int64.from_address(pool._address.value + FIELDS["late"] + 8 * size)  # type: ignore[operator]
+    late = (ctypes.c_int64 * JOBS).from_address(pool._address.value + FIELDS["late"])  # type: ignore[operator]
     deadline = time.monotonic() + 10
     while not pool._sleeping[0].value and time.monotonic() < deadline:
         time.sleep(1e-4)
     time.sleep(2e-3)  # until it sleeps indeed
 
-    def run(job: Any) -> int:
+    def run(context: int) -> list[int]:
         pool._sleeping[0].value = 1
-        pool.run(ctypes.cast(job, ctypes.c_void_p), None, 16, size)
-        return late.value
+        pool.run(ctypes.cast(job, ctypes.c_void_p), context, 16, 2)
+        return sorted(count for count in late if count)
 
-    late.value = 0
+    ctypes.memset(late, 0, ctypes.sizeof(late))
     release = pool._words["release"].value
     pool._words["release"].value = ctypes.cast(nothing, ctypes.c_void_p).value or 0  # nobody wakes up in time
     try:
-        assert [run(nothing) for _ in range(TRIES)] == list(range(1, TRIES + 1))
-        assert [run(nothing) for _ in range(ASLEEP)] == [*range(TRIES + 1, TRIES + ASLEEP), TRIES - 1]
+        assert [run(0) for _ in range(TRIES)] == [[n] for n in range(1, TRIES + 1)]
+        assert run(16) == [1, TRIES]  # another job, with a count of its own
+        found = [run(0) for _ in range(ASLEEP)]
+        assert found == [[1, n] for n in [*range(TRIES + 1, TRIES + ASLEEP), TRIES - 1]]
     finally:
         pool._words["release"].value = release
-        found = run(slow)
-    assert found == 0
+        pause[0] = 0.02
+        found = [run(0)]
+    assert found == [[1]]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks as POSIX has them")

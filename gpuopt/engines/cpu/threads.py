@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuopt.engines.cpu import machine
-from gpuopt.engines.cpu.threads_code import FIELDS, PROCESSORS, SIZES, source
+from gpuopt.engines.cpu.threads_code import FIELDS, PROCESSORS, source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-MOST = SIZES
+MOST = 64
 """Threads of one job."""
 WORTH_A_THREAD = 2 << 20
 """Bytes of memory traffic: a thread is woken in the time that moves so many."""

@@ -4,8 +4,8 @@
 open. A helper enters by raising the count while the job is open; after the job is closed nobody enters.
 
 Who takes part in a job wakes two others, as in a binary heap whose root is the calling thread, so that the calling thread
-begins to work after two wakings however many helpers there are. Helpers that came too late for several jobs of a size are
-left asleep in the next ones of the size, then tried again: ``late`` counts by size.
+begins to work after two wakings however many helpers there are. Helpers that came too late several times for a job,
+the same function with the same context, are left asleep the next times, then tried again: ``late`` counts by job.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ FIELDS = {
 
 PROCESSORS = 1024
 """How many processors the set of ``processors`` has room for."""
-SIZES = 64
-"""The largest size of a job, in threads that are worth their waking."""
+JOBS = 64
+"""How many jobs are told apart, by the addresses of function and context."""
 
 _JOB = 16
 """The number of a job begins at this bit of the state."""
 _SHARES = 8
 """Shares of a job for each thread: small ones, so that a processor that is busy with other things holds nobody up."""
 TRIES = 8
-"""Jobs of a size whose helpers may come too late, one after the other, before they are left asleep."""
+"""How often helpers may come too late for a job, one time after the other, before they are left asleep."""
 ASLEEP = 64
-"""Jobs of the size that they are left asleep for."""
+"""How many times they are left asleep."""
 
 _GIVEN = {"work": "i8*", "context": "i8*", "items": "i64", "share": "i64"}
 """Fields of a job, and their types: the function to call, its first argument, how many items there are, and how many make a share."""
@@ -146,6 +146,10 @@ class _Concurrent(Function):
         place[0] = value
         return place
 
+    def number(self, address: Any) -> Any:
+        """An address as a number."""
+        return self._value("i64", f"ptrtoint ptr {address.term} to i64")
+
     def through(self, function: Any, *args: Any, kind: str = "void") -> Any:
         """Call a function at an address; Python's numbers are given as 32 bits."""
         given = ", ".join(f"{spelled(arg.kind)} {arg.term}" if isinstance(arg, Value) else f"i32 {arg}" for arg in args)
@@ -211,7 +215,7 @@ def _run(machine: _Machine) -> str:
         state = f.field("state")
         closed = ((f.seen(state, "monotonic") >> _JOB) + 1) << _JOB
         f.publish(closed | 1, state, "seq_cst")
-        late = f.field("late").at(f.smaller(most, SIZES))
+        late = f.field("late").at(((f.number(work) >> 4) + (f.number(context) >> 4)) % JOBS)
         count = late[0]
         with f.when(count < TRIES):
             woken[0] = f.call("wake", control, f.whole(0), kind="i64")
