@@ -227,8 +227,8 @@ def _run(machine: _Machine) -> str:
             with f.when(waits[0] > WAITS):
                 f.through(f.field("yield", "i8*")[0], kind="i32")
             f.lines.append(machine.pause)
-        # Worth the waking is an eighth of the work.
-        counted = f.where(own * share * 8 <= items * 7, f.whole(0), count + 1)
+        # Worth the waking is a quarter of the work.
+        counted = f.where(own * share * 4 <= items * 3, f.whole(0), count + 1)
         asleep = f.where(count + 1 < TRIES + ASLEEP, count + 1, f.whole(TRIES - 1))
         late[0] = f.where(woken[0] != 0, counted, f.where(count < TRIES, count, asleep))
         f.publish(0, f.field("busy"), "release")
