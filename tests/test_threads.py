@@ -101,7 +101,7 @@ def test_helpers_that_come_too_late_are_left_asleep_for_a_while() -> None:
     deadline = time.monotonic() + 10
     while not pool._sleeping[0].value and time.monotonic() < deadline:
         time.sleep(1e-4)
-    time.sleep(2e-3)  # until it sleeps indeed
+    time.sleep(0.05)  # until it sleeps indeed
 
     def run(context: int) -> list[int]:
         pool._sleeping[0].value = 1
