@@ -22,18 +22,17 @@ __all__ = ["Command", "aligned", "app", "main", "told_plainly"]
 LONGEST = 4000
 """Characters of an error, whatever stands in a file."""
 
-STEERING = ("pause", "resume", "rollback", "save", "step", "stop")
-
 
 class Commands(TyperGroup):
-    """Commands of which an unknown one is told with the option of `tune` that it is here."""
+    """Commands; the error for an unknown one that is an option of `tune` names that."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command; an error for one that is none."""
         try:
             return super().resolve_command(ctx, args)
         except Exception as error:
-            if args[0] in STEERING and hasattr(error, "message"):
+            steering = (option for parameter in self.commands["tune"].params for option in parameter.opts)
+            if f"--{args[0]}" in steering and hasattr(error, "message"):
                 error.message = f"No such command: {args[0]} (did you mean tune RUN --{args[0]}?)"
             raise
 

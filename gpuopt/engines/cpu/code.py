@@ -10,13 +10,13 @@ from gpuopt.engines import table
 from gpuopt.engines.cpu import extents, reductions, storage, walks
 from gpuopt.engines.cpu import numbers as cpu_numbers
 from gpuopt.engines.cpu.elements import Elements, declarations
+from gpuopt.engines.cpu.ir import Function
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.program.passes import passes, update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gpuopt.engines.cpu.ir import Function
     from gpuopt.engines.cpu.walks import Chunk
     from gpuopt.engines.table import Variant
 
@@ -94,7 +94,7 @@ def _update(i: int, variant: Variant) -> str:
     for store in last.stores:
         code.store(store.name, store.part, store.value, store.when)
     if not last.stores:
-        return f"define internal void @update{i}({walks.ARGUMENTS}) {{\n  ret void\n}}"
+        return Function(f"update{i}", walks.TYPED, internal=True).text()
     return code.loop(f"update{i}", walks.ARGUMENTS, metadata)
 
 
@@ -106,13 +106,11 @@ def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> lis
     before = reductions.clearing(sums, largest)
     code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, sums + largest, before)]
     for i in reducing:
-        calls = []
+        f = Function(f"reduce{k}.{i}", f"{walks.TYPED}, double* out", internal=True)
         for n, batch in enumerate(reductions.joined(own[i].batches)):
             name = f"reduce{k}.{i}.{n}"
             code.append(reductions.loop(name, variants[i], own[i].before, batch, sums, next(metadata)))
-            calls.append(f"  call void @{name}({walks.ARGUMENTS}, ptr %out)\n")
-        code.append(
-            f"define internal void @reduce{k}.{i}({walks.ARGUMENTS}, ptr %out) {{\n{''.join(calls)}  ret void\n}}"
-        )
+            f.call(name, *f.given.values())
+        code.append(f.text())
     code.append(cpu_numbers.after(k, variants, own, sums, largest))
     return code

@@ -28,9 +28,8 @@ def first_signal(act: Callable[[signal.Signals], None], *, hangup: bool = False)
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other one may set handlers
         known = [signal.SIGINT, signal.SIGTERM]
-        if (
-            hangup and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-        ):  # as nohup sets it
+        # nohup has the signal ignored; Windows has none.
+        if hangup and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             known.append(signal.SIGHUP)
         handlers = {one: signal.signal(one, handle) for one in known}
     try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["TABLES", "read_table"]
+__all__ = ["TABLES", "is_number", "read_table"]
 
 TABLES = {".csv", ".parquet"}
 MOST_COLUMNS = 30_000
@@ -89,7 +89,7 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
             decimal = ","
         commas = ", numbers have a decimal comma" if decimal == "," else ""
         notes.append(f"Columns are separated by {SEPARATORS[separator]}{commas}")
-    if number := next(filter(_is_number, rows[0]), None):
+    if number := next(filter(is_number, rows[0]), None):
         notes.append(
             f"The first row is taken for the names of the columns, though it holds the number {printable(number)}"
         )
@@ -144,7 +144,8 @@ def _rows(head: str, target: str | None) -> tuple[str, list[list[str]]]:
     return separator, rows
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text reads as a float."""
     try:
         float(text)
     except ValueError:

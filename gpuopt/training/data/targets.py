@@ -11,6 +11,7 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import TOO_LARGE
+from gpuopt.training.data.tables import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -173,7 +174,7 @@ def _texts(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
     if task not in {"auto", "regression"}:
         return True, _told_of_texts(part, np.unique(y))
     different, first = np.unique(y, return_index=True)
-    odd = [one for one in different if not _is_number(one)]
+    odd = [one for one in different if not is_number(one)]
     row = int(first[different == odd[0]][0]) if odd else 0
     such = f"row {row} is {printable(repr(str(y.flat[row])), 40)}"
     cure = "--task classification takes all of them for classes"
@@ -186,14 +187,6 @@ def _texts(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
         about = f"{len(different):,} different texts in {len(y):,} samples, where {such}"
         raise UsageError(f"{part.y_name}: {about}, expected numbers or few classes; {cure}")
     return True, _told_of_texts(part, different)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _told_of_texts(part: Part, labels: NDArray[Any]) -> list[str]:
