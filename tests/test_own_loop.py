@@ -263,6 +263,18 @@ def test_patience_and_the_best_state(tmp_path: Path) -> None:
     assert all(words in told for words in ("Lowest loss", "Noise", "Stopped, because"))
 
 
+def test_a_finished_run_that_is_run_again_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert not caplog.messages
+        opt = optimizer()
+        run = gpuopt.Run(tmp_path / "run", opt, report=False)
+        for _ in run.steps(3):
+            run.step(opt.params)
+    assert opt.steps == 3
+    (told,) = caplog.messages
+    assert told.endswith("run: all of the 3 steps are taken already; more steps go on, another folder begins anew")
+
+
 def test_a_loss_that_ends_as_a_nan_is_told(tmp_path: Path) -> None:
     opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD(lr=0.1))
     run = gpuopt.Run(tmp_path, opt, report=False)

@@ -22,6 +22,7 @@ from gpuopt.runs.report.process import DRAWING, is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
 from gpuopt.runs.saving.explosions import OnExplosion
 from gpuopt.runs.saving.own import is_count
+from gpuopt.runs.secondary import warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -235,6 +236,12 @@ class Run(Loop):
             with self._lock:
                 self._expect_remembered()
                 self._reset(n)
+                if self.optimizer.steps >= n:
+                    warn(
+                        "%s: all of the %d steps are taken already; more steps go on, another folder begins anew",
+                        self.folder,
+                        n,
+                    )
                 yield from self._recorded()
         finally:
             self._is_inside = False
