@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.advice import hint_for, hint_for_container, hint_for_dtype, is_lazy, library_of
 from gpuopt.arrays import (
     are_together,
     describe,
@@ -27,14 +25,15 @@ from gpuopt.arrays import (
 from gpuopt.engines import storage
 from gpuopt.engines.complexes import is_complex
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.memory import first_overlap, geometries
+from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.program.trace import refusal_of_complex
-from gpuopt.lending import Lenders, readable, view_of, why_without_memory
+from gpuopt.lending import readable, view_of, why_without_memory
 from gpuopt.rules.slots import Given, starts
-from gpuopt.suggest import listed
 from gpuopt.trees import flatten, flattened
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from gpuopt.rules.base import Rule
     from gpuopt.trees import Tree
 
@@ -80,16 +79,16 @@ def _is_plain(leaf: Any) -> bool:
 
 def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     leaf = _lent(leaf, name) if in_place else leaf
-    if not is_array(leaf) or _is_lazy(leaf):
+    if not is_array(leaf) or is_lazy(leaf):
         hint = (
             "; numpy.array(x) makes one"
             if isinstance(leaf, float | int | list | tuple | np.generic)
-            else hint_for(leaf) or _hint_for_container(leaf)
+            else hint_for(leaf) or hint_for_container(leaf)
         )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
     check_alive(leaf, name)
     if dtype_of(leaf) not in DTYPES:
-        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}{_hint_for_dtype(leaf)}")
+        raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}{hint_for_dtype(leaf)}")
     if is_cupy(leaf) and dtype_of(leaf) == "bfloat16":
         raise TypeError(
             f"{name}: dtype bfloat16 of CuPy, expected float16 or wider there; NumPy's arrays may be of bfloat16"
@@ -97,7 +96,9 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     check_unmasked(leaf, name)
     hindrance = hindrance_of(leaf) if in_place else None
     if hindrance == "requires grad":
-        raise ValueError(f"{name}: {_a(describe(leaf))} that requires grad, expected one without; x.detach() is one")
+        raise ValueError(
+            f"{name}: {with_article(describe(leaf))} that requires grad, expected one without; x.detach() is one"
+        )
     if hindrance:
         cure = "copy it" if is_numpy(leaf) else "use gpuopt.init and gpuopt.update, which return new arrays"
         raise ValueError(f"{name}: a read-only {describe(leaf)}, expected one that can be updated in place; {cure}")
@@ -114,60 +115,6 @@ def _lent(x: Any, name: str) -> Any:
     if x.requires_grad and not x.is_leaf:
         raise ValueError(f"{name}: a tensor that was computed from others, expected a leaf; x.detach() is one")
     return view_of(x)
-
-
-def _hint_for_dtype(x: Any) -> str:
-    """Return the end of a message: how to convert a NumPy or CuPy array to a dtype that can be updated."""
-    if not (is_numpy(x) or is_cupy(x)):
-        return ""
-    if x.dtype.names:
-        return f"; x[{x.dtype.names[0]!r}] is the array of one of its fields"
-    if x.dtype.kind == "O":
-        return "; of arrays, a list is a nesting; of numbers, x.astype(numpy.float64) is one"
-    if not x.dtype.isnative:
-        return "; x.astype(x.dtype.newbyteorder()) has the byte order of this machine"
-    wanted = {"c": "complex128", "f": "float64", "i": "float64", "u": "float64", "b": "float64"}.get(x.dtype.kind)
-    return f"; x.astype(numpy.{wanted}) is one" if wanted else ""
-
-
-def hint_for(x: Any) -> str:
-    """Return the advice for an object that is no array but contains one."""
-    library, kind = _library(x), type(x).__name__
-    if _is_lazy(x):
-        return (
-            "; its blocks are computed when they are asked for, there is no memory to update: x.compute() is an array"
-        )
-    if callable(getattr(x, "parameters", None)):
-        return "; x.parameters() are its tensors"
-    if isinstance(x, str):
-        return "; of pairs of names and arrays, dict(pairs) is a nesting"
-    if kind == "PyCapsule":
-        return "; a capsule can be taken once, the array that made it as often as one likes: give that"
-    if (library, kind) == ("xarray", "Dataset"):
-        return "; x[name].values is the array of one of its variables"
-    values = {"xarray": "values", "pandas": "to_numpy()", "pint": "magnitude", "unyt": "value", "astropy": "value"}
-    how = "toarray()" if callable(getattr(x, "toarray", None)) else values.get(library)
-    return f"; x.{how} is its array" if how else ""
-
-
-def _hint_for_container(x: Any) -> str:
-    """How what is no nesting, but has arrays in it, becomes one."""
-    if isinstance(x, Mapping):
-        how = "dict(x)"
-    elif isinstance(x, Collection) and not isinstance(x, bytes | bytearray):
-        how = "list(x)"
-    else:
-        how = "vars(x)" if any(map(is_array, getattr(x, "__dict__", {}).values())) else ""
-    return f"; nestings are of dicts, lists and tuples, as {how} is" if how else ""
-
-
-def _is_lazy(x: Any) -> bool:
-    wrapped = {"xarray": "data", "pint": "magnitude"}.get(_library(x))
-    return "dask" in {_library(x), _library(getattr(x, wrapped, None)) if wrapped else ""}
-
-
-def _library(x: Any) -> str:
-    return type(x).__module__.partition(".")[0]
 
 
 def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[int]) -> None:
@@ -235,7 +182,7 @@ def check_precision(tree: Tree, arrays: list[Any], updated: Collection[int], pre
     for i in (i for i in small if not storage.can_keep(arrays[i], precision)):
         hint = "; with the package ml_dtypes, NumPy can have its memory" if place(arrays[i]) == "torch:cpu" else ""
         raise TypeError(
-            f"{tree.name(i, 'params')}: {_a(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}{hint}"
+            f"{tree.name(i, 'params')}: {with_article(describe(arrays[i]))}, expected one of NumPy or CuPy for precision={precision!r}{hint}"
         )
 
 
@@ -266,13 +213,13 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
         hint = "; numpy.asarray(x) is one"
     g = g if hint else shared(g, p)
     if hint or not is_array(g):
-        raise TypeError(f"{name}: {describe(g)}, expected {_a(describe(p))} like its parameter{hint}")
+        raise TypeError(f"{name}: {describe(g)}, expected {with_article(describe(p))} like its parameter{hint}")
     if is_tensor(g) and is_numpy(p) and g.device.type == "cpu":  # one that NumPy cannot read
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     if not are_together(g, p):
         given, expected = place(g), place(p)
         error = ValueError if given.partition(":")[0] == expected.partition(":")[0] else TypeError
-        raise error(f"{name}: {_a(describe(g))}, expected {_a(describe(p))} like its parameter")
+        raise error(f"{name}: {with_article(describe(g))}, expected {with_article(describe(p))} like its parameter")
     if g.shape != p.shape:
         raise ValueError(f"{name}: shape {tuple(g.shape)}, expected {tuple(p.shape)}")
     if is_complex(p) and not is_complex(g):
@@ -288,115 +235,11 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
     return g if attached else detached(g)
 
 
-class Held:
-    """The parameters as the user holds them, each to be the array that it was when it was first looked at.
-
-    Attributes
-    ----------
-    tree
-        Their nesting.
-    arrays
-        The leaves, ready to be updated: of a subclass of `numpy.ndarray`, the plain array.
-    originals
-        The leaves themselves; of one that lends its memory, the array over it.
-    lenders
-        Those that do.
-
-    """
-
-    def __init__(self, params: Any) -> None:
-        """Find and check them; see `parameters`."""
-        self._params = params
-        self.tree, self.arrays = parameters(params, in_place=True)
-        given = self.tree.leaves_of(params, "params")
-        self.lenders = Lenders(given, self.arrays)
-        self.originals = self.lenders.arrays_of(given) if self.lenders.tensors else given
-        self._known = geometries(self.originals)
-        self._leaves_now = partial(self.tree.spec.flatten_up_to, params)
-
-    def now(self) -> list[Any]:
-        """Return the leaves that the user holds now; of one that lends its memory, the array over it."""
-        try:
-            found = self._leaves_now()
-        except (RecursionError, TypeError, ValueError):
-            found = self.tree.leaves_of(self._params, "params")
-        return self.lenders.arrays_of(found) if self.lenders.tensors else found
-
-    def gradients(self) -> list[Any]:
-        """Return the gradients that the leaves have themselves.
-
-        Raises
-        ------
-        TypeError
-            If one is not of a kind that has.
-
-        """
-        if len(self.lenders.tensors) < len(self.arrays):
-            i, p = next((i, p) for i, p in enumerate(self.originals) if not self.lenders.lends(i))
-            raise TypeError(
-                f"step: no gradients given, and {self.tree.name(i, 'params')}, {_a(describe(p))}, has none of its own; "
-                "expected opt.step(grads)"
-            )
-        return self.lenders.gradients()
-
-    def check(self, i: int, p: Any) -> None:
-        """Raise ValueError unless ``p``, which the user now holds as leaf ``i``, is the array that it was."""
-        if p is self.originals[i]:
-            change = _change_of(p, self._known[i])
-        else:
-            change = (
-                "another array than the one that this optimizer updates; write into that one, as "
-                "np.maximum(w, 0, out=w) does, or make a new optimizer"
-            )
-        if change:
-            raise ValueError(f"{self.tree.name(i, 'params')}: {change}")
-
-    def check_all(self) -> None:
-        """Raise ValueError unless the user still holds the arrays that they were."""
-        now = self.now()
-        if (
-            all(map(operator.is_, now, self.originals))
-            and geometries(now) == self._known
-            and not any(map(hindrance_of, now))
-        ):
-            return
-        for i, p in enumerate(now):
-            self.check(i, p)
-
-    def not_finite(self, bad: list[int], step: int) -> FloatingPointError:
-        """Return the error that names the leaves whose gradients were not finite at a step."""
-        names = listed([self.tree.name(i, "grads") for i in bad])
-        return FloatingPointError(f"{names}: NaN or infinity at step {step}; that step changed nothing")
-
-    def checked(self, i: int, g: Any, p: Any) -> Any:
-        """Check a parameter and its gradient, and return the gradient as an array that fits; see `Step.bind`."""
-        self.check(i, p)
-        return self.fitting(i, g)
-
-    def fitting(self, i: int, g: Any) -> Any:
-        """Check a gradient, and return it as an array that fits, or None; see `gradient`."""
-        return None if g is None else gradient(g, self.arrays[i], self.tree, i)
-
-
-def _change_of(x: Any, known: tuple[Any, ...]) -> str | None:
-    """Return what has changed about a parameter since it had this geometry, and what to do; None if nothing has."""
-    (now,) = geometries([x])
-    if now != known:
-        names = ("memory", "shape", "strides", "dtype")
-        changed = {name: (new, old) for name, new, old in zip(names, now, known, strict=True) if new != old}
-        shown = {name: changed[name] for name in ("shape", "dtype", "strides") if name in changed}
-        what = ", ".join(f"{name} {new}, expected {old}" for name, (new, old) in shown.items())
-        return f"{what or 'its memory is at another address'} as when this optimizer was made; make a new optimizer"
-    if hindrance := hindrance_of(x):
-        return f"{hindrance} by now, expected an array to update in place"
-    return None
-
-
 def check_alive(x: Any, name: str) -> None:
     """Raise ValueError, which names the leaf, if an array's memory was given to somebody else."""
     if is_deleted(x):
         raise ValueError(
-            f"{name}: an array of {_library(x)} that was deleted, as those are that are donated to compiled code; expected "
+            f"{name}: an array of {library_of(x)} that was deleted, as those are that are donated to compiled code; expected "
             "one of the last call"
         )
 
@@ -426,5 +269,5 @@ def _check_distinct(tree: Tree, arrays: list[Any]) -> None:
             raise ValueError(f"{a} and {b} share memory, expected distinct arrays; copy one of them")
 
 
-def _a(words: str) -> str:
+def with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"

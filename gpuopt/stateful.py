@@ -24,6 +24,7 @@ from gpuopt.engines.step import Step
 from gpuopt.engines.storage import LOW, Precision, Stochastic
 from gpuopt.gradients import Clip, clipped, guard_of
 from gpuopt.groups import Frozen, match, shown
+from gpuopt.held import Held
 from gpuopt.rules.base import Rule
 from gpuopt.rules.slots import Given, Shared, starts
 
@@ -101,7 +102,7 @@ class Stateful:
 
     def _read_leaves(self) -> None:
         """Find and check the leaves of the parameters."""
-        self._held = leaves.Held(self._params)
+        self._held = Held(self._params)
         self._tree, self._arrays = self._held.tree, self._held.arrays
         check_engine(self._engine, self._arrays, partial(self._tree.name, root="params"))
 

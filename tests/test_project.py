@@ -39,7 +39,9 @@ LAYERS: dict[str, set[str]] = {
     "transforms": {"rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules", "suggest"},
     "engines": {"arrays", "nvrtc", "rules/base", "trees"},
-    "leaves": {"arrays", "engines", "lending", "rules/base", "suggest", "trees"},
+    "advice": {"arrays"},
+    "leaves": {"advice", "arrays", "engines", "lending", "rules/base", "trees"},
+    "held": {"arrays", "engines", "leaves", "lending", "suggest"},
     "gradients": {"engines", "rules/base"},
     "accumulation": {"arrays", "engines", "rules/base"},
     "stateful": {
@@ -48,6 +50,7 @@ LAYERS: dict[str, set[str]] = {
         "engines",
         "gradients",
         "groups",
+        "held",
         "leaves",
         "rules/base",
         "states",
