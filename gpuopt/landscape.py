@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from gpuopt import markup, pictures
+from gpuopt import files, markup, pictures
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules.adagrad import AdaGrad
 from gpuopt.rules.adam import Adam
@@ -267,10 +267,10 @@ def draw(name: str, preset: Preset, out: Path) -> list[Path]:
         markup.image(animated, f"{preset.steps} steps", "gif"),
     )
     out.mkdir(parents=True, exist_ok=True)
-    files = {out / f"{name}.png": still, out / f"{name}.gif": animated, out / f"{name}.html": page.encode()}
-    for path, content in files.items():
-        markup.write(path, content)
-    return list(files)
+    made = {out / f"{name}.png": still, out / f"{name}.gif": animated, out / f"{name}.html": page.encode()}
+    for path, content in made.items():
+        files.write(path, content)
+    return list(made)
 
 
 def _ended(preset: Preset, path: Walk) -> list[object]:

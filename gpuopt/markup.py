@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
-__all__ = ["COLOURS", "heading", "image", "page", "shown", "table", "write"]
+__all__ = ["COLOURS", "heading", "image", "page", "shown", "table"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's (https://jfly.uni-koeln.de/color/), which everybody can tell apart."""
@@ -74,13 +73,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], most: int | Non
 def shown(value: object) -> str:
     """Return a short text for a value in a table."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,23 +6,19 @@ arrays one after the other. Pieces of the library's own interface would cost a c
 
 from __future__ import annotations
 
-import errno
-import functools
 import json
-import logging
 import math
 import os
-import secrets
 import stat
 import sys
 import zlib
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from gpuopt.arrays import dtype_of
+from gpuopt.files import replacing
 
 if TYPE_CHECKING:
     import io
@@ -42,7 +38,6 @@ _Entry: TypeAlias = tuple[int, int, str, np.dtype[Any], tuple[int, ...]]
 """Of an array that is to be read: where its bytes begin in the data and end; its name, dtype and shape."""
 NAMES = {code: name for name, code in DTYPES.items()}
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
-LOG = logging.getLogger("gpuopt")
 
 
 class CheckpointError(ValueError):
@@ -70,7 +65,6 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     Array after array without a second copy in memory, errors as OSError, permissions as the user's umask has them, and one
     temporary file: none of it does the library's own writer offer.
     """
-    target = Path(os.path.realpath(path))  # a link is followed, not replaced
     arrays = {  # the largest items first: so each one is aligned
         name: x
         if x.dtype.isnative and x.flags.c_contiguous
@@ -101,24 +95,9 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     if len(text) > HEADER_LIMIT:
         raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
 
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
-    if target.exists() and not target.is_file():
-        raise OSError(errno.EINVAL, "not a regular file, expected one to replace", str(path))  # not /dev/null, say
-    try:
-        with temporary.open("xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.writelines(map(_bytes, arrays.values()))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        error.filename = str(
-            path
-        )  # a full disk is told without a name, a folder that is missing with the temporary one
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, follow=True) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.writelines(map(_bytes, arrays.values()))
 
 
 def read(
@@ -207,24 +186,3 @@ def checksums(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -
 def _bytes(x: NDArray[Any]) -> Any:
     """The memory of an array without gaps, in C order: a buffer."""
     return x if x.dtype.isbuiltin == 1 else x.reshape(-1).view(np.uint8)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename last. Windows cannot, and does not need to; where a file system cannot, the file is there all the same."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        _warn_of_folder(str(folder), error.strerror)
-
-
-@functools.cache
-def _warn_of_folder(folder: str, why: str | None) -> None:
-    LOG.warning(
-        "%s: the folder cannot be synchronized (%s): a new file may be gone if the power fails soon after", folder, why
-    )

@@ -23,7 +23,6 @@ from gpuopt import checkpoint, training
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record import images
-from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.record.history import History
 from gpuopt.runs.report import page
 
@@ -662,13 +661,13 @@ def test_a_generator_that_a_checkpoint_has_no_state_of(tmp_path: Path) -> None:
 
 def test_going_back_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of the steps that were asked for, though its file is about to get another name."""
-    save = RunFolder.save
+    save = checkpoint.save_state
 
-    def slowly(files: RunFolder, *given: Any) -> None:
-        save(files, *given)
+    def slowly(*given: Any) -> None:
+        save(*given)
         time.sleep(0.2)  # the file is the new one, which nobody knows yet
 
-    monkeypatch.setattr(RunFolder, "save", slowly)
+    monkeypatch.setattr(checkpoint, "save_state", slowly)
 
     class Back(Callback):
         def step(self, run: Any) -> None:

@@ -45,7 +45,7 @@ class Follower(Run):
                     self._begin_body()
                     yield heard[1][0]
                     self._expect_stepped(heard[1][0])
-                    self._own.settle()
+                    self._settle_own()
         except GeneratorExit:
             if self.error is not None:  # what broke off the body
                 raise
@@ -57,7 +57,8 @@ class Follower(Run):
     def step(self, grads: Any = OWN, *, loss: Any = None, **metrics: Any) -> None:  # noqa: ARG002
         """See `Run.step`; rank 0 takes the metrics."""
         self._expect_inside()
-        self._step(grads)
+        self.optimizer.step(grads)
+        self._stepped()
 
     def image(self, name: str, array: Any) -> None:
         """See `Run.image`; rank 0 shows it."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Row: TypeAlias = dict[str, Any]
 
-__all__ = ["Callback", "Loop", "is_number", "spread", "tuned"]
+__all__ = ["Callback", "Loop", "is_number", "spread", "tuned", "warn_of_idle_steps"]
 
 LOOKED_AT = 1000
 """Steps, evenly spread, at which schedules are checked beforehand."""
@@ -311,6 +311,21 @@ def spread(first: int, end: int, rule: Rule) -> list[int]:
     even = range(first, end, math.ceil(max(end - first, 1) / LOOKED_AT))
     near = (turn + offset for turn in turns for offset in (-1, 0, 1))
     return sorted({*even, max(first, end - 1), *(step for step in near if first <= step < end)})
+
+
+def warn_of_idle_steps(run: Loop) -> None:
+    """Tell steps at the end that change nothing, since a schedule was made for fewer: of a run that is longer now, say."""
+    from gpuopt.runs.secondary import warn
+
+    first, total = run.optimizer.steps, run.total
+    for name, rule in run.rules.items():
+        if total - first > 1 and rule.at(total - 1).get("lr") == 0 and callable(getattr(rule, "lr", None)):
+            moving = [step for step in spread(first, total, rule) if rule.at(step)["lr"] != 0]
+            since = moving[-1] + 1 if moving else first
+            if since < total - 1:
+                what = "" if name == "*" else f" of {name}"
+                told = "the learning rate%s is 0 from about step %s to the end, step %s, by its schedule"
+                warn(told, what, since, total)
 
 
 def tuned(step: int, name: str, old: float, new: float, value: Hyper, by: str) -> Row:

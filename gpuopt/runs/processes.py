@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import signal
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.optimizer import Optimizer
 from gpuopt.runs.control.signals import first_signal
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from gpuopt.runs.loop import Loop
 
-P = ParamSpec("P")
-
-__all__ = ["as_leader", "heed", "leading", "say", "wishing"]
+__all__ = ["begins", "heed", "is_shared", "leading", "say", "wishing"]
 
 
 def is_shared(optimizer: Any) -> bool:
@@ -37,18 +35,13 @@ def say(optimizer: Any, word: str, *args: Any) -> None:
         optimizer.say(word, *args)
 
 
-def as_leader(method: Callable[P, None]) -> Callable[P, None]:
-    """Let those who follow hear how a method ends, of which the second argument is the optimizer."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **options: P.kwargs) -> None:
-        optimizer: Any = args[2] if len(args) > 2 else options.get("optimizer")
-        with _told(optimizer):
-            method(*args, **options)
-        if is_shared(optimizer):
-            optimizer.say("begun")
-
-    return call
+@contextlib.contextmanager
+def begins(optimizer: Any) -> Iterator[None]:
+    """Let those who follow hear how the making of a run inside ends."""
+    with _told(optimizer):
+        yield
+    if is_shared(optimizer):
+        optimizer.say("begun")
 
 
 @contextlib.contextmanager

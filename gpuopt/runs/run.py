@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
+import sys
 import weakref
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
+
+import numpy as np
 
 from gpuopt.arrays import describe, is_cupy
-from gpuopt.errors import UsageError
+from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.optimizer import OWN, Optimizer
 from gpuopt.runs.control.signals import first_signal
-from gpuopt.runs.loop import Loop
-from gpuopt.runs.processes import as_leader, heed, is_shared, leading
-from gpuopt.runs.record.folder import RunFolder
-from gpuopt.runs.record.images import Images
-from gpuopt.runs.record.scalars import arriving, numbers, scalar
-from gpuopt.runs.recording import begin, conclude, described, expect_same
+from gpuopt.runs.control.steering import Steering
+from gpuopt.runs.identity import described, expect_same
+from gpuopt.runs.loop import Loop, is_number, warn_of_idle_steps
+from gpuopt.runs.processes import begins, heed, is_shared, leading
+from gpuopt.runs.record.folder import RunFolder, write_json
+from gpuopt.runs.record.scalars import arriving, scalar
+from gpuopt.runs.remembering import is_count
 from gpuopt.runs.report.process import DRAWING, is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
 from gpuopt.runs.saving.explosions import OnExplosion
-from gpuopt.runs.saving.own import is_count
 from gpuopt.runs.secondary import warn
 
 if TYPE_CHECKING:
@@ -106,14 +109,12 @@ class Run(Loop):
     _loop: weakref.ref[Generator[int]] | None = None
 
     def __new__(cls, folder: Any, optimizer: Any, *args: Any, **options: Any) -> Self:  # noqa: ARG004
-        """Of several processes, rank 0 has the run, and the others follow."""
         if is_shared(optimizer) and optimizer.rank:
-            from gpuopt.runs.follower import Follower
+            from gpuopt.runs.follower import Follower  # rank 0 has the run, and the others follow
 
             return super().__new__(Follower)  # type: ignore[return-value]
         return super().__new__(cls)
 
-    @as_leader
     def __init__(
         self,
         folder: str | Path,
@@ -128,58 +129,51 @@ class Run(Loop):
         live: bool | str = False,
         seed: int = 0,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: {describe(optimizer)}, expected a gpuopt.Optimizer")
-        expect_interval(checkpoint_every, "checkpoint_every: ")
-        for name, count in (("keep", keep), ("patience", patience)):
-            if not is_count(count) and not (name == "patience" and count is None):
-                raise UsageError(f"{name}: {count!r}, expected a positive integer")
-        if on_explosion not in get_args(OnExplosion):
-            raise UsageError(f"on_explosion: {on_explosion!r}, expected {', '.join(get_args(OnExplosion))}")
-        if on_explosion == "skip" and optimizer._nonfinite != "skip":
-            raise UsageError(
-                "on_explosion: 'skip', expected an Optimizer with nonfinite='skip', which leaves steps out"
-            )
-        super().__init__(optimizer, seed)
-        self.is_asynchronous = any(map(is_cupy, optimizer.state_dict()["params"].values()))
-        self.finished = False
-        self._files = RunFolder.opened(folder)
-        self.folder = self._files.path
-        self._content = self._identity()
-        self._go_on = f"To go on, run the same program again ({self.folder})"
-        self._given = list(callbacks)
-        if live:
-            from gpuopt.runs.control.live import Page
-
-            self._given.append(Page(None if live is True else live))
-        self._wanted = is_wanted() if report is None else report
-        self._is_over = False
-        self._taken_before = 0  # steps, where a body begins
-        self._metrics: Row = {}
-        self._every = self._look_every = 1
-        self._images = Images(self.folder)
-        self._checkpoints = Checkpoints(self._files, checkpoint_every, keep, on_explosion, patience)
-        self._last_mark: object = None  # the mark of the last checkpoint, once a loop has ended
-        self._lock = contextlib.ExitStack()
-        self._begin()
-
-    def _begin(self) -> None:
-        """Lock the folder, and put everything back to its last checkpoint."""
-        with self._locking():
-            if self._files.config.exists():
-                self._expect_same(self._files.read_config())
-                self._checkpoints.restore(self)
-                last = self._checkpoints.metrics.last
-                if last.get("step") == self.optimizer.steps:  # killed between its last step and its summary, say
-                    self._metrics = numbers({name: x for name, x in last.items() if name not in TAKEN})
-
-    def _begin_again(self) -> None:
-        """For a loop after another one, lock the folder, where nobody else has gone on in between."""
-        with self._locking():
-            if self._last_mark != self._mark():
+        with begins(optimizer):
+            if not isinstance(optimizer, Optimizer):
+                raise TypeError(f"optimizer: {describe(optimizer)}, expected a gpuopt.Optimizer")
+            expect_interval(checkpoint_every, "checkpoint_every: ")
+            for name, count in (("keep", keep), ("patience", patience)):
+                if not is_count(count) and not (name == "patience" and count is None):
+                    raise UsageError(f"{name}: {count!r}, expected a positive integer")
+            if on_explosion not in get_args(OnExplosion):
+                raise UsageError(f"on_explosion: {on_explosion!r}, expected {', '.join(get_args(OnExplosion))}")
+            if on_explosion == "skip" and optimizer._nonfinite != "skip":
                 raise UsageError(
-                    f"{self.folder}: another process went on with this run, expected a new Run to go on with it"
+                    "on_explosion: 'skip', expected an Optimizer with nonfinite='skip', which leaves steps out"
                 )
+            super().__init__(optimizer, seed)
+            self.is_asynchronous = any(map(is_cupy, optimizer.state_dict()["params"].values()))
+            self.finished = False
+            self._files = RunFolder.opened(folder)
+            self.folder = self._files.path
+            self._content = self._identity()
+            self._go_on = f"To go on, run the same program again ({self.folder})"
+            self._given = list(callbacks)
+            if live:
+                from gpuopt.runs.control.live import Page
+
+                self._given.append(Page(None if live is True else live))
+            self._wanted = is_wanted() if report is None else report
+            self._is_over = False
+            self._taken_before = 0  # steps, where a body begins
+            self._metrics: Row = {}
+            self._every = self._look_every = 1
+            self._checkpoints = Checkpoints(self._files, checkpoint_every, keep, on_explosion, patience)
+            self._last_mark: object = None  # the mark of the last checkpoint, once a loop has ended
+            self._lock = contextlib.ExitStack()
+            with self._locking():
+                if self._files.config.exists():
+                    self._expect_same(self._files.read_config())
+                    self._restore()
+
+    def _restore(self) -> None:
+        """Put everything back to the last checkpoint."""
+        self._checkpoints.restore(self)
+        last = self._checkpoints.metrics.last
+        if last.get("step") == self.optimizer.steps:  # killed between its last step and its summary, say
+            known = {name: math.nan if x is None else x for name, x in last.items() if name not in TAKEN}
+            self._metrics = {name: float(x) for name, x in known.items() if is_number(x)}
 
     @contextlib.contextmanager
     def _locking(self) -> Iterator[None]:
@@ -231,17 +225,17 @@ class Run(Loop):
 
     def _steps(self, n: int) -> Generator[int]:
         if self._is_over:
-            self._begin_again()
+            with self._locking():
+                if self._last_mark != self._mark():
+                    told = "another process went on with this run, expected a new Run to go on with it"
+                    raise UsageError(f"{self.folder}: {told}")
         try:
             with self._lock:
                 self._expect_remembered()
                 self._reset(n)
                 if self.optimizer.steps >= n:
-                    warn(
-                        "%s: all of the %d steps are taken already; more steps go on, another folder begins anew",
-                        self.folder,
-                        n,
-                    )
+                    told = "%s: all of the %d steps are taken already; more steps go on, another folder begins anew"
+                    warn(told, self.folder, n)
                 yield from self._recorded()
         finally:
             self._is_inside = False
@@ -255,30 +249,41 @@ class Run(Loop):
             reported(self, self._files, wanted=self._wanted, drawing=self._drawing) as drawing,
             leading(self) as in_body,
         ):
-            hanging = begin(self, checkpoints, self._content, [*self._given, *drawing, self._images])
-            with first_signal(self.stop_by, hangup=True), self._driven(hanging) as left:
+            versions = {"gpuopt": sys.modules["gpuopt"].__version__, "numpy": np.__version__}
+            warn_of_idle_steps(self)
+            about = {**versions, "steps": self.total, **self._content, "resumed": checkpoints.noted()}
+            self._files.write_config(about)
+            self._files.summary.unlink(missing_ok=True)
+            callbacks = [*self._given, *drawing, checkpoints.images, checkpoints, Steering(checkpoints)]
+            with (
+                first_signal(self.stop_by, hangup=True),
+                self._driven([checkpoints.metrics, *callbacks]) as left,
+            ):
                 try:
                     for step in left:
                         self._begin_body()
                         with in_body(step):
                             yield step
                         self._expect_stepped(step)
-                        self._own.settle()
+                        self._settle_own()
                 except GeneratorExit:
                     if self.error is not None:  # what broke off the body
                         raise
                     self.stopped = self.stopped or "left by the loop"
-                    self._own.leave(stepped=self._is_stepped)
+                    self._is_left = not self._is_stepped
             is_over = self.optimizer.steps >= self.total
             self.finished = is_over and self.stopped is None
             if is_over or not self.signals:
-                conclude(self, checkpoints, self._summary(), f"{self._go_on} with {self._cure}")
+                write_json(self._files.summary, self._summary())
+                if (exploded := checkpoints.explosions.message) is not None:
+                    saved = f"the state after step {self.optimizer.steps} is saved"
+                    raise ExplodedError(f"{exploded}; {saved}. {self._go_on} with {self._cure}")
 
     def _reset(self, n: int) -> None:
         self._n, self.error, self.stopped, self.signals, self.finished = n, None, None, [], False
         self._every, self._look_every = -(-n // ROWS), -(-n // LOOKS)
         self._is_inside = True
-        self._own.settle()
+        self._settle_own()
 
     def _summary(self) -> Row:
         measured = {**arriving(self._metrics)(), "lowest_loss": self._checkpoints.lowest}
@@ -317,17 +322,14 @@ class Run(Loop):
         due = step % self._every == 0 or step in (1, self._n)
         if due:
             lr = self.hyperparameters().get("lr")
-        self._step(grads)
+        optimizer.step(grads)
+        self._stepped()
         self._metrics = metrics
         if due and optimizer.steps == step:  # no gradient that only waits for others
             self._record(self._row(step, metrics, lr), judged=step % self._look_every == 0 or step in (1, self._n))
 
     def _begin_body(self) -> None:
         self._is_stepped, self._taken_before = False, self.optimizer.steps
-
-    def _step(self, grads: Any) -> None:
-        self.optimizer.step(grads)
-        self._stepped()
 
     def _stepped(self) -> None:
         """The optimizer took the step of this body."""
@@ -369,7 +371,7 @@ class Run(Loop):
         TypeError, ValueError
             If it cannot be drawn.
         """
-        self._images.show(name, array)
+        self._checkpoints.images.show(name, array)
 
     def probe(self) -> Callable[[], float]:
         if "loss" not in self._metrics:
@@ -379,7 +381,7 @@ class Run(Loop):
 
     def now(self) -> Row:
         lr = self.hyperparameters().get("lr")
-        return {**self._row(self.optimizer.steps, self._metrics, lr)(), "images": self._images.shown()}
+        return self._row(self.optimizer.steps, self._metrics, lr)()
 
     def close(self) -> None:
         """End the loop, and let others have the folder. The end of a ``with`` does it."""
@@ -399,6 +401,12 @@ class Run(Loop):
             self.error = error
         self._entered = False
         self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            f"{self!r}: a run has its folder alone and cannot be copied or pickled; copy.deepcopy(run.optimizer) copies the "
+            "optimizer, gpuopt.Run with another folder begins another run"
+        )
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self.optimizer!r})"

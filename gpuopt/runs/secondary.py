@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from gpuopt.runs.loop import Loop
 
-__all__ = ["Secondary", "beside", "environment", "interpreter", "warn", "warned"]
+__all__ = ["Secondary", "background", "beside", "environment", "interpreter", "warn", "warned"]
 
 LOG = logging.getLogger("gpuopt")
 INTERPRETER = re.compile(r"(python|pypy)[\w.-]*", re.IGNORECASE)
@@ -64,6 +65,23 @@ def beside(do: Callable[[], object], name: str) -> threading.Thread | None:
     except RuntimeError:
         return None
     return thread
+
+
+def background(job: Callable[[], None], name: str) -> Future[None]:
+    """Do a job in such a thread, or at once where none can be started; what it raises is raised by the result."""
+    done: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            job()
+        except BaseException as error:  # noqa: BLE001  (see above)
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    if beside(work, name) is None:
+        work()
+    return done
 
 
 class Secondary(Callback):

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt import files
 from gpuopt.errors import UsageError
 from gpuopt.training.model import LEAK
 
@@ -69,18 +69,11 @@ def export(model: Model, kind: str, out: str | Path) -> Path:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that is at `path` once all of it is written, to stay; UsageError if it cannot be."""
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with files.replacing(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise UsageError(f"--out {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915  (one story, a node after the other)

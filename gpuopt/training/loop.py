@@ -13,8 +13,8 @@ from gpuopt.backends import fetch
 from gpuopt.errors import Interrupted, UsageError
 from gpuopt.rules import Rule
 from gpuopt.runs.loop import Callback, is_number
+from gpuopt.runs.remembering import EMPTY
 from gpuopt.runs.run import Run
-from gpuopt.runs.saving.own import EMPTY
 from gpuopt.suggest import listed, printable
 from gpuopt.training.applied import write_model
 from gpuopt.training.result import Result, device
@@ -254,7 +254,7 @@ class Training(Run):
 
     def now(self) -> Row:
         """As `row`, but of this moment, and of some training samples."""
-        about = {"epochs": self.config.epochs, "units": self._learner.units, "images": self._images.shown()}
+        about = {"epochs": self.config.epochs, "units": self._learner.units}
         return self._measuring(self.epoch, {"": self._learner.probe()})() | about
 
     def _report(self) -> Callable[[], Row]:

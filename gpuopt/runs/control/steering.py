@@ -209,8 +209,7 @@ class Steering(Callback):
         self._tell(run, "save")
         self._checkpoints.metrics.flush()
         try:
-            self._checkpoints.save()
-            self._checkpoints.wait()
+            self._checkpoints.save(at_once=True)
         except OSError as error:
             raise UsageError(f"save: {error.filename or self._checkpoints.folder.path}: {error.strerror}") from None
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.errors import UsageError
+from gpuopt.files import replacing, sync_folder
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.metrics import finite
 from gpuopt.suggest import listed
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from gpuopt.optimizer import Optimizer
 
-__all__ = ["RunFolder", "write_json"]
+__all__ = ["RunFolder", "checksum_of", "write_json"]
 
 FORMAT = 1
 LARGEST_CONFIG = 1 << 20  # bytes
@@ -45,16 +46,10 @@ KEPT = re.compile(r"checkpoint-(0|[1-9][0-9]*)\.safetensors")
 
 
 class RunFolder:
-    """The files of a run, by name.
+    """The files of a run, by name."""
 
-    Parameters
-    ----------
-    path
-        The folder; `create` makes it.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.expanduser(path))  # noqa: PTH111  (Path's own fails for users that are not there)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoint = self.path / "checkpoint.safetensors"
@@ -64,20 +59,9 @@ class RunFolder:
 
     @classmethod
     def opened(cls, path: str | Path) -> RunFolder:
-        """The folder of a loop of one's own: made, if it is new; with a run in it, if it is not.
-
-        Raises
-        ------
-        UsageError
-            If it cannot be made, or holds something else.
-        """
-        folder = cls(Path(path).absolute())
-        try:
-            _make(folder.path)
-            fits = folder.config.exists() or folder._is_free()
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be made: {error.strerror}") from None
-        if not fits:
+        """The folder of a loop of one's own: made, if it is new; with a run in it, if it is not. UsageError if it cannot be."""
+        folder = cls(path).absolute()
+        if not folder._make(path) and not folder.config.exists():
             raise UsageError(
                 f"{path}: is no run folder: it has other files, and no {folder.config.name}; choose another one"
             )
@@ -87,33 +71,35 @@ class RunFolder:
     def create(cls, out: str | Path | None, name: str) -> RunFolder:
         """Make the folder `out`; by default one in ``runs``, called by the data's name and the time.
 
-        An empty one is taken as it is, so is one whose run was killed before it began.
-
-        Raises
-        ------
-        UsageError
-            If there is something already, or the folder cannot be made.
+        An empty one is taken as it is, so is one whose run was killed before it began; UsageError for any other that is there.
         """
         if out is None:
             now = dt.datetime.now().strftime("%Y%m%d-%H%M%S")
             names = (f"{name}-{now}{end}" for end in itertools.chain([""], (f"-{n}" for n in itertools.count(2))))
-            path = next(path for path in (Path("runs", name) for name in names) if not path.exists())
-        else:
-            path = Path(out)
-        folder = cls(path.absolute())  # whoever goes elsewhere finds it
-        try:
-            _make(folder.path)
-            is_free = folder._is_free()
-        except FileExistsError:
-            is_free = False
-        except OSError as error:
-            raise UsageError(f"--out {path}: cannot be made: {error.strerror}") from None
-        if not is_free:
+            out = next(path for path in (Path("runs", name) for name in names) if not path.exists())
+        folder = cls(out).absolute()  # whoever goes elsewhere finds it
+        if (folder.path.exists() and not folder.path.is_dir()) or not folder._make(f"--out {out}"):
             cure = "choose another one"
             if folder.config.exists():
-                cure += f", or continue the run in it with gpuopt train --resume {shlex.quote(str(path))}"
-            raise UsageError(f"--out {path}: exists already; {cure}")
+                cure += f", or continue the run in it with gpuopt train --resume {shlex.quote(str(out))}"
+            raise UsageError(f"--out {out}: exists already; {cure}")
         return folder
+
+    def absolute(self) -> RunFolder:
+        """The same for whoever goes elsewhere."""
+        return RunFolder(self.path.absolute())
+
+    def _make(self, given: object) -> bool:
+        """Make it, to stay. Return whether nothing stands in it but what a run leaves that is killed before it begins."""
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path in reversed(missing):
+                sync_folder(path.parent)
+            idle = {LOCK, *([] if self.metrics.exists() and self.metrics.stat().st_size else [self.metrics.name])}
+            return all(file.suffix == ".tmp" or file.name in idle for file in self.path.iterdir())
+        except OSError as error:
+            raise UsageError(f"{given}: cannot be made: {error.strerror}") from None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -122,8 +108,8 @@ class RunFolder:
         Raises
         ------
         UsageError
-            If another one does; if something half-written cannot be removed; or if what it would write to is no file of this folder's: through a link somebody
-            else's file would be replaced.
+            If another one does; if something half-written cannot be removed; or if what it would write to is no file of this
+            folder's: through a link somebody else's file would be replaced.
         """
         for path in (self.metrics, self.checkpoint, self.best, self.summary):
             if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -151,21 +137,15 @@ class RunFolder:
         write_json(self.config, {**signed, "crc32": checksum_of(signed)})
 
     def read_config(self) -> dict[str, Any]:
-        """Return the content of ``config.json``.
-
-        Raises
-        ------
-        UsageError
-            If there is none, it is damaged or of another version.
-        """
+        """Return the content of ``config.json``; UsageError if there is none, it is damaged or of another version."""
         try:
             size = expect_file(self.config)
             content = json.loads(self.config.read_bytes()) if size <= LARGEST_CONFIG else None
         except OSError as error:
-            if isinstance(error, FileNotFoundError) and self.path.is_dir():
+            is_missing = isinstance(error, FileNotFoundError)
+            if is_missing and self.path.is_dir():
                 raise UsageError(f"--resume {self.path}: is no run folder: it has no {self.config.name}") from None
-            missing = isinstance(error, FileNotFoundError) and not self.path.exists()
-            raise UsageError(f"--resume {self.path if missing else self.config}: {error.strerror}") from None
+            raise UsageError(f"--resume {self.path if is_missing else self.config}: {error.strerror}") from None
         except (RecursionError, ValueError) as error:
             raise UsageError(f"{self.config}: not readable ({error})") from None
         if not isinstance(content, dict) or "format" not in content:
@@ -173,27 +153,9 @@ class RunFolder:
         if content["format"] is True or content["format"] != FORMAT:
             known = f"this version of gpuopt knows format {FORMAT}"
             raise UsageError(f"{self.config}: of format {content['format']!r:.20}; {known}")
-        checksum = content.pop("crc32", None)
-        if checksum != checksum_of(content):
+        if content.pop("crc32", None) != checksum_of(content):
             raise UsageError(f"{self.config}: damaged or edited: its checksum does not fit")
         return content
-
-    def _is_free(self) -> bool:
-        """Whether nothing stands in it but what a run leaves that is killed before it begins."""
-        begun = [
-            file for file in self.path.iterdir() if file.suffix != ".tmp" and file.name not in {self.metrics.name, LOCK}
-        ]
-        return not begun and not (self.metrics.exists() and self.metrics.stat().st_size)
-
-    def save(self, state: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-        """Replace the checkpoint. Until the new one is whole, the old one stays."""
-        from gpuopt import checkpoint
-
-        checkpoint.save_state(self.checkpoint, state, dict(extra))
-
-    def earlier(self, steps: int) -> Path:
-        """The checkpoint after so many steps, once it is not the last one any more."""
-        return self.path / f"checkpoint-{steps}.safetensors"
 
     def kept(self) -> dict[int, Path]:
         """The checkpoints before the last one by their steps, the fewest first; nothing of a folder that cannot be listed."""
@@ -209,7 +171,7 @@ class RunFolder:
         Raises
         ------
         UsageError
-            If it is damaged, of another version or of another network.
+            If it is damaged, of another version or of another network; it names the earlier ones, if there are some.
         """
         from gpuopt import checkpoint
 
@@ -228,7 +190,7 @@ class RunFolder:
 
     def keep(self, steps: int) -> None:
         """Give the last checkpoint a second name, of its steps, under which it stays when it is replaced."""
-        name = self.earlier(steps)
+        name = self.path / f"checkpoint-{steps}.safetensors"
         temporary = name.with_name(f"{name.name}.tmp")
         temporary.unlink(missing_ok=True)
         try:
@@ -249,33 +211,10 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
 
-def _make(folder: Path) -> None:
-    """Make a folder and what is missing of the folders around it, to stay; nothing if it is there."""
-    from gpuopt.tensorfile import sync_folder
-
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in reversed(missing):
-        sync_folder(path.parent)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file as a whole or not at all, to stay."""
-    from gpuopt.tensorfile import sync_folder
-
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(finite(content), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a JSON file whole or not at all, to stay."""
+    with replacing(path) as file:
+        file.write(f"{json.dumps(finite(content), indent=2)}\n".encode())
 
 
 def checksum_of(content: Mapping[str, Any]) -> int:

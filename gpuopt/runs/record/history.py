@@ -30,37 +30,21 @@ JSON_IN_MEMORY = 8
 
 @dataclass(frozen=True)
 class History:
-    """A run, as far as it has come.
-
-    Attributes
-    ----------
-    name : str
-        Of its folder; what a picture calls it.
-    folder : RunFolder
-    content : dict
-        Of ``config.json``.
-    rows, events : list of dict
-        Of ``metrics.jsonl``.
-    summary : dict or None
-        How it ended, if it did.
-    """
+    """A run, as far as it has come: its files read."""
 
     name: str
+    """Of its folder; what a picture calls it."""
     folder: RunFolder
     content: dict[str, Any]
+    """Of ``config.json``."""
     rows: list[Row]
     events: list[Row]
     summary: dict[str, Any] | None = None
+    """How it ended, if it did."""
 
     @classmethod
     def read(cls, path: str | Path) -> History:
-        """Read a run folder.
-
-        Raises
-        ------
-        UsageError
-            If it is none, or damaged.
-        """
+        """Read a run folder; UsageError if it is none, or damaged."""
         folder = RunFolder(path)
         if not folder.config.exists():
             raise UsageError(f"{path}: is no run folder: it has no config.json")

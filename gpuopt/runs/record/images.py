@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
-import threading
 import time
 import zlib
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt import markup
 from gpuopt.arrays import describe, detached, fetch
+from gpuopt.files import write
 from gpuopt.runs.loop import Callback
-from gpuopt.runs.secondary import beside, warned
+from gpuopt.runs.secondary import background, warned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -36,20 +37,13 @@ MOST = 32
 
 
 class Images(Callback):
-    """Draws what it is shown, beside the loop.
-
-    Parameters
-    ----------
-    folder : Path
-    """
+    """Draws what it is shown, in a thread beside the loop."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._due: dict[str, float] = {}
-        self._last: dict[str, Any] = {}  # shown, but not drawn yet
-        self._waiting: dict[str, Callable[[], Any]] = {}
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None  # while something waits
+        self._due: dict[str, float] = {}  # when the next picture of a name may be drawn
+        self._undrawn: dict[str, Any] = {}  # shown, but not drawn yet
+        self._drawing = background(lambda: None, "")
 
     def show(self, name: Any, array: Any) -> None:
         """See `gpuopt.Run.image`."""
@@ -61,47 +55,34 @@ class Images(Callback):
         if shape is None or len(shape) not in {1, 2} or 0 in shape or kind not in "biufc":
             of = "" if shape is None else f" of shape {tuple(shape)}"
             raise TypeError(f"run.image: {name}: {describe(array)}{of}, expected numbers along one or two axes")
-        self._last[name] = detached(array)
+        self._undrawn[name] = detached(array)
         now = time.perf_counter()
-        if now >= self._due.get(name, 0.0):
+        if now >= self._due.setdefault(name, 0.0) and self._drawing.done():
             self._due[name] = now + INTERVAL
-            self._hand_on(name)
+            self._begin(name)
 
-    def shown(self) -> list[str]:
-        """Names of the files that there are, with what they show."""
-        return sorted(file.name for file in self._folder.glob("image-*.png"))
+    def draw(self) -> Future[None]:
+        """Begin to draw all that is not drawn yet."""
+        if self._undrawn:
+            wait([self._drawing])
+            with contextlib.suppress(Exception):  # who saves shall save: a GPU that fails is told by others
+                self._begin(*self._undrawn)
+        return self._drawing
 
     def end(self, run: Loop) -> None:  # noqa: ARG002
-        for name in list(self._last):
-            self._hand_on(name)
-        thread = self._thread
-        if thread is not None:
-            thread.join()
-            self._thread = None
+        wait([self.draw()])
 
-    def _hand_on(self, name: str) -> None:
-        """Begin to copy the last array of this name, and have a thread draw it when it has come."""
-        arrive = fetch([self._last.pop(name)])
-        with self._lock:
-            self._waiting[name] = lambda: arrive()[0]
-            if self._thread is not None:
-                return
-            self._thread = beside(self._draw, "gpuopt images")
-        if self._thread is None:
-            self._draw()
+    def _begin(self, *names: str) -> None:
+        """Begin to copy arrays, and have a thread draw them when they have come."""
+        arriving = {name: fetch([self._undrawn.pop(name)]) for name in names}
 
-    def _draw(self) -> None:
-        """Draw until nothing waits any more."""
-        while True:
-            with self._lock:
-                waiting, self._waiting = self._waiting, {}
-                if not waiting:
-                    self._thread = None
-                    return
-            for name, arrive in waiting.items():
+        def draw() -> None:
+            for name, arrive in arriving.items():
                 with warned(f"no picture of {name} (%s)"):
-                    for part, content in _parts(arrive()):
-                        markup.write(self._folder / f"image-{name}{part}.png", content)
+                    for part, content in _parts(*arrive()):
+                        write(self._folder / f"image-{name}{part}.png", content)
+
+        self._drawing = background(draw, "gpuopt images")
 
 
 def _parts(array: NDArray[Any]) -> list[tuple[str, bytes]]:
@@ -146,9 +127,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
     height, width = pixels.shape[:2]
     rows = np.ascontiguousarray(pixels).reshape(height, -1)
-    lines = np.concatenate(
-        [np.zeros((height, 1), np.uint8), rows], axis=1
-    ).tobytes()  # each one begins with its filter, none
+    lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each one begins with its filter, none
     about = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
     parts = [chunk(b"IHDR", about), chunk(b"IDAT", zlib.compress(lines, 6)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -26,37 +26,20 @@ MOST_LOST = 1 << 24  # bytes that are looked at of what is cut off
 
 
 class Metrics(Callback):
-    """Adds rows to the file.
-
-    Attributes
-    ----------
-    written, checksum : int
-        Bytes of the file so far, and their CRC-32.
-    lost : list of dict
-        Rows after them that `restore` found; `start` cuts them off.
-    lost_checksum : int
-        CRC-32 of these.
-    last : dict
-        The last row before them that is no event; empty if there is none.
-    """
+    """Adds rows to the file."""
 
     def __init__(self, path: Path) -> None:
-        self.written = self.checksum = self.lost_checksum = 0
-        self.lost: list[Row] = []
-        self.last: Row = {}
+        self.written = self.checksum = 0  # bytes of the file so far, and their CRC-32
+        self.lost: list[Row] = []  # rows after them that `restore` found; `start` cuts them off
+        self.lost_checksum = 0
+        self.last: Row = {}  # the last row before them that is no event
         self._path = path
         self._file: IO[bytes] | None = None
         self._unwritten: list[Mapping[str, Any]] = []
         self._is_held = False
 
     def restore(self, written: int, checksum: int) -> None:
-        """Go on after the first bytes of the file, as a checkpoint has noted them.
-
-        Raises
-        ------
-        UsageError
-            If there are fewer, or they are others.
-        """
+        """Go on after the first bytes of the file, as a checkpoint has noted them; UsageError if they are fewer or others."""
         try:
             with self._path.open("rb") as file:
                 found, left, end = 0, written, b""
@@ -105,21 +88,23 @@ class Metrics(Callback):
         assert self._file is not None
         rows, self._unwritten = self._unwritten, []
         lines = b"".join([*(_line(row, MORE) for row in rows[:-1]), _line(rows[-1])])
-        try:
+        with self._named():
             written = self._file.write(lines)
             if written < len(lines):  # a disk that becomes full tells only the next writer
                 self._file.write(lines[written:])
-        except OSError as error:
-            error.filename = str(self._path)
-            raise
         self.written += len(lines)
         self.checksum = zlib.crc32(lines, self.checksum)
 
     def sync(self) -> None:
         """Make the rows last, before a checkpoint vouches for them."""
+        with self._named(), self._path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Have an OSError say which file it is about."""
         try:
-            with self._path.open("rb") as file:
-                os.fsync(file.fileno())
+            yield
         except OSError as error:
             error.filename = str(self._path)
             raise

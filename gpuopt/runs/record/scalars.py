@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpuopt.arrays import describe, detached, fetch, is_cupy, is_numpy
-from gpuopt.runs.loop import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["arriving", "numbers", "scalar"]
+__all__ = ["arriving", "scalar"]
 
 
 def scalar(name: str, value: Any) -> Any:
@@ -37,9 +35,3 @@ def arriving(values: Mapping[str, Any]) -> Callable[[], dict[str, float]]:
         return lambda: dict(values)
     arrive = fetch(list(own.values()))
     return lambda: {**values, **{name: float(x) for name, x in zip(own, arrive(), strict=True)}}
-
-
-def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row as it stands in a file, where NaN is null."""
-    known = {name: math.nan if x is None else x for name, x in row.items()}
-    return {name: float(x) for name, x in known.items() if is_number(x)}

@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from gpuopt import markup, pictures
+from gpuopt import files, markup, pictures
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.history import History
@@ -96,7 +96,7 @@ def draw(
 
     drawn = pictures.pngs(figures())
     for name, content in drawn.items():
-        markup.write(run.folder.path / f"{FILES.sub('_', name)}.png", content)
+        files.write(run.folder.path / f"{FILES.sub('_', name)}.png", content)
     if not run.rows:
         notes.append("No metrics yet.")
     parts = [f"<p>{html.escape(text)}</p>" for text in [about(run), *notes] if text]
@@ -109,7 +109,7 @@ def draw(
     settings = html.escape(json.dumps(run.content.get("config", run.content), indent=2))
     parts.append(f"<h2>Configuration</h2><details><summary>all of it</summary><pre>{settings}</pre></details>")
     page = run.folder.path / "report.html"
-    markup.write(page, markup.page(run.name, *parts))
+    files.write(page, markup.page(run.name, *parts))
     return page
 
 
@@ -153,7 +153,7 @@ def draw_over_each_other(runs: Sequence[History], out: Path, *parts: str, title:
     content = pictures.png(plots.overlay(runs))
     try:
         if out.suffix == ".png":
-            markup.write(out, content)
+            files.write(out, content)
             return
         names = ", ".join(run.name for run in runs)
         events = [(run.name, step, text) for run in runs for _, step, text in plots.explained(run)]
@@ -161,7 +161,7 @@ def draw_over_each_other(runs: Sequence[History], out: Path, *parts: str, title:
         told = ["<h2>Events</h2>", markup.table(["run", "step", "what happened"], events)] if events else []
         caption = f"{names}. Vertical lines: events, in the style of their run, with its marker on them"
         picture = markup.image(content, caption if events else names)
-        markup.write(out, markup.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
+        files.write(out, markup.page(title or names, *parts, "<h2>Step by step</h2>", picture, *told))
     except OSError as error:
         raise UsageError(f"--out {out}: {error.strerror}") from None
 

@@ -7,20 +7,22 @@ import dataclasses
 import errno
 import math
 import re
+from concurrent.futures import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.backends import gpu_failure
 from gpuopt.errors import SavingError, UsageError
 from gpuopt.runs.loop import Callback, is_number, tuned
+from gpuopt.runs.record.images import Images
 from gpuopt.runs.record.metrics import Metrics
-from gpuopt.runs.saving.background import Background
 from gpuopt.runs.saving.explosions import Explosions, Progress
 from gpuopt.runs.saving.snapshots import Snapshot
-from gpuopt.runs.secondary import warn
+from gpuopt.runs.secondary import background, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from gpuopt.runs.loop import Loop, Row
     from gpuopt.runs.record.folder import RunFolder
@@ -40,16 +42,6 @@ class Checkpoints(Callback):
 
     A copy is taken in memory and written beside the training. The best state is copied when its metrics are reported,
     and written with the next checkpoint: a run that is killed before finds it again when it repeats these steps.
-
-    Attributes
-    ----------
-    folder : RunFolder
-    metrics : Metrics
-    explosions : Explosions
-    pending : list of dict
-        Changes by hand, as rows of the metrics, that are younger than the last checkpoint and still to be made again.
-    steps : int
-        Of the last checkpoint that is on the disk as a whole.
     """
 
     def __init__(
@@ -57,24 +49,21 @@ class Checkpoints(Callback):
     ) -> None:
         self.folder = folder
         self.metrics = Metrics(folder.metrics)
+        self.images = Images(folder.path)
         self.explosions = Explosions(on_explosion)
-        self.pending: list[Row] = []
-        self.steps = 0
-        self._every_steps, self._every_seconds = interval(every)
+        self.pending: list[Row] = []  # changes by hand that are younger than the last checkpoint and to be made again
+        self.steps = 0  # of the last checkpoint that is on the disk as a whole
+        in_seconds = str(every).endswith("s")
+        self._every_steps = None if in_seconds else int(every)
+        self._every_seconds = float(str(every).removesuffix("s")) if in_seconds else math.inf
         self._keep = keep
-        self._background = Background()
+        self._writing: Future[None] | None = None
         self._patience = patience  # steps without a lower loss
         self._lowest, self._lowest_at = math.inf, 0
         self._best: Snapshot | None = None  # if it is not written yet
 
     def restore(self, run: Loop) -> None:
-        """Put a training and its metrics back to the last checkpoint; to the beginning if there is none yet.
-
-        Raises
-        ------
-        UsageError
-            If checkpoint or metrics are damaged.
-        """
+        """Put a training and its metrics back to the last checkpoint, to the beginning if there is none; UsageError if damaged."""
         loaded = self.folder.load(run.optimizer)
         if loaded is None:
             self._restore_metrics([0, 0], [])
@@ -109,13 +98,7 @@ class Checkpoints(Callback):
         return self._lowest if math.isfinite(self._lowest) else None
 
     def choose(self, run: Loop, name: str, value: Any) -> None:
-        """Let a hyperparameter be another one from here on: as a change by hand, instead of those that are pending.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it is none.
-        """
+        """Let a hyperparameter be another one from here on: as a change by hand, instead of those that are pending."""
         rule: Any = run.optimizer.rule
         step = run.optimizer.steps
         changed = dataclasses.replace(rule, **{name: value})
@@ -131,13 +114,13 @@ class Checkpoints(Callback):
         self._plan(run)
 
     def step(self, run: Loop) -> None:
-        self._look_at_writing()
+        self.settle(wait=False)
         steps = run.optimizer.steps
         due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
             self._plan(run)
             if self.explosions.accept(run):
-                self._look_at_writing()
+                self.settle(wait=False)
                 self.save()
 
     def judge(self, run: Loop, row: Row, sight: Sight) -> None:
@@ -152,11 +135,10 @@ class Checkpoints(Callback):
     def end(self, run: Loop) -> None:
         if run.error is None:  # a step may have been broken off in its middle
             self.explosions.conclude(run)
-            self.save()
-            self._background.wait()
+            self.save(at_once=True)
             return
-        with contextlib.suppress(OSError):
-            self._background.wait(None if isinstance(run.error, Exception) else HURRY)
+        with contextlib.suppress(OSError, TimeoutError):
+            self._wait(None if isinstance(run.error, Exception) else HURRY)
         if run.is_whole and gpu_failure(run.error) is not None:
             self._rescue(run)
 
@@ -169,34 +151,35 @@ class Checkpoints(Callback):
             now = Snapshot.of(run)
             if now.is_finite:
                 self.explosions.good = now
-            self.save()
-            self._background.wait()
+            self.save(at_once=True)
         except Exception as error:
             if gpu_failure(error) is None:
                 raise
 
-    def settle(self) -> None:
-        """Wait for what is being written: then the folder has what `steps` says."""
-        self._look_at_writing(wait=True)
-
-    def _look_at_writing(self, *, wait: bool = False) -> None:
-        """Raise the error of the last write; too many open files is only a warning, for the next write may succeed."""
+    def settle(self, *, wait: bool = True) -> None:
+        """Wait for what is being written: then the folder has what `steps` says. Too many open files are only a warning."""
         try:
-            (self._background.wait if wait else self._background.look)()
+            if wait or (self._writing is not None and self._writing.done()):
+                self._wait()
         except OSError as error:
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
             warn("a checkpoint is not written (%s); the next one may be", error)
 
-    def wait(self) -> None:
-        """Wait until no checkpoint is being written."""
-        self._background.wait()
+    def _wait(self, seconds: float | None = None) -> None:
+        """Wait until no checkpoint is being written, so long at most; raise once what went wrong."""
+        if self._writing is not None:
+            wait([self._writing], seconds)
+            if self._writing.done():
+                written, self._writing = self._writing, None
+                written.result()
 
-    def save(self) -> None:
-        """Write the last good state."""
+    def save(self, *, at_once: bool = False) -> None:
+        """Write the last good state, and what else the folder is to have then; `at_once`: not beside the training."""
         from gpuopt.checkpoint import save_state
 
-        self._background.wait()
+        self._wait()
+        drawing = self.images.draw()
         now, best = self.explosions.good, self._best
         state, best_state = now.state, best.state if best is not None else None  # a GPU may fail while they are written
         extra = {
@@ -210,16 +193,19 @@ class Checkpoints(Callback):
         self._best = None
 
         def write() -> None:
+            wait([drawing])
             self.metrics.sync()
             if best_state is not None:
                 save_state(self.folder.best, best_state, best_extra)
             if self._keep > 1 and self.steps not in (0, now.steps):
                 self.folder.keep(self.steps)
-            self.folder.save(state, extra)
+            save_state(self.folder.checkpoint, state, extra)
             self.steps = now.steps
             self.folder.forget_all_but(self._keep - 1, now.steps)
 
-        self._background.start(write)
+        self._writing = background(write, "gpuopt checkpoint")
+        if at_once:
+            self._wait()
 
     def _vouched(self) -> dict[str, Any]:
         return {"metrics": [self.metrics.written, self.metrics.checksum], "pending": list(self.pending)}
@@ -264,12 +250,6 @@ def saving(checkpoints: Checkpoints, go_on: str) -> Iterator[None]:
         whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {go_on}"
         left = whole if folder.config.exists() else "nothing was begun"
         raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
-
-
-def interval(every: int | str) -> tuple[int | None, float]:
-    """Steps from one checkpoint to the next, or None and seconds; of ``500`` or ``"30s"``."""
-    text = str(every)
-    return (None, float(text[:-1])) if text.endswith("s") else (int(text), math.inf)
 
 
 def _is_by_hand(row: Any) -> bool:
