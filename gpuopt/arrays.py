@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -91,6 +92,20 @@ def are_together(a: Any, b: Any) -> bool:
     if here == there or is_numpy(a) or is_numpy(b) or (":" in here and ":" in there):
         return here == there
     return namespace(a) is namespace(b)
+
+
+def are_equal(one: Any, other: Any) -> bool:
+    """Whether two values are equal, arrays among them or within them by all their elements."""
+    if one is other:
+        return True
+    if hasattr(one, "shape") or hasattr(other, "shape"):
+        both = hasattr(one, "shape") and hasattr(other, "shape")
+        return both and one.dtype == other.dtype and np.array_equal(to_numpy(detached(one)), to_numpy(detached(other)))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(are_equal(x, other[name]) for name, x in one.items())
+    if isinstance(one, list | tuple) and type(one) is type(other):
+        return len(one) == len(other) and all(map(are_equal, one, other))
+    return bool(one == other)
 
 
 def describe(x: object) -> str:

@@ -15,6 +15,7 @@ from gpuopt.bounds import is_within, limits, with_projection
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules.base import Rule
+from gpuopt.rules.hyper import as_float
 from gpuopt.transforms import TRANSFORMS
 from gpuopt.trees import flatten, flattened
 
@@ -259,7 +260,7 @@ def _checked_tol(tol: Any) -> float | None:
         return None
     if isinstance(tol, bool) or not isinstance(tol, Real):
         raise TypeError(f"tol: {tol!r:.80}, expected a number from 0 on, or None")
-    number = float(tol)
+    number = as_float(tol)
     if not number >= 0:
         raise ValueError(f"tol: {tol!r:.80}, expected a number from 0 on, or None")
     return number
@@ -306,7 +307,7 @@ def _evaluation(fun: Any, jac: Any, args: tuple[Any, ...], tree: Tree) -> Callab
 
 def _number(value: Any) -> float:
     if isinstance(value, Real | Decimal):
-        return float(value)
+        return as_float(value)
     try:
         array = to_numpy(detached(value))
         number = float(array.reshape(()).astype(np.float64, casting="same_kind")) if array.size == 1 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import operator
 import threading
 from collections import deque
 from functools import partial
@@ -219,7 +220,7 @@ class Stateful:
             for i, path in waiting.items():
                 changes += step.copying(sums[i], given["state", path, SUM])
             changes.append(self._accumulation.setting(accumulated, counts))
-            numbers = {"_steps": int(state["steps"]), "_carried": carried, "_precision": precision}
+            numbers = {"_steps": operator.index(state["steps"]), "_carried": carried, "_precision": precision}
             changes.append(partial(vars(self).update, **numbers))
             if scale:
                 changes += step.setting_scale(*scale)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from gpuopt import schedules
 from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.engines.storage import Stochastic
-from gpuopt.rules.hyper import LONGEST
+from gpuopt.rules.hyper import LONGEST, as_float, as_index
 from gpuopt.rules.slots import is_number, shape_of, starts
 from gpuopt.suggest import listed, printable, told_of_each
 
@@ -58,20 +58,26 @@ def carried_of(state: Mapping[str, Any], rules: Mapping[str, Rule], problems: li
         if names != rule.carried.keys():
             shown = listed(sorted(map(str, names)), shown=repr)
             problems.append(f"rules/{pattern}: carried numbers [{shown}], expected {sorted(rule.carried)}")
+        known = {name: own[name] for name in names & rule.carried.keys()}
         problems += [
-            f"rules/{pattern}: carried number {name}: {own[name]!r:.40}, expected a finite number"
-            for name in names & rule.carried.keys()
-            if type(own[name]) not in {float, int} or not abs(own[name]) <= sys.float_info.max
+            f"rules/{pattern}: carried number {name}: {value!r:.40}, expected a finite number"
+            for name, value in known.items()
+            if not _is_finite(value)
         ]
-        found.append({name: own.get(name, start) for name, start in rule.carried.items()} if names else {})
+        kept = {name: float(value) for name, value in known.items() if _is_finite(value)}
+        found.append({name: kept.get(name, start) for name, start in rule.carried.items()} if names else {})
     return found
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(as_float(value))
 
 
 def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) -> int:
     """Return how many gradients are waiting in a state; what does not fit is appended to ``problems``."""
-    given = state.get("accumulated", 0)
-    if type(given) is not int or not 0 <= given < every:
-        problems.append(f"accumulated: {given!r:.40} gradients, expected fewer than every={every}")
+    given = as_index(state.get("accumulated", 0))
+    if given is None or not 0 <= given < every:
+        problems.append(f"accumulated: {state['accumulated']!r:.40} gradients, expected fewer than every={every}")
         return 0
     return given
 
@@ -97,8 +103,10 @@ def scale_of(state: Mapping[str, Any], *, is_dynamic: bool, problems: list[str])
     match state.get("scale"):
         case None:
             return None
-        case (float(scale), float(good)) if 0 < scale < math.inf and good >= 0 and good.is_integer():
-            return scale, good
+        case (scale, good) if (
+            _is_finite(scale) and scale > 0 and _is_finite(good) and good >= 0 and float(good).is_integer()
+        ):
+            return float(scale), float(good)
     problems.append(f"scale: {state['scale']!r:.40}, expected a positive number and a number of steps")
     return None
 
@@ -134,9 +142,10 @@ def tuned_of(
 
     """
     problems += told_of_each([*map(str, state.keys() - KEYS)], "unexpected")
-    steps, given = state.get("steps"), state.get("rules", {})
-    if not isinstance(steps, int) or isinstance(steps, bool) or not 0 <= steps < LONGEST:
-        problems.append(f"steps: {steps!r:.40}, expected a number of steps")
+    steps, given = as_index(state.get("steps")), state.get("rules", {})
+    if steps is None or not 0 <= steps < LONGEST:
+        said = f"{state.get('steps')!r:.40}" if steps is None else f"{as_float(steps):g}"
+        problems.append(f"steps: {said}, expected a number of steps")
     expected = {pattern: rule.name for pattern, rule in zip(patterns, original, strict=True)}
     shown = {pattern: own["name"] for pattern, own in given.items()}
     tuned: list[Tuned] = []

@@ -6,7 +6,7 @@ import dataclasses
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuopt.rules.hyper import Arrays, Hyper, unknown
+from gpuopt.rules.hyper import Arrays, Hyper, as_float, unknown
 from gpuopt.schedules import Schedule
 from gpuopt.suggest import did_you_mean, listed
 
@@ -104,9 +104,12 @@ def heard(rules: Sequence[Rule], metric: SupportsFloat) -> list[Tuned]:
         If the metric is no number.
 
     """
+    given: Any = metric
     try:
-        number = float(metric)
+        number = None if isinstance(given, str | bytes) else as_float(given)
     except (TypeError, ValueError):
-        raise TypeError(f"tell: {metric!r:.80}, expected a number") from None
+        number = None
+    if number is None:
+        raise TypeError(f"tell: {metric!r:.80}, expected a number")
     told = [{name: (value, value.told(number)) for name, value in schedules_of(rule).items()} for rule in rules]
     return [{name: new for name, (old, new) in own.items() if new != old} for own in told]

@@ -23,6 +23,7 @@ VALUES: list[tuple[Any, type[Exception]]] = [
     (float("inf"), ValueError),
     (-float("inf"), ValueError),
     (-1e-9, ValueError),
+    (10**400, ValueError),
     (np.float32("nan"), ValueError),
     ("0.1", TypeError),
     (None, TypeError),
@@ -35,7 +36,7 @@ HYPERPARAMETERS = [(name, h) for name in DEFAULTS for h, x in DEFAULTS[name].ite
 
 
 @pytest.mark.parametrize(("name", "h"), HYPERPARAMETERS)
-@pytest.mark.parametrize(("value", "error"), VALUES, ids=lambda x: repr(x) if not isinstance(x, type) else "")
+@pytest.mark.parametrize(("value", "error"), VALUES, ids=lambda x: f"{x!r:.20}" if not isinstance(x, type) else "")
 def test_hyperparameters(name: str, h: str, value: Any, error: type[Exception]) -> None:
     words = rf"{name}: {h}: got .*, expected a number"
     with pytest.raises(error, match=words):
@@ -217,6 +218,7 @@ LOADING: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
     ),
     "pattern": (lambda d: d["rules"].update(c={"name": "SGD", "tuned": {}}), ["rules: {'a': 'SGD', 'b': 'Adam', 'c'"]),
     "steps": (lambda d: d.update(steps=-1), ["steps: -1, expected a number of steps"]),
+    "steps beyond": (lambda d: d.update(steps=10**5000), ["steps: inf, expected a number of steps"]),
     "steps no number": (lambda d: d.update(steps="3"), ["steps: '3', expected a number of steps"]),
     "tuned out of range": (lambda d: d["rules"]["a"].update(tuned={"lr": -1.0}), ["rules/a: SGD: lr: got -1.0"]),
     "tuned unknown": (lambda d: d["rules"]["a"].update(tuned={"beta": 1.0}), ["rules/a: ", "'beta'"]),

@@ -379,6 +379,40 @@ def test_a_state_made_of_the_optimizers_own_arrays(space: Space) -> None:
         assert [space.get(params[name]).tolist() for name in "ab"] == [[2.0] * 3, [1.0] * 3]
 
 
+def test_a_state_made_of_the_optimizers_own_parameters_and_slots(space: Space) -> None:
+    """Each is read before any of them is written, also a parameter that is to become a slot."""
+    for engine in space.engines:
+        opt = gpuopt.Optimizer(space.put(np.ones(3)), gpuopt.Adam(), engine=engine)
+        opt.step(space.put(np.ones(3)))
+        state = opt.state_dict()
+        own = state["state"][""]
+        p, m, v = (space.get(x).copy() for x in (opt.params, own["m"], own["v"]))
+        opt.load_state_dict({**state, "params": {"": own["v"]}, "state": {"": {"m": opt.params, "v": own["m"]}}})
+        own = opt.state_dict()["state"][""]
+        np.testing.assert_array_equal([space.get(x) for x in (opt.params, own["m"], own["v"])], [v, p, m])
+
+
+def test_numbers_of_a_state_may_be_numpys() -> None:
+    """As they come out of `numpy.savez` and of HDF5."""
+
+    def optimizer() -> gpuopt.Optimizer:
+        options: dict[str, Any] = {"every": 3, "precision": "stochastic", "scale": gpuopt.DynamicScale(2.0**9)}
+        return gpuopt.Optimizer(np.ones(3, "f2"), gpuopt.NAdam(), **options)
+
+    first, second = optimizer(), optimizer()
+    for opt in (first, second)[:1] * 4:
+        opt.step(np.ones(3, "f2"))
+    plain = first.state_dict()
+    state = {**plain, "scale": [np.float32(x) for x in plain["scale"]]}
+    state |= {name: np.array(plain[name]) for name in ("steps", "accumulated")} | {"seed": np.uint64(plain["seed"])}
+    own = plain["rules"]["*"]
+    state["rules"] = {"*": {**own, "carried": {name: np.float64(x) for name, x in own["carried"].items()}}}
+    second.load_state_dict(state)
+    for opt in (first, second):
+        opt.step(np.ones(3, "f2"))
+    np.testing.assert_equal(second.state_dict(), first.state_dict())
+
+
 def test_a_state_that_cannot_be_read_changes_nothing(space: Space) -> None:
     from types import SimpleNamespace
 

@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -249,6 +251,68 @@ def test_coefficients_that_are_no_numbers(
     assert Coefficients().at(0)["t"] == 1
     with pytest.raises(error, match=words):
         Coefficients().at(1)
+
+
+class Moved(Plain):
+    """Moves by a number of `coefficients`."""
+
+    by: ClassVar[Any] = 0.0
+
+    def coefficients(self, h: Any) -> Any:
+        return {"x": self.by}
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - 2 * h.x * g, {}
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        (Fraction(1, 4), 0.5),
+        (np.longdouble(0.25), 0.5),
+        (np.float16(0.25), 0.5),
+        (np.int8(100), 200.0),
+        (2**70, 2.0**71),
+        (10**400, math.inf),
+        (True, 2.0),
+    ],
+    ids=["fraction", "longdouble", "float16", "int8", "large", "huge", "bool"],
+)
+def test_coefficients_are_numbers_of_any_type(by: Any, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Moved, "by", by)
+    for engine in ("fused", "array"):
+        w = np.zeros(1, "f4")
+        gpuopt.Optimizer(w, Moved(), engine=engine).step(np.ones(1, "f4"))
+        assert -w[0] == np.float32(expected)
+
+
+BOX = np.zeros(3), np.ones(3)
+PAIRS: dict[str, tuple[Any, Any, bool]] = {
+    "the same arrays": (gpuopt.Box(*BOX), gpuopt.Box(*BOX), True),
+    "equal arrays": (gpuopt.Box(*BOX), gpuopt.Box(*(x.copy() for x in BOX)), True),
+    "another element": (gpuopt.Box(*BOX), gpuopt.Box(BOX[0], np.array([1.0, 2.0, 1.0])), False),
+    "another shape": (gpuopt.Box(*BOX), gpuopt.Box(np.zeros((1, 3)), np.ones((1, 3))), False),
+    "another dtype": (gpuopt.Box(*BOX), gpuopt.Box(*(x.astype("f4") for x in BOX)), False),
+    "a number": (gpuopt.Box(*BOX), gpuopt.Box(0.0, BOX[1]), False),
+    "trees": (gpuopt.Scale({"a": [BOX[1]]}), gpuopt.Scale({"a": [np.ones(3)]}), True),
+    "other trees": (gpuopt.Scale({"a": [BOX[1]]}), gpuopt.Scale({"a": (BOX[1],)}), False),
+    "other leaves": (gpuopt.Scale({"a": BOX[1]}), gpuopt.Scale({"b": BOX[1]}), False),
+    "a chain": (gpuopt.chain(gpuopt.Adam(), gpuopt.Box(*BOX)), gpuopt.chain(gpuopt.Adam(), gpuopt.Box(*BOX)), True),
+    "another chain": (
+        gpuopt.chain(gpuopt.Adam(), gpuopt.Box(*BOX)),
+        gpuopt.chain(gpuopt.Adam(), gpuopt.Box(*BOX[:1])),
+        False,
+    ),
+    "a derived class": (gpuopt.Adam(), Decayed(), False),
+    "something else": (gpuopt.Box(*BOX), BOX, False),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_rules_with_arrays_can_be_compared(case: str) -> None:
+    one, other, expected = PAIRS[case]
+    assert (one == other) is (other == one) is expected
+    assert (one != other) is not expected
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "trees": set(),
     "suggest": set(),
     "schedules": {"suggest"},
-    "rules": {"suggest"},
+    "rules": {"arrays", "suggest"},
     "notebook": {"markup", "rules/base", "schedules"},
     "tuning": {"rules/base", "schedules", "suggest"},
     "groups": {"rules", "rules/base", "suggest", "trees"},

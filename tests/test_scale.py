@@ -193,6 +193,8 @@ def test_it_stays_in_float32s_range() -> None:
     [
         ({"scale": 0}, ValueError, r"scale: got 0\.0, expected a finite number above 0"),
         ({"scale": math.inf}, ValueError, r"scale: got inf, expected a finite number above 0"),
+        ({"scale": 10**400}, ValueError, r"scale: got inf, expected a finite number above 0"),
+        ({"every": 10**400}, ValueError, r"every: got inf, expected a positive integer"),
         ({"scale": "large"}, TypeError, r"scale: got 'large' \(str\), expected a number above 0"),
         ({"scale": gpuopt.DynamicScale(), "nonfinite": "raise"}, ValueError, r"nonfinite: 'raise' with a DynamicScale"),
     ],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gpuopt.engines.dtypes import DTYPES
+from gpuopt.rules.hyper import Count, as_float
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,8 +76,7 @@ class DynamicScale:
     def __post_init__(self) -> None:
         for name, above in (("initial", 0.0), ("factor", 1.0)):
             object.__setattr__(self, name, checked_scale(getattr(self, name), f"DynamicScale: {name}", above))
-        if type(self.every) is not int or self.every < 1:
-            raise ValueError(f"DynamicScale: every: got {self.every!r:.80}, expected a positive integer")
+        object.__setattr__(self, "every", Count().checked(self.every, "DynamicScale: every"))
 
     def next(self, scale: float, good: float, *, is_finite: bool) -> tuple[float, float]:
         """Return the scale after a step, and how many good ones in a row there were by then since it changed."""
@@ -97,9 +97,9 @@ def checked_scale(value: Any, where: str, above: float = 0.0) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where}: got {value!r:.80} ({type(value).__name__}), expected a number above {above:g}")
-    if not above < float(value) < math.inf:
-        raise ValueError(f"{where}: got {float(value)}, expected a finite number above {above:g}")
-    return float(value)
+    if not above < (number := as_float(value)) < math.inf:
+        raise ValueError(f"{where}: got {number}, expected a finite number above {above:g}")
+    return number
 
 
 @dataclass(frozen=True)

@@ -332,7 +332,7 @@ class Step(Judging):
 
         Of one ``is_apart`` it is known that it shares no memory with those that are written to.
         """
-        if x is own or (is_apart and libraries.is_numpy(x) and libraries.is_numpy(own)):
+        if is_apart and libraries.is_numpy(x) and libraries.is_numpy(own):
             return x
         place = place_of(x)
         reach = self._reach.get(place) if place else None

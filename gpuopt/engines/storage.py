@@ -14,6 +14,7 @@ import numpy as np
 from gpuopt.arrays import current, dtype_of, is_cupy, is_numpy, namespace, zeros_like
 from gpuopt.engines import rounding
 from gpuopt.engines.memory import dense_layout
+from gpuopt.rules.hyper import as_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,8 +63,10 @@ class Stochastic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if type(self.seed) is not int or not 0 <= self.seed < 1 << 64:
+        seed = as_index(self.seed)
+        if seed is None or not 0 <= seed < 1 << 64:
             raise ValueError(f"Stochastic: seed: {self.seed!r:.80}, expected an integer from 0 to 2**64 - 1")
+        object.__setattr__(self, "seed", seed)
 
 
 def checked(precision: Precision | Stochastic) -> Precision | Stochastic:
@@ -75,9 +78,10 @@ def checked(precision: Precision | Stochastic) -> Precision | Stochastic:
         If there is no such precision.
 
     """
-    if not isinstance(precision, Stochastic) and precision not in PRECISIONS:
+    given: Any = precision
+    if not isinstance(given, Stochastic) and not (isinstance(given, str) and given in PRECISIONS):
         raise ValueError(
-            f"precision: {precision!r}, expected one of {', '.join(map(repr, PRECISIONS))} or gpuopt.Stochastic(seed)"
+            f"precision: {precision!r:.80}, expected one of {', '.join(map(repr, PRECISIONS))} or gpuopt.Stochastic(seed)"
         )
     return Stochastic() if precision == "stochastic" else precision
 

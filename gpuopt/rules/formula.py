@@ -14,7 +14,8 @@ from numbers import Real as RealNumber
 from types import SimpleNamespace
 from typing import Any, NoReturn, Self
 
-from gpuopt.rules.hyper import LONGEST, Hyperparameter, is_traced, kind_of, unknown, untraceable
+from gpuopt.arrays import are_equal
+from gpuopt.rules.hyper import LONGEST, Hyperparameter, as_float, is_traced, kind_of, unknown, untraceable
 from gpuopt.rules.slots import Part, Slot, Slots, is_real, starts
 from gpuopt.suggest import did_you_mean, listed
 
@@ -31,7 +32,7 @@ class _Signature:
 
 
 @dataclass(frozen=True)
-class Formula:
+class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
     """Base class of `Rule` and `Transform`: a formula with hyperparameters, slots and numbers of the host."""
 
     __signature__ = _Signature()
@@ -46,8 +47,9 @@ class Formula:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "__repr__" not in vars(cls):  # otherwise @dataclass would replace the inherited one
-            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+        for method in ("__repr__", "__eq__"):  # otherwise @dataclass would replace the inherited ones
+            if method not in vars(cls):
+                setattr(cls, method, getattr(cls, method))
         for name in _annotated(cls):
             if name == "components":
                 continue
@@ -85,6 +87,14 @@ class Formula:
             name: value for name, value in values.items() if not fields[name].kw_only or value != fields[name].default
         }
         return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another object is of the same class with equal hyperparameters; arrays are equal if all their elements are."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(
+            are_equal(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self) if f.compare
+        )
 
     @property
     def slots(self) -> Slots:
@@ -219,11 +229,18 @@ class Formula:
                 raise TypeError(f"{where}: {name!r}, expected another name: that is {meaning}")
             if type(value) is not float and not isinstance(value, RealNumber):
                 raise TypeError(f"{where}: {name}: got {value!r:.80} ({type(value).__name__}), expected a number")
+        # Of other types, such as Fraction or int8, arrays of their own dtypes would come.
+        plain = {name: x if type(x) is float or _is_short(x) else as_float(x) for name, x in found.items()}
         for name in self.carried:
-            if not math.isfinite(found.get(name, math.nan)):
-                given = found.get(name, "nothing")
+            if not math.isfinite(plain.get(name, math.nan)):
+                given = plain.get(name, "nothing")
                 raise ValueError(f"{where}: carried number {name!r}: got {given}, expected a finite number")
-        return found
+        return plain
+
+
+def _is_short(value: Any) -> bool:
+    """Whether a number is an integer of Python, or a truth value, that float64 has."""
+    return isinstance(value, int) and abs(value) < LONGEST
 
 
 class Named(SimpleNamespace):
@@ -297,7 +314,8 @@ def _check_carried(rule: str, carried: Mapping[str, float], is_computed: bool) -
     if carried and not is_computed:
         raise TypeError(f"{rule}: carried numbers {', '.join(carried)}, expected `coefficients` to return the new ones")
     for name, start in carried.items():
-        if isinstance(start, bool) or not math.isfinite(start):
+        given: Any = start
+        if isinstance(given, bool) or not isinstance(given, RealNumber) or not math.isfinite(as_float(given)):
             raise TypeError(f"{rule}: carried number {name!r} starts at {start!r:.80}, expected a finite number")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import Field, dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -20,6 +21,22 @@ else:
 
 LONGEST = 2**53
 """Largest number of steps: float64 cannot count further one by one."""
+
+
+def as_float(number: Any) -> float:
+    """Return a real number as a float: what is too large for one as an infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def as_index(value: Any) -> int | None:
+    """Return an integer of Python, NumPy or another library as Python's; None for what is none, booleans too."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 class Kind(Protocol):
@@ -72,10 +89,7 @@ class Number:
         if isinstance(value, bool) or not isinstance(value, Real):
             expected = "a number" if step is not None else f"a number or a schedule{_hint_for_many(value, where)}"
             raise TypeError(f"{where}: got {value!r:.80} ({type(value).__name__}), expected {expected}")
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
+        number = as_float(value)
         if not self.low <= number < self.high or number == -math.inf:
             raise ValueError(f"{where}: got {number}, expected {self}")
         return number
@@ -115,9 +129,9 @@ class Count:
         """See `Kind.checked`."""
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{where}{_when(step)}: got {value!r:.80} ({type(value).__name__}), expected {self}")
-        number = float(value)
+        number = as_float(value)
         if not (math.isfinite(number) and number >= 1 and number == math.floor(number)):
-            raise ValueError(f"{where}{_when(step)}: got {value}, expected {self}")
+            raise ValueError(f"{where}{_when(step)}: got {number:.17g}, expected {self}")
         return int(number)
 
 

@@ -29,7 +29,7 @@ class Domain:
                 return converted
         except (TypeError, ValueError, OverflowError) as refused:
             error = TypeError if isinstance(refused, TypeError) else ValueError
-        raise error(f"{what} must be {self.words}, got {value!r}")
+        raise error(f"{what} must be {self.words}, got {value!r:.80}")
 
 
 def real(value: Any) -> float:
