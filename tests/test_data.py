@@ -1,5 +1,7 @@
 """Data: the spiral is the book's, files come out as they went in, and what cannot be used is refused by name."""
 
+import decimal
+import gzip
 import subprocess
 import sys
 import zipfile
@@ -220,6 +222,10 @@ def twice(path: Path) -> None:
     pq.write_table(pa.Table.from_arrays([pa.array([1, 2])] * 3, names=["a", "y", "y"]), path)
 
 
+def nested(path: Path) -> None:
+    pd.DataFrame({"a": [1, 2], "b": [[1], [2]], "y": ["u", "v"]}).to_parquet(path)
+
+
 NAN, INF = np.where(X == 4, np.nan, X), np.where(X == 5, np.inf, X)
 REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "missing": ("a.npz", lambda _: None, {}, "No such file"),
@@ -334,7 +340,12 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "a hole": ("a.csv", text("a,b\n1,2\n,3\n"), {"target": "b"}, "column 'a': row 1 is missing or holds nan"),
     "a hole in the target": ("a.csv", text("a,b\n1,2\n3,\n"), {"target": "b"}, "column 'b': row 1 is missing or NaN"),
     "infinite in a table": ("a.csv", text("a,b\n1,2\ninf,3\n"), {"target": "b"}, "row 1 holds inf"),
-    "ragged": ("a.csv", text("a,b\n1,2\n1,2,3,4\n"), {"target": "b"}, "row 1 has 4 fields, the header 2: expected"),
+    "ragged": (
+        "a.csv",
+        text("a,b\n1,2\n1,2,3,4\n"),
+        {"target": "b"},
+        "row 1 has 4 fields, the header 2, a, b: expected",
+    ),
     "ragged later": ("a.csv", text("a,b\n" + "1,2\n" * 9 + "1,2,3\n"), {"target": "b"}, "not a readable .csv"),
     "wider than the header": ("a.csv", text("a,b,y\n10,1,0,7\n20,2,1,8\n"), {"target": "y"}, "row 0 has 4 fields"),
     "two targets": ("a.csv", text("a,y,y\n1,0,5\n"), {"target": "y"}, "has 2 columns 'y', expected one to predict"),
@@ -369,6 +380,51 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         {"target": "y", "task": "regression"},
         "column 'y': holds numbers whose squares are beyond float64",
     ),
+    "below float64's squares": (
+        "a.csv",
+        text("a,y\n1e-200,u\n2e-200,v\n"),
+        {"target": "y", "standardize": True},
+        "column 'a': holds different numbers whose squares are 0 in float64",
+    ),
+    "to predict, below": (
+        "a.csv",
+        text("a,y\n1,1e-200\n2,2e-200\n"),
+        {"target": "y"},
+        "column 'y': holds different numbers whose squares are 0 in float64",
+    ),
+    "beyond 64 bits": (
+        "a.csv",
+        text("a,y\n184467440737095516160,u\n2,v\n"),
+        {"target": "y"},
+        "column 'a': holds whole numbers beyond 64 bits such as 184467440737095516160",
+    ),
+    "a zip archive": (
+        "a.csv",
+        lambda path: npz(path.with_suffix(".npz"), x=X).rename(path),
+        {"target": "y"},
+        "is a zip archive or",
+    ),
+    "gzip": (
+        "a.csv",
+        lambda path: path.write_bytes(gzip.compress(b"a,y\n1,u\n")),
+        {"target": "y"},
+        "is packed by gzip",
+    ),
+    "UTF-16 without a mark": (
+        "a.csv",
+        lambda path: path.write_text("a,y\n1,u\n", encoding="utf-16-le"),
+        {"target": "y"},
+        "holds bytes 0, expected text; .*--encoding utf-16-le",
+    ),
+    "another kind of table": ("a.csv.gz", text("a,y\n1,u\n"), {"target": "y"}, "expected a file .npz, .csv"),
+    "nested": ("a.parquet", nested, {"target": "y"}, "column 'b': holds list.*--ignore leaves a column out"),
+    "an empty Parquet file": (
+        "a.parquet",
+        TABLE[:0].to_parquet,
+        {"target": "b"},
+        "at least one sample",
+    ),
+    "no share": ("a.npz", arrays(x=X, y=Y), {"validation": 1.0}, "--validation 1.0: expected a share"),
     "no parquet": ("a.parquet", text("a,b\n1,2\n"), {"target": "b"}, "not a readable .parquet"),
 }
 
@@ -376,6 +432,16 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
 TOLD: dict[str, tuple[str, str]] = {
     "a last column without a name": ("a,y,\n1,u,\n2,v,\n", "The column without a name is empty and left out"),
     "no header": ("1.5,2,y\n2,3,u\n3,4,v\n", "names of the columns, though it holds the number 1.5"),
+    "a shuffled index": (
+        ",a,y\n3,1,u\n1,2,v\n2,5,u\n0,6,v\n",
+        "without a name has another whole number in each row: an index",
+    ),
+    "digits that are lost": (
+        "a,y\n" + "".join(f"1,{2**53 + 3 * i}\n" for i in range(30)),
+        "column 'y' has whole numbers beyond 2**53, whose last digits are lost",
+    ),
+    "decimal commas that begin late": ("a;y\n" + "1;u\n" * 10 + "2,5;v\n", "numbers have a decimal comma"),
+    "small numbers": ("a,y\n1e-6,u\n2e-6,v\n", "sizes 1.58e-06 to 1.58e-06: --standardize"),
     "one number": ("a,y\n1,2.5\n3,2.5\n", "all samples have the same number: there is nothing to predict"),
 }
 
@@ -384,6 +450,39 @@ TOLD: dict[str, tuple[str, str]] = {
 def test_odd_tables_are_told(tmp_path: Path, content: str, note: str) -> None:
     (tmp_path / "a.csv").write_text(content)
     assert note in "\n".join(load(tmp_path / "a.csv", "y").notes)
+
+
+READ: dict[str, tuple[str, Write, dict[str, Any], list[list[float]]]] = {
+    "UTF-32": ("a.csv", lambda path: path.write_text("a,y\n1,u\n2,v\n", encoding="utf-32"), {}, [[1], [2]]),
+    "leading zeros with a sign, in UTF-16 without its mark": (
+        "a.csv",
+        lambda path: path.write_text("a,y\n-01,u\n 2,v\n", encoding="utf-16-le"),
+        {"encoding": "UTF-16LE", "one_hot": True},
+        [[0, 1], [1, 0]],
+    ),
+    "a leading zero at the end": ("a.csv", text("y,a\nu,12\nv,01"), {"one_hot": True}, [[0, 1], [1, 0]]),
+    "true and false without the missing ones": (
+        "a.csv",
+        text("a,y\n1,True\n2,\n3,False\n"),
+        {"missing": "drop"},
+        [[1], [3]],
+    ),
+    "decimals": (
+        "a.parquet",
+        lambda path: pd.DataFrame({"a": [decimal.Decimal("1.5"), None], "y": ["u", "v"]}).to_parquet(path),
+        {"missing": "mean"},
+        [[1.5], [1.5]],
+    ),
+    "nested, ignored": ("a.parquet", nested, {"ignore": ("b",)}, [[1], [2]]),
+}
+
+
+@pytest.mark.parametrize(("file", "write", "options", "expected"), READ.values(), ids=READ)
+def test_odd_tables_are_read(
+    tmp_path: Path, file: str, write: Write, options: dict[str, Any], expected: list[list[float]]
+) -> None:
+    write(tmp_path / file)
+    np.testing.assert_array_equal(load(tmp_path / file, "y", **options).train.x, expected)
 
 
 def test_true_and_false_may_be_missing(tmp_path: Path) -> None:

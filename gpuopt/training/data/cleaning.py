@@ -44,7 +44,7 @@ def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
     notes: list[str] = []
     if isinstance(frame, np.ndarray):
         return parts, notes
-    for name in list(frame.columns):
+    for number, name in enumerate(list(frame.columns)):
         unnamed = not name or name.startswith("Unnamed: ")
         if not unnamed and name.lower() not in INDEX_NAMES | {f"{one}_id" for one in INDEX_NAMES}:
             continue
@@ -52,16 +52,18 @@ def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
             parts = [dataclasses.replace(part, x=without(part, (name,))) for part in parts]
             notes.append("The column without a name is empty and left out")
             continue
-        if not _counts(frame[name]):
+        counts = _counts(frame[name])
+        if not counts and not (unnamed and number == 0 and _tells_apart(frame[name])):
             continue
         if unnamed and frame.shape[1] > 1:
             parts = [dataclasses.replace(part, x=without(part, (name,))) for part in parts]
-            notes.append("The column without a name counts the rows: an index, left out; with a name it is a feature")
+            what = "counts the rows" if counts else "has another whole number in each row"
+            notes.append(f"The column without a name {what}: an index, left out; with a name it is a feature")
         elif not unnamed:
             called = printable(name)
             notes.append(f"Column {called} counts the rows and is a feature; --ignore {called} leaves it out")
     frame = parts[0].x
-    if empty := [name for name in frame.columns if _is_empty(frame[name])]:
+    if empty := [name for name in frame.columns[frame.iloc[0].isna()] if _is_empty(frame[name])]:
         raise UsageError(f"column {printable(repr(empty[0]))}: is missing in each row; --ignore leaves a column out")
     return parts, notes
 
@@ -79,23 +81,31 @@ def _counts(values: pd.Series[Any]) -> bool:
     return bool(numbers[0] in {0, 1} and (np.diff(numbers) == 1).all())
 
 
-def lengthy(part: Part) -> list[str]:
-    """A note if there are whole numbers of more digits than features have."""
-    if is_mapped(part.x):
-        return []
-    columns = {part.x_name: part.x} if isinstance(part.x, np.ndarray) else dict(part.x.items())
-    found = [name for name, x in columns.items() if _is_lengthy(x)]
-    if not found:
-        return []
-    what = part.x_name if isinstance(part.x, np.ndarray) else f"Column {listed(found)}"
-    cure = "" if isinstance(part.x, np.ndarray) else "; --ignore leaves identifiers out"
-    return [f"{what} has whole numbers beyond 2**53, whose last digits are lost as features{cure}"]
+def _tells_apart(values: pd.Series[Any]) -> bool:
+    """Whether a column looks like the index of rows that were drawn or shuffled: whole numbers, no two alike."""
+    return bool(
+        getattr(values.dtype, "kind", "") in "iu" and len(values) > 1 and values.min() >= 0 and values.is_unique
+    )
 
 
-def _is_lengthy(values: Any) -> bool:
-    if getattr(values.dtype, "kind", "") not in "iu" or values.dtype.itemsize < 8:
-        return False
-    return bool(values.max() > LARGEST_FLOAT or values.min() < -LARGEST_FLOAT)
+def lengthy(values: NDArray[Any] | pd.DataFrame, name: str) -> list[str]:
+    """A note if there are whole numbers of more digits than float64 has."""
+    if is_mapped(values):
+        return []
+    lost = "whole numbers beyond 2**53, whose last digits are lost"
+    if isinstance(values, np.ndarray):
+        return [f"{name} has {lost}"] if _is_wide(values.dtype) and _is_lengthy(values) else []
+    wide = values.loc[:, [_is_wide(dtype) for dtype in values.dtypes]]
+    found = wide.columns[_is_lengthy(wide)] if wide.size else []
+    return [f"Column {listed(found)} has {lost} as features; --ignore leaves identifiers out"] if len(found) else []
+
+
+def _is_wide(dtype: Any) -> bool:
+    return getattr(dtype, "kind", "") in "iu" and dtype.itemsize == 8
+
+
+def _is_lengthy(values: Any) -> Any:
+    return (values.max() > LARGEST_FLOAT) | (values.min() < -LARGEST_FLOAT)
 
 
 def complete(part: Part, notes: list[str]) -> Part:
@@ -107,7 +117,7 @@ def complete(part: Part, notes: list[str]) -> Part:
         raise UsageError(f"--missing drop: each row of {part.x_name} misses something, expected some that do not")
     notes.append(f"{int(missing.sum()):,} of {len(missing):,} rows miss something and are left out (--missing drop)")
     x, y = (
-        values[~missing] if isinstance(values, np.ndarray) else values[~missing].reset_index(drop=True)
+        values[~missing] if isinstance(values, np.ndarray) else values[~missing].reset_index(drop=True).infer_objects()
         for values in (part.x, part.y)
     )
     return dataclasses.replace(part, x=x, y=y)

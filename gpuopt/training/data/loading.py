@@ -115,7 +115,7 @@ def load(path: str | Path, target: str | None = None, task: Task = "auto", **opt
         raise UsageError(f"--task {task}: expected one of {', '.join(get_args(Task))}")
     with reading(path):
         expect_file(path)
-        parts = training_parts(path, target=target, labels=how.labels, encoding=how.encoding)
+        parts = training_parts(path, target=target, labels=how.labels, encoding=how.encoding, ignored=how.ignore)
         return dataset(path.stem, parts, how)
 
 
@@ -158,13 +158,13 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     if len(parts) > 1:
         _expect_alike(*parts)
     parts, more = without_index(parts)
-    notes += more + lengthy(parts[0])
+    notes += more + lengthy(parts[0].x, parts[0].x_name)
     if how.missing == "drop":
         parts = [complete(part, notes) for part in parts]
     names = called(parts[0].y)
     parts = [dataclasses.replace(part, y=values(part)) for part in parts]
     classifies, why = decided(parts[0], how.task)
-    notes += why
+    notes += why if classifies else [*why, *lengthy(parts[0].y, parts[0].y_name)]
     found, classes = targets(parts, classifies=classifies)
     if classes is not None and len(classes) == 1:
         only = f"all samples are of one class, {printable(classes[0])}: there is nothing to tell apart"
@@ -183,7 +183,7 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
     prepared = prepared.learned(raw[0][1], standardize=how.standardize)
     learned = learned_target(raw[0][2], parts[0].y_name, names, classes, scale=how.scale_target)
     samples = [Samples(_inputs(x, prepared, label), learned.scaled(y) if classes is None else y) for label, x, y in raw]
-    notes += _said(prepared, learned, how, samples[0])
+    notes += _said(prepared, learned, how, raw[0][1])
     return Dataset(name, samples[0], samples[1] if len(samples) > 1 else None, prepared, learned, tuple(notes))
 
 
@@ -251,6 +251,8 @@ def _features(part: Part, how: Reading) -> Features:
 def _split(y: NDArray[Any], classifies: bool, how: Reading) -> list[NDArray[np.int64]]:
     """Training and validation part: their rows, in order; of each class the same share."""
     assert how.validation is not None
+    if not 0 < how.validation < 1:
+        raise UsageError(f"--validation {how.validation}: expected a share of the samples, between 0 and 1")
     count = len(y)
     wanted = round(how.validation * count)
     random = np.random.RandomState([how.seed, SPLITTING])
@@ -287,8 +289,8 @@ def _inputs(x: Rows, prepared: Features, name: str) -> NDArray[Any] | Rows:
     return prepared(x, name)
 
 
-def _said(prepared: Features, target: Target, how: Reading, train: Samples) -> list[str]:
-    """What was done to the features, and a hint where that is likely to be too little."""
+def _said(prepared: Features, target: Target, how: Reading, train: NDArray[Any] | Rows) -> list[str]:
+    """What was done to the features, of which the raw numbers are given, and a hint where that is likely to be too little."""
     notes = []
     if prepared.is_bytes and not how.standardize:
         notes.append("Features are bytes (uint8), scaled to [0, 1]; --standardize scales them by their deviation")
@@ -300,10 +302,12 @@ def _said(prepared: Features, target: Target, how: Reading, train: Samples) -> l
         several = "" if target.outputs == 1 else " and so on"
         notes.append(f"The target is scaled for the network: {about}{several}; errors are told in its own units")
     if not how.standardize and not prepared.is_bytes:
-        x = np.asarray(train.x[: min(len(train), 2000)], np.float64)
-        sizes = np.sqrt((x**2).mean(axis=0))
-        sizes = sizes[sizes > 0]
-        if len(sizes) and (sizes.max() > SPREAD or (len(sizes) > 1 and sizes.max() > SPREAD * 10 * sizes.min())):
+        x = np.nan_to_num(np.abs(train[: min(len(train), 2000)].astype(np.float64)))
+        largest = x.max(axis=0)
+        x, largest = x[:, largest > 0], largest[largest > 0]
+        sizes = largest * np.sqrt(((x / largest) ** 2).mean(axis=0))
+        low, high = (sizes.min(), sizes.max()) if len(sizes) else (1, 1)
+        if high > SPREAD or high * SPREAD * 10 < 1 or high > SPREAD * 10 * low:
             about = f"Features are of sizes {sizes.min():.3g} to {sizes.max():.3g}"
             notes.append(f"{about}: --standardize is likely to help")
     return notes

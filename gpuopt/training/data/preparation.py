@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BYTE", "Column", "Features", "Missing", "Rows", "blocks", "listed"]
 
 Missing: TypeAlias = Literal["mean", "drop"]
+TOO_SMALL = "holds different numbers whose squares are 0 in float64, expected larger ones, as in other units"
 TOO_LARGE = "holds numbers whose squares are beyond float64, expected smaller ones, as in other units"
 BLOCK = 1 << 22
 """Numbers that are prepared at once."""
@@ -134,6 +135,8 @@ class Features:
         columns = self._named(raw, name)
         if (columns.dtypes == np.uint8).all() and all(column.categories is None for column in self.columns):
             return columns.to_numpy()  # type: ignore[no-any-return]
+        if not self.texts and all(isinstance(one, np.dtype) and one.kind in NUMBERS for one in columns.dtypes):
+            return columns.to_numpy(np.float64)  # type: ignore[no-any-return]
         out = np.zeros((len(columns), self.width))
         at = 0
         for column in self.columns:
@@ -201,15 +204,20 @@ class Features:
         fill = mean if self.missing == "mean" else None
         if not standardize:
             return dataclasses.replace(plain, fill=fill)
-        squares = np.zeros(self.width)
+        squares, differs = np.zeros(self.width), np.zeros(self.width, bool)
         for _, block in blocks(x):
             wide = block.astype(np.float64)
-            squares += (np.where(np.isfinite(wide), wide - mean, 0) ** 2).sum(axis=0)
+            apart = np.where(np.isfinite(wide), wide - mean, 0)
+            differs |= apart.any(axis=0)
+            squares += (apart**2).sum(axis=0)
         # Filled with the mean, a hole adds nothing to the deviation; those that are not filled are refused.
         deviation = np.sqrt(squares / max(len(x), 1))
         if not np.isfinite(deviation).all():
             what = self.inputs[int(np.isfinite(deviation).argmin())]
             raise UsageError(f"column {printable(repr(what))}: {TOO_LARGE}")
+        lost = (deviation <= 1e-300) & differs
+        if lost.any():
+            raise UsageError(f"column {printable(repr(self.inputs[int(lost.argmax())]))}: {TOO_SMALL}")
         deviation[deviation <= 1e-300] = 1  # a constant feature becomes 0
         return dataclasses.replace(self, shift=mean, scale=deviation, fill=fill)
 
@@ -357,15 +365,21 @@ def _mark(out: NDArray[np.float64], values: pd.Series[Any], name: str, categorie
 def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
     import pandas as pd
 
-    if pd.api.types.infer_dtype(values) == "boolean":  # with missing ones
+    kind = pd.api.types.infer_dtype(values)
+    if kind == "boolean":  # with missing ones
         values = values.astype("boolean")
+    elif kind == "decimal":
+        values = values.astype(np.float64)
     if not pd.api.types.is_numeric_dtype(values.dtype):
         texts = values.dropna()
         odd = texts[pd.to_numeric(texts.astype(str), errors="coerce").isna()]
         shown = odd if len(odd) else texts
         first = shown.iloc[0] if len(shown) else ""
         such = f" such as {printable(repr(first) if isinstance(first, str) else first)}" if len(shown) else ""
-        kind = "text" if isinstance(first, str) else f"dtype {values.dtype}"
+        if kind == "integer":
+            such, kind = f" beyond 64 bits{such}", "whole numbers"
+        else:
+            kind = "text" if isinstance(first, str) else f"dtype {values.dtype}"
         where = f" (row {odd.index[0]})" if len(odd) else ""
         cure = "trained with --one-hot it may hold categories, --ignore leaves a column out"
         what = f"column {printable(repr(name))}: holds {kind}{such}, a feature must be numbers{where}"

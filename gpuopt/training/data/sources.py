@@ -71,9 +71,13 @@ def reading(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: not a readable {path.suffix} file ({printable(reason, 200)})") from error
 
 
-def training_parts(path: Path, *, target: str | None, labels: str | None, encoding: str | None) -> list[Part]:
+def training_parts(
+    path: Path, *, target: str | None, labels: str | None, encoding: str | None, ignored: Collection[str] = ()
+) -> list[Part]:
     """The training set in a file, and the test set if there is one."""
     suffix = path.suffix.lower()
+    if suffix not in {".npz", ".npy", *TABLES}:
+        raise UsageError(f"{path}: {EXPECTED}")
     for option, value, wanted in (
         ("target", target, TABLES),
         ("labels", labels, {".npy"}),
@@ -86,9 +90,7 @@ def training_parts(path: Path, *, target: str | None, labels: str | None, encodi
     if suffix == ".npz":
         return _archived(path)
     if suffix in TABLES:
-        return [table_part(*read_table(path, encoding=encoding, target=target), target)]
-    if suffix != ".npy":
-        raise UsageError(f"{path}: {EXPECTED}")
+        return [table_part(*read_table(path, encoding=encoding, target=target, ignored=ignored), target)]
     if labels is None:
         raise UsageError(f"{path}: has features alone; --labels FILE.npy has their targets")
     x, y = mapped(path), Path(labels)

@@ -32,15 +32,34 @@ HEAD = 4 << 20
 BYTES_A_FIELD = 24
 """Of a CSV file while it is parsed: where it stands in the text, and its number."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins as the next one does
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+NO_TEXT = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet",
+    b"\x1f\x8b": "packed by gzip",
+    b"PAR1": "a Parquet file",
+}
+"""What a file is that begins so, whatever it is called."""
+DECIMAL_COMMA, DECIMAL_POINT = (
+    re.compile(rf'[;\t|\n\r"] *[-+]?\d*{mark}\d+ *(?=[;\t|\n\r"]|$)') for mark in (",", r"\.")
+)
 LEADING_ZERO = r"\s*[-+]?0\d+\s*"
 """Text that looks like a number: as one, a postal code or an article number would lose its zeros."""
-LEADING_ZEROS = re.compile(rb'[,;|\t\n\r"]0\d+[,;|\t\n\r"]')
+LEADING_ZEROS = re.compile(rb'[,;|\t\n\r" ][-+]?0\d+(?:[,;|\t\n\r" ]|$)')
 
 
 def read_table(
-    path: Path, *, encoding: str | None = None, target: str | None = None, text: Collection[str] = ()
+    path: Path,
+    *,
+    encoding: str | None = None,
+    target: str | None = None,
+    text: Collection[str] = (),
+    ignored: Collection[str] | None = None,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read a table: a data frame whose columns have text as names, and what was taken for what.
 
@@ -53,6 +72,8 @@ def read_table(
         A column that must be there once.
     text
         Columns that hold text, whatever it looks like.
+    ignored
+        Columns that may hold anything; None: all of them may, and which are needed is found out later.
 
     Raises
     ------
@@ -61,7 +82,7 @@ def read_table(
     """
     try:
         is_csv, notes = path.suffix.lower() == ".csv", list[str]()
-        frame = _csv(path, encoding, target, text, notes) if is_csv else _parquet(path, encoding, target)
+        frame = _csv(path, encoding, target, text, notes) if is_csv else _parquet(path, encoding, target, ignored)
     except ImportError as error:
         library = error.name or "pandas"
         cure = 'run `pip install "gpuopt[data]"`'
@@ -80,12 +101,16 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
     except LookupError:
         expected = "expected a name such as cp1252 or utf-16"
         raise UsageError(f"--encoding {encoding}: unknown to Python, {expected}") from None
+    if "\0" in head:
+        cure = "UTF-16 and UTF-32 without a mark are read with --encoding utf-16-le, say"
+        raise UsageError(f"holds bytes 0, expected text; {cure}")
     separator, rows = _rows(head, target)
     size, fields = path.stat().st_size, max(1, sum(head.count(mark) for mark in (separator, "\n")))
     expect_memory("the table", size + BYTES_A_FIELD * size * fields / max(1, len(head)))
     decimal = "."
     if separator != ",":
-        if any(DECIMAL_COMMA.fullmatch(cell.strip()) for row in rows[1:] for cell in row):
+        below = head.partition("\n")[2]  # the header
+        if DECIMAL_COMMA.search(f"\n{below}") and not DECIMAL_POINT.search(f"\n{below}"):
             decimal = ","
         commas = ", numbers have a decimal comma" if decimal == "," else ""
         notes.append(f"Columns are separated by {SEPARATORS[separator]}{commas}")
@@ -110,7 +135,9 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
 
 def _encoding(path: Path) -> str:
     with path.open("rb") as file:
-        begin = file.read(3)
+        begin = file.read(4)
+    if what := next((what for mark, what in NO_TEXT.items() if begin.startswith(mark)), None):
+        raise UsageError(f"is {what} by its first bytes, expected text with commas, as a spreadsheet exports it")
     return next((name for mark, name in MARKS.items() if begin.startswith(mark)), "utf-8")
 
 
@@ -140,7 +167,8 @@ def _rows(head: str, target: str | None) -> tuple[str, list[list[str]]]:
         raise UsageError(f"expected a header and the first rows in its first {HEAD:,} characters")
     for number, row in enumerate(rows[1:]):
         if len(row) > len(rows[0]):
-            raise UsageError(f"row {number} has {len(row):,} fields, the header {len(rows[0]):,}: expected as many")
+            shown = f"the header {len(rows[0]):,}, {listed(rows[0], 3)}"
+            raise UsageError(f"row {number} has {len(row):,} fields, {shown}: expected as many")
     return separator, rows
 
 
@@ -155,13 +183,13 @@ def is_number(text: str) -> bool:
 
 def _has_leading_zeros(path: Path, encoding: str) -> bool:
     """Whether there may be some: a search of a moment, in place of reading all as text."""
-    if encoding.startswith("utf-16"):
+    if b"0,".decode(encoding, "replace") != "0,":  # as in UTF-16
         return True
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return LEADING_ZEROS.search(content) is not None
 
 
-def _parquet(path: Path, encoding: str | None, target: str | None) -> pd.DataFrame:
+def _parquet(path: Path, encoding: str | None, target: str | None, ignored: Collection[str] | None) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -170,20 +198,27 @@ def _parquet(path: Path, encoding: str | None, target: str | None) -> pd.DataFra
     if encoding is not None:
         raise UsageError(f"--encoding {encoding}: is for .csv files, expected none")
     about, size = pq.read_metadata(path), path.stat().st_size
-    names = about.schema.names
-    _expect_columns(about.num_columns, names, target)
+    _expect_columns(about.num_columns, [], None)
+    schema = about.schema.to_arrow_schema()
+    names = schema.names
+    _expect_columns(len(names), names, target)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"has {names.count(twice)} columns {printable(repr(twice))}, expected each name once")
-    for field in about.schema.to_arrow_schema():
-        if pa.types.is_nested(field.type):
-            kind = printable(field.type)
-            raise UsageError(f"column {printable(repr(field.name))}: holds {kind}, expected numbers or text")
+    nested = [field for field in schema if pa.types.is_nested(field.type)]
+    for field in nested:
+        if field.name == target or (ignored is not None and field.name not in ignored):
+            what = f"holds {printable(field.type)}, expected numbers or text"
+            raise UsageError(f"column {printable(repr(field.name))}: {what}; --ignore leaves a column out")
+    if not about.num_rows:
+        return schema.empty_table().to_pandas()
     expect_room("the table", 8 * about.num_rows * about.num_columns, size)
     with path.open("rb") as file:
         expect_room("the table", 2 * unpacked(file), size)  # a page, and what is made of it
-    with pq.ParquetFile(path, metadata=about, read_dictionary=names) as file:  # repeated texts once
-        return file.read().to_pandas()
+    left = {field.name: None for field in nested}
+    flat = [name for name in names if name not in left]
+    with pq.ParquetFile(path, metadata=about, read_dictionary=flat) as file:  # repeated texts once
+        return file.read(flat if nested else None).to_pandas().assign(**left)
 
 
 def _expect_columns(count: int, names: list[str], target: str | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
-from gpuopt.training.data.preparation import TOO_LARGE
+from gpuopt.training.data.preparation import TOO_LARGE, TOO_SMALL
 from gpuopt.training.data.tables import is_number
 
 if TYPE_CHECKING:
@@ -232,6 +232,8 @@ def learned_target(
         shift, deviation = y.mean(axis=0), y.std(axis=0)
         if not np.isfinite(deviation).all():
             raise UsageError(f"{name}: {TOO_LARGE}")
+        if (np.ptp(y, axis=0)[deviation <= 1e-300] > 0).any():
+            raise UsageError(f"{name}: {TOO_SMALL}")
         deviation[deviation <= 1e-300] = 1
     numbered = ("y",) if y.shape[1] == 1 else tuple(f"y{i}" for i in range(y.shape[1]))
     return Target(names or numbered, None, shift, deviation)
