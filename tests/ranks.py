@@ -643,7 +643,7 @@ def broken_loop(comm: Any, folder: Path) -> None:
         with gpuopt.Run(folder / "other", again, checkpoint_every=1, report=False) as run:
             for step in run.steps(50):
                 if comm.rank == 0 and step == 3:
-                    run._files.keep = full  # type: ignore[method-assign]
+                    run._files.keep = full  # type: ignore[assignment, method-assign]
                 run.step(np.ones(3))
 
     assert "Error" in _broken(writes_no_more)
