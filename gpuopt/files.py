@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["replacing", "sync_folder", "write"]
+__all__ = ["make_folder", "replacing", "sync_folder", "write"]
 
 LOG = logging.getLogger("gpuopt")
 
@@ -61,6 +61,14 @@ def write(path: Path, content: bytes | str) -> None:
     """Write a picture or a page, which can be drawn again: the disk is not waited for."""
     with replacing(path, durable=False) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and what is missing of the folders around it, to stay; nothing if it is there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

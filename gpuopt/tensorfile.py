@@ -95,7 +95,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     if len(text) > HEADER_LIMIT:
         raise ValueError(f"{path}: names and metadata take {len(text)} bytes, more than safetensors' {HEADER_LIMIT}")
 
-    with replacing(path, follow=True) as file:
+    with replacing(os.path.expanduser(path), follow=True) as file:  # noqa: PTH111  (Path's own fails for unknown users)
         file.write(len(text).to_bytes(8, "little") + text)
         file.writelines(map(_bytes, arrays.values()))
 
@@ -110,6 +110,7 @@ def read(
     """
     from safetensors import SafetensorError, safe_open
 
+    path = os.path.expanduser(path)  # noqa: PTH111
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a folder; a pipe would block)
         raise CheckpointError(f"{path}: not a file")
     with open(path, "rb") as file:  # noqa: PTH123  (Python's own errors)

@@ -22,8 +22,8 @@ from running import Running, gpuopt, opened, rows
 
 from gpuopt.runs.control.channel import Server
 from gpuopt.runs.control.live import Page, curves
-from gpuopt.runs.control.live.follower import Follower
 from gpuopt.runs.control.live.guard import Guard
+from gpuopt.runs.control.live.watcher import Watcher
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.training import UsageError
 
@@ -126,37 +126,37 @@ def test_every_address_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_follower_knows_rows_events_and_more_points(running: Running) -> None:
-    follower = Follower(RunFolder(running.folder), running._thread.is_alive)
+    watcher = Watcher(RunFolder(running.folder), running._thread.is_alive)
 
     async def follow() -> None:
-        following = asyncio.create_task(follower.run())
-        while follower.now is None or not follower.rows:
+        following = asyncio.create_task(watcher.run())
+        while watcher.now is None or not watcher.rows:
             await asyncio.sleep(0.01)
-        assert await follower.ask({"tune": {"lr": 0.125}}) is None
-        assert "expected a number" in (await follower.ask({"tune": {"lr": -1}}) or "")
-        assert await follower.ask({"pause": None}) is None
-        version = follower.version
-        assert await follower.ask({}) is None
-        assert follower.version == version  # nothing to be drawn
-        assert await follower.ask({"rollback": "last", "stop": None}) is None
+        assert await watcher.ask({"tune": {"lr": 0.125}}) is None
+        assert "expected a number" in (await watcher.ask({"tune": {"lr": -1}}) or "")
+        assert await watcher.ask({"pause": None}) is None
+        version = watcher.version
+        assert await watcher.ask({}) is None
+        assert watcher.version == version  # nothing to be drawn
+        assert await watcher.ask({"rollback": "last", "stop": None}) is None
         await following
-        assert await follower.ask({"pause": None}) == "no training is running"
+        assert await watcher.ask({"pause": None}) == "no training is running"
 
     asyncio.run(follow())
     running._thread.join()
-    assert (follower.ended, follower.killed) == (True, False)
-    assert [row for row in follower.rows if "loss" in row] == rows(running.folder)
-    assert [event["event"] for event in follower.events] == ["tune", "pause", "rollback", "stop"]
-    for found in (follower.rows, follower.points):
-        assert [row["step"] for row in found if "loss" not in row] == [follower.events[2]["back_to_step"]]
-    assert follower.points[-1]["step"] == follower.events[-1]["step"]
+    assert (watcher.ended, watcher.killed) == (True, False)
+    assert [row for row in watcher.rows if "loss" in row] == rows(running.folder)
+    assert [event["event"] for event in watcher.events] == ["tune", "pause", "rollback", "stop"]
+    for found in (watcher.rows, watcher.points):
+        assert [row["step"] for row in found if "loss" not in row] == [watcher.events[2]["back_to_step"]]
+    assert watcher.points[-1]["step"] == watcher.events[-1]["step"]
 
 
 def test_the_follower_goes_on_with_a_training_that_goes_on_and_tells_when_it_was_killed(tmp_path: Path) -> None:
     folder, alive = RunFolder(tmp_path), [True]
     folder.config.touch()
     now = {"step": 1, "lr": 0.5}
-    follower = Follower(folder, lambda: alive[0])
+    watcher = Watcher(folder, lambda: alive[0])
 
     async def served(following: "asyncio.Task[None]", pause: bool, seen: Callable[[], Any]) -> None:
         """Be a training that answers, until its answers are seen."""
@@ -174,28 +174,26 @@ def test_the_follower_goes_on_with_a_training_that_goes_on_and_tells_when_it_was
         content, is_over = folder.control.read_bytes(), True
         server.close()
         folder.control.write_bytes(content)  # as after a kill
-        while not follower.ended:
+        while not watcher.ended:
             await asyncio.sleep(0.01)
 
     async def follow() -> None:
-        following = asyncio.create_task(asyncio.wait_for(follower.run(), 60))
-        await served(following, False, lambda: follower.now is not None and not follower.ended)
-        assert not follower.killed
-        await served(
-            following, True, lambda: follower.now is not None and follower.now["paused"] and not follower.ended
-        )
+        following = asyncio.create_task(asyncio.wait_for(watcher.run(), 60))
+        await served(following, False, lambda: watcher.now is not None and not watcher.ended)
+        assert not watcher.killed
+        await served(following, True, lambda: watcher.now is not None and watcher.now["paused"] and not watcher.ended)
         alive[0] = False
         await following
-        assert follower.killed
+        assert watcher.killed
 
     asyncio.run(follow())
 
 
 def test_the_follower_forgets_every_second_point(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpuopt.runs.control.live.follower.MOST", 10)
+    monkeypatch.setattr("gpuopt.runs.control.live.watcher.MOST", 10)
     points: list[dict[str, Any]] = []
     for step in range(100):
-        Follower._add(points, {"step": step})
+        Watcher._add(points, {"step": step})
     steps = [point["step"] for point in points]
     assert (len(steps) <= 10, steps[0], steps[-1], steps) == (True, 0, 99, sorted(steps))
 

@@ -1,8 +1,10 @@
 """`gpuopt.Run`: a loop of one's own that is killed, stopped, steered and gone back with. ``--soak`` kills it a hundred times."""
 
+import copy
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -417,7 +419,7 @@ def image(name: str, array: Any) -> Callable[[Path], None]:
     return lambda folder: gpuopt.Run(folder, optimizer()).image(name, array)
 
 
-REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a step outside": (outside, RuntimeError, "run.step: called outside of a loop, expected once in each step"),
     "two steps": (twice, RuntimeError, "a second time in one step"),
     "no step": (never, RuntimeError, r"step 0 ended without run.step\(...\)"),
@@ -462,6 +464,16 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     ),
     "an image's name": (image("../x", np.ones(3)), ValueError, "run.image: '../x': expected a name"),
     "an image of text": (image("x", np.array(["a"])), TypeError, "run.image: x: .*expected numbers"),
+    "a copy": (
+        lambda folder: copy.deepcopy(gpuopt.Run(folder, optimizer())),
+        TypeError,
+        r"copy\.deepcopy\(run\.optimizer\)",
+    ),
+    "a pickle": (
+        lambda folder: pickle.dumps(gpuopt.Run(folder, optimizer())),
+        TypeError,
+        "cannot be copied or pickled",
+    ),
     "an image of three axes": (
         image("x", np.ones((2, 2, 2))),
         TypeError,
@@ -519,6 +531,32 @@ def test_a_picture_of_it(tmp_path: Path) -> None:
     assert reader.imread(tmp_path / "run" / "image-line.png").shape == (36, 7 * 36)
     assert page.draw(tmp_path / "run").read_text().count("data:image/png") == 4  # and its loss
     assert History.read(tmp_path / "run").steps == 2
+
+
+def test_a_checkpoint_comes_after_the_pictures_of_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on after a kill finds them, though they were shown too soon after others to be drawn at once."""
+    monkeypatch.setattr(images, "INTERVAL", math.inf)
+    run = gpuopt.Run(tmp_path / "run", optimizer(), checkpoint_every=4, report=False)
+    for step in run.steps(5):
+        run.step(run.optimizer.params)
+        if step < 4:
+            run.image("x", np.arange(4) == step)
+        else:
+            run._checkpoints.settle()
+            drawn = (tmp_path / "run" / "image-x.png").read_bytes()
+            assert drawn == images.png(images._grey(np.arange(4) == 3))
+
+
+def test_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run = simple(Path("~/run"))
+    assert run.folder == tmp_path / "run"
+    gpuopt.save("~/file", run.optimizer, {"seed": 7})
+    assert gpuopt.load("~/file", optimizer()) == {"seed": 7}
+    assert History.read("~/run").steps == 10
+    assert {file.name for file in tmp_path.iterdir()} == {"run", "file"}
 
 
 @pytest.mark.parametrize(

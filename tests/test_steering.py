@@ -377,9 +377,8 @@ def test_an_event_of_ones_own_is_in_the_report(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", [b"[" * 60_000, b"\xff", b"9" * 60_000, b"{}x", b""])
 def test_a_request_that_is_none_ends_the_connection_alone(running: Running, line: bytes) -> None:
     guest = Client(RunFolder(running.folder))
-    guest._file.write(line + b"\n")
-    guest._file.flush()
-    assert guest._file.readline() == b""
+    guest._connection.sendall(line + b"\n")
+    assert guest._answers.readline() == b""
     guest.close()
     assert running.ask()["now"]["step"] > 0
 

@@ -42,7 +42,7 @@ class Follower(Run):
         try:
             with wishing(optimizer):
                 while (heard := self._follow())[0] == "step":
-                    self._begin_body()
+                    self._is_stepped, self._taken_before = False, self.optimizer.steps
                     yield heard[1][0]
                     self._expect_stepped(heard[1][0])
                     self._settle_own()

@@ -22,7 +22,7 @@ __all__ = ["described", "expect_same"]
 def described(optimizer: Optimizer) -> dict[str, str]:
     """The optimizer in words, by rule and by leaf."""
     rules = {
-        "rule" if pattern == "*" else f"rule {pattern}": f"{rule.name}({', '.join(_hyperparameters(rule))})"
+        "rule" if pattern == "*" else f"rule {pattern}": _described(rule)
         for pattern, rule in optimizer.rules.items()
         if rule is not None
     }
@@ -56,9 +56,9 @@ def _apart(one: str, other: str) -> str:
     return ", ".join([first, *(x for x in own if x not in others), "...)"])
 
 
-def _hyperparameters(rule: Any) -> list[str]:
+def _described(rule: Any) -> str:
     def shown(value: Any) -> str:
         is_function = callable(value) and not isinstance(value, Schedule)
         return getattr(value, "__qualname__", type(value).__name__) if is_function else repr(value)
 
-    return [f"{name}={shown(getattr(rule, name))}" for name in rule.hyperparameters()]
+    return f"{rule.name}({', '.join(f'{name}={shown(getattr(rule, name))}' for name in rule.hyperparameters())})"

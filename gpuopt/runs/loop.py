@@ -70,29 +70,15 @@ class Callback:
 
 @dataclass
 class Pending:
-    """A row that nobody has been told yet."""
+    """A row that nobody has been told yet, and what is judged with it."""
 
     row: Callable[[], Row]
     judged: bool
     sight: Sight | None = None
-    is_settled: bool = False
 
 
 class Loop(Remembering):
-    """A loop around an optimizer.
-
-    A subclass says what its loss is, and where it stands beside the optimizer and what is remembered.
-
-    Attributes
-    ----------
-    optimizer : Optimizer
-    folder : Path or None
-        The run folder, if there is one.
-    stopped : str or None
-        Why it ends early.
-    error : exception or None
-        What broke it off.
-    """
+    """A loop around an optimizer. A subclass says what its loss is, and where it stands beside optimizer and what is remembered."""
 
     is_asynchronous = False
     """Whether what is computed arrives later: a row is then told one step later, so that the device has work meanwhile."""
@@ -106,13 +92,14 @@ class Loop(Remembering):
     def __init__(self, optimizer: Optimizer, seed: int) -> None:
         super().__init__(optimizer, seed)
         self._n = 0
-        self.stopped: str | None = None
+        self.stopped: str | None = None  # why it ends early
         self.signals: list[signal.Signals] = []  # that it is stopped by
-        self.error: BaseException | None = None
+        self.error: BaseException | None = None  # what broke it off
         self._callbacks: Sequence[Callback] = ()
         self._began = 0.0
         self._halted: float | None = 0.0  # the time, while it stands still
         self._untold: deque[Pending] = deque()
+        self._is_fresh = False  # the last of them is of this step
         self._moved = False
 
     @property
@@ -129,7 +116,7 @@ class Loop(Remembering):
     def position(self, position: Row) -> None:
         seconds = position["seconds"]
         self._began, self._halted = time.perf_counter() - seconds, None if self._halted is None else seconds
-        self._moved = True
+        self._moved, self._is_fresh = True, False
         self._untold.clear()
         self._move(position)
 
@@ -174,10 +161,7 @@ class Loop(Remembering):
         return found
 
     def tell(self, event: Mapping[str, Any]) -> None:
-        """Let all callbacks know of an event, which has a name, ``event["event"]``, and anything else in JSON's types.
-
-        Its ``step`` is that of now, if it has none.
-        """
+        """Let all callbacks know of an event: a name, ``event["event"]``, ``step`` (default: now), anything in JSON's types."""
         event = {"event": event["event"], "step": self.optimizer.steps, **event}
         for callback in self._callbacks:
             callback.event(self, event)
@@ -261,16 +245,14 @@ class Loop(Remembering):
     def _record(self, row: Callable[[], Row], *, judged: bool = True) -> None:
         """Take a row, which is told when it is there, and whether it is a time to look if all goes well."""
         self._untold.append(Pending(row, judged))
+        self._is_fresh = True
 
     def _settle(self) -> None:
         """After a step, and whatever belongs to it: tell what is due."""
-        fresh = bool(self._untold) and not self._untold[-1].is_settled
-        if fresh:
-            last = self._untold[-1]
-            last.is_settled = True
-            if last.judged:
-                last.sight = self._checkpoints.explosions.look(self)
-        self._announce(1 if fresh and self.is_asynchronous else 0)
+        if self._is_fresh and self._untold[-1].judged:
+            self._untold[-1].sight = self._checkpoints.explosions.look(self)
+        later, self._is_fresh = self._is_fresh and self.is_asynchronous, False
+        self._announce(int(later))
         if not self._moved:
             for callback in self._callbacks:
                 callback.step(self)

@@ -20,7 +20,7 @@ from gpuopt.runs.identity import described, expect_same
 from gpuopt.runs.loop import Loop, is_number, warn_of_idle_steps
 from gpuopt.runs.processes import begins, heed, is_shared, leading
 from gpuopt.runs.record.folder import RunFolder, write_json
-from gpuopt.runs.record.scalars import arriving, scalar
+from gpuopt.runs.record.metrics import arriving, scalar
 from gpuopt.runs.remembering import is_count
 from gpuopt.runs.report.process import DRAWING, is_wanted, reported
 from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
@@ -105,6 +105,7 @@ class Run(Loop):
     _cure = "a lower learning rate, clipping, or on_explosion='rollback'"
     _drawing = DRAWING
     _is_stepped = _entered = False
+    _taken_before = 0  # steps, where a body begins
     _held: Generator[int] | None = None
     _loop: weakref.ref[Generator[int]] | None = None
 
@@ -156,7 +157,6 @@ class Run(Loop):
                 self._given.append(Page(None if live is True else live))
             self._wanted = is_wanted() if report is None else report
             self._is_over = False
-            self._taken_before = 0  # steps, where a body begins
             self._metrics: Row = {}
             self._every = self._look_every = 1
             self._checkpoints = Checkpoints(self._files, checkpoint_every, keep, on_explosion, patience)
@@ -261,7 +261,7 @@ class Run(Loop):
             ):
                 try:
                     for step in left:
-                        self._begin_body()
+                        self._is_stepped, self._taken_before = False, self.optimizer.steps
                         with in_body(step):
                             yield step
                         self._expect_stepped(step)
@@ -328,9 +328,6 @@ class Run(Loop):
         if due and optimizer.steps == step:  # no gradient that only waits for others
             self._record(self._row(step, metrics, lr), judged=step % self._look_every == 0 or step in (1, self._n))
 
-    def _begin_body(self) -> None:
-        self._is_stepped, self._taken_before = False, self.optimizer.steps
-
     def _stepped(self) -> None:
         """The optimizer took the step of this body."""
         self._is_stepped = True
@@ -364,7 +361,7 @@ class Run(Loop):
             Letters, digits and ``_ - .``; a new picture takes the place of the one before.
         array
             Of one or two axes, real or complex (then amplitude and phase are shown), of any library. It is copied, at most twice a
-            second, and drawn beside the loop; the last one always.
+            second, and drawn beside the loop; the last one always, before a checkpoint, too.
 
         Raises
         ------

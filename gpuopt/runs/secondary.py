@@ -23,8 +23,6 @@ from gpuopt.runs.loop import Callback
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gpuopt.runs.loop import Loop
-
 __all__ = ["Secondary", "background", "beside", "environment", "interpreter", "warn", "warned"]
 
 LOG = logging.getLogger("gpuopt")
@@ -39,15 +37,7 @@ def warn(message: str, *values: object) -> None:
 
 @contextlib.contextmanager
 def warned(message: str, failed: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Turn what fails inside into a warning, unless a GPU failed.
-
-    Parameters
-    ----------
-    message
-        The warning; its ``%s`` becomes the error.
-    failed
-        Called before.
-    """
+    """Turn what fails inside into a warning, whose ``%s`` becomes the error, unless a GPU failed; call `failed` before."""
     try:
         yield
     except (Exception, SystemExit) as error:  # SystemExit: so rich leaves when nobody reads on
@@ -85,40 +75,22 @@ def background(job: Callable[[], None], name: str) -> Future[None]:
 
 
 class Secondary(Callback):
-    """A callback that may fail: its failure is a warning, and it is not called again but to end.
-
-    Parameters
-    ----------
-    callback : Callback
-    name : str
-        What the warning calls it.
-    """
+    """A callback that may fail: its failure is a warning, which calls it by `name`, and it is not called again but to end."""
 
     def __init__(self, callback: Callback, name: str) -> None:
-        self._callback = callback
         self._message = f"{name} failed (%s); the training goes on without"
         self._works = True
-        for hook in ("step", "epoch", "reported", "event"):
-            setattr(self, hook, partial(self._call, getattr(callback, hook)))
+        for hook in ("start", "step", "epoch", "reported", "event", "end"):
+            setattr(self, hook, partial(self._call, hook, getattr(callback, hook)))
 
-    def start(self, run: Loop) -> None:
-        self._works = True  # on another device once more
-        self._call(self._callback.start, run)
-
-    def end(self, run: Loop) -> None:
+    def _call(self, hook: str, method: Callable[..., None], *arguments: Any) -> None:
+        self._works |= hook == "start"  # on another device once more
         if self._works:
-            self._call(self._callback.end, run)
-            return
-        with contextlib.suppress(Exception, SystemExit):  # it was told already
-            self._callback.end(run)
-
-    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
-        if self._works:
-            with warned(self._message, failed=self._fail):
+            with warned(self._message, failed=partial(setattr, self, "_works", False)):
                 method(*arguments)
-
-    def _fail(self) -> None:
-        self._works = False
+        elif hook == "end":
+            with contextlib.suppress(Exception, SystemExit):  # it was told already
+                method(*arguments)
 
 
 def interpreter() -> str | None:

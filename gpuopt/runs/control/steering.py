@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gpuopt.rules import Rule
     from gpuopt.runs.control.channel import Message
     from gpuopt.runs.loop import Loop, Row
     from gpuopt.runs.saving.checkpoints import Checkpoints
@@ -107,13 +106,11 @@ class Steering(Callback):
             self._waiting = None
         self._single = False
         with run.interruption():
-            while run.stopped is None and not self._single:
+            while run.stopped is None and not self._single and (self._paused or not self._requests.empty()):
                 try:
-                    request, answers = self._requests.get(self._paused, GLANCE)
+                    request, answers = self._requests.get(timeout=GLANCE)
                 except Empty:
-                    if self._paused:
-                        continue
-                    return
+                    continue
                 with self._checkpoints.metrics.together():
                     refused = self._do(run, request)
                 if self._told:  # before it is answered: it shall last
@@ -158,18 +155,17 @@ class Steering(Callback):
     def _now(self, run: Loop) -> Row:
         """Metrics of this moment, hyperparameters of the next step, schedules among them, and where one may go back to."""
         rules = list(run.rules.values())
-        given: dict[str, Any] = {}
-        ranges: dict[str, Any] = {}
-        for rule in rules:
-            for name in rule.hyperparameters():
-                if name not in given:
-                    given[name], ranges[name] = getattr(rule, name), _range(rule, name)
+        first = {name: rule for rule in reversed(rules) for name in reversed(rule.hyperparameters())}
+        hyperparameters = run.hyperparameters()
+        given = {name: getattr(first[name], name) for name in hyperparameters}
+        kinds = {name: first[name].hyperparameter(name).kind for name in hyperparameters}
         return finite(run.now()) | {
             "steps": run.total,
             "paused": self._paused,
             "rule": " and ".join(dict.fromkeys(rule.name for rule in rules)),
-            "hyperparameters": run.hyperparameters(),
-            "ranges": ranges,
+            "hyperparameters": hyperparameters,
+            # Least value and excluded greatest value; None of a flag.
+            "ranges": {name: [of.low, of.high] if isinstance(of, Number) else None for name, of in kinds.items()},
             "schedules": {name: repr(value) for name, value in given.items() if callable(value)},
             "back": {name: steps for name, (steps, _) in self._states().items()},
         }
@@ -246,9 +242,3 @@ class Steering(Callback):
             states["best"] = None, folder.best
         saved = {steps: folder.checkpoint} | {n: file for n, file in reversed(folder.kept().items()) if n != steps}
         return states | {str(n): (n, file) for n, file in saved.items() if n}
-
-
-def _range(rule: Rule, name: str) -> list[float] | None:
-    """Least value and excluded greatest value of a hyperparameter; None of a flag."""
-    kind = rule.hyperparameter(name).kind
-    return [kind.low, kind.high] if isinstance(kind, Number) else None

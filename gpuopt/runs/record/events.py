@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,7 @@ __all__ = ["NO_METRICS", "describe", "explain", "is_number"]
 
 NO_METRICS = {"step", "epoch", "epochs", "steps", "seconds", "lr", "gradient_norm", "update_norm"}
 """What stands in a row beside the metrics."""
+BY_HAND = {"pause": "paused", "resume": "resumed", "save": "saved", "step": "one step, now", "stop": "stopped"}
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -33,33 +35,24 @@ def _short(value: float) -> str:
 
 def explain(event: Mapping[str, Any]) -> str:
     """An event, in words; one of another's making, which has the name of one of ours perhaps, by its name."""
-    try:
-        return _explained(event)
-    except (ArithmeticError, KeyError, TypeError, ValueError):
-        return str(event["event"])
-
-
-def _explained(event: Mapping[str, Any]) -> str:
-    words = {"pause": "paused", "resume": "resumed", "save": "saved", "step": "one step, now", "stop": "stopped"}
-    match event:
-        case {"event": "explosion", "action": "rollback"}:
-            then = f"back to step {event['back_to_step']}, learning rate {event['lr']:.4g}"
-            told = f"exploded: {event['reason']}; {then} (rollback {event['rollbacks']})"
-        case {"event": "explosion"}:
-            told = f"exploded: {event['reason']}"
-        case {"event": "skip"}:
-            told = f"steps left out until step {event['step']}, for gradients that were not finite: {event['skipped']}"
-        case {"event": "tune"}:
-            old, new = (x if isinstance(x, bool) else f"{x:.10g}" for x in (event["old"], event["new"]))
-            schedule = event.get("schedule")
-            then = f", and on by the schedule {schedule['schedule']}" if schedule else ""
-            told = f"{event['name']}: {old} -> {new} after step {event['step']}{then}"
-        case {"event": "rollback"}:
-            lr = f", learning rate {event['lr']:.4g}"
-            told = f"rolled back from step {event['step']} to step {event['back_to_step']}{lr}"
-        case {"event": what} if what in words:
-            loss = f", loss {_short(event['loss'])}" if event.get("loss") is not None else ""
-            told = f"{words[what]} after step {event['step']}{loss}"
-        case _:
-            told = str(event["event"])
+    told = str(event["event"])
+    with contextlib.suppress(ArithmeticError, KeyError, TypeError, ValueError):
+        match event:
+            case {"event": "explosion", "action": "rollback"}:
+                then = f"back to step {event['back_to_step']}, learning rate {event['lr']:.4g}"
+                told = f"exploded: {event['reason']}; {then} (rollback {event['rollbacks']})"
+            case {"event": "explosion"}:
+                told = f"exploded: {event['reason']}"
+            case {"event": "skip", "step": step, "skipped": skipped}:
+                told = f"steps left out until step {step}, for gradients that were not finite: {skipped}"
+            case {"event": "tune"}:
+                old, new = (x if isinstance(x, bool) else f"{x:.10g}" for x in (event["old"], event["new"]))
+                schedule = event.get("schedule")
+                then = f", and on by the schedule {schedule['schedule']}" if schedule else ""
+                told = f"{event['name']}: {old} -> {new} after step {event['step']}{then}"
+            case {"event": "rollback", "step": step, "back_to_step": back}:
+                told = f"rolled back from step {step} to step {back}, learning rate {event['lr']:.4g}"
+            case {"event": what, "step": step} if what in BY_HAND:
+                loss = f", loss {_short(event['loss'])}" if event.get("loss") is not None else ""
+                told = f"{BY_HAND[what]} after step {step}{loss}"
     return told

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.errors import UsageError
-from gpuopt.files import replacing, sync_folder
+from gpuopt.files import make_folder, replacing
 from gpuopt.limits import expect_file
 from gpuopt.runs.record.metrics import finite
 from gpuopt.suggest import listed
@@ -91,11 +91,8 @@ class RunFolder:
 
     def _make(self, given: object) -> bool:
         """Make it, to stay. Return whether nothing stands in it but what a run leaves that is killed before it begins."""
-        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for path in reversed(missing):
-                sync_folder(path.parent)
+            make_folder(self.path)
             idle = {LOCK, *([] if self.metrics.exists() and self.metrics.stat().st_size else [self.metrics.name])}
             return all(file.suffix == ".tmp" or file.name in idle for file in self.path.iterdir())
         except OSError as error:

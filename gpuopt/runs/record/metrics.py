@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: a row for each reported epoch and each event, and how much of it a checkpoint vouches for."""
+"""What a loop measures: numbers of the host or a device, and their file ``metrics.jsonl``, with events among them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import os
 import zlib
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
+from gpuopt.arrays import describe, detached, fetch, is_cupy, is_numpy
 from gpuopt.errors import UsageError
 from gpuopt.runs.loop import Callback
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from gpuopt.runs.loop import Loop, Row
 
-__all__ = ["Metrics", "finite", "whole"]
+__all__ = ["Metrics", "arriving", "finite", "scalar", "whole"]
 
 MORE = " \n"
 """The end of a line that counts only with the next one: of rows that were written together."""
@@ -113,6 +116,29 @@ class Metrics(Callback):
         self._unwritten.append(row)
         if not self._is_held:
             self.flush()
+
+
+def scalar(name: str, value: Any) -> Any:
+    """A metric as a float, or as an array of one number that is on its way."""
+    if isinstance(value, int | float | np.floating | np.integer | np.bool_):
+        try:
+            return float(value)
+        except OverflowError:
+            raise TypeError(f"run.step: {name}: an integer beyond float64, expected a smaller number") from None
+    shape, kind = getattr(value, "shape", None), getattr(getattr(value, "dtype", None), "kind", "f")
+    if shape == () and kind in "biuf" and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):
+        return detached(value)
+    what = describe(value) if shape is None else f"an array of shape {tuple(shape)}"
+    raise TypeError(f"run.step: {name}: {what}, expected a number or an array without axes, as its mean is")
+
+
+def arriving(values: Mapping[str, Any]) -> Callable[[], dict[str, float]]:
+    """Metrics as floats; those of a device begin to be copied now."""
+    own = {name: value for name, value in values.items() if type(value) is not float}
+    if not own:
+        return lambda: dict(values)
+    arrive = fetch(list(own.values()))
+    return lambda: {**values, **{name: float(x) for name, x in zip(own, arrive(), strict=True)}}
 
 
 def _last(content: bytes) -> Row:

@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "draw_over_each_other", "rehearse"]
 
-CAPTIONS = {
-    "loss": "Loss: the mean over each reported epoch",
-    "accuracy": "Accuracy: the mean over each reported epoch",
-    "rmse": "Root mean squared error, in the target's own units, over each reported epoch",
-    "learning_rate": "Learning rate of the step",
-    "norms": "How long the gradient was, and how far its step went, over all parameters together",
-}
 FILES = re.compile(r"[^\w.-]")
 """What a file's name had better not have."""
 MOST, LARGEST = 64, 16 << 20
@@ -59,31 +52,14 @@ def draw(
     about: Callable[[History], str] = lambda _: "",
     more: Callable[[History], Iterator[tuple[str, str, Figure]]] = lambda _: iter(()),
 ) -> Path:
-    """Draw the report of a run folder into it, also of a run that still goes on or was killed.
+    """Draw the report of a run folder into it, also of a run that still goes on or was killed; return the page's path.
 
-    Parameters
-    ----------
-    path : path
-    about : callable
-        What a run is, in a sentence.
-    more : callable
-        Further pictures of it: name, caption, figure. What cannot be drawn of them is a note.
-
-    Returns
-    -------
-    Path
-        Of ``report.html``.
-
-    Raises
-    ------
-    UsageError
-        If it is no run folder, or damaged.
-    OSError
-        If the folder cannot be written.
+    `about` says in a sentence what a run is, `more` gives further pictures: name, caption, figure. What cannot be drawn of them
+    is a note. UsageError if it is no run folder, or damaged.
     """
     run = History.read(path)
     notes: list[str] = []
-    captions = dict(CAPTIONS)
+    captions = {panel.name: panel.caption for panel in plots.PANELS}
 
     def figures() -> Iterator[tuple[str, Figure]]:
         yield from plots.figures(run)
@@ -133,20 +109,8 @@ def rehearse(path: str | Path, until: Callable[[], bool], *more: Callable[[], Fi
 def draw_over_each_other(runs: Sequence[History], out: Path, *parts: str, title: str | None = None) -> None:
     """Draw several runs into one page, or into one picture if that is what the file's name says.
 
-    Parameters
-    ----------
-    runs : sequence of History
-    out : Path
-        ``.html`` or ``.png``.
-    parts : str
-        More HTML, before the pictures.
-    title : str, optional
-        Of the page; default: the runs' names.
-
-    Raises
-    ------
-    UsageError
-        If the name ends in something else, or the file cannot be written.
+    Before the pictures stands more HTML, by default a table of results; the title is by default the runs' names. UsageError if
+    the name ends in something else than ``.html`` or ``.png``, or the file cannot be written.
     """
     if out.suffix not in {".html", ".png"}:
         raise UsageError(f"--out {out}: expected a file .html or .png")

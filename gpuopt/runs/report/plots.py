@@ -25,38 +25,38 @@ MOST = 32
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture of some metrics: what it is called, its axis, and what each line shows."""
+    """A picture of some metrics: what it is called, its axis, what each line shows, and what is said below."""
 
     name: str
     axis: str
     lines: dict[str, str]
+    caption: str
 
 
 PANELS = (
-    Panel("loss", "", {"loss": "training set", "test_loss": "test set"}),
-    Panel("accuracy", "Accuracy (share of samples)", {"accuracy": "training set", "test_accuracy": "test set"}),
-    Panel("rmse", "RMSE (units of the target)", {"rmse": "training set", "test_rmse": "test set"}),
-    Panel("learning_rate", "Learning rate (per step)", {"lr": "learning rate"}),
-    Panel("norms", "Euclidean norm (no unit)", {"gradient_norm": "gradient, before clipping", "update_norm": "update"}),
-)
+    Panel("loss", "", {"loss": "training set", "test_loss": "test set"}, "Loss: the mean over each reported epoch"),
+    Panel("accuracy", "Accuracy (share of samples)", {"accuracy": "training set", "test_accuracy": "test set"},
+          "Accuracy: the mean over each reported epoch"),
+    Panel("rmse", "RMSE (units of the target)", {"rmse": "training set", "test_rmse": "test set"},
+          "Root mean squared error, in the target's own units, over each reported epoch"),
+    Panel("learning_rate", "Learning rate (per step)", {"lr": "learning rate"}, "Learning rate of the step"),
+    Panel("norms", "Euclidean norm (no unit)", {"gradient_norm": "gradient, before clipping", "update_norm": "update"},
+          "How long the gradient was, and how far its step went, over all parameters together"),
+)  # fmt: skip
 
 
 def _panels(runs: Sequence[History]) -> list[Panel]:
     """The panels of the known metrics, and one for each other metric."""
     known = {key for panel in PANELS for key in panel.lines} | NO_METRICS
     others = dict.fromkeys(key for run in runs for row in run.rows for key in row if key not in known)
-    return [*PANELS, *(Panel(key, key.replace("_", " ").capitalize(), {key: key}) for key in others)][:MOST]
-
-
-def _is_flat(run: History, panel: Panel) -> bool:
-    """Whether it would be the picture of one learning rate."""
-    return panel.name == "learning_rate" and len(set(run.points("lr")[1])) == 1
+    return [*PANELS, *(Panel(key, key.replace("_", " ").capitalize(), {key: key}, key) for key in others)][:MOST]
 
 
 def figures(run: History) -> Iterator[tuple[str, Figure]]:
     """The pictures of one run and their names; what it has no metrics for is left out."""
     for panel in _panels([run]):
-        if any(run.points(key)[0] for key in panel.lines) and not _is_flat(run, panel):
+        is_flat = panel.name == "learning_rate" and len(set(run.points("lr")[1])) == 1
+        if any(run.points(key)[0] for key in panel.lines) and not is_flat:
             labels = panel.lines if run.unit("loss") else {key: key.replace("_", " ") for key in panel.lines}
             lines = [(label, run, key) for key, label in labels.items()]
             figure, (axes,) = pictures.figure(labels=list(labels.values()))

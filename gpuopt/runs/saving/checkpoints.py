@@ -59,7 +59,8 @@ class Checkpoints(Callback):
         self._keep = keep
         self._writing: Future[None] | None = None
         self._patience = patience  # steps without a lower loss
-        self._lowest, self._lowest_at = math.inf, 0
+        self.lowest: float | None = None  # loss that a row told
+        self._lowest_at = 0  # step
         self._best: Snapshot | None = None  # if it is not written yet
 
     def restore(self, run: Loop) -> None:
@@ -73,29 +74,23 @@ class Checkpoints(Callback):
             run.put_back(arrays)
             position = extra["position"]
             explosions = Progress(**extra["explosions"])
-            lowest = math.inf if extra["lowest"] is None else extra["lowest"]
-            lowest_at = extra.get("lowest_at", run.optimizer.steps)
-            written, checksum = extra["metrics"]
-            pending = list(extra["pending"])
-            counts = (explosions.rollbacks, explosions.skipped, written, checksum, lowest_at)
-            if not all(type(n) is int and 0 <= n < 2**63 for n in counts):
+            lowest, lowest_at = extra["lowest"], extra.get("lowest_at", run.optimizer.steps)
+            vouched, pending = list(extra["metrics"]), list(extra["pending"])
+            counts = (explosions.rollbacks, explosions.skipped, lowest_at, *vouched)
+            if len(vouched) != 2 or not all(type(n) is int and 0 <= n < 2**63 for n in counts):
                 raise ValueError(f"expected whole numbers, got {counts}")  # noqa: TRY301
-            numbers = (position["seconds"], explosions.first, explosions.last, lowest)
-            if not all(map(is_number, numbers)) or not math.isfinite(position["seconds"]) or math.isnan(lowest):
+            finite = (position["seconds"], *([] if lowest is None else [lowest]))
+            numbers = (explosions.first, explosions.last, *finite)
+            if not all(map(is_number, numbers)) or not all(map(math.isfinite, finite)):
                 raise ValueError(f"expected numbers, got {numbers}")  # noqa: TRY301
             if explosions.jumped_at is not None and type(explosions.jumped_at) is not int:
                 raise ValueError(f"expected a step, got {explosions.jumped_at!r}")  # noqa: TRY301
             run.position = position
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a run: {error!r}") from None
-        self._restore_metrics([written, checksum], pending)
-        self.explosions.progress, self._lowest, self._lowest_at = explosions, lowest, lowest_at
+        self._restore_metrics(vouched, pending)
+        self.explosions.progress, self.lowest, self._lowest_at = explosions, lowest, lowest_at
         self.steps = run.optimizer.steps
-
-    @property
-    def lowest(self) -> float | None:
-        """The lowest loss that a row told; None if there is none."""
-        return self._lowest if math.isfinite(self._lowest) else None
 
     def choose(self, run: Loop, name: str, value: Any) -> None:
         """Let a hyperparameter be another one from here on: as a change by hand, instead of those that are pending."""
@@ -111,14 +106,14 @@ class Checkpoints(Callback):
 
     def start(self, run: Loop) -> None:
         self.explosions.start(run)
-        self._plan(run)
+        self._next = run.seconds + self._every_seconds
 
     def step(self, run: Loop) -> None:
         self.settle(wait=False)
         steps = run.optimizer.steps
         due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
-            self._plan(run)
+            self._next = run.seconds + self._every_seconds
             if self.explosions.accept(run):
                 self.settle(wait=False)
                 self.save()
@@ -127,17 +122,18 @@ class Checkpoints(Callback):
         """After a row was told, do what its sight, taken when it was measured, asks for: note a new best, roll back, or stop."""
         if run.error is None and self.explosions.judge(run, sight):
             loss: float | None = row.get("test_loss", row.get("loss"))
-            if loss is not None and loss < self._lowest:
-                self._lowest, self._lowest_at, self._best = loss, row["step"], self.explosions.good
+            lowest = math.inf if self.lowest is None else self.lowest
+            if loss is not None and loss < lowest:
+                self.lowest, self._lowest_at, self._best = loss, row["step"], self.explosions.good
             elif self._patience is not None and row["step"] - self._lowest_at >= self._patience:
-                run.stop(run.impatience(self._lowest, self._lowest_at, row["step"]))
+                run.stop(run.impatience(lowest, self._lowest_at, row["step"]))
 
     def end(self, run: Loop) -> None:
         if run.error is None:  # a step may have been broken off in its middle
             self.explosions.conclude(run)
             self.save(at_once=True)
             return
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(OSError):
             self._wait(None if isinstance(run.error, Exception) else HURRY)
         if run.is_whole and gpu_failure(run.error) is not None:
             self._rescue(run)
@@ -225,9 +221,6 @@ class Checkpoints(Callback):
         self.pending = [row for row in lost if _is_by_hand(row)] + [
             row for row in pending if _is_by_hand(row) and row not in lost
         ]
-
-    def _plan(self, run: Loop) -> None:
-        self._next = run.seconds + self._every_seconds
 
 
 def expect_interval(every: object, option: str) -> None:

@@ -1,15 +1,19 @@
 """Trainings that explode: how that is noticed, and what follows.
 
-Whether a training is sound is looked at before a checkpoint and after an epoch whose metrics are reported: the loss of
-some training samples, and whether all parameters and state are finite. What is not sound is not saved. A NaN or an infinity is acted upon at once; a loss that jumped, if it
-does not come back: many a training that ends well begins with a bump.
+Whether a training is sound is looked at before a checkpoint and when a row of metrics is judged: its loss, and whether all
+parameters and state are finite. What is not sound is not saved. A NaN or an infinity is acted upon at once; a loss that
+jumped, if it does not come back: many a training that ends well begins with a bump.
+
+"stop": back to the last good state, and the training ends. "rollback": back to it, with a lower learning rate; after
+`ROLLBACKS` of them as "stop". "skip": the optimizer leaves out steps whose gradients are not finite, and the loss may be what
+it is, which is only told; parameters that are not finite in spite of that, as "stop".
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gpuopt import schedules
 from gpuopt.runs.saving.snapshots import Snapshot
@@ -56,29 +60,14 @@ class Sight:
 
 
 class Explosions:
-    """Keeps the last good state of a training, and does what the policy says when the training has left it.
+    """Keeps the last good state of a training, and does what the policy says when the training has left it."""
 
-    Parameters
-    ----------
-    policy : {"stop", "skip", "rollback"}
-        What follows. "stop": back to the last good state, and the training ends. "rollback": back to it, with a lower
-        learning rate; after `ROLLBACKS` of them as "stop". "skip": the optimizer leaves out steps whose gradients are
-        not finite, and the loss may be what it is, which is only told; parameters that are not finite in spite of that,
-        as "stop".
-
-    Attributes
-    ----------
-    good : Snapshot
-        The last good state.
-    progress : Progress
-    message : str or None
-        Why the training was stopped.
-    """
+    good: Snapshot
 
     def __init__(self, policy: OnExplosion) -> None:
         self.policy = policy
         self.progress = Progress()
-        self.message: str | None = None
+        self.message: str | None = None  # why the training was stopped
 
     def start(self, run: Loop) -> None:
         """Record the state that a training starts with, or goes on with, as a good one."""
@@ -164,7 +153,11 @@ class Explosions:
         event = {"event": "explosion", "step": step, "reason": reason, "back_to_step": self.good.steps}
         if self.policy == "rollback" and self.progress.rollbacks < ROLLBACKS:
             self.progress.rollbacks += 1
-            lower_learning_rate(run, FACTOR)
+            for pattern, rule in run.rules.items():
+                if "lr" in rule.hyperparameters():
+                    lr = getattr(rule, "lr")  # noqa: B009  (not every rule has one)
+                    lower = schedules.scaled(lr, FACTOR) if isinstance(lr, schedules.Schedule) else FACTOR * lr
+                    run.optimizer.tune(pattern, lr=lower)
             self.good = Snapshot.of(run)
             event |= {"action": "rollback", "rollbacks": self.progress.rollbacks, "lr": run.hyperparameters().get("lr")}
         else:
@@ -179,15 +172,6 @@ class Explosions:
         if not first:  # nothing to compare with
             return math.isnan(loss)
         return not loss <= min(_times(self._worse, first), max(first, _times(self._jump, last)))  # NaN, too
-
-
-def lower_learning_rate(run: Loop, factor: float) -> None:
-    """Multiply the learning rate of every rule that has one, of a schedule at every step."""
-    for pattern, rule in run.rules.items():
-        if "lr" in rule.hyperparameters():
-            lr: Any = getattr(rule, "lr")  # noqa: B009  (not every rule has one)
-            lower = schedules.scaled(lr, factor) if isinstance(lr, schedules.Schedule) else factor * lr
-            run.optimizer.tune(pattern, lr=lower)
 
 
 def _tell_of_loss(run: Loop, loss: float, step: int, why: str) -> None:

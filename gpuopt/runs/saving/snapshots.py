@@ -22,14 +22,7 @@ __all__ = ["Snapshot"]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The optimizer's state and the position of a training at one moment.
-
-    Attributes
-    ----------
-    steps : int
-        Steps taken until here.
-    position : dict
-    """
+    """The optimizer's state and the position of a training at one moment, after so many steps."""
 
     steps: int
     position: Row
@@ -42,12 +35,7 @@ class Snapshot:
         held: Any = {name: state[name] for name in ("params", "state")} | {"arrays": run.arrays}
         arrays, structure = optree.tree_flatten(held)
         arrive = fetch(arrays)
-
-        def arriving() -> State:
-            copies: Any = structure.unflatten(arrive())
-            return {**state, **copies}
-
-        return cls(state["steps"], run.position, arriving)
+        return cls(state["steps"], run.position, lambda: {**state, **structure.unflatten(arrive())})
 
     @property
     def state(self) -> State:

@@ -11,7 +11,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from gpuopt.errors import UsageError
-from gpuopt.runs.control.channel import Client
+from gpuopt.runs.control.channel import LOOPBACK, Client
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.secondary import beside, environment, interpreter, warn, warned
@@ -23,29 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Page", "serve"]
 
-LOOPBACK = "127.0.0.1"
-
 
 class Page(Callback):
-    """Starts the page when the training starts. It ends with the training, which never waits for it; a page that cannot be started is a
-    warning.
+    """Starts the page with the training, which never waits for it and ends it; one that cannot be started is a warning.
 
-    Parameters
-    ----------
-    host
-        The address, and after a colon the port, where it listens. Default: a free port of the loopback interface. From
-        elsewhere, everybody who is told the page's address may steer the training, and it goes over the network in the
-        clear.
-
-    Attributes
-    ----------
-    url : str
-        Where it is, with the random token that it wants.
-
-    Raises
-    ------
-    UsageError
-        If the extra is not installed, it cannot listen there, or there is no interpreter to start, as in a frozen application.
+    It listens at `host`, see `Place`, and `url` is where it is. UsageError if the extra is not installed, it cannot listen there,
+    or there is no interpreter to start, as in a frozen application.
     """
 
     def __init__(self, host: str | None = None) -> None:
@@ -85,19 +68,9 @@ class Page(Callback):
 
 
 class Place:
-    """Where a page listens.
+    """Where a page listens: HOST or HOST:PORT; by default a free port of the loopback interface.
 
-    Parameters
-    ----------
-    host
-        See `Page`.
-
-    Attributes
-    ----------
-    socket
-    url : str
-    about : dict
-        What the page's process must know of it.
+    From elsewhere, everybody who is told the page's address may steer the training, and it goes over the network in the clear.
     """
 
     def __init__(self, host: str | None) -> None:
@@ -106,7 +79,9 @@ class Place:
         try:
             if ":" in port:
                 raise ValueError("expected HOST or HOST:PORT, a name or an IPv4 address")  # noqa: TRY301
-            self.socket = socket.create_server((name, _port(port)))
+            if not 0 <= int(port or 0) < 65536:
+                raise ValueError(f"port {port}, expected one from 1 to 65535")  # noqa: TRY301
+            self.socket = socket.create_server((name, int(port or 0)))
         except (OSError, ValueError) as error:
             raise UsageError(f"--live-host {host}: cannot listen there: {error}") from None
         if not self.socket.getsockname()[0].startswith("127."):
@@ -114,20 +89,14 @@ class Place:
                 "--live-host %s: whoever is told the page's address may steer the run, and it goes over the network in the clear",
                 name,
             )
-        self._name = socket.gethostname() if name == "0.0.0.0" else name
+        name = socket.gethostname() if name == "0.0.0.0" else name
         token = secrets.token_urlsafe(16)
-        self.about = {"token": token, "name": self._name}
-        self.url = f"http://{self._name}:{self.socket.getsockname()[1]}/{token}/"
+        self.about = {"token": token, "name": name}  # what the page's process must know
+        self.url = f"http://{name}:{self.socket.getsockname()[1]}/{token}/"
 
 
 def serve(folder: str | Path, host: str | None = None) -> None:
-    """Serve the page of a run that goes on in another process, until that ends.
-
-    Raises
-    ------
-    UsageError
-        If none goes on there, or it cannot be served.
-    """
+    """Serve the page of a run that goes on in another process, until that ends; UsageError if none does, or it cannot be served."""
     _expect_nicegui()
     files = RunFolder(folder)
     with Client(files) as client:
@@ -140,26 +109,15 @@ def serve(folder: str | Path, host: str | None = None) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether there is a process of this number."""
-    if os.name != "posix":
-        return True  # it is asked over the connection, too
+    """Whether there is a process of this number; elsewhere than on POSIX only the connection tells."""
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+        if os.name == "posix":
+            os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
 def _expect_nicegui() -> None:
     if importlib.util.find_spec("nicegui") is None:
         raise UsageError('--live: NiceGUI is not installed; the extra brings it: pip install "gpuopt[live]"')
-
-
-def _port(text: str) -> int:
-    """The port that a text names; 0, any free one, if it is empty."""
-    port = int(text or 0)
-    if not 0 <= port < 65536:
-        raise ValueError(f"port {port}, expected one from 1 to 65535")
-    return port

@@ -19,9 +19,9 @@ from fastapi import FastAPI
 from nicegui import app as pages
 from nicegui import ui
 
-from gpuopt.runs.control.live.follower import Follower
 from gpuopt.runs.control.live.guard import Guard
 from gpuopt.runs.control.live.view import show
+from gpuopt.runs.control.live.watcher import Watcher
 from gpuopt.runs.record.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def serve(folder: RunFolder, listening: socket.socket, about: dict[str, Any], is
         hosts={f"{name}:{port}" for name in names},
         addresses=not listening.getsockname()[0].startswith("127."),
     )
-    follower = Follower(folder, is_alive)
+    watcher = Watcher(folder, is_alive)
     own = FastAPI(openapi_url=None)
     ui.run_with(
         own,
-        root=lambda: show(follower),
-        title=f"{follower.name} - gpuopt",
+        root=lambda: show(watcher),
+        title=f"{watcher.name} - gpuopt",
         mount_path=f"/{token}",
         show_welcome_message=False,
         tailwind=False,
@@ -66,7 +66,7 @@ def serve(folder: RunFolder, listening: socket.socket, about: dict[str, Any], is
 
     async def follow() -> None:
         try:
-            await follower.run()
+            await watcher.run()
             await asyncio.sleep(FAREWELL)
         finally:
             server.should_exit = True

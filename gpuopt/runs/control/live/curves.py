@@ -1,4 +1,4 @@
-"""What the charts of the page show: lines in the terms of ECharts, made of what the follower knows."""
+"""What the charts of the page show: lines in the terms of ECharts, made of what the watcher knows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpuopt.markup import COLOURS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from gpuopt.runs.control.live.follower import Row
+    from gpuopt.runs.control.live.watcher import Row
 
 __all__ = ["decades", "line", "marks", "parted", "spans_decades"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,16 +21,8 @@ METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 class Guard:
     """An ASGI application before another one. What does not belong there is answered with 403.
 
-    Parameters
-    ----------
-    app
-        Where requests go on to.
-    token
-        The first part of every path.
-    hosts
-        What the header ``Host`` may say. It keeps pages away whose name was made to lead here.
-    addresses
-        Whether it may be any number, such as ``10.0.0.7:8080``: nobody makes these lead elsewhere.
+    The first part of every path must be the token. The header ``Host`` must say one of `hosts`, which keeps pages away whose
+    name was made to lead here, or, with `addresses`, any number such as ``10.0.0.7:8080``: nobody makes these lead elsewhere.
     """
 
     def __init__(self, app: Application, token: str, hosts: Container[str], *, addresses: bool = False) -> None:
@@ -51,7 +44,11 @@ class Guard:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin", f"http://{host}".encode()).decode("latin-1")
-        known = host in self._hosts or (self._addresses and _is_number(host.rpartition(":")[0]))
+        known = host in self._hosts
+        if self._addresses and not known:
+            with contextlib.suppress(ValueError):  # a name
+                ipaddress.ip_address(host.rpartition(":")[0].strip("[]"))
+                known = True
         return hmac.compare_digest(given, self._token.encode()) and known and origin == f"http://{host}"
 
 
@@ -59,12 +56,3 @@ async def _answer(send: Callable[[Any], Awaitable[None]], status: int, text: str
     headers = [(b"content-type", b"text/plain"), *([(b"allow", ", ".join(METHODS).encode())] if status == 405 else [])]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": f"{text}\n".encode()})
-
-
-def _is_number(host: str) -> bool:
-    """Whether a host is an address, not a name."""
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nicegui import ui
 
@@ -15,7 +15,7 @@ from gpuopt.runs.record.events import describe, explain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuopt.runs.control.live.follower import Follower, Row
+    from gpuopt.runs.control.live.watcher import Row, Watcher
 
 __all__ = ["show"]
 
@@ -37,12 +37,12 @@ body:has(.status.ended) #popup { display: none !important; }
 """
 
 
-def show(follower: Follower) -> None:
+def show(watcher: Watcher) -> None:
     """Build the page for a browser that just came."""
     ui.add_css(STYLE)
     ui.colors(primary=MOMENT)
     with ui.row().style("width: 100%; gap: 16px; align-items: center"):
-        ui.label(follower.name).style("font-size: 22px; font-weight: 600")
+        ui.label(watcher.name).style("font-size: 22px; font-weight: 600")
         status = ui.label().classes("status").mark("status")
         summary = ui.label().classes("muted")
     with ui.row(wrap=False).style("width: 100%; gap: 24px; align-items: flex-start"):
@@ -52,36 +52,37 @@ def show(follower: Follower) -> None:
             ui.label("Events").style("font-weight: 600")
             events = ui.label().classes("events")
         with ui.column().style("flex: 1; min-width: 0; gap: 4px"):
-            pictures = Pictures(follower)
+            images_row = ui.row().style("gap: 16px; flex-wrap: wrap")
             curves_column = ui.column().style("width: 100%; gap: 4px")
     charts: dict[str, Chart] = {}
     controls: list[Controls] = []
+    images: dict[str, tuple[Any, int]] = {}
     seen = -1
 
     def refresh() -> None:
         nonlocal seen
-        now = follower.now
-        if seen == follower.version or (now is None and not follower.ended):
+        now = watcher.now
+        if seen == watcher.version or (now is None and not watcher.ended):
             status.set_text("waiting for the first step" if now is None else status.text)
             return
-        seen = follower.version
-        state = "ended" if follower.ended else "paused" if now and now["paused"] else "training"
-        status.set_text("killed" if follower.killed else state)
+        seen = watcher.version
+        state = "ended" if watcher.ended else "paused" if now and now["paused"] else "training"
+        status.set_text("killed" if watcher.killed else state)
         status.classes(replace=f"status {state}")
         if now is not None:
             summary.set_text(_summary(now))
             if not controls:
                 with panel:
-                    controls.append(Controls(follower, now, refresh))
-            controls[0].update(now, ended=follower.ended)
-        events.set_text("\n".join(explain(event) for event in reversed(follower.events[-50:])) or "none yet")
+                    controls.append(Controls(watcher, now, refresh))
+            controls[0].update(now, ended=watcher.ended)
+        events.set_text("\n".join(explain(event) for event in reversed(watcher.events[-50:])) or "none yet")
         with curves_column:
-            for name in follower.metrics():
+            for name in watcher.metrics():
                 if name not in charts:
-                    charts[name] = Chart(follower, name)
+                    charts[name] = Chart(watcher, name)
         for chart in charts.values():
             chart.draw()
-        pictures.update()
+        _show_images(watcher, images_row, images)
 
     refresh()
     ui.timer(REFRESH, refresh)
@@ -96,8 +97,8 @@ def _summary(now: Row) -> str:
 class Controls:
     """A field and a slider for each hyperparameter, and the buttons."""
 
-    def __init__(self, follower: Follower, now: Row, refresh: Callable[[], None]) -> None:
-        self._follower, self._refresh = follower, refresh
+    def __init__(self, watcher: Watcher, now: Row, refresh: Callable[[], None]) -> None:
+        self._follower, self._refresh = watcher, refresh
         self._fields = [Hyperparameter(name, now["ranges"][name], self.ask) for name in now["hyperparameters"]]
         ui.separator()
         with ui.row().style("gap: 8px"):
@@ -132,16 +133,17 @@ class Controls:
         self._pause.set_text("Resume" if self._is_paused else "Pause")
         for field in self._fields:
             field.update(now)
-        back = {name: _state(name, steps) for name, steps in now["back"].items()}
+        back = {
+            name: STATES.get(name, "checkpoint") + ("" if steps is None else f" ({steps:,})")
+            for name, steps in now["back"].items()
+        }
         if back != self._back.options:
             self._back.set_options(back, value=self._back.value if self._back.value in back else "last")
         for element in (self._pause, self._step, self._save, self._back, self._roll, self._stop, *self._fields):
             element.set_enabled(not ended)
 
 
-def _state(name: str, steps: int | None) -> str:
-    words = {"last": "last good", "change": "before change", "best": "best"}
-    return words.get(name, "checkpoint") + ("" if steps is None else f" ({steps:,})")
+STATES = {"last": "last good", "change": "before change", "best": "best"}
 
 
 class Hyperparameter:
@@ -150,7 +152,7 @@ class Hyperparameter:
     def __init__(self, name: str, limits: list[float] | None, ask: Callable[[dict[str, Any]], Any]) -> None:
         self._name, self._ask = name, ask
         self._shown: Any = None
-        self._moving = self._typing = False
+        self._is_chosen = False  # by somebody, just now
         self._slider: ui.slider | None = None
         with ui.column().style("width: 100%; gap: 0"):
             if limits is None:
@@ -160,10 +162,13 @@ class Hyperparameter:
                 ui.label(LABELS.get(name, name)).classes("name")
                 self._field = ui.number(format="%.6g").props(f'dense outlined step=any aria-label="{name}"').mark(name)
                 self._field.style("width: 130px").on("keydown.enter", self._entered).on("blur", self._entered)
-                self._field.on("focus", self._focused)
-            self._scale: Scale = Fraction() if limits == [0, 1] else Decades(*DECADES.get(name, (-6, 1)))
-            low, high = self._scale.ends
-            self._slider = ui.slider(min=low, max=high, step=0.01).props(f'aria-label="{name}"').mark(f"{name} slider")
+                self._field.on("focus", lambda: setattr(self, "_is_chosen", True))
+            self._scale = FRACTION if limits == [0, 1] else _decades(*DECADES.get(name, (-6, 1)))
+            self._slider = (
+                ui.slider(min=self._scale.low, max=self._scale.high, step=0.01)
+                .props(f'aria-label="{name}"')
+                .mark(f"{name} slider")
+            )
             # While it moves, the field follows; the training gets the value when it is let go.
             self._slider.on("update:model-value", self._moved).on("change", self._let_go)
             self._caption = ui.label().classes("muted")
@@ -180,26 +185,25 @@ class Hyperparameter:
             schedule = now["schedules"].get(self._name)
             self._caption.set_text(f"follows {schedule}, until it is changed by hand" if schedule else "")
             self._caption.set_visibility(schedule is not None)
-        if value == self._shown or self._moving or self._typing:
-            return
+        if value != self._shown and not self._is_chosen:
+            self._show(value)
+
+    def _show(self, value: Any) -> None:
         self._shown = value
         self._field.set_value(value)
         if self._slider is not None:
             self._slider.set_value(self._scale.position(value))
 
     def _moved(self, event: Any) -> None:
-        self._moving = True
+        self._is_chosen = True
         self._field.set_value(self._scale.value(float(event.args)))
 
     async def _let_go(self, event: Any) -> None:
         await self._change(self._scale.value(float(event.args)))
-        self._moving = False
-
-    def _focused(self) -> None:
-        self._typing = True
+        self._is_chosen = False
 
     async def _entered(self) -> None:
-        self._typing = False
+        self._is_chosen = False
         value = self._field.value
         if value is None:
             self._field.set_value(self._shown)
@@ -208,51 +212,39 @@ class Hyperparameter:
             await self._change(value)
 
     async def _change(self, value: float) -> None:
-        if value != self._shown:
-            before = self._shown
-            self._shown = value if await self._ask({"tune": {self._name: value}}) else None
-            if self._shown is None:  # refused: back to what it was
-                self._shown = before
-                self._field.set_value(before)
-                if self._slider is not None:
-                    self._slider.set_value(self._scale.position(before))
+        before = self._shown
+        if value != before and await self._ask({"tune": {self._name: value}}):
+            self._shown = value
+        elif value != before:
+            self._show(before)
 
 
 LABELS = {"lr": "lr (learning rate)"}
 DECADES = {"eps": (-12, 0)}
 
 
-class Decades:
+class Scale(NamedTuple):
+    """Of a slider: its ends, the position of a value on it, and the value at a position, to three digits."""
+
+    low: float
+    high: float
+    position: Callable[[float], float]
+    value: Callable[[float], float]
+
+
+FRACTION = Scale(0.0, 5.0, lambda y: min(5.0, -math.log10(1 - y)), lambda x: 1 - float(f"{10**-x:.3g}"))
+"""From 0 to 1, logarithmic in the distance to 1: what is between 0.9 and 0.999 matters."""
+
+
+def _decades(low: float, high: float) -> Scale:
     """Logarithmic, over some powers of ten."""
+    return Scale(
+        low,
+        high,
+        lambda y: min(high, max(low, math.log10(y))) if y > 0 else low,
+        lambda x: float(f"{10**x:.3g}"),
+    )
 
-    def __init__(self, low: float, high: float) -> None:
-        self.ends = low, high
-
-    def position(self, value: float) -> float:
-        """The position of a value on the slider."""
-        low, high = self.ends
-        return min(high, max(low, math.log10(value))) if value > 0 else low
-
-    def value(self, position: float) -> float:
-        """The value at a position, to three digits."""
-        return float(f"{10**position:.3g}")
-
-
-class Fraction:
-    """From 0 to 1, logarithmic in the distance to 1: what is between 0.9 and 0.999 matters."""
-
-    ends = 0.0, 5.0
-
-    def position(self, value: float) -> float:
-        """The position of a value on the slider."""
-        return min(5.0, -math.log10(1 - value))
-
-    def value(self, position: float) -> float:
-        """The value at a position, its distance to 1 to three digits."""
-        return 1 - float(f"{10**-position:.3g}")
-
-
-Scale = Decades | Fraction
 
 TITLES = {"accuracy": "accuracy (fraction of samples)", "lr": "learning rate (per step)"}
 
@@ -260,9 +252,9 @@ TITLES = {"accuracy": "accuracy (fraction of samples)", "lr": "learning rate (pe
 class Chart:
     """One quantity over the steps."""
 
-    def __init__(self, follower: Follower, name: str) -> None:
-        self._follower, self._name = follower, name
-        unit = ((follower.now or {}).get("units") or {}).get(name)
+    def __init__(self, watcher: Watcher, name: str) -> None:
+        self._follower, self._name = watcher, name
+        unit = ((watcher.now or {}).get("units") or {}).get(name)
         title = TITLES.get(name) or name.replace("_", " ") + (f" ({unit})" if unit else "")
         self._chart = (
             ui.echart(
@@ -286,12 +278,12 @@ class Chart:
 
     def draw(self) -> None:
         """Draw what there is now."""
-        follower = self._follower
-        points, left = curves.parted(follower.points)
-        rows, _ = curves.parted(follower.rows)
+        watcher = self._follower
+        points, left = curves.parted(watcher.points)
+        rows, _ = curves.parted(watcher.rows)
         points, rows = ([row for row in known if self._name in row] for known in (points, rows))
         if self._name == "lr":
-            both, left = curves.parted(sorted([*follower.points, *follower.rows], key=lambda row: row["seconds"]))
+            both, left = curves.parted(sorted([*watcher.points, *watcher.rows], key=lambda row: row["seconds"]))
             series = [curves.line("learning rate", both, "lr", MOMENT, step="end")]
         else:
             series = [curves.line("at the moment", points, self._name, MOMENT)]
@@ -300,7 +292,7 @@ class Chart:
                 series.append(curves.line("test", rows, f"test_{self._name}", TEST, dash="dashed", symbol="triangle"))
         if left:
             series.append(curves.line("left by a rollback", left, self._name, GREY, dash=[2, 4]))
-        series[0]["markLine"] = curves.marks(follower.events)
+        series[0]["markLine"] = curves.marks(watcher.events)
         self._chart.options["series"] = series
         self._chart.options["legend"]["data"] = [
             {"name": line["name"], "itemStyle": {"opacity": 0 if line["symbol"] == "none" else 1}} for line in series
@@ -320,23 +312,14 @@ def _axis(name: str) -> dict[str, Any]:
     return {"name": name, "nameTextStyle": {"color": INK}, "axisLabel": {"color": INK}, **lines}
 
 
-class Pictures:
-    """What the loop shows of what it makes."""
-
-    def __init__(self, follower: Follower) -> None:
-        self._follower = follower
-        self._row = ui.row().style("gap: 16px; flex-wrap: wrap")
-        self._shown: dict[str, tuple[Any, int]] = {}
-
-    def update(self) -> None:
-        """Show those that are new, and those that changed."""
-        for name, (version, read) in self._follower.images().items():
-            image, known = self._shown.get(name, (None, -1))
-            if image is None:
-                with self._row, ui.column().style("gap: 2px"):
-                    image = ui.element("img").classes("picture").props(f'alt="{name}"').mark(name)
-                    ui.label(name).classes("muted")
-            if known != version:
-                content = base64.b64encode(read()).decode()
-                image.props(f'src="data:image/png;base64,{content}"')
-            self._shown[name] = image, version
+def _show_images(watcher: Watcher, row: ui.row, shown: dict[str, tuple[Any, int]]) -> None:
+    """Show the pictures that are new, and those that changed."""
+    for name, (version, read) in watcher.images().items():
+        image, known = shown.get(name, (None, -1))
+        if image is None:
+            with row, ui.column().style("gap: 2px"):
+                image = ui.element("img").classes("picture").props(f'alt="{name}"').mark(name)
+                ui.label(name).classes("muted")
+        if known != version:
+            image.props(f'src="data:image/png;base64,{base64.b64encode(read()).decode()}"')
+        shown[name] = image, version

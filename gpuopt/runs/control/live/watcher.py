@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Row: TypeAlias = dict[str, Any]
 
-__all__ = ["Follower"]
+__all__ = ["Watcher"]
 
 INTERVAL = 0.25
 """Seconds from one question to the next: what a long epoch has of points."""
@@ -30,40 +30,20 @@ WAITING = 60.0
 """Seconds that the training has to begin, or to go on on another device."""
 
 
-class Follower:
-    """Asks the training how it stands, and reads what it writes, until it ends.
-
-    Parameters
-    ----------
-    folder
-        Of the run.
-    is_alive
-        Whether the process that trains is there.
-
-    Attributes
-    ----------
-    name : str
-    rows, points, events : list of dict
-        Of the metrics; what the training answered in between, with the same keys; events. In both of the former, where the
-        training went back to, with ``step``, ``lr`` and ``seconds`` alone.
-    now : dict or None
-        The last answer.
-    ended, killed : bool
-        Whether nobody trains, and whether that is because the process was killed.
-    version : int
-        Counts what changed.
-    """
+class Watcher:
+    """Asks the training how it stands, and reads what it writes, until it ends."""
 
     def __init__(self, folder: RunFolder, is_alive: Callable[[], bool]) -> None:
         self.name = folder.path.name
         self.folder = folder
+        # Of the metrics, and what the training answered in between. Where it went back, both have a row of step, lr and seconds.
         self.rows: list[Row] = []
         self.points: list[Row] = []
         self.events: list[Row] = []
-        self.now: Row | None = None
-        self.ended = self.killed = False
-        self.version = 0
-        self._is_alive = is_alive
+        self.now: Row | None = None  # the last answer
+        self.ended = self.killed = False  # nobody trains; since the process was killed
+        self.version = 0  # counts what changed
+        self._is_alive = is_alive  # whether the process that trains is there
         self._read = 0
         self._client: Client | None = None
         self._lock = asyncio.Lock()
@@ -133,7 +113,8 @@ class Follower:
             for row in rows:
                 self._add(self.events if "event" in row else self.rows, row)
                 if "event" in row and isinstance(row.get("back_to_step"), int):
-                    back = {"step": row["back_to_step"], "lr": row.get("lr"), "seconds": self._seconds}
+                    last = [known[-1]["seconds"] for known in (self.rows, self.points) if known]
+                    back = {"step": row["back_to_step"], "lr": row.get("lr"), "seconds": max(last, default=0.0)}
                     self._add(self.rows, back)
                     self._add(self.points, back)
 
@@ -152,11 +133,6 @@ class Follower:
             with contextlib.suppress(OSError):
                 found[file.stem.removeprefix("image-")] = file.stat().st_mtime_ns, file.read_bytes
         return found
-
-    @property
-    def _seconds(self) -> float:
-        """Seconds from the beginning to the last row or point."""
-        return max((rows[-1]["seconds"] for rows in (self.rows, self.points) if rows), default=0.0)
 
     @staticmethod
     def _add(rows: list[Row], row: Row) -> None:
