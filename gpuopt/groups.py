@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import translate
+from glob import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from gpuopt.rules import RULES, Rule
@@ -88,6 +89,10 @@ def match(rule: Rules, tree: Tree) -> Groups:
         matching = [i for i, path in enumerate(tree.paths) if matches(path)]
         if not matching:
             hint = did_you_mean(pattern, tree.paths)
+            if pattern in tree.paths:
+                hint = (
+                    f", for in a glob '[' begins a set of characters; {escape(pattern)!r} matches the leaf of that path"
+                )
             there = listed(tree.paths, shown=repr)
             raise ValueError(f"rule: the pattern {pattern!r} matches no leaf{hint}; there are {there}")
         free = [i for i in matching if of_leaf[i] is None]

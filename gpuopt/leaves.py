@@ -82,7 +82,7 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     if not is_array(leaf) or is_lazy(leaf):
         hint = (
             "; numpy.array(x) makes one"
-            if isinstance(leaf, float | int | list | tuple | np.generic)
+            if isinstance(leaf, float | int | np.generic)
             else hint_for(leaf) or hint_for_container(leaf)
         )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")

@@ -28,7 +28,12 @@ def view_of(x: Any) -> Any:
         return x
     try:
         return x if _is_freed(x) else to_numpy(x)
-    except (ImportError, RuntimeError, TypeError):  # sparse, conjugated, or of a dtype that NumPy has not
+    except (
+        ImportError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # sparse, conjugated, or of a dtype or axes that NumPy has not
         return x
 
 
@@ -80,7 +85,7 @@ def views_of(xs: Sequence[Any]) -> list[Any]:
     tensor = sys.modules["torch"].Tensor if "torch" in sys.modules else ()
     try:
         return [(x.numpy() if x.data_ptr() else view_of(x)) if isinstance(x, tensor) else x for x in xs]
-    except (RuntimeError, TypeError):  # one that does not lend its memory to NumPy, or requires a gradient
+    except (RuntimeError, TypeError, ValueError):  # one that does not lend its memory to NumPy, or requires a gradient
         return list(map(view_of, xs))
 
 

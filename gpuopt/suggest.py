@@ -6,9 +6,11 @@ import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from inspect import BoundArguments, Signature
+    from typing import Any
 
-__all__ = ["did_you_mean", "listed", "printable", "told_of_each"]
+__all__ = ["bound", "did_you_mean", "listed", "printable", "told_of_each"]
 
 MOST = 1000
 """Largest number of names that are searched for the nearest one: 100,000 would take seconds."""
@@ -87,6 +89,46 @@ def did_you_mean(
     """
     names = _nearest(str(given), list(itertools.islice(known, MOST)), likeness)
     return f" (did you mean {' or '.join(map(shown, names))}?)" if names else ""
+
+
+def bound(
+    name: str,
+    signature: Signature,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    names: Iterable[str] = (),
+    more: str = "",
+) -> BoundArguments:
+    """Return the arguments of a call by name.
+
+    Parameters
+    ----------
+    name, signature
+        Of what is called.
+    args, kwargs
+        The arguments.
+    names
+        Those that a parameter ``**x`` takes.
+    more
+        End of the message where they do not fit.
+
+    Raises
+    ------
+    TypeError
+        If an argument is unknown, missing, too many, or given twice.
+
+    """
+    known = [own for own, parameter in signature.parameters.items() if parameter.kind is not parameter.VAR_KEYWORD]
+    is_open = not names and len(known) < len(signature.parameters)
+    known += [own for own in names if own not in known]
+    usage = f"usage: {name}({', '.join(known)}){more}"
+    for argument in () if is_open else kwargs:
+        if argument not in known:
+            raise TypeError(f"{name}: unknown argument {argument!r}{did_you_mean(argument, known)}; {usage}")
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}; {usage}") from None
 
 
 def listed(names: Iterable[str], most: int = 20, shown: Callable[[str], str] = str) -> str:

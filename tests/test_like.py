@@ -364,8 +364,6 @@ def test_nesterov_without_momentum_is_refused_as_by_torch(given: Any) -> None:
 def test_keras_takes_one_clip_and_an_average() -> None:
     with pytest.raises(ValueError, match=r"^clipnorm and clipvalue: expected one of them$"):
         gpuopt.like.keras.Adam(clipnorm=1.0, clipvalue=1.0)
-    with pytest.raises(TypeError, match=r"^unknown argument 'clip_norm', expected weight_decay, clipnorm"):
-        gpuopt.like.keras.Adam(clip_norm=1.0)  # type: ignore[call-arg]
     rule = gpuopt.like.keras.SGD(1.0, use_ema=True, ema_momentum=0.5)
     state = gpuopt.init(rule, np.zeros(2))
     p, state = gpuopt.update(rule, np.zeros(2), np.array([1.0, 2.0]), state)
@@ -381,6 +379,57 @@ def test_unknown_name_says_which_one_was_meant(library: str, name: str, meant: s
         AttributeError, match=rf"^module 'gpuopt.like.{library}' has no attribute '{name}' .*'{meant}'\?\)$"
     ):
         getattr(getattr(gpuopt.like, library), name)
+
+
+PARAMETERS = {
+    "list": [np.ones(3)],
+    "dict": {"w": np.ones(3)},
+    "array": np.ones(3),
+    "generator": (x for x in [np.ones(3)]),
+}
+
+
+@pytest.mark.parametrize("params", PARAMETERS)
+def test_parameters_go_to_the_optimizer(params: str) -> None:
+    """As the first argument, which is that of the optimizers of torch."""
+    given: Any = PARAMETERS[params]
+    makers = [getattr(getattr(gpuopt.like, library), name) for library in CASES for name, _, _ in CASES[library]]
+    for make in (*makers, gpuopt.SGD, gpuopt.Adam):
+        rate = next(iter(inspect.signature(make).parameters))
+        for options in ({}, {rate: 0.1}, {"nonsense": 1}):
+            with pytest.raises(TypeError, match=r"parameters go to gpuopt\.Optimizer\(params, rule\)$|'nonsense'"):
+                make(given, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "rates", "options", "words"),
+    [
+        (
+            gpuopt.like.torch.Adam,
+            (),
+            {"learning_rate": 0.1},
+            r"^Adam: unknown argument 'learning_rate' .*'lr'\?\); usage: Adam",
+        ),
+        (
+            gpuopt.like.optax.adam,
+            (),
+            {"lr": 0.1},
+            r"^adam: unknown argument 'lr' .*'learning_rate'\?\); usage: adam\(learn",
+        ),
+        (
+            gpuopt.like.keras.Adam,
+            (),
+            {"clip_norm": 1.0},
+            r"^Adam: unknown argument 'clip_norm' .*'clipnorm'\?\); usage: ",
+        ),
+        (gpuopt.like.mlx.SGD, (), {}, r"^SGD: missing a required argument: 'learning_rate'; usage: SGD\(learning_rate"),
+        (gpuopt.EMA, (0.9,), {"decay": 0.9}, r"^EMA: multiple values for argument 'decay'; usage: EMA\(decay\)$"),
+    ],
+    ids=["torch", "optax", "keras", "mlx", "transform"],
+)
+def test_arguments_that_do_not_fit(make: Callable[..., Any], rates: Any, options: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        make(*rates, **options)
 
 
 @pytest.mark.parametrize("betas", [0.9, (0.9,), (0.9, 0.99, 0.999), "ab"], ids=str)

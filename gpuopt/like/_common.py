@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.suggest import did_you_mean
+from gpuopt.rules.hyper import hint_for_parameters
+from gpuopt.suggest import bound, did_you_mean
 from gpuopt.transforms import chain
 
 if TYPE_CHECKING:
@@ -37,6 +40,35 @@ def pair(betas: Any) -> tuple[Hyper, Hyper]:
     if not (isinstance(betas, tuple | list) and len(betas) == 2):
         raise TypeError(f"betas: {betas!r:.40}, expected two, as in betas=(0.9, 0.999)")
     return betas[0], betas[1]
+
+
+def checked(module: dict[str, Any], names: Sequence[str], common: Sequence[str] = ()) -> None:
+    """Replace the functions of a module by such as refuse arguments that do not fit, with the name that was meant.
+
+    Parameters
+    ----------
+    module
+        Its ``globals()``.
+    names
+        The functions.
+    common
+        Arguments that all of them take beside their own.
+
+    """
+    for name in names:
+        module[name] = _checked(module[name], common)
+
+
+def _checked(function: Callable[..., Any], common: Sequence[str]) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        more = hint_for_parameters(args[0]) if args else ""
+        bound(function.__name__, signature, args, kwargs, common, more)
+        return function(*args, **kwargs)
+
+    return called
 
 
 def absent(module: str, names: Sequence[str]) -> Callable[[str], Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import gpuopt as rules
-from gpuopt.like._common import absent
+from gpuopt.like._common import absent, checked
 from gpuopt.transforms import chain
 from gpuopt.transforms.averages import EMA
 from gpuopt.transforms.decay import WeightDecay
@@ -59,8 +59,6 @@ def _around(rule: Rule, common: Common) -> Rule:
     clips = sorted(given.keys() & {"clipnorm", "clipvalue", "global_clipnorm"})
     if len(clips) > 1:
         raise ValueError(f"{' and '.join(clips)}: expected one of them")
-    if unknown := common.keys() - Common.__annotations__.keys():
-        raise TypeError(f"unknown argument {min(unknown)!r}, expected {', '.join(Common.__annotations__)}")
     before = [KINDS[name](value) for name, value in given.items() if name in KINDS]
     after = [EMA(common.get("ema_momentum", 0.99))] if common.get("use_ema") else []
     return chain(*before, rule, *after) if before or after else rule
@@ -239,3 +237,7 @@ def Lamb(
 
     """
     return _around(rules.LAMB(learning_rate, beta_1, beta_2, epsilon), common)
+
+
+if not TYPE_CHECKING:  # what they are called with is checked
+    checked(globals(), __all__, [*Common.__annotations__])

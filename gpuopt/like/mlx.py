@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import gpuopt as rules
-from gpuopt.like._common import absent, around, pair
+from gpuopt.like._common import absent, around, checked, pair
 from gpuopt.transforms.decay import L2, WeightDecay
 
 if TYPE_CHECKING:
@@ -140,3 +140,7 @@ def Lion(learning_rate: Hyper, betas: Betas = (0.9, 0.99), weight_decay: Hyper =
 
     """
     return around(rules.Lion(learning_rate, *pair(betas)), (WeightDecay, weight_decay))
+
+
+if not TYPE_CHECKING:  # what they are called with is checked
+    checked(globals(), __all__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.like._common import absent, around, pair
+from gpuopt.like._common import absent, around, checked, pair
 from gpuopt.rules.adabelief import AdaBelief
 from gpuopt.rules.adadelta import AdaDelta
 from gpuopt.rules.adafactor import Adafactor
@@ -569,3 +569,7 @@ def muon(
     iteration: dict[str, Any] = {"iterations": ns_steps, "a": a, "b": b, "c": c, "bias_correction": True}
     rms = consistent_rms or 0.0
     return Muon(learning_rate, beta, weight_decay, eps, nesterov=nesterov, rms=rms, inputs_first=True, **iteration)
+
+
+if not TYPE_CHECKING:  # what they are called with is checked
+    checked(globals(), __all__)

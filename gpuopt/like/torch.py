@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gpuopt as rules
 from gpuopt.like import _exchange
-from gpuopt.like._common import absent, around, decayed, pair
+from gpuopt.like._common import absent, around, checked, decayed, pair
 from gpuopt.transforms.decay import L2, WeightDecay
 from gpuopt.transforms.gradient import Maximize
 
@@ -431,3 +431,7 @@ def state_dict(opt: Optimizer, names: Sequence[str] | None = None) -> dict[str, 
     """
     makers = {name: globals()[name] for name in __all__ if name[0].isupper()}
     return _exchange.written(opt, names, makers)
+
+
+if not TYPE_CHECKING:  # what they are called with is checked
+    checked(globals(), __all__)

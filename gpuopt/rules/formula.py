@@ -15,9 +15,18 @@ from types import SimpleNamespace
 from typing import Any, NoReturn, Self
 
 from gpuopt.arrays import are_equal
-from gpuopt.rules.hyper import LONGEST, Hyperparameter, as_float, is_traced, kind_of, unknown, untraceable
+from gpuopt.rules.hyper import (
+    LONGEST,
+    Hyperparameter,
+    as_float,
+    hint_for_parameters,
+    is_traced,
+    kind_of,
+    unknown,
+    untraceable,
+)
 from gpuopt.rules.slots import Part, Slot, Slots, is_real, starts
-from gpuopt.suggest import did_you_mean, listed
+from gpuopt.suggest import bound, did_you_mean, listed
 
 GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
 """Names with a fixed meaning in `Rule.update`, and that meaning."""
@@ -60,7 +69,7 @@ class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
         if not isinstance(slots, property | cached_property):
             _check_slots(cls.__name__, slots)
 
-    def __new__(cls, *args: Any, **hyperparameters: Any) -> Self:  # noqa: ARG004 - those by position are the dataclass's
+    def __new__(cls, *args: Any, **hyperparameters: Any) -> Self:
         # Here and not in `__post_init__`: the `__init__` of a dataclass would raise first, without a cure.
         for base in cls.__mro__[: cls.__mro__.index(Formula)]:
             if issubclass(base, Formula) and "__dataclass_fields__" not in vars(base) and (names := _annotated(base)):
@@ -71,6 +80,8 @@ class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
             is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
             for name in [] if is_open else hyperparameters.keys() - known:
                 raise unknown(cls.__name__, name, known)
+        if args:
+            bound(cls.__name__, cls.__signature__, args, hyperparameters, more=hint_for_parameters(args[0]))
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

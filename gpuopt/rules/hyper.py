@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import Field, dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     Hyper: TypeAlias = float | Callable[[int], float]
     """A hyperparameter: a number, or a schedule ``step -> number``."""
@@ -95,12 +96,23 @@ class Number:
         return number
 
 
+def hint_for_parameters(value: Any) -> str:
+    """Where parameters go that were given in place of a hyperparameter, as to the optimizers of torch."""
+    if isinstance(value, Real | str | bytes) or getattr(value, "shape", None) == ():
+        return ""
+    is_many = isinstance(value, Iterable) or callable(getattr(value, "parameters", None))
+    return "; parameters go to gpuopt.Optimizer(params, rule)" if is_many else ""
+
+
 def _hint_for_many(value: Any, where: str) -> str:
     """What to give in place of several numbers."""
-    if not hasattr(value, "__len__") or isinstance(value, str | bytes | dict) or getattr(value, "shape", None) == ():
-        return ""
+    if getattr(value, "shape", None) == ():
+        return "; float(x) is one"
+    of_parameters = hint_for_parameters(value) if where.endswith(": lr") else ""
+    if not hasattr(value, "__len__") or isinstance(value, str | bytes | dict):
+        return of_parameters
     of_elements = "; for one rate an element, Scale(rates) in a chain" if where.endswith(": lr") else ""
-    return f"; for one value a step, values.__getitem__ is a schedule{of_elements}"
+    return f"; for one value a step, values.__getitem__ is a schedule{of_elements}{of_parameters}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, get_args
 
 from gpuopt.schedules.domains import PLAIN, Domain
-from gpuopt.suggest import did_you_mean
+from gpuopt.suggest import bound
 
 P = ParamSpec("P")
 
@@ -132,22 +132,13 @@ def schedule(function: Callable[Concatenate[int, P], float]) -> Callable[P, Sche
     _, *parameters = inspect.signature(function, eval_str=True).parameters.values()
     signature = inspect.Signature(parameters, return_annotation=Schedule)
     domains = {parameter.name: _domain(name, parameter) for parameter in parameters}
-    usage = f"{name}({', '.join(domains)})"
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Schedule:
-        for argument in kwargs:
-            if argument not in domains:
-                raise TypeError(
-                    f"{name}: unknown argument {argument!r}{did_you_mean(argument, domains)}; usage: {usage}"
-                )
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}: {error}; usage: {usage}") from None
-        bound.apply_defaults()
+        given = bound(name, signature, args, kwargs)
+        given.apply_defaults()
         checked: dict[str, Any] = {}
-        for argument, value in bound.arguments.items():
+        for argument, value in given.arguments.items():
             checked[argument] = domains[argument].checked(f"{name}: {argument}", value, checked)
         return Schedule(name, tuple(checked.values()), function)
 
