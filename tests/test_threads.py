@@ -35,6 +35,14 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", head + code], env=env, capture_output=True, text=True, check=False)
 
 
+def once_asleep(pool: threads.Pool) -> bool:
+    """Wait until the first helper sleeps, and return whether it does."""
+    deadline = time.monotonic() + 10
+    while not pool._sleeping[0].value and time.monotonic() < deadline:
+        time.sleep(1e-4)
+    return bool(pool._sleeping[0].value)
+
+
 def stepped(count: int, **options: Any) -> dict[str, Any]:
     threads.set_num_threads(count)
     random = np.random.RandomState(0)
@@ -98,9 +106,7 @@ def test_helpers_that_come_too_late_are_left_asleep_for_a_while() -> None:
     pool = threads.pool()
     pool.start(2)
     late = (ctypes.c_int64 * JOBS).from_address(pool._address.value + FIELDS["late"])  # type: ignore[operator]
-    deadline = time.monotonic() + 10
-    while not pool._sleeping[0].value and time.monotonic() < deadline:
-        time.sleep(1e-4)
+    assert once_asleep(pool)
     time.sleep(0.05)  # until it sleeps indeed
 
     def run(context: int) -> list[int]:
@@ -121,6 +127,32 @@ def test_helpers_that_come_too_late_are_left_asleep_for_a_while() -> None:
         pause[0] = 0.02
         found = [run(0)]
     assert found == [[1]]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 64])
+@pytest.mark.parametrize("items", [0, 1, 2, 31, 32, 33, 1000])
+def test_every_item_of_a_job_is_done_once(items: int, workers: int) -> None:
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    done: list[int] = []
+    job = function(lambda _, begin, end: done.extend(range(begin, end)))
+    threads.set_num_threads(workers)
+    pool = threads.pool()
+    pool.start(3)
+    for _ in range(2):  # forth and back
+        done.clear()
+        pool.run(ctypes.cast(job, ctypes.c_void_p), 0, items, workers)
+        assert sorted(done) == list(range(items))
+
+
+def test_a_helper_that_was_roused_for_nothing_goes_back_to_sleep() -> None:
+    threads.set_num_threads(2)
+    pool = threads.pool()
+    pool.start(2)
+    assert once_asleep(pool)
+    ctypes.memset(pool._address.value + FIELDS["late"], 0, 8 * JOBS)  # type: ignore[operator]
+    pool.rouse(0, 0, 2)
+    assert pool._words["roused"].value == 3  # one helper was woken
+    assert once_asleep(pool)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks as POSIX has them")

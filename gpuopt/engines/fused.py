@@ -175,6 +175,7 @@ class FusedStep:
             parameter (or None), or raises.
 
         """
+        self.kernel.expect()
         every = len(gradients) == len(self.members)
         own = gradients if every else [gradients[i] for i in self.members]
         held = leaves if every else [leaves[i] for i in self.members]

@@ -38,6 +38,9 @@ class Lookup(Protocol):
 class Kernel(Protocol):
     """Compiled code that updates all leaves of a table."""
 
+    def expect(self) -> object:
+        """Make ready for a step, which is about to be prepared."""
+
     def prepare(self) -> Sequence[Callable[[], object]]:
         """Return what updates the leaves, after the table was filled in for this step.
 

@@ -95,6 +95,10 @@ class CPUKernel:
             self._over_all_chunks(function, self._context, 1 if is_alone else self._workers)
             for function, is_alone in (*zip(functions, [False, True] * reducing, strict=True), (step, False))
         )
+        self.expect: Callable[[], object] = tuple
+        if self._workers > 1:
+            job = _function_address(step), ctypes.c_void_p(_address(self._context)), ctypes.c_int64(self._workers)
+            self.expect = partial(threads.pool().rouse, *job)
         self._measured: tuple[Any, ...] | None = None
 
     def prepare(self) -> Sequence[Callable[[], object]]:

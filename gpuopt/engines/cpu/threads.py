@@ -1,8 +1,8 @@
 """Helper threads that share in a step, and how many.
 
 The helpers run machine code. For some microseconds after a job a helper spins, so that it is there at once for the next
-one; then it sleeps. A job is published in a block of memory that lives as long as the process; its shares are given out
-by an atomic counter. The calling thread works too. When all shares are given out, it closes the job: a helper that comes
+one; then it sleeps. Whoever prepares a job may rouse the helpers before it. A job is published in a block of memory that
+lives as long as the process; its shares are given out by atomic counters. The calling thread works too. When all shares are given out, it closes the job: a helper that comes
 later finds nothing, and the call ends as soon as the helpers that did come are done with their last shares. So no helper
 works on a job after the call has returned, whatever happens to the threads, and where no helper comes the calling thread
 does it all.
@@ -44,14 +44,17 @@ class Pool:
     run
         Machine code ``run(work, context, items, workers)``: calls ``work(context, begin, end)`` for all items, in at most
         so many threads; ``work`` is the address of a function.
+    rouse
+        Machine code ``rouse(work, context, workers)``: wakes the helpers for such a job, which is about to come.
 
     """
 
     def __init__(self) -> None:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        run, self._serve, pauses = machine.compiled(
+        run, rouse, self._serve, pauses = machine.compiled(
             source(),
             run=ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number, number),
+            rouse=ctypes.PYFUNCTYPE(None, pointer, pointer, pointer, number),  # keeps the GIL, which others would take
             serve=ctypes.CFUNCTYPE(None, pointer, number),
             pauses=ctypes.CFUNCTYPE(None, number),
         )
@@ -61,7 +64,7 @@ class Pool:
         machine.immortal(self._control)
         self._words = {name: ctypes.c_int64.from_address(address + at) for name, at in FIELDS.items() if name != "size"}
         self._address = ctypes.c_void_p(address)
-        self.run = partial(run, self._address)
+        self.run, self.rouse = partial(run, self._address), partial(rouse, self._address)
         for name in ("acquire", "release"):
             function = getattr(ctypes.pythonapi, f"PyThread_{name}_lock")
             self._words[name].value = ctypes.cast(function, ctypes.c_void_p).value or 0
@@ -122,7 +125,7 @@ class Pool:
 
     def _begin_anew(self) -> None:
         """Forget the helpers in a forked process, which has none of them."""
-        for name in ("state", "busy", "next"):
+        for name in ("state", "busy", "roused"):
             self._words[name].value = 0
         for k in range(MOST):
             self._sleeping[k].value = self._locks[k].value = 0

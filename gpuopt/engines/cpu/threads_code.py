@@ -6,6 +6,10 @@ open. A helper enters by raising the count while the job is open; after the job 
 Who takes part in a job wakes two others, as in a binary heap whose root is the calling thread, so that the calling thread
 begins to work after two wakings however many helpers there are. Helpers that came too late several times for a job,
 the same function with the same context, are left asleep the next times, then tried again: ``late`` counts by job.
+
+The items are cut into parts, one for each thread, and these into shares. ``taken`` counts for each part the shares that its own
+thread took, from one end, and in the upper half of the word those that others took, from the other end. Every job goes the other
+way than the job before it, for what was touched last is still in the caches.
 """
 
 from __future__ import annotations
@@ -24,14 +28,14 @@ if TYPE_CHECKING:
 # is followed, for each helper and a cache line apart, by the lock that the helper sleeps on.
 FIELDS = {
     "state": 0,
-    "next": 64,
     "busy": 128,
     "stop": 192,
     "work": 256,
     "context": 264,
     "items": 272,
     "share": 280,
-    "mode": 288,
+    "parts": 288,
+    "mode": 312,
     "processor": 296,
     "helpers": 304,
     "limit": 320,
@@ -42,9 +46,11 @@ FIELDS = {
     "getcpu": 360,
     "setaffinity": 368,
     "processors": 384,
+    "roused": 448,
     "late": 512,
     "sleeping": 1088,
-    "size": 1088 + 64 * 64,
+    "taken": 1088 + 64 * 64,
+    "size": 1088 + 2 * 64 * 64,
 }
 
 PROCESSORS = 1024
@@ -54,15 +60,18 @@ JOBS = 64
 
 _JOB = 16
 """The number of a job begins at this bit of the state."""
-_SHARES = 8
+_SHARES = 16
 """Shares of a job for each thread: small ones, so that a processor that is busy with other things holds nobody up."""
 TRIES = 8
 """How often helpers may come too late for a job, one time after the other, before they are left asleep."""
 ASLEEP = 64
 """How many times they are left asleep."""
+PATIENCE = 16
+"""How many times as long a helper spins that has been roused, if no job comes."""
 
-_GIVEN = {"work": "i8*", "context": "i8*", "items": "i64", "share": "i64"}
-"""Fields of a job, and their types: the function to call, its first argument, how many items there are, and how many make a share."""
+_GIVEN = {"work": "i8*", "context": "i8*", "items": "i64", "share": "i64", "parts": "i64"}
+"""Fields of a job, and their types: the function to call, its first argument, how many items there are, how many make a share, and how many
+parts there are."""
 WAITS = 4000
 """Pauses of a thread that waits for helpers, before it lets others have its processor."""
 
@@ -166,15 +175,27 @@ def _pauses(machine: _Machine) -> str:
 
 
 def _shares() -> str:
-    """Give out shares to the calling thread until there are none, and return how many it got."""
-    f = _Concurrent("shares", "i8* control, i8* work, i8* context, i64 items, i64 share", "i64", internal=True)
-    _, work, context, items, share = f.given.values()
+    """Do shares of a job until none is left, those of the own part first, and return how many they were."""
+    f = _Concurrent(
+        "shares",
+        "i8* control, i64 number, i64 parity, i8* work, i8* context, i64 items, i64 share, i64 parts",
+        "i64",
+        internal=True,
+    )
+    _, number, parity, work, context, items, share, parts = f.given.values()
     done = f.variable(0)
-    with f.repeat() as leave:
-        begin = f.change("add", f.field("next"), share, "monotonic")
-        leave(begin >= items)
-        f.through(work, context, begin, f.smaller(begin + share, items))
-        done[0] = done[0] + 1
+    with f.loop(0, parts) as k:
+        part, is_own = (number + k) % parts, k == 0
+        first, end = items * part // parts, items * (part + 1) // parts
+        count, taken = (end - first + share - 1) // share, f.field("taken").at(part * 8)
+        with f.repeat() as leave:
+            before = f.change("add", taken, f.where(is_own, f.whole(1), 1 << 32), "monotonic")
+            own, others = before & 0xFFFFFFFF, before >> 32
+            leave(own + others >= count)
+            forth = f.where(is_own, own, count - 1 - others)
+            begin = first + f.where(parity != 0, count - 1 - forth, forth) * share
+            f.through(work, context, begin, f.smaller(begin + share, end))
+            done[0] = done[0] + 1
     return f.text(done[0])
 
 
@@ -190,20 +211,42 @@ def _wake() -> str:
     return f.text(woken[0])
 
 
+def _late(f: Any) -> Any:
+    """Where the number is of how often helpers came too late for a job."""
+    return f.field("late").at(((f.number(f.given["work"]) >> 4) + (f.number(f.given["context"]) >> 4)) % JOBS)
+
+
+def _rouse() -> str:
+    """Wake the helpers for a job that is about to come, so that they wake up while the calling thread still prepares it.
+
+    ``roused`` is 1 until the next job, and twice the number of those that were woken more.
+    """
+    f = _Concurrent("rouse", "i8* control, i8* work, i8* context, i64 most")
+    control, _, _, most = f.given.values()
+    workers = f.smaller(most, f.field("limit")[0])
+    with f.when((workers > 1) & (f.seen(f.field("busy"), "monotonic") == 0) & (_late(f)[0] < TRIES)):
+        f.field("helpers")[0] = workers - 1
+        roused = f.field("roused")
+        f.publish(1, roused, "seq_cst")
+        f.change("add", roused, f.call("wake", control, f.whole(0), kind="i64") << 1, "monotonic")
+    return f.text()
+
+
 def _run(machine: _Machine) -> str:
     """Do a job: share it out unless one thread is enough, or another job is."""
     f = _Concurrent("run", "i8* control, i8* work, i8* context, i64 items, i64 most")
     control, work, context, items, most = f.given.values()
     is_shared, woken, waits = (f.variable(0) for _ in range(3))
     workers = f.smaller(most, f.field("limit")[0])
-    with f.when(workers > 1):
+    woken[0] = f.change("xchg", f.field("roused"), 0, "monotonic") >> 1
+    with f.when((workers > 1) & (items > 0)):
         is_shared[0] = f.replaced(f.field("busy"), 0, 1, "acquire").cast("i64")
     with f.when(is_shared[0] == 0):
         f.through(work, context, f.whole(0), items)
     with f.when(is_shared[0] != 0):
-        parts = workers * _SHARES
-        share = (items + parts - 1) // parts
-        job = (work, context, items, share)
+        shares = workers * _SHARES
+        share = (items + shares - 1) // shares
+        job = (work, context, items, share, workers)
         for (field, kind), value in zip(_GIVEN.items(), job, strict=True):
             f.field(field, kind)[0] = value
         f.field("helpers")[0] = workers - 1
@@ -211,15 +254,16 @@ def _run(machine: _Machine) -> str:
         processor = f.field("getcpu", "i8*")[0]
         with f.when(processor != None):
             f.field("processor")[0] = f.through(processor, kind="i32").cast("i64")
-        f.publish(0, f.field("next"), "monotonic")
+        with f.loop(0, workers) as k:
+            f.publish(0, f.field("taken").at(k * 8), "monotonic")
         state = f.field("state")
         closed = ((f.seen(state, "monotonic") >> _JOB) + 1) << _JOB
         f.publish(closed | 1, state, "seq_cst")
-        late = f.field("late").at(((f.number(work) >> 4) + (f.number(context) >> 4)) % JOBS)
+        late = _late(f)
         count = late[0]
         with f.when(count < TRIES):
-            woken[0] = f.call("wake", control, f.whole(0), kind="i64")
-        own = f.call("shares", control, *job, kind="i64")
+            woken[0] = woken[0] + f.call("wake", control, f.whole(0), kind="i64")
+        own = f.call("shares", control, f.whole(0), (closed >> _JOB) & 1, *job, kind="i64")
         f.change("and", state, -2, "seq_cst")
         with f.repeat() as leave:
             leave(f.seen(state, "acquire") == closed)
@@ -276,14 +320,23 @@ def _serve(machine: _Machine) -> str:
             last[0], idle[0] = now >> _JOB, 0
             f.lines.append(machine.set_mode.format(f.field("mode").term))
             f.call("wake", control, k + 1, kind="i64")
-            f.call("shares", control, *(f.field(name, kind)[0] for name, kind in _GIVEN.items()), kind="i64")
+            f.call(
+                "shares",
+                control,
+                k + 1,
+                (now >> _JOB) & 1,
+                *(f.field(name, kind)[0] for name, kind in _GIVEN.items()),
+                kind="i64",
+            )
             f.change("sub", state, 2, "acq_rel")
         with f.when(is_inside[0] == 0):
             leave(f.seen(f.field("stop"), "monotonic") != 0)
             idle[0] = idle[0] + 1
-            with f.when(idle[0] <= spins):
+            is_roused = f.seen(f.field("roused"), "monotonic") != 0
+            is_tired = idle[0] > f.where(is_roused, spins * PATIENCE, spins)
+            with f.when(is_tired == 0):
                 f.lines.append(machine.pause)
-            with f.when(idle[0] > spins):
+            with f.when(is_tired):
                 processor = f.seen(f.field("processor"), "monotonic")
                 with f.when(processor != avoided[0]):
                     f.call("avoid", control, processor)
@@ -297,16 +350,20 @@ def _serve(machine: _Machine) -> str:
                     must_wait[0] = (f.change("xchg", sleeping, 0, "seq_cst") == 0).cast("i64")
                 with f.when(must_wait[0] != 0):
                     f.through(acquire, lock, 1, kind="i32")
+                with f.when(f.seen(f.field("roused"), "seq_cst") != 0):
+                    f.call("wake", control, k + 1, kind="i64")
                 idle[0] = 0
     return f.text()
 
 
 def source(name: str | None = None) -> str:
-    """LLVM IR of ``run``, ``serve`` and ``pauses`` for a machine (as `platform.machine` calls it), by default this one."""
+    """LLVM IR of ``run``, ``rouse``, ``serve`` and ``pauses`` for a machine (as `platform.machine` calls it), by default this one."""
     machine = _MACHINES.get((name or platform.machine()).lower(), _Machine())
     declarations = [
         machine.declarations,
         "declare i64 @llvm.smin.i64(i64, i64)",
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
     ]
-    return "\n".join([*declarations, _pauses(machine), _shares(), _wake(), _run(machine), _avoid(), _serve(machine)])
+    return "\n".join(
+        [*declarations, _pauses(machine), _shares(), _wake(), _rouse(), _run(machine), _avoid(), _serve(machine)]
+    )

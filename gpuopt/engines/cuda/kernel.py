@@ -148,6 +148,9 @@ class CUDAKernel:
 
         cupy.cuda.get_current_stream().synchronize()
 
+    def expect(self) -> None:
+        """See :meth:`gpuopt.engines.place.Kernel.expect`."""
+
     def prepare(self) -> tuple[Callable[[], object], ...]:
         """See :meth:`gpuopt.engines.place.Kernel.prepare`: judge the gradients if that was asked for, and update."""
         judging, self._judging = self._judging, None
