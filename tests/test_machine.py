@@ -11,6 +11,8 @@ from spaces import assert_same_bits
 
 import gpuopt
 from gpuopt.engines.cpu import lookup, machine
+from gpuopt.engines.cpu.kernel import CPU, HUGE
+from gpuopt.engines.memory import Layout
 
 # How machine code is made impossible in a fresh process, and what is then said.
 HINDRANCES = {
@@ -107,3 +109,14 @@ def test_where_numpys_structures_are_unknown(known: bool, monkeypatch: pytest.Mo
         w.shape = (4, 3)
     with pytest.raises(ValueError, match=r"params\[0\]: shape \(4, 3\), expected \(3, 4\)"):
         opt.step([np.ones((4, 3), "f4"), None])
+
+
+@pytest.mark.parametrize("size", [0, 5, HUGE // 8, HUGE // 4 + 1, HUGE])
+def test_arrays_in_huge_pages_are_zero_and_apart(size: int) -> None:
+    layout = Layout((size,), np.dtype(np.float32), (4,))
+    first, second = CPU().zeros([layout, layout])
+    assert first.shape == second.shape == (size,)
+    assert not np.shares_memory(first, second)
+    assert not first.any()
+    first[:] = 1
+    assert not second.any()

@@ -10,7 +10,7 @@ import numpy as np
 from gpuopt.arrays import assign, dtype_of, name_of
 from gpuopt.engines.complexes import gradient_dtype
 from gpuopt.engines.interrupts import in_one_go
-from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides
+from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides, side_by_side
 from gpuopt.engines.parts import Parts, WholeLeaves
 from gpuopt.engines.place import host
 from gpuopt.engines.program.folds import length
@@ -271,7 +271,8 @@ class FusedStep:
 
 def _dense_copy(place: Place, g: Any, like: Any) -> Any:
     """Return a gradient cast and laid out like an array, without gaps."""
-    (new,) = place.zeros([dense_layout(like)])
+    layouts = [dense_layout(like)]
+    (new,), _ = place.room(layouts, *side_by_side(layouts))
     assign(new, g)
     return new
 
