@@ -98,7 +98,7 @@ def save_state(
     waiting = "".join(f'"{name}": {json.dumps(content[name])}, ' for name in NUMBERS if name in content)
     named = f', "complex": {json.dumps(pairs)}' if pairs else ""
     about = f'{{"format": {FORMAT}, "steps": {content["steps"]}, {waiting}"rules": {rules}, "extra": {more}{named}}}'
-    write(path, tensors | {name: _as_pairs(tensors[name]) for name in pairs}, {"gpuopt": about})
+    write(path, tensors | {name: _as_pairs(name, tensors[name]) for name in pairs}, {"gpuopt": about})
 
 
 def load(path: str | os.PathLike[str], opt: Optimizer) -> dict[str, Any]:
@@ -265,9 +265,14 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _as_pairs(x: NDArray[Any]) -> NDArray[Any]:
+def _as_pairs(name: str, x: NDArray[Any]) -> NDArray[Any]:
     """A complex array with an axis for real and imaginary part."""
-    return np.stack([x.real, x.imag], axis=-1)
+    try:
+        return np.stack([x.real, x.imag], axis=-1)
+    except (IndexError, ValueError):  # by the version of NumPy
+        raise TypeError(
+            f"{name}: {x.ndim} axes of complex numbers, which a file has one more of; NumPy has no more, expected fewer"
+        ) from None
 
 
 def _as_complex(path: str | os.PathLike[str], name: str, x: Any) -> Any:

@@ -57,6 +57,7 @@ CONSTRUCTION: dict[str, tuple[Make, Any, type[Exception], str]] = {
             ("mappingproxy", lambda w: types.MappingProxyType({"w": w}), "dict"),
             ("dict_values", lambda w: {"w": w}.values(), "list"),
             ("SimpleNamespace", lambda w: types.SimpleNamespace(w=w), "vars"),
+            ("Leaves", lambda w: type("Leaves", (list,), {})([w]), "list"),
         )
     },
     "same array twice": (

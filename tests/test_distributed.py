@@ -521,3 +521,26 @@ class Sorts(gpuopt.Rule):
 def test_rules_that_cannot_be_traced_are_refused() -> None:
     with pytest.raises(TypeError, match="Sorts looks at whole leaves, of which a process has only parts"):
         gpuopt.distributed.Optimizer(np.zeros(2), Sorts(), None)
+
+
+@pytest.mark.parametrize("clip", [None, gpuopt.clip_by_global_norm(0.5)], ids=repr)
+def test_more_groups_than_one_call_has_room_for(clip: Any) -> None:
+    """Some calls then have passes that others have not."""
+
+    def optimizer(make: Callable[..., Any], **options: Any) -> Any:
+        params = {f"p{i:02}": np.random.default_rng(i).normal(size=(3, 3000 if i % 20 == 0 else 5)) for i in range(80)}
+        rules = {f"p{i:02}": (gpuopt.Adam if i < 40 else gpuopt.LAMB)(lr=0.01 * (i + 1)) for i in range(80)}
+        return make(params, rules, clip=clip, **options)
+
+    plain = optimizer(gpuopt.Optimizer)
+    parted = optimizer(gpuopt.distributed.Optimizer, comm=None, parts=np.int64(2), average=False)
+    rng = np.random.default_rng(0)
+    for step in range(3):
+        grads = [{path: rng.normal(size=p.shape) for path, p in plain.params.items()} for _ in parted.mine]
+        for own in grads if step == 1 else ():
+            own["p05"] = None
+        for own in grads:
+            parted.add(own)
+        parted.step()
+        plain.step({p: None if grads[0][p] is None else grads[0][p] + grads[1][p] for p in plain.params})
+    np.testing.assert_equal(parted.params, plain.params)

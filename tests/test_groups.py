@@ -71,6 +71,18 @@ def test_a_pattern_whose_leaves_have_a_rule_already(rules: Any, words: str) -> N
         groups.match(rules, trees.flatten(PARAMS)[0])
 
 
+def test_a_path_with_brackets_is_no_glob_of_itself() -> None:
+    """The message had it that there is no 'w[0]', and asked whether 'w[0]' was meant."""
+    params = {"w[0]": np.zeros(1), "w0": np.zeros(1)}
+    tree, _ = trees.flatten(params)
+    assert groups.match({"w[0]": A, "*": B}, tree).of_leaf == [0, 1]  # in the order of the paths
+    assert groups.match({"w[[]0]": A, "*": B}, tree).of_leaf == [1, 0]
+    with pytest.raises(
+        ValueError, match=r"^rule: the pattern 'w\[0\]' matches no leaf, for .*; 'w\[\[\]0\]' matches the leaf"
+    ):
+        groups.match({"w[0]": A}, trees.flatten({"w[0]": np.zeros(1)})[0])
+
+
 def test_a_long_list_of_leaves_is_cut_in_messages() -> None:
     params = [np.zeros(1) for _ in range(1000)]
     with pytest.raises(ValueError, match=r"matches no leaf.*; there are '0', '1', .*'19' and 980 more$"):

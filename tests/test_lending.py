@@ -153,6 +153,12 @@ def test_tensors_that_cannot_be_updated(torch: Any, make: Any, words: str) -> No
         gpuopt.Optimizer({"w": make(torch)}, gpuopt.SGD())
 
 
+def test_tensors_of_more_axes_than_numpy_has(torch: Any) -> None:
+    w = torch.zeros((1,) * 70)
+    gpuopt.Optimizer(w, gpuopt.SGD(lr=1.0)).step(torch.ones((1,) * 70))
+    assert w.item() == -1
+
+
 def freed(x: Any) -> Any:
     x.untyped_storage().resize_(0)
     return x

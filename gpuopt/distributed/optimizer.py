@@ -18,6 +18,7 @@ from gpuopt.engines import storage
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import DynamicScale, judge
 from gpuopt.optimizer import OWN
+from gpuopt.rules.hyper import as_index
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class Optimizer(SetUp):
         self._transport = connect(comm, next(iter(found), None), transport, timeout)
         rank, size = self._transport.rank, self._transport.size
         self._shard, self._average = bool(shard), bool(average)
-        self._parts = size if parts is None else parts
+        count = size if parts is None else as_index(parts)
+        self._parts = 0 if count is None else count
         self._one_part_each = parts is None
         self._lock = threading.RLock()
         self._kept: Exception | None = None
@@ -134,8 +136,10 @@ class Optimizer(SetUp):
         self.measures = False
         failure = Failure()
         with failure:
-            if not type(self._parts) is int or self._parts < size:
-                raise ValueError(f"parts: {parts!r}, expected a whole number of at least {size}, one for each process")
+            if self._parts < size:
+                raise ValueError(
+                    f"parts: {parts!r:.80}, expected a whole number of at least {size}, one for each process"
+                )
             self.mine = range(self._parts * rank // size, self._parts * (rank + 1) // size)
             super().__init__(params, rule, clip=clip, nonfinite=nonfinite, precision=precision, scale=scale)
         if failure.error is not None and not self._met:

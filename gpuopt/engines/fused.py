@@ -285,22 +285,15 @@ def fused_steps(
     before: FusedStep | None = None,
     parts: Parts | None = None,
 ) -> list[FusedStep]:
-    """Return one step for all leaves or, of more rules than one has room for, several; the arguments are those of `FusedStep`.
-
-    Raises
-    ------
-    TooManyRulesError
-        If the leaves are ``parts`` of others, which can have one step alone.
-
-    """
+    """Return one step for all leaves or, of more rules than one has room for, several; the arguments are those of `FusedStep`."""
     try:
         return [FusedStep(place, leaves, rules, reach, before, parts)]
     except TooManyRulesError:
         groups = sorted({leaf.group for leaf in leaves.values()})
-        if parts or len(groups) == 1:
+        if len(groups) == 1:
             raise
     first = set(groups[: len(groups) // 2])
     halves = [
         {i: leaf for i, leaf in leaves.items() if (leaf.group in first) is is_first} for is_first in (True, False)
     ]
-    return [step for half in halves for step in fused_steps(place, half, rules, reach)]
+    return [step for half in halves for step in fused_steps(place, half, rules, reach, parts=parts)]

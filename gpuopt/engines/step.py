@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -251,23 +252,28 @@ class Step(Judging):
     @property
     def widths(self) -> list[int]:
         """Of parts of leaves: of each reduction pass, how much it adds up of each chunk."""
-        return self._fused[0].widths if self._fused else []
+        return [max(own) for own in zip_longest(*(step.widths for step in self._fused), fillvalue=0)]
 
     def begin(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> None:
         """Before the first pass over parts of leaves: the scalars, and whether each whole leaf has a gradient."""
-        self._fused[0].begin(scalars, present)
+        for step in self._fused:
+            step.begin(scalars, present)
 
     def reduce(self, k: int) -> list[NDArray[np.float64]]:
         """Return what pass ``k`` adds up of each chunk of each part, of shape (chunks, columns)."""
-        found = self._fused[0].reduce(k)
-        return [
-            found[i] if i in found else np.zeros((-(-a.size // CHUNK), self.widths[k]))
-            for i, a in enumerate(self._arrays)
-        ]
+        width = self.widths[k]
+        sums = [np.zeros((-(-a.size // CHUNK), width)) for a in self._arrays]
+        for step in self._fused:
+            if k < len(step.widths):
+                for i, own in step.reduce(k).items():
+                    sums[i][:, : own.shape[1]] = own
+        return sums
 
     def know(self, k: int, sums: NDArray[np.float64]) -> None:
         """Take over what pass ``k`` added up of all chunks of all whole leaves, of shape (chunks, columns)."""
-        self._fused[0].know(k, sums)
+        for step in self._fused:
+            if k < len(step.widths):
+                step.know(k, np.ascontiguousarray(sums[:, : step.widths[k]]))
 
     def restoring(self) -> Sequence[Callable[[], object]]:
         """See `gpuopt.engines.place.Place.restoring`."""
