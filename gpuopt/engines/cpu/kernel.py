@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from gpuopt.engines import array
 from gpuopt.engines import table as tables
 from gpuopt.engines.cpu import code as cpu_code
 from gpuopt.engines.cpu import machine, threads
+from gpuopt.engines.cpu.elements import LINE
 from gpuopt.engines.cpu.lookup import Lookup, addresses_of
 from gpuopt.engines.memory import side_by_side
 from gpuopt.engines.place import Place
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 HUGE = 2 << 20
 """Bytes of a huge page."""
+LARGE, NEAR, FAR = 1 << 14, 1 << 10, 1 << 16
+"""Bytes from which on memory begins where a page does; over which such beginnings are spread for the first cache, and in huge pages for
+the second one: elements of the same number in a dozen slots would else all be in one place of it, which has room for eight."""
+_numbers = itertools.count(1)
 
 
 class CPU(Place):
@@ -78,13 +84,20 @@ def _zeroed(nbytes: int) -> NDArray[np.uint8]:
 
     The processor looks up fewer addresses then. NumPy asks for huge pages from 4 MiB on, wherever they begin.
     """
+    number = next(_numbers)
+    start = number * LINE % NEAR
     if nbytes >= HUGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # NumPy raises what is usual
-            pages = mmap.mmap(-1, -(-nbytes // HUGE) * HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            size = -(-nbytes // HUGE) * HUGE
+            pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(OSError):  # a system without
                 pages.madvise(mmap.MADV_HUGEPAGE)
-            return np.frombuffer(pages, np.uint8, nbytes)
-    return np.zeros(nbytes, np.uint8)
+            start += number * tables.CHUNK * 4 % FAR
+            return np.frombuffer(pages, np.uint8, nbytes, start if nbytes + start <= size else 0)
+    if nbytes < LARGE:
+        return np.zeros(nbytes, np.uint8)
+    buffer = np.zeros(nbytes + NEAR, np.uint8)
+    return buffer[(start - _address(buffer)) % NEAR :]
 
 
 def _laid_out(layouts: Sequence[Layout], offsets: Sequence[int], buffer: NDArray[np.uint8]) -> list[NDArray[Any]]:
