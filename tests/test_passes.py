@@ -16,10 +16,12 @@ from problems import VALUES, Leaf, Problem
 from spaces import Host, Space, assert_same_bits, opened
 
 import gpuopt
+from gpuopt.engines.cpu import reductions
 from gpuopt.engines.norms import ordered_sum
 from gpuopt.engines.program.passes import passes, update
 from gpuopt.engines.program.symbols import TraceError
 from gpuopt.engines.program.trace import trace, traced
+from gpuopt.engines.table import Variant
 from gpuopt.rules import Array, Hyper, Rule
 from gpuopt.rules.slots import leaf, shared
 
@@ -41,6 +43,24 @@ class Everything(Rule):
         everywhere = xp.where(xp.total_max(g) > h.lr, xp.sqrt(xp.total_dot(g, g)), s.all)
         new = p - h.lr / (1 + third * third) * g + xp.where(is_small, m, 1e-3)
         return new, {"m": m, "own": s.own + h.t * first, "all": everywhere, "largest": third}
+
+
+@dataclass(frozen=True)
+class Chosen(Rule):
+    """What a truth value of the whole leaf chooses: arrays, the same operation of arrays, zeros, and what is nothing of that."""
+
+    lr: Hyper = gpuopt.bounded(0.1, 0)
+
+    components = True
+    slots = {"a": 0.25, "b": -0.5}  # noqa: RUF012
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        early, late = h.t < 3, h.t > 4
+        change = xp.where(early, p - s.a, xp.where(late, g - s.b, 0))
+        array = xp.where(late, 0, xp.where(early, s.b, xp.where(h.t == 4, p, 0)))
+        same = xp.where(early, p + s.a, g + s.b) + xp.where(late, xp.sqrt(p * p), xp.where(early, 0, 0))
+        other = xp.where(late, p * g, p - g) + xp.where(early, s.a + g, 0)
+        return p - h.lr * (change + same + other), {"a": xp.where(late, change, s.a), "b": array - xp.where(late, 0, g)}
 
 
 FORMULAS: dict[str, Rule] = {
@@ -69,6 +89,33 @@ def problem(rules: list[Rule], values: str, layouts: list[str], seed: int = 0, s
         for i, (dtype, shape) in enumerate((dtype, shape) for shape in shapes for dtype in ("f4", "f8"))
     ]
     return Problem(rules, leaves, steps, seed, values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [
+        ("f4", "state32"),
+        ("f8", "state32"),
+        ("c8", "state32"),
+        ("f2", "param"),
+        ("f2", "stochastic"),
+        ("bfloat16", "split"),
+    ],
+)
+def test_what_is_chosen_for_a_whole_leaf(dtype: Any, precision: Any, fused_space: Space) -> None:
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+        if fused_space.name != "numpy":
+            pytest.skip("only NumPy has bfloat16")
+    start = np.concatenate([np.linspace(-2, 2, 4500), [0.0, -0.0, math.inf, math.nan, 1e-7]])
+    found = []
+    for space, engine in ((next(opened("numpy")), "array"), (fused_space, "fused")):
+        w = space.put(start.astype(dtype))
+        opt = gpuopt.Optimizer(w, Chosen(), engine=engine, precision=precision)
+        for k in range(7):
+            opt.step(space.put((start[::-1] * (k - 2.5)).astype(dtype)))
+        found.append(space.got(opt))
+    assert_same_bits(found[1], found[0])
 
 
 @pytest.mark.parametrize("name", [*FORMULAS, "everything"])
@@ -288,6 +335,21 @@ def test_many_sums_in_one_pass(dtype: str, memory: int, fused_space: Space) -> N
         for opt, put in ((array, np.asarray), (fused, fused_space.put)):
             opt.step({str(n): None if (i + k) % 5 == 0 else put(grads[i]) for i, n in enumerate(sizes)})
     assert_same_bits({name: fused_space.get(x) for name, x in fused.params.items()}, params)
+
+
+@pytest.mark.parametrize("memory", [1, 2, 5, 10])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_a_loop_fit_registers(dtype: str, memory: int) -> None:
+    """Each is in one loop, and those of points are not beside those of gradients, where they are many."""
+    variant = Variant(trace(gpuopt.LBFGS(memory=memory)), dtype)
+    (own,) = passes(variant.program)
+    loops = reductions.loops(variant, own.reductions)
+    assert sorted(r.number for loop in loops for r in loop.reductions) == sorted(r.number for r in own.reductions)
+    widths = {"dot": 1, "norm": 1 if dtype == "float32" else 3}
+    assert all(sum(widths[r.kind] for r in loop.reductions) <= reductions.SUMS for loop in loops)
+    if memory > 2:
+        counts = [sum(variant.program.nodes[i].op == "load" for i in loop.elements) for loop in loops]
+        assert min(counts) <= memory + 1
 
 
 @pytest.mark.parametrize("memory", [1, 5, 10])

@@ -107,7 +107,7 @@ def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> lis
     code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, sums + largest, before)]
     for i in reducing:
         f = Function(f"reduce{k}.{i}", f"{walks.TYPED}, double* out", internal=True)
-        for n, batch in enumerate(reductions.joined(own[i].batches)):
+        for n, batch in enumerate(reductions.loops(variants[i], own[i].reductions)):
             name = f"reduce{k}.{i}.{n}"
             code.append(reductions.loop(name, variants[i], own[i].before, batch, sums, next(metadata)))
             f.call(name, *f.given.values())

@@ -6,7 +6,7 @@ No operation carries a fast-math flag, so none is contracted or reordered: the b
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuopt.engines import storage, table
 from gpuopt.engines.cpu import walks
@@ -53,8 +53,35 @@ def declarations() -> list[str]:
         "declare double @llvm.fmuladd.f64(double, double, double)",
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
+        f"@{ZEROS} = internal global [{table.CHUNK * 2} x double] zeroinitializer, align 64",
         *functions,
     ]
+
+
+class _Source(NamedTuple):
+    """An element of an array as it is: its chunk, the way it is read, and the name of an array that is read so."""
+
+    chunk: Any
+    way: tuple[Any, ...]
+    name: str
+
+
+class _Operation(NamedTuple):
+    """An operation of elements of arrays, by their forms."""
+
+    op: str
+    of: tuple[Any, ...]
+
+
+class _Zero(NamedTuple):
+    """The number 0."""
+
+
+_Form = _Source | _Operation | _Zero
+"""What values are that may be chosen by their addresses."""
+_ZERO = (0.0).hex()
+ZEROS = "zeros"
+"""The name of a chunk of zeros, of whatever type."""
 
 
 class Elements:
@@ -94,8 +121,7 @@ class Elements:
         self._access = f.access = f", !llvm.access.group !{metadata}"
         self._i = Value(f, "i64", "%i")
         self._chunks: dict[Any, Any] = {}
-        # Of values that are elements of an array as they are: its chunk, name and part of an array that is stored alike.
-        self._sources: dict[int, tuple[Any, str, Sequence[int]]] = {}
+        self._forms: dict[int, _Form] = {}
         self.values: dict[int, Any] = {}
         self.arrays: dict[str, None] = {}
         same = uniform(variant.program)
@@ -103,8 +129,8 @@ class Elements:
             with self._before() if k in same else nullcontext():
                 match variant.program.nodes[k]:
                     case Node("load", (name, *part)):
-                        self._sources[k] = self._chunk(name), name, part
-                        self.values[k] = self._loaded(*self._sources[k])
+                        self._forms[k] = self._source(name, part)
+                        self.values[k] = self._written(self._forms[k])
                     case Node("coefficient", (index,)):
                         self.values[k] = f.given["c"].bits(f"{self.dtype.llvm}*")[index]
                     case Node("number", (index,)):
@@ -113,10 +139,14 @@ class Elements:
                         self.values[k] = self._rounded(f.given["scale"])
                     case Node("literal", (number,)):
                         self.values[k] = Value(f, self.dtype.llvm, self.dtype.llvm_literal(number))
-                    case Node("where", (when, a, b)) if when in same and self._way(a) == self._way(b) is not None:
-                        self.values[k] = self._either(k, when, a, b)
+                        if number == _ZERO:
+                            self._forms[k] = _Zero()
+                    case Node("where", (when, a, b)) if when in same and (form := self._either(when, a, b)):
+                        self._forms[k], self.values[k] = form, self._written(form)
                     case Node(op, args):
                         self.values[k] = f.operation(op, *map(self._value, args))
+                        if all(isinstance(self._forms.get(a), _Source) for a in args):
+                            self._forms[k] = _Operation(op, tuple(self._forms[a] for a in args))
 
     def loop(self, name: str, arguments: str, metadata: int, attributes: str = "") -> str:
         """IR of a function that does what is written for each of ``n`` elements, with two numbers of metadata from this one on."""
@@ -196,13 +226,47 @@ class Elements:
     def _is_split(self, name: str) -> bool:
         return name == "p" and self.variant.precision == "split" and bool(self.variant.stored(name).stored)
 
-    def _way(self, k: int) -> tuple[Any, ...] | None:
-        """How a value is read, if it is an element of an array as it is."""
-        if k not in self._sources:
-            return None
-        _, name, part = self._sources[k]
+    def _source(self, name: str, part: Sequence[int]) -> _Source:
+        """An element of an array, as it is."""
         stored = self.variant.stored(name)
-        return self._kind(name), stored.stored and stored.name, self._is_split(name), tuple(part)
+        way = self._kind(name), stored.stored and stored.name, self._is_split(name), tuple(part)
+        return _Source(self._chunk(name), way, name)
+
+    def _written(self, form: Any) -> Any:
+        """Write what an element of this form is."""
+        if isinstance(form, _Source):
+            return self._loaded(form.chunk, form.name, form.way[-1])
+        return self.f.operation(form.op, *map(self._written, form.of))
+
+    def _either(self, when: int, a: int, b: int) -> _Form | None:
+        """What one of two values is that a truth value of the whole leaf has chosen before the loop: branches in a loop are no vectors.
+
+        Of two arrays one is read, and of two operations of arrays one is done. 0 is an array of zeros, or the difference of two such.
+        None if they are nothing of that.
+        """
+        return self._chosen(self.values[when], self._forms.get(a), self._forms.get(b))
+
+    def _chosen(self, when: Any, a: _Form | None, b: _Form | None) -> _Form | None:
+        match a, b:
+            case _Source(one, way, name), _Source(other, same, _) if way == same:
+                with self._before():
+                    return _Source(self.f.where(when, one, other), way, name)
+            case _Operation(op, of), _Operation(other, those) if op == other:
+                found = tuple(self._chosen(when, *pair) for pair in zip(of, those, strict=True))
+                return None if any(own is None for own in found) else _Operation(op, found)
+            case ((_Source() | _Operation("sub")), _Zero()):
+                return self._chosen(when, a, self._zeros(a))
+            case _Zero(), (_Source() | _Operation("sub")):
+                return self._chosen(when, self._zeros(b), b)
+        return None
+
+    def _zeros(self, like: _Form | None) -> _Form | None:
+        """Zeros that are read as elements of an array are."""
+        if isinstance(like, _Operation):
+            return _Operation(like.op, tuple(map(self._zeros, like.of)))
+        if not isinstance(like, _Source) or self._is_split(like.name):  # the lower half is elsewhere
+            return None
+        return _Source(Value(self.f, like.chunk.kind, f"@{ZEROS}"), like.way, like.name)
 
     def _write(self, x: Any, name: str, part: tuple[int, ...], when: int | None) -> None:
         chunk = self._chunk(name)
@@ -214,14 +278,6 @@ class Elements:
                     self._chunks[name, when] = self.f.where(self.values[when], chunk, self._chunks["unread"])
             chunk = self._chunks[name, when]
         self.f.store(x, self.f.at(chunk, self._i, *part))
-
-    def _either(self, k: int, when: int, first: int, second: int) -> Any:
-        """An element of one of two arrays: a truth value of the whole leaf has chosen it before the loop."""
-        (one, name, part), (other, _, _) = self._sources[first], self._sources[second]
-        with self._before():
-            chunk = self.f.where(self.values[when], one, other)
-        self._sources[k] = chunk, name, part
-        return self._loaded(chunk, name, part)
 
     def _chunk(self, name: str) -> Any:
         """The address of an array's part that is a chunk."""

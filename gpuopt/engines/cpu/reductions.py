@@ -13,7 +13,8 @@ from gpuopt.engines.cpu import walks
 from gpuopt.engines.cpu.elements import LINE, Elements
 from gpuopt.engines.cpu.ir import Function, in_ir
 from gpuopt.engines.cpu.numbers import functions, larger
-from gpuopt.engines.program.passes import Batch
+from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.program.passes import Batch, needed
 from gpuopt.engines.values import Value
 
 if TYPE_CHECKING:
@@ -40,14 +41,19 @@ end:
 !{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}{whole}}}
 """
 
+_TILE = (
+    ', !{{!"llvm.loop.unroll.disable"}}, !{{!"llvm.loop.vectorize.width", i32 {}}},'
+    ' !{{!"llvm.loop.interleave.count", i32 {}}}'
+)
+"""Metadata of a loop over a tile, which is so many vectors of so many numbers, so that the loop is done once."""
 _IDENTITY = {"sum": 0.0, "max": -math.inf}
 """What sums and largest elements begin with."""
 MANY = 8
-"""Reductions of a loop from which on the sums' way to and from the cache takes longer than what tiles cost."""
-TOGETHER = 3
-"""Batches of a loop: a tile of their sums has room in 32 vectors, with two vectors that all are multiplied by."""
-TILE, STRETCHES = 8, 4
-"""Lanes of a tile, as many as a vector of float64 has at most; stretches of a block: a page of float32."""
+"""Sums of a loop from which on their way to and from the cache takes longer than what tiles cost."""
+SUMS, LANES = 12, 4
+"""Vectors of sums that 16 registers have room for beside what is added, and numbers of a vector, which has 256 bits."""
+STRETCHES = 4
+"""Stretches of a block: a page of float32."""
 
 _TOGETHER: dict[str, Callable[[Function, Any, Any], Any]] = {"sum": lambda _, a, b: a + b, "max": larger}
 """How two numbers become one."""
@@ -67,14 +73,27 @@ def halves() -> list[str]:
     return code
 
 
-def joined(batches: tuple[Batch, ...]) -> list[Batch]:
-    """Return what is reduced in one loop each: in tiles, more fits than a GPU has registers for, and arrays are read once."""
-    found = []
-    for k in range(0, len(batches), TOGETHER):
-        own = batches[k : k + TOGETHER]
-        elements = sorted({i for batch in own for i in batch.elements})
-        found.append(Batch(tuple(elements), tuple(r for batch in own for r in batch.reductions)))
-    return found
+def loops(variant: Variant, reduced: Iterable[Reduction]) -> list[Batch]:
+    """Return what is reduced in one loop each: sums that all stay in registers, of few arrays, which the first factors tell."""
+    program, squares_fit = variant.program, DTYPES[variant.dtype].squares_fit
+    groups: dict[frozenset[int], list[Reduction]] = {}
+    for r in reduced:
+        nodes, _ = needed(program, r.args[:1], ())
+        groups.setdefault(frozenset(i for i in nodes if program.nodes[i].op == "load"), []).append(r)
+
+    def sums(own: Iterable[Reduction]) -> int:
+        return sum(3 if r.kind == "norm" and not squares_fit else 1 for r in own)
+
+    found: list[list[Reduction]] = []
+    for own in sorted(groups.values(), key=len, reverse=True):
+        size = -(-len(own) // -(-sums(own) // SUMS))
+        for k in range(0, len(own), size):
+            part = own[k : k + size]
+            if found and sums([*found[-1], *part]) <= SUMS:
+                found[-1] += part
+            else:
+                found.append(part)
+    return [Batch(needed(program, [a for r in part for a in r.args], ())[0], tuple(part)) for part in found]
 
 
 def place(context: Mapping[str, Any], k: Any, width: int) -> Any:
@@ -144,6 +163,8 @@ def loop(
     n = f.given["n"]
     is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit  # three sums of one array
     in_tiles = is_wide or len(columns) >= MANY
+    vectors = 1 if 2 * len(columns) > SUMS else 2
+    tile = vectors * LANES
     if in_tiles:
         # Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile.
         whole = n // norms.LANES * norms.LANES
@@ -151,11 +172,11 @@ def loop(
             block.step = STRETCHES * norms.LANES
             following = block + block.step
             with f.loop(0, norms.LANES, once=True) as begin:
-                begin.step = TILE
-                code.write_ahead(f, following + begin * STRETCHES, STRETCHES * TILE)
+                begin.step = tile
+                code.write_ahead(f, following + begin * STRETCHES, STRETCHES * tile)
                 with f.loop(block, f.smaller(following, whole), once=True) as first:
                     first.step = norms.LANES
-                    walk(first, begin, begin + TILE)
+                    walk(first, begin, begin + tile)
         with f.when(n > whole):
             walk(whole, 0, n - whole)
     else:
@@ -176,7 +197,7 @@ def loop(
         lanes=", ".join(f"ptr %r{r.number}.{k}" for r, k, _ in columns),
         access=metadata,
         loop=metadata + 1,
-        whole=', !{!"llvm.loop.unroll.disable"}' if in_tiles else "",  # a tile is one vector
+        whole=_TILE.format(LANES, vectors) if in_tiles else "",
         prologue="\n  ".join(code.prologue),
         body="\n  ".join(code.f.lines),
     )
