@@ -63,15 +63,33 @@ def test_a_step_is_one_launch_and_nothing_else(leaves: int, rules: Any, cupy_spa
     assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 10}
 
 
-@pytest.mark.parametrize("rule", [gpuopt.Adafactor(), gpuopt.Muon()], ids=lambda rule: rule.name)
-def test_whole_arrays_neither_wait_nor_go_to_the_host(rule: gpuopt.Rule, cupy_space: Space, count: Any) -> None:
+DECIDED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clip": {"clip": gpuopt.clip_by_global_norm(0.5)},
+    "skip": {"nonfinite": "skip"},
+    "scale": {"scale": gpuopt.DynamicScale(4.0, every=2)},
+}
+
+
+@pytest.mark.parametrize("options", DECIDED.values(), ids=DECIDED)
+@pytest.mark.parametrize(
+    ("rule", "leaves", "launches"),
+    [(gpuopt.Adafactor(), 1, 8), (gpuopt.Adafactor(), 9, 8), (gpuopt.Adafactor(), 60, 8), (gpuopt.Muon(), 9, None)],
+    ids=lambda x: getattr(x, "name", x),
+)
+def test_rows_and_columns_take_a_launch_a_stage_and_nothing_else(
+    rule: gpuopt.Rule, leaves: int, launches: int | None, options: Any, cupy_space: Space, count: Any
+) -> None:
     with cupy_space.use():
-        params, g = ({k: cupy_space.xp.ones((k + 2, 5), "f4") for k in range(9)} for _ in range(2))
-    opt = gpuopt.Optimizer(params, rule, engine="fused")
-    settled(cupy_space, opt, g)
+        params, *g = ({k: cupy_space.xp.ones((k % 9 + 2, 5), "f4") for k in range(leaves)} for _ in range(3))
+    opt = gpuopt.Optimizer(params, rule, engine="fused", **options)
+    settled(cupy_space, opt, *g)
     with count() as counted:
-        opt.step(g)
+        opt.step(g[0])
     assert not any(counted.summary[name] for name in ("h2d", "d2h", "syncs", "blocking_memcpy")), counted.summary
+    if launches:
+        want = launches + bool(options)
+        assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": want}
 
 
 def test_gathering_gradients_is_a_launch_each_and_nothing_else(cupy_space: Space, count: Any) -> None:

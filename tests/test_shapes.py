@@ -113,7 +113,15 @@ def test_any_layout(rule: gpuopt.Rule, layout: str, fused_space: Space) -> None:
     opt = gpuopt.Optimizer(w, rule)
     for x in g:
         opt.step(fused_space.put(x, "F"))
-    np.testing.assert_allclose(fused_space.get(w), moved(rule, values(0, (4, 6, 5)), g), rtol=1e-12)
+    want = moved(rule, values(0, (4, 6, 5)), g, engine="array")
+    np.testing.assert_allclose(fused_space.get(w), want, rtol=1e-12)
+    if rule is ADAFACTOR:
+        assert_same_bits({"": fused_space.get(w)}, {"": want})
+    with fused_space.use():
+        copy = pickle.loads(pickle.dumps(opt))  # pickles bring other layouts
+    for own in (opt, copy):
+        own.step(fused_space.put(values(4, (4, 6, 5))))
+    np.testing.assert_allclose(fused_space.get(copy.params), fused_space.get(opt.params), rtol=1e-12)
 
 
 def test_state_of_rows_and_columns_goes_wherever_state_goes(tmp_path: Any) -> None:
@@ -288,6 +296,7 @@ SHAPES = {
     "g": (7,),
     "h": (),
     "i": (1,),
+    "j": (3, 5, 2, 4),
 }
 several_rules = pytest.mark.parametrize("rule", SEVERAL.values(), ids=SEVERAL)
 
@@ -376,14 +385,16 @@ class Failing(gpuopt.Rule):
 
 
 @pytest.mark.parametrize("engine", ["array", "fused"])
-def test_what_fails_on_the_whole_changes_nothing(engine: Any, fused_space: Space) -> None:
+@pytest.mark.parametrize("skips", [False, True])
+def test_what_fails_on_the_whole_changes_nothing(engine: Any, skips: bool, fused_space: Space) -> None:
     p, g = values(0, (3, 4)), values(1, (3, 4))
-    opt = gpuopt.Optimizer({"a": fused_space.put(p), "b": fused_space.put(p)}, Failing(), engine=engine)
+    options: Any = {"scale": gpuopt.DynamicScale(4.0, every=1), "nonfinite": "skip"} if skips else {}
+    opt = gpuopt.Optimizer({"a": fused_space.put(p), "b": fused_space.put(p)}, Failing(), engine=engine, **options)
     opt.step({"a": fused_space.put(g), "b": fused_space.put(g)})
     before = {name: x.copy() for name, x in fused_space.got(opt).items()}
     with pytest.raises(ZeroDivisionError, match="on the whole"):
         opt.step({"a": fused_space.put(g), "b": fused_space.put(g)})
-    assert opt.steps == 1
+    assert (opt.steps, opt.skipped, opt.scale) == (1, 0, 8.0 if skips else 1.0)
     assert_same_bits(fused_space.got(opt), before)
 
 

@@ -78,7 +78,8 @@ class SetUp(Saved):
             if program is None or program.extents:
                 raise TypeError(
                     f"rule {pattern!r}: {rule.name} looks at whole leaves, of which a process has only parts; expected a "
-                    "rule whose update can be traced: elementwise operations, sums, norms and totals"
+                    "rule whose update can be traced: elementwise operations, sums, norms and totals; for this one give "
+                    "gpuopt.Optimizer the sum of all gradients in each process"
                 )
             if not program.is_elementwise or any(map(is_number, starts(rule.slots).values())):
                 host()  # raises if the machine code for numbers cannot be had

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuopt.arrays import assign, dtype_of, name_of
+from gpuopt.arrays import assign, name_of
 from gpuopt.engines.complexes import gradient_dtype
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides, side_by_side
 from gpuopt.engines.parts import Parts, WholeLeaves
 from gpuopt.engines.place import host
-from gpuopt.engines.program.folds import length
-from gpuopt.engines.program.stages import stages
-from gpuopt.engines.table import PARAMETER, Segment, Table, TooManyRulesError, reduction_passes, widths
-from gpuopt.engines.whole_arrays import Stages, hidden_arrays
+from gpuopt.engines.table import PARAMETER, Table, TooManyRulesError, reduction_passes, widths
+from gpuopt.engines.whole_arrays import Before, staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
     from gpuopt.engines.memory import Overlaps
     from gpuopt.engines.place import Kernel, Place
     from gpuopt.engines.program.program import Program
-    from gpuopt.engines.whole_arrays import Hidden
     from gpuopt.rules.base import Rule
 
 
@@ -101,7 +97,7 @@ class FusedStep:
         stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._leaves, self._rules = list(leaves.values()), rules
-        self._hidden = hidden_arrays(place, self._leaves, self._parameters)
+        self._staged = staged(place, self._leaves, self._parameters)
         self._parts = parts and parts.of(self.members)
         self._reach = reach
         own = before.expects if before and before.members == self.members else [p.dtype for p in self._parameters]
@@ -111,17 +107,12 @@ class FusedStep:
 
     def _make(self, expects: list[Any], before: Kernel | None) -> None:
         """Make the table and the kernel, for gradients of these dtypes."""
-        makers = [
-            partial(self._segment, leaf, p, hidden, name_of(dtype))
-            for leaf, p, hidden, dtype in zip(self._leaves, self._parameters, self._hidden, expects, strict=True)
+        names = [*map(name_of, expects)]
+        segments = [
+            own.segment(own.stages.last, name, row)
+            for row, (own, name) in enumerate(zip(self._staged, names, strict=True))
         ]
-        segments = [make(stages(leaf.program)[-1].program) for make, leaf in zip(makers, self._leaves, strict=True)]
         table = Table(segments)
-        self._stages = (
-            Stages(self.place, self._leaves, self._parameters, makers, self._hidden, self._rules)
-            if any(self._hidden)
-            else None
-        )
         passes = range(reduction_passes(table.variants)) if self._parts else ()
         self.widths = [sum(widths(k, table.variants)) for k in passes]
         numbers = [[leaf.slots[name] for name in leaf.program.number_slots] for leaf in self._leaves]
@@ -134,31 +125,16 @@ class FusedStep:
         ]
         lookup = self.place.lookup([leaf.held for leaf in self._leaves], like, table.gradients)
         self.kernel: Kernel = self.place.kernel(table, before)
+        self._before = (
+            Before(self.place, self._staged, names, self._rules, table, self.kernel)
+            if any(leaf.program.extents for leaf in self._leaves)
+            else None
+        )
         self.expects, self._table, self._lookup, self._like = expects, table, lookup, like
         self._sizes = np.array([p.nbytes for p in like])
         self._apart = np.array([p.dtype != dtype for p, dtype in zip(self._parameters, expects, strict=True)])
         self._is_bound = False  # whether the gradients of the last step are in the table, and none is in the way
         self._known: dict[bytes, list[int]] = {}
-
-    def _segment(self, leaf: Leaf, p: Any, hidden: Mapping[str, Hidden], gradient: str, program: Program) -> Segment:
-        """A leaf in the table of a stage."""
-        pointers, size = self.place.pointers, p.size
-        own = {**leaf.slots, **{name: array for name, (array, *_) in hidden.items()}} if hidden else leaf.slots
-        spans = [number for name in program.slots if name in program.spread for number in hidden[name][1:3]]
-        if program.folds:
-            ((name, _, _),) = program.stores
-            sums = hidden[name]
-            size, spans = length(sums.array.size), [*spans, *(sums.fold or ())]
-        return Segment(
-            size,
-            leaf.group,
-            program,
-            dtype_of(p),
-            gradient,
-            (*pointers([p, *map(own.__getitem__, (*program.slots, *program.number_slots))]), *spans),
-            leaf.precision,
-            leaf.rest if isinstance(leaf.rest, int) else pointers([leaf.rest])[0],
-        )
 
     def bind(self, gradients: list[Any], leaves: list[Any], checked: Callable[[int, Any, Any], Any]) -> None:
         """Record where the gradients of the next step are; None leaves a leaf alone.
@@ -252,21 +228,23 @@ class FusedStep:
     def scale(self, factors: NDArray[np.float64]) -> None:
         """Set the factors of the gradients; ``factors`` has one for each leaf of the optimizer."""
         self.kernel.scale(factors[self.members])
-        if self._stages is not None:
-            self._stages.scale(factors[self.members])
 
     def prepare(self, scalars: Sequence[Mapping[str, float]], key: int) -> Sequence[Callable[[], object]]:
         """Return what updates the leaves with these scalars (of each group, what `Rule.at` gave); see `Kernel.prepare`.
 
         ``key`` is that of the step, for what is rounded at random.
         """
-        slots: list[Callable[[], object]] = []
-        if self._stages is not None:
-            in_one_go(self._copies_in, self.place.restoring())
-            slots = self._stages.run(scalars, self._table.gradients)
         self._table.set_coefficients(scalars, key)
+        first: list[Callable[[], object]] = [*self.kernel.judging(), *self._copies_in]
+        slots: list[Callable[[], object]] = []
+        if self._before is not None:
+            try:
+                first, slots = self._before.prepare(first, scalars, self._table.gradients)
+            except BaseException:
+                in_one_go(self.kernel.unjudging(), self.place.restoring())
+                raise
         calls = self.kernel.prepare() if self._whole is None else [*self.kernel.updating(), *self._whole.keeping()]
-        return (*self._copies_in, *calls, *self._copies_out, *slots) if self._copies_in or slots else calls
+        return (*first, *calls, *self._copies_out, *slots) if first or slots or self._copies_out else calls
 
 
 def _dense_copy(place: Place, g: Any, like: Any) -> Any:

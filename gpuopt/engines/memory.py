@@ -56,7 +56,10 @@ def is_without_gaps(array: Any) -> bool:
 
 
 def dense_layout(array: Any, dtype: Any = None, shape: tuple[int, ...] | None = None) -> Layout:
-    """The layout of ``array`` if it is dense, else that of a C-ordered array like it; of another dtype or shape, if given."""
+    """The layout of ``array`` if it is dense, else that of a C-ordered array like it; of another dtype or shape, if given.
+
+    Of another shape the axes lie in the same order in memory.
+    """
     return _dense(Layout(array.shape, np.dtype(array.dtype), array.strides), dtype, shape)
 
 
@@ -66,10 +69,22 @@ def _dense(array: Layout, dtype: Any, shape: tuple[int, ...] | None) -> Layout:
     dtype, shape = np.dtype(dtype or own), array.shape if shape is None else shape
     if shape == array.shape and is_dense(array.shape, array.strides, own.itemsize):
         return Layout(shape, dtype, tuple(s // own.itemsize * dtype.itemsize for s in array.strides))
-    strides = [dtype.itemsize] * len(shape)
-    for axis in range(len(strides) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * shape[axis + 1]
-    return Layout(shape, dtype, tuple(strides))
+    is_like = len(shape) == len(array.shape) and is_dense(array.shape, array.strides, own.itemsize)
+    return laid_out(shape, dtype, order_of(array) if is_like else range(len(shape)))
+
+
+def laid_out(shape: tuple[int, ...], dtype: Any, order: Sequence[int]) -> Layout:
+    """The layout of a dense array with its axes in this order in memory."""
+    step, strides = np.dtype(dtype).itemsize, [0] * len(shape)
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= shape[axis]
+    return Layout(shape, np.dtype(dtype), tuple(strides))
+
+
+def order_of(array: Any) -> tuple[int, ...]:
+    """The axes of a dense array or layout, in the order in which they lie in memory."""
+    return tuple(sorted(range(len(array.strides)), key=lambda axis: -array.strides[axis]))
 
 
 def same_strides(a: Any, b: Any) -> bool:
@@ -81,8 +96,7 @@ def same_strides(a: Any, b: Any) -> bool:
 
 def in_memory_order(array: Any, like: Any) -> NDArray[Any]:
     """The elements of a NumPy array as a flat one, in the order in which ``like`` has its own (C's if it has gaps)."""
-    strides = dense_layout(like).strides if hasattr(like, "strides") else ()
-    axes = sorted(range(len(strides)), key=lambda axis: -strides[axis])
+    axes = order_of(dense_layout(like)) if hasattr(like, "strides") else ()
     return np.asarray(array.transpose(axes) if axes else array).reshape(-1)
 
 

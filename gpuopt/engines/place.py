@@ -41,6 +41,12 @@ class Kernel(Protocol):
     def expect(self) -> object:
         """Make ready for a step, which is about to be prepared."""
 
+    def judging(self) -> Sequence[Callable[[], object]]:
+        """Return what judges the gradients, if that was asked for: it comes before all else of a step. Written in C, as of `prepare`."""
+
+    def unjudging(self) -> Sequence[Callable[[], object]]:
+        """Return what takes back what the last call of `judging` led to, for a step that does not come about."""
+
     def prepare(self) -> Sequence[Callable[[], object]]:
         """Return what updates the leaves, after the table was filled in for this step.
 
@@ -118,8 +124,19 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def kernel(self, table: Table, before: Any) -> Kernel:
-        """Compile the kernel of a table; ``before``, a kernel of the same leaves or None, hands over what it knows of them."""
+    def kernel(self, table: Table, before: Any, updating: Any = None) -> Kernel:
+        """Compile the kernel of a table.
+
+        Parameters
+        ----------
+        table
+            What it walks over.
+        before
+            A kernel of the same leaves or None: hands over what it knows of them.
+        updating
+            The kernel that updates the leaves, if this is one of a stage before: both go by the same verdict.
+
+        """
 
     @abstractmethod
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:

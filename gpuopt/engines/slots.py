@@ -43,7 +43,7 @@ def with_new_slots(
         for name, value in own.items():
             if is_number(start := starting[name]):
                 own[name] = _number(start.start if value is None else value, homes[i])
-            elif value is None:
+            elif value is None or not _lies_like(value, arrays[i], places[i]):
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():
         like = [
@@ -56,9 +56,19 @@ def with_new_slots(
             new = [libraries.zeros_like(*own) for own in like]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
-            if name not in zeros[id(declared[i])]:
+            if (old := state[i].get(name)) is not None:
+                libraries.assign(value, old)
+            elif name not in zeros[id(declared[i])]:
                 libraries.assign(value, array.started(name, arrays[i], i, rules[i]))
     return slots
+
+
+def _lies_like(slot: Any, p: Any, place: Place | None) -> bool:
+    """Whether a slot of another shape than the leaf's has its axes in the leaf's order in memory, where loops go over both."""
+    if place is None or slot.shape == p.shape:
+        return True
+    layout = memory.dense_layout(p, slot.dtype, slot.shape)
+    return memory.same_strides(slot, layout)
 
 
 def _check_kept(slots: Mapping[str, Any], declared: Mapping[str, Slot], rule: Rule, p: Any, precision: str) -> None:

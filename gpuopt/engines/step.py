@@ -146,9 +146,7 @@ class Step(Judging):
         # GPUs first: their launches may fail, and nothing has been written then.
         places = dict.fromkeys(place for i in together if (place := self._places[i]))
         # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
-        decides = (
-            len(places) == 1 and not self._alone and not any(p.extents for i in together if (p := self._programs[i]))
-        )
+        decides = len(places) == 1 and not self._alone
         heir = before if before and decides and before._judge is not None else None
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {

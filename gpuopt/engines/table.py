@@ -18,7 +18,7 @@ from gpuopt.engines.program.passes import Batch, Reduction, passes, update
 from gpuopt.engines.program.program import Node, Program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,7 +28,7 @@ CHUNK = 4096
 VALUE_BYTES = 3592
 """Room for what changes from step to step: it travels among a kernel's parameters, of which CUDA allows 4,096 bytes."""
 
-LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, REST, PARAMETER, SLOTS = range(9)
+LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, OWNER, REST, PARAMETER, SLOTS = range(10)
 """Columns of the table; the addresses of the slots fill the rest, those that are arrays first."""
 
 KEY = 0
@@ -88,11 +88,14 @@ class Segment(NamedTuple):
         Of the parameter and of its gradients.
     pointers
         Addresses of the parameter, of the program's slots that are arrays, and of those that are numbers; of spread ones, two
-        numbers each: element ``i`` of the leaf has ``i // span * inner + i % inner`` of such an array.
+        numbers each: element ``i`` of the leaf has ``i // span * inner + i % inner`` of such an array; of one that folds, a
+        `Fold`; the bits of the constants.
     precision
         As of a `Variant`.
     rest
         What its precision needs: the address of the lower bits, or the number of the leaf.
+    owner
+        The row of the leaf in the table that updates it, whose factor of the gradient it has.
 
     """
 
@@ -104,10 +107,20 @@ class Segment(NamedTuple):
     pointers: tuple[int, ...]
     precision: str = ""
     rest: int = 0
+    owner: int = 0
 
 
 class Table:
     """The table of segments, its chunks, and the coefficients of a step.
+
+    Parameters
+    ----------
+    segments
+        The rows.
+    updating
+        The table that updates the leaves, if this is one of a stage before.
+    more
+        Variants of other tables, with which this one is to share its kernel.
 
     Attributes
     ----------
@@ -119,7 +132,7 @@ class Table:
         int64 of shape (segments,): addresses, which may change at every step; 0 leaves a segment alone. At the end of
         `values` if they fit in there.
     scales
-        float64 of shape (segments,): factors of the gradients, for programs that have one.
+        float64 of shape (leaves,): factors of the gradients, for programs that have one; those of ``updating``.
     chunks
         int64 of shape (chunks, 2): segment, first element.
     first_chunks
@@ -136,7 +149,9 @@ class Table:
 
     """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], updating: Table | None = None, more: Sequence[Variant] = ()
+    ) -> None:
         # By identity: the hash of a program takes long, and many segments share one.
         same: dict[Program, Program] = {}
         programs = {
@@ -152,7 +167,7 @@ class Table:
         variant_of = {
             kind: Variant(lanes[lane], lane[1], *kind[1:]) for kind in dict.fromkeys(kinds_of) for lane in kind[:1]
         }
-        self.variants = tuple(dict.fromkeys(variant_of.values()))
+        self.variants = tuple(dict.fromkeys((*more, *variant_of.values())))
         number_of = {kind: self.variants.index(variant) for kind, variant in variant_of.items()}
         offsets, size = {}, KEY + 8
         for lane, program in lanes.items():
@@ -190,7 +205,7 @@ class Table:
         _check_totals(of_numbers)
         group_of = {group: i for i, group in enumerate(sorted({s.group for s in segments}))}
         self.groups = len(group_of)
-        self.numbers = max(len(program.numbers) for program in lanes.values())
+        self.numbers = numbers(self.variants)
         self.rows = np.zeros((len(segments), columns(self.variants)), np.int64)
         shared = {
             kind: (
@@ -203,12 +218,16 @@ class Table:
             for kind in number_of
             for (group, dtype, key), _, gradient in [kind]
         }
-        rows = [(s.length, *shared[kind], s.rest, *s.pointers) for s, kind in zip(segments, kinds_of, strict=True)]
+        rows = [
+            (s.length, *shared[kind], s.owner, s.rest, *s.pointers) for s, kind in zip(segments, kinds_of, strict=True)
+        ]
         for width in set(map(len, rows)):
             alike = [i for i, row in enumerate(rows) if len(row) == width]
             self.rows[alike, :width] = [rows[i] for i in alike]
 
-        self.scales = np.ones(len(segments))
+        if updating is None:
+            self.rows[:, OWNER] = np.arange(len(segments))
+        self.scales: NDArray[np.float64] = np.ones(len(segments)) if updating is None else updating.scales
 
         counts = -(-self.rows[:, LENGTH] // CHUNK)
         self.first_chunks = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -240,9 +259,25 @@ class Table:
             lane[:] = evaluate(scalars[group])
 
 
+def variants_of(segments: Iterable[Segment]) -> tuple[Variant, ...]:
+    """The variants that segments need."""
+    kinds = {(id(s.program), s.dtype, s.precision, s.gradient): s for s in segments}
+    return tuple(
+        dict.fromkeys(
+            Variant(s.program, s.dtype, s.precision, s.gradient if s.gradient != s.dtype else "")
+            for s in kinds.values()
+        )
+    )
+
+
 def columns(variants: Sequence[Variant]) -> int:
     """Columns of a table whose segments have these variants."""
-    return max(fold_at(v.program) + len(Fold._fields) * v.program.folds for v in variants)
+    return max(constants_at(v.program) + v.program.constants for v in variants)
+
+
+def constants_at(program: Program) -> int:
+    """The first column of those of the constants."""
+    return fold_at(program) + len(Fold._fields) * program.folds
 
 
 def fold_at(program: Program) -> int:

@@ -1,11 +1,10 @@
-"""What a fused step computes on whole arrays, between its stages (`gpuopt.engines.program.stages`): by the operations of the leaf's library."""
+"""The stages of a fused step before the last one (`gpuopt.engines.program.stages`): loops over hidden arrays, and what `xp.whole` computes."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
-from typing import TYPE_CHECKING, Any, NamedTuple
+import struct
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,14 +12,13 @@ from gpuopt.arrays import current, describe, dtype_of, namespace, zeros_like
 from gpuopt.arrays import place as place_name
 from gpuopt.engines import memory
 from gpuopt.engines.interrupts import in_one_go
-from gpuopt.engines.program.folds import Fold, fold
-from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS, LOGIC, Node, entering
+from gpuopt.engines.program.folds import fold, length
+from gpuopt.engines.program.program import Node, entering
 from gpuopt.engines.program.programs import kind_of
-from gpuopt.engines.program.stages import axis_of, buffers, idle, leaving, source, stages
+from gpuopt.engines.program.stages import Loop, idle, leaving, once, stages
 from gpuopt.engines.program.symbols import Expression, Extent, TraceError
 from gpuopt.engines.program.trace import functions
-from gpuopt.engines.reference import sum_along
-from gpuopt.engines.table import Table
+from gpuopt.engines.table import Segment, Table, variants_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,180 +26,191 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuopt.engines.fused import Leaf
-    from gpuopt.engines.place import Place
+    from gpuopt.engines.place import Kernel, Place
     from gpuopt.engines.program.program import Program
+    from gpuopt.engines.program.stages import Stage, Stages
     from gpuopt.engines.program.symbols import Kind
-    from gpuopt.engines.table import Segment
+    from gpuopt.engines.table import Variant
     from gpuopt.rules.base import Rule
 
-OPERATIONS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in (*ARITHMETIC, *COMPARISONS, "neg")},
-    **dict(zip(LOGIC, (operator.and_, operator.or_, operator.invert), strict=True)),
-}
-"""Of Python; others are functions of the library."""
+Calls = list["Callable[[], object]"]
 
 
-class Whole:
-    """The whole arrays of a leaf.
+class Staged:
+    """A leaf and its stages.
 
     Parameters
     ----------
+    place
+        Of the leaf.
     leaf
-        Of a rule that has any.
+        As it was given.
     p
         The parameter, without gaps.
+
+    Attributes
+    ----------
     hidden
-        Its hidden arrays, by name.
+        Its hidden arrays by name, of the real numbers that is computed with; `hide` brings them.
 
     """
 
-    def __init__(self, leaf: Leaf, p: Any, hidden: Mapping[str, Hidden]) -> None:
-        self.program, self._slots, self._hidden = leaf.program, leaf.slots, hidden
-        self._p, self._kind, self._xp = p, kind_of(p), namespace(p)
-        self._values: dict[int, Any] = {}
-        self._formulas = [self._formula(node) for node in self.program.extents]
+    def __init__(self, place: Place, leaf: Leaf, p: Any) -> None:
+        self.leaf, self.p, self._place = leaf, p, place
+        self.kind, self._order = kind_of(p), memory.order_of(memory.dense_layout(p)) or (0,)
+        self.stages: Stages = stages(leaf.program, self.kind.shape, self._order)
+        self.hidden: Mapping[str, Any] = {}
 
-    def begin(
-        self, scalars: Sequence[float], called: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], rule: str
-    ) -> None:
-        """Start a step with its scalars, and what `xp.whole` is called with in it."""
-        self._values, self._scalars, self._called, self._rule = {}, scalars, called, rule
+    def layouts(self) -> dict[str | int, memory.Layout]:
+        """Those of its hidden arrays; of buffers for several of them, by number."""
+        own, dtype = self.stages, np.dtype(self.kind.dtype)
+        shapes = {own.buffers.get(name, name): shape for name, shape in own.shapes.items()}
+        return {name: memory.laid_out(shape, dtype, self._order) for name, shape in shapes.items()}
 
-    def work_out(self, wanted: Iterable[int], enters: Iterable[int]) -> None:
-        """Work out some extents, in order, and put those that enter the loops where these read them."""
-        with current(self._p), np.errstate(all="ignore"):
-            for k in wanted:
-                self._values[k] = self._formulas[k]()
-            for k in enters:
-                self._hidden[entering(k)].array[...] = self._values[k]
+    def hide(self, arrays: Mapping[str | int, Any]) -> None:
+        """Receive the arrays of `layouts`."""
+        self.hidden = {name: arrays[self.stages.buffers.get(name, name)] for name in self.stages.shapes}
 
-    def keeping(self, place: Place) -> list[Callable[[], object]]:
-        """Return what writes the slots of other shapes than the leaf's: functions written in C."""
-        return [
-            call
-            for name, k in self.program.extent_slots
-            for call in place.copying(self._slots[name], self._stored(self._values[k], self._slots[name]))
+    def segment(self, loop: Loop, gradient: str, owner: int) -> Segment:
+        """A loop in the table of a stage, for gradients of a dtype; ``owner`` is the row of the leaf."""
+        program, leaf, shape = loop.program, self.leaf, loop.shape
+        arrays = [self.hidden[name] if name in self.hidden else leaf.slots[name] for name in loop.arrays]
+        numbers = [leaf.slots[name] for name in program.number_slots]
+        more = [
+            number
+            for name, array in zip(program.slots, loop.arrays, strict=True)
+            if name in program.spread
+            for number in self._span(self.stages.shapes[array], shape)
         ]
-
-    def _stored(self, value: Any, slot: Any) -> Any:
-        with current(self._p), np.errstate(all="ignore"):
-            return self._xp.astype(value, slot.dtype, copy=False)
-
-    def _formula(self, node: Node) -> Callable[[], Any]:
-        """Return what works an extent out, when those that it is made of are there."""
-        xp = self._xp
-        match node:
-            case Node("slot", (name,)):
-                return lambda: xp.astype(self._slots[name], self._kind.dtype, copy=False)
-            case Node("scalar", (k,)):
-                return lambda: self._scalars[k]
-            case Node("literal", (number,)):
-                value = float.fromhex(number)
-                return lambda: value
-            case Node("sum", ((_, index), axes, keepdims)):
-                name = source(self.program, node)
-                return lambda: self._sum(self._hidden[name].array if name else self._values[index], axes, keepdims)
-            case Node("whole", (k, *given)):
-                return lambda: self._of_whole(k, given)
-            case Node(op, args):
-                function = OPERATIONS.get(op) or getattr(xp, op)
-                return lambda: function(*[self._values[a] for a in args])
-
-    def _sum(self, u: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
-        found = sum_along(self._xp, u, axes, keepdims=keepdims)
-        # Where nothing was added up it is the same memory, and a hidden array is used again.
-        return self._xp.asarray(found, copy=True) if found.size == u.size else found
-
-    def _array(self, held: tuple[str, int]) -> Any:
-        where, index = held
-        return self._hidden[leaving(index)].array if where == "element" else self._values[index]
-
-    def _of_whole(self, k: int, given: Sequence[tuple[str, int] | None]) -> Any:
-        function, args = self._called[k]
-        found = function(
-            self._xp, *[arg if own is None else self._array(own) for arg, own in zip(args, given, strict=True)]
+        size = math.prod(shape)
+        if program.folds:
+            how, left = fold(shape, self._order, loop.axis)
+            size, more = length(size // shape[loop.axis] * left), [*more, *how]
+        more += struct.unpack(f"{len(loop.constants)}q", struct.pack(f"{len(loop.constants)}d", *loop.constants))
+        pointers = self._place.pointers
+        return Segment(
+            size,
+            leaf.group,
+            program,
+            dtype_of(self.p),
+            gradient,
+            (*pointers([self.p, *arrays, *numbers]), *more),
+            leaf.precision,
+            leaf.rest if isinstance(leaf.rest, int) else pointers([leaf.rest])[0],
+            owner,
         )
-        if not _is_like(found, self._kind):
-            raise TypeError(_unlike(found, self._kind, self._rule))
-        inputs = [self._array(own) for own in given if own is not None]
-        # What may be in a hidden array is copied, for that is used again.
-        return self._xp.asarray(found, copy=True) if any(memory.Overlaps([u]).meets(found) for u in inputs) else found
+
+    def _span(self, shape: tuple[int, ...], over: tuple[int, ...]) -> tuple[int, int]:
+        """How a loop reads an array that is spread; see `Segment`."""
+        ((*_, last),) = runs = once(shape, over, self._order)
+        inner = math.prod(over[axis] for axis in self._order[self._order.index(last) + 1 :])
+        return inner * math.prod(over[axis] for axis in runs[0]), inner
+
+    def work_out(self, k: int, functions: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], rule: str) -> None:
+        """Work out what `xp.whole` returns."""
+        program, xp = self.leaf.program, namespace(self.p)
+        _, *given = program.extents[k].args
+        function, args = functions[program.extents[k].args[0]]
+        with current(self.p), np.errstate(all="ignore"):
+            found = function(
+                xp, *[arg if own is None else self._held(*own) for arg, own in zip(args, given, strict=True)]
+            )
+            if not _is_like(found, self.kind):
+                raise TypeError(_unlike(found, self.kind, rule))
+            self.hidden[entering(k)][...] = found
+
+    def _held(self, where: str, index: int) -> Any:
+        if where == "element":
+            return self.hidden[leaving(index)]
+        return self.hidden[entering(index)].reshape(self.leaf.program.extent_shapes[index])
 
 
-class Stages:
+def staged(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[Staged]:
+    """Return the leaves of a step with their hidden arrays, which lie side by side."""
+    found = [Staged(place, leaf, p) for leaf, p in zip(leaves, parameters, strict=True)]
+    layouts = {(row, name): layout for row, own in enumerate(found) for name, layout in own.layouts().items()}
+    by_leaf: dict[int, dict[str | int, Any]] = {}
+    for (row, name), array in zip(layouts, place.zeros([*layouts.values()]) if layouts else (), strict=True):
+        by_leaf.setdefault(row, {})[name] = array
+    for row, arrays in by_leaf.items():
+        found[row].hide(arrays)
+    return found
+
+
+class Before:
     """The stages before the last one, of all leaves of a step.
 
     Parameters
     ----------
     place
         Of the leaves.
-    leaves, parameters
-        The leaves, and of each the parameter without gaps.
-    segments
-        As of the last stage's table, whose programs and pointers each stage has its own.
-    hidden
-        Of each leaf, its hidden arrays by name.
+    leaves
+        With their stages.
+    expects
+        Of each, the dtype of its gradients.
     rules
         Of each group.
+    table, kernel
+        Those that update.
 
     """
 
     def __init__(
         self,
         place: Place,
-        leaves: Sequence[Leaf],
-        parameters: Sequence[Any],
-        segments: Sequence[Callable[[Program], Segment]],
-        hidden: Sequence[Mapping[str, Hidden]],
+        leaves: Sequence[Staged],
+        expects: Sequence[str],
         rules: Sequence[Rule],
+        table: Table,
+        kernel: Kernel,
     ) -> None:
         self._place, self._leaves, self._rules = place, leaves, rules
-        self._whole = {
-            row: Whole(leaf, p, own)
-            for row, (leaf, p, own) in enumerate(zip(leaves, parameters, hidden, strict=True))
-            if leaf.program.extents
-        }
-        self._stages = [stages(leaf.program) for leaf in leaves]
-        self._tables: list[list[tuple[list[int], Table, Any]]] = []
-        for s in range(max(map(len, self._stages)) - 1):
-            loops = self._loops(s)
-            folds = [
-                (row, program)
-                for row, own in enumerate(self._stages)
-                if len(own) > s + 1
-                for _, program in own[s].folds
-            ]
-            self._tables.append([self._table(own, segments) for own in (loops, folds) if own])
 
-    def _loops(self, s: int) -> list[tuple[int, Program]]:
-        """The loops of a stage that store elements. Totals over a group take all its leaves, also those that store none."""
-        storing = {
-            leaf.group
-            for leaf, own in zip(self._leaves, self._stages, strict=True)
-            if len(own) > s + 1 and own[s].program.stores
-        }
+        def of_stage(s: int) -> list[tuple[int, Stage]]:
+            return [(row, leaf.stages.before[s]) for row, leaf in enumerate(leaves) if len(leaf.stages.before) > s]
+
+        def segments(loops: Iterable[tuple[int, Loop]]) -> list[tuple[Segment, bool]]:
+            return [
+                (leaves[row].segment(loop, expects[row], row), Node("load", ("g",)) in _loads(loop.program))
+                for row, loop in loops
+            ]
+
+        def loops(own: list[tuple[Segment, bool]], more: Sequence[Variant] = ()) -> list[_Loops]:
+            return [_Loops(place, own, more, table, kernel)] if own else []
+
+        stages = range(max(len(leaf.stages.before) for leaf in leaves))
+        others = [segments((row, loop) for row, stage in of_stage(s) for loop in stage.others) for s in stages]
+        keeping = segments((row, loop) for row, leaf in enumerate(leaves) for loop in leaf.stages.keeping)
+        # One kernel for all of them: it is compiled once.
+        every = variants_of(segment for own in (*others, keeping) for segment, _ in own)
+        self._stages = [[*loops(segments(self._over_leaves(s))), *loops(others[s], every)] for s in stages]
+        self._keeping = loops(keeping, every)
+        self._whole = [[(row, k) for row, stage in of_stage(s) for k in stage.whole] for s in stages]
+
+    def _over_leaves(self, s: int) -> list[tuple[int, Loop]]:
+        """The loops of a stage over leaves. Totals over a group take all its leaves, also those that store none."""
+        own = [leaf.stages.before[s].over_leaf if len(leaf.stages.before) > s else None for leaf in self._leaves]
+        storing = {leaf.leaf.group for leaf, loop in zip(self._leaves, own, strict=True) if loop}
         return [
-            (row, own[s].program if len(own) > s + 1 else idle(leaf.program))
-            for row, (leaf, own) in enumerate(zip(self._leaves, self._stages, strict=True))
-            if leaf.group in storing and (leaf.program.has_totals or (len(own) > s + 1 and own[s].program.stores))
+            (row, loop or Loop(idle(leaf.leaf.program), leaf.kind.shape, leaf.leaf.program.slots))
+            for row, (leaf, loop) in enumerate(zip(self._leaves, own, strict=True))
+            if loop or (leaf.leaf.group in storing and leaf.leaf.program.has_totals)
         ]
 
-    def _table(
-        self, own: Sequence[tuple[int, Program]], segments: Sequence[Callable[[Program], Segment]]
-    ) -> tuple[list[int], Table, Any]:
-        table = Table([segments[row](program) for row, program in own])
-        return [row for row, _ in own], table, self._place.kernel(table, None)
+    def prepare(
+        self,
+        first: Sequence[Callable[[], object]],
+        scalars: Sequence[Mapping[str, float]],
+        gradients: NDArray[np.int64],
+    ) -> tuple[Calls, Calls]:
+        """Return what runs these stages, which write hidden arrays alone: functions written in C.
 
-    def scale(self, factors: NDArray[np.float64]) -> None:
-        """Set the factors of the gradients, of each leaf of the step."""
-        for rows, _, kernel in itertools.chain(*self._tables):
-            kernel.scale(factors[rows])
-
-    def run(self, scalars: Sequence[Mapping[str, float]], gradients: NDArray[np.int64]) -> list[Callable[[], object]]:
-        """Run all stages but the last one, which write hidden arrays alone.
+        Where `xp.whole` calls functions of Python, all that comes before is run already.
 
         Parameters
         ----------
+        first
+            What comes before them.
         scalars
             Of each group, what `Rule.at` gave.
         gradients
@@ -209,34 +218,60 @@ class Stages:
 
         Returns
         -------
-        list of functions written in C
-            What writes the slots of other shapes than the leaf's, after the last stage.
+        before, after
+            What comes before the last stage, and what comes after it and writes the slots of other shapes than the leaf's.
 
         """
-        present = [row for row in self._whole if gradients[row]]
-        called: dict[tuple[int, int], tuple[list[float], list[Any], str]] = {}
-        for row in present:
-            leaf, whole = self._leaves[row], self._whole[row]
-            key = leaf.group, id(leaf.program)
-            if key not in called:
-                called[key] = self._called(leaf, scalars[leaf.group])
-            whole.begin(*called[key])
-        for s in range(len(self._tables) + 1):
-            for row in present:
-                if len(own := self._stages[row]) > s:
-                    self._whole[row].work_out(own[s].before, own[s].enters)
-            for rows, table, kernel in self._tables[s] if s < len(self._tables) else ():
-                table.gradients[:] = gradients[rows]
-                table.set_coefficients(scalars)
-                in_one_go(kernel.prepare(), self._place.restoring())
-        return [call for row in present for call in self._whole[row].keeping(self._place)]
+        calls: Calls = [*first]
+        called: dict[tuple[int, int], Any] = {}
+        for whole, loops in zip(self._whole, self._stages, strict=True):
+            present = [(row, k) for row, k in whole if gradients[row]]
+            if present:
+                in_one_go(calls, self._place.restoring())
+                calls = []
+            for row, k in present:
+                leaf = self._leaves[row].leaf
+                rule, key = self._rules[leaf.group], (leaf.group, id(leaf.program))
+                if key not in called:
+                    is_complex = bool(leaf.program.pairs)
+                    called[key] = functions(
+                        rule, scalars[leaf.group], is_complex=is_complex, kind=self._leaves[row].kind
+                    )
+                self._leaves[row].work_out(k, called[key], rule.name)
+            for own in loops:
+                calls += own.prepare(scalars, gradients)
+        return calls, [call for own in self._keeping for call in own.prepare(scalars, gradients)]
 
-    def _called(self, leaf: Leaf, h: Mapping[str, float]) -> tuple[list[float], list[Any], str]:
-        program = leaf.program
-        called = []
-        if any(node.op == "whole" for node in program.extents):
-            called = functions(self._rules[leaf.group], h, is_complex=bool(program.pairs), kind=kind_of(leaf.p))
-        return program.evaluate_for_extents(h), called, self._rules[leaf.group].name
+
+class _Loops:
+    """Loops that run together, and their table; of each segment, whether it reads the gradient."""
+
+    def __init__(
+        self,
+        place: Place,
+        segments: Sequence[tuple[Segment, bool]],
+        more: Sequence[Variant],
+        updating: Table,
+        kernel: Kernel,
+    ) -> None:
+        self._rows = [segment.owner for segment, _ in segments]
+        self._reads = np.array([reads for _, reads in segments])
+        self._table = Table([segment for segment, _ in segments], updating, more)
+        self._kernel = place.kernel(self._table, None, kernel)
+
+    def prepare(
+        self, scalars: Sequence[Mapping[str, float]], gradients: NDArray[np.int64]
+    ) -> Sequence[Callable[[], object]]:
+        """Return what runs them; see `Kernel.prepare`."""
+        own = gradients[self._rows]
+        # Where it is not read, only whether there is one: addresses might have to be sent to a GPU.
+        self._table.gradients[:] = np.where(self._reads, own, own != 0)
+        self._table.set_coefficients(scalars)
+        return self._kernel.prepare()
+
+
+def _loads(program: Program) -> Iterable[Node]:
+    return (Node("load", node.args[:1]) for node in program.nodes if node.op == "load")
 
 
 def try_whole(
@@ -313,73 +348,3 @@ def _unlike(found: Any, kind: Kind, rule: str) -> str:
     return (
         f"{rule}.update: what it gives to xp.whole returned {got}, expected {kind.dtype} of {kind.shape} like the leaf"
     )
-
-
-class Hidden(NamedTuple):
-    """A hidden array of a leaf.
-
-    Attributes
-    ----------
-    array
-        With the axes of the leaf, and in the same order in memory.
-    span, inner
-        Of a spread one: element ``i`` of the leaf has number ``i // span * inner + i % inner`` of it.
-    fold
-        Of one that gets sums along an axis, how they are added up.
-
-    """
-
-    array: Any
-    span: int = 0
-    inner: int = 0
-    fold: Fold | None = None
-
-
-def hidden_arrays(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[dict[str, Hidden]]:
-    """Return the hidden arrays of each leaf, by name: new ones, of the real numbers that is computed with."""
-    layouts: list[memory.Layout] = []
-    found: list[dict[str, tuple[Any, ...]]] = []
-    for leaf, p in zip(leaves, parameters, strict=True):
-        own: dict[str, tuple[Any, ...]] = {}
-        found.append(own)
-        if not leaf.program.extents:
-            continue
-        kind, first, names = kind_of(p), len(layouts), buffers(leaf.program)
-        own |= {name: (first + k,) for name, k in names.items()}
-        layouts += [_laid_out(p, kind.shape, kind)[0]] * len({*names.values()})
-        for name in {name: None for stage in stages(leaf.program) for name in sorted(stage.program.spread)}:
-            k = next(k for k in range(len(leaf.program.extents)) if entering(k) == name)
-            layout, span, inner = _laid_out(p, leaf.program.extent_shapes[k], kind)
-            own[name] = len(layouts), span, inner
-            layouts.append(layout)
-        for name in {name: None for stage in stages(leaf.program) for name, _ in stage.folds}:
-            axis = axis_of(name)
-            how, left = fold(kind.shape, _order(p), axis)
-            own[name] = len(layouts), 0, 0, how
-            layouts.append(_laid_out(p, (*kind.shape[:axis], left, *kind.shape[axis + 1 :]), kind)[0])
-    arrays = place.zeros(layouts) if layouts else []
-    return [{name: Hidden(arrays[k], *how) for name, (k, *how) in own.items()} for own in found]
-
-
-def _laid_out(p: Any, shape: tuple[int, ...], kind: Kind) -> tuple[memory.Layout, int, int]:
-    """The layout of an array of this shape, with the axes of a leaf in the order of its memory; its span and what is inside of it."""
-    shape, order = (1,) * (len(kind.shape) - len(shape)) + shape, _order(p)
-    axes = [axis for axis in order if kind.shape[axis] != 1]
-    once = [k for k, axis in enumerate(axes) if shape[axis] == 1]
-    if once and once != list(range(once[0], once[-1] + 1)):
-        shape, once = kind.shape, []  # it varies between axes along which it does not: written out
-    span = inner = max(1, math.prod(kind.shape))
-    if once:
-        inner = max(1, math.prod(kind.shape[axis] for axis in axes[once[-1] + 1 :]))
-        span = max(1, inner * math.prod(kind.shape[axes[k]] for k in once))
-    step, own = np.dtype(kind.dtype).itemsize, [0] * len(shape)
-    for axis in reversed(order):
-        own[axis] = step
-        step *= shape[axis]
-    return memory.Layout(shape, np.dtype(kind.dtype), tuple(own)), span, inner
-
-
-def _order(p: Any) -> list[int]:
-    """The axes of a leaf, in the order of its memory."""
-    strides = memory.dense_layout(p).strides or (p.dtype.itemsize,)
-    return sorted(range(len(strides)), key=lambda axis: -strides[axis])

@@ -133,6 +133,9 @@ class Elements:
                         self.values[k] = self._written(self._forms[k])
                     case Node("coefficient", (index,)):
                         self.values[k] = f.given["c"].bits(f"{self.dtype.llvm}*")[index]
+                    case Node("constant", (index,)):
+                        column = table.constants_at(variant.program) + index
+                        self.values[k] = self._rounded(f.given["row"].bits("double*")[column])
                     case Node("number", (index,)):
                         self.values[k] = self._rounded(known[index] if index in known else f.given["own"][index])
                     case Node("scale", ()):

@@ -70,7 +70,7 @@ class CPU(Place):
         """See :meth:`Place.lookup`."""
         return Lookup(leaves, parameters, addresses)
 
-    def kernel(self, table: Table, before: Any) -> CPUKernel:  # noqa: ARG002 - nothing stays on the way
+    def kernel(self, table: Table, before: Any, updating: Any = None) -> CPUKernel:  # noqa: ARG002 - nothing stays on the way
         """See :meth:`Place.kernel`."""
         return CPUKernel(table)
 
@@ -133,6 +133,12 @@ class CPUKernel:
             job = _function_address(step), ctypes.c_void_p(_address(self._context)), ctypes.c_int64(self._workers)
             self.expect = partial(threads.pool().rouse, *job)
         self._measured: tuple[Any, ...] | None = None
+
+    def judging(self) -> Sequence[Callable[[], object]]:
+        """See :meth:`gpuopt.engines.place.Kernel.judging`: the host judges."""
+        return ()
+
+    unjudging = judging
 
     def prepare(self) -> Sequence[Callable[[], object]]:
         """See :meth:`gpuopt.engines.place.Kernel.prepare`."""

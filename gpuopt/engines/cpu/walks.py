@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
         return (
             row,
             self.gradient,
-            context["scales"][self.segment],
+            context["scales"][row[table.OWNER]],
             values.bits("i64*")[table.KEY // 8],
             self.start,
             values.at(row[table.COEFFICIENTS]),

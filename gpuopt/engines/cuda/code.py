@@ -27,8 +27,8 @@ step(const long long* table, const long long* gradients, const long long* chunks
     const long long segment = chunks[2 * blockIdx.x];
     const long long gradient = address(values, gradients_at, gradients, segment);
     if (gradient == 0) return;  // left alone in this step
-    const double scale = verdict[{SCALES} + segment];
     const long long* row = table + segment * {columns};
+    const double scale = verdict[{SCALES} + row[{OWNER}]];
     const long long start = chunks[2 * blockIdx.x + 1];
     const long long rest = row[{LENGTH}] - start;
     const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
@@ -84,6 +84,7 @@ def source(variants: tuple[Variant, ...]) -> str:
             KEY=table.KEY,
             SKIP=SKIP,
             SCALES=SCALES,
+            OWNER=table.OWNER,
             COEFFICIENTS=table.COEFFICIENTS,
             cases="\n".join(
                 f"    case {i}: update{i}(row, gradient, scale, key, start, n, (const {DTYPES[v.dtype].cuda}*)c, own); break;"

@@ -82,6 +82,9 @@ class Elements:
                         self._read[k] = label, tuple(part)
                 case Node("coefficient", (index,)):
                     self._constant(term, self.T, f"c[{index}]")
+                case Node("constant", (index,)):
+                    column = table.constants_at(program) + index
+                    self._constant(term, self.T, f"({self.T})((const double*)row)[{column}]")
                 case Node("scale", ()):
                     self._constant(term, self.T, f"({self.T})leaf_scale")
                 case Node("number", (index,)):

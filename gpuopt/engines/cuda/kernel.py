@@ -69,9 +69,9 @@ class CUDA(Place):
         """See :meth:`Place.lookup`."""
         return Lookup(leaves, parameters, addresses)
 
-    def kernel(self, table: Table, before: Any) -> CUDAKernel:
+    def kernel(self, table: Table, before: Any, updating: Any = None) -> CUDAKernel:
         """See :meth:`Place.kernel`."""
-        return CUDAKernel(table, self._device, before)
+        return CUDAKernel(table, self._device, before, updating)
 
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
         """See :meth:`Place.copying`."""
@@ -96,7 +96,9 @@ def _laid_out(layouts: Sequence[Layout], offsets: Sequence[int], memory: Any) ->
 class CUDAKernel:
     """The step over a table of CuPy arrays of one device, on the current stream."""
 
-    def __init__(self, table: Table, device: int, before: CUDAKernel | None = None) -> None:
+    def __init__(
+        self, table: Table, device: int, before: CUDAKernel | None = None, updating: CUDAKernel | None = None
+    ) -> None:
         import cupy
 
         self._table = table
@@ -111,7 +113,8 @@ class CUDAKernel:
             self._gradients = cupy.asarray(table.gradients)
             # What the device has decided belongs to the state, and outlives a kernel.
             kept = before is not None and len(before._table.rows) == len(table.rows)
-            self._verdict: Any = before._verdict if before and kept else cupy.zeros(preamble.SCALES + len(table.rows))
+            knowing = updating or (before if kept else None)
+            self._verdict: Any = knowing._verdict if knowing else cupy.zeros(preamble.SCALES + len(table.rows))
             width = max((sum(tables.widths(k, table.variants)) for k in range(len(reducing))), default=0)
             # What passes find, until the next step.
             numbers, totals = (
@@ -130,6 +133,7 @@ class CUDAKernel:
         self._measured: tuple[Any, ...] | None = before._measured if before and kept else None
         self._has_report: bool = before is not None and kept and before._has_report
         self._judging: Callable[[], object] | None = None
+        self._unjudging: tuple[Callable[[], object], ...] = ()
         self._sent = table.gradients.copy()
         # Passed by value: CUDA copies it at the launch, so the host may write the next step's at once.
         self._values = (
@@ -151,13 +155,27 @@ class CUDAKernel:
     def expect(self) -> None:
         """See :meth:`gpuopt.engines.place.Kernel.expect`."""
 
-    def prepare(self) -> tuple[Callable[[], object], ...]:
-        """See :meth:`gpuopt.engines.place.Kernel.prepare`: judge the gradients if that was asked for, and update."""
+    def judging(self) -> tuple[Callable[[], object], ...]:
+        """See :meth:`gpuopt.engines.place.Kernel.judging`."""
         judging, self._judging = self._judging, None
+        self._unjudging = ()
+        if judging is None or not len(self._chunks):
+            return ()
+        self._send_addresses()
+        now, was = (self._verdict.data + 8 * k for k in (0, preamble.BEFORE))
+        self._unjudging = self._choose, partial(now.copy_from_device_async, was, 8 * preamble.BEFORE)
+        return self._choose, judging
+
+    def unjudging(self) -> tuple[Callable[[], object], ...]:
+        """See :meth:`gpuopt.engines.place.Kernel.unjudging`."""
+        return self._unjudging
+
+    def prepare(self) -> tuple[Callable[[], object], ...]:
+        """See :meth:`gpuopt.engines.place.Kernel.prepare`."""
         if not len(self._chunks):
             return ()  # of empty leaves there is nothing to update, and CuPy would launch one block all the same
         self._send_addresses()
-        return (self._choose, *([] if judging is None else [judging]), *self._launches)
+        return (self._choose, *self._launches)
 
     def updating(self) -> tuple[Callable[[], object], ...]:
         """See :meth:`gpuopt.engines.place.Kernel.updating`."""
@@ -231,7 +249,7 @@ class CUDAKernel:
     def loss_scale(self) -> Any:
         """Return an array on the device: what gradients are divided by, and for how many good steps that is so."""
         with self._device:
-            return self._verdict[preamble.LOSS_SCALE : preamble.SCALES]
+            return self._verdict[preamble.LOSS_SCALE : preamble.BEFORE]
 
     def setting_scale(self, numbers: NDArray[np.float64]) -> tuple[Callable[[], object], ...]:
         """Return what sets `loss_scale`: functions written in C, with `Place.restoring` after them."""

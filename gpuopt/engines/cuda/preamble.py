@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 FLOAT64 = DTYPES["float64"]
 
-SKIP, SKIPPED, NORM, LOSS_SCALE, GOOD, SCALES = range(6)
+SKIP, SKIPPED, NORM, LOSS_SCALE, GOOD, BEFORE = range(6)
+SCALES = 2 * BEFORE
 """Of the verdict, an array of float64 on the device: whether to leave the step out, how many were, the norm, what the
-gradients are divided by, for how many good steps that is so, the scales."""
+gradients are divided by, for how many good steps that is so; what these were before; the scales."""
 
 _VALUES = """\
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 700

@@ -35,7 +35,7 @@ reduce(const long long* table, const long long* gradients, const long long* chun
     const long long rest = row[{LENGTH}] - start;
     const long long gradient = address(values, gradients_at, gradients, segment);
     const int n = rest < {CHUNK} ? (int)rest : {CHUNK};
-    const double scale = verdict[{SCALES} + segment];
+    const double scale = verdict[{SCALES} + row[{OWNER}]];
     const double* own = numbers + segment * {numbers};
     const unsigned char* c = values.bytes + row[{COEFFICIENTS}];
     const double* h = (const double*)(values.bytes + row[{SCALARS}]);
@@ -143,6 +143,7 @@ def source(k: int, variants: tuple[Variant, ...]) -> str:
             CHUNK=table.CHUNK,
             SKIP=SKIP,
             SCALES=SCALES,
+            OWNER=table.OWNER,
             COEFFICIENTS=table.COEFFICIENTS,
             SCALARS=table.SCALARS,
             GROUP=table.GROUP,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gpuopt.engines import norms, table
 from gpuopt.engines.cuda import reductions, storage
 from gpuopt.engines.cuda.preamble import (
+    BEFORE,
     FLOAT64,
     GLOBAL,
     GOOD,
@@ -42,7 +43,10 @@ measure(const long long* table, long long columns, long long segments, const lon
     __shared__ double lanes[LANES];
     __shared__ bool last;
     if (skip == STICKY && verdict[SKIP] != 0) {  // an error is on its way: all is left as it was when it happened
-        if (blockIdx.x == 0 && threadIdx.x == 0) verdict[SKIPPED] += 1;
+        if (blockIdx.x == 0 && threadIdx.x == 0) {
+            for (int k = 0; k < BEFORE; ++k) verdict[BEFORE + k] = verdict[k];
+            verdict[SKIPPED] += 1;
+        }
         return;
     }
     const long long segment = chunks[2 * blockIdx.x], start = chunks[2 * blockIdx.x + 1];
@@ -75,6 +79,7 @@ measure(const long long* table, long long columns, long long segments, const lon
     const double loss_scale = factor != 0 ? verdict[LOSS_SCALE] : 1;  // as it was before this step
     __syncthreads();
     if (threadIdx.x == 0) {
+        for (int k = 0; k < BEFORE; ++k) verdict[BEFORE + k] = verdict[k];
         double total[3] = {0, 0, 0};
         bool finite = true;
         for (long long s = 0; s < segments; ++s) {
@@ -112,6 +117,7 @@ def source() -> str:
         "NORM": NORM,
         "LOSS_SCALE": LOSS_SCALE,
         "GOOD": GOOD,
+        "BEFORE": BEFORE,
         "SCALES": SCALES,
         "SMALLEST": FLOAT64.cuda_literal(norms.SMALLEST.hex()),
         "LARGEST": FLOAT64.cuda_literal(norms.LARGEST.hex()),

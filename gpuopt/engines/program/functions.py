@@ -82,7 +82,12 @@ class Namespace(Reductions):
     def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
         if not isinstance(u, Symbol | Extent):
             raise self._tape.error(f"sums {u!r:.40} along an axis", "an array")
+        if not axes:
+            return u
         axes = tuple(own % len(u.shape) for own in axes)
+        kept = [own for own in range(len(u.shape)) if own not in axes and u.shape[own] != 1]
+        if not keepdims and len(kept) > 1 and max(axes) > min(kept):  # they would be other axes, of any order in memory
+            raise self._tape.error("sums along an axis behind others that are kept", "keepdims=True")
         left = [1 if own in axes else n for own, n in enumerate(u.shape) if keepdims or own not in axes]
         found = Extent(self._tape, tuple(left), "sum", self._held(u), axes, keepdims)
         return self._tape.element(found) if found.shape == self._tape.shape else found

@@ -154,7 +154,7 @@ def uniform(program: Program) -> frozenset[int]:
     found: set[int] = set()
     for i, node in enumerate(program.nodes):
         match node:
-            case Node("coefficient" | "number" | "literal" | "scale", _):
+            case Node("coefficient" | "constant" | "number" | "literal" | "scale", _):
                 found.add(i)
             case Node("load", _):
                 pass
@@ -221,7 +221,7 @@ def depths(program: Program, *, of_sums: int, of_arrays: int) -> tuple[list[int]
                     elements[i] = extents[by_name[name]] if name in by_name else 0
                 case Node("number", (k,)):
                     elements[i] = numbers[k]
-                case Node("coefficient" | "literal" | "scale", _):
+                case Node("coefficient" | "constant" | "literal" | "scale", _):
                     pass
                 case Node(_, args):
                     elements[i] = max(elements[a] for a in args)
@@ -253,7 +253,7 @@ def needed(
             match program.nodes[i]:
                 case Node("number", (k,)):
                     open_numbers += [k] if through_numbers else []
-                case Node("load" | "coefficient" | "literal" | "scale", _):
+                case Node("load" | "coefficient" | "constant" | "literal" | "scale", _):
                     pass
                 case Node(_, of):
                     open_elements += of

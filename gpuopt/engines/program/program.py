@@ -99,6 +99,8 @@ class Program:
     """Of `hidden`, those of other shapes than the leaf's, each number of which stands for many elements."""
     folds: bool = False
     """Whether what is stored is added up along an axis, as far as one loop goes; see `gpuopt.engines.program.folds`."""
+    constants: int = 0
+    """How many numbers of its own each leaf has: nodes name them ``constant k``, and leaves of several shapes share the code."""
     totals: tuple[int, ...] = ()
     """Of `numbers`, those that are worked out whether something needs them or not."""
     extents: tuple[Node, ...] = ()
@@ -138,11 +140,6 @@ class Program:
     def evaluate_for_numbers(self) -> Callable[[Mapping[str, float]], list[float]]:
         """The same for the scalars that numbers are made of."""
         return self._evaluating(self.number_scalars)
-
-    @cached_property
-    def evaluate_for_extents(self) -> Callable[[Mapping[str, float]], list[float]]:
-        """The same for the scalars that whole arrays are made of."""
-        return self._evaluating(self.extent_scalars)
 
     def _evaluating(self, wanted: tuple[int, ...]) -> Callable[[Mapping[str, float]], list[float]]:
         formulas: list[str] = []

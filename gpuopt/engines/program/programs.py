@@ -76,7 +76,8 @@ class Programs:
         rule = self._rules[group]
         program = trace(rule, is_complex=is_complex, kind=kind, twice=True)
         known = self._compiled[group]
-        known.add(tuple(stage.program for stage in stages(program)))
+        # Loops over a small leaf or a large one are the same, only not as many.
+        known.add(stages(program, kind.shape, tuple(range(len(kind.shape)))).programs if kind else program)
         if len(known) > MOST:
             raise TraceError(
                 f"{rule.name}.update is another formula for each of {len(known)} kinds of leaves, expected at most {MOST}: each "

@@ -1,46 +1,116 @@
 """Stages: a program is cut where it needs whole arrays, for sums along axes or `xp.whole`.
 
-A stage before the last one writes hidden arrays alone, and never a slot or the parameter: what it works out that a later stage needs
-again, that stage works out again. Between two stages the leaf's library computes what is of whole arrays. The last stage updates. What
-a stage does follows from the data, as with passes (`gpuopt.engines.program.passes`), of which each stage has its own.
+A stage is some loops that need nothing of each other: over the elements of the leaf, or over arrays of rows or columns, which are
+worked out by the same kernels. A stage before the last one writes hidden arrays alone, and never a slot or the parameter: what it
+works out that a later stage needs again, that stage works out again. What a stage does follows from the data, as with passes
+(`gpuopt.engines.program.passes`), of which each loop has its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from gpuopt.engines.program.folds import fold
 from gpuopt.engines.program.passes import depths, needed
-from gpuopt.engines.program.program import Node, entering, held_by
+from gpuopt.engines.program.program import Node, Program, entering, held_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from gpuopt.engines.program.program import Program
+Shape = tuple[int, ...]
+Stores = tuple[tuple[str, tuple[int, ...], int], ...]
+
+
+class Loop(NamedTuple):
+    """A loop of a stage.
+
+    Attributes
+    ----------
+    program
+        What it does.
+    shape
+        Of what it goes over, with as many axes as the leaf.
+    arrays
+        Of each of the program's slots, the array that it stands for: a slot of the rule or a hidden array.
+    constants
+        The program's constants.
+    axis
+        Along which it adds up; -1 if it does not.
+
+    """
+
+    program: Program
+    shape: Shape
+    arrays: tuple[str, ...]
+    constants: tuple[float, ...] = ()
+    axis: int = -1
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What the loops of one stage do.
+    """A stage before the last one.
+
+    Attributes
+    ----------
+    whole
+        Extents that `xp.whole` works out before the loops.
+    over_leaf
+        The loop over the leaf's elements that stores some for what is of whole arrays.
+    others
+        Loops that need no numbers: such as add up along an axis, and those over rows and columns.
+
+    """
+
+    whole: tuple[int, ...]
+    over_leaf: Loop | None
+    others: tuple[Loop, ...]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a leaf.
 
     Attributes
     ----------
     before
-        Extents that are worked out before them, in order.
-    enters
-        Of these, the ones that the loops of this stage or of later ones read.
-    program
-        Of the loops.
-    folds
-        Programs of loops that add up along an axis, by the name of the hidden array that they write.
+        Those before the last one.
+    last
+        The loop over the leaf's elements that updates.
+    keeping
+        Loops that write the slots of other shapes than the leaf's, after it.
+    shapes
+        Of the hidden arrays, by name.
+    buffers
+        Of the hidden arrays that are like the leaf, the buffer that each is in: one is used again when what was in it is not
+        needed any more.
 
     """
 
-    before: tuple[int, ...]
-    enters: tuple[int, ...]
-    program: Program
-    folds: tuple[tuple[str, Program], ...] = ()
+    before: tuple[Stage, ...]
+    last: Loop
+    keeping: tuple[Loop, ...] = ()
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    buffers: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def programs(self) -> frozenset[Program]:
+        """Of all loops."""
+        before = [loop for stage in self.before for loop in (stage.over_leaf, *stage.others) if loop]
+        return frozenset(loop.program for loop in (*before, self.last, *self.keeping))
+
+
+def stages(program: Program, shape: Shape, order: tuple[int, ...]) -> Stages:
+    """Return the stages of a program of a leaf of this shape, with its axes in this order in memory."""
+    if not program.extents:
+        return Stages((), Loop(program, shape, program.slots))
+    return _cut(program, shape, order)
+
+
+@cache
+def _cut(program: Program, shape: Shape, order: tuple[int, ...]) -> Stages:
+    return _Cut(program, shape, order).stages()
 
 
 def leaving(element: int) -> str:
@@ -48,70 +118,9 @@ def leaving(element: int) -> str:
     return f"element {element}"
 
 
-def source(program: Program, node: Node) -> str | None:
-    """Name of the hidden array that an extent is a sum of; None if it is the sum of another extent.
-
-    Elements that are made of no numbers are added up in the loop that works them out, along the first axis, as far as that goes.
-    """
-    (where, index), (first, *_), _ = node.args
-    if where != "element":
-        return None
-    return leaving(index) if _numbers_of(program, index) else f"{leaving(index)} along {first}"
-
-
-def axis_of(name: str) -> int:
-    """The axis along which a hidden array is added up; -1 if it is not."""
-    _, is_sum, axis = name.partition(" along ")
-    return int(axis) if is_sum else -1
-
-
-def _numbers_of(program: Program, element: int) -> bool:
-    return any(program.nodes[i].op == "number" for i in needed(program, [element], ())[0])
-
-
-@cache
-def stages(program: Program) -> tuple[Stage, ...]:
-    """The stages of a program, one at least."""
-    if not program.extents:
-        return (Stage((), (), program),)
-    wanted = _wanted(program)
-    if not wanted:
-        return (Stage((), (), _with_hidden(program, program.stores)),)
-    _, _, extents = depths(program, of_sums=0, of_arrays=1)
-    read = {k for k in wanted if Node("load", (entering(k),)) in _read(program, wanted)}
-    totals = tuple(
-        k
-        for k in needed(program, _ends(program, wanted), program.number_outputs, through_numbers=True)[1]
-        if program.numbers[k].op == "reduce" and program.numbers[k].args[1] == "group"
-    )
-    found = []
-    for depth in range(1 + max(extents[k] for k in wanted)):
-        before = tuple(k for k in wanted if extents[k] == depth)
-        left = {name: i for k in wanted if extents[k] == depth + 1 for name, i in _left(program, program.extents[k])}
-        found.append((before, tuple(k for k in before if k in read), left))
-    *first, (before, enters, _) = found
-    return (
-        *(
-            Stage(
-                own,
-                ins,
-                _only(program, tuple((name, (), i) for name, i in left.items() if axis_of(name) < 0), totals),
-                tuple(
-                    (name, replace(_only(program, ((name, (), i),), ()), folds=True))
-                    for name, i in left.items()
-                    if axis_of(name) >= 0
-                ),
-            )
-            for own, ins, left in first
-        ),
-        Stage(before, enters, _with_hidden(replace(program, totals=totals), program.stores)),
-    )
-
-
 def idle(program: Program) -> Program:
     """The program of a leaf that takes part in the totals of a stage, and no more."""
-    (*_, last) = stages(program)
-    return _only(program, (), last.program.totals or tuple(_totals(program)))
+    return _only(program, (), _totals(program))
 
 
 def depth_of_totals(program: Program) -> int:
@@ -120,107 +129,317 @@ def depth_of_totals(program: Program) -> int:
     return max((numbers[k] for k in _totals(program)), default=0)
 
 
-@cache
-def buffers(program: Program) -> dict[str, int]:
-    """Of each hidden array of a leaf that is like the leaf, the buffer that it is in.
+def like_leaf(shape: Shape, leaf: Shape) -> Shape:
+    """A shape with as many axes as the leaf's."""
+    return (1,) * (len(leaf) - len(shape)) + shape
 
-    A buffer is used again when what was in it is not needed any more.
-    """
-    spans: dict[str, tuple[int, int]] = {}
-    own = stages(program)
-    for s, stage in enumerate(own):
-        for k in stage.enters:
-            if program.extents[k].op == "whole":
-                spans[entering(k)] = 2 * s - 1, 2 * s
-        for name in stage.program.hidden - stage.program.spread:
-            begin, end = spans.get(name, (2 * s, 0))
-            spans[name] = begin, max(end, 2 * s + 1)
-    free: list[int] = []
-    found: dict[str, int] = {}
-    for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
-        k = next((k for k, until in enumerate(free) if until <= begin), len(free))
-        free[k : k + 1] = [end]
-        found[name] = k
+
+def once(shape: Shape, over: Shape, order: Sequence[int]) -> list[list[int]]:
+    """Axes of what a loop goes over, in the order of memory, along which an array has one element for many; neighbours together."""
+    axes = [axis for axis in order if over[axis] != 1]
+    found: list[list[int]] = []
+    for before, axis in zip([-1, *axes], axes, strict=False):
+        if shape[axis] == 1:
+            if found and found[-1][-1] == before:
+                found[-1].append(axis)
+            else:
+                found.append([axis])
     return found
 
 
-def _only(program: Program, stores: tuple[tuple[str, tuple[int, ...], int], ...], totals: tuple[int, ...]) -> Program:
-    """A program that writes these alone."""
+class _Cut:
+    """A program that is being cut.
+
+    A level says how many stages come before the one that can work something out.
+    """
+
+    def __init__(self, program: Program, shape: Shape, order: tuple[int, ...]) -> None:
+        self._program, self._shape, self._order = program, shape, order
+        self._by_name = {entering(k): k for k in range(len(program.extents))}
+        self._shapes: dict[str, Shape] = {}
+        self._levels: dict[str, int] = {}  # of hidden arrays: from which level on they are there
+        self._elements: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}
+        self._whole: dict[int, list[int]] = {}
+        self._left: dict[int, dict[str, int]] = {}  # elements that are stored
+        self._loops: dict[int, list[Loop]] = {}
+
+    def stages(self) -> Stages:
+        """Cut it."""
+        program = self._program
+        ends = [i for _, _, i in program.stores]
+        level = max([*map(self._element, ends), *map(self._number, program.number_outputs)], default=0)
+        kept: dict[Shape, list[tuple[str, int]]] = {}
+        for name, k in program.extent_slots:
+            if program.extents[k] != Node("slot", (name,)):
+                kept.setdefault(self._shape_of(k), []).append((name, k))
+        keeping = []
+        for shape, own in kept.items():
+            loop, at = self._loop([k for _, k in own], [name for name, _ in own], shape)
+            keeping.append(loop)
+            level = max(level, at)
+        totals = _totals(program)
+        last = self._over_leaf(replace(_loops_of(program), totals=totals), program.stores)
+        stores = {s: tuple((name, (), i) for name, i in own.items()) for s, own in self._left.items()}
+        before = tuple(
+            Stage(
+                tuple(self._whole.get(s, ())),
+                self._over_leaf(_only(program, stores[s], totals), stores[s]) if s in stores else None,
+                tuple(self._loops.get(s, ())),
+            )
+            for s in range(1 + max((*self._whole, *stores, *self._loops), default=-1))
+        )
+        while len(before) < level:
+            before += (Stage((), None, ()),)
+        return Stages(before, last, tuple(keeping), self._shapes, self._buffers(before, (last, *keeping)))
+
+    def _element(self, i: int) -> int:
+        """The level of an element."""
+        for k in needed(self._program, [i], ())[0]:
+            if k not in self._elements:
+                match self._program.nodes[k]:
+                    case Node("load", (name, *_)):
+                        self._elements[k] = (
+                            self._levels[self._read(self._stored(self._by_name[name]), self._shape)]
+                            if name in self._by_name
+                            else 0
+                        )
+                    case Node("number", (number,)):
+                        self._elements[k] = self._number(number)
+                    case Node("coefficient" | "literal" | "scale", _):
+                        self._elements[k] = 0
+                    case Node(_, args):
+                        self._elements[k] = max(self._elements[a] for a in args)
+        return self._elements[i]
+
+    def _number(self, i: int) -> int:
+        """The level of a number."""
+        for k in needed(self._program, (), [i])[1]:
+            if k not in self._numbers:
+                match self._program.numbers[k]:
+                    case Node("reduce", (_, _, *args)):
+                        self._numbers[k] = max(map(self._element, args))
+                    case Node("slot" | "scalar" | "literal", _):
+                        self._numbers[k] = 0
+                    case Node(_, args):
+                        self._numbers[k] = max(self._numbers[a] for a in args)
+        return self._numbers[i]
+
+    def _shape_of(self, k: int) -> Shape:
+        """The shape of the hidden array of an extent."""
+        if self._program.extents[k].op == "whole":
+            return self._shape
+        return like_leaf(self._program.extent_shapes[k], self._shape)
+
+    def _there(self, name: str, shape: Shape, level: int) -> str:
+        """Note that a hidden array is there from a level on."""
+        self._shapes[name], self._levels[name] = shape, level
+        return name
+
+    def _stored(self, k: int) -> str:
+        """The hidden array of an extent."""
+        name = entering(k)
+        if name in self._levels:
+            return name
+        shape = self._shape_of(k)
+        match self._program.extents[k]:
+            case Node("sum", ((where, index), axes, _)):
+                return self._summed(name, where, index, axes)
+            case Node("whole", (_, *given)):
+                held = [own for own in given if own is not None]
+                arrays = [self._left_at(i) if where == "element" else self._stored(i) for where, i in held]
+                level = max((self._levels[own] for own in arrays), default=0)
+                self._whole.setdefault(level, []).append(k)
+                return self._there(name, shape, level)
+        loop, level = self._loop([k], [name], shape)
+        self._loops.setdefault(level, []).append(loop)
+        return self._there(name, shape, level + 1)
+
+    def _left_at(self, i: int) -> str:
+        """The hidden array of an element."""
+        name = leaving(i)
+        if name not in self._levels:
+            level = self._element(i)
+            self._left.setdefault(level, {})[name] = i
+            self._there(name, self._shape, level + 1)
+        return name
+
+    def _summed(self, name: str, where: str, index: int, axes: tuple[int, ...]) -> str:
+        """The hidden array of a sum along axes. Elements that are made of no numbers are added up as they are worked out."""
+        final = self._shape_of(self._by_name[name])
+        shape = self._shape if where == "element" else self._shape_of(index)
+        if 0 in shape:  # of nothing: hidden arrays start as zeros
+            return self._there(name, final, 0)
+        missing = len(shape) - (len(shape) if where == "element" else len(self._program.extent_shapes[index]))
+        axes = tuple(axis + missing for axis in axes)
+        source, done = "", shape
+        for n, axis in enumerate(axes):
+            while not (source and done[axis] == 1):
+                left = fold(done, self._order, axis)[1]
+                after = (*done[:axis], left, *done[axis + 1 :])
+                is_last = all(after[own] == 1 for own in axes)
+                target = name if is_last else f"{where} {index} along {axes[: n + 1]}, {left} left"
+                if target not in self._levels:
+                    self._fold(target, where, index, source, done, axis, final if is_last else after)
+                source, done = target, after
+                if is_last:
+                    return name
+        return name
+
+    def _fold(self, target: str, where: str, index: int, source: str, shape: Shape, axis: int, left: Shape) -> None:
+        """Add up along an axis, as far as one loop goes."""
+        if not source and where == "element" and _has_numbers(self._program, index):
+            source = self._left_at(index)
+        if source:
+            loop, level = Loop(_COPY, shape, (source, target)), self._levels[source]
+        elif where == "element":
+            stores: Stores = ((target, (), index),)
+            loop, level = self._over_leaf(_only(self._program, stores, ()), stores), self._element(index)
+        else:
+            loop, level = self._loop([index], [target], shape)
+        folding = replace(loop.program, folds=True)
+        self._loops.setdefault(level, []).append(loop._replace(program=folding, axis=axis))
+        self._there(target, left, level + 1)
+
+    def _read(self, name: str, over: Shape) -> str:
+        """The hidden array by which a loop over this shape can read one: with one run of axes along which it does not vary."""
+        *_, last = runs = once(self._shapes[name], over, self._order) or [[]]
+        if len(runs) <= 1:
+            return name
+        shape = tuple(over[axis] if axis in last else n for axis, n in enumerate(self._shapes[name]))
+        wider = f"{name} as {shape}"
+        if wider not in self._levels:
+            level = self._levels[name]
+            loop = Loop(replace(_COPY, spread=frozenset({"from"})), shape, (name, wider))
+            self._loops.setdefault(level, []).append(loop)
+            self._there(wider, shape, level + 1)
+        return self._read(wider, over)
+
+    def _over_leaf(self, program: Program, stores: Stores) -> Loop:
+        """A loop over the leaf, with the hidden arrays that it reads and writes among its slots."""
+        elements, _ = needed(
+            program, [i for _, _, i in stores], (*program.number_outputs, *program.totals), through_numbers=True
+        )
+        known = {"p", "g", *program.slots}
+        read = [program.nodes[i].args[0] for i in elements if program.nodes[i].op == "load"]
+        hidden = dict.fromkeys(name for name in (*read, *(name for name, _, _ in stores)) if name not in known)
+        arrays = {
+            name: self._read(name, self._shape) if name in self._by_name and name in read else name for name in hidden
+        }
+        spread = frozenset(name for name, own in arrays.items() if name in read and self._shapes[own] != self._shape)
+        return Loop(
+            replace(program, slots=(*program.slots, *hidden), stores=stores, hidden=frozenset(hidden), spread=spread),
+            self._shape,
+            (*program.slots, *arrays.values()),
+        )
+
+    def _loop(self, wanted: Sequence[int], targets: Sequence[str], shape: Shape) -> tuple[Loop, int]:
+        """The loop over rows or columns that works out some extents, of smaller ones too, and its level."""
+        program = self._program
+        open_ones, closure = [*wanted], set[int]()
+        while open_ones:
+            k = open_ones.pop()
+            if k not in closure:
+                closure.add(k)
+                if program.extents[k].op not in ("sum", "whole"):
+                    open_ones += [index for _, index in held_by(program.extents[k])]
+        nodes: dict[Node, int] = {}
+        terms: dict[int, int] = {}
+        arrays: dict[str, str] = {}
+        constants: list[float] = []
+        coefficients: list[int] = []
+        level = 0
+
+        def node(op: str, *args: object) -> int:
+            return nodes.setdefault(Node(op, args), len(nodes))
+
+        for k in sorted(closure):
+            match program.extents[k]:
+                case Node("slot", (name,)) if self._shape_of(k) == shape:
+                    arrays[name] = name
+                    terms[k] = node("load", name)
+                case Node("scalar", (index,)):
+                    coefficients.append(program.extent_scalars[index])
+                    terms[k] = node("coefficient", len(coefficients) - 1)
+                case Node("literal", (number,)):
+                    constants.append(float.fromhex(number))
+                    terms[k] = node("constant", len(constants) - 1)
+                case Node("slot" | "sum" | "whole", _):
+                    name = entering(k)
+                    arrays[name] = self._read(self._stored(k), shape)
+                    level = max(level, self._levels[arrays[name]])
+                    terms[k] = node("load", name)
+                case Node(op, args):
+                    terms[k] = node(op, *[terms[a] for a in args])
+        spread = frozenset(name for name, own in arrays.items() if self._shapes.get(own, shape) != shape)
+        arrays |= {name: name for name in targets}
+        of_rule = {name for name, _ in program.extent_slots}
+        made = Program(
+            tuple(arrays),
+            tuple(nodes),
+            tuple((name, (), terms[k]) for name, k in zip(targets, wanted, strict=True)),
+            program.scalars,
+            tuple(coefficients),
+            hidden=frozenset(arrays) - of_rule,
+            spread=spread,
+            constants=len(constants),
+        )
+        return Loop(made, shape, tuple(arrays.values()), tuple(constants)), level
+
+    def _buffers(self, before: Sequence[Stage], last: Sequence[Loop]) -> dict[str, int]:
+        """See `Stages`."""
+        spans: dict[str, tuple[int, int]] = {}
+
+        def seen(names: Iterable[str], time: int) -> None:
+            for name in names:
+                if self._shapes.get(name) == self._shape:
+                    spans[name] = spans.get(name, (time, 0))[0], time
+
+        for s, stage in enumerate(before):
+            for k in stage.whole:
+                held = [own for own in self._program.extents[k].args[1:] if own is not None]
+                seen([leaving(i) if where == "element" else entering(i) for where, i in held], 2 * s)
+                seen([entering(k)], 2 * s)
+            for loop in (*filter(None, [stage.over_leaf]), *stage.others):
+                seen(loop.arrays, 2 * s + 1)
+        for loop in last:
+            seen(loop.arrays, 2 * len(before) + 1)
+        until: list[int] = []
+        found: dict[str, int] = {}
+        for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+            k = next((k for k, own in enumerate(until) if own < begin), len(until))
+            until[k : k + 1] = [end]
+            found[name] = k
+        return found
+
+
+_COPY = Program(("from", "to"), (Node("load", ("from",)),), (("to", (), 0),), (), (), hidden=frozenset({"from", "to"}))
+"""What brings the elements of one array into another."""
+
+
+def _only(program: Program, stores: Stores, totals: tuple[int, ...]) -> Program:
+    """A program of loops alone that writes these."""
     used = needed(program, [i for _, _, i in stores], totals, through_numbers=True)[1]
     kept = {program.numbers[k].args[0]: k for k in used if program.numbers[k].op == "slot"}
     names = tuple(name for name in program.number_slots if name in kept)
-    return _with_hidden(
-        replace(program, number_slots=names, number_outputs=tuple(kept[name] for name in names), totals=totals), stores
-    )
-
-
-def _with_hidden(program: Program, stores: tuple[tuple[str, tuple[int, ...], int], ...]) -> Program:
-    """A program of loops alone, with the hidden arrays that it reads and writes among its slots."""
-    elements, _ = needed(
-        program, [i for _, _, i in stores], (*program.number_outputs, *program.totals), through_numbers=True
-    )
-    known = {"p", "g", *program.slots}
-    read = [program.nodes[i].args[0] for i in elements if program.nodes[i].op == "load"]
-    hidden = dict.fromkeys(name for name in (*read, *(name for name, _, _ in stores)) if name not in known)
-    spread = {entering(k) for k, node in enumerate(program.extents) if node.op != "whole"}
     return replace(
-        program,
-        slots=(*program.slots, *hidden),
+        _loops_of(program),
+        number_slots=names,
+        number_outputs=tuple(kept[name] for name in names),
+        totals=totals,
         stores=stores,
-        hidden=frozenset(hidden),
-        spread=frozenset(hidden) & spread,
-        extents=(),
-        extent_shapes=(),
-        extent_scalars=(),
-        extent_slots=(),
     )
 
 
-def _totals(program: Program) -> list[int]:
-    return [k for k, node in enumerate(program.numbers) if node.op == "reduce" and node.args[1] == "group"]
+def _loops_of(program: Program) -> Program:
+    """A program without what is of whole arrays."""
+    return replace(program, extents=(), extent_shapes=(), extent_scalars=(), extent_slots=())
 
 
-def _left(program: Program, node: Node) -> list[tuple[str, int]]:
-    """The hidden arrays that an extent is made of, and the elements that are stored there."""
-    if node.op == "sum":
-        name = source(program, node)
-        return [(name, node.args[0][1])] if name else []
-    return [(leaving(i), i) for i in _elements_of(node)]
+def _totals(program: Program) -> tuple[int, ...]:
+    used = needed(program, [i for _, _, i in program.stores], program.number_outputs, through_numbers=True)[1]
+    return tuple(k for k in used if program.numbers[k].op == "reduce" and program.numbers[k].args[1] == "group")
 
 
-def _elements_of(node: Node) -> list[int]:
-    """The elements that are stored for an extent."""
-    return [index for where, index in held_by(node) if where == "element"]
-
-
-def _ends(program: Program, wanted: Iterable[int]) -> list[int]:
-    """Elements that are written, at last or for an extent."""
-    return [i for _, _, i in program.stores] + [i for k in wanted for i in _elements_of(program.extents[k])]
-
-
-def _read(program: Program, wanted: Iterable[int]) -> set[Node]:
-    """Nodes of all elements that are needed."""
-    used, _ = needed(program, _ends(program, wanted), program.number_outputs, through_numbers=True)
-    return {program.nodes[i] for i in used}
-
-
-def _wanted(program: Program) -> list[int]:
-    """The extents that something needs, in order."""
-    by_name = {entering(k): k for k in range(len(program.extents))}
-    found: set[int] = set()
-    open_ones = [k for _, k in program.extent_slots]
-    ends = [i for _, _, i in program.stores]
-    numbers: Iterable[int] = program.number_outputs
-    while open_ones or ends:
-        used, _ = needed(program, ends, numbers, through_numbers=True)
-        loads = [program.nodes[i].args[0] for i in used if program.nodes[i].op == "load"]
-        open_ones += [by_name[name] for name in loads if name in by_name]
-        ends, numbers = [], ()
-        while open_ones:
-            k = open_ones.pop()
-            if k not in found:
-                found.add(k)
-                held = held_by(program.extents[k])
-                open_ones += [index for where, index in held if where == "extent"]
-                ends += [index for where, index in held if where == "element"]
-    return sorted(found)
+def _has_numbers(program: Program, element: int) -> bool:
+    return any(program.nodes[i].op == "number" for i in needed(program, [element], ())[0])

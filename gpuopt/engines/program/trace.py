@@ -4,7 +4,7 @@ Four kinds of symbols meet in an update. A `Scalar` is arithmetic on hyperparame
 in float64, once a step. A `Symbol` is a value of every element (or, from a comparison, a truth value): it becomes an
 operation of the fused loop. A `Number` is a float64 of a leaf or of its group, made of sums over elements and of slots that
 are numbers: it is worked out where the arrays are, between two passes over them (`gpuopt.engines.program.passes`). An `Extent` is an array of
-another shape than the leaf's, made of sums along axes: it is worked out by the leaf's library, between two stages
+another shape than the leaf's, made of sums along axes: it is worked out in loops of its own, in a stage before
 (`gpuopt.engines.program.stages`). Where a scalar meets a symbol, it enters the loop as a coefficient, a number as a number; both are rounded
 there, once.
 """
