@@ -93,12 +93,11 @@ def programs(rule: gpuopt.Rule, dtype: str) -> list[tuple[str, Program]]:
         whole = trace(rule, is_complex=is_complex, kind=Kind(SHAPE, DTYPES[dtype].arithmetic))
     except ComplexError:
         return []
-    found = []
-    for n, stage in enumerate(stages(whole), 1):
-        at = f" {n}" if len(stages(whole)) > 1 else ""
-        found.append((f"step{at}", stage.program))
-        found += [(f"fold{at}.{k}", program) for k, (_, program) in enumerate(stage.folds)]
-    return found
+    found = stages(whole, SHAPE, (0, 1)).programs
+    return [
+        (f"{'fold' if program.folds else 'step'}{f' {n}' if len(found) > 1 else ''}", program)
+        for n, program in enumerate(found, 1)
+    ]
 
 
 def kernels(only: list[str], dtypes: list[str]) -> Iterator[Kernel]:

@@ -44,11 +44,7 @@ SHAPED = {
     f"{rule.name}_{dtype}_{i}": Variant(program, dtype)
     for rule in (gpuopt.Adafactor(), gpuopt.Muon())
     for dtype in ("float32", "float64")
-    for i, program in enumerate(
-        program
-        for stage in stages(trace(rule, kind=Kind((96, 48), dtype)))
-        for program in (stage.program, *(fold for _, fold in stage.folds))
-    )
+    for i, program in enumerate(stages(trace(rule, kind=Kind((96, 48), dtype)), (96, 48), (0, 1)).programs)
 }
 """Programs of the stages of rules that see a leaf's shape, and of what they add up along axes."""
 MANY = {

@@ -77,7 +77,7 @@ class Programs:
         program = trace(rule, is_complex=is_complex, kind=kind, twice=True)
         known = self._compiled[group]
         # Loops over a small leaf or a large one are the same, only not as many.
-        known.add(stages(program, kind.shape, tuple(range(len(kind.shape)))).programs if kind else program)
+        known.add(frozenset(stages(program, kind.shape, tuple(range(len(kind.shape)))).programs) if kind else program)
         if len(known) > MOST:
             raise TraceError(
                 f"{rule.name}.update is another formula for each of {len(known)} kinds of leaves, expected at most {MOST}: each "

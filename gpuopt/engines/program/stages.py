@@ -95,10 +95,10 @@ class Stages:
     buffers: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def programs(self) -> frozenset[Program]:
-        """Of all loops."""
+    def programs(self) -> tuple[Program, ...]:
+        """Of all loops, in order."""
         before = [loop for stage in self.before for loop in (stage.over_leaf, *stage.others) if loop]
-        return frozenset(loop.program for loop in (*before, self.last, *self.keeping))
+        return tuple(dict.fromkeys(loop.program for loop in (*before, self.last, *self.keeping)))
 
 
 def stages(program: Program, shape: Shape, order: tuple[int, ...]) -> Stages:
