@@ -485,7 +485,7 @@ def test_a_disk_that_fails_leaves_the_old_file(
             raise OSError(code, os.strerror(code))
 
     if where == "write":
-        monkeypatch.setattr(Path, "open", lambda self, mode, **_: Full(self, mode))
+        monkeypatch.setattr("gpuopt.files.open", lambda file, mode, **_: Full(file, mode), raising=False)
     else:
         monkeypatch.setattr(os if where == "fsync" else Path, where, fail)
     with pytest.raises(OSError, match=path.name) as caught:
