@@ -71,3 +71,20 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
+    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gpuopt.training import Config, GPUFailure, train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     try:
+    ...         done = train(Config(epochs=1), out=f"{folder}/run", report=False)
+    ...     except GPUFailure as error:
+    ...         print(error)
+    >>> done.epochs
+    1
+    """

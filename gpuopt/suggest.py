@@ -169,6 +169,9 @@ def _nearest(given: str, known: list[str], likeness: float) -> list[str]:
     word = _plain(given)
     if word in by_spelling:
         return [by_spelling[word]]
+    members = [name for name in known if _plain(name.rpartition(".")[2]) == word]  # as EMA.decay of a chain
+    if members:
+        return members[:3]
     same = [line for line in ([*map(_plain, line.split())] for line in SAME) if word in line]
     for chosen in ([line[0] for line in same], [name for line in same for name in line]):
         if found := [by_spelling[name] for name in dict.fromkeys(chosen) if name in by_spelling]:

@@ -43,6 +43,7 @@ NAMES: list[tuple[str, list[str], list[str]]] = [
     ("T_max", ["initial", "steps", "final"], ["steps"]),
     ("--learning-rate", ["--lr", "--epochs"], ["--lr"]),
     ("--batchsize", ["--batch-size", "--epochs"], ["--batch-size"]),
+    ("decay", [*ADAM, "EMA.decay"], ["EMA.decay"]),
     ("xyz", ADAM, []),
     ("", ADAM, []),
     ("lr", [], []),

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from gpuopt.errors import ExplodedError, GPUFailure, Interrupted, UsageError
 from gpuopt.rules import RULES
 from gpuopt.suggest import did_you_mean, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Command", "aligned", "app", "main", "told_plainly"]
+__all__ = ["Command", "aligned", "app", "main"]
 
 LONGEST = 4000
 """Characters of an error, whatever stands in a file."""
@@ -43,7 +44,7 @@ app = typer.Typer(
 
 
 class Command(TyperCommand):
-    """A command that knows what an unknown option is called here."""
+    """A command whose errors are told plainly, and which knows what an unknown option is called here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse; an error for an unknown option names the one that was probably meant."""
@@ -56,6 +57,11 @@ class Command(TyperCommand):
                 error.message += did_you_mean(option, options, shown=str) or _set_instead(option, options)
                 error.possibilities = None
             raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        with told_plainly():
+            return super().invoke(ctx)
 
 
 def _set_instead(option: str, options: list[str]) -> str:
@@ -143,7 +149,6 @@ def gpuopt(
 def told_plainly() -> Iterator[None]:
     """Print what the user can do something about as one line on standard error, and leave with a fitting exit code."""
     from gpuopt.backends import BackendUnavailable
-    from gpuopt.training import ExplodedError, GPUFailure, Interrupted, UsageError
 
     try:
         yield

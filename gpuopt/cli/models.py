@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gpuopt.cli.application import told_plainly
 from gpuopt.cli.options import Encoding, Folder, Labels
 
 __all__ = ["evaluate", "export", "predict"]
@@ -27,12 +27,11 @@ def predict(
     Columns are found by name; what is missing is refused, what is more is said. Predictions are class names, or numbers in the
     target's own units, in a column called like the target.
     """
-    with told_plainly():
-        from gpuopt.training import load_model
-        from gpuopt.training.predicting import predict_file
+    from gpuopt.training import load_model
+    from gpuopt.training.predicting import predict_file
 
-        for note in predict_file(load_model(run), data, out, proba=proba, encoding=encoding):
-            typer.echo(note, err=True)
+    for note in predict_file(load_model(run), data, out, proba=proba, encoding=encoding):
+        typer.echo(note, err=True)
 
 
 def evaluate(
@@ -42,15 +41,14 @@ def evaluate(
     encoding: Encoding = None,
 ) -> None:
     """Say how good the model of a run is on a file that has the targets: accuracy, or RMSE and R2."""
-    with told_plainly():
-        from gpuopt.training import load_model
-        from gpuopt.training.predicting import evaluate_file, told
+    from gpuopt.training import load_model
+    from gpuopt.training.predicting import evaluate_file, told
 
-        model = load_model(run)
-        found, notes = evaluate_file(model, data, labels=labels, encoding=encoding)
-        for note in notes:
-            typer.echo(note, err=True)
-        typer.echo("\n".join(told(found, model.target.names)))
+    model = load_model(run)
+    found, notes = evaluate_file(model, data, labels=labels, encoding=encoding)
+    for note in notes:
+        typer.echo(note, err=True)
+    typer.echo("\n".join(told(found, model.target.names)))
 
 
 def export(
@@ -65,10 +63,7 @@ def export(
     It takes raw features as one float64 matrix and gives what `gpuopt predict` gives: in ONNX the outputs are called label and
     probabilities, or like the target of a regression.
     """
-    with told_plainly():
-        from pathlib import Path
+    from gpuopt.training import load_model
+    from gpuopt.training.export import export as exported
 
-        from gpuopt.training import load_model
-        from gpuopt.training.export import export as exported
-
-        typer.echo(str(exported(load_model(run), kind, out or Path(run) / f"model.{kind}")))
+    typer.echo(str(exported(load_model(run), kind, out or Path(run) / f"model.{kind}")))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpuopt.errors import UsageError
 from gpuopt.rules import OF_VECTORS
 from gpuopt.schedules import SCHEDULES
 
@@ -87,7 +88,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 
 def config(given: dict[str, Any]) -> Config:
     """The config that these options choose."""
-    from gpuopt.training import Config, UsageError
+    from gpuopt.training import Config
+    from gpuopt.training.config_rule import settings
 
     chosen = dict(given)
     try:
@@ -101,12 +103,5 @@ def config(given: dict[str, Any]) -> Config:
         chosen["ignore"] = tuple(chosen["ignore"])
     with contextlib.suppress(KeyError, ValueError):
         chosen["batch_size"] = int(given["batch_size"])
-    chosen["hyperparameters"] = chosen_settings(chosen.pop("settings", []), "--set ")
+    chosen["hyperparameters"] = settings(chosen.pop("settings", []), "--set ")
     return Config(**chosen)
-
-
-def chosen_settings(texts: list[str], option: str) -> dict[str, float | str]:
-    """What each ``NAME=VALUE`` chooses."""
-    from gpuopt.training.config_rule import settings
-
-    return settings(texts, lambda text: f"{option}{text}", "NAME=VALUE, as in beta1=0.95")

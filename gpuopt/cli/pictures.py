@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpuopt.cli import options
-from gpuopt.cli.application import aligned, told_plainly
+from gpuopt.cli.application import aligned
+from gpuopt.errors import UsageError
 
 if TYPE_CHECKING:
     from gpuopt.rules import Rule
@@ -23,21 +25,18 @@ def plot(
     ] = None,
 ) -> None:
     """Draw one run, into its folder: report.html and pictures. Draw several runs over each other, into one file."""
-    with told_plainly():
-        from pathlib import Path
+    from gpuopt.runs.record.history import History
+    from gpuopt.training import report
 
-        from gpuopt.runs.record.history import History
-        from gpuopt.training import report
-
-        if len(runs) == 1 and out is None:
-            drawn = report.draw(runs[0])
-        else:
-            drawn = Path(out or "runs.html")
-            several = [History.read(path) for path in runs]
-            distinct = len({run.name for run in several}) == len(several)
-            named = several if distinct else [run.called(path) for run, path in zip(several, runs, strict=True)]
-            report.draw_over_each_other(named, drawn)
-        typer.echo(str(drawn))
+    if len(runs) == 1 and out is None:
+        drawn = report.draw(runs[0])
+    else:
+        drawn = Path(out or "runs.html")
+        several = [History.read(path) for path in runs]
+        distinct = len({run.name for run in several}) == len(several)
+        named = several if distinct else [run.called(path) for run, path in zip(several, runs, strict=True)]
+        report.draw_over_each_other(named, drawn)
+    typer.echo(str(drawn))
 
 
 def compare(
@@ -86,18 +85,17 @@ def compare(
     given = {name: value for name, value in locals().items() if value is not None and value is not False}
     for name in ("optimizers", "threshold", "out", "quiet"):
         given.pop(name, None)
-    with told_plainly():
-        from gpuopt import markup
-        from gpuopt.training.compare import EPOCHS
-        from gpuopt.training.compare import compare as compared
+    from gpuopt import markup
+    from gpuopt.training.compare import EPOCHS
+    from gpuopt.training.compare import compare as compared
 
-        if data is None:
-            given.setdefault("epochs", EPOCHS)
-        found = compared(optimizers or (), options.config(given), threshold=threshold, out=out, quiet=quiet)
-        if not quiet:
-            head, rows = found.table()
-            typer.echo("\n" + aligned([head, *[[markup.shown(value) for value in row] for row in rows]]))
-            typer.echo(f"\nReport: {found.folder / 'report.html'}")
+    if data is None:
+        given.setdefault("epochs", EPOCHS)
+    found = compared(optimizers or (), options.config(given), threshold=threshold, out=out, quiet=quiet)
+    if not quiet:
+        head, rows = found.table()
+        typer.echo("\n" + aligned([head, *[[markup.shown(value) for value in row] for row in rows]]))
+        typer.echo(f"\nReport: {found.folder / 'report.html'}")
 
 
 def landscape(
@@ -124,26 +122,22 @@ def landscape(
     All optimizers on:
       ravine, rosenbrock, beale, himmelblau, wells
     """
-    with told_plainly():
-        from pathlib import Path
+    from gpuopt import landscape as land
 
-        from gpuopt import landscape as land
-        from gpuopt.training import UsageError
-
-        if name not in {"all", *land.PRESETS}:
-            raise UsageError(f"{name}: expected one of all, {', '.join(land.PRESETS)}")
-        presets = {}
-        for each in land.PRESETS if name == "all" else [name]:
-            preset = land.PRESETS[each]
-            rules = {text: _rule(text, steps or preset.steps) for text in optimizers or ()}
-            point = None if start is None else _point(start, *preset.drawn)
-            presets[each] = land.changed(preset, rules, steps, point)
-        for each, preset in presets.items():
-            try:
-                drawn = land.draw(each, preset, Path(out))
-            except OSError as error:
-                raise UsageError(f"--out {out}: {error.strerror}") from None
-            typer.echo("\n".join(map(str, drawn)))
+    if name not in {"all", *land.PRESETS}:
+        raise UsageError(f"{name}: expected one of all, {', '.join(land.PRESETS)}")
+    presets = {}
+    for each in land.PRESETS if name == "all" else [name]:
+        preset = land.PRESETS[each]
+        rules = {text: _rule(text, steps or preset.steps) for text in optimizers or ()}
+        point = None if start is None else _point(start, *preset.drawn)
+        presets[each] = land.changed(preset, rules, steps, point)
+    for each, preset in presets.items():
+        try:
+            drawn = land.draw(each, preset, Path(out))
+        except OSError as error:
+            raise UsageError(f"--out {out}: {error.strerror}") from None
+        typer.echo("\n".join(map(str, drawn)))
 
 
 def _rule(text: str, steps: int) -> Rule:
@@ -156,8 +150,6 @@ def _rule(text: str, steps: int) -> Rule:
 
 def _point(text: str, lower: tuple[float, float], upper: tuple[float, float]) -> tuple[float, float]:
     """The point of ``X,Y``, in the window between these corners."""
-    from gpuopt.training import UsageError
-
     try:
         x, y = map(float, text.split(","))
     except ValueError:

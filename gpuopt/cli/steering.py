@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuopt.cli.application import told_plainly
-from gpuopt.cli.options import SCHEDULED, Going, chosen_settings
+from gpuopt.cli.options import SCHEDULED, Going
+from gpuopt.errors import UsageError
 
 __all__ = ["live", "tune"]
 
@@ -49,27 +49,26 @@ def tune(
     """
     chosen = {"save": save, "pause": pause, "resume": resume, "step": step, "stop": stop}
     request: dict[str, Any] = {} if rollback is None else {"rollback": rollback}
-    with told_plainly():
-        from gpuopt import training
-        from gpuopt.runs.control.channel import Client
-        from gpuopt.runs.record.events import describe, explain
-        from gpuopt.runs.record.folder import RunFolder
+    from gpuopt.runs.control.channel import Client
+    from gpuopt.runs.record.events import describe, explain
+    from gpuopt.runs.record.folder import RunFolder
+    from gpuopt.training.config_rule import settings as parsed
 
-        if settings:
-            request["tune"] = chosen_settings(settings, "")
-        request |= {name: None for name, wanted in chosen.items() if wanted}
-        with Client(RunFolder(run)) as client:
-            answer = client.ask(request)
-        for event in answer["events"]:
-            typer.echo(explain(event))
-        if "refused" in answer:
-            raise training.UsageError(answer["refused"])
-        if not request:
-            now = answer["now"]
-            epoch = f", epoch {now['epoch']}/{now['epochs']}" if "epochs" in now else ""
-            typer.echo(f"step {now['step']:,} of {now['steps']:,}{epoch}  {describe(now)}")
-            typer.echo("  ".join(f"{name}={value}" for name, value in now["hyperparameters"].items()))
-            typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))
+    if settings:
+        request["tune"] = parsed(settings)
+    request |= {name: None for name, wanted in chosen.items() if wanted}
+    with Client(RunFolder(run)) as client:
+        answer = client.ask(request)
+    for event in answer["events"]:
+        typer.echo(explain(event))
+    if "refused" in answer:
+        raise UsageError(answer["refused"])
+    if not request:
+        now = answer["now"]
+        epoch = f", epoch {now['epoch']}/{now['epochs']}" if "epochs" in now else ""
+        typer.echo(f"step {now['step']:,} of {now['steps']:,}{epoch}  {describe(now)}")
+        typer.echo("  ".join(f"{name}={value}" for name, value in now["hyperparameters"].items()))
+        typer.echo(f"can go back to: {', '.join(now['back'])}" + ("; paused" if now["paused"] else ""))
 
 
 def live(
@@ -82,7 +81,6 @@ def live(
 
     Needs gpuopt[live].
     """
-    with told_plainly():
-        from gpuopt.runs.control.live import serve
+    from gpuopt.runs.control.live import serve
 
-        serve(run, live_host)
+    serve(run, live_host)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gpuopt.cli import options
-from gpuopt.cli.application import told_plainly
+from gpuopt.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +174,7 @@ def train(
     for name in ("quiet", "live", "live_host", "processes"):
         given.pop(name, None)
     report = None if given.pop("no_report", None) is None else False
-    with told_plainly(), _team(processes) as team:
+    with _team(processes) as team:
         if team is not None and not team.leads:
             team.serve()
             return
@@ -190,7 +190,7 @@ def train(
             callbacks.append(Page(live_host))
         if given.pop("resume", None) is not None:
             for name in set(given) - RESUMABLE:
-                raise training.UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
+                raise UsageError(f"{_flag(name)}: is as it was in a run that is resumed, expected none")
             result = training.resume(str(resume), **given, callbacks=callbacks, report=report, team=team)
         else:
             given.pop("out", None)
@@ -203,7 +203,6 @@ def train(
 @contextlib.contextmanager
 def _team(processes: int | None) -> Iterator[Team | None]:
     """The processes of this MPI job, if there are several; those that are asked for are started, and it ends with them."""
-    from gpuopt import training
     from gpuopt.training.team import team_of_job
 
     team = team_of_job()
@@ -211,7 +210,7 @@ def _team(processes: int | None) -> Iterator[Team | None]:
         from gpuopt.training.launch import launched
 
         if processes < 1:
-            raise training.UsageError(f"--processes {processes}: expected a positive integer")
+            raise UsageError(f"--processes {processes}: expected a positive integer")
         if processes > 1:
             raise typer.Exit(launched(processes, sys.argv[1:]))
     with team or contextlib.nullcontext():

@@ -1,6 +1,6 @@
 """Training: a network, data, a loop around an optimizer, and a run folder. ``gpuopt train`` on the command line."""
 
-from gpuopt.errors import ExplodedError, Interrupted, SavingError, UsageError
+from gpuopt.errors import ExplodedError, GPUFailure, Interrupted, SavingError, UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.training.applied import Model, load_model
 from gpuopt.training.config import Config
@@ -8,7 +8,7 @@ from gpuopt.training.data import Dataset, Samples, load, spiral
 from gpuopt.training.estimators import PerceptronClassifier, PerceptronRegressor
 from gpuopt.training.loop import Training
 from gpuopt.training.model import Perceptron, initial_params
-from gpuopt.training.result import GPUFailure, Result
+from gpuopt.training.result import Result
 from gpuopt.training.run import resume, train
 from gpuopt.training.team import Team
 

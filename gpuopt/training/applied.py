@@ -17,7 +17,7 @@ from gpuopt.runs.record.folder import RunFolder, checksum_of, write_json
 from gpuopt.training.config import OF_A_LOOP, Config
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
-from gpuopt.training.data.targets import Target, class_indices, values, whole
+from gpuopt.training.data.targets import Target, class_indices, numbers, values, whole
 from gpuopt.training.model import Activation, Perceptron, initial_params
 
 if TYPE_CHECKING:
@@ -161,12 +161,7 @@ class Model:
         if not len(found):
             raise UsageError(f"{part.x_name}: has no rows, expected at least one to compare with")
         if self.target.classes is None:
-            if found.dtype.kind not in "biuf":
-                raise UsageError(f"{name}: dtype {found.dtype}, expected the numbers that are to be predicted")
-            if not np.isfinite(found).all():
-                row = int(np.argwhere(~np.isfinite(found))[0][0])
-                raise UsageError(f"{name}: row {row} is {found[row]}, expected finite numbers")
-            return scores(found, self.predict(part))
+            return scores(numbers(name, found), self.predict(part))
         found = found.reshape(-1)
         if found.dtype.kind == "f" and self.target.labels.dtype.kind in "iu" and (found == np.trunc(found)).all():
             found = whole(name, found)

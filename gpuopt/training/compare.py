@@ -131,7 +131,7 @@ def choice(text: str) -> tuple[str, dict[str, float | str]]:
     name, _, rest = text.partition(":")
     name = {known.lower(): known for known in RULES | TRANSFORMS}.get(name.strip().lower(), name.strip())
     expected = "NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"
-    return name, settings(rest.split(",") if rest else (), lambda _: text, expected)
+    return name, settings(rest.split(",") if rest else (), f"{text}: ", expected)
 
 
 def with_optimizer(
@@ -142,13 +142,6 @@ def with_optimizer(
     ``NAME+NAME``, each with its arguments, is a chain: one rule, and transforms before and after it.
     Schedules are checked over the steps that so many `samples` take; which is asked for only if there are any.
 
-    Raises
-    ------
-    UsageError
-        If there is no such optimizer, or it cannot have these arguments.
-
-    Examples
-    --------
     >>> with_optimizer(Config(), "ClipValue:limit=1+SGD:lr=0.1+EMA:decay=0.9", lambda: 1).rule().members[0]
     ClipValue(limit=1.0)
     """

@@ -16,6 +16,7 @@ from gpuopt.rules import OF_VECTORS, RULES, Rule
 from gpuopt.rules.adam import Adam
 from gpuopt.runs.loop import spread
 from gpuopt.suggest import did_you_mean
+from gpuopt.training.data.tables import is_number
 from gpuopt.transforms import TRANSFORMS
 from gpuopt.transforms.averages import EMA
 from gpuopt.transforms.base import Transform
@@ -23,7 +24,7 @@ from gpuopt.transforms.chain import Chain, chain
 from gpuopt.transforms.decay import WeightDecay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from gpuopt.training.config import Config
 
@@ -87,54 +88,33 @@ def _choices(config: Config, rule: Rule) -> Iterator[tuple[str, str, float | str
         yield f"--set {name}={value}", name, value
 
 
-def settings(texts: Iterable[str], called: Callable[[str], str], expected: str) -> dict[str, float | str]:
-    """What each ``NAME=VALUE`` chooses: a number, a flag, or the text of a schedule.
+def settings(
+    texts: Iterable[str], option: str = "", expected: str = "NAME=VALUE, as in beta1=0.95"
+) -> dict[str, float | str]:
+    """What each ``NAME=VALUE`` chooses: a number, a flag, or the text of a schedule. Messages begin with `option`.
 
-    Parameters
-    ----------
-    texts
-    called
-        What messages call one of them.
-    expected
-        What they say was expected of one that is written otherwise.
-
-    Raises
-    ------
-    UsageError
-        For such a one, and for a name that is given twice.
-
-    Examples
-    --------
-    >>> settings(["lr=cosine", "beta1=0.95"], str, "NAME=VALUE")
+    >>> settings(["lr=cosine", "beta1=0.95"])
     {'lr': 'cosine', 'beta1': 0.95}
     """
     chosen: dict[str, float | str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not (name and equals and value):
-            raise UsageError(f"{called(text)}: expected {expected}")
+            raise UsageError(f"{option}{text}: expected {expected}")
         if name in chosen:
-            raise UsageError(f"{called(text)}: {name} is given twice")
-        if value.lower() in {"true", "false"}:
-            chosen[name] = value.lower() == "true"
-            continue
-        try:
+            raise UsageError(f"{option}{text}: {name} is given twice")
+        if is_number(value):
             chosen[name] = float(value)
-        except ValueError:
-            chosen[name] = value
+        elif is_number(point := value.replace(",", ".", 1)):
+            raise UsageError(f"{option}{text}: {value} has a decimal comma; expected {name}={point}")
+        else:
+            chosen[name] = {"true": True, "false": False}.get(value.lower(), value)
     return chosen
 
 
 def to_plain(rule: Any) -> dict[str, Any]:
-    """A rule or a transform in JSON's types.
+    """A rule or a transform in JSON's types; UsageError for a function of one's own, and a class that cannot be imported again.
 
-    Raises
-    ------
-    UsageError
-        If a hyperparameter is a function that is none of `gpuopt.schedules`, or a class cannot be imported again.
-
-    Examples
-    --------
     >>> import gpuopt
     >>> to_plain(gpuopt.chain(gpuopt.SGD(lr=0.1), gpuopt.EMA(0.9)))["members"][1]
     {'rule': 'EMA', 'decay': 0.9}

@@ -110,23 +110,7 @@ class Streamed(Feed):
 
 
 def feed(backend: Backend, samples: Samples, classes: int | None, batch: int, needed: int) -> Feed:
-    """The samples on the device where they fit beside `needed` bytes; else on the host.
-
-    Parameters
-    ----------
-    backend, samples
-    classes
-        How many there are; None for numbers.
-    batch
-        Samples in a batch.
-    needed
-        Bytes on the device for everything else.
-
-    Raises
-    ------
-    UsageError
-        If not even a batch fits.
-    """
+    """The samples on the device where they fit beside `needed` bytes; else on the host. UsageError if not even a batch fits."""
     width = samples.x.shape[1] + (classes if classes is not None else samples.y.shape[1])
     resident, room = 4 * len(samples) * width, (available() if backend.free is None else backend.free)
     if isinstance(samples.x, np.ndarray) and (backend.device is None or resident + needed <= room):

@@ -36,12 +36,6 @@ def launched(processes: int, arguments: Sequence[str]) -> int:
     """Run ``gpuopt`` with these arguments on many processes of this machine; return the exit status.
 
     Ctrl-C, SIGTERM and SIGHUP go to rank 0, which saves: the launcher would end all at once. A second one ends all.
-
-    Raises
-    ------
-    UsageError
-        If there is no launcher, or no mpi4py.
-
     """
     launcher = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     if launcher is None:

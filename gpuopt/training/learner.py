@@ -33,14 +33,7 @@ PROBED = 1024  # samples at most that tell whether the training goes well
 
 
 class Learner:
-    """A network, its data on the device, and its optimizer; it knows of no run.
-
-    Parameters
-    ----------
-    config, backend, data, network, optimizer
-    needed
-        Bytes on the device for everything but the samples.
-    """
+    """A network, its data on the device, and its optimizer; it knows of no run. All but the samples need `needed` bytes there."""
 
     def __init__(
         self,

@@ -160,13 +160,7 @@ class Training(Run):
         return None if self._last is None else self._last()
 
     def train(self) -> Result:
-        """Train until the last epoch, or until it is stopped.
-
-        Raises
-        ------
-        Interrupted
-            If a signal stopped it.
-        """
+        """Train until the last epoch, or until it is stopped; Interrupted if that was by a signal."""
         with self._learner.computing(), self:
             for _ in self.steps(self.total):
                 self.take_step()

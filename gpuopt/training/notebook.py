@@ -30,19 +30,16 @@ def to_html(result: Result) -> str:
 
 def _optimizer(folder: RunFolder) -> list[str]:
     """Groups with their hyperparameters, as the run began, and leaves."""
-    import safetensors
+    from gpuopt import tensorfile
 
     try:
         rule: Any = Config.from_json(folder.read_config().get("config")).optimizer
-        with safetensors.safe_open(folder.checkpoint, framework="numpy") as file:
-            rules = json.loads(file.metadata()["gpuopt"])["rules"]
-            names = [name for name in file.keys() if name.startswith("params/")]  # noqa: SIM118  (it is no dict)
-            shapes = {name: file.get_slice(name) for name in names}
-            leaves = [
-                (name.removeprefix("params/"), x.get_shape(), x.get_dtype()) for name, x in sorted(shapes.items())
-            ]
-    except (UsageError, OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        arrays, about = tensorfile.read(folder.checkpoint, lambda *_: False)
+        rules = json.loads(about["gpuopt"])["rules"]
+    except (OSError, ValueError, KeyError, TypeError):  # UsageError and CheckpointError are ValueErrors
         return []
+    params = sorted((name.removeprefix("params/"), x) for name, x in arrays.items() if name.startswith("params/"))
+    leaves = [(name, list(x.shape), x.dtype) for name, x in params]
     groups = []
     for pattern, own in rules.items():
         for name in rule.hyperparameters():

@@ -49,11 +49,6 @@ def plane(run: History, data: Dataset | None = None) -> Figure | None:
     """What the network of a run makes of two-dimensional data, from its checkpoint; None if they are not.
 
     Classes: the regions, with their boundaries. Numbers: the first one predicted.
-
-    Raises
-    ------
-    UsageError, CheckpointError, OSError
-        If data or checkpoint cannot be read.
     """
     from gpuopt import tensorfile
 

@@ -37,30 +37,10 @@ def predict_file(
     proba: bool = False,
     encoding: str | None = None,
 ) -> list[str]:
-    """Predict for what stands in a file.
+    """Predict for a table or arrays, into `out` or as ``.csv`` to the standard output; return what is to be said of it.
 
-    Parameters
-    ----------
-    model : Model
-    data : path
-        A table, whose columns are found by name, or arrays: ``.npz`` with x (or x_test, or x_train), ``.npy``.
-    out : path, optional
-        ``.csv``, ``.npz`` or ``.parquet``; default: a ``.csv`` to the standard output. A column is called like the target;
-        with `proba` there is one more for each class, ``TARGET=CLASS``.
-    proba : bool
-        The probability of each class, too.
-    encoding : str, optional
-        Of a ``.csv`` file.
-
-    Returns
-    -------
-    list of str
-        What is to be said: columns that were not used, what was taken for what.
-
-    Raises
-    ------
-    UsageError
-        If file and model do not fit, or the result cannot be written; nothing is written then.
+    A column is called like the target; with `proba` there is one more for each class, ``TARGET=CLASS``. Where file and model do
+    not fit nothing is written.
     """
     path = Path(data)
     target = None if out is None else Path(out)
@@ -79,13 +59,7 @@ def predict_file(
 def evaluate_file(
     model: Model, data: str | Path, *, labels: str | None = None, encoding: str | None = None
 ) -> tuple[dict[str, float], list[str]]:
-    """How good the predictions are for what stands in a file, which has the targets, too; and what is to be said.
-
-    Raises
-    ------
-    UsageError
-        If file and model do not fit.
-    """
+    """How good the predictions are for what stands in a file, which has the targets, too; and what is to be said."""
     path = Path(data)
     with reading(path):
         expect_file(path)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import backends
-from gpuopt.errors import UsageError
+from gpuopt.errors import GPUFailure, UsageError
 from gpuopt.limits import available
 from gpuopt.optimizer import Nonfinite, Optimizer
 from gpuopt.rules.slots import is_number, starts
 from gpuopt.training.data import from_arrays, load, spiral
 from gpuopt.training.learner import Learner
 from gpuopt.training.model import Perceptron, initial_params
-from gpuopt.training.result import GPUFailure, device
+from gpuopt.training.result import device
 from gpuopt.training.team import Team, Together
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How a training ended: its result, or the failure of the GPU."""
+"""How a training ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gpuopt.runs.loop import Row
     from gpuopt.training.loop import Training
 
-__all__ = ["GPUFailure", "Result", "device"]
+__all__ = ["Result", "device"]
 
 
 @dataclass(frozen=True)
@@ -88,23 +88,6 @@ class Result:
         from gpuopt.training import notebook
 
         return notebook.to_html(self)
-
-
-class GPUFailure(RuntimeError):  # noqa: N818  (it is the GPU's failure, like BackendUnavailable)
-    """The GPU failed in the middle of a training; the message says how, where its checkpoint is and how to go on.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from gpuopt.training import Config, GPUFailure, train
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     try:
-    ...         done = train(Config(epochs=1), out=f"{folder}/run", report=False)
-    ...     except GPUFailure as error:
-    ...         print(error)
-    >>> done.epochs
-    1
-    """
 
 
 def device(backend: Backend) -> str:

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt import backends, schedules
 from gpuopt.arrays import describe
-from gpuopt.errors import UsageError
+from gpuopt.errors import GPUFailure, UsageError
 from gpuopt.rules import Rule
 from gpuopt.runs.record.folder import RunFolder
 from gpuopt.runs.secondary import warn
 from gpuopt.training.config import ARRAYS, Config, OnGPUError
 from gpuopt.training.loop import Training
 from gpuopt.training.preparing import CURES, expect_saved, on, prepared
-from gpuopt.training.result import GPUFailure, Result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gpuopt.runs.loop import Callback
     from gpuopt.runs.saving.explosions import OnExplosion
+    from gpuopt.training.result import Result
     from gpuopt.training.team import Team
 
 __all__ = ["resume", "train"]

@@ -36,14 +36,7 @@ LEADER = "GPUOPT_LEADER"
 
 
 def team_of_job() -> Team | None:
-    """Return the processes that an MPI launcher started; None if this one is alone.
-
-    Raises
-    ------
-    UsageError
-        If there are several, which cannot find each other.
-
-    """
+    """The processes that an MPI launcher started; None if this one is alone; UsageError if several cannot find each other."""
     if not LAUNCHED.intersection(os.environ):
         return None
     from gpuopt.distributed.mpi import world
@@ -94,14 +87,7 @@ class Team:
             self._transport.say(("over", ()))
 
     def device(self, name: str) -> str:
-        """Return the device of this process: on a machine with several GPUs each takes its own, unless one was named.
-
-        Raises
-        ------
-        UsageError
-            If there are more processes than GPUs.
-
-        """
+        """The device of this process: of several GPUs each takes its own, unless one was named; UsageError if they are too few."""
         if backends.backend(name, matmul=True).device is None:
             return name
         there = backends.choices(name)

@@ -25,13 +25,7 @@ ENCRYPTED = 1
 
 
 class Archive:
-    """The arrays of an open ``.npz`` file, by name.
-
-    Raises
-    ------
-    UsageError
-        If it is no archive, or an array's header does not fit what there is of it.
-    """
+    """The arrays of an open ``.npz`` file, by name; UsageError where a header does not fit what there is."""
 
     def __init__(self, file: IO[bytes]) -> None:
         if not zipfile.is_zipfile(file):

@@ -33,13 +33,7 @@ def without(part: Part, names: tuple[str, ...]) -> Any:
 
 
 def without_index(parts: list[Part]) -> tuple[list[Part], list[str]]:
-    """Leave out a column that has no name and counts the rows, or is empty; say which others count them.
-
-    Raises
-    ------
-    UsageError
-        If a column that has a name is empty.
-    """
+    """Leave out a column that has no name and counts the rows, or is empty; say which others count them."""
     frame: Any = parts[0].x
     notes: list[str] = []
     if isinstance(frame, np.ndarray):

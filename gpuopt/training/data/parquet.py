@@ -34,13 +34,7 @@ PAGE: Wanted = {UNPACKED: I32, PACKED: I32}
 
 
 def unpacked(file: IO[bytes]) -> int:
-    """Bytes of all pages of a file, unpacked, as its pages themselves say.
-
-    Raises
-    ------
-    UsageError
-        If pages and footer do not fit together.
-    """
+    """Bytes of all pages of a file, unpacked, as its pages themselves say; UsageError if they do not fit the footer."""
     file.seek(-8, os.SEEK_END)
     length = int.from_bytes(file.read(4), "little")
     file.seek(-8 - length, os.SEEK_END)

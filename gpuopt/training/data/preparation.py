@@ -116,20 +116,7 @@ class Features:
         return self.names if self.columns is None else tuple(name for column in self.columns for name in column.inputs)
 
     def matrix(self, raw: Raw, name: str) -> NDArray[Any]:
-        """Raw features as numbers, of shape (samples, width), with NaN where one is missing.
-
-        Parameters
-        ----------
-        raw : array or DataFrame
-        name : str
-            What messages call it.
-
-        Raises
-        ------
-        UsageError
-            If columns are missing or hold something else, as a category that was not there when this was learned, or samples
-            have another number of features.
-        """
+        """Raw features as numbers, of shape (samples, width), with NaN where one is missing; messages call them `name`."""
         if self.columns is None:
             return self._flat(raw, name)
         columns = self._named(raw, name)
@@ -178,14 +165,7 @@ class Features:
         return raw[list(self.names)]
 
     def learned(self, x: NDArray[Any] | Rows, *, standardize: bool) -> Features:
-        """The same, with what is learned of these numbers: means, deviations, and what fills a hole.
-
-        Parameters
-        ----------
-        x : array or `Rows` of shape (samples, width), as `matrix` makes them
-        standardize : bool
-            Bring each input to mean 0 and standard deviation 1.
-        """
+        """The same, with what is learned of numbers as `matrix` makes them: means, deviations, and what fills a hole."""
         plain = dataclasses.replace(self, scale=np.asarray(BYTE if self.is_bytes else 1.0))
         if not standardize and self.missing != "mean":
             return plain
@@ -224,10 +204,7 @@ class Features:
     def __call__(self, x: NDArray[Any] | Rows, name: str, first: int = 0) -> NDArray[np.float32]:
         """The network's inputs for numbers as `matrix` makes them, float32 of shape (samples, width).
 
-        Raises
-        ------
-        UsageError
-            If one is not finite, naming row (counted from `first`) and column.
+        One that is not finite is refused, by its row (counted from `first`) and column.
         """
         made = np.empty((len(x), self.width), np.float32)
         plain = x.dtype != np.float64 and not self.shift.any() and np.all(self.scale == 1) and self.fill is None

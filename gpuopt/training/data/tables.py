@@ -63,22 +63,8 @@ def read_table(
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read a table: a data frame whose columns have text as names, and what was taken for what.
 
-    Parameters
-    ----------
-    path
-    encoding
-        Of a CSV file; default: UTF-8, or UTF-16 if it begins with its mark.
-    target
-        A column that must be there once.
-    text
-        Columns that hold text, whatever it looks like.
-    ignored
-        Columns that may hold anything; None: all of them may, and which are needed is found out later.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be read, is larger than the memory, or its rows do not fit its header.
+    The target must be there at most once; columns of `text` hold text, whatever it looks like; those that are `ignored` may hold
+    anything (None: all may, and which are needed is found out later). Without an encoding, UTF-8, or what a mark says.
     """
     try:
         is_csv, notes = path.suffix.lower() == ".csv", list[str]()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gpuopt.training.data.sources import Part
 
-__all__ = ["Target", "called", "class_indices", "decided", "learned_target", "targets", "values", "whole"]
+__all__ = ["Target", "called", "class_indices", "decided", "learned_target", "numbers", "targets", "values", "whole"]
 
 LONGEST_LABEL = 256
 """Characters: one long text makes the array of all of them large."""
@@ -96,13 +96,7 @@ class Target:
 
 
 def values(part: Part) -> NDArray[Any]:
-    """Raw targets as an array: bool, integers, floats or text.
-
-    Raises
-    ------
-    UsageError
-        If some are missing, or texts are too long.
-    """
+    """Raw targets as an array: bool, integers, floats or text; UsageError if some are missing, or texts are too long."""
     y = part.y
     if isinstance(y, np.ndarray):
         return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y
@@ -215,7 +209,7 @@ def targets(parts: list[Part], *, classifies: bool) -> tuple[list[NDArray[Any]],
     if classifies:
         classes, indices = _classes(parts)
         return [*indices], tuple(classes.tolist())
-    found = [_numbers(part) for part in parts]
+    found = [numbers(part.y_name, part.y) for part in parts]
     if len({y.shape[1] for y in found}) > 1:
         raise UsageError(f"{parts[1].y_name}: shape {parts[1].y.shape}, expected rows as in {parts[0].y_name}")
     return [*found], None
@@ -246,16 +240,16 @@ def called(y: Any) -> tuple[str, ...]:
     return tuple(map(str, [y.name] if y.ndim == 1 else y.columns))
 
 
-def _numbers(part: Part) -> NDArray[np.float64]:
-    y: NDArray[Any] = part.y
+def numbers(name: str, y: NDArray[Any]) -> NDArray[np.float64]:
+    """Targets as numbers of shape (samples, outputs); UsageError for one that is none, or not finite."""
     if y.dtype.kind not in "biuf":
-        raise UsageError(f"{part.y_name}: dtype {y.dtype}, expected integers or floats")
+        raise UsageError(f"{name}: dtype {y.dtype}, expected integers or floats")
     wide = y.reshape(len(y), -1).astype(np.float64)
     with np.errstate(over="ignore"):
         finite = np.isfinite(wide)
     if not finite.all():
         row, column = (int(i) for i in np.argwhere(~finite)[0])
-        raise UsageError(f"{part.y_name}: row {row} holds {wide[row, column]}, expected finite numbers")
+        raise UsageError(f"{name}: row {row} holds {wide[row, column]}, expected finite numbers")
     return wide
 
 
