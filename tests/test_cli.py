@@ -244,6 +244,7 @@ REFUSED = [
     ("train --set beta=0.9", "gpuopt: --set beta=0.9: unknown hyperparameter (did you mean beta2?)"),
     ("train --set beta1", "gpuopt: --set beta1: expected NAME=VALUE, as in beta1=0.95"),
     ("train --set beta1=0.9 --set beta1=0.8", "gpuopt: --set beta1=0.8: beta1 is given twice"),
+    ("train --set beta1=0,9", "gpuopt: --set beta1=0,9: 0,9 has a decimal comma; expected beta1=0.9"),
     ("train --set beta1=x", "gpuopt: --set beta1=x: unknown schedule 'x'"),
     ("train --set beta1=2", "gpuopt: --set beta1=2.0: Adam: beta1: got 2.0, expected a number in [0, 1)"),
     ("train --optimizer sgd --set nesterov=1", "gpuopt: --set nesterov=1.0: SGD: nesterov: got 1.0"),

@@ -285,6 +285,7 @@ def test_command(running: Running) -> None:
     code, output = gpuopt("tune", folder, "lr=-1")
     assert (code, output) == (2, "gpuopt: Adam: lr: got -1.0, expected a number in [0, inf)\n")
     assert gpuopt("tune", folder, "lr=1", "lr=2") == (2, "gpuopt: lr=2: lr is given twice\n")
+    assert gpuopt("tune", folder, "lr=1,5") == (2, "gpuopt: lr=1,5: 1,5 has a decimal comma; expected lr=1.5\n")
     code, output = gpuopt("tune", folder, "lr=abc")
     expected = "gpuopt: lr=abc: expected a number or a schedule: unknown schedule 'abc'"
     assert (code, output.partition(";")[0]) == (2, expected)

@@ -131,7 +131,7 @@ def choice(text: str) -> tuple[str, dict[str, float | str]]:
     name, _, rest = text.partition(":")
     name = {known.lower(): known for known in RULES | TRANSFORMS}.get(name.strip().lower(), name.strip())
     expected = "NAME or NAME:ARG=VALUE,... as in SGD:lr=0.1,momentum=0.9"
-    return name, settings(rest.split(",") if rest else (), f"{text}: ", expected)
+    return name, settings(rest.split(",") if rest else (), expected=expected, whole=text)
 
 
 def with_optimizer(

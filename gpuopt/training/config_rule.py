@@ -89,9 +89,11 @@ def _choices(config: Config, rule: Rule) -> Iterator[tuple[str, str, float | str
 
 
 def settings(
-    texts: Iterable[str], option: str = "", expected: str = "NAME=VALUE, as in beta1=0.95"
+    texts: Iterable[str], option: str = "", expected: str = "NAME=VALUE, as in beta1=0.95", whole: str | None = None
 ) -> dict[str, float | str]:
-    """What each ``NAME=VALUE`` chooses: a number, a flag, or the text of a schedule. Messages begin with `option`.
+    """What each ``NAME=VALUE`` chooses: a number, a flag, or the text of a schedule.
+
+    Messages begin with `option` and one of the texts, or with the `whole` that these are parts of.
 
     >>> settings(["lr=cosine", "beta1=0.95"])
     {'lr': 'cosine', 'beta1': 0.95}
@@ -99,14 +101,15 @@ def settings(
     chosen: dict[str, float | str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
+        shown = whole or f"{option}{text}"
         if not (name and equals and value):
-            raise UsageError(f"{option}{text}: expected {expected}")
+            raise UsageError(f"{shown}: expected {expected}")
         if name in chosen:
-            raise UsageError(f"{option}{text}: {name} is given twice")
+            raise UsageError(f"{shown}: {name} is given twice")
         if is_number(value):
             chosen[name] = float(value)
         elif is_number(point := value.replace(",", ".", 1)):
-            raise UsageError(f"{option}{text}: {value} has a decimal comma; expected {name}={point}")
+            raise UsageError(f"{shown}: {value} has a decimal comma; expected {name}={point}")
         else:
             chosen[name] = {"true": True, "false": False}.get(value.lower(), value)
     return chosen
