@@ -28,6 +28,7 @@ from gpuopt.groups import Frozen, match, shown
 from gpuopt.held import Held
 from gpuopt.rules.base import Rule
 from gpuopt.rules.slots import Given, Shared, starts
+from gpuopt.suggest import listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,23 @@ OPTIONS = ("engine", "clip", "nonfinite", "every", "precision", "scale")
 """Options that `with_params` hands on to the new optimizer."""
 Turn: TypeAlias = list[None]
 """Held by all who are about to change an optimizer: the first one to change it empties the list, and puts another one in its place."""
+PICKLED = {
+    *(
+        "_params",
+        "_engine",
+        "_clip",
+        "_nonfinite",
+        "_precision",
+        "_every",
+        "_scale",
+        "_single",
+        "_patterns",
+        "_original",
+        "_groups",
+    ),
+    *("_tuned", "_carried", "_steps", "_skipped", "_past", "slots", "waiting", "loss_scale"),
+}
+"""What the state of a pickle has; a subclass may add to it."""
 PAST = 4096
 """Steps whose carried numbers are kept: a GPU reports a bad step at most some thousand launches later."""
 
@@ -346,7 +364,12 @@ class Stateful:
             return kept | found | {"_skipped": self._skipped_by_now}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the state, and make kernels and addresses again."""
+        """Restore the state, and make kernels and addresses again; ValueError for the state of another version."""
+        if missing := sorted(PICKLED - state.keys()):
+            raise ValueError(
+                f"Optimizer: a pickle of another version of gpuopt, without {listed(missing)}; expected one of this version, or "
+                "a file of gpuopt.save, which other versions read, too"
+            )
         vars(self).update(
             {name: value for name, value in state.items() if name not in ("slots", "waiting", "loss_scale")}
         )

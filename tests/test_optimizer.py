@@ -16,6 +16,7 @@ from user_rules import HeavyBall
 import gpuopt
 from gpuopt import schedules, trees
 from gpuopt.engines.cpu import kernel as cpu
+from gpuopt.stateful import PICKLED
 
 
 class Pair(NamedTuple):
@@ -368,6 +369,16 @@ def test_a_copy_may_lie_otherwise_in_memory(duplicate: Any, layout: str, fused_s
         for each in (opt, other):
             each.step(fused_space.put(x))
     assert_same_bits(fused_space.got(opt), fused_space.got(other))
+
+
+def test_a_pickle_of_another_version_is_refused() -> None:
+    state = gpuopt.Optimizer(np.zeros(3), gpuopt.Adam()).__getstate__()
+    assert state.keys() == PICKLED
+    for name in PICKLED:
+        with pytest.raises(
+            ValueError, match=rf"^Optimizer: a pickle of another version of gpuopt, without {name}; expected"
+        ):
+            object.__new__(gpuopt.Optimizer).__setstate__({key: x for key, x in state.items() if key != name})
 
 
 def test_a_state_made_of_the_optimizers_own_arrays(space: Space) -> None:

@@ -54,6 +54,7 @@ LAYERS: dict[str, set[str]] = {
         "leaves",
         "rules/base",
         "states",
+        "suggest",
         "tuning",
     },
     "optimizer": {
