@@ -60,7 +60,7 @@ def replacing(
 def write(path: Path, content: bytes | str) -> None:
     """Write a picture or a page, which can be drawn again: the disk is not waited for."""
     with replacing(path, durable=False) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def make_folder(folder: Path) -> None:

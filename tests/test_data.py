@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gpuopt.training import UsageError, load, spiral
+from gpuopt.training import Config, UsageError, load, load_model, spiral, train
+from gpuopt.training.predicting import predict_file
 
 X = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
 Y = np.array([0, 1, 1])
@@ -450,6 +451,16 @@ TOLD: dict[str, tuple[str, str]] = {
 def test_odd_tables_are_told(tmp_path: Path, content: str, note: str) -> None:
     (tmp_path / "a.csv").write_text(content)
     assert note in "\n".join(load(tmp_path / "a.csv", "y").notes)
+
+
+def test_what_is_predicted_for_is_not_written_over(tmp_path: Path) -> None:
+    train(Config(epochs=1), data=(X, Y), out=tmp_path / "run", report=False)
+    with (tmp_path / "new.npz").open("wb") as file:
+        np.savez(file, x=X)
+    before = (tmp_path / "new.npz").read_bytes()
+    with pytest.raises(UsageError, match="is the file that is predicted for"):
+        predict_file(load_model(tmp_path / "run"), tmp_path / "new.npz", tmp_path / "new.npz")
+    assert (tmp_path / "new.npz").read_bytes() == before
 
 
 READ: dict[str, tuple[str, Write, dict[str, Any], list[list[float]]]] = {

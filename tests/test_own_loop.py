@@ -1,5 +1,6 @@
 """`gpuopt.Run`: a loop of one's own that is killed, stopped, steered and gone back with. ``--soak`` kills it a hundred times."""
 
+import contextlib
 import copy
 import json
 import math
@@ -462,6 +463,19 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         UsageError,
         "on_explosion: 'skip', expected an Optimizer with nonfinite='skip'",
     ),
+    "live": (made(live=3), UsageError, "live: 3, expected True, False or a text HOST:PORT"),
+    "seed": (made(seed=-1), UsageError, "seed: -1, expected an integer from 0 on"),
+    "no callbacks": (made(callbacks=3), TypeError, "callbacks: int, expected a list of callbacks"),
+    "a class for a callback": (
+        made(callbacks=[training.Callback]),
+        TypeError,
+        "callbacks: the class Callback, expected an inst",
+    ),
+    "a date for a metric": (
+        named("loss", np.datetime64("2020")),
+        TypeError,
+        r"loss: a datetime64\[Y\], expected a number",
+    ),
     "an image's name": (image("../x", np.ones(3)), ValueError, "run.image: '../x': expected a name"),
     "an image of text": (image("x", np.array(["a"])), TypeError, "run.image: x: .*expected numbers"),
     "a copy": (
@@ -489,6 +503,40 @@ def test_a_loop_has_no_network(tmp_path: Path, use: Callable[[Path], object]) ->
         run.step(run.optimizer.params)
     with pytest.raises(UsageError, match="the run of a program's own loop, without a network"):
         use(tmp_path / "run")
+
+
+def remembered_again(folder: Path, value: Any) -> Any:
+    """What a run that is gone on with gives for a value, which the first one remembered as this or what was made of it."""
+    for steps, given in ((1, value), (2, np.zeros_like(value) if isinstance(value, np.ndarray) else None)):
+        run = gpuopt.Run(folder, optimizer())
+        found = run.remember("x", given)
+        for _ in run.steps(steps):
+            run.step(np.ones(3))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">i2", ">c8", "<f8"])
+def test_arrays_of_either_byte_order_are_remembered(tmp_path: Path, dtype: str) -> None:
+    values = np.array([1, 258, -3]).astype(dtype)
+    found = remembered_again(tmp_path / "run", values)
+    assert found.dtype == values.dtype
+    np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize(("value", "expected"), [((1, 2), [1, 2]), ({"a": [(1, ())]}, {"a": [[1, []]]}), ([1], [1])])
+def test_tuples_are_lists_from_the_beginning(tmp_path: Path, value: Any, expected: Any) -> None:
+    with contextlib.closing(gpuopt.Run(tmp_path / "first", optimizer())) as run:
+        assert run.remember("x", value) == expected
+    assert remembered_again(tmp_path / "run", value) == expected
+
+
+def test_a_bfloat16_is_a_number(tmp_path: Path) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    run = gpuopt.Run(tmp_path / "run", optimizer())
+    for _ in run.steps(2):
+        run.step(np.ones(3), loss=ml_dtypes.bfloat16(1.5), other=np.array(2.5, ml_dtypes.bfloat16))
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["loss"], last["other"]) == (1.5, 2.5)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -160,6 +160,8 @@ def told_plainly() -> Iterator[None]:
         raise  # nobody reads on, as after `| head`: typer leaves quietly
     except (ExplodedError, GPUFailure, OSError) as error:
         code, message = 1, str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename2 or error.filename}: {error.strerror}"
         if isinstance(error, FileNotFoundError) and error.filename is None:  # os.getcwd names none
             message = f"{message}: the current folder was removed; change to one that exists"
     except MemoryError as error:

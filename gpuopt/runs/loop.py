@@ -7,10 +7,12 @@ import dataclasses
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuopt import schedules
+from gpuopt.arrays import describe
 from gpuopt.backends import gpu_failure
 from gpuopt.runs.remembering import Remembering
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     Row: TypeAlias = dict[str, Any]
 
-__all__ = ["Callback", "Loop", "is_number", "spread", "tuned", "warn_of_idle_steps"]
+__all__ = ["Callback", "Loop", "expected_callbacks", "is_number", "spread", "tuned", "warn_of_idle_steps"]
 
 LOOKED_AT = 1000
 """Steps, evenly spread, at which schedules are checked beforehand."""
@@ -281,6 +283,20 @@ class Loop(Remembering):
 
     def _go(self) -> None:
         self._began, self._halted = time.perf_counter() - self.seconds, None
+
+
+def expected_callbacks(given: object) -> list[Any]:
+    """Callbacks as a list; TypeError for what is none, a class for instance."""
+    if not isinstance(given, Iterable):
+        raise TypeError(f"callbacks: {describe(given)}, expected a list of callbacks")
+    callbacks = list(given)
+    for one in callbacks:
+        if isinstance(one, type) or not all(
+            hasattr(one, name) for name in ("start", "step", "reported", "event", "end")
+        ):
+            what = f"the class {one.__name__}" if isinstance(one, type) else describe(one)
+            raise TypeError(f"callbacks: {what}, expected an instance of gpuopt.training.Callback")
+    return callbacks
 
 
 def spread(first: int, end: int, rule: Rule) -> list[int]:

@@ -88,6 +88,8 @@ class Remembering:
             raise TypeError(f"run.remember: {name!r}: expected a name, a text that is not empty")
         _expect_savable(name, value)
         kind = _kind(value)
+        if kind == "value" and _has_tuple(value):
+            value = json.loads(json.dumps(value))  # with lists, as it comes back from a checkpoint
         if self._is_inside:
             if kind != "value" and self._values.get(name) is not value:
                 raise UsageError(
@@ -267,6 +269,11 @@ def _keys(value: Any) -> Iterator[Any]:
         yield from _keys(one)
 
 
+def _has_tuple(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, tuple) or any(map(_has_tuple, inner))
+
+
 def _real(x: Any) -> Any:
     """A complex array as one of twice as many real numbers, with one more axis."""
     if x.dtype.kind != "c":
@@ -287,7 +294,9 @@ def _restore(name: str, value: Any, saved: Any) -> None:
     """Write a saved array, or a saved state of a generator, into one."""
     if _kind(value) == "array":
         _expect_fit(name, value, saved)
-        assign(value, saved.view(value.dtype).reshape(value.shape) if value.dtype.kind == "c" else saved)
+        assign(
+            value, saved.view(value.dtype.newbyteorder("=")).reshape(value.shape) if value.dtype.kind == "c" else saved
+        )
         return
     try:
         if isinstance(value, np.random.RandomState):
@@ -302,7 +311,8 @@ def _restore(name: str, value: Any, saved: Any) -> None:
 
 def _expect_fit(name: str, value: Any, saved: Any) -> None:
     expected = _real(value)
-    if (tuple(saved.shape), str(saved.dtype)) != (tuple(expected.shape), str(expected.dtype)):
+    dtype = expected.dtype.newbyteorder("=")  # of either order of its bytes
+    if (tuple(saved.shape), str(saved.dtype)) != (tuple(expected.shape), str(dtype)):
         found = f"{saved.dtype} of shape {tuple(saved.shape)}"
         raise UsageError(f"run.remember: {name}: {describe(value)}; the checkpoint has {found}")
 

@@ -17,7 +17,7 @@ from gpuopt.optimizer import OWN, Optimizer
 from gpuopt.runs.control.signals import first_signal
 from gpuopt.runs.control.steering import Steering
 from gpuopt.runs.identity import described, expect_same
-from gpuopt.runs.loop import Loop, is_number, warn_of_idle_steps
+from gpuopt.runs.loop import Loop, expected_callbacks, is_number, warn_of_idle_steps
 from gpuopt.runs.processes import begins, heed, is_shared, leading
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.metrics import arriving, scalar
@@ -137,6 +137,11 @@ class Run(Loop):
             for name, count in (("keep", keep), ("patience", patience)):
                 if not is_count(count) and not (name == "patience" and count is None):
                     raise UsageError(f"{name}: {count!r}, expected a positive integer")
+            page: Any = live
+            if not isinstance(page, bool | str):
+                raise UsageError(f"live: {live!r}, expected True, False or a text HOST:PORT")
+            if not (seed == 0 or is_count(seed)):
+                raise UsageError(f"seed: {seed!r}, expected an integer from 0 on")
             if on_explosion not in get_args(OnExplosion):
                 raise UsageError(f"on_explosion: {on_explosion!r}, expected {', '.join(get_args(OnExplosion))}")
             if on_explosion == "skip" and optimizer._nonfinite != "skip":
@@ -150,7 +155,7 @@ class Run(Loop):
             self.folder = self._files.path
             self._content = self._identity()
             self._go_on = f"To go on, run the same program again ({self.folder})"
-            self._given = list(callbacks)
+            self._given = expected_callbacks(callbacks)
             if live:
                 from gpuopt.runs.control.live import Page
 

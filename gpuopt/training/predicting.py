@@ -46,6 +46,8 @@ def predict_file(
     target = None if out is None else Path(out)
     if target is not None and target.suffix.lower() not in WRITTEN:
         raise UsageError(f"--out {target}: expected a file {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}")
+    if target is not None and target.exists() and path.exists() and target.samefile(path):
+        raise UsageError(f"--out {target}: is the file that is predicted for, expected another one")
     with reading(path):
         expect_file(path)
         part = unlabelled(path, encoding=encoding, text=model.prepared.texts)

@@ -120,15 +120,16 @@ class Metrics(Callback):
 
 def scalar(name: str, value: Any) -> Any:
     """A metric as a float, or as an array of one number that is on its way."""
-    if isinstance(value, int | float | np.floating | np.integer | np.bool_):
+    if isinstance(value, int | float | np.floating | np.integer | np.bool_) or type(value).__name__ == "bfloat16":
         try:
             return float(value)
         except OverflowError:
             raise TypeError(f"run.step: {name}: an integer beyond float64, expected a smaller number") from None
-    shape, kind = getattr(value, "shape", None), getattr(getattr(value, "dtype", None), "kind", "f")
-    if shape == () and kind in "biuf" and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    is_real = getattr(dtype, "kind", "f") in "biuf" or str(dtype) == "bfloat16"
+    if shape == () and is_real and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):
         return detached(value)
-    what = describe(value) if shape is None else f"an array of shape {tuple(shape)}"
+    what = describe(value) if shape is None else f"an array of shape {tuple(shape)}" if shape else f"a {dtype}"
     raise TypeError(f"run.step: {name}: {what}, expected a number or an array without axes, as its mean is")
 
 

@@ -227,7 +227,7 @@ class Features:
     def _refuse(self, value: Any, row: int, column: int, name: str) -> None:
         what = name if self.columns is None else f"column {self.inputs[column].partition('=')[0]!r}"
         if np.isnan(value):
-            cure = "--missing mean or --missing drop takes care of it"
+            cure = "a training with --missing mean or --missing drop takes care of it"
             if self.missing == "drop":
                 cure = "the model was trained with --missing drop, without such rows"
             raise UsageError(f"{what}: row {row} is missing or holds nan, expected finite numbers; {cure}")
