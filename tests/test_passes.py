@@ -16,6 +16,7 @@ from problems import VALUES, Leaf, Problem
 from spaces import Host, Space, assert_same_bits, opened
 
 import gpuopt
+from gpuopt.engines.choice import Engine
 from gpuopt.engines.cpu import reductions
 from gpuopt.engines.norms import ordered_sum
 from gpuopt.engines.program.passes import passes, update
@@ -109,7 +110,8 @@ def test_what_is_chosen_for_a_whole_leaf(dtype: Any, precision: Any, fused_space
             pytest.skip("only NumPy has bfloat16")
     start = np.concatenate([np.linspace(-2, 2, 4500), [0.0, -0.0, math.inf, math.nan, 1e-7]])
     found = []
-    for space, engine in ((next(opened("numpy")), "array"), (fused_space, "fused")):
+    ways: list[tuple[Space, Engine]] = [(next(opened("numpy")), "array"), (fused_space, "fused")]
+    for space, engine in ways:
         w = space.put(start.astype(dtype))
         opt = gpuopt.Optimizer(w, Chosen(), engine=engine, precision=precision)
         for k in range(7):
