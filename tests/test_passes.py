@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,6 @@ from problems import VALUES, Leaf, Problem
 from spaces import Host, Space, assert_same_bits, opened
 
 import gpuopt
-from gpuopt.engines.choice import Engine
 from gpuopt.engines.cpu import reductions
 from gpuopt.engines.norms import ordered_sum
 from gpuopt.engines.program.passes import passes, update
@@ -25,6 +24,9 @@ from gpuopt.engines.program.trace import trace, traced
 from gpuopt.engines.table import Variant
 from gpuopt.rules import Array, Hyper, Rule
 from gpuopt.rules.slots import leaf, shared
+
+if TYPE_CHECKING:
+    from gpuopt.engines.choice import Engine
 
 
 @dataclass(frozen=True)
