@@ -157,7 +157,11 @@ def test_lr_is_assigned_to_all_groups() -> None:
         (-1.0, ValueError, r"SGD: lr: got -1\.0, expected a number in \[0, inf\)"),
         (float("nan"), ValueError, "SGD: lr: got nan"),
         ("cosine", TypeError, r"SGD: lr: got 'cosine' \(str\), expected a number or a schedule$"),
-        (np.array(0.1), TypeError, r"SGD: lr: got array\(0\.1\) \(ndarray\), expected a number or a schedule$"),
+        (
+            np.array(0.1),
+            TypeError,
+            r"lr: got array\(0\.1\) \(ndarray\), expected a number or a schedule; float\(x\) is one$",
+        ),
         ([0.1, 0.2], TypeError, r"\(list\), .* schedule; for one value a step, values\.__getitem__ .*Scale\(rates\)"),
         (None, TypeError, "SGD: lr: got None"),
         ({"a": 0.1}, TypeError, "SGD: lr: got {'a': 0.1}"),
