@@ -92,7 +92,7 @@ def test_run(tmp_path: Path, kind: str) -> None:
     assert ["steps", f"{result.steps:,}"] in rows
     assert ["*", "Adam", "lr", "0.05", "0.02"] in rows
     assert ["*", "Adam", "beta1", "0.9", ""] in rows
-    assert ["layers.0.w", "[3, 4]", "F32"] in rows
+    assert ["layers.0.w", "[3, 4]", "float32"] in rows
     text = "".join(tree.itertext())
     assert "Run <run>&" in text
     titles = [svg.get("aria-label") for svg in svgs(tree)]
