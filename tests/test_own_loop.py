@@ -505,6 +505,27 @@ def test_a_loop_has_no_network(tmp_path: Path, use: Callable[[Path], object]) ->
         use(tmp_path / "run")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("do", ["sys.exit()", "1 / 0", "run.step(x)", "break"])
+def test_a_forked_process_leaves_the_run_to_its_parent(tmp_path: Path, do: str) -> None:
+    program = f"""if True:
+        import os, sys, numpy as np, gpuopt
+        x = np.ones(3)
+        with gpuopt.Run("run", gpuopt.Optimizer(x, gpuopt.SGD(lr=0.1)), report=False) as run:
+            for step in run.steps(4):
+                if step == 2:
+                    child = os.fork()
+                    if not child:
+                        {do}
+                    os.waitpid(child, 0)
+                    there = sorted(path for path in os.listdir("run"))
+                run.step(x, loss=1.0)
+        print("control.json" in there, "summary.json" in there, run.finished)
+    """
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1:] == ["True False True"], done.stderr
+
+
 def remembered_again(folder: Path, value: Any) -> Any:
     """What a run that is gone on with gives for a value, which the first one remembered as this or what was made of it."""
     for steps, given in ((1, value), (2, np.zeros_like(value) if isinstance(value, np.ndarray) else None)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -93,6 +94,7 @@ class Loop(Remembering):
 
     def __init__(self, optimizer: Optimizer, seed: int) -> None:
         super().__init__(optimizer, seed)
+        self._process = os.getpid()
         self._n = 0
         self.stopped: str | None = None  # why it ends early
         self.signals: list[signal.Signals] = []  # that it is stopped by

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import os
 import shlex
 import sys
 import weakref
@@ -39,6 +41,20 @@ __all__ = ["Run"]
 TAKEN = frozenset({"event", "lr", "seconds", "step"})
 ROWS, LOOKS = 1000, 100
 """Rows of metrics in a run, and how often is looked whether it goes well, at most and about."""
+
+
+LOOPS: weakref.WeakSet[Generator[int]] = weakref.WeakSet()
+"""Those that somebody has."""
+
+
+def _leave_to_parent() -> None:
+    """Never end, in a process that was forked, what goes on in its parent: it would write into the folder, and hang up."""
+    for loop in LOOPS:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(loop))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Run(Loop):
@@ -224,6 +240,7 @@ class Run(Loop):
             raise RuntimeError("run.steps: the loop before still goes on, expected it to have ended")
         loop = self._steps(int(n))
         self._loop = weakref.ref(loop)
+        LOOPS.add(loop)
         if self._entered:
             self._held = loop
         return loop
@@ -339,6 +356,8 @@ class Run(Loop):
         heed(self)
 
     def _expect_inside(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError("run.step: called in a process that was forked, expected in the one that made the run")
         if not self._is_inside or self._is_stepped:
             where = "a second time in one step" if self._is_inside else "outside of a loop"
             raise RuntimeError(f"run.step: called {where}, expected once in each step of `for step in run.steps(n):`")
@@ -387,6 +406,8 @@ class Run(Loop):
 
     def close(self) -> None:
         """End the loop, and let others have the folder. The end of a ``with`` does it."""
+        if os.getpid() != self._process:
+            return
         if self._loop is not None and (loop := self._loop()) is not None:
             loop.close()
         self._held = None
