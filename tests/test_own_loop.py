@@ -787,3 +787,26 @@ def test_going_back_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: p
     simple(tmp_path / "run", 12, checkpoint_every=4, callbacks=[Back()])
     (event,) = rows(tmp_path / "run", "rollback")
     assert (event["to"], event["back_to_step"]) == ("4", 4)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [gpuopt.Scale(np.linspace(0.1, 1.0, 4)), gpuopt.Box(np.zeros(4), np.ones(4)), gpuopt.Box(0.0, np.ones(4))],
+    ids=["factor", "bounds", "bound"],
+)
+def test_hyperparameters_that_are_arrays_are_no_metrics_and_are_resumed(
+    tmp_path: Path, transform: gpuopt.Transform
+) -> None:
+    def ran(folder: Path, *ends: int) -> np.ndarray:
+        for steps in ends:
+            x = np.full(4, 0.5)
+            opt = gpuopt.Optimizer(x, gpuopt.chain(gpuopt.Adam(lr=0.1), transform))
+            with gpuopt.Run(folder, opt, report=False) as run:
+                for _ in run.steps(steps):
+                    run.step(x - 2, loss=np.square(x - 2).mean())
+                    run.tune(lr=0.05)
+        return x
+
+    whole = ran(tmp_path / "whole", 8)
+    assert (ran(tmp_path / "resumed", 3, 8) == whole).all()
+    assert rows(tmp_path / "whole")[-1]["lr"] == 0.05

@@ -156,12 +156,12 @@ class Loop(Remembering):
         return {pattern: rule for pattern, rule in self.optimizer.rules.items() if rule is not None}
 
     def hyperparameters(self) -> dict[str, float]:
-        """Of the next step; where several rules have one, the first rule's."""
+        """Numbers of the next step, arrays left out; where several rules have one, the first rule's."""
         step = self.optimizer.steps
         found: dict[str, float] = {}
         for rule in self.rules.values():
             at = rule.at(step)
-            found = {name: at[name] for name in rule.hyperparameters()} | found
+            found = {name: at[name] for name in rule.hyperparameters() if name in at} | found
         return found
 
     def tell(self, event: Mapping[str, Any]) -> None:
