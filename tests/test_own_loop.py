@@ -810,3 +810,16 @@ def test_hyperparameters_that_are_arrays_are_no_metrics_and_are_resumed(
     whole = ran(tmp_path / "whole", 8)
     assert (ran(tmp_path / "resumed", 3, 8) == whole).all()
     assert rows(tmp_path / "whole")[-1]["lr"] == 0.05
+
+
+@pytest.mark.parametrize("change", [{"Box.low": 0.3}, {"Box.high": np.ones(4)}], ids=["from", "to"])
+def test_an_array_is_no_hyperparameter_that_a_run_tunes(tmp_path: Path, change: dict[str, Any]) -> None:
+    x = np.full(4, 0.5)
+    opt = gpuopt.Optimizer(x, gpuopt.chain(gpuopt.SGD(lr=0.1), gpuopt.Box(np.zeros(4), 1.0)))
+    with gpuopt.Run(tmp_path / "run", opt, report=False) as run:
+        for _ in run.steps(1):
+            before = repr(opt.rule)
+            with pytest.raises(TypeError, match=f"tune: {next(iter(change))}: an array"):
+                run.tune(**change)
+            run.step(x, loss=1.0)
+            assert repr(opt.rule) == before

@@ -207,7 +207,12 @@ class Loop(Remembering):
         for rule in self.rules.values():
             known = {name: value for name, value in given.items() if name in rule.hyperparameters()}
             changed: Rule = dataclasses.replace(rule, **known)
-            changed.at(step)
+            numbers = changed.at(step)
+            for name in known:
+                if not (name in before and name in numbers):
+                    raise TypeError(
+                        f"tune: {name}: an array, which is not recorded; expected a number before and after"
+                    )
             if any(callable(value) for value in known.values()):
                 for later in spread(step, self.total, changed):  # what a schedule gives is in range, too
                     changed.at(later)
