@@ -30,6 +30,8 @@ BLOCK = 1 << 22
 """Numbers that are prepared at once."""
 BYTE = 1 / float(np.float32(1 / 255))
 """What a byte of an image is divided by. The quotient, rounded to float32, is the product with float32(1/255)."""
+LARGE_INTEGER = r"[+-]?\d{20,}"
+"""A whole number that no integer of 64 bits can be."""
 NUMBERS = "biuf"
 
 
@@ -351,9 +353,15 @@ def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
         texts = values.dropna()
         odd = texts[pd.to_numeric(texts.astype(str), errors="coerce").isna()]
         shown = odd if len(odd) else texts
+        large = texts[
+            texts.astype(str).str.fullmatch(LARGE_INTEGER)
+        ]  # numbers for some versions of pandas, texts for others
+        is_large = kind == "integer" or (len(large) > 0 and not len(odd))
+        shown = large if is_large and len(large) else shown
         first = shown.iloc[0] if len(shown) else ""
-        such = f" such as {printable(repr(first) if isinstance(first, str) else first)}" if len(shown) else ""
-        if kind == "integer":
+        is_text = isinstance(first, str) and not is_large
+        such = f" such as {printable(repr(first) if is_text else first)}" if len(shown) else ""
+        if is_large:
             such, kind = f" beyond 64 bits{such}", "whole numbers"
         else:
             kind = "text" if isinstance(first, str) else f"dtype {values.dtype}"
