@@ -31,10 +31,15 @@ if TYPE_CHECKING:
 
 HUGE = 2 << 20
 """Bytes of a huge page."""
-LARGE, NEAR, FAR = 1 << 14, 1 << 10, 1 << 16
-"""Bytes from which on memory begins where a page does; over which such beginnings are spread for the first cache, and in huge pages for
-the second one: elements of the same number in a dozen slots would else all be in one place of it, which has room for eight."""
+LARGE = 1 << 14
+"""Bytes from which on the system hands out memory that begins where a page does."""
+NEAR, FAR = 1 << 10, 1 << 16
+"""Bytes over which the beginnings of large memory are spread, for the first cache and, in huge pages, for the second one.
+
+Elements of the same number in a dozen slots would else all be in one place of a cache, which has room for eight.
+"""
 _numbers = itertools.count(1)
+"""Of the memories that were made, each of which begins elsewhere."""
 
 
 class CPU(Place):

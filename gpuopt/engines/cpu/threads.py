@@ -1,11 +1,11 @@
 """Helper threads that share in a step, and how many.
 
 The helpers run machine code. For some microseconds after a job a helper spins, so that it is there at once for the next
-one; then it sleeps. Whoever prepares a job may rouse the helpers before it. A job is published in a block of memory that
-lives as long as the process; its shares are given out by atomic counters. The calling thread works too. When all shares are given out, it closes the job: a helper that comes
-later finds nothing, and the call ends as soon as the helpers that did come are done with their last shares. So no helper
-works on a job after the call has returned, whatever happens to the threads, and where no helper comes the calling thread
-does it all.
+one; then it sleeps. Whoever prepares a job may rouse the helpers before it. A job is published in a block of memory
+that lives as long as the process; its shares are given out by atomic counters. The calling thread works too. When all
+shares are given out, it closes the job: a helper that comes later finds nothing, and the call ends as soon as the
+helpers that did come are done with their last shares. So no helper works on a job after the call has returned, whatever
+happens to the threads, and where no helper comes the calling thread does it all.
 """
 
 from __future__ import annotations
