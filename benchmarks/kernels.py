@@ -33,8 +33,8 @@ from gpuopt.engines.cuda import code as cuda_code
 from gpuopt.engines.cuda import reductions
 from gpuopt.engines.cuda import verdict as cuda_verdict
 from gpuopt.engines.dtypes import DTYPES
+from gpuopt.engines.program.cutting import stages
 from gpuopt.engines.program.passes import update
-from gpuopt.engines.program.stages import stages
 from gpuopt.engines.program.symbols import Kind, ShapeNeededError
 from gpuopt.engines.program.trace import trace
 from gpuopt.engines.storage import FITTING

@@ -16,7 +16,7 @@ import gpuopt
 from gpuopt import nvrtc
 from gpuopt.engines.cuda import code as cuda_code
 from gpuopt.engines.cuda import reductions, verdict
-from gpuopt.engines.program.stages import stages
+from gpuopt.engines.program.cutting import stages
 from gpuopt.engines.program.symbols import Kind
 from gpuopt.engines.program.trace import trace
 from gpuopt.engines.table import Variant

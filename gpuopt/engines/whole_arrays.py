@@ -12,10 +12,11 @@ from gpuopt.arrays import current, describe, dtype_of, namespace, zeros_like
 from gpuopt.arrays import place as place_name
 from gpuopt.engines import memory
 from gpuopt.engines.interrupts import in_one_go
+from gpuopt.engines.program.cutting import idle, stages
 from gpuopt.engines.program.folds import fold, length
 from gpuopt.engines.program.program import Node, entering
 from gpuopt.engines.program.programs import kind_of
-from gpuopt.engines.program.stages import Loop, idle, leaving, once, stages
+from gpuopt.engines.program.stages import Loop, leaving, once
 from gpuopt.engines.program.symbols import Expression, Extent, TraceError
 from gpuopt.engines.program.trace import functions
 from gpuopt.engines.table import Segment, Table, variants_of

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuopt.arrays import dtype_of
 from gpuopt.engines.dtypes import DTYPES
-from gpuopt.engines.program.stages import depth_of_totals, stages
+from gpuopt.engines.program.cutting import depth_of_totals, stages
 from gpuopt.engines.program.symbols import Kind, ShapeNeededError, TraceError
 from gpuopt.engines.program.trace import trace
 
