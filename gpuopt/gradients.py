@@ -10,6 +10,7 @@ from gpuopt.engines.program.program import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
 from gpuopt.rules.pairs import apart, applied, together
+from gpuopt.suggest import called_rightly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,7 @@ class Clip:
         return f"clip_by_{self.by}({self.limit.value!r})"
 
 
+@called_rightly("clip_by_value")
 def clip_by_value(limit: Hyper) -> Clip:
     """Clip each element of the gradients to ``[-limit, limit]``, both components of a complex one.
 
@@ -73,6 +75,7 @@ def clip_by_value(limit: Hyper) -> Clip:
     return Clip.to("value", limit)
 
 
+@called_rightly("clip_by_norm")
 def clip_by_norm(limit: Hyper) -> Clip:
     """Scale the gradient of a leaf down to the Euclidean norm ``limit``, if its own is larger.
 
@@ -92,6 +95,7 @@ def clip_by_norm(limit: Hyper) -> Clip:
     return Clip.to("norm", limit)
 
 
+@called_rightly("clip_by_global_norm")
 def clip_by_global_norm(limit: Hyper) -> Clip:
     """Scale all gradients down by one factor, so that their Euclidean norm together is at most ``limit``.
 

@@ -28,6 +28,7 @@ from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.memory import first_overlap
 from gpuopt.engines.program.trace import refusal_of_complex
 from gpuopt.lending import readable, view_of, why_without_memory
+from gpuopt.rules.formula import Formula
 from gpuopt.rules.slots import Given, starts
 from gpuopt.trees import flatten, flattened
 
@@ -83,7 +84,7 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
         hint = (
             "; numpy.array(x) makes one"
             if isinstance(leaf, float | int | np.generic)
-            else hint_for(leaf) or hint_for_container(leaf)
+            else _hint_for_rule(leaf, in_place=in_place) or hint_for(leaf) or hint_for_container(leaf)
         )
         raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
     check_alive(leaf, name)
@@ -103,6 +104,13 @@ def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
         cure = "copy it" if is_numpy(leaf) else "use gpuopt.init and gpuopt.update, which return new arrays"
         raise ValueError(f"{name}: a read-only {describe(leaf)}, expected one that can be updated in place; {cure}")
     return np.asarray(leaf) if is_numpy(leaf) else leaf  # of a subclass of numpy.ndarray, the plain array
+
+
+def _hint_for_rule(x: Any, *, in_place: bool) -> str:
+    """Return the end of a message: the order of the arguments, where a rule was given for the parameters."""
+    if not isinstance(x, Formula):
+        return ""
+    return "; the parameters come first, then the rule" if in_place else "; the rule comes first, then the parameters"
 
 
 def _lent(x: Any, name: str) -> Any:

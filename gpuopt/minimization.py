@@ -16,6 +16,7 @@ from gpuopt.engines.dtypes import DTYPES
 from gpuopt.optimizer import Optimizer
 from gpuopt.rules.base import Rule
 from gpuopt.rules.hyper import as_float
+from gpuopt.suggest import called_rightly
 from gpuopt.transforms import TRANSFORMS
 from gpuopt.trees import flatten, flattened
 
@@ -44,6 +45,7 @@ class _Result(dict[str, Any]):
             raise AttributeError(f"no attribute {name!r}, expected one of {', '.join(self)}") from None
 
 
+@called_rightly("minimize")
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
@@ -168,6 +170,7 @@ def minimize(
     )
 
 
+@called_rightly("minimizer")
 def minimizer(rule: Rule, *, steps: int = 1000) -> Callable[..., Any]:
     """Return a rule as a method for ``scipy.optimize.minimize``.
 

@@ -18,6 +18,7 @@ from gpuopt.gradients import Clip
 from gpuopt.groups import Rules, shown
 from gpuopt.rules.hyper import Count
 from gpuopt.stateful import Nonfinite, Stateful, Turn
+from gpuopt.suggest import called_rightly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,6 +98,7 @@ class Optimizer(Stateful):
 
     """
 
+    @called_rightly("Optimizer", "; hyperparameters go to the rule, as in gpuopt.Adam(lr=0.1)")
     def __init__(
         self,
         params: Any,
@@ -154,7 +156,7 @@ class Optimizer(Stateful):
     @property
     def rules(self) -> dict[str, Rule | None]:
         """The rules by pattern, as `tune` left them; a single rule has the pattern ``"*"``."""
-        return {pattern: shown(rule) for pattern, rule in self._by_pattern.items()}
+        return tuning.Shown({pattern: shown(rule) for pattern, rule in self._by_pattern.items()})
 
     @property
     def lr(self) -> Any:
@@ -179,10 +181,14 @@ class Optimizer(Stateful):
         if not rates:
             names = " and ".join(dict.fromkeys(rule.name for rule in self._rules))
             raise AttributeError(f"lr: {names} has no hyperparameter 'lr', expected a rule that has one")
-        return next(iter(rates.values())) if self._single else rates
+        return next(iter(rates.values())) if self._single else tuning.Shown(rates)
 
     @lr.setter
     def lr(self, value: Any) -> None:  # as `Hyper`, type checkers would believe that it is read as it was assigned
+        if isinstance(value, dict):
+            raise TypeError(
+                "lr: a dict, expected a number or a schedule for all rules; opt.tune(PATTERN, lr=...) changes one of them"
+            )
         self.tune(lr=value)
 
     def __setattr__(self, name: str, value: object) -> None:

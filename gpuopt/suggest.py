@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from inspect import BoundArguments, Signature
     from typing import Any
 
-__all__ = ["bound", "did_you_mean", "listed", "printable", "told_of_each"]
+__all__ = ["bound", "called_rightly", "did_you_mean", "listed", "printable", "told_of_each"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MOST = 1000
 """Largest number of names that are searched for the nearest one: 100,000 would take seconds."""
@@ -129,6 +134,24 @@ def bound(
         return signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f"{name}: {error}; {usage}") from None
+
+
+def called_rightly(name: str, more: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Have a function, or an ``__init__``, refuse arguments that do not fit as `bound` does, under a name."""
+
+    def decorated(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+        own = [given for given in signature.parameters.values() if given.name != "self"]
+        shown, first = signature.replace(parameters=own), len(signature.parameters) - len(own)
+
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            bound(name, shown, args[first:], kwargs, (), more)
+            return function(*args, **kwargs)
+
+        return called
+
+    return decorated
 
 
 def listed(names: Iterable[str], most: int = 20, shown: Callable[[str], str] = str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from gpuopt.rules.hyper import Arrays, Hyper, as_float, unknown
 from gpuopt.schedules import Schedule
@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
 Tuned: TypeAlias = dict[str, Hyper]
 """The changed hyperparameters of one rule, by name."""
+
+
+class Shown(dict[str, Any]):
+    """What an optimizer has by pattern, to be read: a change would be one of this dict alone, and is refused."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "a dict that is to be read alone, expected opt.tune(PATTERN, lr=...) to change a hyperparameter"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
 
 
 def tuned(
@@ -45,7 +59,8 @@ def tuned(
     given: Any = pattern
     if given is not None and not (isinstance(given, str) and given in rules):
         near, there = did_you_mean(pattern, rules), listed(rules, shown=repr)
-        raise ValueError(f"tune: no rule for {pattern!r:.80}{near}, expected one of {there}")
+        cure = "" if isinstance(given, str) else "; hyperparameters are changed by their names, as by opt.tune(lr=0.01)"
+        raise ValueError(f"tune: no rule for {pattern!r:.80}{near}, expected one of {there}{cure}")
     known = [rule.hyperparameters() if pattern in (None, own) else () for own, rule in rules.items()]
     for name in changes.keys() - {name for names in known for name in names}:
         raise unknown("tune", name, dict.fromkeys(name for names in known for name in names))

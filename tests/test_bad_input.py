@@ -1,5 +1,8 @@
 """Bad parameters, rules and gradients: the type of the error, what its message names, and that nothing has changed."""
 
+import copy
+import json
+import pickle
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -319,6 +322,72 @@ def test_immutable_arrays_are_sent_to_the_pure_functions() -> None:
 def test_a_limit_that_is_no_clipping() -> None:
     with pytest.raises(TypeError, match=r"clip: 1.0, expected one such as gpuopt.clip_by_global_norm\(1.0\)"):
         gpuopt.Optimizer(np.ones(3), gpuopt.SGD(), clip=1.0)  # type: ignore[arg-type]
+
+
+def groups() -> gpuopt.Optimizer:
+    return gpuopt.Optimizer({"a": np.ones(3), "b": np.ones(3)}, {"a": gpuopt.SGD(lr=0.5), "b": gpuopt.SGD(lr=0.25)})
+
+
+# Calls that do not fit. Name: call, words of the TypeError.
+CALLS: dict[str, tuple[Callable[[], Any], str]] = {
+    "a hyperparameter": (
+        lambda: gpuopt.Optimizer(ONES, gpuopt.SGD(), lr=0.1),  # type: ignore[call-arg]
+        r"^Optimizer: unknown argument 'lr'; usage: Optimizer\(params, rule, .*; hyperparameters go to the rule, as in gpuopt",
+    ),
+    "a rate alone": (lambda: gpuopt.Optimizer(ONES, lr=0.1), "^Optimizer: unknown argument 'lr'; usage"),  # type: ignore[call-arg]
+    "a misspelling": (
+        lambda: gpuopt.Optimizer(ONES, gpuopt.SGD(), nonfinit="skip"),  # type: ignore[call-arg]
+        r"unknown argument 'nonfinit' \(did you mean 'nonfinite'\?\)",
+    ),
+    "no rule": (lambda: gpuopt.Optimizer(ONES), "^Optimizer: missing a required argument: 'rule'; usage"),  # type: ignore[call-arg]
+    "the rule first": (
+        lambda: gpuopt.Optimizer(gpuopt.SGD(), ONES),  # type: ignore[arg-type]
+        "^params: SGD, expected an array of .*; the parameters come first, then the rule$",
+    ),
+    "the rule last": (
+        lambda: gpuopt.init(ONES, gpuopt.SGD()),  # type: ignore[arg-type]
+        "^params: SGD, expected an array of .*; the rule comes first, then the parameters$",
+    ),
+    "torch's name": (
+        lambda: gpuopt.clip_by_norm(max_norm=1.0),  # type: ignore[call-arg]
+        r"^clip_by_norm: unknown argument 'max_norm' \(did you mean 'limit'\?\); usage: clip_by_norm\(limit\)$",
+    ),
+    "SciPy's name": (
+        lambda: gpuopt.minimize(lambda x: (0.0, x), ONES, gpuopt.SGD(), maxiter=3),  # type: ignore[call-arg]
+        "^minimize: unknown argument 'maxiter'; usage: minimize",
+    ),
+    "a rate into what is shown": (
+        lambda: groups().lr.update(a=0.1),
+        "^a dict that is to be read alone, expected opt.tune",
+    ),
+    "a rule into what is shown": (
+        lambda: groups().rules.__setitem__("a", gpuopt.Adam()),
+        "^a dict that is to be read alone, expected opt.tune",
+    ),
+    "rates by pattern": (
+        lambda: setattr(groups(), "lr", {"a": 0.1}),
+        r"^lr: a dict, expected a number or a schedule for all rules; opt.tune\(PATTERN, lr=...\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_calls_that_do_not_fit(case: str) -> None:
+    call, words = CALLS[case]
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
+def test_what_is_shown_can_be_copied() -> None:
+    rates = groups().lr
+    for copied in (
+        copy.copy(rates),
+        copy.deepcopy(rates),
+        pickle.loads(pickle.dumps(rates)),
+        json.loads(json.dumps(rates)),
+    ):
+        copied["a"] = 1.0
+    assert rates == {"a": 0.5, "b": 0.25}
 
 
 def test_unknown_engine() -> None:

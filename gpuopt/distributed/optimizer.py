@@ -19,6 +19,7 @@ from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.norms import DynamicScale, judge
 from gpuopt.optimizer import OWN
 from gpuopt.rules.hyper import as_index
+from gpuopt.suggest import called_rightly
 from gpuopt.trees import flatten
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Optimizer(SetUp):
 
     """
 
+    @called_rightly("Optimizer", "; hyperparameters go to the rule, as in gpuopt.Adam(lr=0.1)")
     def __init__(
         self,
         params: Any,
