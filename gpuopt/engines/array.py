@@ -21,7 +21,7 @@ from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.rules.formula import named, returned
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealOnlyError, applied
-from gpuopt.rules.slots import Given, Like, Real, Shared, is_number, shape_of, starts
+from gpuopt.rules.slots import Given, Leaf, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flattened
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def started(name: str, p: Any, index: int, rule: Rule, precision: str = "state32
     """
     slot: Any = starts(rule.slots)[name]
     if is_number(slot):
-        return float(slot.start)
+        return number_start(rule, slot)
     xp, dtype = namespace(p), slot_dtype(rule, name, p, precision)
 
     def full(start: float) -> Any:
@@ -74,6 +74,15 @@ def started(name: str, p: Any, index: int, rule: Rule, precision: str = "state32
                 own = value if hasattr(value, "shape") else flattened(value)[0][index]
                 return xp.astype(brought(own, p), dtype) + new
         return full(slot.start)
+
+
+def number_start(rule: Rule, slot: Leaf | Shared) -> float:
+    """Return a slot that is one number before the first step."""
+    match slot.start:
+        case Like(source):
+            return float(rule.hyperparameter(source).at(0))
+        case start:
+            return float(start)
 
 
 def update(
@@ -283,7 +292,7 @@ def try_out(rule: Rule, like: Any, h: Mapping[str, float], *, elementwise: bool)
     sample = like[..., : min(1, like.shape[-1])] if elementwise and like.ndim else like
     p, g = zeros_like(sample), zeros_like(sample)
     slots = {
-        name: slot.start
+        name: number_start(rule, slot)
         if is_number(slot)
         else zeros_like(p, slot_dtype(rule, name, p), shape_of(slot, tuple(p.shape)))
         for name, slot in starts(rule.slots).items()

@@ -271,7 +271,9 @@ class Namespace(Reductions):
         if values.dtype.kind != "f":
             given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
             raise TypeError(f"an update reduces {given}, expected numbers, as xp.where(condition, 1, 0) gives")
-        return memory.in_memory_order(np.broadcast_to(values, self._like.shape), self._like)
+        if values.shape != tuple(self._like.shape):  # sums along axes: each of them once
+            return np.ravel(values)
+        return memory.in_memory_order(values, self._like)
 
     def _total(self, kind: str, partial: Partial) -> Total:
         k = len(self._own)

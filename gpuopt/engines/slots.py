@@ -42,7 +42,7 @@ def with_new_slots(
     for i, (own, starting) in enumerate(zip(slots, declared, strict=True)):
         for name, value in own.items():
             if is_number(start := starting[name]):
-                own[name] = _number(start.start if value is None else value, homes[i])
+                own[name] = _number(array.number_start(rules[i], start) if value is None else value, homes[i])
             elif value is None or not _lies_like(value, arrays[i], places[i]):
                 missing.setdefault((places[i], name), []).append(i)
     for (place, name), members in missing.items():

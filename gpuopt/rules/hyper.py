@@ -148,6 +148,22 @@ class Count:
 
 
 @dataclass(frozen=True)
+class End:
+    """The first or the last axis, or None."""
+
+    scheduled = False
+
+    def __str__(self) -> str:
+        return "0, -1 or None"
+
+    def checked(self, value: Any, where: str, step: int | None = None) -> int | None:
+        """See `Kind.checked`."""
+        if value is None or as_index(value) in (0, -1):
+            return as_index(value)
+        raise ValueError(f"{where}{_when(step)}: got {value!r:.80}, expected {self}")
+
+
+@dataclass(frozen=True)
 class Arrays:
     """Arrays of the caller: one like the leaf, or a tree like the parameters; with ``or_number`` also a number."""
 

@@ -45,16 +45,19 @@ class Like:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One float64 number for each leaf."""
+    """One float64 number for each leaf; it may start at ``like("lr")``."""
 
-    start: float = 0.0
+    start: float | Like = 0.0
 
 
 @dataclass(frozen=True)
 class Shared:
-    """One float64 number for all leaves of the group; ``update`` may compute it from totals of the group only."""
+    """One float64 number for all leaves of the group; ``update`` may compute it from totals of the group only.
 
-    start: float = 0.0
+    It may start at ``like("lr")``.
+    """
+
+    start: float | Like = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.formula import returned
 from gpuopt.rules.hyper import Hyperparameter, unknown
 from gpuopt.rules.pairs import Pair, applied
-from gpuopt.rules.slots import Like, Part, Real, Slot, starts
+from gpuopt.rules.slots import Leaf, Like, Part, Real, Shared, Slot, starts
 from gpuopt.transforms.base import Transform
 
 if TYPE_CHECKING:
@@ -230,9 +230,9 @@ class Chain(Rule):
 
     def _renamed(self, start: Slot, name: str, member: Formula) -> Slot:
         """The start of a slot, with hyperparameters under their names in the chain."""
-        if isinstance(start, Real) and isinstance(start.start, Like):
+        if isinstance(start, Real | Leaf | Shared) and isinstance(start.start, Like):
             renamed: Any = self._renamed(start.start, name, member)
-            return Real(renamed)
+            return type(start)(renamed)
         if not isinstance(start, Like) or start.source == "p" or isinstance(member, Rule):
             return start
         own = start.source in member.hyperparameters()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
+from gpuopt.rules.hyper import End
 from gpuopt.transforms.base import Array, Hyper, Transform, bounded
 
 
@@ -111,10 +113,12 @@ class AdaptiveClip(Transform):
 class Centralize(Transform):
     """Gradient centralization (Yong et al. 2020, arXiv:2004.01461): ``g -= mean(g)``.
 
-    Warnings
-    --------
-    The mean is that of the whole leaf. The paper uses one for each output, over all axes but one, and leaves vectors
-    alone.
+    Parameters
+    ----------
+    outputs
+        Axis of the outputs, each with a mean of its own as in the paper: 0 for weights ``(out, in)`` like PyTorch's, -1 for
+        ``(in, out)`` like Keras'. Leaves with fewer than two axes are left alone. None: one mean of the whole leaf, as in
+        Optax.
 
     Examples
     --------
@@ -127,6 +131,14 @@ class Centralize(Transform):
 
     """
 
+    outputs: int | None = field(default=None, metadata={"kind": End()})
+
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.before`."""
-        return p, -xp.sum(g) / xp.sum(xp.ones_like(xp.real(g))) + g, {}
+        if self.outputs is None:
+            return p, -xp.sum(g) / xp.sum(xp.ones_like(xp.real(g))) + g, {}
+        n = g.ndim
+        if n < 2:
+            return p, g, {}
+        axes = tuple(axis for axis in range(n) if axis != self.outputs % n)
+        return p, g - xp.sum(g, axis=axes, keepdims=True) / math.prod(g.shape[axis] for axis in axes), {}

@@ -184,7 +184,8 @@ class Tape:
         for arg, wanted in zip(args, wants_masks, strict=True):
             if arg.is_mask != wanted:
                 kinds = ("numbers", "truth values")
-                raise self.error(f"gives {kinds[arg.is_mask]} to '{op}'", kinds[wanted])
+                cure = ", as xp.where(condition, 1, 0) gives" if op in ARITHMETIC else ""
+                raise self.error(f"gives {kinds[arg.is_mask]} to '{op}'", kinds[wanted] + cure)
 
     def error(self, what: str, expected: str) -> TraceError:
         return TraceError(
