@@ -294,3 +294,12 @@ TRANSFORMS: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
         lambda p, g, s, t: p - 0.1 * np.linspace(0, 2, 64) * g,
     ),
 }
+SHAPED: dict[str, tuple[gpuopt.Rule, Recurrence]] = {
+    "Centralize of outputs": (
+        gpuopt.chain(gpuopt.Centralize(outputs=0), SGD),
+        lambda p, g, s, t: p - 0.1 * (g - np.mean(g, axis=1, keepdims=True)),
+    ),
+}
+"""Chains that see the shape of a leaf."""
+OF_MATRICES = [rule for rule, _ in (MATRICES | SHAPED).values()]
+"""Those whose problem is a matrix."""

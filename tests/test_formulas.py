@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formulas import MATRICES, RULES, TRANSFORMS, Recurrence
+from formulas import MATRICES, OF_MATRICES, RULES, SHAPED, TRANSFORMS, Recurrence
 from spaces import Space, assert_same_bits
 
 import gpuopt
 from gpuopt.rules import Hyper, Rule
 from gpuopt.rules.slots import leaf, like, shared
 
-FORMULAS = {**RULES, **TRANSFORMS, **MATRICES}
+FORMULAS = {**RULES, **TRANSFORMS, **MATRICES, **SHAPED}
 MOST = {"f4": 1e-4, "f8": 1e-11}  # of the distance moved
 
 
 def problem(steps: int, rule: gpuopt.Rule) -> tuple[Any, list[Any]]:
     """Parameters between 1 and 2, and the gradients of a quadratic with noise, all of them float32 numbers."""
     random = np.random.RandomState(0)
-    shape = (16, 4) if isinstance(rule, gpuopt.Muon | gpuopt.Adafactor) else (64,)
+    shape = (16, 4) if rule in OF_MATRICES else (64,)
     sizes = 10.0 ** random.uniform(-2, 0, shape)
     p = (1 + random.random_sample(shape)).astype("f4")
     return p, [(sizes * (1 + random.standard_normal(shape))).astype("f4") for _ in range(steps)]
@@ -113,12 +113,19 @@ class Counting(Rule):
 
     lr: Hyper = gpuopt.bounded(0.5, 0)
 
-    slots = {"start": like("p"), "rate": like("lr"), "own": leaf(1.0), "all": shared(2.0), "three": 3.0}  # noqa: RUF012
+    slots = {  # noqa: RUF012
+        "start": like("p"),
+        "rate": like("lr"),
+        "own": leaf(1.0),
+        "all": shared(2.0),
+        "three": 3.0,
+        "first": leaf(like("lr")),
+    }
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
         own = s.own + xp.sum(g) + xp.max(g) + xp.dot(g, g)
         total = s.all + xp.total(g) + xp.total_max(g) + xp.total_norm(g) * xp.total_dot(g, p)
-        return p - h.lr * g, {"start": s.start, "rate": s.rate, "own": own, "all": total, "three": s.three}
+        return p - h.lr * g, {**vars(s), "own": own, "all": total}
 
 
 def test_slots_start_as_they_say_and_totals_are_over_leaves_with_gradients() -> None:
@@ -130,6 +137,7 @@ def test_slots_start_as_they_say_and_totals_are_over_leaves_with_gradients() -> 
         "own": [1, 1, 1],
         "all": [2, 2, 2],
         "three": [3, 3, 3],
+        "first": [0.5, 0.5, 0.5],
     }
     _, state = gpuopt.update(Counting(), p, {"a": np.array([3.0, 0.0]), "b": None, "c": np.array(4.0)}, state)
     assert state.slots["own"] == {"a": 1 + 3 + 3 + 9, "b": 1, "c": 1 + 4 + 4 + 16}

@@ -430,6 +430,23 @@ def test_what_cannot_be_fused_is_run_on_the_arrays(formula: Any, fused_space: Sp
     np.testing.assert_allclose(fused_space.get(opt.params), formula(gpuopt_numpy(p), p, g), rtol=1e-12)
 
 
+REDUCED = {"sum": np.sum, "max": np.max, "norm": np.linalg.norm, "total": np.sum, "total_max": np.max}
+
+
+@pytest.mark.parametrize("keepdims", [True, False])
+@pytest.mark.parametrize("name", REDUCED)
+def test_sums_along_an_axis_are_reduced_each_of_them_once(name: str, keepdims: bool, space: Space) -> None:
+    @dataclass(frozen=True)
+    class Reduced(gpuopt.Rule):
+        def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+            return p - getattr(xp, name)(xp.sum(g, axis=1, keepdims=keepdims)) * xp.ones_like(p), {}
+
+    g = values(1, (3, 4))
+    opt = gpuopt.Optimizer(space.put(np.zeros((3, 4))), Reduced())
+    opt.step(space.put(g))
+    np.testing.assert_allclose(space.get(opt.params), np.full((3, 4), -REDUCED[name](g.sum(axis=1))), rtol=1e-12)
+
+
 def gpuopt_numpy(like: Any) -> Any:
     """The functions that a rule sees of NumPy's arrays."""
     return Namespace(np, like, Group())

@@ -10,7 +10,7 @@ import pytest
 from conformance import DEFAULTS
 
 import gpuopt
-from gpuopt import schedules
+from gpuopt import public, schedules
 from gpuopt.rules import RULES
 from gpuopt.suggest import MOST, SAME, did_you_mean, listed
 from gpuopt.training import Config, UsageError
@@ -32,6 +32,9 @@ NAMES: list[tuple[str, list[str], list[str]]] = [
     ("weight_decay", ADAM, []),
     ("wd", [*ADAM, "weight_decay"], ["weight_decay"]),
     ("momentun", list(DEFAULTS["SGD"]), ["momentum"]),
+    ("mass", list(DEFAULTS["SGD"]), ["momentum"]),
+    ("FISTA", public.__all__, ["Accelerate"]),
+    ("Momentum", public.__all__, ["SGD"]),
     ("adam", list(RULES), ["Adam"]),
     ("sgd", list(RULES), ["SGD"]),
     ("RMSprop", list(RULES), ["RMSProp"]),
