@@ -22,11 +22,7 @@ _FORMULAS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "high": (rounding.high, "float x", "i16"),
     "low": (rounding.low, "float x", "i16"),
     "leaf.key": (rounding.leaf_key, "i64 key, i64 leaf", "i64"),
-    "random": (
-        lambda f, key, element: rounding.random_bits(f, key, element.cast("i32")),
-        "i64 key, i64 element",
-        "i32",
-    ),
+    "random": (rounding.random_bits, "i64 key, i32 element", "i32"),
 }
 """By the name of a function its formula, its arguments and what it returns."""
 
