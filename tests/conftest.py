@@ -1,7 +1,9 @@
 """Settings and fixtures that all tests share."""
 
+import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ pytest.register_assert_rewrite("spaces")
 import spaces
 from hypothesis import settings
 from spaces import Space
+
+from gpuopt.engines.cpu import machine
 
 # An emulator of CUDA that offers a second device lets every test run on one that is not the current device.
 if os.environ.get("CUDASIM") == "1":
@@ -54,6 +58,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="try many more damaged files and killed runs")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def object_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    """LLVM compiles a module once for all processes and sessions: it takes a third of the time, and the same text gives the same file."""
+    if machine.why_unavailable() or request.config.cache is None:
+        yield
+        return
+    import llvmlite.binding as llvm
+
+    folder = request.config.cache.mkdir("object_files")
+    known = llvm.llvm_version_info, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    compiler = machine._Compiler
+    compile_ = compiler.image
+
+    def image(self: machine._Compiler, text: str, *, optimize: bool) -> bytes:
+        path = Path(folder, hashlib.sha256(repr((text, optimize, known)).encode()).hexdigest())
+        if path.exists():
+            return path.read_bytes()
+        made = compile_(self, text, optimize=optimize)
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_bytes(made)
+        new.replace(path)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "image", image)
+        yield
 
 
 @pytest.fixture(params=["numpy", "array_api_strict", "cupy"])

@@ -430,7 +430,7 @@ def test_what_cannot_be_fused_is_run_on_the_arrays(formula: Any, fused_space: Sp
     np.testing.assert_allclose(fused_space.get(opt.params), formula(gpuopt_numpy(p), p, g), rtol=1e-12)
 
 
-REDUCED = {"sum": np.sum, "max": np.max, "norm": np.linalg.norm, "total": np.sum, "total_max": np.max}
+REDUCED: dict[str, Any] = {"sum": np.sum, "max": np.max, "norm": np.linalg.norm, "total": np.sum, "total_max": np.max}
 
 
 @pytest.mark.parametrize("keepdims", [True, False])

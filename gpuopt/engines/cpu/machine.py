@@ -39,8 +39,8 @@ class _Compiler:
         immortal(self._jit)
         self._names = (f"gpuopt{number}" for number in count())
 
-    def addresses(self, text: str, names: Sequence[str], *, optimize: bool) -> list[int]:
-        """Compile a module and return the addresses of its functions."""
+    def image(self, text: str, *, optimize: bool) -> bytes:
+        """Compile a module: the same text gives the same object file on the same processor."""
         llvm = self._llvm
         module = llvm.parse_assembly(text)
         if optimize:
@@ -48,7 +48,12 @@ class _Compiler:
             tuning.loop_vectorization = True
             builder = llvm.create_pass_builder(self._machine, tuning)
             builder.getModulePassManager().run(module, builder)
-        library = llvm.JITLibraryBuilder().add_object_img(self._machine.emit_object(module))
+        image: bytes = self._machine.emit_object(module)
+        return image
+
+    def addresses(self, text: str, names: Sequence[str], *, optimize: bool) -> list[int]:
+        """Compile a module and return the addresses of its functions."""
+        library = self._llvm.JITLibraryBuilder().add_object_img(self.image(text, optimize=optimize))
         for name in names:
             library.export_symbol(name)
         tracker = library.add_current_process().link(self._jit, next(self._names))
