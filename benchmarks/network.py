@@ -4,7 +4,7 @@ python -m benchmarks.network [--parameters 100_000_000]
 
 A GPU sends within its machine over NVLink 4 (450 GB/s each way) and to others over its own InfiniBand NDR (400 Gb/s). A message
 takes 3.4 us within a machine and 14 us between two, beside its bytes: what NCCL's own model of costs has for its protocol for large
-messages. Messages are counted one after the other, which is the worst case: NCCL sends several at once. Sources: docs/processes.md.
+messages. Messages are counted one after the other, which is the worst case: NCCL sends several at once. Sources: benchmarks/README.md.
 """
 
 from __future__ import annotations

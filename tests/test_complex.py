@@ -118,6 +118,13 @@ def test_the_norm_is_that_of_the_moduli(fused_space: Space) -> None:
         assert opt.gradient_norm == 13.0
 
 
+def test_a_formula_sees_the_shape(space: Space) -> None:
+    w, g = space.put(np.zeros((3, 4), "c16")), values(1, (3, 4))
+    opt = gpuopt.Optimizer(w, gpuopt.chain(gpuopt.Centralize(outputs=0), gpuopt.SGD(lr=1.0)))
+    opt.step(space.put(g))
+    np.testing.assert_allclose(space.get(opt.params), g.mean(axis=1, keepdims=True) - g, rtol=1e-14)
+
+
 def test_bad_steps_are_skipped(fused_space: Space) -> None:
     w = fused_space.put(np.ones(3, "c16"))
     opt = gpuopt.Optimizer(w, gpuopt.Adam(), nonfinite="skip")
@@ -141,6 +148,7 @@ def test_any_layout(layout: str, fused_space: Space) -> None:
     [
         gpuopt.chain(gpuopt.ClipGlobalNorm(0.5), gpuopt.LAMB(0.1), gpuopt.EMA(0.9)),
         gpuopt.chain(gpuopt.Centralize(), gpuopt.ClipGlobalNorm(0.5), gpuopt.AdamW(0.1)),
+        gpuopt.chain(gpuopt.Centralize(outputs=-1), gpuopt.AdamW(0.1)),
         gpuopt.Prodigy(),
         gpuopt.LBFGS(memory=3),
         gpuopt.NonlinearCG(0.1),

@@ -158,8 +158,10 @@ class End:
 
     def checked(self, value: Any, where: str, step: int | None = None) -> int | None:
         """See `Kind.checked`."""
-        if value is None or as_index(value) in (0, -1):
-            return as_index(value)
+        if value is None:
+            return None
+        if isinstance(value, Real) and not isinstance(value, bool) and (number := as_float(value)) in (0, -1):
+            return int(number)
         raise ValueError(f"{where}{_when(step)}: got {value!r:.80}, expected {self}")
 
 

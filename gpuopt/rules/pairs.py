@@ -8,6 +8,7 @@ them cannot be seen in ``g*g``.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -70,6 +71,21 @@ class Pair:
 
     def __init__(self, re: Any, im: Any, *, apart: bool = False) -> None:
         self.re, self.im, self.apart = re, im, apart
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parts."""
+        return self.re.shape  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of complex numbers."""
+        return math.prod(self.shape)
 
     def __neg__(self) -> Pair:
         return Pair(-self.re, -self.im, apart=self.apart)
