@@ -160,9 +160,9 @@ class End:
         """See `Kind.checked`."""
         if value is None:
             return None
-        if isinstance(value, Real) and not isinstance(value, bool) and (number := as_float(value)) in (0, -1):
-            return int(number)
-        raise ValueError(f"{where}{_when(step)}: got {value!r:.80}, expected {self}")
+        if isinstance(value, bool) or not isinstance(value, Real) or as_float(value) not in (0, -1):
+            raise ValueError(f"{where}{_when(step)}: got {value!r:.80}, expected {self}")
+        return int(as_float(value))
 
 
 @dataclass(frozen=True)
