@@ -487,6 +487,16 @@ def in_place(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
     return p, {"m": s.m}
 
 
+def under_two_names(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    m, before = g, +g
+    m += 0.5 * p
+    return p - h.lr * g, {"m": m + before}
+
+
+def handed_on(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    return p - h.lr * s.m, {"m": g}
+
+
 def with_items(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
     g[g > 1] = 1.0
     return p - h.lr * g, {"m": g[...]}
@@ -503,19 +513,19 @@ def with_arrays_of_its_own(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
 
 @pytest.mark.parametrize("engine", ["auto", "array", "strided", "update"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("update", [in_place, with_items, by_size, with_arrays_of_its_own])
+@pytest.mark.parametrize("update", [in_place, under_two_names, handed_on, with_items, by_size, with_arrays_of_its_own])
 def test_updates_as_numpy_would_run_them(update: Callable[..., Any], dtype: str, engine: str) -> None:
     """Also in what the array engine cuts into blocks; what an update writes into is its own, and no gradient."""
     body = {"update": lambda self, *args: update(*args), "slots": ("m",)}
     rule: Any = dataclass(frozen=True)(type("Own", (gpuopt.SGD,), body))
     random = np.random.default_rng(0)
-    shape = 3, 10_000
+    shape = 3, 20_000
     start, grads = random.normal(size=shape).astype(dtype), random.normal(size=(3, *shape)).astype(dtype)
     p, m = start.copy(), np.zeros_like(start)
     for g in grads.copy():
         p, slots = update(np, p.copy(), g.copy(), SimpleNamespace(m=m.copy()), SimpleNamespace(lr=0.25))
         m = slots["m"]
-    w = np.zeros((3, 20_000), dtype)[:, ::2] if engine == "strided" else np.zeros(shape, dtype)
+    w = np.zeros((3, 40_000), dtype)[:, ::2] if engine == "strided" else np.zeros(shape, dtype)
     w[...] = start
     given = grads.copy()
     if engine == "update":
@@ -529,9 +539,31 @@ def test_updates_as_numpy_would_run_them(update: Callable[..., Any], dtype: str,
             opt.step(g)
         found = opt.state_dict()["state"][""]["m"]
     np.testing.assert_array_equal(given, grads)
+    given[...] = np.nan  # what is kept is no part of it
     tolerance = 1e-6 if dtype == "float32" else 1e-13
     np.testing.assert_allclose(w, p, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(found, m, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("engine", ["auto", "array", "update"])
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("shape", [(), (5,), (40_000,)])
+def test_slots_that_change_places(shape: tuple[int, ...], dtype: str, engine: str) -> None:
+    def update(self: object, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return s.a, {"a": s.b, "b": p}
+
+    rule: Any = dataclass(frozen=True)(type("Own", (gpuopt.SGD,), {"update": update, "slots": {"a": 1.0, "b": 2.0}}))
+    w, g = np.full(shape, 3.0, dtype), np.ones(shape, dtype)
+    if engine == "update":
+        new, state = gpuopt.update(rule(), w, g, gpuopt.init(rule(), w))
+        found = state.slots
+        np.testing.assert_array_equal(w, 3)
+    else:
+        opt = gpuopt.Optimizer(w, rule(), engine="array" if engine == "array" else "auto")
+        opt.step(g)
+        new, found = w, opt.state_dict()["state"][""]
+    for x, expected in ((new, 1), (found["a"], 2), (found["b"], 3)):
+        np.testing.assert_array_equal(x, np.full(shape, expected, dtype))
 
 
 LOOKS: list[float] = []

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from gpuopt.rules.base import Rule
 
-BLOCK = 8192
-"""Elements of a NumPy array that are updated at a time: few enough for the temporaries to stay in the cache."""
+BLOCK = 32_768
+"""Elements of a NumPy array that are updated at a time: few enough for the temporaries to stay in the cache, and so many that Python's
+own work does not count."""
 
 
 def assigning(target: Any, source: Any) -> Callable[[], object]:
@@ -86,11 +87,19 @@ def number_start(rule: Rule, slot: Leaf | Shared) -> float:
 
 
 def update(
-    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], *, elementwise: bool = False
+    rule: Rule,
+    p: Any,
+    g: Any,
+    slots: Mapping[str, Any],
+    h: Mapping[str, float],
+    *,
+    elementwise: bool = False,
+    writes: bool = True,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the new parameter and slots, all of them new arrays. The gradient is cast to the dtype of the arithmetic.
 
-    The rule is run on whole arrays; NumPy arrays are cut into blocks if the rule is known to be elementwise.
+    The rule is run on whole arrays; NumPy arrays are cut into blocks if the rule is known to be elementwise. It is given
+    copies, unless it is known that it ``writes`` into nothing (see `Program.writes`).
 
     Raises
     ------
@@ -101,8 +110,8 @@ def update(
 
     """
     if elementwise and is_numpy(p) and p.size > BLOCK:
-        return _update_blocks(rule, p, g, slots, h)
-    return update_group(rule, [(p, g, slots)], h)[0]
+        return _update_blocks(rule, p, g, slots, h, writes=writes)
+    return update_group(rule, [(p, g, slots)], h, writes=writes)[0]
 
 
 def update_group(
@@ -110,6 +119,8 @@ def update_group(
     leaves: Sequence[tuple[Any, Any, Mapping[str, Any]]],
     h: Mapping[str, float],
     scales: Sequence[float] | None = None,
+    *,
+    writes: bool = True,
 ) -> list[tuple[Any, dict[str, Any]]]:
     """Return the new parameter and slots of each leaf, all of them new arrays, or numbers.
 
@@ -123,6 +134,8 @@ def update_group(
         What `Rule.at` gave.
     scales
         Of each leaf, what its gradient is scaled by.
+    writes
+        As for `update`.
 
     Raises
     ------
@@ -138,7 +151,8 @@ def update_group(
         new = []
         for i, (p, g, slots) in enumerate(leaves):
             with suppress(Unknown):
-                new.append(_update(rule, p, g, slots, {**h, SCALE: scales[i]} if scales else h, group))
+                own = {**h, SCALE: scales[i]} if scales else h
+                new.append(_update(rule, p, g, slots, own, group, writes=writes))
         if not group.settle():
             break
         places = sorted({place(p) for p, _, _ in leaves})
@@ -157,29 +171,34 @@ def update_group(
 
 
 def _update(
-    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], group: Group
+    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], group: Group, *, writes: bool
 ) -> tuple[Any, dict[str, Any]]:
     xp, name = namespace(p), rule.name
     declared = starts(rule.slots)
-    own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
-    shape, stored, kinds = p.shape, p.dtype, {slot: x.dtype for slot, x in own.items() if hasattr(x, "dtype")}
+    shape, stored, kinds = p.shape, p.dtype, {slot: x.dtype for slot, x in slots.items() if hasattr(x, "dtype")}
+    arithmetic, pairs = arithmetic_dtype(p), is_complex(p)
+
+    def argument(x: Any, dtype: Any) -> Any:
+        if writes or x.dtype != dtype:
+            x = xp.astype(x, dtype)
+        # NumPy would make numbers of what is computed with arrays without axes.
+        return x if shape else xp.reshape(x, (1,))
+
     with np.errstate(all="ignore"), current(p):
-        arithmetic = arithmetic_dtype(p)
-        # Copies, as `astype` makes them: an update may write into what it is given, as ``g += h.rate * p`` does.
-        p, g = xp.astype(p, arithmetic), xp.astype(g, arithmetic)
+        p, g = argument(p, arithmetic), argument(g, arithmetic)
         own = {
-            slot: x if isinstance(x, Number) else xp.astype(x, x.dtype if arithmetic == stored else arithmetic)
-            for slot, x in own.items()
+            slot: Number(x)
+            if is_number(declared[slot])
+            else argument(x, kinds[slot] if arithmetic == stored else arithmetic)
+            for slot, x in slots.items()
         }
-        if not shape:  # NumPy would make numbers of what is computed with arrays without axes
-            p, g = xp.reshape(p, (1,)), xp.reshape(g, (1,))
-            own = {slot: x if isinstance(x, Number) else xp.reshape(x, (1,)) for slot, x in own.items()}
         functions: Any = Namespace(xp, p, group)
-        if is_complex(p):
-            functions, own = Lifted(functions), {slot: as_pair(x) for slot, x in own.items()}
-        given = as_pair(p), as_pair(g), *named(name, own, h)
+        given: list[Any] = [p, g, *own.values()]
+        if pairs:
+            functions, given = Lifted(functions), [as_pair(x) for x in given]
+            own = dict(zip(own, given[2:], strict=True))
         try:
-            found = applied(rule, rule.update, functions, *given)
+            found = applied(rule, rule.update, functions, *given[:2], *named(name, own, h))
         except RealOnlyError:
             raise
         except ComplexError as error:
@@ -198,7 +217,9 @@ def _update(
             raise TypeError(f"{name}.update returned {what}: the number {new}, expected an array like the parameter")
         if isinstance(new, Pair):
             new = joined(new, p)
-        dtype = p.dtype if what == "p" else slot_dtype(rule, what, p)
+        elif not writes and any(new is own for x in given for own in ((x.re, x.im) if isinstance(x, Pair) else (x,))):
+            new = xp.asarray(new, copy=True)
+        dtype = slot_dtype(rule, what, p) if pairs and what != "p" else p.dtype
         if new.dtype != dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {dtype}")
         expected = p.shape if what == "p" else shape_of(declared[what], p.shape)
@@ -215,7 +236,7 @@ def _update(
 
 @np.errstate(all="ignore")  # for the casts that nditer makes: as in the fused engines, infinities and NaN pass silently
 def _update_blocks(
-    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float]
+    rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], *, writes: bool
 ) -> tuple[Any, dict[str, Any]]:
     before = [p, *slots.values(), g]
     after = [None] * (1 + len(slots))
@@ -228,7 +249,7 @@ def _update_blocks(
         for block in blocks:
             (block_p, *block_slots, block_g), (new_p, *new_slots) = block[: len(before)], block[len(before) :]
             named = dict(zip(slots, block_slots, strict=True))
-            new_p[...], computed = _update(rule, block_p, block_g, named, h, Group())
+            new_p[...], computed = _update(rule, block_p, block_g, named, h, Group(), writes=writes)
             for slot, new in zip(slots, new_slots, strict=True):
                 new[...] = computed[slot]
         made = blocks.operands[len(before) :]

@@ -104,6 +104,8 @@ class Step(Judging):
         known = zip(self._programs, groups, arrays, strict=True)
         apart = {k for own, k, a in known if own is None or not own.is_elementwise or programs.sees(k, a)}
         self._elementwise = [k not in apart for k in range(len(rules))]
+        writing = {k for own, k in zip(self._programs, groups, strict=True) if own is None or own.writes}
+        self._writing = [k in writing for k in range(len(rules))]
         can_be_fused = self._can_be_fused(engine)
         together = [
             i
@@ -355,7 +357,7 @@ class Step(Judging):
         self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float], key: int
     ) -> list[Callable[[], object]]:
         """Compute the update of the leaves of a group, and return what writes the results."""
-        rule = self.rules[group]
+        rule, writes = self.rules[group], self._writing[group]
         declared = starts(rule.slots)
         before = [
             (
@@ -370,10 +372,13 @@ class Step(Judging):
         ]
         if self._elementwise[group]:
             scaled = [{**h, SCALE: float(self._scales[i])} if SCALE in h else h for i in members]
-            after = [array.update(rule, *leaf, own, elementwise=True) for leaf, own in zip(before, scaled, strict=True)]
+            after = [
+                array.update(rule, *leaf, own, elementwise=True, writes=writes)
+                for leaf, own in zip(before, scaled, strict=True)
+            ]
         else:
             scales = [float(self._scales[i]) for i in members]
-            after = array.update_group(rule, before, h, scales if SCALE in h else None)
+            after = array.update_group(rule, before, h, scales if SCALE in h else None, writes=writes)
         results = [
             pair
             for i, (new_p, new_slots) in zip(members, after, strict=True)

@@ -76,6 +76,7 @@ class Namespace(Reductions):
         is_held = [isinstance(a, Expression) and not isinstance(a, Scalar) for a in args]
         given = tuple(self._held(a) if held else None for a, held in zip(args, is_held, strict=True))
         self._tape.functions.append((f, args))
+        self._tape.writes = True  # perhaps
         result = Extent(self._tape, (), "whole", len(self._tape.functions) - 1, *given)
         return Symbol(self._tape, "load", entering(result.index))
 

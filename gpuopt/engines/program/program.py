@@ -111,6 +111,8 @@ class Program:
     """Scalars that these are made of: the extent ``scalar k`` is ``scalars[extent_scalars[k]]``."""
     extent_slots: tuple[tuple[str, int], ...] = ()
     """Slots of other shapes than the leaf's, and what of `extents` they become."""
+    writes: bool = False
+    """Whether the update, run on arrays, may write into those that it is given."""
 
     @property
     def exact(self) -> bool:

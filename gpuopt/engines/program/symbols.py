@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -85,6 +86,8 @@ class Tape:
     extent_scalars: dict[int, int] = field(default_factory=dict)
     functions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=list)
     """What `xp.whole` was called with, each time."""
+    writes: bool = False
+    """Whether the update writes into arrays that it is given or has made."""
 
     def apply(self, op: str, *args: Any) -> Any:
         """Record an operation on symbols of any kinds. Truth values can be compared, and are 1 and 0 beside arrays."""
@@ -244,7 +247,7 @@ class Expression:
         return self.apply("abs", self)
 
     def __pos__(self) -> Any:
-        return self
+        return copy(self)  # what is written into one of them is not in the other one
 
     def __invert__(self) -> Any:
         return self.apply("not", self)
@@ -259,9 +262,23 @@ def _install_operators() -> None:
 
         return method
 
+    def in_place(op: str) -> Callable[[_Array, Any], Any]:
+        def method(self: _Array, other: Any) -> Any:
+            if isinstance(other, Pair):
+                return NotImplemented
+            new = self.apply(op, self, other)
+            if (type(new), new.own) != (type(self), self.own):
+                raise self.tape.error("writes an array into one of another shape", "arrays of one shape")
+            # Under every name that the array has: as arrays do it.
+            self.index, self.is_mask, self.tape.writes = new.index, new.is_mask, True
+            return self
+
+        return method
+
     for op in (*ARITHMETIC, "pow", "and", "or"):
         setattr(Expression, f"__{op}__", binary(op))
         setattr(Expression, f"__r{op}__", binary(op, swapped=True))
+        setattr(_Array, f"__i{op}__", in_place(op))
     for op in COMPARISONS:
         setattr(Expression, f"__{op}__", binary(op))
 
@@ -275,9 +292,6 @@ def _install_operators() -> None:
         setattr(Expression, f"__{op}__", refused(op))
     for op in ("round", "getitem", "setitem", "len", "iter", "complex"):
         setattr(Expression, f"__{op}__", refused(op))
-
-
-_install_operators()
 
 
 class Scalar(Expression):
@@ -327,6 +341,9 @@ class _Array(Expression):
             return np.dtype(kind.dtype)
         shape = kind.shape if self.own is None else self.own
         return {"shape": shape, "ndim": len(shape), "size": math.prod(shape)}[name]
+
+
+_install_operators()
 
 
 class Extent(_Array):

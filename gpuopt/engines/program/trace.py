@@ -134,6 +134,7 @@ def _recorded(rule: Rule, tape: Tape, h: dict[str, Any], *, is_complex: bool) ->
         extent_shapes=tuple(tape.extent_shapes.values()),
         extent_scalars=tuple(tape.extent_scalars),
         extent_slots=tuple((name, new_slots[name].index) for name in of_extents),
+        writes=tape.writes,
     )
     _check_shared(tape, program)
     return program
