@@ -207,8 +207,11 @@ def _update(
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 
+    parts = (part for x in given for part in ((x.re, x.im) if isinstance(x, Pair) else (x,)))
+    given_ones = set() if writes else set(map(id, parts))
+
     def kept(what: str, new: Any) -> Any:
-        """Return a slot's new value: a number, or an array."""
+        """Return a slot's new value: a number, or an array, which is none of those that were given."""
         if what in declared and is_number(declared[what]):
             if not is_one_number(new):
                 raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")
@@ -217,7 +220,7 @@ def _update(
             raise TypeError(f"{name}.update returned {what}: the number {new}, expected an array like the parameter")
         if isinstance(new, Pair):
             new = joined(new, p)
-        elif not writes and any(new is own for x in given for own in ((x.re, x.im) if isinstance(x, Pair) else (x,))):
+        elif id(new) in given_ones:
             new = xp.asarray(new, copy=True)
         dtype = slot_dtype(rule, what, p) if pairs and what != "p" else p.dtype
         if new.dtype != dtype:

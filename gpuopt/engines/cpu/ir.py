@@ -108,9 +108,8 @@ class Function(Code):
         before, to_float = value.kind, kind in _FLOATS
         wider = SIZES[kind] > SIZES[before]
         if before in _FLOATS:
-            op = (
-                ("fpext" if wider else "fptrunc") if to_float else "fptosi"
-            )  # processors have no vectors of the other one
+            # Of bits without a sign many processors have no vectors.
+            op = ("fpext" if wider else "fptrunc") if to_float else "fptosi"
         else:
             op = "uitofp" if to_float else "zext" if wider else "trunc"
         return self._value(kind, f"{op} {before} {value.term} to {kind}")
