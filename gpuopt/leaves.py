@@ -80,13 +80,14 @@ def _is_plain(leaf: Any) -> bool:
 
 def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
     leaf = _lent(leaf, name) if in_place else leaf
-    if not is_array(leaf) or is_lazy(leaf):
+    if not is_array(leaf) or is_lazy(leaf) or (isinstance(leaf, np.ndarray) and hint_for(leaf)):
         hint = (
             "; numpy.array(x) makes one"
             if isinstance(leaf, float | int | np.generic)
             else _hint_for_rule(leaf, in_place=in_place) or hint_for(leaf) or hint_for_container(leaf)
         )
-        raise TypeError(f"{name}: {describe(leaf)}, expected an array of {EXPECTED}{hint}")
+        kind = type(leaf).__name__ if isinstance(leaf, np.ndarray) and hint else describe(leaf)
+        raise TypeError(f"{name}: {kind}, expected an array of {EXPECTED}{hint}")
     check_alive(leaf, name)
     if dtype_of(leaf) not in DTYPES:
         raise TypeError(f"{name}: dtype {leaf.dtype}, expected {EXPECTED}{hint_for_dtype(leaf)}")
@@ -221,7 +222,8 @@ def gradient(g: Any, p: Any, tree: Tree, i: int, *, attached: bool = False) -> A
         hint = "; numpy.asarray(x) is one"
     g = g if hint else shared(g, p)
     if hint or not is_array(g):
-        raise TypeError(f"{name}: {describe(g)}, expected {with_article(describe(p))} like its parameter{hint}")
+        kind = type(g).__name__ if isinstance(g, np.ndarray) and hint else describe(g)
+        raise TypeError(f"{name}: {kind}, expected {with_article(describe(p))} like its parameter{hint}")
     if is_tensor(g) and is_numpy(p) and g.device.type == "cpu":  # one that NumPy cannot read
         raise TypeError(f"{name}: dtype {g.dtype}, expected a real one, best {p.dtype} like its parameter")
     if not are_together(g, p):

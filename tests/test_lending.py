@@ -268,6 +268,11 @@ def wrapping(library: str, **members: Any) -> Any:
     return found
 
 
+def with_unit() -> Any:
+    """An array with a unit, of a subclass as astropy has it: the unit would get lost."""
+    return np.zeros(3).view(type("Quantity", (np.ndarray,), {"__module__": "astropy.units"}))
+
+
 class Exporter:
     """What can nothing but lend its memory."""
 
@@ -296,11 +301,12 @@ def test_gradients_of_whatever_lends_its_memory() -> None:
         (wrapping("xarray.core", data=stranger("dask.array", "Array")), r"its blocks .*: x\.compute\(\) is an array"),
         (stranger("pandas", "Series"), r"Series, expected .*; x\.to_numpy\(\) is its array"),
         (stranger("pint", "Quantity"), r"Quantity, expected .*; x\.magnitude is its array"),
+        (with_unit(), r"\['w'\]: Quantity, expected .*; x\.value is its array"),
         (stranger("dask.array", "Array"), r"Array, expected .*no memory to update: x\.compute\(\) is an array"),
         (type("csr_matrix", (), {"toarray": np.ones})(), r"csr_matrix, expected .*; x\.toarray\(\) is its array"),
         (np.zeros(3).__dlpack__(), r"PyCapsule, expected .*; a capsule can be taken once"),
     ],
-    ids=["xarray", "data set", "lazy xarray", "pandas", "pint", "dask", "scipy.sparse", "capsule"],
+    ids=["xarray", "data set", "lazy xarray", "pandas", "pint", "astropy", "dask", "scipy.sparse", "capsule"],
 )
 def test_hints(x: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):

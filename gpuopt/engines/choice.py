@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -64,6 +65,14 @@ def _check_fusable(name: str, a: Any) -> None:
         raise ValueError(f"{name}: {what}, expected a contiguous NumPy or CuPy array; engine='auto' updates others too")
 
 
+def _levels_within_the_package() -> int:
+    """Return the ``stacklevel`` of a warning that shows the line outside of this package from which its caller was called."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and (frame := frame.f_back) and frame.f_globals.get("__name__", "").startswith("gpuopt."):
+        level += 1
+    return level
+
+
 @cache
 def _warn_without_machine_code() -> None:
     """Say, once, that NumPy arrays are updated by the array engine although the fused one was wanted."""
@@ -72,5 +81,5 @@ def _warn_without_machine_code() -> None:
             f"no machine code can be made here ({reason}): NumPy arrays are updated by the array engine, which gives the "
             "same bits and takes longer; engine='array' says nothing",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=_levels_within_the_package(),
         )

@@ -36,11 +36,25 @@ def pure_step(arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule
     place, *others = {place_of(a) for a in arrays}
     if place is None or others or not all(str(a.dtype) in FUSED for a in arrays):
         return None
-    programs = [traced(rule, twice=True) for rule in rules]
+    programs = [_program(rule) for rule in rules]
     elementwise = [program for program in programs if program is not None and program.is_elementwise]
     if len(elementwise) < len(rules) or not all(map(is_without_gaps, arrays)):
         return None
     return PureStep(place, arrays, groups, elementwise)
+
+
+_programs: dict[int, tuple[Rule, Program | None]] = {}
+"""Of recent rules, by ``id``, the rule itself, so that no other gets its ``id``, and its program."""
+MOST_PROGRAMS = 32
+
+
+def _program(rule: Rule) -> Program | None:
+    """Return the program of a rule, None if it has none, without tracing it anew at each call."""
+    found = _programs.pop(id(rule), None) or (rule, traced(rule, twice=True))
+    while len(_programs) >= MOST_PROGRAMS:
+        _programs.pop(next(iter(_programs), 0), None)
+    _programs[id(rule)] = found
+    return found[1]
 
 
 class PureStep:

@@ -122,7 +122,7 @@ def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool =
     """
     found, spec = flattened(params)
     key = _key(rule, spec)
-    plan = _plans.pop(key, None)  # taken out, so that no other thread uses it meanwhile
+    plan = _taken(key)
     given: Any = state
     if plan is not None and isinstance(given, State) and type(given.steps) is int and given.steps >= 0:
         slots = plan.slots_of(state)
@@ -255,8 +255,8 @@ class _Plan:
         return self.tree.build(new[:count]), State(state.steps + 1, by_name, carried, state.precision)
 
 
-_plans: dict[Any, _Plan] = {}
-"""The fused steps of recent calls, by rule and containers; a step in use is taken out."""
+_plans: dict[Any, list[_Plan]] = {}
+"""The fused steps of recent calls, by rule and containers: one for each thread that was in one; a step in use is taken out."""
 MOST_PLANS = 32
 
 
@@ -268,9 +268,19 @@ def _key(rule: Any, spec: Any) -> Any:
 
 def _keep(key: Any, plan: _Plan) -> None:
     """Store a plan as the newest one, and drop the oldest beyond `MOST_PLANS`."""
+    own = _plans.pop(key, [])
+    own.append(plan)
     while len(_plans) >= MOST_PLANS:
         _plans.pop(next(iter(_plans), None), None)
-    _plans[key] = plan
+    _plans[key] = own[-MOST_PLANS:]
+
+
+def _taken(key: Any) -> _Plan | None:
+    """Take a plan out, so that no other thread uses it meanwhile."""
+    try:
+        return _plans[key].pop()
+    except (IndexError, KeyError):
+        return None
 
 
 def _moving(rules: Sequence[Rule], groups: Sequence[int]) -> frozenset[int]:

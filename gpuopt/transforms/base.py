@@ -44,6 +44,9 @@ class Transform(Formula):
 
     """
 
+    projects = False
+    """Whether `after` is a projection, which looks at ``new`` alone: what is evaluated, such as an average, is projected, too."""
+
     def before(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, Array, New]:  # noqa: ARG002
         """Return the parameter and the gradient for the rule, and the new slots.
 

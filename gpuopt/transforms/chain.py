@@ -213,12 +213,21 @@ class Chain(Rule):
         return p, new_slots
 
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
-        """Return the average of the last member that keeps one, else ``p``."""
-        p = applied(self.rule, self.rule.evaluation, xp, p, _Part(s, f"{self._rule_name}."), h)
-        for name, member in self._named.items():
-            if isinstance(member, Transform):
-                p = applied(member, member.evaluation, xp, p, _Part(s, f"{name}."), _Part(h, f"{name}."))
-        return p
+        """Return the average of the last member that keeps one, within the constraints of the whole chain, else ``p``."""
+        found = applied(self.rule, self.rule.evaluation, xp, p, _Part(s, f"{self._rule_name}."), h)
+        parts = [
+            (member, _Part(s, f"{name}."), _Part(h, f"{name}."))
+            for name, member in self._named.items()
+            if isinstance(member, Transform)
+        ]
+        for member, slots, numbers in parts:
+            found = applied(member, member.evaluation, xp, found, slots, numbers)
+        if found is p:
+            return p
+        for member, slots, numbers in parts:
+            if member.projects:
+                found, _ = applied(member, member.after, xp, p, found, found, slots, numbers)
+        return found
 
     @cached_property
     def _rule_name(self) -> str:

@@ -29,6 +29,7 @@ class NonNegative(Transform):
 
     """
 
+    projects = True
     real_only = "Magnitude(low, high) bounds the modulus of complex ones"
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
@@ -92,6 +93,7 @@ class Box(_Bounds):
 
     """
 
+    projects = True
     real_only = "Magnitude(low, high) bounds the modulus of complex ones"
 
     @property
@@ -147,6 +149,8 @@ class Magnitude(_Bounds):
 
     low: Hyper = bounded(0.0, 0)
     high: Hyper = bounded(1.0, 0)
+
+    projects = True
 
     def after(self, xp: Any, old: Array, new: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Any]]:  # noqa: ARG002
         """See :meth:`Transform.after`."""
