@@ -150,11 +150,14 @@ def minimize(
                 status = 99
                 break
     best = optimizer.evaluation()
-    if low is not None and not is_within(best, low, high):
-        best = x
     if any(a is not b for a, b in zip(tree.leaves_of(best, "x"), tree.leaves_of(x, "x"), strict=True)):
-        value, gradient = evaluate(best)
+        value_there, gradient_there = evaluate(best)
         calls += 1
+        # An average whose points were not all within the bounds may be projected to anywhere on them.
+        if low is not None and not value_there <= value and is_within(x, low, high):
+            best = x
+        else:
+            value, gradient = value_there, gradient_there
     done = status == 0 or (status == 1 and tol is None)
     message = "All steps were taken." if done and status else MESSAGES[status]
     return _result(

@@ -1,5 +1,7 @@
 """Machine code that cannot be had: `auto` goes on without, and says so; "fused" says why."""
 
+import itertools
+import pickle
 import subprocess
 import sys
 import warnings
@@ -109,6 +111,19 @@ def test_where_numpys_structures_are_unknown(known: bool, monkeypatch: pytest.Mo
         w.shape = (4, 3)
     with pytest.raises(ValueError, match=r"params\[0\]: shape \(4, 3\), expected \(3, 4\)"):
         opt.step([np.ones((4, 3), "f4"), None])
+
+
+@pytest.mark.skipif(not lookup.structures_are_known(), reason="every array gets the full check")
+def test_arrays_that_were_pickled_are_looked_up_as_others() -> None:
+    """Their dtypes are equal, but other objects: the full check of each takes fifty times as long."""
+    w = np.zeros(3)
+    pickled: Any = [pickle.loads(pickle.dumps(w)) for _ in range(2)]
+    assert pickled[0].dtype is not w.dtype
+    for p, g in itertools.product([w, *pickled], repeat=2):
+        looked = lookup.Lookup([p], [p], np.zeros(1, np.int64))
+        assert looked([g], [p]) == []
+        others: Any = (g.astype("f4"), g.view("i8"), g.view("M8[s]"), g.astype(">f8"), g[:2], [1.0])
+        assert [looked([other], [p]) for other in others] == [[0]] * len(others)
 
 
 @pytest.mark.parametrize("size", [0, 5, HUGE // 8, HUGE // 4 + 1, HUGE])

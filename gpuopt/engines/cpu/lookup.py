@@ -31,6 +31,9 @@ _ITEMS = 8
 _DATA, _NDIM, _SHAPE, _STRIDES, _DTYPE, _FLAGS = 0, 8, 16, 24, 40, 48
 _WRITEABLE = 0x0400  # NPY_ARRAY_WRITEABLE, of the flags
 
+# In a dtype come the type of its scalars, then a word with kind, character, byte order and number.
+_KIND, _NUMBER = HEADER, HEADER + 8
+
 RECORD = np.dtype([(name, np.int64) for name in ("object", "data", "ndim", "dtype", "gradient", "axes")])
 """What is known of a leaf: addresses (of the dtype of its gradient, too), number of axes, and where in the table of axes its own begin."""
 AXIS = np.dtype([(name, np.int64) for name in ("size", "leaf_stride", "gradient_stride")])
@@ -115,7 +118,13 @@ def structures_are_known() -> bool:
         and [word(word(at + _STRIDES) + 8 * k) for k in range(2)] == [12, 4]
         and word(at + _DTYPE) == id(probe.dtype)
     )
-    if not (is_list and is_array):
+    dtype = probe.dtype
+    is_dtype = (
+        word(id(dtype) + _KIND) == id(dtype.type)
+        and ctypes.string_at(id(dtype) + _NUMBER, 3) == f"{dtype.kind}{dtype.char}=".encode()
+        and ctypes.c_int.from_address(id(dtype) + _NUMBER + 4).value == dtype.num
+    )
+    if not (is_list and is_array and is_dtype):
         return False
     writeable = ctypes.c_int.from_address(at + _FLAGS).value & _WRITEABLE
     probe.flags.writeable = False
@@ -151,7 +160,10 @@ def source() -> str:
 
     def is_an_array_like(x: Any, dtype: str) -> Any:
         ndim = field(x, HEADER + _NDIM, "i32").cast("i64")
-        return (ndim == known("ndim", "i64")) & (field(x, HEADER + _DTYPE) == known(dtype))
+        own, expected = field(x, HEADER + _DTYPE), known(dtype)
+        # Of an array that was pickled the dtype is equal, but another object.
+        kind, number = (field(own, at, "i64") == field(expected, at, "i64") for at in (_KIND, _NUMBER))
+        return (ndim == known("ndim", "i64")) & (kind & number)
 
     def has_axes(x: Any, stride: str) -> Any:
         shape, strides = (field(x, HEADER + offset, "i64*") for offset in (_SHAPE, _STRIDES))
