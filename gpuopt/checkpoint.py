@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckpointError", "load", "save", "save_state"]
 
 FORMAT = 1
-NUMBERS = ("accumulated", "seed", "scale")
+NUMBERS = ("skipped", "accumulated", "seed", "scale")
 """Entries that only some states have."""
 ARRAYS = "arrays/"
 """Prefix of further arrays, which are neither parameters nor state."""

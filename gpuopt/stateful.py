@@ -162,7 +162,7 @@ class Stateful:
         Returns
         -------
         dict
-            ``steps``; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded at random; ``scale``, if it is
+            ``steps``; ``skipped``, if some were left out; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded at random; ``scale``, if it is
             dynamic, and its good steps; ``rules``: by
             pattern, the rule's name and what `tune` changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
             ones: copy what must not change with the next step.
@@ -173,6 +173,7 @@ class Stateful:
             self._held.check_all()
             return {
                 "steps": self._steps,
+                **({"skipped": skipped} if (skipped := self._skipped_by_now) else {}),
                 **({"accumulated": waiting} if (waiting := self._accumulation.waiting) else {}),
                 **({"seed": self._precision.seed} if isinstance(self._precision, Stochastic) else {}),
                 **({"scale": self._step.loss_scale} if isinstance(self._scale, DynamicScale) else {}),
@@ -217,6 +218,7 @@ class Stateful:
         }
         precision = states.precision_of(state, self._precision, problems)
         scale = states.scale_of(state, is_dynamic=isinstance(self._scale, DynamicScale), problems=problems)
+        skipped = states.skipped_of(state, problems)
         accumulated = states.accumulated_of(state, self._every, problems)
         sums = self._accumulation.sums if accumulated else {}
         waiting = {i: self._tree.paths[i] for i in sums}
@@ -239,7 +241,8 @@ class Stateful:
                 changes += step.copying(sums[i], given["state", path, SUM])
             changes.append(self._accumulation.setting(accumulated, counts))
             numbers = {"_steps": operator.index(state["steps"]), "_carried": carried, "_precision": precision}
-            changes.append(partial(vars(self).update, **numbers))
+            counted = 0 if self._nonfinite == "raise" else step.count_skipped()()  # a GPU goes on counting, or is pardoned
+            changes.append(partial(vars(self).update, **numbers, _skipped=skipped - counted))
             if scale:
                 changes += step.setting_scale(*scale)
             if self._nonfinite == "raise":

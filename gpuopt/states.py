@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Key = tuple[str, ...]
 
 
-KEYS = {"steps", "accumulated", "seed", "scale", "rules", "params", "state"}
+KEYS = {"steps", "skipped", "accumulated", "seed", "scale", "rules", "params", "state"}
 """Keys of a state."""
 _NOTHING = object()
 MOST = 20
@@ -71,6 +71,15 @@ def carried_of(state: Mapping[str, Any], rules: Mapping[str, Rule], problems: li
 
 def _is_finite(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(as_float(value))
+
+
+def skipped_of(state: Mapping[str, Any], problems: list[str]) -> int:
+    """Return how many steps had been left out in a state; what does not fit is appended to ``problems``."""
+    given = as_index(state.get("skipped", 0))
+    if given is None or given < 0:
+        problems.append(f"skipped: {state['skipped']!r:.40}, expected a number of steps")
+        return 0
+    return given
 
 
 def accumulated_of(state: Mapping[str, Any], every: int, problems: list[str]) -> int:

@@ -104,6 +104,7 @@ class Saved(Led, Alone):
         carried = states.carried_of(state, self._by_pattern, problems)
         numbers: dict[str, Any] = {
             "_carried": carried,
+            "_skipped": states.skipped_of(state, problems),
             "_precision": states.precision_of(state, self._precision, problems),
         }
         is_dynamic = isinstance(self._scale, DynamicScale)
@@ -206,6 +207,7 @@ class Saved(Led, Alone):
                 state[self._tree.paths[i]][name] = x
         return {
             "steps": self._steps,
+            **({"skipped": self._skipped} if self._skipped else {}),
             **({"seed": self._precision.seed} if isinstance(self._precision, Stochastic) else {}),
             **({"scale": self._loss} if isinstance(self._scale, DynamicScale) else {}),
             "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
