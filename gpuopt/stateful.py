@@ -241,7 +241,9 @@ class Stateful:
                 changes += step.copying(sums[i], given["state", path, SUM])
             changes.append(self._accumulation.setting(accumulated, counts))
             numbers = {"_steps": operator.index(state["steps"]), "_carried": carried, "_precision": precision}
-            counted = 0 if self._nonfinite == "raise" else step.count_skipped()()  # a GPU goes on counting, or is pardoned
+            counted = (
+                0 if self._nonfinite == "raise" else step.count_skipped()()
+            )  # a GPU goes on counting, or is pardoned
             changes.append(partial(vars(self).update, **numbers, _skipped=skipped - counted))
             if scale:
                 changes += step.setting_scale(*scale)

@@ -13,6 +13,8 @@ from spaces import opened
 import gpuopt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from spaces import Space
 
 SHAPES = {"a": (3,), "b": (70, 70), "c": (), "d": (0, 2), "e": (9001,)}
@@ -153,7 +155,9 @@ def test_skip_leaves_parameters_and_state_but_counts(space: Space, engine: Any, 
 
 
 @pytest.mark.parametrize("engine", ["array", "auto"])
-def test_the_count_of_steps_that_were_left_out_is_a_part_of_the_state(space: Space, engine: Any, tmp_path: Path) -> None:
+def test_the_count_of_steps_that_were_left_out_is_a_part_of_the_state(
+    space: Space, engine: Any, tmp_path: Path
+) -> None:
     def made(*gradients: float) -> gpuopt.Optimizer:
         opt = gpuopt.Optimizer(space.put(np.ones(3)), gpuopt.SGD(), engine=engine, nonfinite="skip")
         for g in gradients:
