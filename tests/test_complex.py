@@ -376,6 +376,7 @@ class Divides(gpuopt.Rule):
             4: lambda: xp.maximum(p, 0.0),
             5: lambda: p**2,
             6: lambda: xp.where(p, p, g),
+            7: lambda: p - abs(g),
         }
         return wrong[int(self.kind)](), {"v": s.v}
 
@@ -393,6 +394,7 @@ class Divides(gpuopt.Rule):
                 "calls xp.maximum of a complex value",
                 "raises a complex value to a power",
                 "takes a complex value for a truth value",
+                "calls Python's abs of a complex value",
             ]
         )
     ),
@@ -406,6 +408,20 @@ def test_what_has_no_one_meaning(kind: int, words: str, engine: Any) -> None:
     with pytest.raises(TypeError, match=re.escape(words)):
         gpuopt.init(Divides(kind), p)
     np.testing.assert_array_equal(p["w"], 1)
+
+
+@pytest.mark.parametrize("engine", ["auto", "array", "fused"])
+def test_a_complex_slot_takes_real_numbers(engine: Any) -> None:
+    @dataclass(frozen=True)
+    class KeepsModulus(gpuopt.Rule):
+        slots = {"v": 0.0}  # noqa: RUF012
+
+        def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+            return p, {"v": xp.abs2(g)}
+
+    opt = gpuopt.Optimizer({"w": np.ones(3, "c8")}, KeepsModulus(), engine=engine)
+    opt.step({"w": np.full(3, 3 + 4j, "c8")})
+    np.testing.assert_array_equal(opt.state_dict()["state"]["w"]["v"], np.full(3, 25 + 0j, "c8"))
 
 
 def test_a_real_slot_cannot_become_complex() -> None:

@@ -223,6 +223,8 @@ def _update(
         elif id(new) in given_ones:
             new = xp.asarray(new, copy=True)
         dtype = slot_dtype(rule, what, p) if pairs and what != "p" else p.dtype
+        if pairs and new.dtype == given[0].re.dtype != dtype:  # a real number is a complex one, too
+            new = xp.astype(new, dtype)
         if new.dtype != dtype:
             raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {dtype}")
         expected = p.shape if what == "p" else shape_of(declared[what], p.shape)

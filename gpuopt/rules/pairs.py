@@ -96,6 +96,17 @@ class Pair:
     def __invert__(self) -> Pair:
         return Pair(~self.re, ~self.im, apart=self.apart)
 
+    def __abs__(self) -> Pair:
+        if not self.apart:
+            raise refused("calls Python's abs of a complex value")
+        return Pair(abs(self.re), abs(self.im), apart=True)
+
+    def __getitem__(self, key: Any) -> Pair:
+        return Pair(self.re[key], self.im[key], apart=self.apart)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"a complex value of an update has no {name}; {CURE}")
+
     def __bool__(self) -> NoReturn:
         raise TypeError("an update branches on a value (if, and, or, not, min, max); it needs xp.where, & or |")
 
