@@ -156,19 +156,19 @@ def test_skip_leaves_parameters_and_state_but_counts(space: Space, engine: Any, 
 
 @pytest.mark.parametrize("engine", ["array", "auto"])
 def test_the_count_of_steps_that_were_left_out_is_a_part_of_the_state(
-    space: Space, engine: Any, tmp_path: Path
+    fused_space: Space, engine: Any, tmp_path: Path
 ) -> None:
     def made(*gradients: float) -> gpuopt.Optimizer:
-        opt = gpuopt.Optimizer(space.put(np.ones(3)), gpuopt.SGD(), engine=engine, nonfinite="skip")
+        opt = gpuopt.Optimizer(fused_space.put(np.ones(3)), gpuopt.SGD(), engine=engine, nonfinite="skip")
         for g in gradients:
-            opt.step(space.put(np.full(3, g)))
+            opt.step(fused_space.put(np.full(3, g)))
         return opt
 
     opt, other = made(math.nan, 1.0, math.nan), made(math.nan)
     gpuopt.save(tmp_path / "file", opt)
     gpuopt.load(tmp_path / "file", other)
     assert other.skipped == opt.skipped == opt.state_dict()["skipped"] == 2
-    other.step(space.put(np.full(3, math.nan)))
+    other.step(fused_space.put(np.full(3, math.nan)))
     assert other.skipped == 3
     opt.load_state_dict(made(1.0).state_dict())
     assert opt.skipped == 0
