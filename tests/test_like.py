@@ -437,3 +437,40 @@ def test_arguments_that_do_not_fit(make: Callable[..., Any], rates: Any, options
 def test_betas_are_two(make: Callable[..., Any], betas: Any) -> None:
     with pytest.raises(TypeError, match=r"^betas: .*, expected two, as in betas=\(0.9, 0.999\)$"):
         make(1e-3, betas=betas)
+
+
+# Arguments that none of our rules has in that form. Name: call, words of the TypeError.
+FORMS: dict[str, tuple[Callable[[], Any], str]] = {
+    "a number for two": (lambda: gpuopt.like.torch.Adafactor(eps=1e-3), r"^eps: 0.001, expected two, as in eps=\(None"),  # type: ignore[arg-type]
+    "one shifts the others": (
+        lambda: gpuopt.like.torch.Rprop(etas=(0.5, 1.2, 1e-6), step_sizes=(50.0,)),  # type: ignore[arg-type]
+        r"^etas: \(0.5, 1.2, 1e-06\), expected two",
+    ),
+    "sizes": (lambda: gpuopt.like.torch.Rprop(step_sizes=1), "^step_sizes: 1, expected two"),  # type: ignore[arg-type]
+    "two for three": (
+        lambda: gpuopt.like.torch.Muon(ns_coefficients=(1.0, 2.0)),  # type: ignore[arg-type]
+        r"^ns_coefficients: \(1.0, 2.0\), expected three",
+    ),
+    "a number for three": (lambda: gpuopt.like.optax.muon(0.1, ns_coeffs=3), "^ns_coeffs: 3, expected three"),  # type: ignore[arg-type]
+    "a text for a flag": (lambda: gpuopt.like.torch.Adam(maximize="no"), "^maximize: got 'no', expected True or False"),  # type: ignore[arg-type]
+    "a number for a flag": (
+        lambda: gpuopt.like.torch.NAdam(decoupled_weight_decay=1),  # type: ignore[arg-type]
+        "^decoupled_weight_decay: got 1, expected True or False",
+    ),
+    "an average or none": (lambda: gpuopt.like.keras.SGD(use_ema="yes"), "^use_ema: got 'yes', expected True or"),  # type: ignore[arg-type]
+    "no text is no decay": (lambda: gpuopt.like.torch.SGD(weight_decay=""), "^L2: rate: got '' "),  # type: ignore[arg-type]
+    "decays of elements": (lambda: gpuopt.like.torch.SGD(weight_decay=np.ones(2)), r"^L2: rate: got array"),  # type: ignore[arg-type]
+    "no list is no momentum": (lambda: gpuopt.like.optax.sgd(0.1, momentum=[]), r"^SGD: momentum: got \[\]"),  # type: ignore[arg-type]
+    "a falling rate": (
+        lambda: gpuopt.like.torch.Adagrad(lambda step: 0.1, lr_decay="a"),  # type: ignore[arg-type]
+        "^lr_decay: got 'a'",
+    ),
+    "nesterov": (lambda: gpuopt.like.torch.SGD(momentum="x", nesterov=True), "^SGD: momentum: got 'x'"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_arguments_of_another_form(case: str) -> None:
+    call, words = FORMS[case]
+    with pytest.raises(TypeError, match=words):
+        call()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.rules.hyper import hint_for_parameters
+from gpuopt.rules.hyper import Flag, Number, hint_for_parameters
 from gpuopt.suggest import bound, did_you_mean
 from gpuopt.transforms import chain
 
@@ -19,14 +20,24 @@ if TYPE_CHECKING:
 
 
 def around(rule: Rule, *transforms: tuple[type[Transform], Any]) -> Rule:
-    """Put transforms before a rule, each as (class, argument); one with argument 0 or False is left out."""
-    wanted = [kind() if given is True else kind(given) for kind, given in transforms if given]
+    """Put transforms before a rule, each as (class, argument); one with argument 0, None or False is left out."""
+    wanted = [kind() if given is True else kind(given) for kind, given in transforms if is_wanted(given)]
     return chain(*wanted, rule) if wanted else rule
+
+
+def is_wanted(given: Any) -> bool:
+    """Whether an argument is neither 0 nor None nor False; what is no number is left to who checks it."""
+    return not (given is None or given is False or (isinstance(given, Real) and given == 0))
+
+
+def flag(name: str, given: Any) -> bool:
+    """Return an argument that is True or False; raise TypeError if it is neither."""
+    return Flag().checked(given, name)
 
 
 def decayed(lr: Hyper, decay: float) -> Hyper:
     """Return ``lr / (1 + decay*step)``."""
-    if not decay:
+    if not Number(0).checked(decay, "lr_decay"):
         return lr
     if callable(lr):
         return lambda step: lr(step) / (1 + decay * step)
@@ -35,11 +46,18 @@ def decayed(lr: Hyper, decay: float) -> Hyper:
     return inverse_time(lr, decay)
 
 
+def several(name: str, given: Any, example: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the numbers of an argument that has as many as the example; raise TypeError if it has not."""
+    if not (isinstance(given, tuple | list) and len(given) == len(example)):
+        count = {2: "two", 3: "three"}[len(example)]
+        raise TypeError(f"{name}: {given!r:.40}, expected {count}, as in {name}={example!r}")
+    return tuple(given)
+
+
 def pair(betas: Any) -> tuple[Hyper, Hyper]:
     """Return the two betas; raise TypeError if there are not two."""
-    if not (isinstance(betas, tuple | list) and len(betas) == 2):
-        raise TypeError(f"betas: {betas!r:.40}, expected two, as in betas=(0.9, 0.999)")
-    return betas[0], betas[1]
+    first, second = several("betas", betas, (0.9, 0.999))
+    return first, second
 
 
 def checked(module: dict[str, Any], names: Sequence[str], common: Sequence[str] = ()) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import gpuopt as rules
-from gpuopt.like._common import absent, checked
+from gpuopt.like._common import absent, checked, flag, is_wanted
 from gpuopt.transforms import chain
 from gpuopt.transforms.averages import EMA
 from gpuopt.transforms.decay import WeightDecay
@@ -55,12 +55,12 @@ KINDS: dict[str, Callable[[Any], Transform]] = {
 
 def _around(rule: Rule, common: Common) -> Rule:
     arguments: dict[str, Any] = dict(common)
-    given = {name: arguments[name] for name in KINDS if arguments.get(name)}
+    given = {name: arguments[name] for name in KINDS if is_wanted(arguments.get(name))}
     clips = sorted(given.keys() & {"clipnorm", "clipvalue", "global_clipnorm"})
     if len(clips) > 1:
         raise ValueError(f"{' and '.join(clips)}: expected one of them")
     before = [KINDS[name](value) for name, value in given.items() if name in KINDS]
-    after = [EMA(common.get("ema_momentum", 0.99))] if common.get("use_ema") else []
+    after = [EMA(common.get("ema_momentum", 0.99))] if flag("use_ema", common.get("use_ema", False)) else []
     return chain(*before, rule, *after) if before or after else rule
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.like._common import absent, around, checked, pair
+from gpuopt.like._common import absent, around, checked, pair, several
 from gpuopt.rules.adabelief import AdaBelief
 from gpuopt.rules.adadelta import AdaDelta
 from gpuopt.rules.adafactor import Adafactor
@@ -79,7 +79,7 @@ def sgd(learning_rate: Hyper, momentum: Hyper | None = None, nesterov: bool = Fa
     True
 
     """
-    return SGD(learning_rate, momentum or 0, nesterov, lr_in_velocity=False)
+    return SGD(learning_rate, 0 if momentum is None else momentum, nesterov, lr_in_velocity=False)
 
 
 def adam(
@@ -252,7 +252,7 @@ def rmsprop(
     return RMSProp(
         *(learning_rate, decay, outside),
         eps_root=inside,
-        momentum=momentum or 0,
+        momentum=0 if momentum is None else momentum,
         nesterov=nesterov,
         centered=centered,
         initial=initial_scale,
@@ -524,8 +524,11 @@ def adafactor(
     """
     return Adafactor(
         *(1.0 if learning_rate is None else learning_rate, decay_rate, eps, 1e-3),
-        *(clipping_threshold or 0.0, weight_decay_rate or 0.0),
-        momentum=momentum or 0.0,
+        *(
+            0.0 if clipping_threshold is None else clipping_threshold,
+            0.0 if weight_decay_rate is None else weight_decay_rate,
+        ),
+        momentum=0.0 if momentum is None else momentum,
         relative_step=False,
         relative_size=multiply_by_parameter_scale,
         decay_alone=True,
@@ -565,9 +568,9 @@ def muon(
     >>> opt = gpuopt.Optimizer(params, {"kernel": gpuopt.like.optax.muon(0.01), "*": others})
 
     """
-    a, b, c = ns_coeffs
+    a, b, c = several("ns_coeffs", ns_coeffs, (3.4445, -4.775, 2.0315))
     iteration: dict[str, Any] = {"iterations": ns_steps, "a": a, "b": b, "c": c, "bias_correction": True}
-    rms = consistent_rms or 0.0
+    rms = 0.0 if consistent_rms is None else consistent_rms
     return Muon(learning_rate, beta, weight_decay, eps, nesterov=nesterov, rms=rms, inputs_first=True, **iteration)
 
 

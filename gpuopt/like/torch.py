@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gpuopt as rules
 from gpuopt.like import _exchange
-from gpuopt.like._common import absent, around, checked, decayed, pair
+from gpuopt.like._common import absent, around, checked, decayed, flag, pair, several
 from gpuopt.transforms.decay import L2, WeightDecay
 from gpuopt.transforms.gradient import Maximize
 
@@ -50,7 +50,11 @@ Betas = tuple[float, float]
 
 
 def _around(rule: Rule, weight_decay: Hyper, maximize: bool, *, decoupled: bool = False) -> Rule:
-    return around(rule, (Maximize, maximize), (WeightDecay if decoupled else L2, weight_decay))
+    return around(
+        rule,
+        (Maximize, flag("maximize", maximize)),
+        (WeightDecay if flag("decoupled_weight_decay", decoupled) else L2, weight_decay),
+    )
 
 
 def SGD(
@@ -77,7 +81,7 @@ def SGD(
 
     """
     # A schedule is not checked; torch has none.
-    if nesterov and not ((callable(momentum) or momentum > 0) and (callable(dampening) or dampening == 0)):
+    if flag("nesterov", nesterov) and (momentum == 0 or not (callable(dampening) or dampening == 0)):
         given = f"momentum={momentum!r:.40}, dampening={dampening!r:.40}"
         raise ValueError(f"SGD: nesterov=True with {given}, expected a momentum above 0 and no dampening")
     rule = rules.SGD(lr, momentum, nesterov, dampening=dampening, lr_in_velocity=False)
@@ -276,7 +280,9 @@ def Rprop(
     True
 
     """
-    return _around(rules.Rprop(lr, *etas, *step_sizes), 0, maximize)
+    return _around(
+        rules.Rprop(lr, *several("etas", etas, (0.5, 1.2)), *several("step_sizes", step_sizes, (1e-6, 50))), 0, maximize
+    )
 
 
 def ASGD(
@@ -318,7 +324,7 @@ def Adafactor(
     True
 
     """
-    first, smallest = eps
+    first, smallest = several("eps", eps, (None, 1e-3))
     rule = rules.Adafactor(
         *(lr, -beta2_decay, 0.0, smallest, d, weight_decay), floor=first or 0.0, machine_eps=first is None
     )
@@ -352,7 +358,7 @@ def Muon(
     """
     if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
         raise ValueError(f"adjust_lr_fn: {adjust_lr_fn!r}, expected 'original' or 'match_rms_adamw'")
-    a, b, c = ns_coefficients
+    a, b, c = several("ns_coefficients", ns_coefficients, (3.4445, -4.775, 2.0315))
     rms = 0.2 if adjust_lr_fn == "match_rms_adamw" else 0.0
     iteration: dict[str, Any] = {"iterations": ns_steps, "a": a, "b": b, "c": c, "floor": eps, "bfloat16": True}
     return rules.Muon(lr, momentum, weight_decay, 0.0, nesterov=nesterov, rms=rms, **iteration)
