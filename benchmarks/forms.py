@@ -1,4 +1,4 @@
-"""The other forms of a step: `gpuopt.update` on NumPy and under JAX's jit, and an `Optimizer` of torch's tensors.
+"""The other forms of a step: leaves of 16 bits and complex ones, `gpuopt.update` on NumPy and under JAX's jit, and torch's tensors.
 
 python -m benchmarks.forms [--repeat 30]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 RULE = gpuopt.Adam(lr=LR, eps=EPS)
+SIZE = 10_000_000
+"""Elements of the large leaves."""
 
 
 def repeated(function: Callable[..., tuple[Any, Any]], params: Any, grads: Any, state: Any) -> Step:
@@ -58,6 +61,47 @@ def numpy_forms(size: int) -> dict[str, Step]:
         "NumPy by hand": repeated(by_hand, p, g, (zeros, zeros, 0)),
         "limit (NumPy)": numpy_traffic(2, (1, size), gpuopt.get_num_threads()),
         "limit, new arrays": numpy_traffic(2, (1, size), gpuopt.get_num_threads(), apart=True),
+    }
+
+
+def torch_adam(array: Any, **options: Any) -> Step:
+    """A step of torch's own Adam on a copy of an array, which is its gradient, too."""
+    import torch
+
+    p = torch.as_tensor(array).clone().requires_grad_()
+    p.grad = p.detach().clone()
+    step: Step = torch.optim.Adam([p], lr=LR, eps=EPS, **options).step
+    return step
+
+
+def narrow_forms(size: int, dtype: str, precision: Any) -> dict[str, Step]:
+    """A step on leaves of 16 bits, beside float32."""
+    import ml_dtypes
+    import torch
+
+    narrow = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    wide = np.full(size, 0.1, np.float32)
+    ours, theirs = gpuopt.Optimizer(wide.astype(narrow), RULE, precision=precision), gpuopt.Optimizer(wide.copy(), RULE)
+    g = wide.astype(narrow)
+    return {
+        "Optimizer.step": lambda: ours.step(g),
+        "float32": lambda: theirs.step(wide),
+        "torch fused": torch_adam(torch.tensor(wide).to(getattr(torch, dtype)), fused=True),
+    }
+
+
+def complex_forms(size: int) -> dict[str, Step]:
+    """A step on complex numbers, beside as many bytes of real ones."""
+
+    def ours(size: int, dtype: Any, rule: Any) -> Step:
+        opt, g = gpuopt.Optimizer(np.ones(size, dtype), rule), np.full(size, 0.1, dtype)
+        return lambda: opt.step(g)
+
+    return {
+        "Optimizer.step": ours(size, np.complex64, RULE),  # 48 bytes an element, and 28 one of float32
+        "float32, as many bytes": ours(size * 48 // 28, np.float32, RULE),
+        "components": ours(size, np.complex64, gpuopt.Adam(lr=LR, eps=EPS, components=True)),
+        "torch foreach": torch_adam(np.full(size, 0.1, np.complex64), foreach=True),
     }
 
 
@@ -106,16 +150,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=30)
     repeat = parser.parse_args().repeat
-    forms = {"NumPy, 10 elements": numpy_forms(10), "NumPy, 1,000,000 elements": numpy_forms(1_000_000)}
+    forms: dict[str, Callable[[], dict[str, Step]]] = {
+        f"NumPy, {size:,} elements": partial(numpy_forms, size) for size in (10, 1_000_000)
+    }
     if all(map(importlib.util.find_spec, ("jax", "optax"))):
         for donate in (False, True):
             for leaves, size in ((1, 1_000_000), (50, 4_096)):
                 words = f"JAX, {leaves} x {size:,}{', donated' if donate else ''}"
-                forms[words] = jax_forms(leaves, size, donate=donate)
+                forms[words] = partial(jax_forms, leaves, size, donate=donate)
     if importlib.util.find_spec("torch"):
-        forms["torch, 25 linear layers of 64 x 64"] = torch_forms()
-    for words, steps in forms.items():
-        timings = in_turn(steps, repeat=repeat)
+        if importlib.util.find_spec("ml_dtypes"):
+            for dtype, precision in (("bfloat16", "state32"), ("bfloat16", "param"), ("float16", "state32")):
+                forms[f"{SIZE:,} of {dtype}, {precision}"] = partial(narrow_forms, SIZE, dtype, precision)
+        forms[f"{SIZE // 2:,} of complex64"] = partial(complex_forms, SIZE // 2)
+        forms["torch, 25 linear layers of 64 x 64"] = torch_forms
+    for words, make in forms.items():
+        timings = in_turn(make(), repeat=repeat)
         first = next(iter(timings.values()))
         print(f"{words}: ours to the others")
         for name, timing in timings.items():
