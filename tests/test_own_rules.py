@@ -493,6 +493,14 @@ def under_two_names(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
     return p - h.lr * g, {"m": m + before}
 
 
+def into_sums_and_truth_values(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    column, is_up = xp.sum(g, axis=0, keepdims=True), g > 0
+    twice, both = column, is_up
+    twice *= 0.5
+    both &= p > 0
+    return p - h.lr * xp.where(is_up, g, 0.0), {"m": s.m + column}
+
+
 def handed_on(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
     return p - h.lr * s.m, {"m": g}
 
@@ -513,7 +521,10 @@ def with_arrays_of_its_own(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
 
 @pytest.mark.parametrize("engine", ["auto", "array", "strided", "update"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("update", [in_place, under_two_names, handed_on, with_items, by_size, with_arrays_of_its_own])
+@pytest.mark.parametrize(
+    "update",
+    [in_place, under_two_names, into_sums_and_truth_values, handed_on, with_items, by_size, with_arrays_of_its_own],
+)
 def test_updates_as_numpy_would_run_them(update: Callable[..., Any], dtype: str, engine: str) -> None:
     """Also in what the array engine cuts into blocks; what an update writes into is its own, and no gradient."""
     body = {"update": lambda self, *args: update(*args), "slots": ("m",)}
