@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from problems import VALUES, Leaf, Problem
 from spaces import Host, Space, assert_same_bits, opened
 
 import gpuopt
+from gpuopt.engines.cpu import code as cpu_code
 from gpuopt.engines.cpu import reductions
 from gpuopt.engines.norms import ordered_sum
 from gpuopt.engines.program.passes import passes, update
@@ -364,6 +366,16 @@ def test_lbfgs_reads_each_array_once_a_pass(memory: int) -> None:
     for elements in (own.elements, last.elements):
         assert sum(program.nodes[i].op == "load" for i in elements) == 2 * memory + 2
     assert [store.name for store in last.stores if store.when is None] == ["p"]
+
+
+@pytest.mark.parametrize(("memory", "stores"), [(1, {3}), (2, {5}), (3, {3, 7}), (10, {3, 21})])
+def test_what_stays_as_it_is_is_not_written(memory: int, stores: set[int]) -> None:
+    """Of many copies that a truth value of the leaf decides over, the loop of most steps does two."""
+    program = trace(gpuopt.LBFGS(memory=memory))
+    loops = re.findall(
+        r"define [^\n]*@update0\S*\(.*?^}", cpu_code.source((Variant(program, "float32"),)), re.DOTALL | re.MULTILINE
+    )
+    assert {loop.count("store float") for loop in loops} - {0} == stores
 
 
 def test_lbfgs_begins_with_the_first_step_that_counts(fused_space: Space) -> None:

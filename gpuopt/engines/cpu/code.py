@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from gpuopt.engines.cpu.walks import Chunk
+    from gpuopt.engines.program.passes import Store
     from gpuopt.engines.table import Variant
 
 
@@ -28,10 +29,10 @@ def source(variants: tuple[Variant, ...]) -> str:
         code.append(storage.functions())
     code += extents.functions(variants)
     code.append(_over_chunks("step", "update", variants, range(len(variants))))
-    code += [_update(i, variant) for i, variant in enumerate(variants)]
+    metadata = itertools.count(2 * len(variants), 2)
+    code += [_update(i, variant, metadata) for i, variant in enumerate(variants)]
     if table.reduction_passes(variants):
         code += reductions.halves()
-    metadata = itertools.count(2 * len(variants), 2)
     for k in range(table.reduction_passes(variants)):
         code += _pass(k, variants, metadata)
     return "\n".join(code)
@@ -84,18 +85,30 @@ def _over_chunks(
     return walks.over_chunks(name, walks.OF_STEP, table.columns(variants), work, before)
 
 
-def _update(i: int, variant: Variant) -> str:
+def _update(i: int, variant: Variant, metadata: Iterator[int]) -> str:
     """The loop of one variant over ``n`` elements from ``start``."""
     if variant.program.folds:
         return extents.fold(i, variant)
-    last = update(variant.program)
-    metadata = 2 * i
-    code = Elements(variant, last.elements, metadata)
-    for store in last.stores:
-        code.store(store.name, store.part, store.value, store.when)
+    last, name = update(variant.program), f"update{i}"
     if not last.stores:
-        return Function(f"update{i}", walks.TYPED, internal=True).text()
-    return code.loop(f"update{i}", walks.ARGUMENTS, metadata)
+        return Function(name, walks.TYPED, internal=True).text()
+    code = Elements(variant, last.elements, 2 * i)
+    if not (copies := code.copies(last.stores)):
+        return _stored(code, name, last.stores, 2 * i)
+    # A copy that is not done is a store, too, to where nobody reads: one loop is for a few copies, one for any number of them.
+    code.copy(copies)
+    others = [store for store in last.stores if store not in [copy.store for copy in copies]]
+    few = _stored(code, f"{name}.few", others, 2 * i)
+    number = next(metadata)
+    every = _stored(Elements(variant, last.elements, number), f"{name}.all", last.stores, number)
+    return "\n".join([few, every, code.choice(name, copies)])
+
+
+def _stored(code: Elements, name: str, stores: Iterable[Store], metadata: int) -> str:
+    """A loop that writes what is to be stored."""
+    for store in stores:
+        code.store(store.name, store.part, store.value, store.when)
+    return code.loop(name, walks.ARGUMENTS, metadata)
 
 
 def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> list[str]:

@@ -5,6 +5,8 @@ No operation carries a fast-math flag, so none is contracted or reordered: the b
 
 from __future__ import annotations
 
+import functools
+import operator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +22,7 @@ from gpuopt.engines.values import Value
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from gpuopt.engines.program.passes import Store
     from gpuopt.engines.table import Variant
 
 # The elements are independent of each other, and LLVM is told so: a gradient may well be its own parameter.
@@ -39,6 +42,20 @@ exit:
 !{access} = distinct !{{}}
 !{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}{hint}}}
 """
+_CHOICE = """
+define internal void @{name}({arguments}) {{
+  {prologue}
+  br i1 {fit}, label %few, label %all
+few:
+  call void @{name}.few({arguments})
+  ret void
+all:
+  call void @{name}.all({arguments})
+  ret void
+}}
+"""
+FEW = 2
+"""Copies of arrays of one kind that a loop has room for, where a truth value of the whole leaf says of each whether it is done."""
 _TWO_AT_A_TIME = ', !{!"llvm.loop.interleave.count", i32 2}'
 """Metadata of a loop that does two vectors side by side: for leaves of 16 bits, where one waits for its conversions."""
 
@@ -77,6 +94,14 @@ class _Operation(NamedTuple):
 
 class _Zero(NamedTuple):
     """The number 0."""
+
+
+class Copy(NamedTuple):
+    """A store of an element of an array as it is, and the truth value that says whether it is done."""
+
+    store: Store
+    when: Any
+    source: _Source
 
 
 _Form = _Source | _Operation | _Zero
@@ -183,6 +208,47 @@ class Elements:
             x = f.call(f"narrow.{stored.name}", x, kind="i16")
         self._write(x, name, part, when)
 
+    def copies(self, stores: Iterable[Store]) -> list[Copy]:
+        """What copies an array to another one if a truth value of the leaf says so, where there are more than a `FEW` of a kind."""
+        kinds: dict[Any, list[Copy]] = {}
+        for store in stores:
+            form = self._forms.get(store.value)
+            if store.when is None or not isinstance(form, _Source):
+                continue
+            if form.way == self._source(store.name, store.part).way:
+                kinds.setdefault(form.way, []).append(Copy(store, self.values[store.when], form))
+        return [copy for own in kinds.values() if len(own) > FEW for copy in own]
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        """Copy an element of each that is done, of which there are a `FEW` of a kind; before anything is stored."""
+        f, kinds = self.f, dict[Any, list[tuple[Any, ...]]]()
+        with self._before():
+            for store, when, source in copies:
+                done = kinds.setdefault(source.way, [(source.chunk, self._unread())] * FEW)
+                moved_on = [(source.chunk, self._chunk(store.name)), *done[:-1]]
+                done[:] = [
+                    tuple(f.where(when, *pair) for pair in zip(new, old, strict=True))
+                    for new, old in zip(moved_on, done, strict=True)
+                ]
+        found = [
+            (f.load(f.at(source, self._i, *way[-1])), f.at(target, self._i, *way[-1]))
+            for way, done in kinds.items()
+            for source, target in done
+        ]
+        for x, address in found:
+            f.store(x, address)
+
+    def choice(self, name: str, copies: Iterable[Copy]) -> str:
+        """IR of a function that calls ``.few`` of this name if no more than a `FEW` of the copies of a kind are done, else ``.all``."""
+        counts: dict[Any, Any] = {}
+        with self._before():
+            for _, when, source in copies:
+                one = when.cast("i64")
+                counts[source.way] = counts[source.way] + one if source.way in counts else one
+            fit = functools.reduce(operator.and_, [count <= FEW for count in counts.values()])
+        prologue = "\n  ".join(self.prologue)
+        return _CHOICE.format(name=name, arguments=walks.ARGUMENTS, prologue=prologue, fit=fit.term)
+
     def set_item(self, pointer: str, value: int) -> None:
         """Write an element into an array of the loop's dtype, by the name of its address."""
         Value(self.f, f"{self.dtype.llvm}*", pointer)[self._i] = self._value(value)
@@ -278,12 +344,16 @@ class Elements:
         chunk = self._chunk(name)
         if when is not None:
             with self._before():
-                if "unread" not in self._chunks:
-                    self._chunks["unread"] = self.f.room(self.dtype.llvm, table.CHUNK * self.dtype.parts)
                 if (name, when) not in self._chunks:
-                    self._chunks[name, when] = self.f.where(self.values[when], chunk, self._chunks["unread"])
+                    self._chunks[name, when] = self.f.where(self.values[when], chunk, self._unread())
             chunk = self._chunks[name, when]
         self.f.store(x, self.f.at(chunk, self._i, *part))
+
+    def _unread(self) -> Any:
+        """The address of a chunk that nobody reads."""
+        if "unread" not in self._chunks:
+            self._chunks["unread"] = self.f.room(self.dtype.llvm, table.CHUNK * self.dtype.parts)
+        return self._chunks["unread"]
 
     def _chunk(self, name: str) -> Any:
         """The address of an array's part that is a chunk."""
