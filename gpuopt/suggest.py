@@ -24,7 +24,7 @@ SAME: tuple[str, ...] = (
     # Hyperparameters: torch.optim, Optax, Keras, MLX, papers
     "lr learning_rate rate alpha eta gamma step_size stepsize",
     "rho alpha decay decay_rate smoothing_constant discounting_factor beta2",
-    "beta1 b1 betas",
+    "beta1 b1 betas beta",
     "beta2 b2 betas",
     "momentum mu heavy_ball mass beta beta1",
     "nesterov nesterov_momentum use_nesterov",

@@ -241,7 +241,7 @@ REFUSED = [
     ("train --hidden 64,-1", "gpuopt: --hidden 64,-1: expected positive integers, as in 256,128"),
     ("train --optimizer adma", "gpuopt: --optimizer adma: unknown (did you mean AdaMax?)"),
     ("train --schedule cosinus", "gpuopt: --schedule cosinus: unknown schedule 'cosinus' (did you mean 'cosine'?)"),
-    ("train --set beta=0.9", "gpuopt: --set beta=0.9: unknown hyperparameter (did you mean beta2?)"),
+    ("train --set beta=0.9", "gpuopt: --set beta=0.9: unknown hyperparameter (did you mean beta1?)"),
     ("train --set beta1", "gpuopt: --set beta1: expected NAME=VALUE, as in beta1=0.95"),
     ("train --set beta1=0.9 --set beta1=0.8", "gpuopt: --set beta1=0.8: beta1 is given twice"),
     ("train --set beta1=0,9", "gpuopt: --set beta1=0,9: 0,9 has a decimal comma; expected beta1=0.9"),
