@@ -173,7 +173,12 @@ def test_numbers_that_an_update_cannot_take(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("arguments", "h", "error", "words"),
     [
-        ((), {"beta": 0.5}, TypeError, r"unknown hyperparameter 'beta' \(did you mean 'beta1' or 'momentum'\?\), expected lr, "),
+        (
+            (),
+            {"beta": 0.5},
+            TypeError,
+            r"unknown hyperparameter 'beta' \(did you mean 'beta1' or 'momentum'\?\), expected lr, ",
+        ),
         ((), {"learning_rate": 0.5}, TypeError, r"unknown hyperparameter 'learning_rate'.*expected lr, "),
         ((), {"lr": 0.5, "momentun": 0.5}, TypeError, r"'momentun' \(did you mean 'momentum'\?\)"),
         (("a",), {"momentum": 0.5}, TypeError, r"unknown hyperparameter 'momentum'"),

@@ -156,7 +156,7 @@ class Step(Judging):
                     groups[i],
                     held[i],
                     arrays[i],
-                    programs.of(groups[i], arrays[i]),
+                    self._programs[i] or programs.of(groups[i], arrays[i]),
                     self.slots[i],
                     storage.precision_of(libraries.dtype_of(arrays[i]), precision),
                     self.slots[i].get(storage.LOW, self._numbers[i]),

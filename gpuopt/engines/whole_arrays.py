@@ -48,6 +48,8 @@ class Staged:
         As it was given.
     p
         The parameter, without gaps.
+    kind, order, stages
+        What an update may see of it, its axes in the order of memory, and its stages.
 
     Attributes
     ----------
@@ -56,10 +58,9 @@ class Staged:
 
     """
 
-    def __init__(self, place: Place, leaf: Leaf, p: Any) -> None:
+    def __init__(self, place: Place, leaf: Leaf, p: Any, kind: Kind, order: tuple[int, ...], stages: Stages) -> None:
         self.leaf, self.p, self._place = leaf, p, place
-        self.kind, self._order = kind_of(p), memory.order_of(memory.dense_layout(p)) or (0,)
-        self.stages: Stages = stages(leaf.program, self.kind.shape, self._order)
+        self.kind, self._order, self.stages = kind, order, stages
         self.hidden: Mapping[str, Any] = {}
 
     def layouts(self) -> dict[str | int, memory.Layout]:
@@ -75,14 +76,13 @@ class Staged:
     def segment(self, loop: Loop, gradient: str, owner: int) -> Segment:
         """A loop in the table of a stage, for gradients of a dtype; ``owner`` is the row of the leaf."""
         program, leaf, shape = loop.program, self.leaf, loop.shape
-        arrays = [self.hidden[name] if name in self.hidden else leaf.slots[name] for name in loop.arrays]
-        numbers = [leaf.slots[name] for name in program.number_slots]
-        more = [
-            number
-            for name, array in zip(program.slots, loop.arrays, strict=True)
-            if name in program.spread
-            for number in self._span(self.stages.shapes[array], shape)
-        ]
+        slots = leaf.slots if not self.hidden else {**leaf.slots, **self.hidden}
+        arrays = [slots[name] for name in (*loop.arrays, *program.number_slots)]
+        more: list[int] = []
+        if program.spread:
+            for name, array in zip(program.slots, loop.arrays, strict=True):
+                if name in program.spread:
+                    more += self._span(self.stages.shapes[array], shape)
         size = math.prod(shape)
         if program.folds:
             how, left = fold(shape, self._order, loop.axis)
@@ -95,7 +95,7 @@ class Staged:
             program,
             dtype_of(self.p),
             gradient,
-            (*pointers([self.p, *arrays, *numbers]), *more),
+            (*pointers([self.p, *arrays]), *more),
             leaf.precision,
             leaf.rest if isinstance(leaf.rest, int) else pointers([leaf.rest])[0],
             owner,
@@ -128,8 +128,20 @@ class Staged:
 
 def staged(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[Staged]:
     """Return the leaves of a step with their hidden arrays, which lie side by side."""
-    found = [Staged(place, leaf, p) for leaf, p in zip(leaves, parameters, strict=True)]
-    layouts = {(row, name): layout for row, own in enumerate(found) for name, layout in own.layouts().items()}
+    alike: dict[tuple[Any, ...], tuple[Kind, tuple[int, ...], Stages]] = {}
+    found = []
+    for leaf, p in zip(leaves, parameters, strict=True):
+        key = id(leaf.program), p.dtype, p.shape, p.strides
+        if key not in alike:
+            kind, order = kind_of(p), memory.order_of(memory.dense_layout(p)) or (0,)
+            alike[key] = kind, order, stages(leaf.program, kind.shape, order)
+        found.append(Staged(place, leaf, p, *alike[key]))
+    layouts = {
+        (row, name): layout
+        for row, own in enumerate(found)
+        if own.stages.shapes
+        for name, layout in own.layouts().items()
+    }
     by_leaf: dict[int, dict[str | int, Any]] = {}
     for (row, name), array in zip(layouts, place.zeros([*layouts.values()]) if layouts else (), strict=True):
         by_leaf.setdefault(row, {})[name] = array
