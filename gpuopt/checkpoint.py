@@ -166,13 +166,13 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
         own_arrays = {name.removeprefix(ARRAYS): tensors.pop(name) for name in found}
         arrays = {name: x.copy() if isinstance(x, np.ndarray) else x for name, x in own_arrays.items()}
         for name, x in tensors.items():
-            match places.get(name):
-                case leaf, "":
-                    params[leaf] = x
-                case leaf, slot:
-                    state.setdefault(leaf, {})[slot] = x
-                case None:
-                    raise CheckpointError(f"{path}: unexpected array {_named(name)}")
+            if (place := places.get(name)) is None:
+                raise CheckpointError(f"{path}: unexpected array {_named(name)}")
+            leaf, slot = place
+            if slot:
+                state.setdefault(leaf, {})[slot] = x
+            else:
+                params[leaf] = x
         numbers = {name: about[name] for name in ("steps", "rules", *NUMBERS) if name in about}
         return numbers | {"params": params, "state": state}, (about["extra"], arrays)
 
@@ -206,9 +206,9 @@ def _expect_optimizer(opt: Any) -> None:
 def _place(name: str) -> tuple[str, str] | None:
     """Leaf and slot of an array in a file; the parameter itself has the slot ""; None for what is neither."""
     kind, _, rest = name.partition("/")
-    leaf, slash, slot = rest.rpartition("/")
-    if kind == "state" and slash and slot:
-        return leaf, slot
+    if kind == "state":
+        leaf, slash, slot = rest.rpartition("/")
+        return (leaf, slot) if slash and slot else None
     return (rest, "") if name.startswith("params/") else None
 
 

@@ -193,19 +193,22 @@ def expected_arrays(
     """
     expected: dict[Key, Any] = {("params", path): a for path, a in zip(paths, arrays, strict=True)}
     declared = [starts(rule.slots) for rule in rules]
-    dtypes: dict[tuple[int, str, str], Any] = {}
+    others: dict[tuple[int, Any, tuple[int, ...]], dict[str, tuple[Any, tuple[int, ...]]]] = {}
     for path, a, group in zip(paths, arrays, groups, strict=True):
-        own = dtype_of(a), tuple(a.shape)
+        kind = group, a.dtype, tuple(a.shape)
+        if kind not in others:  # of many leaves few are unlike the others
+            _, dtype, shape = kind
+            arrays_ = {slot: start for slot, start in declared[group].items() if not is_number(start)}
+            like = {
+                slot: (slot_dtype(rules[group], slot, a), shape_of(start, shape)) for slot, start in arrays_.items()
+            }
+            others[kind] = {slot: own for slot, own in like.items() if own[0] != dtype or own[1] != shape}
         for slot, start in declared[group].items():
             if is_number(start):
                 expected["state", path, slot] = np.zeros(())
-                continue
-            kind = group, slot, own[0]
-            if kind not in dtypes:
-                dtypes[kind] = slot_dtype(rules[group], slot, a)
-            dtype, shape = dtypes[kind], shape_of(start, own[1])
-            is_like_leaf = dtype == a.dtype and shape == own[1]
-            expected["state", path, slot] = a if is_like_leaf else zeros_like(a, dtype, shape)
+            else:
+                other = others[kind].get(slot)
+                expected["state", path, slot] = zeros_like(a, *other) if other else a
     return expected
 
 
@@ -286,7 +289,7 @@ def check_nesting(state: Any) -> None:
 
 
 def _is_dict(x: object) -> bool:
-    return isinstance(x, Mapping) and all(isinstance(name, str) for name in x)
+    return (type(x) is dict or isinstance(x, Mapping)) and all(type(name) is str or isinstance(name, str) for name in x)
 
 
 def _restored(value: Any) -> Any:

@@ -6,8 +6,10 @@ arrays one after the other. Pieces of the library's own interface would cost a c
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import operator
 import os
 import stat
 import sys
@@ -140,26 +142,32 @@ def _arrays(
     stored = {DTYPES[name]: dtype if native else dtype.newbyteorder() for name in known for dtype in [np.dtype(name)]}
     tensors: dict[str, Any] = dict.fromkeys(header)  # in the order of the header
     entries: list[_Entry] = []
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, np.dtype[Any] | None, int]] = {}
     for name, about in header.items():
-        shape, code, (start, stop) = tuple(about["shape"]), about["dtype"], about["data_offsets"]
-        dtype = NAMES.get(code, code)
-        if code not in stored or not wanted(name, shape, dtype):
+        code, shape, (start, stop) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
+        if (code, shape) not in kinds:  # of many arrays few are unlike the others
+            found = stored.get(code)
+            kinds[code, shape] = NAMES.get(code, code), found, math.prod(shape) * found.itemsize if found else 0
+        dtype, own, nbytes = kinds[code, shape]
+        if own is None or not wanted(name, shape, dtype):
             tensors[name] = SimpleNamespace(shape=shape, dtype=dtype)
             continue
-        own = stored[code]
-        entries.append((start, stop, name, own, shape))
-        if (nbytes := math.prod(shape) * own.itemsize) != stop - start:
+        if nbytes != stop - start:
             raise ValueError(f"{name!r} takes {nbytes} bytes, not {stop - start}")
+        entries.append((start, stop, name, own, shape))
     for run in _runs(entries):
         first, _, name, *_ = run[0]
         block = np.empty(run[-1][1] - first, np.uint8)
         file.seek(begin + first)
         if file.readinto(block.data) != len(block):
             raise ValueError(f"{name!r} is cut off")
-        memory = block.data
-        for start, _, name, own, shape in run:
-            array: NDArray[Any] = np.ndarray(shape, own, memory, start - first)
-            tensors[name] = array if native else array.astype(own.newbyteorder())
+        for (own, shape), alike in itertools.groupby(run, operator.itemgetter(3, 4)):
+            members = [*alike]
+            # Of an array along its first axis: to make each of many small ones by itself takes several times as long.
+            stack: NDArray[Any] = np.ndarray((len(members), *shape), own, block.data, members[0][0] - first)
+            for (_, _, name, _, _), array in zip(members, stack if shape else stack.reshape(-1, 1), strict=True):
+                x = array.reshape(shape) if not shape else array
+                tensors[name] = x if native else x.astype(own.newbyteorder())
     return tensors
 
 
