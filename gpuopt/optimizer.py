@@ -225,16 +225,6 @@ class Optimizer(Stateful):
         """
         return self._step.scale_array if isinstance(self._scale, DynamicScale) else np.array(self.scale)
 
-    @property
-    def skipped(self) -> int:
-        """Steps that were left out for a gradient that was not finite. A GPU is waited for."""
-        return self._skipped_by_now
-
-    def count_skipped(self) -> Callable[[], int]:
-        """As `skipped`, without waiting for a GPU: what is returned waits, and has the count of this moment."""
-        count, before = self._step.count_skipped(), self._skipped
-        return lambda: before + count()
-
     def step(self, grads: Any = OWN) -> None:
         """Update all parameters in place.
 

@@ -152,9 +152,19 @@ class Stateful:
         return dict(zip(self._patterns, self._rules, strict=True))
 
     @property
-    def _skipped_by_now(self) -> int:
+    def skipped(self) -> int:
         """Steps that were left out for a gradient that was not finite. A GPU is waited for."""
-        return self._skipped + self._step.count_skipped()()
+        return self.count_skipped()()
+
+    def count_skipped(self) -> Callable[[], int]:
+        """As `skipped`, without waiting for a GPU: what is returned waits, and has the count of this moment."""
+        count, before = self._counting(), self._skipped
+        return lambda: before + count()
+
+    def _counting(self) -> Callable[[], int]:
+        """Have a GPU count the steps that it left out and has not been pardoned."""
+        leaves_out = self._nonfinite == "skip" or isinstance(self._scale, DynamicScale)
+        return self._step.count_skipped() if leaves_out else int
 
     def state_dict(self) -> dict[str, Any]:
         """Return parameters, state and hyperparameters: everything that a run needs to continue.
@@ -168,12 +178,16 @@ class Stateful:
             ones: copy what must not change with the next step.
 
         """
+        state, skipped = self._state_of_now()
+        return state | ({"skipped": number} if (number := skipped()) else {})
+
+    def _state_of_now(self) -> tuple[dict[str, Any], Callable[[], int]]:
+        """Return `state_dict` but for ``skipped``, and the function that counts: it alone waits for a GPU."""
         with self._lock:
             self._raise_overdue(wait=True)
             self._held.check_all()
             return {
                 "steps": self._steps,
-                **({"skipped": skipped} if (skipped := self._skipped_by_now) else {}),
                 **({"accumulated": waiting} if (waiting := self._accumulation.waiting) else {}),
                 **({"seed": self._precision.seed} if isinstance(self._precision, Stochastic) else {}),
                 **({"scale": self._step.loss_scale} if isinstance(self._scale, DynamicScale) else {}),
@@ -183,7 +197,7 @@ class Stateful:
                     path: {slot: alias(x) for slot, x in {**own, **self._accumulation.slots(i)}.items()}
                     for i, (path, own) in enumerate(zip(self._tree.paths, self._step.slots, strict=True))
                 },
-            }
+            }, self.count_skipped()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.
@@ -326,7 +340,7 @@ class Stateful:
                 cure = "give it another name, or leave it out once"
                 raise ValueError(f"{self._tree.name(i, 'params')}: {now}, expected {before} as before; {cure}")
         self._steps, self._carried = old._steps, copy.deepcopy(old._carried)
-        self._skipped = old._skipped_by_now
+        self._skipped = old.skipped
         self._retune(old._tuned)
         shared = {
             (old._groups[k], name): own[name]
@@ -366,7 +380,7 @@ class Stateful:
             waiting = self._accumulation.sums, self._accumulation.counts, self._accumulation.waiting
             scale = self._step.loss_scale if isinstance(self._scale, DynamicScale) else None
             found = {"slots": self._step.slots, "waiting": waiting, "loss_scale": scale}
-            return kept | found | {"_skipped": self._skipped_by_now}
+            return kept | found | {"_skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state, and make kernels and addresses again; ValueError for the state of another version."""
@@ -424,7 +438,7 @@ class Stateful:
             leaves.check_rules(self._tree, self._arrays, rules, self._groups)
             step = self._prepared(rules, step)
             if self._nonfinite != "raise" and not step.inherits:
-                skipped = self._skipped_by_now
+                skipped = self.skipped
         changes: list[Callable[[], object]] = [
             self._turn.clear,
             partial(setattr, step, "rules", seen),

@@ -63,12 +63,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def object_files(request: pytest.FixtureRequest) -> Iterator[None]:
     """LLVM compiles a module once for all processes and sessions: it takes a third of the time, and the same text gives the same file."""
-    if machine.why_unavailable() or request.config.cache is None:
+    cache = getattr(request.config, "cache", None)  # pytest may be told to have none
+    if machine.why_unavailable() or cache is None:
         yield
         return
     import llvmlite.binding as llvm
 
-    folder = request.config.cache.mkdir("object_files")
+    folder = cache.mkdir("object_files")
     known = llvm.llvm_version_info, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     compiler = machine._Compiler
     compile_ = compiler.image

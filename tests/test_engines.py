@@ -84,7 +84,10 @@ def transforms() -> st.SearchStrategy[gpuopt.Transform]:
     numbers = st.sampled_from([0.0, 0.25, 0.5, 0.999])
     schedules_too = numbers | st.just(lambda step: 0.5 / (step + 1))
     known = [
-        st.builds(kind, **{name: schedules_too for name in kind.hyperparameters() if name not in ("every", "rescale")})
+        st.builds(
+            kind,
+            **{name: schedules_too for name in kind.hyperparameters() if name not in ("every", "rescale", "outputs")},
+        )
         for name, kind in gpuopt.transforms.TRANSFORMS.items()
         if name not in ("Scale", "Box", "Magnitude")
     ]

@@ -31,11 +31,13 @@ class Snapshot:
     @classmethod
     def of(cls, run: Loop) -> Snapshot:
         """Make a snapshot. In the middle of an epoch a GPU is waited for, at its end it is not: its copies come in time."""
-        state = run.optimizer.state_dict()
+        state, skipped = run.optimizer._state_of_now()
         held: Any = {name: state[name] for name in ("params", "state")} | {"arrays": run.arrays}
         arrays, structure = optree.tree_flatten(held)
         arrive = fetch(arrays)
-        return cls(state["steps"], run.position, lambda: {**state, **structure.unflatten(arrive())})
+        return cls(
+            state["steps"], run.position, lambda: {**state, "skipped": skipped(), **structure.unflatten(arrive())}
+        )
 
     @property
     def state(self) -> State:
