@@ -289,6 +289,35 @@ def test_a_launch_a_pass_and_nothing_else(
         assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 3 * (launches + more)}
 
 
+REDUCES = {
+    *("BarzilaiBorwein", "Fromage", "LAMB", "LARS", "LBFGS", "NonlinearCG", "Novograd", "Prodigy"),
+    *("AdaptiveClip", "Cautious", "Centralize", "ClipGlobalNorm", "ClipNorm"),
+}
+"""Rules and transforms with sums over a leaf or all leaves: each has one pass more. Those that see shapes are tested elsewhere."""
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", "c8"])
+@pytest.mark.parametrize("name", sorted({*gpuopt.rules.OF_VECTORS, *gpuopt.transforms.TRANSFORMS} - {"Adafactor"}))
+def test_every_rule_and_transform_is_launches_alone(name: str, dtype: str, cupy_space: Space, count: Any) -> None:
+    if name in gpuopt.rules.RULES:
+        rule = gpuopt.rules.RULES[name]()
+    else:
+        kind = gpuopt.transforms.TRANSFORMS[name]
+        own = kind(np.ones((5, 3))) if name == "Scale" else kind()
+        rule = gpuopt.chain(*((gpuopt.SGD(), own) if "after" in vars(kind) else (own, gpuopt.SGD())))
+    if dtype == "c8" and name in {"Box", "NonNegative"}:
+        pytest.skip("for real leaves")
+    with cupy_space.use():
+        p, g = cupy_space.xp.ones((5, 3), dtype), cupy_space.xp.ones((5, 3), dtype)
+    opt = gpuopt.Optimizer(p, rule, engine="fused")
+    opt.step(g)
+    cupy_space.device.synchronize()
+    with count() as counted:
+        for _ in range(3):
+            opt.step(g)
+    assert counted.summary == {**dict.fromkeys(counted.summary, 0), "launches": 3 * (2 if name in REDUCES else 1)}
+
+
 @pytest.mark.parametrize("failing", [1, 2, 3])
 def test_a_launch_that_fails_changes_nothing(failing: int, cupy_space: Space, count: Any) -> None:
     import cudasim
