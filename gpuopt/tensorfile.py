@@ -133,6 +133,11 @@ def read(
             raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
 
 
+def outline(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same with the shapes and dtypes of the arrays alone."""
+    return read(path, lambda *_: False)
+
+
 def _arrays(
     file: io.BufferedReader, begin: int, header: Mapping[str, Any], wanted: Callable[[str, tuple[int, ...], str], bool]
 ) -> dict[str, Any]:

@@ -311,6 +311,10 @@ def test_five_commands(files: Path) -> None:
     shown = command("evaluate", "run", "data.csv").stdout
     assert f"accuracy {(found['answer'] == CLASSES).mean():.4f}" in shown
     assert command("export", "run", "--format", "npz").stdout == "run/model.npz\n"
+    before = Path("run/config.json").read_bytes()
+    refused = command("export", "run", "--format", "npz", "--out", "run/config.json")
+    assert (refused.exit_code, refused.stderr) == (2, "gpuopt: --out run/config.json: expected a file .npz\n")
+    assert Path("run/config.json").read_bytes() == before
     refused = command("export", "run", "--format", "tflite")
     assert (refused.exit_code, refused.stderr) == (2, "gpuopt: --format tflite: unknown, expected onnx or npz\n")
     FRAME[["c", "b"]].to_csv("less.csv", index=False)

@@ -245,6 +245,10 @@ REFUSED = [
     ("train --set beta1", "gpuopt: --set beta1: expected NAME=VALUE, as in beta1=0.95"),
     ("train --set beta1=0.9 --set beta1=0.8", "gpuopt: --set beta1=0.8: beta1 is given twice"),
     ("train --set beta1=0,9", "gpuopt: --set beta1=0,9: 0,9 has a decimal comma; expected beta1=0.9"),
+    (
+        "compare Adam SGD:lr=0,1",
+        "gpuopt: SGD:lr=0,1: 0,1 has a decimal comma; expected a point, 0.1",
+    ),
     ("train --set beta1=x", "gpuopt: --set beta1=x: unknown schedule 'x'"),
     ("train --set beta1=2", "gpuopt: --set beta1=2.0: Adam: beta1: got 2.0, expected a number in [0, 1)"),
     ("train --optimizer sgd --set nesterov=1", "gpuopt: --set nesterov=1.0: SGD: nesterov: got 1.0"),

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from gpuopt.training import Config, UsageError, load, load_model, spiral, train
+from gpuopt.training.data.loading import from_arrays
 from gpuopt.training.predicting import predict_file
 
 X = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -427,6 +428,14 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     ),
     "no share": ("a.npz", arrays(x=X, y=Y), {"validation": 1.0}, "--validation 1.0: expected a share"),
     "no parquet": ("a.parquet", text("a,b\n1,2\n"), {"target": "b"}, "not a readable .parquet"),
+    "a comment wider than it seems": (
+        "a.csv",
+        text("# c\nu,3\nv,4\n"),
+        {"target": "b"},
+        "row 0 has 2 fields, the header 1",
+    ),
+    "comments alone": ("a.csv", text("# c\n# d\n"), {"target": "b"}, "no column 'b'"),
+    "a separator alone": ("a.csv", text("sep=;\n"), {"target": "b"}, "is empty"),
 }
 
 
@@ -442,6 +451,7 @@ TOLD: dict[str, tuple[str, str]] = {
         "column 'y' has whole numbers beyond 2**53, whose last digits are lost",
     ),
     "decimal commas that begin late": ("a;y\n" + "1;u\n" * 10 + "2,5;v\n", "numbers have a decimal comma"),
+    "comments": ("# by x, y\n\n # on Monday\n\na,y\n1,u\n2,v\n", "begin with # are left out, 2 as # by x, y"),
     "small numbers": ("a,y\n1e-6,u\n2e-6,v\n", "sizes 1.58e-06 to 1.58e-06: --standardize"),
     "one number": ("a,y\n1,2.5\n3,2.5\n", "all samples have the same number: there is nothing to predict"),
 }
@@ -484,6 +494,21 @@ READ: dict[str, tuple[str, Write, dict[str, Any], list[list[float]]]] = {
         {"missing": "mean"},
         [[1.5], [1.5]],
     ),
+    "a declared separator": ("a.csv", text("sep=;\na;y\n1,5;u\n2,5;v\n"), {}, [[1.5], [2.5]]),
+    "a declared comma, and a comment": ("a.csv", text('"sep=,"\r# c\r"a","y"\r1,u\r2,v\r'), {}, [[1], [2]]),
+    "of numpy.savetxt": ("a.csv", text("# by me\n# a,y\n1.0,2\n3.0,3\n"), {}, [[1], [3]]),
+    "an index with a name": (
+        "a.parquet",
+        lambda path: pd.DataFrame({"a": [1, 2], "y": ["u", "v"]}, pd.Index([3, 5], name="b")).to_parquet(path),
+        {},
+        [[1], [2]],
+    ),
+    "an index to predict": (
+        "a.parquet",
+        lambda path: pd.DataFrame({"a": [1, 2]}, pd.Index(["u", "v"], name="y")).to_parquet(path),
+        {},
+        [[1], [2]],
+    ),
     "nested, ignored": ("a.parquet", nested, {"ignore": ("b",)}, [[1], [2]]),
 }
 
@@ -494,6 +519,21 @@ def test_odd_tables_are_read(
 ) -> None:
     write(tmp_path / file)
     np.testing.assert_array_equal(load(tmp_path / file, "y", **options).train.x, expected)
+
+
+def test_an_index_is_told_and_predicted_for(tmp_path: Path) -> None:
+    x = pd.DataFrame({"a": X[:, 0], "b": X[:, 1]})
+    x.assign(y=Y).set_index("b").to_parquet(tmp_path / "a.parquet")
+    assert "Column b is the index of the data frame and left out" in load(tmp_path / "a.parquet", "y").notes
+    train(Config(epochs=1), data=(x, Y), out=tmp_path / "run", report=False)
+    predict_file(load_model(tmp_path / "run"), tmp_path / "a.parquet", tmp_path / "out.csv")
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("y", [[1, "a", 2], pd.Series([1, "a", 2.5]), [True, "a", "b"], [b"a", 1, 2]])
+def test_numbers_beside_text_are_no_labels(y: Any) -> None:
+    with pytest.raises(UsageError, match="text .*expected one"):
+        from_arrays((X, y))
 
 
 def test_true_and_false_may_be_missing(tmp_path: Path) -> None:

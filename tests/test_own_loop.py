@@ -488,6 +488,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         TypeError,
         "cannot be copied or pickled",
     ),
+    "no number for a metric": (
+        named("loss", np.ma.masked),
+        TypeError,
+        "run.step: loss: a masked number, which is none",
+    ),
+    "a masked array for a metric": (named("loss", np.ma.array(1.0, mask=True)), TypeError, "loss: a masked number"),
+    "no reason": (
+        lambda folder: gpuopt.Run(folder, optimizer()).stop(None),
+        TypeError,
+        r"run.stop\(None\): expected the",
+    ),
+    "complex colours": (image("x", np.ones((2, 2, 3), complex)), TypeError, r"expected .* \(height, width, 3 or 4\)"),
     "an image of three axes": (
         image("x", np.ones((2, 2, 2))),
         TypeError,
@@ -593,14 +605,25 @@ def test_a_picture_of_it(tmp_path: Path) -> None:
         run.step(run.optimizer.params, loss=1.0)
         run.image("field", field)
         run.image("line", np.arange(7))
+        run.image("colours", np.eye(3)[np.newaxis])
+        run.image("holes", np.ma.array([[0, 1, 2]], mask=[[True, False, False]]))
     names = {file.name for file in (tmp_path / "run").glob("image-*.png")}
-    assert names == {"image-field-amplitude.png", "image-field-phase.png", "image-line.png"}
+    assert names == {
+        "image-field-amplitude.png",
+        "image-field-phase.png",
+        "image-line.png",
+        "image-colours.png",
+        "image-holes.png",
+    }
     amplitude = reader.imread(tmp_path / "run" / "image-field-amplitude.png")
     assert (amplitude.min(), amplitude.max(), amplitude.shape) == (0, 1, (4 * 51, 5 * 51))
     phase = reader.imread(tmp_path / "run" / "image-field-phase.png")
     assert phase.shape == (4 * 51, 5 * 51, 3)
     assert reader.imread(tmp_path / "run" / "image-line.png").shape == (36, 7 * 36)
-    assert page.draw(tmp_path / "run").read_text().count("data:image/png") == 4  # and its loss
+    colours = reader.imread(tmp_path / "run" / "image-colours.png")
+    np.testing.assert_array_equal(colours[0, ::85], np.eye(3)[:, :3])
+    assert reader.imread(tmp_path / "run" / "image-holes.png")[0, ::85].tolist() == [0, 0, 1]
+    assert page.draw(tmp_path / "run").read_text().count("data:image/png") == 6  # and its loss
     assert History.read(tmp_path / "run").steps == 2
 
 
@@ -635,6 +658,14 @@ def test_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_pictures_of_odd_numbers(array: Any) -> None:
     assert images.png(images._grey(array)).startswith(b"\x89PNG")
+
+
+def test_colours() -> None:
+    x = np.array([[[0, 300, -1, 7], [255, 1, 2, 3]]])
+    np.testing.assert_array_equal(images._coloured(x)[0, ::128], [[0, 255, 0, 7], [255, 1, 2, 3]])
+    odd = np.array([[[0.5, np.nan, np.inf], [-1.0, 2.0, 1.0]]])
+    np.testing.assert_array_equal(images._coloured(odd)[0, ::128], [[127, 0, 0], [0, 255, 255]])
+    assert images.png(images._coloured(x))[25] == 6
 
 
 def test_the_lock_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

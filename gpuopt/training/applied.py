@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 import numpy as np
 
 from gpuopt.errors import UsageError
-from gpuopt.limits import expect_file
-from gpuopt.runs.record.folder import RunFolder, checksum_of, write_json
+from gpuopt.runs.record.folder import RunFolder, read_json, write_signed
 from gpuopt.training.config import OF_A_LOOP, Config
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
@@ -30,9 +28,8 @@ if TYPE_CHECKING:
 
     Raw: TypeAlias = Any
 
-__all__ = ["Model", "load_model", "scores", "write_model"]
+__all__ = ["Model", "cross_entropy", "load_model", "scores", "write_model"]
 
-FORMAT = 1
 LARGEST = 64 << 20
 """Bytes of a ``model.json``: thirty thousand columns with long names take a few."""
 BLOCK = 8192
@@ -166,10 +163,9 @@ class Model:
         if found.dtype.kind == "f" and self.target.labels.dtype.kind in "iu" and (found == np.trunc(found)).all():
             found = whole(name, found)
         index = class_indices(name, found, self.target.labels, "the training set")
-        likely = self.predict_proba(part)
-        with np.errstate(divide="ignore"):
-            loss = float(-np.log(likely[np.arange(len(index)), index]).mean())
-        return {"loss": loss, "accuracy": float((likely.argmax(axis=1) == index).mean())}
+        outputs = self.outputs(part)
+        right = outputs.argmax(axis=1) == index
+        return {"loss": float(cross_entropy(outputs, index).mean()), "accuracy": float(right.mean())}
 
     def outputs(self, x: Raw) -> NDArray[np.float32]:
         """What the network itself gives, float32 of shape (samples, outputs)."""
@@ -210,10 +206,20 @@ def scores(y: NDArray[Any], predicted: NDArray[np.float64]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def cross_entropy(outputs: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The loss of each sample, in nats, by the network's outputs and the class that it is of.
+
+    >>> cross_entropy(np.array([[0.0, 0.0], [0.0, 2000.0]]), np.array([1, 0])).round(3)
+    array([6.93e-01, 2.00e+03])
+    """
+    with np.errstate(all="ignore"):
+        shifted = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
+        return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(index)), index]  # type: ignore[no-any-return]
+
+
 def write_model(folder: RunFolder, data: Dataset, config: Config) -> None:
     """Write ``model.json``."""
     content = {
-        "format": FORMAT,
         "gpuopt": sys.modules["gpuopt"].__version__,
         "layers": [data.features, *config.hidden, data.outputs],
         "activation": config.activation,
@@ -222,7 +228,7 @@ def write_model(folder: RunFolder, data: Dataset, config: Config) -> None:
         "features": data.prepared.to_json(),
         "target": data.target.to_json(),
     }
-    write_json(folder.path / "model.json", {**content, "crc32": checksum_of(content)})
+    write_signed(folder.path / "model.json", content)
 
 
 def load_model(path: str | Path) -> Model:
@@ -275,7 +281,7 @@ def load_model(path: str | Path) -> Model:
     if not saved.exists():
         saved = folder.checkpoint  # of a run that was killed before its first best one
     try:
-        found = {name: tuple(x.shape) for name, x in tensorfile.read(saved, lambda *_: False)[0].items()}
+        found = {name: tuple(x.shape) for name, x in tensorfile.outline(saved)[0].items()}
         wanted: dict[str, tuple[int, ...]] = {}
         for i, (n_in, n_out) in enumerate(itertools.pairwise(layers)):
             wanted |= {f"params/layers.{i}.w": (n_in, n_out), f"params/layers.{i}.b": (n_out,)}
@@ -295,8 +301,7 @@ def load_model(path: str | Path) -> Model:
 
 def _content(folder: RunFolder, file: Path) -> dict[str, Any]:
     try:
-        size = expect_file(file)
-        content = json.loads(file.read_bytes()) if size <= LARGEST else None
+        return read_json(file, LARGEST, "the description of a model")
     except FileNotFoundError:
         if not folder.config.exists():
             raise UsageError(f"{folder.path}: is no run folder: it has no {folder.config.name}") from None
@@ -306,17 +311,6 @@ def _content(folder: RunFolder, file: Path) -> dict[str, Any]:
         raise UsageError(f"{folder.path}: has no {file.name}: the run is of version 0.1.0; {cure}") from None
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
-    except (RecursionError, ValueError) as error:
-        raise UsageError(f"{file}: not readable ({error!s:.80})") from None
-    if not isinstance(content, dict) or type(content.get("format")) is not int:
-        raise UsageError(f"{file}: is not the description of a model")
-    if content["format"] > FORMAT:
-        newer = f"written by gpuopt {content.get('gpuopt')!s:.20}; this version knows format {FORMAT}"
-        raise UsageError(f"{file}: of format {content['format']}, {newer}: a newer gpuopt is needed")
-    checksum = content.pop("crc32", None)
-    if checksum != checksum_of(content):
-        raise UsageError(f"{file}: damaged or edited: its checksum does not fit")
-    return content
 
 
 def _config(folder: RunFolder) -> Config:

@@ -99,9 +99,13 @@ def settings(
     {'lr': 'cosine', 'beta1': 0.95}
     """
     chosen: dict[str, float | str] = {}
+    value = ""
     for text in texts:
+        before = value
         name, equals, value = (part.strip() for part in text.partition("="))
         shown = whole or f"{option}{text}"
+        if name.isdigit() and not equals and before.lstrip("-").isdigit():
+            raise UsageError(f"{shown}: {before},{name} has a decimal comma; expected a point, {before}.{name}")
         if not (name and equals and value):
             raise UsageError(f"{shown}: expected {expected}")
         if name in chosen:

@@ -51,6 +51,7 @@ def export(model: Model, kind: str, out: str | Path) -> Path:
         of a regression, called like the target. "npz": ``w0, b0, w1, ...`` with ``shift``, ``scale``, ``fill``, and what
         the network's outputs become.
     out : path
+        Ends in ``.onnx`` or ``.npz``.
 
     Raises
     ------
@@ -59,8 +60,10 @@ def export(model: Model, kind: str, out: str | Path) -> Path:
     """
     if kind not in FORMATS:
         raise UsageError(f"--format {kind}: unknown, expected {' or '.join(FORMATS)}")
-    content = FORMATS[kind](model)
     path = Path(out)
+    if path.suffix.lower() != f".{kind}":  # nor is it a file of the run's own
+        raise UsageError(f"--out {out}: expected a file .{kind}")
+    content = FORMATS[kind](model)
     with replacing(path) as file:
         file.write(content)
     return path

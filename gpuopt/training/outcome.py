@@ -13,6 +13,7 @@ import numpy as np
 from gpuopt import pictures
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
+from gpuopt.training.applied import cross_entropy
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, spiral
 from gpuopt.training.model import Perceptron, initial_params
@@ -53,7 +54,7 @@ def plane(run: History, data: Dataset | None = None) -> Figure | None:
     from gpuopt import tensorfile
 
     file = run.folder.checkpoint
-    if not file.exists() or tensorfile.read(file, lambda *_: False)[0]["params/layers.0.w"].shape[0] != 2:
+    if not file.exists() or tensorfile.outline(file)[0]["params/layers.0.w"].shape[0] != 2:
         return None
     saved, _ = tensorfile.read(file, lambda name, *_: name.startswith("params/"))
     config = Config.from_json(run.content.get("config"))
@@ -251,10 +252,7 @@ def _confusion(model: Model, counted: NDArray[np.int64]) -> Figure:
 
 def _worst(model: Model, x: NDArray[np.float32], y: NDArray[Any], outputs: NDArray[np.float32]) -> Figure:
     assert model.target.classes is not None
-    wide = outputs.astype(np.float64)
-    shifted = wide - wide.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(y)), y]
-    worst = np.argsort(-losses, kind="stable")[:WORST]
+    worst = np.argsort(-cross_entropy(outputs, y), kind="stable")[:WORST]
     columns = 6
     rows = -(-len(worst) // columns)
     figure, every = pictures.figure(8.4, 1.75 * rows + 0.2, rows, columns)

@@ -164,7 +164,7 @@ def expect_saved(config: Config, folder: RunFolder) -> None:
     from gpuopt import checkpoint, tensorfile
 
     try:
-        saved, _ = tensorfile.read(folder.checkpoint, lambda *_: False)
+        saved, _ = tensorfile.outline(folder.checkpoint)
     except (checkpoint.CheckpointError, OSError):
         return  # what is wrong with it is said when it is loaded
     count = sum(math.prod(x.shape) for name, x in saved.items() if name.startswith("params/"))

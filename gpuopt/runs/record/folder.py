@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from gpuopt.optimizer import Optimizer
 
-__all__ = ["RunFolder", "checksum_of", "write_json"]
+__all__ = ["RunFolder", "checksum_of", "read_json", "write_json", "write_signed"]
 
 FORMAT = 1
 LARGEST_CONFIG = 1 << 20  # bytes
@@ -130,29 +130,17 @@ class RunFolder:
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Write ``config.json``."""
-        signed = {"format": FORMAT, **content}
-        write_json(self.config, {**signed, "crc32": checksum_of(signed)})
+        write_signed(self.config, content)
 
     def read_config(self) -> dict[str, Any]:
         """Return the content of ``config.json``; UsageError if there is none, it is damaged or of another version."""
         try:
-            size = expect_file(self.config)
-            content = json.loads(self.config.read_bytes()) if size <= LARGEST_CONFIG else None
+            return read_json(self.config, LARGEST_CONFIG, "the configuration of a run")
         except OSError as error:
             is_missing = isinstance(error, FileNotFoundError)
             if is_missing and self.path.is_dir():
                 raise UsageError(f"--resume {self.path}: is no run folder: it has no {self.config.name}") from None
             raise UsageError(f"--resume {self.path if is_missing else self.config}: {error.strerror}") from None
-        except (RecursionError, ValueError) as error:
-            raise UsageError(f"{self.config}: not readable ({error})") from None
-        if not isinstance(content, dict) or "format" not in content:
-            raise UsageError(f"{self.config}: is not the configuration of a run")
-        if content["format"] is True or content["format"] != FORMAT:
-            known = f"this version of gpuopt knows format {FORMAT}"
-            raise UsageError(f"{self.config}: of format {content['format']!r:.20}; {known}")
-        if content.pop("crc32", None) != checksum_of(content):
-            raise UsageError(f"{self.config}: damaged or edited: its checksum does not fit")
-        return content
 
     def kept(self) -> dict[int, Path]:
         """The checkpoints before the last one by their steps, the fewest first; nothing of a folder that cannot be listed."""
@@ -212,6 +200,29 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all, to stay."""
     with replacing(path) as file:
         file.write(f"{json.dumps(finite(content), indent=2)}\n".encode())
+
+
+def write_signed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that `read_json` reads, with its format and a checksum."""
+    signed = {"format": FORMAT, **content}
+    write_json(path, {**signed, "crc32": checksum_of(signed)})
+
+
+def read_json(path: Path, largest: int, what: str) -> dict[str, Any]:
+    """The content of a JSON file; UsageError if it is not `what` it should be, damaged, or of another version."""
+    size = expect_file(path)
+    try:
+        content = json.loads(path.read_bytes()) if size <= largest else None
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"{path}: not readable ({error!s:.80})") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise UsageError(f"{path}: is not {what}")
+    if content["format"] is True or content["format"] != FORMAT:
+        writer = f"written by gpuopt {content.get('gpuopt')!s:.20}; this version knows format {FORMAT}"
+        raise UsageError(f"{path}: of format {content['format']!r:.20}, {writer}: a newer gpuopt is needed")
+    if content.pop("crc32", None) != checksum_of(content):
+        raise UsageError(f"{path}: damaged or edited: its checksum does not fit")
+    return content
 
 
 def checksum_of(content: Mapping[str, Any]) -> int:

@@ -52,9 +52,13 @@ class Images(Callback):
         if name not in self._due and len(self._due) >= MOST:
             raise ValueError(f"run.image: {name}: expected at most {MOST} different names")
         shape, kind = getattr(array, "shape", None), getattr(getattr(array, "dtype", None), "kind", "f")
-        if shape is None or len(shape) not in {1, 2} or 0 in shape or kind not in "biufc":
+        is_coloured = shape is not None and len(shape) == 3 and shape[2] in {3, 4} and kind != "c"
+        if shape is None or not (len(shape) in {1, 2} or is_coloured) or 0 in shape or kind not in "biufc":
             of = "" if shape is None else f" of shape {tuple(shape)}"
-            raise TypeError(f"run.image: {name}: {describe(array)}{of}, expected numbers along one or two axes")
+            wanted = "numbers along one or two axes, or real ones of shape (height, width, 3 or 4), colours"
+            raise TypeError(f"run.image: {name}: {describe(array)}{of}, expected {wanted}")
+        if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
+            array = np.ma.filled(array * 1.0, np.nan)
         self._undrawn[name] = detached(array)
         now = time.perf_counter()
         if now >= self._due.setdefault(name, 0.0) and self._drawing.done():
@@ -88,16 +92,16 @@ class Images(Callback):
 def _parts(array: NDArray[Any]) -> list[tuple[str, bytes]]:
     """The files of a picture, by what is added to its name."""
     if array.dtype.kind != "c":
-        return [("", png(_grey(array)))]
+        return [("", png(_grey(array) if array.ndim < 3 else _coloured(array)))]
     return [("-amplitude", png(_grey(np.abs(array)))), ("-phase", png(_hue(np.angle(array))))]
 
 
 def _sized(array: NDArray[Any]) -> NDArray[Any]:
-    """Two axes, and of a size that one can see."""
+    """Two axes, and colours where it has them, of a size that one can see."""
     x = array[np.newaxis] if array.ndim == 1 else array
     x = x[:: -(-x.shape[0] // LARGE), :: -(-x.shape[1] // LARGE)]
-    times = max(1, SMALL // max(x.shape))
-    tall = times if array.ndim == 2 else max(times, SMALL // 8)
+    times = max(1, SMALL // max(x.shape[:2]))
+    tall = times if array.ndim > 1 else max(times, SMALL // 8)
     return np.repeat(np.repeat(x, tall, axis=0), times, axis=1)
 
 
@@ -111,6 +115,14 @@ def _grey(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(255 * np.clip(np.nan_to_num(level, nan=0.0), 0, 1)).astype(np.uint8)
 
 
+def _coloured(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Colours as they are: integers from 0 to 255, other numbers from 0 to 1; what is not finite is black."""
+    x = _sized(array)
+    with np.errstate(all="ignore"):
+        level = x if x.dtype.kind in "iu" else 255 * np.nan_to_num(x.astype(np.float64), nan=0.0, posinf=0.0)
+    return np.clip(level, 0, 255).astype(np.uint8)
+
+
 def _hue(angle: NDArray[Any]) -> NDArray[np.uint8]:
     """A colour for each angle, around the circle: three waves, a third of it apart."""
     x = _sized(angle).astype(np.float64)[..., np.newaxis]
@@ -120,7 +132,7 @@ def _hue(angle: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A PNG file of grey levels, or of red, green and blue along a third axis."""
+    """A PNG file of grey levels, or of red, green, blue and perhaps opacity along a third axis."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -128,6 +140,6 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     height, width = pixels.shape[:2]
     rows = np.ascontiguousarray(pixels).reshape(height, -1)
     lines = np.pad(rows, ((0, 0), (1, 0))).tobytes()  # each one begins with its filter, none
-    about = struct.pack(">IIBBBBB", width, height, 8, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
+    about = struct.pack(">IIBBBBB", width, height, 8, {3: 2, 4: 6}.get(rows.shape[1] // width, 0), 0, 0, 0)
     parts = [chunk(b"IHDR", about), chunk(b"IDAT", zlib.compress(lines, 6)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

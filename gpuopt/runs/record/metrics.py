@@ -125,6 +125,8 @@ def scalar(name: str, value: Any) -> Any:
             return float(value)
         except OverflowError:
             raise TypeError(f"run.step: {name}: an integer beyond float64, expected a smaller number") from None
+    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError(f"run.step: {name}: a masked number, which is none, expected a number")
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     is_real = getattr(dtype, "kind", "f") in "biuf" or str(dtype) == "bfloat16"
     if shape == () and is_real and (is_numpy(value) or is_cupy(value) or hasattr(value, "__dlpack__")):

@@ -193,6 +193,10 @@ def _given(value: Any, name: str) -> Any:
         array = np.asarray(value)
     except (RuntimeError, TypeError, ValueError) as error:  # rows of different lengths, a tensor that cannot be read
         raise UsageError(f"data: {name}: {type(value).__name__}, expected an array ({printable(error, 200)})") from None
+    if array.dtype.kind in "US" and not hasattr(value, "dtype"):  # NumPy makes text of the numbers beside text
+        odd = next((one for one in np.asarray(value, object).flat if not isinstance(one, str | bytes)), None)
+        if odd is not None:
+            raise UsageError(f"data: {name}: text and {printable(repr(odd))}, expected one kind; str(...) makes text")
     if array.dtype.hasobject and all(isinstance(one, str) for one in array.flat):
         array = array.astype(str)
     elif array.dtype.kind == "O" and all(isinstance(one, int | float | np.number) for one in array.flat):

@@ -48,6 +48,8 @@ NO_TEXT = {
 DECIMAL_COMMA, DECIMAL_POINT = (
     re.compile(rf'[;\t|\n\r"] *[-+]?\d*{mark}\d+ *(?=[;\t|\n\r"]|$)') for mark in (",", r"\.")
 )
+DECLARED = re.compile(r'"?sep=([,;\t|])"?', re.IGNORECASE)
+"""What spreadsheets write into the first line."""
 LEADING_ZERO = r"\s*[-+]?0\d+\s*"
 """Text that looks like a number: as one, a postal code or an article number would lose its zeros."""
 LEADING_ZEROS = re.compile(rb'[,;|\t\n\r" ][-+]?0\d+(?:[,;|\t\n\r" ]|$)')
@@ -68,7 +70,9 @@ def read_table(
     """
     try:
         is_csv, notes = path.suffix.lower() == ".csv", list[str]()
-        frame = _csv(path, encoding, target, text, notes) if is_csv else _parquet(path, encoding, target, ignored)
+        frame = (
+            _csv(path, encoding, target, text, notes) if is_csv else _parquet(path, encoding, target, ignored, notes)
+        )
     except ImportError as error:
         library = error.name or "pandas"
         cure = 'run `pip install "gpuopt[data]"`'
@@ -90,7 +94,8 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
     if "\0" in head:
         cure = "UTF-16 and UTF-32 without a mark are read with --encoding utf-16-le, say"
         raise UsageError(f"holds bytes 0, expected text; {cure}")
-    separator, rows = _rows(head, target)
+    skipped, declared, head = _above(head, notes)
+    separator, rows = _rows(head, target, declared)
     size, fields = path.stat().st_size, max(1, sum(head.count(mark) for mark in (separator, "\n")))
     expect_memory("the table", size + BYTES_A_FIELD * size * fields / max(1, len(head)))
     decimal = "."
@@ -106,7 +111,8 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
         )
     if twice := [name for name, count in Counter(rows[0]).items() if count > 1 and name]:
         notes.append(f"Several columns have the same name and get a number, as in {printable(twice[0])}.1")
-    options: dict[str, Any] = {"sep": separator, "decimal": decimal, "encoding": chosen, "low_memory": False}
+    options: dict[str, Any] = {"sep": separator, "decimal": decimal, "encoding": chosen}
+    options |= {"low_memory": False, "skiprows": skipped}
     frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), **options)
     if _has_leading_zeros(path, chosen):
         numbers = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name].dtype)]
@@ -127,26 +133,46 @@ def _encoding(path: Path) -> str:
     return next((name for mark, name in MARKS.items() if begin.startswith(mark)), "utf-8")
 
 
-def _rows(head: str, target: str | None) -> tuple[str, list[list[str]]]:
+def _above(head: str, notes: list[str]) -> tuple[int, str | None, str]:
+    """How many lines stand above the header, what separates columns if one of them says so, and the text below them."""
+    if not head.lstrip('" \r\n')[:4].lower().startswith(("#", "sep=")):
+        return 0, None, head
+    lines = io.StringIO(head, newline=None).readlines()
+    declared = DECLARED.fullmatch(lines[0].strip(" \n"))
+    count = int(declared is not None)
+    marked = [count + i for i, line in enumerate(lines[count:]) if line.strip()]
+    comments = list(itertools.takewhile(lambda i: lines[i].lstrip().startswith("#"), marked))
+    below = lines[marked[len(comments)]] if len(marked) > len(comments) else "0"
+    if comments and any(is_number(field.strip('" \n')) for field in re.split(r"[,;\t|]", below)):
+        comments.pop()  # above numbers it is the header itself, as numpy.savetxt writes it
+    if comments:
+        count = comments[-1] + 1
+        told = printable(" ".join(lines[comments[0]].split()), 60)
+        notes.append(f"Lines above the header that begin with # are left out, {len(comments)} as {told}")
+    return count, declared and declared[1], "".join(lines[count:])
+
+
+def _rows(head: str, target: str | None, declared: str | None = None) -> tuple[str, list[list[str]]]:
     """What separates the columns, and the first three rows: pandas shifts the columns of a row that is longer than the header."""
     text = head.lstrip(" \r\n")
     if not text and len(head) < HEAD:
         raise UsageError("is empty, expected a header and rows")
     found: dict[str, list[list[str]]] = {}
     separators = [",", *(one for one in SEPARATORS if one != "," and one in text.partition("\n")[0])]
+    separators = [declared] if declared else separators
     for separator in separators:
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         given = (line for line in lines if len(line) > 1 or "".join(line).strip(" \t"))
         try:
             found[separator] = list(itertools.islice(given, 3))
         except csv.Error:
-            if separator == ",":
+            if separator == separators[0]:
                 raise
     # A comma, unless the header has none and something else separates each row into as many columns.
     widths = {separator: {len(row) for row in rows} for separator, rows in found.items()}
     others = [s for s, own in widths.items() if len(own) == 1 and max(own) > 1]
-    header = next(iter(found[","]), [])
-    separator = "," if len(header) > 1 or not others else others[0]
+    header = next(iter(found[separators[0]]), [])
+    separator = separators[0] if len(header) > 1 or not others else others[0]
     rows = found[separator]
     _expect_columns(max(map(len, rows), default=0), rows[0] if rows else [], target)
     if not rows or (len(rows) < 3 and len(head) == HEAD):  # the last one may be cut
@@ -175,7 +201,9 @@ def _has_leading_zeros(path: Path, encoding: str) -> bool:
         return LEADING_ZEROS.search(content) is not None
 
 
-def _parquet(path: Path, encoding: str | None, target: str | None, ignored: Collection[str] | None) -> pd.DataFrame:
+def _parquet(
+    path: Path, encoding: str | None, target: str | None, ignored: Collection[str] | None, notes: list[str]
+) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -204,7 +232,12 @@ def _parquet(path: Path, encoding: str | None, target: str | None, ignored: Coll
     left = {field.name: None for field in nested}
     flat = [name for name in names if name not in left]
     with pq.ParquetFile(path, metadata=about, read_dictionary=flat) as file:  # repeated texts once
-        return file.read(flat if nested else None).to_pandas().assign(**left)
+        frame = file.read(flat if nested else None).to_pandas().assign(**left)
+    index = [name for name in frame.index.names if name is not None]
+    wanted = [name for name in index if ignored is None or name == target]
+    if left_out := [name for name in index if name not in wanted and name in names]:
+        notes.append(f"Column {listed(left_out)} is the index of the data frame and left out")
+    return frame.reset_index(wanted).reset_index(drop=True) if index else frame
 
 
 def _expect_columns(count: int, names: list[str], target: str | None) -> None:

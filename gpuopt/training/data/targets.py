@@ -119,6 +119,11 @@ def values(part: Part) -> NDArray[Any]:
     if odd is not None:  # dates, durations, decimal numbers: a class for each of them is nobody's wish
         what = f"dtype {y.dtype} such as {printable(odd)}"
         raise UsageError(f"{part.y_name}: {what}, expected numbers or text; a number of days or seconds, say")
+    number = next((one for one in different.categories if not isinstance(one, str)), None)
+    text = next((one for one in different.categories if isinstance(one, str)), None)
+    if number is not None and text is not None:
+        pair = f"text such as {printable(repr(text))} and numbers such as {number}"
+        raise UsageError(f"{part.y_name}: holds {pair}, expected one of both; y.astype(str) makes all of them text")
     texts = different.categories.astype(str)
     if (longest := max(map(len, texts), default=0)) > LONGEST_LABEL:
         raise UsageError(f"{part.y_name}: a text of {longest:,} characters, expected at most {LONGEST_LABEL}")
