@@ -661,6 +661,8 @@ def test_estimators() -> None:
     classifier = PerceptronClassifier(hidden=(8,), epochs=40, lr=0.02)
     with pytest.raises(UsageError, match="PerceptronClassifier: is not fitted yet"):
         classifier.predict(X)
+    assert not hasattr(classifier, "model_")
+    assert classifier.epochs == 40  # type: ignore[attr-defined]
     assert type(classifier)(**classifier.get_params()).get_params() == classifier.get_params()
     assert classifier.fit(X, CLASSES).score(X, CLASSES) == (classifier.predict(X) == CLASSES).mean() > 0.9
     assert classifier.classes_.tolist() == ["ja", "nein"]
@@ -670,6 +672,36 @@ def test_estimators() -> None:
         with pytest.raises(ValueError, match=f"PerceptronClassifier: {option}: no such option"):
             PerceptronClassifier(**cast("Any", {option: 3})).fit(X, CLASSES)
     assert PerceptronRegressor().set_params(**classifier.get_params()).fit(X, PRICES).score(X, PRICES) > 0.5
+
+
+def test_estimators_in_scikit_learn() -> None:
+    pytest.importorskip("sklearn", minversion="1.6")
+    from sklearn import base, exceptions, model_selection
+
+    from gpuopt.training import PerceptronClassifier, PerceptronRegressor
+
+    classifier = PerceptronClassifier(hidden=(4,), epochs=2)
+    with pytest.raises(exceptions.NotFittedError, match="PerceptronClassifier: is not fitted yet"):
+        classifier.predict(X)
+    assert not hasattr(classifier, "n_features_in_")
+    assert base.clone(classifier).get_params() == classifier.get_params()
+    search = model_selection.GridSearchCV(classifier, {"lr": [0.1, 0.01]}, cv=2).fit(FRAME[["b"]], CLASSES)
+    assert search.best_estimator_.feature_names_in_.tolist() == ["b"]
+    assert not hasattr(classifier.fit(X, CLASSES), "feature_names_in_")
+    assert PerceptronRegressor().__sklearn_tags__().target_tags.multi_output
+
+
+def test_frames_of_other_libraries() -> None:
+    import pyarrow as pa
+
+    from gpuopt.training import PerceptronClassifier
+
+    table = pa.table({"b": FRAME["b"].to_numpy(), "when": FRAME["when"].to_numpy()})
+    classifier = PerceptronClassifier(hidden=(4,), epochs=2).fit(table, pa.array(list(CLASSES)))
+    assert classifier.feature_names_in_.tolist() == ["b", "when"]
+    np.testing.assert_array_equal(classifier.predict(table), classifier.predict(table.to_pandas()))
+    with pytest.raises(UsageError, match="y: None, expected numbers or text"):
+        classifier.fit(table, None)
 
 
 def test_labels_are_known_by_their_checksum_too(tmp_path: Path) -> None:

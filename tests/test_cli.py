@@ -249,6 +249,8 @@ REFUSED = [
         "compare Adam SGD:lr=0,1",
         "gpuopt: SGD:lr=0,1: 0,1 has a decimal comma; expected a point, 0.1",
     ),
+    ("train --lr 0,1", "(0,1 has a decimal comma; expected 0.1)"),
+    ("predict data.npz data.npz", "gpuopt: data.npz: is a file, expected a run folder"),
     ("train --set beta1=x", "gpuopt: --set beta1=x: unknown schedule 'x'"),
     ("train --set beta1=2", "gpuopt: --set beta1=2.0: Adam: beta1: got 2.0, expected a number in [0, 1)"),
     ("train --optimizer sgd --set nesterov=1", "gpuopt: --set nesterov=1.0: SGD: nesterov: got 1.0"),

@@ -532,7 +532,7 @@ def test_an_index_is_told_and_predicted_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("y", [[1, "a", 2], pd.Series([1, "a", 2.5]), [True, "a", "b"], [b"a", 1, 2]])
 def test_numbers_beside_text_are_no_labels(y: Any) -> None:
-    with pytest.raises(UsageError, match="text .*expected one"):
+    with pytest.raises(UsageError, match=r"text .*expected one"):
         from_arrays((X, y))
 
 

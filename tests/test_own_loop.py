@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -433,6 +433,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a metric called step": (named("step"), TypeError, "run.step: step: rows of metrics have it already"),
     "a metric called event": (named("event"), TypeError, "run.step: event: rows of metrics have it already"),
     "numbers as keys": (remember({"a": [{1: 2}]}), TypeError, "run.remember: x: dict: .*keys of a dict must be text"),
+    "a masked array": (
+        remember(np.ma.array([1.0, 2.0], mask=[False, True])),
+        TypeError,
+        "run.remember: x: a masked array",
+    ),
+    "NumPy's own number": (remember(np.int64(3)), TypeError, r"float\(\.\.\.\) or int\(\.\.\.\) makes a number of it"),
+    "no name": (lambda _: gpuopt.Run("", optimizer()), UsageError, "folder: '', expected a name"),
     "a function": (remember(print), TypeError, "run.remember: x: .*expected an array, a generator"),
     "objects": (remember(np.array([None])), TypeError, "run.remember: x: "),
     "read-only": (remember(np.broadcast_to(1.0, 3)), TypeError, "read-only"),
@@ -495,7 +502,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "a masked array for a metric": (named("loss", np.ma.array(1.0, mask=True)), TypeError, "loss: a masked number"),
     "no reason": (
-        lambda folder: gpuopt.Run(folder, optimizer()).stop(None),
+        lambda folder: gpuopt.Run(folder, optimizer()).stop(cast("Any", None)),
         TypeError,
         r"run.stop\(None\): expected the",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,14 +49,20 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse; an error for an unknown option names the one that was probably meant."""
+        given = [text.rpartition("=")[2] for text in args]  # of which the parser leaves nothing
         try:
             return super().parse_args(ctx, args)
-        except Exception as error:
+        except Exception as raised:
+            error: Any = raised
             option = getattr(error, "option_name", None)  # of NoSuchOption, which typer does not export
             if option is not None and hasattr(error, "possibilities") and hasattr(error, "message"):
                 options = [name for parameter in self.get_params(ctx) for name in parameter.opts]
                 error.message += did_you_mean(option, options, shown=str) or _set_instead(option, options)
                 error.possibilities = None
+            elif re.search("valid (number|float)", getattr(error, "message", "")):
+                commas = [text for text in given if re.fullmatch(r"[-+]?\d*,\d+", text)]
+                told = [f" ({text} has a decimal comma; expected {text.replace(',', '.')})" for text in commas]
+                error.message += "".join(told)
             raise
 
     def invoke(self, ctx: Any) -> Any:

@@ -139,7 +139,8 @@ class Loop(Remembering):
 
     def stop(self, reason: str) -> None:
         """End it after the current step."""
-        if not isinstance(reason, str) or not reason:
+        given: object = reason
+        if not (isinstance(given, str) and given):
             raise TypeError(f"run.stop({reason!r:.80}): expected the reason, a text")
         self.stopped = reason
 

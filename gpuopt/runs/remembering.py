@@ -245,6 +245,8 @@ def _expect_savable(name: str, value: Any) -> None:
         real = np.dtype(f"f{value.dtype.itemsize // 2}") if value.dtype.kind == "c" else value.dtype
         if real.name not in DTYPES:
             raise TypeError(f"run.remember: {name}: {describe(value)}, expected numbers of at most 64 bits")
+        if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray):
+            raise TypeError(f"run.remember: {name}: a masked array, whose mask would get lost, expected a plain one")
         if is_numpy(value) and not value.flags.writeable:
             raise TypeError(
                 f"run.remember: {name}: {describe(value)} is read-only, expected one that can be written to"
@@ -255,9 +257,10 @@ def _expect_savable(name: str, value: Any) -> None:
             if any(not isinstance(key, str) for key in _keys(value)):
                 raise TypeError("keys of a dict must be text: JSON has no others")  # noqa: TRY301
         except (TypeError, ValueError, RecursionError) as error:
+            cure = "; float(...) or int(...) makes a number of it" if isinstance(value, np.generic) else ""
             raise TypeError(
                 f"run.remember: {name}: {describe(value)}: expected an array, a generator of numpy.random, or numbers, "
-                f"text, lists and dicts ({error})"
+                f"text, lists and dicts ({error}){cure}"
             ) from None
 
 

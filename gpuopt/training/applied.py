@@ -309,6 +309,8 @@ def _content(folder: RunFolder, file: Path) -> dict[str, Any]:
             raise UsageError(f"{folder.path}: {OF_A_LOOP}") from None
         cure = f"gpuopt train --resume {shlex.quote(str(folder.path))} --epochs N, with one epoch more, writes it"
         raise UsageError(f"{folder.path}: has no {file.name}: the run is of version 0.1.0; {cure}") from None
+    except NotADirectoryError:
+        raise UsageError(f"{folder.path}: is a file, expected a run folder") from None
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from gpuopt.errors import UsageError
 from gpuopt.suggest import did_you_mean
@@ -30,21 +33,21 @@ class Estimator:
     """
 
     _task = ""
+    model_: Model
 
     def __init__(
         self, hidden: tuple[int, ...] = (128,), epochs: int | None = None, standardize: bool = True, **options: Any
     ):
-        self.options = {"hidden": hidden, "epochs": epochs, "standardize": standardize, **options}
-        self.model_: Model | None = None
+        self.__dict__ |= {"hidden": hidden, "epochs": epochs, "standardize": standardize, **options}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002
         """The options by name."""
-        return dict(self.options)
+        return {name: value for name, value in vars(self).items() if not name.endswith("_") and name[0] != "_"}
 
     def set_params(self, **options: Any) -> Self:
         """Change options; ValueError for one that `Config` has not."""
         self._expect_known(options)
-        self.options |= options
+        self.__dict__ |= options
         return self
 
     def _expect_known(self, options: Mapping[str, Any]) -> None:
@@ -65,8 +68,8 @@ class Estimator:
         ValueError
             For an option that `Config` has not.
         """
-        self._expect_known(self.options)
-        config = Config(**{"task": self._task, **self.options})
+        self._expect_known(self.get_params())
+        config = Config(**{"task": self._task, **self.get_params()})
         with tempfile.TemporaryDirectory() as folder:
             train(config, data=(x, y), out=f"{folder}/run", report=False)
             self.model_ = load_model(f"{folder}/run")
@@ -81,13 +84,25 @@ class Estimator:
         """How many features the samples of `fit` had."""
         return len(self._fitted().features)
 
+    @property
+    def feature_names_in_(self) -> NDArray[Any]:
+        """The columns of the data frame of `fit`; AttributeError if there was none."""
+        if self._fitted().prepared.columns is None:
+            raise AttributeError(f"{type(self).__name__}: was fitted to arrays, which have no names")
+        return np.array(self.model_.features, object)
+
     def _fitted(self) -> Model:
-        if self.model_ is None:
-            raise UsageError(f"{type(self).__name__}: is not fitted yet; expected fit(x, y) first")
-        return self.model_
+        if self.__sklearn_is_fitted__():
+            return self.model_
+        told = f"{type(self).__name__}: is not fitted yet; expected fit(x, y) first"
+        with contextlib.suppress(ImportError):
+            from sklearn.exceptions import NotFittedError
+
+            raise type("NotFittedError", (UsageError, NotFittedError), {})(told)
+        raise UsageError(told)
 
     def __sklearn_is_fitted__(self) -> bool:
-        return self.model_ is not None
+        return "model_" in vars(self)
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
@@ -95,14 +110,14 @@ class Estimator:
         classifies = self._task == "classification"
         return Tags(
             estimator_type="classifier" if classifies else "regressor",
-            target_tags=TargetTags(required=True),
+            target_tags=TargetTags(required=True, multi_output=not classifies),
             classifier_tags=ClassifierTags() if classifies else None,
             regressor_tags=None if classifies else RegressorTags(),
             input_tags=InputTags(),
         )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
 
 class PerceptronClassifier(Estimator):

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpuopt import files
 from gpuopt.errors import UsageError
+from gpuopt.training.data.tables import needing
 from gpuopt.training.model import LEAK
 
 if TYPE_CHECKING:
@@ -79,12 +80,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise UsageError(f"--out {path}: {error.strerror or error}") from None
 
 
-def _onnx(model: Model) -> bytes:  # noqa: PLR0912, PLR0915  (one story, a node after the other)
-    try:
+def _onnx(model: Model) -> bytes:  # noqa: PLR0915  (one story, a node after the other)
+    with needing("onnx", "--format onnx:", ", or take --format npz"):
         from onnx import TensorProto, checker, helper, numpy_helper
-    except ImportError:
-        cure = 'run `pip install "gpuopt[onnx]"`, or take --format npz'
-        raise UsageError(f"--format onnx: needs onnx, which is not installed; {cure}") from None
     if model.activation not in WORDS:
         reason = f"has no word for the activation {model.activation}"
         raise UsageError(f"--format onnx: {reason}; --format npz has the arrays")

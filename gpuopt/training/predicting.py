@@ -14,7 +14,7 @@ from gpuopt.limits import expect_file, expect_memory
 from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import listed
 from gpuopt.training.data.sources import as_part, labelled, reading, unlabelled
-from gpuopt.training.data.tables import TABLES
+from gpuopt.training.data.tables import TABLES, needing
 from gpuopt.training.export import replacing
 
 if TYPE_CHECKING:
@@ -133,12 +133,9 @@ def _csv(columns: Mapping[str, NDArray[Any]], file: IO[str]) -> None:
 
 
 def _parquet(columns: Mapping[str, NDArray[Any]], file: IO[bytes]) -> None:
-    try:
+    with needing("data", "--out: writing .parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError:
-        cure = 'run `pip install "gpuopt[data]"`'
-        raise UsageError(f"--out: writing .parquet needs pyarrow, which is not installed; {cure}") from None
     pq.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), file)
 
 

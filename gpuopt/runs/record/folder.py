@@ -60,6 +60,8 @@ class RunFolder:
     @classmethod
     def opened(cls, path: str | Path) -> RunFolder:
         """The folder of a loop of one's own: made, if it is new; with a run in it, if it is not. UsageError if it cannot be."""
+        if path == "":
+            raise UsageError("folder: '', expected a name; '.' is the current folder")
         folder = cls(path).absolute()
         if not folder._make(path) and not folder.config.exists():
             raise UsageError(
@@ -137,6 +139,8 @@ class RunFolder:
         try:
             return read_json(self.config, LARGEST_CONFIG, "the configuration of a run")
         except OSError as error:
+            if isinstance(error, NotADirectoryError):
+                raise UsageError(f"--resume {self.path}: is a file, expected a run folder") from None
             is_missing = isinstance(error, FileNotFoundError)
             if is_missing and self.path.is_dir():
                 raise UsageError(f"--resume {self.path}: is no run folder: it has no {self.config.name}") from None

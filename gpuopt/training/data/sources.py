@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuopt.arrays import describe
 from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.suggest import did_you_mean, printable
 from gpuopt.training.data.archive import Archive
 from gpuopt.training.data.preparation import listed
-from gpuopt.training.data.tables import TABLES, read_table
+from gpuopt.training.data.tables import TABLES, needing, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -172,6 +173,9 @@ def as_part(x: Any, y: Any, ends: str = "") -> Part:
 
 
 def _given(value: Any, name: str) -> Any:
+    if hasattr(value, "to_pandas") and not hasattr(value, "dims"):  # of polars or Arrow; xarray's are arrays
+        with needing("data", f"data: {name}: a {type(value).__name__}"):
+            value = value.to_pandas()
     if hasattr(value, "iloc"):  # of pandas
         value = value.infer_objects()  # Python's own numbers become numbers
         if not hasattr(value, "columns"):
@@ -193,17 +197,24 @@ def _given(value: Any, name: str) -> Any:
         array = np.asarray(value)
     except (RuntimeError, TypeError, ValueError) as error:  # rows of different lengths, a tensor that cannot be read
         raise UsageError(f"data: {name}: {type(value).__name__}, expected an array ({printable(error, 200)})") from None
-    if array.dtype.kind in "US" and not hasattr(value, "dtype"):  # NumPy makes text of the numbers beside text
-        odd = next((one for one in np.asarray(value, object).flat if not isinstance(one, str | bytes)), None)
-        if odd is not None:
-            raise UsageError(f"data: {name}: text and {printable(repr(odd))}, expected one kind; str(...) makes text")
+    _expect_one_kind(value, array, name)
     if array.dtype.hasobject and all(isinstance(one, str) for one in array.flat):
         array = array.astype(str)
     elif array.dtype.kind == "O" and all(isinstance(one, int | float | np.number) for one in array.flat):
         array = np.array(array.tolist()).reshape(array.shape)
     if array.dtype.hasobject:
-        raise UsageError(f"data: {name}: dtype object, expected numbers or text")
+        what = "dtype object" if array.ndim else describe(value)
+        cure = "; value.collect() makes a frame of it" if hasattr(value, "collect") else ""
+        raise UsageError(f"data: {name}: {what}, expected numbers or text{cure.replace('value', name)}")
     return array
+
+
+def _expect_one_kind(value: Any, array: NDArray[Any], name: str) -> None:
+    """Refuse numbers beside text, of which NumPy makes text."""
+    if array.dtype.kind in "US" and not hasattr(value, "dtype"):
+        odd = next((one for one in np.asarray(value, object).flat if not isinstance(one, str | bytes)), None)
+        if odd is not None:
+            raise UsageError(f"data: {name}: text and {printable(repr(odd))}, expected one kind; str(...) makes text")
 
 
 def _called(y: Any, otherwise: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -17,12 +18,12 @@ from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import listed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     import pandas as pd
 
-__all__ = ["TABLES", "is_number", "read_table"]
+__all__ = ["TABLES", "is_number", "needing", "read_table"]
 
 TABLES = {".csv", ".parquet"}
 MOST_COLUMNS = 30_000
@@ -68,17 +69,26 @@ def read_table(
     The target must be there at most once; columns of `text` hold text, whatever it looks like; those that are `ignored` may hold
     anything (None: all may, and which are needed is found out later). Without an encoding, UTF-8, or what a mark says.
     """
-    try:
-        is_csv, notes = path.suffix.lower() == ".csv", list[str]()
+    is_csv, notes = path.suffix.lower() == ".csv", list[str]()
+    with needing("data", f"reading {path.suffix} files"):
         frame = (
             _csv(path, encoding, target, text, notes) if is_csv else _parquet(path, encoding, target, ignored, notes)
         )
-    except ImportError as error:
-        library = error.name or "pandas"
-        cure = 'run `pip install "gpuopt[data]"`'
-        raise UsageError(f"reading {path.suffix} files needs {library}, which is not installed; {cure}") from None
     frame.columns = [str(column) for column in frame.columns]
     return frame, tuple(notes)
+
+
+@contextlib.contextmanager
+def needing(extra: str, what: str, otherwise: str = "") -> Iterator[None]:
+    """Turn the lack of a library of an extra, or the failure to load it, as for want of memory, into a UsageError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        cure = f'run `pip install "gpuopt[{extra}]"`{otherwise}'
+        raise UsageError(f"{what} needs {error.name}, which is not installed; {cure}") from None
+    except ImportError as error:
+        why = printable(" ".join(str(error).split()), 200)
+        raise UsageError(f"{what} needs {error.name or extra}, which cannot be loaded ({why})") from None
 
 
 def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[str], notes: list[str]) -> pd.DataFrame:
