@@ -172,10 +172,10 @@ class Stateful:
         Returns
         -------
         dict
-            ``steps``; ``skipped``, if some were left out; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded at random; ``scale``, if it is
-            dynamic, and its good steps; ``rules``: by
-            pattern, the rule's name and what `tune` changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live
-            ones: copy what must not change with the next step.
+            ``steps``; ``skipped``, if some were left out; ``accumulated``, if gradients are waiting; ``seed``, of what is rounded
+            at random; ``scale``, if it is dynamic, and its good steps; ``rules``: by pattern, the rule's name and what `tune`
+            changed; ``params``: by path, the parameters; ``state``: by path and slot, the state. The arrays are the live ones:
+            copy what must not change with the next step.
 
         """
         state, skipped = self._state_of_now()
@@ -255,9 +255,8 @@ class Stateful:
                 changes += step.copying(sums[i], given["state", path, SUM])
             changes.append(self._accumulation.setting(accumulated, counts))
             numbers = {"_steps": operator.index(state["steps"]), "_carried": carried, "_precision": precision}
-            counted = (
-                0 if self._nonfinite == "raise" else step.count_skipped()()
-            )  # a GPU goes on counting, or is pardoned
+            # A GPU goes on counting, unless it is pardoned.
+            counted = 0 if self._nonfinite == "raise" else step.count_skipped()()
             changes.append(partial(vars(self).update, **numbers, _skipped=skipped - counted))
             if scale:
                 changes += step.setting_scale(*scale)

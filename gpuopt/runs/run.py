@@ -385,7 +385,8 @@ class Run(Loop):
             Letters, digits and ``_ - .``; a new picture takes the place of the one before.
         array
             Of one or two axes, real or complex (then amplitude and phase are shown), of any library; or colours, of shape
-            (height, width, 3 or 4), integers to 255 or floats to 1. It is copied, at most twice a second, and drawn beside the loop; the last one always, before a checkpoint, too.
+            (height, width, 3 or 4), integers to 255 or floats to 1. It is copied, at most twice a second, and drawn beside the
+            loop; the last one always, before a checkpoint, too.
 
         Raises
         ------
