@@ -134,7 +134,7 @@ def read(
 
 
 def outline(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The same with the shapes and dtypes of the arrays alone."""
+    """As :func:`read`, with the shapes and dtypes of the arrays alone."""
     return read(path, lambda *_: False)
 
 
@@ -171,7 +171,7 @@ def _arrays(
             # Of an array along its first axis: to make each of many small ones by itself takes several times as long.
             stack: NDArray[Any] = np.ndarray((len(members), *shape), own, block.data, members[0][0] - first)
             for (_, _, name, _, _), array in zip(members, stack if shape else stack.reshape(-1, 1), strict=True):
-                x = array.reshape(shape) if not shape else array
+                x = array if shape else array.reshape(())
                 tensors[name] = x if native else x.astype(own.newbyteorder())
     return tensors
 

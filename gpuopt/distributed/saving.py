@@ -50,6 +50,7 @@ class Saved(Led, Alone):
             return self._content(self._whole if self._role == "equal" else self._whole_at_first)
 
     def _state_of_now(self) -> tuple[dict[str, Any], Callable[[], int]]:
+        """See `Stateful._state_of_now`; what is counted here is the host's."""
         return self.state_dict(), lambda: self._skipped
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
