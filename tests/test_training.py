@@ -535,7 +535,10 @@ NOT_RESUMED: dict[str, tuple[Callable[[Path], object], str]] = {
     "huge": (lambda folder: os.truncate(folder / "config.json", 1 << 40), "config.json: is not the configuration"),
     "unknown key": (signed(lambda config: config.update(momentum=1)), "config.json: .*'momentum'"),
     "unknown rule": (signed(lambda c: c["optimizer"].update(rule="Lyon")), "config.json: optimizer Lyon: unknown"),
-    "other version": (signed(lambda _: None, format=2), "config.json: of format 2, written by gpuopt .*; this version knows format"),
+    "other version": (
+        signed(lambda _: None, format=2),
+        "config.json: of format 2, written by gpuopt .*; this version knows format",
+    ),
     "edited": (edit_config, "config.json: damaged or edited"),
     "no memory": (
         signed(lambda config: config.update(hidden=[10**12])),
