@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import norms, table
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 REGISTERS = 64
 """What the main loop may read at a time, in registers of 32 bits, of 255 that a thread has."""
+
+PREDICATES = 7
+"""Truth values that a thread has registers for."""
 
 # The main loop moves 16 bytes of each array at a time; the rest of a chunk, or all of it where an array does not start
 # at a multiple of 16 bytes, goes element by element.
@@ -64,11 +68,24 @@ def loop(i: int, variant: Variant) -> str:
         *(f"const {T} {numbered('r', *at)} = {code.terms[store.value]};" for at, store in written.items()),
         *(f"{numbered('a', *at)} = {numbered('r', *at)};" for at in written),
     ]
+    # More truth values than that are bits of a word, or else compilers compare once more for every element.
+    truths = [name for name, kind in code.constants.items() if kind == "bool"]
+    bits = {name: divmod(k, 32) for k, name in enumerate(truths) if len(truths) > PREDICATES}
+    tests = {name: f"(truths{word} & {1 << bit}u) != 0" for name, (word, bit) in bits.items()}
+    words_of_truths = [
+        f"unsigned int truths{word} = {' | '.join(f'(unsigned int){name} << {bits[name][1]}' for name in own)};"
+        f' asm volatile("" : "+r"(truths{word}));'  # the compiler is not to see where the bits come from
+        for word, own in groupby(bits, lambda name: bits[name][0])
+    ]
+    body[:0] = [f"const bool {name} = {test};" for name, test in tests.items()]
+    passed = {name: kind for name, kind in code.constants.items() if name not in bits}
+    passed |= {f"truths{word}": "unsigned int" for word, _ in bits.values()}
     # Of complex numbers both parts are written, or none.
-    whens = {at[0]: "" if store.when is None else f"if ({code.terms[store.when]}) " for at, store in written.items()}
+    terms = {at[0]: None if store.when is None else code.terms[store.when] for at, store in written.items()}
+    whens = {name: f"if ({tests.get(term, term)}) " if term else "" for name, term in terms.items()}
     names = list(code.arrays)
     every = code.each(names)
-    constants = list(code.constants)
+    constants = list(passed)
     # As many elements at a time as fill 16 bytes of the smallest array; fewer of so many that registers could not hold them.
     wide = [name for name in names if name not in code.spread]
     size = ctypes.sizeof(DTYPES[variant.dtype].ctype)
@@ -122,12 +139,13 @@ def loop(i: int, variant: Variant) -> str:
         threads=norms.LANES,
         arguments=", ".join(
             [f"{T}{'&' if at in written else ''} {numbered('a', *at)}" for at in every]
-            + [f"{kind} {name}" for name, kind in code.constants.items()]
+            + [f"{kind} {name}" for name, kind in passed.items()]
         ),
         body=newline.join(body),
         prologue=newline.join(
             [
                 *code.prologue,
+                *words_of_truths,
                 *(
                     [
                         f"const unsigned long long own_key = leaf_key(key, row[{table.REST}]);",
