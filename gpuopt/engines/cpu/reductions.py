@@ -55,6 +55,8 @@ SUMS, LANES = 12, 4
 STRETCHES = 4
 """Stretches of a block: a page of float32."""
 
+_FEW = 16
+"""Lanes that halves have become when the last ones are added up one by one."""
 _TOGETHER: dict[str, Callable[[Function, Any, Any], Any]] = {"sum": lambda _, a, b: a + b, "max": larger}
 """How two numbers become one."""
 
@@ -64,12 +66,17 @@ def halves() -> list[str]:
     code = functions()
     for name, together in _TOGETHER.items():
         f = Function(f"halve.{name}", "double* lanes", "double", "noinline", internal=True)
-        lanes = f.given["lanes"]
-        with f.loop(0, norms.LANES.bit_length() - 1) as k:
-            half = f.whole(norms.LANES // 2) >> k
-            with f.loop(0, half) as j:
-                lanes[j] = together(f, lanes[j], lanes[j + half])
-        code.append(f.text(lanes[0]))
+        few = f.room("double", _FEW)
+
+        def halved(own: Any, at: Any, left: int, of: int, f: Function = f, together: Any = together) -> Any:
+            """What is at a place when so many are left of so many."""
+            if left == of:
+                return own[at]
+            return together(f, halved(own, at, 2 * left, of), halved(own, at + left, 2 * left, of))
+
+        with f.loop(0, _FEW) as j:  # of vectors
+            few[j] = halved(f.given["lanes"], j, _FEW, norms.LANES)
+        code.append(f.text(halved(few, 0, 1, _FEW)))
     return code
 
 
