@@ -57,11 +57,11 @@ def advance(variants: tuple[Variant, ...]) -> str:
 def measure() -> str:
     """IR of the function that adds up the squares of every chunk."""
     code = [*declarations(), storage.functions(), *reductions.halves()]
-    names = {}
+    names, metadata = {}, itertools.count(0, 2)
     for dtype in DTYPES.values():
         variant, squares = table.squares(dtype)
         name = names[dtype.number] = f"squares.{dtype.name}"
-        code.append(reductions.loop(name, variant, (), squares, 3, 2 * dtype.number, "i8* g.leaf, i64 start, i64 n"))
+        code.append(reductions.function(name, variant, (), [squares], 3, metadata, "i8* g.leaf, i64 start, i64 n"))
 
     def work(f: Function, own: dict[str, Any], chunk: Chunk) -> None:
         given = chunk.gradient, chunk.start, chunk.n, reductions.place(own, chunk.k, 3)
@@ -119,11 +119,7 @@ def _pass(k: int, variants: tuple[Variant, ...], metadata: Iterator[int]) -> lis
     before = reductions.clearing(sums, largest)
     code = [_over_chunks(f"pass{k}", f"reduce{k}.", variants, reducing, sums + largest, before)]
     for i in reducing:
-        f = Function(f"reduce{k}.{i}", f"{walks.TYPED}, double* out", internal=True)
-        for n, batch in enumerate(reductions.loops(variants[i], own[i].reductions)):
-            name = f"reduce{k}.{i}.{n}"
-            code.append(reductions.loop(name, variants[i], own[i].before, batch, sums, next(metadata)))
-            f.call(name, *f.given.values())
-        code.append(f.text())
+        batches = reductions.loops(variants[i], own[i].reductions)
+        code.append(reductions.function(f"reduce{k}.{i}", variants[i], own[i].before, batches, sums, metadata))
     code.append(cpu_numbers.after(k, variants, own, sums, largest))
     return code

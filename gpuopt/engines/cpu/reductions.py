@@ -18,7 +18,7 @@ from gpuopt.engines.program.passes import Batch, needed
 from gpuopt.engines.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gpuopt.engines.program.passes import Reduction
     from gpuopt.engines.table import Variant
@@ -119,16 +119,16 @@ def clearing(sums: int, largest: int) -> Callable[[Function, dict[str, Any], Any
     return clear
 
 
-def loop(
+def function(
     name: str,
     variant: Variant,
     before: Iterable[int],
-    batch: Batch,
+    batches: Iterable[Batch],
     sums: int,
-    metadata: int,
+    metadata: Iterator[int],
     arguments: str = walks.TYPED,
 ) -> str:
-    """IR of a function that reduces a chunk in one loop. Lanes are independent of each other, and LLVM is told so.
+    """IR of a function that reduces a chunk, in a loop for each batch.
 
     Parameters
     ----------
@@ -138,76 +138,116 @@ def loop(
         A program at a dtype.
     before
         Numbers that the elements need.
-    batch
+    batches
         What is reduced.
     sums
         Columns of ``%out`` before those of largest elements.
     metadata
-        Two numbers from here on are free for metadata.
+        Even numbers; each and the next one are free for metadata.
     arguments
         What the elements need of those of a chunk.
 
     """
-    code = Elements(variant, batch.elements, metadata, before)
     f = Function(name, f"{arguments}, double* out", internal=True)
-    lane, out = Value(code.f, "i64", "%lane"), f.given["out"]
-    columns = []
-    for r in batch.reductions:
-        for n, added in enumerate(_added(code, r)):
-            # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
-            # of a tile would all be in one place of the cache.
-            columns.append((r, n, f.room("double", norms.LANES + LINE // 8)))
-            inside = Value(code.f, "double*", f"%r{r.number}.{n}")
-            inside[lane] = added(inside[lane])
+    loops = [_Loop(f, f"{name}.{k}", variant, before, batch, next(metadata)) for k, batch in enumerate(batches)]
+    columns = [column for own in loops for column in own.columns]
     with f.loop(0, norms.LANES) as z:
         for r, _, lanes in columns:
             lanes[z] = _IDENTITY[_kind(r)]
-
-    def walk(first: Any, begin: Any, end: Any) -> None:
-        given = [own for own in f.given.values() if own is not out]
-        f.call(f"{name}.elements", *given, *(lanes for *_, lanes in columns), first, begin, end)
-
     n = f.given["n"]
-    is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit  # three sums of one array
-    in_tiles = is_wide or len(columns) >= MANY
-    vectors = 1 if 2 * len(columns) > SUMS else 2
-    tile = vectors * LANES
-    if in_tiles:
-        # Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile.
+    if tiled := [own for own in loops if own.tile]:
+        # Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile. All loops
+        # do a block before the next one: memory is asked for at the same pace throughout.
         whole = n // norms.LANES * norms.LANES
         with f.loop(0, whole) as block:
             block.step = STRETCHES * norms.LANES
             following = block + block.step
-            with f.loop(0, norms.LANES, once=True) as begin:
-                begin.step = tile
-                code.write_ahead(f, following + begin * STRETCHES, STRETCHES * tile)
-                with f.loop(block, f.smaller(following, whole), once=True) as first:
-                    first.step = norms.LANES
-                    walk(first, begin, begin + tile)
+            until = f.smaller(following, whole)
+            for own in tiled:
+                with f.loop(0, norms.LANES, once=True) as begin:
+                    begin.step = own.tile
+                    own.code.write_ahead(f, following + begin * STRETCHES, STRETCHES * own.tile)
+                    with f.loop(block, until, once=True) as first:
+                        first.step = norms.LANES
+                        own.walk(f, first, begin, begin + own.tile)
         with f.when(n > whole):
-            walk(whole, 0, n - whole)
-    else:
-        # Lanes, stretch by stretch: memory is read in order, and sums go to and from the cache at every element.
-        with f.loop(0, n) as first:
-            first.step = norms.LANES
-            walk(first, 0, f.smaller(n - first, norms.LANES))
+            for own in tiled:
+                own.walk(f, whole, 0, n - whole)
+    for own in loops:
+        if not own.tile:
+            # Lanes, stretch by stretch: memory is read in order, and sums go to and from the cache at every element.
+            with f.loop(0, n) as first:
+                first.step = norms.LANES
+                own.walk(f, first, 0, f.smaller(n - first, norms.LANES))
+    out = f.given["out"]
     for r, k, lanes in columns:
         column = r.column_among(sums) + k
         out[column] = plain = f.call(f"halve.{_kind(r)}", lanes, kind="double")
         if (
-            r.kind == "norm" and code.dtype.squares_fit
+            r.kind == "norm" and DTYPES[variant.dtype].squares_fit
         ):  # the sum of scaled squares is not computed; it has infinities and NaN, too
             out[column + 1] = f.where(plain - plain == 0.0, 0.0, plain)
-    return f.text() + _ELEMENTS.format(
-        name=name,
-        arguments=in_ir(arguments),
-        lanes=", ".join(f"ptr %r{r.number}.{k}" for r, k, _ in columns),
-        access=metadata,
-        loop=metadata + 1,
-        whole=_TILE.format(LANES, vectors) if in_tiles else "",
-        prologue="\n  ".join(code.prologue),
-        body="\n  ".join(code.f.lines),
-    )
+    return "\n".join([f.text(), *(own.text(arguments) for own in loops)])
+
+
+class _Loop:
+    """A loop over some lanes of a stretch, as a function that is written into the one of a chunk.
+
+    Parameters
+    ----------
+    f
+        The function of a chunk.
+    name, variant, before, batch, metadata
+        As of `function`.
+
+    Attributes
+    ----------
+    code
+        What is done for an element.
+    columns
+        Of each sum its reduction, which one of that it is, and its lanes.
+    tile
+        How many lanes there are at a time whose sums stay in registers; 0, if lanes are done in order.
+
+    """
+
+    def __init__(
+        self, f: Function, name: str, variant: Variant, before: Iterable[int], batch: Batch, metadata: int
+    ) -> None:
+        self._name, self._metadata = name, metadata
+        self.code = code = Elements(variant, batch.elements, metadata, before)
+        self.columns: list[tuple[Reduction, int, Any]] = []
+        lane = Value(code.f, "i64", "%lane")
+        for r in batch.reductions:
+            for n, added in enumerate(_added(code, r)):
+                # One by one: LLVM looks at no more than 100 uses of an address to see that nobody else knows it. A line apart: the lanes
+                # of a tile would all be in one place of the cache.
+                self.columns.append((r, n, f.room("double", norms.LANES + LINE // 8)))
+                inside = Value(code.f, "double*", f"%r{r.number}.{n}")
+                inside[lane] = added(inside[lane])
+        is_wide = (
+            any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit
+        )  # three sums of one array
+        self._vectors = 1 if 2 * len(self.columns) > SUMS else 2
+        self.tile = self._vectors * LANES if is_wide or len(self.columns) >= MANY else 0
+
+    def walk(self, f: Function, first: Any, begin: Any, end: Any) -> None:
+        """Write what adds up these lanes of the stretch from an element on."""
+        given = [own for own in f.given.values() if own is not f.given["out"]]
+        f.call(f"{self._name}.elements", *given, *(lanes for *_, lanes in self.columns), first, begin, end)
+
+    def text(self, arguments: str) -> str:
+        """IR of the function."""
+        return _ELEMENTS.format(
+            name=self._name,
+            arguments=in_ir(arguments),
+            lanes=", ".join(f"ptr %r{r.number}.{k}" for r, k, _ in self.columns),
+            access=self._metadata,
+            loop=self._metadata + 1,
+            whole=_TILE.format(LANES, self._vectors) if self.tile else "",
+            prologue="\n  ".join(self.code.prologue),
+            body="\n  ".join(self.code.f.lines),
+        )
 
 
 def _kind(r: Reduction) -> str:
