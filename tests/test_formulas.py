@@ -153,6 +153,7 @@ def test_evaluation_gives_averages() -> None:
         (gpuopt.chain(gpuopt.SGD(2.0), gpuopt.EMA(0.5), gpuopt.NonNegative()), [2.0, 0.0]),
         (gpuopt.chain(gpuopt.SGD(2.0), gpuopt.NonNegative(), gpuopt.EMA(0.5)), [2.0, 1.0]),
         (gpuopt.chain(gpuopt.SGD(2.0), gpuopt.Accelerate(), gpuopt.NonNegative()), [1.0, 0.0]),
+        (gpuopt.chain(gpuopt.SGD(2.0), gpuopt.Box(0.0, 3.0), gpuopt.Accelerate()), [1.0, 0.0]),
         (gpuopt.chain(gpuopt.ASGD(2.0, decay=0.0), gpuopt.NonNegative()), [1.0, 0.0]),
         (gpuopt.chain(gpuopt.ASGD(2.0, decay=0.0), gpuopt.Box(np.array([2.0, -1.0]), np.full(2, 3.0))), [2.0, -1.0]),
         (gpuopt.chain(gpuopt.ASGD(2.0, decay=0.0), gpuopt.Magnitude(1.5, 3.0)), [1.5, -2.0]),
@@ -164,6 +165,11 @@ def test_evaluation_gives_averages() -> None:
         np.testing.assert_allclose(opt.evaluation(), [3.0, 2.0], rtol=1e-15)
         opt.step(np.array([1.0, 2.0]))
         np.testing.assert_allclose(opt.evaluation(), want, rtol=1e-15, atol=1e-15)
+        if "array" not in repr(rule):  # limits of both elements; the second element as a leaf without axes
+            opt = gpuopt.Optimizer(np.array(2.0), rule, engine="array")
+            opt.step(np.array(2.0))
+            assert abs(opt.evaluation() - want[1]) < 1e-15
+            assert opt.evaluation().shape == ()
 
 
 def test_members_of_a_chain_are_tuned_by_name() -> None:
@@ -190,6 +196,16 @@ class Truth(Rule):
 
     def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
         return p - xp.sum(g > 0), {}
+
+
+@dataclass(frozen=True)
+class Branch(Rule):
+    """Has an `if` of arrays."""
+
+    lr: Hyper = gpuopt.bounded(0.5, 0)
+
+    def update(self, xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p - h.lr * g if g > 0 else p, {}
 
 
 @dataclass(frozen=True)
@@ -275,10 +291,11 @@ def test_says_what_is_wrong(make: Any, error: type[Exception], words: str) -> No
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (Truth(), "truth value|xp.sum"),
+        (Truth(), "^Truth.update reduces truth values, expected numbers, as xp.where"),
+        (Branch(), r"^Branch.update branches on a value \(if, and, or, not, min, max\), expected xp.where"),
         (gpuopt.chain(gpuopt.SGD(), Silent()), "Silent.after returned NoneType for its slots, expected a dict"),
     ],
-    ids=["truth", "silent"],
+    ids=["truth", "branch", "silent"],
 )
 def test_updates_that_cannot_be_are_refused_when_an_optimizer_is_made(rule: Rule, words: str, engine: Any) -> None:
     with pytest.raises(TypeError, match=words):

@@ -146,7 +146,7 @@ def update_group(
         If the rule changes a shape.
 
     """
-    group = Group(rule=rule.name)
+    group = Group(rule.name)
     while True:
         new = []
         for i, (p, g, slots) in enumerate(leaves):
@@ -197,13 +197,7 @@ def _update(
         if pairs:
             functions, given = Lifted(functions), [as_pair(x) for x in given]
             own = dict(zip(own, given[2:], strict=True))
-        try:
-            found = applied(rule, rule.update, functions, *given[:2], *named(name, own, h))
-        except RealOnlyError:
-            raise
-        except ComplexError as error:
-            raise TypeError(f"{name}.update {error}") from None
-    new_p, new_slots = returned(f"{name}.update", found, "p", "slots")
+        new_p, new_slots = _called(rule, functions, *given[:2], *named(name, own, h))
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 
@@ -239,6 +233,22 @@ def _update(
         return kept("p", new_p), {slot: kept(slot, new_slots[slot]) for slot in slots}
 
 
+def _called(rule: Rule, *arguments: Any) -> tuple[Any, ...]:
+    """What the rule's update returns; what it does that no engine can run is told by its name."""
+    what = f"{rule.name}.update"
+    try:
+        return returned(what, applied(rule, rule.update, *arguments), "p", "slots")
+    except RealOnlyError:
+        raise
+    except ComplexError as error:
+        raise TypeError(f"{what} {error}") from None
+    except ValueError as error:
+        if "truth value of an array" not in str(error):  # of NumPy and CuPy
+            raise
+        expected = "xp.where, & , |, xp.minimum or xp.maximum"
+        raise TypeError(f"{what} branches on a value (if, and, or, not, min, max), expected {expected}") from error
+
+
 @np.errstate(all="ignore")  # for the casts that nditer makes: as in the fused engines, infinities and NaN pass silently
 def _update_blocks(
     rule: Rule, p: Any, g: Any, slots: Mapping[str, Any], h: Mapping[str, float], *, writes: bool
@@ -254,7 +264,7 @@ def _update_blocks(
         for block in blocks:
             (block_p, *block_slots, block_g), (new_p, *new_slots) = block[: len(before)], block[len(before) :]
             named = dict(zip(slots, block_slots, strict=True))
-            new_p[...], computed = _update(rule, block_p, block_g, named, h, Group(), writes=writes)
+            new_p[...], computed = _update(rule, block_p, block_g, named, h, Group(rule.name), writes=writes)
             for slot, new in zip(slots, new_slots, strict=True):
                 new[...] = computed[slot]
         made = blocks.operands[len(before) :]
@@ -285,15 +295,25 @@ def _widened(p: Any, slots: Mapping[str, Any], declared: Mapping[str, Any]) -> t
 def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
     xp = namespace(p)
     with np.errstate(all="ignore"), current(p):
-        wide, own = _widened(p, slots, starts(rule.slots))
-        functions: Any = Namespace(xp, p, Group())
+        like, own = _widened(p, slots, starts(rule.slots))
+        if not p.shape:  # as in `_update`
+            like, own = xp.reshape(like, (1,)), {slot: _with_axis(xp, x) for slot, x in own.items()}
+        wide: Any = like
+        functions: Any = Namespace(xp, p, Group(rule.name))
         if is_complex(p):
-            wide, own, functions = as_pair(p), {slot: as_pair(x) for slot, x in own.items()}, Lifted(functions)
+            wide, own, functions = as_pair(like), {slot: as_pair(x) for slot, x in own.items()}, Lifted(functions)
         found = applied(rule, rule.evaluation, functions, wide, *named(rule.name, own, h))
         if found is wide:
             return p
-        found = joined(found, p) if isinstance(found, Pair) else xp.astype(found, p.dtype, copy=False)
-        return xp.asarray(found, copy=True) if any(found is old for old in slots.values()) else found
+        if isinstance(found, Pair):
+            found = joined(found, like)
+        else:
+            found = xp.astype(found, p.dtype, copy=any(found is x for x in own.values()))
+        return xp.reshape(found, p.shape)
+
+
+def _with_axis(xp: Any, x: Any) -> Any:
+    return x if isinstance(x, Number) else xp.reshape(x, (1,))
 
 
 def sums_of_squares(g: Any, p: Any) -> list[float]:

@@ -132,13 +132,13 @@ class Group:
     so all runs agree as far as they get.
     """
 
+    rule: str
+    """Name of the rule, for messages."""
     known: list[float] = field(default_factory=list)
     partials: list[list[tuple[str, Partial]]] = field(default_factory=list)
     """For each leaf, in this round: what it adds to each total that its update asks for, in order."""
     reduces: bool = False
     """Whether an update has asked for any reduction."""
-    rule: str = "an update"
-    """What it is of, for messages."""
 
     def settle(self) -> bool:
         """Work out the totals that all leaves have come by; return whether any is new."""
@@ -147,7 +147,9 @@ class Group:
         counts = {len(own) for own in self.partials}
         kinds = {tuple(kind for kind, _ in own) for own in self.partials}
         if len(counts) != 1 or len(kinds) != 1:
-            raise TypeError("an update asks for other totals over leaves (xp.total...) for one leaf than for another")
+            raise TypeError(
+                f"{self.rule}.update asks for other totals over leaves (xp.total...) for one leaf than for another"
+            )
         for k in range(len(self.known), counts.pop()):
             self.known.append(COMBINE[self.partials[0][k][0]]([own[k][1] for own in self.partials]))
         self.partials = []
@@ -257,7 +259,7 @@ class Namespace(Reductions):
             both.real[...], both.imag[...] = re, im
             return both
         if is_number(u):
-            raise TypeError(f"an update reduces {u!r}, expected an array like the parameter")
+            raise TypeError(f"{self._group.rule}.update reduces {u!r}, expected an array like the parameter")
         try:
             values = to_numpy(u)
         except (RuntimeError, TypeError):  # of a library that leaves the way to the host to the caller
@@ -270,7 +272,9 @@ class Namespace(Reductions):
                 ) from error
         if values.dtype.kind != "f":
             given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
-            raise TypeError(f"an update reduces {given}, expected numbers, as xp.where(condition, 1, 0) gives")
+            raise TypeError(
+                f"{self._group.rule}.update reduces {given}, expected numbers, as xp.where(condition, 1, 0) gives"
+            )
         if values.shape != tuple(self._like.shape):  # sums along axes: each of them once
             return np.ravel(values)
         return memory.in_memory_order(values, self._like)

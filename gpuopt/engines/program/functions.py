@@ -110,8 +110,10 @@ class Namespace(Reductions):
             if isinstance(value, Extent):
                 raise self._tape.error("reduces sums along axes to a number", "sums of every element")
             if not isinstance(value, Symbol) or value.is_mask:
-                what = "truth values" if getattr(value, "is_mask", False) else f"{value!r:.40}"
-                raise self._tape.error(f"reduces {what}", "numbers of every element")
+                if getattr(value, "is_mask", False):
+                    numbers = "numbers, as xp.where(condition, 1, 0) gives"
+                    raise self._tape.error("reduces truth values", numbers, runs_on_arrays=False)
+                raise self._tape.error(f"reduces {value!r:.40}", "numbers of every element")
         return Number(self._tape, "reduce", kind, over, *[value.index for value in values])
 
     def zeros_like(self, x: Symbol, *, dtype: Any = None) -> Symbol:

@@ -190,7 +190,10 @@ class Tape:
                 cure = ", as xp.where(condition, 1, 0) gives" if op in ARITHMETIC else ""
                 raise self.error(f"gives {kinds[arg.is_mask]} to '{op}'", kinds[wanted] + cure)
 
-    def error(self, what: str, expected: str) -> TraceError:
+    def error(self, what: str, expected: str, *, runs_on_arrays: bool = True) -> TraceError:
+        """An error that says what to write, or else which engine does without."""
+        if not runs_on_arrays:
+            return TraceError(f"{self.rule}.update {what}, expected {expected}")
         return TraceError(
             f"{self.rule}.update {what}; to be fused it needs {expected}; engine='array' runs it as it is"
         )
@@ -217,7 +220,9 @@ class Expression:
 
     def __bool__(self) -> bool:
         raise self.tape.error(
-            "branches on a value (if, and, or, not, min, max)", "xp.where, & , |, xp.minimum or xp.maximum"
+            "branches on a value (if, and, or, not, min, max)",
+            "xp.where, & , |, xp.minimum or xp.maximum",
+            runs_on_arrays=not isinstance(self, _Array),
         )
 
     def __getattr__(self, name: str) -> Any:
