@@ -299,7 +299,8 @@ class Optimizer(Stateful):
         Raises
         ------
         TypeError, ValueError
-            If there is no such hyperparameter or pattern, or its range is left. Nothing is changed then.
+            If there is no such hyperparameter or pattern, its range is left, or a schedule fails at the next step. Nothing is
+            changed then.
 
         Examples
         --------
@@ -312,7 +313,10 @@ class Optimizer(Stateful):
 
         """
         with self._lock:
-            self._retune(tuning.tuned(self._tuned, self._by_pattern, pattern, hyperparameters))
+            changed = tuning.tuned(self._tuned, self._by_pattern, pattern, hyperparameters)
+            if schedules := {name: value for name, value in hyperparameters.items() if callable(value)}:
+                tuning.expect_values(tuning.rules_with(changed, self._original), schedules, self._steps)
+            self._retune(changed)
 
     @property
     def listens(self) -> bool:

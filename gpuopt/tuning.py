@@ -79,6 +79,14 @@ def tuned(
     ]
 
 
+def expect_values(rules: Iterable[Rule], schedules: Mapping[str, Hyper], step: int) -> None:
+    """Ask the rules that have these schedules for a step; raise TypeError or ValueError if one fails or leaves its range."""
+    for rule in rules:
+        for name, schedule in schedules.items():
+            if name in rule.hyperparameters() and rule.hyperparameter(name).value is schedule:
+                rule.hyperparameter(name).at(step)
+
+
 def expect_no_hyperparameter(name: str, rules: Iterable[Rule]) -> None:
     """Raise an AttributeError if an attribute of an optimizer would be called like a hyperparameter, or much like one."""
     known = dict.fromkeys(own for rule in rules for own in rule.hyperparameters())

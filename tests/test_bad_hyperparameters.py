@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -186,6 +187,9 @@ def test_numbers_that_an_update_cannot_take(engine: Engine) -> None:
         ((), {"lr": -0.5}, ValueError, r"Adam: lr: got -0\.5, expected a number in \[0, inf\)"),
         ((), {"lr": 0.5, "beta1": 1.0}, ValueError, r"Adam: beta1: got 1\.0"),
         ((), {"nesterov": 0.5}, TypeError, r"(SGD|Adam): nesterov: got 0\.5, expected True or False"),
+        ((), {"beta1": math.cos}, ValueError, r"Adam: beta1 at step 0, by its schedule: got 1\.0"),
+        (("b",), {"lr": math.log}, ValueError, "SGD: lr at step 0, by its schedule: .*; expected a number"),
+        (("b",), {"lr": len}, TypeError, "SGD: lr at step 0, by its schedule: TypeError: "),
     ],
     ids=str,
 )
