@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -186,8 +187,13 @@ AMISS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         X,
         np.array([1, "a"] * (N // 2), object),
         {},
-        "data: y: dtype object, expected numbers or text",
+        "data: y: dtype object, with text and numbers in it, expected numbers or text",
     ),
+    "fractions": (X, [Fraction(1, 3)] * N, {}, r"data: y: dtype object, with Fraction\(1, 3\) in it"),
+    "beyond 64 bits": (X, [10**20] * N, {}, "data: y: dtype object, with 100000000000000000000 in it"),
+    "a dict": ({"a": [1], "b": [2]}, [0], {}, r"data: x: dict, expected .*; pandas.DataFrame\(x\) makes a table of it"),
+    "fields": (np.zeros(N, [("a", float), ("b", int)]), CLASSES, {}, "x: an array with the fields a, b, expected a pl"),
+    "bytes": (X, [b"\xe9"] * N, {}, "y: the byte e9 is no text in utf-8; in cp1252 it would read 'é'"),
     "nothing to fill with": (
         FRAME.assign(b=np.nan),
         CLASSES,
@@ -480,7 +486,7 @@ def test_whole_numbers_are_classes_where_there_are_few(y: NDArray[Any], classes:
         ((X[:4], [0, 1, 0, 1], X[:2], ["0", "1"]), "y_train holds whole numbers and y_test text: expected both alike"),
         ((X[:4], [0, 1, 0, 1], X[:2], [0.0, 1.0]), "y_train holds whole numbers and y_test floats"),
         ((X[:4],), "data: expected .x, y. or"),
-        ((X[:4], [{}] * 4), "data: y: dtype object, expected numbers or text"),
+        ((X[:4], [{}] * 4), "data: y: dtype object, with {} in it, expected numbers or text"),
     ],
 )
 def test_training_and_test_set_are_treated_alike(data: Any, message: str) -> None:

@@ -228,6 +228,10 @@ def nested(path: Path) -> None:
     pd.DataFrame({"a": [1, 2], "b": [[1], [2]], "y": ["u", "v"]}).to_parquet(path)
 
 
+def bytes_to_predict(path: Path) -> None:
+    pd.DataFrame({"a": [1, 2], "y": [b"u", b"v"]}).to_parquet(path)
+
+
 NAN, INF = np.where(X == 4, np.nan, X), np.where(X == 5, np.inf, X)
 REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "missing": ("a.npz", lambda _: None, {}, "No such file"),
@@ -282,7 +286,7 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         "a.npz",
         arrays(x=np.ones((25, 1)), y=[f"{i}%" for i in range(25)]),
         {},
-        "y: 25 different texts in 25 samples, where row 0 is '0%', .*--task classification takes",
+        "y: 25 different texts in 25 samples, where row 0 is '0%' .write the number alone.*, .*--task classification takes",
     ),
     "numbers but one": (
         "a.csv",
@@ -339,6 +343,12 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
     "header alone": ("a.csv", text("a,b\n"), {"target": "b"}, "expected at least one sample"),
     "target alone": ("a.csv", text("b\n1\n2\n"), {"target": "b"}, "expected at least one sample and one feature"),
     "text in a column": ("a.csv", text("a,b\n1,2\nx,3\n"), {"target": "b"}, "column 'a': holds .*must be numbers"),
+    "the target, ignored": (
+        "a.csv",
+        text("a,y\n1,u\n"),
+        {"target": "y", "ignore": ("y",)},
+        "--ignore y: is what is to be predicted",
+    ),
     "a hole": ("a.csv", text("a,b\n1,2\n,3\n"), {"target": "b"}, "column 'a': row 1 is missing or holds nan"),
     "a hole in the target": ("a.csv", text("a,b\n1,2\n3,\n"), {"target": "b"}, "column 'b': row 1 is missing or NaN"),
     "infinite in a table": ("a.csv", text("a,b\n1,2\ninf,3\n"), {"target": "b"}, "row 1 holds inf"),
@@ -348,7 +358,12 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         {"target": "b"},
         "row 1 has 4 fields, the header 2, a, b: expected",
     ),
-    "ragged later": ("a.csv", text("a,b\n" + "1,2\n" * 9 + "1,2,3\n"), {"target": "b"}, "not a readable .csv"),
+    "ragged later": (
+        "a.csv",
+        text("a,b\n" + "1,2\n" * 9 + "1,2,345\n"),
+        {"target": "b"},
+        "not a readable .csv.*Expected 2 fields in line 11.*a field that holds commas .* must stand in quotes",
+    ),
     "wider than the header": ("a.csv", text("a,b,y\n10,1,0,7\n20,2,1,8\n"), {"target": "y"}, "row 0 has 4 fields"),
     "two targets": ("a.csv", text("a,y,y\n1,0,5\n"), {"target": "y"}, "has 2 columns 'y', expected one to predict"),
     "two targets in Parquet": ("a.parquet", twice, {"target": "y"}, "has 2 columns 'y', expected one to predict"),
@@ -364,6 +379,7 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         {"target": "y"},
         "dtype datetime64.*expected numbers or t",
     ),
+    "bytes to predict": ("a.parquet", bytes_to_predict, {"target": "y"}, "such as b'u', expected .*str.decode"),
     "durations to predict": (
         "a.parquet",
         column("timedelta64[s]"),
@@ -521,6 +537,31 @@ def test_odd_tables_are_read(
     np.testing.assert_array_equal(load(tmp_path / file, "y", **options).train.x, expected)
 
 
+LARGE = (2**53 + 1, 2**53 + 2)
+TARGETS: dict[str, tuple[Callable[[Any], Any], tuple[Any, ...] | None]] = {
+    "integers of Arrow, some missing": (lambda pa: pa.array([*LARGE, None]), LARGE),
+    "integers in a table, some missing": (lambda pa: pa.table({"y": [*LARGE, None]}), LARGE),
+    "true and false of Arrow": (lambda _: pd.Series([True, False, None], dtype="bool[pyarrow]"), (False, True)),
+    "decimals": (lambda _: pd.Series([decimal.Decimal("1.5"), decimal.Decimal("0.1"), None]), None),
+}
+
+
+@pytest.mark.parametrize(("made", "classes"), TARGETS.values(), ids=TARGETS)
+def test_targets_of_other_libraries(
+    tmp_path: Path, made: Callable[[Any], Any], classes: tuple[Any, ...] | None
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    y = made(pa)
+    found = from_arrays((X, y), missing="drop")
+    assert found.classes == classes
+    assert [type(label) for label in found.classes or ()] == [type(label) for label in classes or ()]
+    if isinstance(y, pa.Table):
+        pq.write_table(y.append_column("a", [[1, 2, 3]]), tmp_path / "a.parquet")
+        assert load(tmp_path / "a.parquet", "y", missing="drop").classes == classes
+
+
 def test_an_index_is_told_and_predicted_for(tmp_path: Path) -> None:
     x = pd.DataFrame({"a": X[:, 0], "b": X[:, 1]})
     x.assign(y=Y).set_index("b").to_parquet(tmp_path / "a.parquet")
@@ -545,12 +586,10 @@ def test_true_and_false_may_be_missing(tmp_path: Path) -> None:
 LABELS: dict[str, tuple[list[str], str]] = {
     "spaces": (
         ["u", " u", "u"],
-        "column 'y': ' u' and 'u' are two classes, which differ by spaces or capital letters alone",
+        "column 'y': ' u' and 'u' are two classes, which differ by spaces, capital letters or codes of a letter alone",
     ),
-    "capitals": (
-        ["yes", "Yes", "yes"],
-        "'Yes' and 'yes' are two classes, which differ by spaces or capital letters alone",
-    ),
+    "capitals": (["yes", "Yes", "yes"], "'Yes' and 'yes' are two classes, which differ by spaces, capital letters"),
+    "codes": (["caf\xe9", "cafe\u0301", "caf\xe9"], r"'cafe\u0301' and 'caf\xe9' are two classes"),
 }
 
 
@@ -558,6 +597,24 @@ LABELS: dict[str, tuple[list[str], str]] = {
 def test_odd_labels_are_told(tmp_path: Path, labels: list[str], note: str) -> None:
     pd.DataFrame({"a": range(len(labels)), "y": labels}).to_csv(tmp_path / "a.csv", index=False)
     assert note in "\n".join(load(tmp_path / "a.csv", "y").notes)
+
+
+OBSTACLES = {
+    "nothing between thousands": ["1,000", "1,234,567.5", "1.234,5", "1'000", "1 000", "1\u202f000", "0,5", "-,5"],
+    "leave the field empty": ["?", "-", "--", ".", "#DIV/0!", "n.a.", "unknown"],
+    "a date or time": ["2024-01-31", "2024-01-31 12:00:00", "31.01.2024 12:00", "1/2/24", "12:30", "0:00:01.5"],
+    "the number alone": ["$5", "0,50 \u20ac", "12%", "3 kg", "(5)", "5-", '="007"'],
+    "of ASCII": ["\u22125", "\uff11\uff12", "5\xa0"],
+    "--one-hot": ["red", "t0", "C5", "A-1", "yes", "0x1f", "1/2"],
+}
+
+
+@pytest.mark.parametrize("cure", OBSTACLES)
+def test_what_keeps_a_text_from_being_a_number_is_told(cure: str) -> None:
+    for value in OBSTACLES[cure]:
+        with pytest.raises(UsageError, match=f"holds text such as .*; .*{cure}") as caught:
+            from_arrays((pd.DataFrame({"a": [1.5, 2.5, value]}), ["u", "v", "u"]))
+        assert sum(other in str(caught.value) for other in OBSTACLES) == 1
 
 
 @pytest.mark.parametrize(("name", "write", "options", "message"), REFUSED.values(), ids=REFUSED)

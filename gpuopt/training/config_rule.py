@@ -16,7 +16,7 @@ from gpuopt.rules import OF_VECTORS, RULES, Rule
 from gpuopt.rules.adam import Adam
 from gpuopt.runs.loop import spread
 from gpuopt.suggest import did_you_mean
-from gpuopt.training.data.tables import is_number
+from gpuopt.training.data.texts import is_number
 from gpuopt.transforms import TRANSFORMS
 from gpuopt.transforms.averages import EMA
 from gpuopt.transforms.base import Transform

@@ -10,7 +10,7 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import listed
-from gpuopt.training.data.targets import LARGEST_FLOAT
+from gpuopt.training.data.targets import LARGEST_FLOAT, called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,8 @@ def without(part: Part, names: tuple[str, ...]) -> Any:
     frame: Any = part.x
     unknown = [name for name in names if name not in frame.columns]
     if unknown:
-        raise UsageError(f"--ignore {printable(unknown[0])}: no such column; there are {listed(frame.columns)}")
+        what = "is what is to be predicted" if unknown[0] in called(part.y) else "no such column"
+        raise UsageError(f"--ignore {printable(unknown[0])}: {what}; there are {listed(frame.columns)}")
     return frame.drop(columns=list(names))
 
 

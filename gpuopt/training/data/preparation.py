@@ -12,6 +12,7 @@ import numpy as np
 from gpuopt import suggest
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
+from gpuopt.training.data.texts import obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -366,7 +367,8 @@ def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
         else:
             kind = "text" if isinstance(first, str) else f"dtype {values.dtype}"
         where = f" (row {odd.index[0]})" if len(odd) else ""
-        cure = "trained with --one-hot it may hold categories, --ignore leaves a column out"
+        hint = "" if is_large else obstacle(str(first))
+        cure = f"{hint or 'trained with --one-hot it may hold categories'}; --ignore leaves a column out"
         what = f"column {printable(repr(name))}: holds {kind}{such}, a feature must be numbers{where}"
         raise UsageError(f"{what}; {cure}")
     if pd.api.types.is_complex_dtype(values.dtype):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from gpuopt.errors import UsageError
 from gpuopt.limits import expect_file
 from gpuopt.suggest import did_you_mean, printable
 from gpuopt.training.data.archive import Archive
+from gpuopt.training.data.arrow import framed
 from gpuopt.training.data.preparation import listed
 from gpuopt.training.data.tables import TABLES, needing, read_table
+from gpuopt.training.data.texts import no_text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -28,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPECTED", "Part", "as_part", "labelled", "mapped", "reading", "table_part", "training_parts", "unlabelled"]
 
-EXPECTED = "expected a file .npz, .csv, .parquet, or .npy with --labels"
+EXPECTED = (
+    "expected a file .npz, .csv, .parquet, or .npy with --labels; text with tabs or semicolons may be called .csv, too"
+)
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,8 @@ def reading(path: Path) -> Iterator[None]:
         reason = error.strerror or " ".join(str(error).split())  # pyarrow's are lines
         raise UsageError(f"{path}: {printable(reason, 200)}") from None
     except UnicodeDecodeError as error:
-        bad = error.object[error.start : error.start + 1].hex()
-        as_western = error.object[max(0, error.start - 9) : error.start + 9].decode("cp1252", "replace")
         cure = "--encoding NAME says what it is" if path.suffix.lower() == ".csv" else "expected text as str"
-        hint = f"in cp1252 it would read {printable(repr(as_western))}; {cure}"
-        raise UsageError(f"{path}: the byte {bad} is no text in {error.encoding}; {hint}") from None
+        raise UsageError(f"{path}: {no_text(error)}; {cure}") from None
     except MemoryError:
         raise UsageError(f"{path}: there is not enough memory to read it") from None
     except Exception as error:  # there is no end to what damaged files make zipfile, NumPy, pandas and pyarrow raise
@@ -175,7 +177,7 @@ def as_part(x: Any, y: Any, ends: str = "") -> Part:
 def _given(value: Any, name: str) -> Any:
     if hasattr(value, "to_pandas") and not hasattr(value, "dims"):  # of polars or Arrow; xarray's are arrays
         with needing("data", f"data: {name}: a {type(value).__name__}"):
-            value = value.to_pandas()
+            value = framed(value)
     if hasattr(value, "iloc"):  # of pandas
         value = value.infer_objects()  # Python's own numbers become numbers
         if not hasattr(value, "columns"):
@@ -202,11 +204,22 @@ def _given(value: Any, name: str) -> Any:
         array = array.astype(str)
     elif array.dtype.kind == "O" and all(isinstance(one, int | float | np.number) for one in array.flat):
         array = np.array(array.tolist()).reshape(array.shape)
+    if array.dtype.names is not None:
+        fields = f"an array with the fields {listed(array.dtype.names)}"
+        raise UsageError(f"data: {name}: {fields}, expected a plain one; pandas.DataFrame({name}) makes a table of it")
     if array.dtype.hasobject:
-        what = "dtype object" if array.ndim else describe(value)
-        cure = "; value.collect() makes a frame of it" if hasattr(value, "collect") else ""
-        raise UsageError(f"data: {name}: {what}, expected numbers or text{cure.replace('value', name)}")
+        odd = [one for one in array.flat if not isinstance(one, str | float) and not _is_word(one)]
+        which = f"with {printable(repr(odd[0]))} in it" if odd else "with text and numbers in it"
+        what = f"dtype object, {which}" if array.ndim else describe(value)
+        cure = f"; {name}.collect() makes a frame of it" if hasattr(value, "collect") else ""
+        cure = f"; pandas.DataFrame({name}) makes a table of it" if isinstance(value, Mapping) else cure
+        raise UsageError(f"data: {name}: {what}, expected numbers or text{cure}")
     return array
+
+
+def _is_word(number: object) -> bool:
+    """Whether it is an integer that 64 bits hold."""
+    return isinstance(number, int | np.integer) and -(2**63) <= int(number) < 2**64
 
 
 def _expect_one_kind(value: Any, array: NDArray[Any], name: str) -> None:

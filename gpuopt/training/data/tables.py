@@ -16,6 +16,7 @@ from gpuopt.errors import UsageError
 from gpuopt.limits import expect_memory, expect_room
 from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import listed
+from gpuopt.training.data.texts import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-__all__ = ["TABLES", "is_number", "needing", "read_table"]
+__all__ = ["TABLES", "needing", "read_table"]
 
 TABLES = {".csv", ".parquet"}
 MOST_COLUMNS = 30_000
@@ -123,7 +124,12 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
         notes.append(f"Several columns have the same name and get a number, as in {printable(twice[0])}.1")
     options: dict[str, Any] = {"sep": separator, "decimal": decimal, "encoding": chosen}
     options |= {"low_memory": False, "skiprows": skipped}
-    frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), **options)
+    try:
+        frame = pd.read_csv(path, dtype=dict.fromkeys(text, str), **options)
+    except pd.errors.ParserError as error:
+        why = printable(" ".join(str(error).split()), 200)
+        cure = f"a field that holds {SEPARATORS[separator]} or line ends must stand in quotes, and each quote must be closed"
+        raise UsageError(f"not a readable .csv file ({why}); {cure}") from None
     if _has_leading_zeros(path, chosen):
         numbers = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name].dtype)]
         again = pd.read_csv(path, dtype=str, usecols=numbers, **options) if numbers else frame[[]]
@@ -194,15 +200,6 @@ def _rows(head: str, target: str | None, declared: str | None = None) -> tuple[s
     return separator, rows
 
 
-def is_number(text: str) -> bool:
-    """Whether a text reads as a float."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _has_leading_zeros(path: Path, encoding: str) -> bool:
     """Whether there may be some: a search of a moment, in place of reading all as text."""
     if b"0,".decode(encoding, "replace") != "0,":  # as in UTF-16
@@ -217,6 +214,7 @@ def _parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from gpuopt.training.data.arrow import with_holes
     from gpuopt.training.data.parquet import unpacked
 
     if encoding is not None:
@@ -242,7 +240,7 @@ def _parquet(
     left = {field.name: None for field in nested}
     flat = [name for name in names if name not in left]
     with pq.ParquetFile(path, metadata=about, read_dictionary=flat) as file:  # repeated texts once
-        frame = file.read(flat if nested else None).to_pandas().assign(**left)
+        frame = with_holes(file.read(flat if nested else None)).assign(**left)
     index = [name for name in frame.index.names if name is not None]
     wanted = [name for name in index if ignored is None or name == target]
     if left_out := [name for name in index if name not in wanted and name in names]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import TOO_LARGE, TOO_SMALL
-from gpuopt.training.data.tables import is_number
+from gpuopt.training.data.texts import is_number, no_text, obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,15 +100,17 @@ def values(part: Part) -> NDArray[Any]:
     """Raw targets as an array: bool, integers, floats or text; UsageError if some are missing, or texts are too long."""
     y = part.y
     if isinstance(y, np.ndarray):
-        return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y
+        return _decoded(y, part.y_name) if y.dtype.kind == "S" else y
     import pandas as pd
 
     missing = y.isna().to_numpy()
     if missing.any():
         row = int(np.argwhere(missing)[0][0])
-        cure = "--missing drop leaves such rows out"
+        cure = "--missing drop leaves such rows out, those that read NA, None or null in a .csv file among them"
         raise UsageError(f"{part.y_name}: row {row} is missing or NaN, expected what is to be predicted; {cure}")
-    if y.ndim == 2 or pd.api.types.is_numeric_dtype(y.dtype):
+    if y.ndim == 1 and pd.api.types.infer_dtype(y) == "decimal":
+        y = y.astype(np.float64)
+    if y.ndim == 2 or pd.api.types.is_numeric_dtype(y.dtype) or pd.api.types.is_bool_dtype(y.dtype):
         found = y.to_numpy()
         if found.dtype.hasobject and y.ndim == 1:  # pandas' own numbers
             found = np.array(found.tolist())
@@ -116,9 +119,11 @@ def values(part: Part) -> NDArray[Any]:
     if pd.api.types.is_numeric_dtype(different.categories.dtype):
         return np.asarray(y)
     odd = next((one for one in different.categories if not isinstance(one, str | int | float | np.number)), None)
-    if odd is not None:  # dates, durations, decimal numbers: a class for each of them is nobody's wish
+    if odd is not None:  # dates, durations: a class for each of them is nobody's wish
         what = f"dtype {y.dtype} such as {printable(odd)}"
-        raise UsageError(f"{part.y_name}: {what}, expected numbers or text; a number of days or seconds, say")
+        cure = "; .str.decode('utf-8') of pandas makes text of bytes" if isinstance(odd, bytes) else ""
+        cure = "; a number of days or seconds, say" if hasattr(odd, "resolution") or hasattr(odd, "year") else cure
+        raise UsageError(f"{part.y_name}: {what}, expected numbers or text{cure}")
     number = next((one for one in different.categories if not isinstance(one, str)), None)
     text = next((one for one in different.categories if isinstance(one, str)), None)
     if number is not None and text is not None:
@@ -128,6 +133,14 @@ def values(part: Part) -> NDArray[Any]:
     if (longest := max(map(len, texts), default=0)) > LONGEST_LABEL:
         raise UsageError(f"{part.y_name}: a text of {longest:,} characters, expected at most {LONGEST_LABEL}")
     return texts.to_numpy(dtype=str)[different.codes]  # type: ignore[no-any-return]
+
+
+def _decoded(y: NDArray[Any], name: str) -> NDArray[Any]:
+    try:
+        return np.char.decode(y, "utf-8")
+    except UnicodeDecodeError as error:
+        cure = 'expected text as str, as numpy.char.decode(y, "cp1252") makes it, say'
+        raise UsageError(f"{name}: {no_text(error)}; {cure}") from None
 
 
 def decided(part: Part, task: str) -> tuple[bool, list[str]]:
@@ -176,6 +189,8 @@ def _texts(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
     odd = [one for one in different if not is_number(one)]
     row = int(first[different == odd[0]][0]) if odd else 0
     such = f"row {row} is {printable(repr(str(y.flat[row])), 40)}"
+    hint = obstacle(str(y.flat[row])) if odd else "y.astype(float) makes numbers of text"
+    such += f" ({hint})" if hint else ""
     cure = "--task classification takes all of them for classes"
     if task == "regression":
         raise UsageError(f"{part.y_name}: holds text, expected numbers for --task regression; {such}")
@@ -192,10 +207,12 @@ def _told_of_texts(part: Part, labels: NDArray[Any]) -> list[str]:
     """What is odd about different labels that are text."""
     alike: dict[str, str] = {}
     for text in labels.tolist():
-        other = alike.setdefault(" ".join(text.split()).casefold(), text)
+        plain = unicodedata.normalize("NFKC", text)
+        other = alike.setdefault(" ".join(plain.split()).casefold(), text)
         if other != text:
-            pair = f"{printable(repr(other))} and {printable(repr(text))}"
-            return [f"{part.y_name}: {pair} are two classes, which differ by spaces or capital letters alone"]
+            pair = f"{printable(ascii(other))} and {printable(ascii(text))}"
+            how = "spaces, capital letters or codes of a letter"
+            return [f"{part.y_name}: {pair} are two classes, which differ by {how} alone"]
     return []
 
 
