@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import gpuopt
+from gpuopt.engines.program import trace as trace_module
 from gpuopt.engines.program.dependence import dependence
 from gpuopt.rules import RULES, Array, Hyper, Rule
 from gpuopt.training import Config, UsageError
@@ -501,6 +502,14 @@ def into_sums_and_truth_values(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
     return p - h.lr * xp.where(is_up, g, 0.0), {"m": s.m + column}
 
 
+def by_numbers(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    also = g
+    g /= xp.max(g) + 1
+    g -= xp.max(p)
+    g *= xp.max(g)
+    return p - h.lr * also, {"m": s.m + g}
+
+
 def handed_on(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
     return p - h.lr * s.m, {"m": g}
 
@@ -523,7 +532,10 @@ def with_arrays_of_its_own(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "update",
-    [in_place, under_two_names, into_sums_and_truth_values, handed_on, with_items, by_size, with_arrays_of_its_own],
+    [
+        *(in_place, under_two_names, into_sums_and_truth_values, by_numbers),
+        *(handed_on, with_items, by_size, with_arrays_of_its_own),
+    ],
 )
 def test_updates_as_numpy_would_run_them(update: Callable[..., Any], dtype: str, engine: str) -> None:
     """Also in what the array engine cuts into blocks; what an update writes into is its own, and no gradient."""
@@ -607,6 +619,29 @@ def test_a_formula_is_looked_at_again_only_for_what_it_reads_itself(wrap: Callab
     opt.step(np.full(2, -4.0))
     assert LOOKS
     np.testing.assert_array_equal(w, 4)
+
+
+def test_a_formula_of_our_own_is_looked_at_once_for_all_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a user may read what it likes, and is looked at by each optimizer."""
+    looks: list[str] = []
+    recorded = trace_module.recorded
+    monkeypatch.setattr(trace_module, "recorded", lambda rule, **of: looks.append(rule.name) or recorded(rule, **of))
+    made: dict[str, tuple[bool, Callable[[], Rule]]] = {
+        "another eps": (True, lambda: gpuopt.Adam(eps_root=0.0123)),
+        "the same": (False, lambda: gpuopt.Adam(eps_root=0.0123)),
+        "a schedule": (True, lambda: gpuopt.Adam(lr=lambda t: 0.5, eps_root=0.0123)),
+        "another schedule": (False, lambda: gpuopt.Adam(lr=lambda t: 0.25, eps_root=0.0123)),
+        "a chain": (True, lambda: gpuopt.chain(gpuopt.ClipValue(0.0123), gpuopt.SGD())),
+        "the same chain": (False, lambda: gpuopt.chain(gpuopt.ClipValue(0.0123), gpuopt.SGD())),
+        "a chain with a user's": (True, lambda: gpuopt.chain(gpuopt.L2(0.0123), Looked())),
+        "the same with a user's": (True, lambda: gpuopt.chain(gpuopt.L2(0.0123), Looked())),
+        "arrays": (True, lambda: gpuopt.chain(gpuopt.Box(np.zeros(2), 1.0), gpuopt.SGD())),
+        "the same arrays": (True, lambda: gpuopt.chain(gpuopt.Box(np.zeros(2), 1.0), gpuopt.SGD())),
+    }
+    for name, (expected, make) in made.items():
+        looks.clear()
+        gpuopt.Optimizer(np.zeros(2), make())
+        assert bool(looks) is expected, name
 
 
 def test_what_has_a_say_in_the_programs_of_the_rules() -> None:

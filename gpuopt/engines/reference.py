@@ -33,8 +33,15 @@ class Number(float):
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # NumPy leaves arithmetic with it to us, who know that it is one of Python's numbers
-    __array_priority__ = 1000
+
+    def __array_ufunc__(self, function: Any, method: str, *given: Any, **options: Any) -> Any:
+        """What NumPy does with it, in place or not: arrays take it for one of Python's numbers, NumPy's numbers for one of us."""
+        value = getattr(function, method)(*[x.value if isinstance(x, Number) else x for x in given], **options)
+        return Number(value) if isinstance(value, np.float64) else value
+
+    def __cupy_override_elementwise_kernel__(self, function: Any, *given: Any, **options: Any) -> Any:
+        """The same of CuPy."""
+        return self.__array_ufunc__(function, "__call__", *given, **options)
 
     @property
     def value(self) -> float:

@@ -157,8 +157,17 @@ def _install_operators() -> None:
     def method(op: Callable[[Any, Any], Any], kind: str, *, swapped: bool = False) -> Callable[[Pair, Any], Any]:
         return lambda self, other: _operate(op, kind, *((other, self) if swapped else (self, other)))
 
+    def in_place(op: Callable[[Any, Any], Any], kind: str) -> Callable[[Pair, Any], Pair]:
+        def method(self: Pair, other: Any) -> Pair:
+            new = _operate(op, kind, self, other)
+            self.re, self.im = new.re, new.im  # under every name that the value has: as arrays do it
+            return self
+
+        return method
+
     for name, (kind, op) in operators.items():
         setattr(Pair, f"__{name}__", method(op, kind))
+        setattr(Pair, f"__i{name}__", in_place(op, kind))
         setattr(Pair, f"__r{name}__", method(op, kind, swapped=True))
     for name, op in COMPARISONS.items():
         setattr(Pair, f"__{name}__", method(op, "comparison"))
