@@ -39,6 +39,7 @@ def idle(program: Program) -> Program:
     return _only(program, (), _totals(program))
 
 
+@cache
 def depth_of_totals(program: Program) -> int:
     """How many stages come before the last total over all leaves is known."""
     numbers = depths(program, of_sums=0, of_arrays=1)[1]

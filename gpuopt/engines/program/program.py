@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,14 @@ class Program:
     """Slots of other shapes than the leaf's, and what of `extents` they become."""
     writes: bool = False
     """Whether the update, run on arrays, may write into those that it is given."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Worked out once: thousands of nodes have a say in it, and it is asked for again and again."""
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     @property
     def exact(self) -> bool:

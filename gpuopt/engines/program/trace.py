@@ -11,13 +11,14 @@ there, once.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.engines.program.functions import Namespace
 from gpuopt.engines.program.program import LEAVES_OF_NUMBERS, SCALE, Node, Program
 from gpuopt.engines.program.symbols import Extent, Kind, Number, Scalar, ShapeNeededError, Symbol, Tape, TraceError
-from gpuopt.rules.formula import named, returned
+from gpuopt.rules.formula import Formula, named, returned
 from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealOnlyError, applied
 from gpuopt.rules.slots import Columns, Rows, Shared, is_number, shape_of, starts
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def trace(rule: Rule, *, is_complex: bool = False, kind: Kind | None = None, twice: bool = False) -> Program:
-    """Run ``rule.update`` on symbols.
+    """Run ``rule.update`` on symbols. A formula of the package alone, which reads nothing but its fields, is run once for all that are alike.
 
     Parameters
     ----------
@@ -47,13 +48,44 @@ def trace(rule: Rule, *, is_complex: bool = False, kind: Kind | None = None, twi
         If the update does with complex numbers what is refused.
 
     """
+    own = _fields(rule)
+    key = own and (own, *sorted(rule.at(0)), is_complex, kind)
+    if key in _known:
+        return _known[key]
     program = recorded(rule, is_complex=is_complex, kind=kind)
-    if twice and recorded(rule, is_complex=is_complex, kind=kind) != program:
+    if own:
+        if len(_known) == MOST:
+            _known.clear()
+        _known[key] = program
+    elif twice and recorded(rule, is_complex=is_complex, kind=kind) != program:
         raise TraceError(
             f"{rule.name}.update does something else each time that it is called (random numbers? a count of its own?); "
             "to be fused it needs to be the same formula; engine='array' runs it as it is"
         )
     return program
+
+
+MOST = 256
+"""Programs that are kept."""
+_known: dict[Any, Program] = {}
+
+
+def _fields(value: Any) -> Any:
+    """What the program of a formula depends on, to compare; None where code or data of others has a say."""
+    if isinstance(value, Formula):
+        if type(value).__module__.partition(".")[0] != __name__.partition(".")[0]:
+            return None
+        # A schedule gives a number of the step, whichever it is.
+        schedules = {name for name in value.hyperparameters() if value.hyperparameter(name).is_schedule}
+        names = [field.name for field in fields(value)]
+        found = ["schedule" if name in schedules else _fields(getattr(value, name)) for name in names]
+    elif isinstance(value, tuple):
+        found = [*map(_fields, value)]
+    elif value is None or type(value) in (bool, int, float, str):
+        found = [repr(value)]  # 0.0 and -0.0 are equal, and not alike
+    else:
+        return None
+    return None if None in found else (type(value), *found)
 
 
 def recorded(rule: Rule, *, is_complex: bool, kind: Kind | None = None, seen: Any = None) -> Program:
