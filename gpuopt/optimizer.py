@@ -366,6 +366,8 @@ class Optimizer(Stateful):
         ------
         ValueError
             If a parameter is not the array that it was; see `step`.
+        FloatingPointError
+            With ``nonfinite="raise"``, if a GPU has not told yet of a step that it left out. It is waited for then.
 
         Examples
         --------
@@ -379,6 +381,7 @@ class Optimizer(Stateful):
 
         """
         with self._lock:
+            self._raise_overdue(wait=True)
             self._held.check_all()
             last = [
                 rule.at(max(self._steps - 1, 0)) | own for rule, own in zip(self._rules, self._carried, strict=True)

@@ -210,11 +210,12 @@ def test_raise_names_the_leaf_and_changes_nothing(space: Space, engine: Any) -> 
     assert snapshot(space, opt) != before
 
 
-def test_a_state_is_not_saved_with_steps_that_did_not_happen(space: Space) -> None:
+@pytest.mark.parametrize("ask", ["state_dict", "evaluation"])
+def test_a_state_is_not_told_with_steps_that_did_not_happen(space: Space, ask: str) -> None:
     w = space.put(np.ones(3, "float32"))
     opt = gpuopt.Optimizer(w, gpuopt.SGD(), nonfinite="raise")
     with pytest.raises(FloatingPointError, match="grads: NaN or infinity at step 0"):
-        repeat(opt, space.put(np.asarray([1, math.nan, 1], "float32")), 1)
+        repeat(opt, space.put(np.asarray([1, math.nan, 1], "float32")), 1, ask)
     assert opt.state_dict()["steps"] == 0
 
 
@@ -225,10 +226,10 @@ def test_a_limit_is_checked(limit: Any) -> None:
             make(limit)
 
 
-def repeat(opt: gpuopt.Optimizer, grads: Any, times: int) -> None:
+def repeat(opt: gpuopt.Optimizer, grads: Any, times: int, ask: str = "state_dict") -> None:
     for _ in range(times):
         opt.step(grads)
-    opt.state_dict()
+    getattr(opt, ask)()
 
 
 def snapshot(space: Space, opt: gpuopt.Optimizer) -> list[bytes]:
