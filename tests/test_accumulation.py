@@ -66,7 +66,7 @@ def optimizer(space: Space, rule: Any, dtype: str, layout: str = "C", **options:
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_is_one_update_by_the_mean(rule: Any, guard: dict[str, Any], dtype: str, space: Space) -> None:
     given = gradients(9, dtype)
-    for engine in ("auto", "array"):
+    for engine in space.engines:
         opt = optimizer(space, rule, dtype, every=3, engine=engine, **guard)
         plain = optimizer(space, rule, dtype, engine=engine, **guard)
         for i, grads in enumerate(given):
