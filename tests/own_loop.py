@@ -7,7 +7,7 @@ import numpy as np
 import gpuopt
 
 
-def solve(folder: str, steps: int, every: int | str = "0.02s") -> gpuopt.Run:
+def solve(folder: str, steps: int, every: int | str = "0.1s") -> gpuopt.Run:
     """Minimize |a x - b| over x >= 0, a part of the rows at once."""
     random = np.random.RandomState(0)
     a = random.rand(200, 30)

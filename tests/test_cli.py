@@ -375,7 +375,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole: str, signum: signal.Signals
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_a_killed_run_goes_on_to_the_same_bits(whole: str) -> None:
-    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-every", "0.01s")
+    run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-every", "0.05s")
     for number in range(1, 4):
         wait_for(lambda: len(rows("run")) > 20 * number and Path("run/checkpoint.safetensors").exists())  # noqa: B023
         run.kill()

@@ -112,10 +112,10 @@ def test_every_byte_of_a_footer(tmp_path: Path) -> None:
     """Damaged statistics end the process in pyarrow's own reading of a column's metadata."""
     content, path = parquet(a=X[:, 0], y=Y), tmp_path / "a.parquet"
     for at in range(len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 4):
-        for bit in (1, 16):
-            path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
-            with contextlib.suppress(UsageError):
-                load(path, "y")
+        bit = 16 if at % 2 else 1
+        path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
+        with contextlib.suppress(UsageError):
+            load(path, "y")
 
 
 def peak() -> int:

@@ -75,10 +75,11 @@ def _fields(value: Any) -> Any:
     if isinstance(value, Formula):
         if type(value).__module__.partition(".")[0] != __name__.partition(".")[0]:
             return None
-        # A schedule gives a number of the step, whichever it is.
-        schedules = {name for name in value.hyperparameters() if value.hyperparameter(name).is_schedule}
-        names = [field.name for field in fields(value)]
-        found = ["schedule" if name in schedules else _fields(getattr(value, name)) for name in names]
+        given = {field.name: getattr(value, field.name) for field in fields(value)}
+        scheduled = {name for name in value.hyperparameters() if callable(given.get(name))}
+        found = [
+            "schedule" if name in scheduled else _fields(own) for name, own in given.items()
+        ]  # a number, whichever it is
     elif isinstance(value, tuple):
         found = [*map(_fields, value)]
     elif value is None or type(value) in (bool, int, float, str):
