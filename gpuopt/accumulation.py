@@ -131,11 +131,12 @@ class Accumulation:
         """Return a function, written in C, that records how many gradients are in the sums."""
         return partial(vars(self).update, waiting=waiting, counts={i: counts.get(i, 0) for i in self.sums})
 
-    def slots(self, i: int) -> dict[str, Any]:
-        """Return the entries of a leaf in a saved state: empty unless gradients are waiting."""
-        if not self.waiting or i not in self.sums:
-            return {}
-        return {SUM: self.sums[i], COUNT: np.array(float(self.counts[i]))}
+    def with_slots(self, slots: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """Return the slots of the leaves in a saved state: the rules', and those of gradients that are waiting."""
+        if not self.waiting:
+            return slots
+        count = {i: np.array(float(n)) for i, n in self.counts.items()}
+        return [{**own, SUM: self.sums[i], COUNT: count[i]} if i in self.sums else own for i, own in enumerate(slots)]
 
     def inherit(self, old: Accumulation, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy the waiting gradients of another accumulation; pairs are (own leaf, leaf of the other)."""

@@ -18,11 +18,11 @@ import numpy as np
 
 from gpuopt.arrays import describe, dtype_of, to_numpy
 from gpuopt.suggest import listed, printable
-from gpuopt.tensorfile import CheckpointError, checksums, read, write
+from gpuopt.tensorfile import CheckpointError, Kind, Wanted, checksums, read, write
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -141,22 +141,21 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
     """As :func:`load`; return the further arrays in the file, too."""
     _expect_optimizer(opt)
     # Not of `state_dict`, which raises the error of a step that was left out.
-    own = {path: (tuple(x.shape), dtype_of(x)) for path, x in zip(opt._tree.paths, opt._arrays, strict=True)}
+    own = {path: (dtype_of(x), tuple(x.shape)) for path, x in zip(opt._tree.paths, opt._arrays, strict=True)}
     places: dict[str, tuple[str, str] | None] = {}
 
-    def fits(name: str, shape: tuple[int, ...], dtype: str) -> bool:
-        place = places[name] = _place(name)
-        if place is None:
-            return name.startswith(ARRAYS)
-        leaf, slot = place
-        if own.get(leaf) == (shape, dtype):
-            return True  # nearly all
-        if slot and (shape, dtype) == ((), "float64"):
-            return True  # a number of a leaf or of a group
-        return leaf in own and _fits(*own[leaf], bool(slot), shape, dtype)
+    def fitting(names: list[str], kinds: list[Kind]) -> list[bool]:
+        places.update(zip(names, map(_place, names), strict=True))
+        return [
+            own.get(place[0]) == kind
+            or _fits(own.get(place[0]), bool(place[1]), kind)  # nearly all are like their leaf
+            if place
+            else name.startswith(ARRAYS)
+            for (name, place), kind in zip(places.items(), kinds, strict=True)
+        ]
 
     def read() -> tuple[dict[str, Any], tuple[dict[str, Any], dict[str, NDArray[Any]]]]:
-        tensors, about = verified(path, fits)
+        tensors, about = verified(path, fitting)
         for name in about.get("complex", ()):
             tensors[name] = _as_complex(path, name, tensors.get(name))
         params: dict[str, Any] = {}
@@ -185,8 +184,13 @@ def load_state(path: str | os.PathLike[str], opt: Optimizer) -> tuple[dict[str, 
 
 
 @functools.lru_cache(1024)  # of many leaves few are unlike the others
-def _fits(own_shape: tuple[int, ...], own_dtype: str, is_slot: bool, shape: tuple[int, ...], dtype: str) -> bool:
-    """Whether an array in a file may be a parameter, or one of its slots, as far as shape and dtype tell."""
+def _fits(own: Kind | None, is_slot: bool, kind: Kind) -> bool:
+    """Whether an array in a file may be a parameter, or one of its slots, as far as dtype and shape tell."""
+    if is_slot and kind == ("float64", ()):
+        return True  # a number of a leaf or of a group
+    if own is None:
+        return False
+    (own_dtype, own_shape), (dtype, shape) = own, kind
     is_halved = own_dtype in SMALL and is_slot
     dtypes = {own_dtype, "float32", "uint16"} if is_halved else {REAL.get(own_dtype, own_dtype)}
     shapes = [(*own_shape, 2), own_shape] if own_dtype in REAL else [own_shape]
@@ -228,9 +232,7 @@ def _about(path: str | os.PathLike[str], metadata: Mapping[str, str]) -> dict[st
     raise CheckpointError(f"{path}: damaged: the metadata 'gpuopt' cannot be read")
 
 
-def verified(
-    path: str | os.PathLike[str], wanted: Callable[[str, tuple[int, ...], str], bool] = lambda *_: True
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def verified(path: str | os.PathLike[str], wanted: Wanted | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """As :func:`read`, of one of our checkpoints whose checksums are right; and what its metadata say.
 
     Raises
@@ -244,8 +246,8 @@ def verified(
         raise CheckpointError(f"{path}: damaged: its checksums cannot be read")
     arrays = {name: x for name, x in tensors.items() if isinstance(x, np.ndarray)}
     found = checksums(arrays, {key: text for key, text in metadata.items() if key != "crc32"})
-    damaged = [name for name, checksum in found.items() if recorded.get(name) != checksum]
-    if damaged:
+    if not found.items() <= recorded.items():
+        damaged = [name for name, checksum in found.items() if recorded.get(name) != checksum]
         raise CheckpointError(f"{path}: damaged: wrong checksum of {listed(damaged, shown=_named)}")
     return tensors, about
 

@@ -6,6 +6,8 @@ import operator
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from gpuopt.arrays import describe, hindrance_of
 from gpuopt.engines.memory import geometries
 from gpuopt.leaves import gradient, parameters, with_article
@@ -82,7 +84,7 @@ class Held:
         if (
             all(map(operator.is_, now, self.originals))
             and geometries(now) == self._known
-            and not any(map(hindrance_of, now))
+            and all(x.flags.writeable if type(x) is np.ndarray else not hindrance_of(x) for x in now)
         ):
             return
         for i, p in enumerate(now):

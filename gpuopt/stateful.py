@@ -18,11 +18,10 @@ from gpuopt.accumulation import COUNT, SUM, Accumulation
 from gpuopt.arrays import alias, assign, dtype_of
 from gpuopt.engines import storage
 from gpuopt.engines.choice import Engine, check_engine
-from gpuopt.engines.complexes import slot_dtype
 from gpuopt.engines.interrupts import forks, in_one_go
 from gpuopt.engines.norms import DynamicScale
 from gpuopt.engines.step import Step
-from gpuopt.engines.storage import LOW, Precision, Stochastic
+from gpuopt.engines.storage import Precision, Stochastic
 from gpuopt.gradients import Clip, clipped, guard_of
 from gpuopt.groups import Frozen, match, shown
 from gpuopt.held import Held
@@ -194,8 +193,8 @@ class Stateful:
                 "rules": states.rules_to_plain(self._patterns, self._rules, self._tuned, self._carried),
                 "params": dict(zip(self._tree.paths, self._arrays, strict=True)),
                 "state": {
-                    path: {slot: alias(x) for slot, x in {**own, **self._accumulation.slots(i)}.items()}
-                    for i, (path, own) in enumerate(zip(self._tree.paths, self._step.slots, strict=True))
+                    path: {slot: x.view() if type(x) is np.ndarray else alias(x) for slot, x in own.items()}
+                    for path, own in zip(self._tree.paths, self._accumulation.with_slots(self._step.slots), strict=True)
                 },
             }, self.count_skipped()
 
@@ -215,44 +214,38 @@ class Stateful:
 
         """
         with uncollected(len(self._arrays)):
-            self._go_on_from(state, self._step.readable)
+            self._go_on_from(state)
 
-    def _go_on_from(self, state: Mapping[str, Any], readable: Callable[[Any, Any], Any]) -> None:
-        """See `load_state_dict`, and of ``readable`` `states.arrays_of`."""
+    def _go_on_from(self, state: Mapping[str, Any]) -> None:
+        """See `load_state_dict`."""
         states.check_nesting(state)
         problems: list[str] = []
         tuned = states.tuned_of(state, self._patterns, self._original, problems)
         rules = self._rules if problems else tuning.rules_with(tuned, self._original)
-        dtypes = partial(slot_dtype, precision=storage.name_of(self._precision))
-        expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
-        expected |= {
-            ("state", path, LOW): own[LOW]
-            for path, own in zip(self._tree.paths, self._step.slots, strict=True)
-            if LOW in own
-        }
         precision = states.precision_of(state, self._precision, problems)
         scale = states.scale_of(state, is_dynamic=isinstance(self._scale, DynamicScale), problems=problems)
         skipped = states.skipped_of(state, problems)
         accumulated = states.accumulated_of(state, self._every, problems)
-        sums = self._accumulation.sums if accumulated else {}
-        waiting = {i: self._tree.paths[i] for i in sums}
-        expected |= {("state", path, SUM): sums[i] for i, path in waiting.items()}
-        expected |= {("state", path, COUNT): np.zeros(()) for path in waiting.values()}
-        given = states.arrays_of(state, expected, readable, problems)
-        counts = states.counts_of(given, COUNT, waiting, accumulated, problems)
         carried = states.carried_of(state, self._by_pattern, problems)
-        if problems:
-            raise states.misfit(problems)
+        paths = self._tree.paths
 
         with self._lock:
             self._held.check_all()
             step, changes = self._with_rules(rules, tuned)
-            for i, path in enumerate(self._tree.paths):
-                changes += step.copying(self._arrays[i], given["params", path])
-                for slot, own in step.slots[i].items():
-                    changes += step.copying(own, given["state", path, slot])
-            for i, path in waiting.items():
-                changes += step.copying(sums[i], given["state", path, SUM])
+            targets: dict[states.Key, Any] = {("params", path): a for path, a in zip(paths, self._arrays, strict=True)}
+            targets |= {
+                ("state", path, slot): own
+                for path, slots in zip(paths, step.slots, strict=True)
+                for slot, own in slots.items()
+            }
+            waiting = {i: paths[i] for i in self._accumulation.sums} if accumulated else {}
+            targets |= {("state", path, SUM): self._accumulation.sums[i] for i, path in waiting.items()}
+            counting = {("state", path, COUNT): np.zeros(()) for path in waiting.values()}
+            given = states.arrays_of(state, targets | counting, step.unreadable, problems)
+            counts = states.counts_of(given, COUNT, waiting, accumulated, problems)
+            if problems:
+                raise states.misfit(problems)
+            changes += step.copying([(own, given[key]) for key, own in targets.items()])
             changes.append(self._accumulation.setting(accumulated, counts))
             numbers = {"_steps": operator.index(state["steps"]), "_carried": carried, "_precision": precision}
             # A GPU goes on counting, unless it is pardoned.
@@ -276,7 +269,7 @@ class Stateful:
         self._held.check_all()
         with uncollected(len(self._arrays)):
             state, more = read()
-            self._go_on_from(state, partial(self._step.readable, is_apart=True))
+            self._go_on_from(state)
         return more
 
     def with_params(self, params: Any) -> Self:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from gpuopt import schedules
-from gpuopt.arrays import describe, detached, dtype_of, hindrance_of, zeros_like
+from gpuopt.arrays import assign, describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST, as_float, as_index
 from gpuopt.rules.slots import is_number, shape_of, starts
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
     from gpuopt.tuning import Tuned
 
-    Key = tuple[str, ...]
 
+Key: TypeAlias = tuple[str, ...]
+"""Of an array in a state: ``("params", path)`` or ``("state", path, slot)``."""
 
 KEYS = {"steps", "skipped", "accumulated", "seed", "scale", "rules", "params", "state"}
 """Keys of a state."""
@@ -179,7 +181,7 @@ def expected_arrays(
     rules: Sequence[Rule],
     slot_dtype: Callable[[Rule, str, Any], Any],
 ) -> dict[Key, Any]:
-    """Return what the arrays of a state must be like, by ``("params", path)`` and ``("state", path, slot)``.
+    """Return what the arrays of a state must be like, by their keys.
 
     Parameters
     ----------
@@ -213,7 +215,10 @@ def expected_arrays(
 
 
 def arrays_of(
-    state: Mapping[str, Any], expected: Mapping[Key, Any], readable: Callable[[Any, Any], Any], problems: list[str]
+    state: Mapping[str, Any],
+    expected: Mapping[Key, Any],
+    unreadable: Callable[[Sequence[Any], Sequence[Any]], Sequence[int]],
+    problems: list[str],
 ) -> dict[Key, Any]:
     """Return the arrays of a state that fit, each as one of the library and device of the array that it is for.
 
@@ -222,9 +227,9 @@ def arrays_of(
     state
         Nested as `check_nesting` wants it.
     expected
-        As `expected_arrays` returned it: the shapes and dtypes that are needed.
-    readable
-        Called with an array of the state and the one expected: returns the first as one like the second.
+        What they are for, or arrays like that: see `expected_arrays`.
+    unreadable
+        Called with arrays of the state and those expected: returns which of the first must be copied into new ones like the second.
     problems
         What is missing, unexpected, of another shape or dtype is appended.
 
@@ -233,28 +238,42 @@ def arrays_of(
     given |= {("state", path, s): a for path, own in state.get("state", {}).items() for s, a in own.items()}
     fitting, missing = {}, []
     for key, own in expected.items():
-        if (new := given.pop(key, _NOTHING)) is _NOTHING:
+        new = given.pop(key, _NOTHING)
+        if (
+            type(new) is type(own) is np.ndarray
+            and new.dtype is own.dtype
+            and new.shape == own.shape
+            and own.flags.writeable
+        ):
+            fitting[key] = new  # nearly all
+        elif new is _NOTHING:
             missing.append("/".join(key))
         elif why := _why_unfit(new, own):
             problems.append(f"{'/'.join(key)}: {why}")
         else:
-            try:
-                fitting[key] = readable(detached(new), own)
-            except Exception as error:  # noqa: BLE001 - each library has its own
-                problems.append(f"{'/'.join(key)}: {describe(new)} that cannot be read ({error})")
+            fitting[key] = detached(new)
+    keys = [*fitting]
+    for i in unreadable([*fitting.values()], [expected[key] for key in keys]):
+        key = keys[i]
+        try:
+            fitting[key] = _copied(fitting[key], expected[key])
+        except Exception as error:  # noqa: BLE001 - each library has its own
+            problems.append(f"{'/'.join(key)}: {describe(fitting[key])} that cannot be read ({error})")
     problems += told_of_each(missing, "missing") + told_of_each(["/".join(key) for key in given], "unexpected")
     return fitting
 
 
+def _copied(x: Any, own: Any) -> Any:
+    """Return the values of an array of any library as a new one like another array."""
+    if type(x) is type(own) is np.ndarray:
+        return x.copy()
+    copy = zeros_like(own)
+    assign(copy, x)
+    return copy
+
+
 def _why_unfit(new: Any, own: Any) -> str:
     """Return why something cannot be written into an array; "" if it can."""
-    if (
-        type(new) is type(own) is np.ndarray
-        and new.dtype is own.dtype
-        and new.shape == own.shape
-        and own.flags.writeable
-    ):
-        return ""  # nearly all
     if not (hasattr(new, "shape") and hasattr(new, "dtype")):
         return f"{describe(new)}, expected an array"
     if tuple(new.shape) != tuple(own.shape):
@@ -283,13 +302,18 @@ def check_nesting(state: Any) -> None:
         tuned = [
             own.get("tuned") if _is_dict(own) and isinstance(own.get("name"), str) else None for own in rules.values()
         ]
-        if all(map(_is_dict, (*tuned, *slots.values()))):
+        dicts: list[Any] = [*tuned, *slots.values()]
+        if all(type(x) is dict or isinstance(x, Mapping) for x in dicts) and _are_names(chain.from_iterable(dicts)):
             return
     raise ValueError("the state does not fit: expected dicts nested as state_dict nests them, with names as keys")
 
 
 def _is_dict(x: object) -> bool:
-    return (type(x) is dict or isinstance(x, Mapping)) and all(type(name) is str or isinstance(name, str) for name in x)
+    return (type(x) is dict or isinstance(x, Mapping)) and _are_names(x)
+
+
+def _are_names(keys: Iterable[Any]) -> bool:
+    return all(issubclass(kind, str) for kind in set(map(type, keys)))
 
 
 def _restored(value: Any) -> Any:

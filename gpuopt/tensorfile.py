@@ -9,13 +9,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import operator
 import os
 import stat
 import sys
 import zlib
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -36,9 +35,21 @@ DTYPES = {
     "bool": "BOOL",
 }
 """The format's names of dtypes."""
-_Entry: TypeAlias = tuple[int, int, str, np.dtype[Any], tuple[int, ...]]
-"""Of an array that is to be read: where its bytes begin in the data and end; its name, dtype and shape."""
 NAMES = {code: name for name, code in DTYPES.items()}
+BITS = {code: 8 if code == "BOOL" else int("".join(filter(str.isdigit, code))) for code in NAMES} | {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "C64": 64,
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+}
+"""How many an element has; of the format's other dtypes, too, which are not read."""
+Kind: TypeAlias = tuple[str, tuple[int, ...]]
+"""Dtype and shape of an array in a file."""
+Wanted: TypeAlias = "Callable[[list[str], list[Kind]], Iterable[bool]]"
+"""Called with the names and kinds of all arrays of a file; returns which of them to read."""
+MOST_AXES = 64
+"""Of an array; NumPy has no more."""
 HEADER_LIMIT = 100_000_000  # bytes; what safetensors is ready to read
 
 
@@ -69,22 +80,21 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
     """
     arrays = {  # the largest items first: so each one is aligned
         name: x
-        if x.dtype.isnative and x.flags.c_contiguous
+        if x.flags.c_contiguous and x.dtype.isnative
         else np.asarray(x, dtype=x.dtype.newbyteorder("<"), order="C")
-        for name, x in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+        for _, name, x in sorted((-x.dtype.itemsize, name, x) for name, x in tensors.items())  # no two names are equal
     }
     about = {**metadata, "crc32": json.dumps(checksums(arrays, metadata))}
     parts = [f'"__metadata__": {json.dumps(about, ensure_ascii=False)}']
-    quoted = json.JSONEncoder(ensure_ascii=False).encode
     kinds: dict[tuple[Any, ...], str] = {}  # of many arrays few are unlike the others
     end = 0
-    for name, x in arrays.items():
+    for (name, x), quoted in zip(arrays.items(), map(json.encoder.encode_basestring, arrays), strict=True):
         if (about_it := kinds.get(kind := (x.dtype, x.shape))) is None:
             if (dtype := dtype_of(x)) not in DTYPES:
                 raise TypeError(f"{name}: dtype {x.dtype} cannot be saved; known: {', '.join(DTYPES)}")
             about_it = kinds[kind] = f'"dtype": "{DTYPES[dtype]}", "shape": {list(x.shape)}'
         begin, end = end, end + x.nbytes
-        parts.append(f'{quoted(name)}: {{{about_it}, "data_offsets": [{begin}, {end}]}}')
+        parts.append(f'{quoted}: {{{about_it}, "data_offsets": [{begin}, {end}]}}')
     try:
         text = f"{{{', '.join(parts)}}}".encode()
     except UnicodeEncodeError as error:
@@ -102,93 +112,105 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], met
         file.writelines(map(_bytes, arrays.values()))
 
 
-def read(
-    path: str | os.PathLike[str], wanted: Callable[[str, tuple[int, ...], str], bool] = lambda *_: True
-) -> tuple[dict[str, Any], dict[str, str]]:
+def read(path: str | os.PathLike[str], wanted: Wanted | None = None) -> tuple[dict[str, Any], dict[str, str]]:
     """The arrays and the metadata of any safetensors file. Checksums are left to `checksums`.
 
-    An array for which ``wanted(name, shape, dtype)`` is false is not read (a file may say that it is larger than the
-    memory), nor is one of a dtype unknown to us: in its place stands an object with nothing but its `shape` and `dtype`.
+    Which arrays to read, ``wanted(names, kinds)`` tells, where a kind is a dtype and a shape: all of them without it. The others are not
+    read (a file may say that it is larger than the memory), nor are those of a dtype unknown to us: in their place stands an
+    object with nothing but its `shape` and `dtype`.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = os.path.expanduser(path)  # noqa: PTH111
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (a folder; a pipe would block)
         raise CheckpointError(f"{path}: not a file")
     with open(path, "rb") as file:  # noqa: PTH123  (Python's own errors)
         try:
-            with safe_open(path, framework="numpy"):  # it checks the header; a call for each tensor would take too long
-                pass
-            text = file.read(int.from_bytes(file.read(8), "little"))
-            header = json.loads(text)
-            metadata = header.pop("__metadata__", None) or {}
-            return _arrays(file, len(text) + 8, header, wanted), metadata
+            header, metadata = _header(file)
+            return _arrays(file, header, wanted), metadata
         except (
-            SafetensorError,
             ValueError,
             KeyError,
             TypeError,
             AttributeError,
-        ) as error:  # the latter: of another file
+            RecursionError,
+        ) as error:  # of what stands in the header of another file
             raise CheckpointError(f"{path}: not a safetensors file, or damaged: {error}") from None
 
 
 def outline(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """As :func:`read`, with the shapes and dtypes of the arrays alone."""
-    return read(path, lambda *_: False)
+    return read(path, lambda names, _: [False] * len(names))
 
 
-def _arrays(
-    file: io.BufferedReader, begin: int, header: Mapping[str, Any], wanted: Callable[[str, tuple[int, ...], str], bool]
-) -> dict[str, Any]:
-    """The arrays of a file whose data begin there; see :func:`read`. Neighbours are views of one block of memory."""
-    known = DTYPES.keys() if "ml_dtypes" in sys.modules else DTYPES.keys() - {"bfloat16"}
-    native = sys.byteorder == "little"  # then the very dtypes that everybody has: `newbyteorder` makes others
-    stored = {DTYPES[name]: dtype if native else dtype.newbyteorder() for name in known for dtype in [np.dtype(name)]}
-    tensors: dict[str, Any] = dict.fromkeys(header)  # in the order of the header
-    entries: list[_Entry] = []
-    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, np.dtype[Any] | None, int]] = {}
-    for name, about in header.items():
-        code, shape, (start, stop) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
-        if (code, shape) not in kinds:  # of many arrays few are unlike the others
-            found = stored.get(code)
-            kinds[code, shape] = NAMES.get(code, code), found, math.prod(shape) * found.itemsize if found else 0
-        dtype, own, nbytes = kinds[code, shape]
-        if own is None or not wanted(name, shape, dtype):
-            tensors[name] = SimpleNamespace(shape=shape, dtype=dtype)
+def _header(file: io.BufferedReader) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a file begins with: what it says of its arrays, and its metadata."""
+    length, most = int.from_bytes(file.read(8), "little"), min(os.fstat(file.fileno()).st_size - 8, HEADER_LIMIT)
+    if not 0 < length <= most:
+        raise ValueError(f"its header is said to have {length} bytes, expected at most {most}")
+    header = json.loads(file.read(length).decode())
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError("its metadata are no texts")
+    return header, metadata or {}
+
+
+def _arrays(file: io.BufferedReader, header: Mapping[str, Any], wanted: Wanted | None) -> dict[str, Any]:
+    """The arrays of a file whose data come next; see :func:`read`. Neighbours that are alike are views of one."""
+    begin, names = file.tell(), [*header]
+    size = os.fstat(file.fileno()).st_size - begin
+    kinds: dict[Kind, _Known] = {}  # of many arrays few are unlike the others
+    own = [
+        kinds.get(key := (about["dtype"], tuple(about["shape"]))) or kinds.setdefault(key, _Known.of(*key))
+        for about in header.values()
+    ]
+    spans = [about["data_offsets"] for about in header.values()]
+    if {*map(type, itertools.chain.from_iterable(spans))} - {int}:
+        raise ValueError("its offsets are no integers")
+    order, end = sorted(range(len(spans)), key=spans.__getitem__), 0
+    for i in order:
+        start, stop = spans[i]
+        if start != end or stop - start != own[i].nbytes:
+            raise ValueError(f"{names[i]!r} has bytes {start} to {stop}, expected {own[i].nbytes} from {end} on")
+        end = stop
+    if end != size:
+        raise ValueError(f"its arrays have {end} bytes, but {size} come behind the header")
+
+    chosen = [*wanted(names, [known.kind for known in own])] if wanted else [True] * len(own)
+    found: list[Any] = [
+        known if is_chosen and known.dtype is not None else SimpleNamespace(shape=known.kind[1], dtype=known.kind[0])
+        for known, is_chosen in zip(own, chosen, strict=True)
+    ]
+    # To make each of many small arrays by itself takes several times as long.
+    for known, alike in itertools.groupby(order, found.__getitem__):
+        if not isinstance(known, _Known):
             continue
-        if nbytes != stop - start:
-            raise ValueError(f"{name!r} takes {nbytes} bytes, not {stop - start}")
-        entries.append((start, stop, name, own, shape))
-    for run in _runs(entries):
-        first, _, name, *_ = run[0]
-        block = np.empty(run[-1][1] - first, np.uint8)
-        file.seek(begin + first)
-        if file.readinto(block.data) != len(block):
-            raise ValueError(f"{name!r} is cut off")
-        for (own, shape), alike in itertools.groupby(run, operator.itemgetter(3, 4)):
-            members = [*alike]
-            # Of an array along its first axis: to make each of many small ones by itself takes several times as long.
-            stack: NDArray[Any] = np.ndarray((len(members), *shape), own, block.data, members[0][0] - first)
-            for (_, _, name, _, _), array in zip(members, stack if shape else stack.reshape(-1, 1), strict=True):
-                x = array if shape else array.reshape(())
-                tensors[name] = x if native else x.astype(own.newbyteorder())
-    return tensors
+        members, (_, shape) = [*alike], known.kind
+        stack: NDArray[Any] = np.empty((len(members), *shape), known.dtype)
+        file.seek(begin + spans[members[0]][0])
+        if file.readinto(_bytes(stack)) != stack.nbytes:
+            raise ValueError(f"{names[members[-1]]!r} is cut off")
+        if sys.byteorder != "little":
+            stack.byteswap(inplace=True)
+        views = stack if shape else (x.reshape(()) for x in stack.reshape(-1, 1))
+        for i, x in zip(members, views, strict=True):
+            found[i] = x
+    return dict(zip(names, found, strict=True))
 
 
-def _runs(entries: Iterable[_Entry]) -> list[list[_Entry]]:
-    """Entries side by side in the file, each of them aligned to the first one."""
-    runs: list[list[_Entry]] = []
-    run: list[_Entry] = []
-    stop = first = -1
-    for entry in sorted(entries):
-        start, end, _, dtype, _ = entry
-        if start != stop or (start - first) % dtype.itemsize:
-            run, first = [], start
-            runs.append(run)
-        run.append(entry)
-        stop = end
-    return runs
+class _Known(NamedTuple):
+    """What is known of arrays of a kind: NumPy's dtype, None where it is unknown; and how many bytes they have."""
+
+    kind: Kind
+    dtype: np.dtype[Any] | None
+    nbytes: int
+
+    @classmethod
+    def of(cls, code: str, shape: tuple[int, ...]) -> _Known:
+        """Return the kind of an array that a header describes so."""
+        if len(shape) > MOST_AXES or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"a shape of {[*shape]!r:.80}")
+        name = NAMES.get(code, code)
+        is_known = code in NAMES and (name != "bfloat16" or "ml_dtypes" in sys.modules)
+        return cls((name, shape), np.dtype(name) if is_known else None, math.prod(shape) * BITS[code] // 8)
 
 
 def checksums(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> dict[str, int]:

@@ -104,7 +104,7 @@ class Saved(Led, Alone):
         expected = states.expected_arrays(self._tree.paths, self._arrays, self._groups, rules, dtypes)
         split = {self._tree.paths[i]: self._arrays[i] for i in self._split}
         expected |= {("state", path, LOW): zeros_like(a, np.uint16) for path, a in split.items()}
-        given = states.arrays_of(state, expected, lambda x, _: x, problems)
+        given = states.arrays_of(state, expected, lambda *_: [], problems)
         carried = states.carried_of(state, self._by_pattern, problems)
         numbers: dict[str, Any] = {
             "_carried": carried,
@@ -155,8 +155,7 @@ class Saved(Led, Alone):
                             if piece.leaf == i
                         ]
             with failure:
-                for target, x in news:
-                    changes += step.copying(target, _like(target, x))
+                changes += step.copying([(target, _like(target, x)) for target, x in news])
             self._agree(failure.error, {})
             changes.append(partial(vars(self).update, numbers, _steps=int(state["steps"])))
             in_one_go(changes, step.restoring())

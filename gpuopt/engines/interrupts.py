@@ -45,6 +45,11 @@ def in_one_go(calls: Iterable[Callable[[], object]], at_last: Iterable[Callable[
         raise
 
 
+def each(function: Callable[..., object], *arguments: Iterable[Any]) -> Callable[[], object]:
+    """Return a call of a function with the items of iterables, for as many as there are: in C if the function is, and once."""
+    return partial(_exhaust, map(function, *arguments))
+
+
 def shielded(function: Callable[[], T]) -> T:
     """Call a function to its end, whatever exception arrives meanwhile; the exception is raised afterwards.
 

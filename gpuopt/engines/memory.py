@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -181,21 +180,11 @@ class Overlaps:
         self._starts = starts[order]
         # An array with gaps may enclose others: an end counts for all that start after it, too.
         self._ends = np.maximum.accumulate(ends[order])
-        self._listed: tuple[list[int], list[int]] | None = None
 
     def __call__(self, starts: Any, ends: Any) -> NDArray[np.bool_]:
         """Whether the bytes from a start to its end belong to any of these arrays, for many starts and ends at once."""
         before = np.searchsorted(self._starts, ends)
         return np.asarray((before > 0) & (self._ends[before - 1] > starts) & (ends > starts))
-
-    def meets(self, array: Any) -> bool:
-        """Whether another array reaches into any of these."""
-        start, end = byte_bounds(array)
-        if self._listed is None:
-            self._listed = self._starts.tolist(), self._ends.tolist()
-        starts, ends = self._listed
-        before = bisect_left(starts, end)
-        return before > 0 and ends[before - 1] > start and end > start
 
 
 def _is_spread(a: Any) -> bool:

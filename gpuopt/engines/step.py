@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from itertools import zip_longest
+from itertools import repeat, zip_longest
+from operator import setitem
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import numpy as np
 from gpuopt import arrays as libraries
 from gpuopt.engines import array, memory, storage, whole_arrays
 from gpuopt.engines.fused import FusedStep, Leaf, fused_steps
-from gpuopt.engines.interrupts import in_one_go
+from gpuopt.engines.interrupts import each, in_one_go
 from gpuopt.engines.judging import Judging
-from gpuopt.engines.place import place_of
+from gpuopt.engines.place import place_of, places_of
 from gpuopt.engines.program.dependence import agrees, dependence
 from gpuopt.engines.program.program import SCALE
 from gpuopt.engines.program.programs import Programs
@@ -95,7 +96,7 @@ class Step(Judging):
         self._arrays, self._groups = arrays, groups
         self._numbers = [*map(storage.number_of, parts.leaf_of, parts.starts)] if parts else range(len(arrays))
         self.rules = rules
-        self._places = [place_of(a) for a in arrays]
+        self._places = places_of(arrays)
         programs = Programs(rules)
         self._programs = [programs.get(group, a) for a, group in zip(arrays, groups, strict=True)]
         if engine != "array":
@@ -333,25 +334,26 @@ class Step(Judging):
             for p, group, slots in zip(self._arrays, self._groups, self.slots, strict=True)
         ]
 
-    def readable(self, x: Any, own: Any, *, is_apart: bool = False) -> Any:
-        """Return the values of an array of any library as one like ``own``, which can be read until all have been written to.
+    def unreadable(self, sources: Sequence[Any], targets: Sequence[Any]) -> list[int]:
+        """Return which arrays cannot be read where they are until all leaves and slots have been written to.
 
-        Of one ``is_apart`` it is known that it shares no memory with those that are written to.
+        Those of another place than what they are for, and those that share memory with what is written to.
         """
-        if is_apart and libraries.is_numpy(x) and libraries.is_numpy(own):
-            return x
-        place = place_of(x)
-        reach = self._reach.get(place) if place else None
-        if reach and place is place_of(own) and not reach.meets(x):
-            return x
-        copy = libraries.zeros_like(own)
-        libraries.assign(copy, x)
-        return copy
+        places, homes = places_of(sources), places_of(targets)
+        found = [i for i, (place, home) in enumerate(zip(places, homes, strict=True)) if not place or place is not home]
+        for place, reach in self._reach.items():
+            members = [i for i, (own, home) in enumerate(zip(places, homes, strict=True)) if own is home is place]
+            meeting = reach(*memory.bounds([sources[i] for i in members]))
+            found += [members[k] for k in np.flatnonzero(meeting)]
+        return found
 
-    def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
-        """Return what copies one array into another one of its library and device, in C where the library is."""
-        place = place_of(target)
-        return place.copying(target, source) if place else [array.assigning(target, source)]
+    @staticmethod
+    def copying(pairs: Sequence[tuple[Any, Any]]) -> list[Callable[[], object]]:
+        """Return what writes into each target an array of its library and device, in C where the library is; to be called once."""
+        homes = [None if type(target) is np.ndarray else place_of(target) for target, _ in pairs]
+        calls = [call for home, pair in zip(homes, pairs, strict=True) if home for call in home.copying(*pair)]
+        others = [pair for home, pair in zip(homes, pairs, strict=True) if not home]
+        return [*calls, each(setitem, [target for target, _ in others], repeat(...), [source for _, source in others])]
 
     def _writes(
         self, group: int, members: list[int], gradients: Sequence[Any], h: Mapping[str, float], key: int
@@ -390,11 +392,7 @@ class Step(Judging):
         shared = {name: after[0][1][name] for name, slot in declared.items() if isinstance(slot, Shared)}
         others = [i for i, own in enumerate(self._groups) if own == group and i not in members]
         results += [(self.slots[i][name], new) for i in others for name, new in shared.items()]
-        return [
-            call
-            for target, new in results
-            for call in ([array.assigning(target, new)] if isinstance(new, float) else self.copying(target, new))
-        ]
+        return self.copying(results)
 
 
 def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:

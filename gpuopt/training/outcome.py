@@ -56,7 +56,7 @@ def plane(run: History, data: Dataset | None = None) -> Figure | None:
     file = run.folder.checkpoint
     if not file.exists() or tensorfile.outline(file)[0]["params/layers.0.w"].shape[0] != 2:
         return None
-    saved, _ = tensorfile.read(file, lambda name, *_: name.startswith("params/"))
+    saved, _ = tensorfile.read(file, lambda names, _: [name.startswith("params/") for name in names])
     config = Config.from_json(run.content.get("config"))
     data = data or dataset(config)
     if data.features != 2:
