@@ -19,6 +19,7 @@ from gpuopt.arrays import (
     is_numpy,
     is_real,
     is_tensor,
+    name_of,
     place,
     shared,
 )
@@ -64,18 +65,17 @@ def parameters(params: Any, *, in_place: bool) -> tuple[Tree, list[Any]]:
     tree, leaves = flatten(params)
     if not leaves:
         raise ValueError(f"params: {params!r} has no leaf, expected at least one array")
+    dtypes = {leaf.dtype for leaf in leaves if type(leaf) is np.ndarray}
+    known = {dtype for dtype in dtypes if name_of(dtype) in DTYPES}
     arrays = [
-        leaf if _is_plain(leaf) else _parameter(leaf, tree.name(i, "params"), in_place=in_place)
+        leaf  # nearly all need no further check: names and words are slow
+        if type(leaf) is np.ndarray and leaf.flags.writeable and leaf.dtype in known
+        else _parameter(leaf, tree.name(i, "params"), in_place=in_place)
         for i, leaf in enumerate(leaves)
     ]
     if in_place:
         _check_distinct(tree, arrays)
     return tree, arrays
-
-
-def _is_plain(leaf: Any) -> bool:
-    """Whether a leaf is like nearly all of them, which need no further check: names and words are slow."""
-    return type(leaf) is np.ndarray and leaf.flags.writeable and dtype_of(leaf) in DTYPES
 
 
 def _parameter(leaf: Any, name: str, *, in_place: bool) -> Any:
@@ -137,10 +137,10 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
         If the rule is not for leaves of that shape; if the caller's arrays are not like the leaves.
 
     """
-    shapes: dict[tuple[int, tuple[int, ...]], int] = {}
+    kinds: dict[tuple[int, tuple[int, ...], Any], int] = {}  # of many leaves few are unlike the others
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
-        shapes.setdefault((group, a.shape), i)
-    for (group, shape), i in shapes.items():
+        kinds.setdefault((group, a.shape, a.dtype), i)
+    for (group, shape, _), i in kinds.items():
         if why := rules[group].unfit(tuple(shape)):
             raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(shape)}: {why}")
     for group, rule in enumerate(rules):
@@ -149,8 +149,8 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
                 members = [i for i, own in enumerate(groups) if own == group]
                 _check_given(start.value, name, tree, arrays, members)
     first: dict[int, int] = {}
-    for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
-        if is_complex(a):
+    for (group, *_), i in kinds.items():
+        if is_complex(arrays[i]):
             first.setdefault(group, i)
     for group, i in first.items():
         if why := refusal_of_complex(rules[group]):
@@ -262,11 +262,12 @@ def check_unmasked(x: Any, name: str) -> None:
 
 def _check_distinct(tree: Tree, arrays: list[Any]) -> None:
     first: dict[int, int] = {}
-    by_place: dict[str, list[int]] = {}
     for i, a in enumerate(arrays):
-        by_place.setdefault(place(a), []).append(i)
         if (j := first.setdefault(id(a), i)) != i:
             raise ValueError(f"{tree.name(j, 'params')} and {tree.name(i, 'params')} are the same array; give it once")
+    by_place: dict[str, list[int]] = {}
+    for i, a in enumerate(arrays):
+        by_place.setdefault("numpy" if type(a) is np.ndarray else place(a), []).append(i)
     for indices in by_place.values():
         if not (is_numpy(a := arrays[indices[0]]) or is_cupy(a)):
             continue

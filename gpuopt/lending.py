@@ -7,6 +7,7 @@ copied. The gradients may be tensors, and stand in their ``.grad``.
 from __future__ import annotations
 
 import sys
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,9 +109,10 @@ class Lenders:
 
     def __init__(self, given: Sequence[Any], arrays: Sequence[Any]) -> None:
         self._given, self._arrays = list(given), list(arrays)
-        self.tensors = [x for x in given if is_tensor(x)]
-        self._kept = [i for i, a in enumerate(arrays) if is_tensor(a)]
-        self._pointers = [x.data_ptr() if is_tensor(x) else None for x in given]
+        lends = [type(x) is not np.ndarray and is_tensor(x) for x in given]
+        self.tensors = [*compress(given, lends)]
+        self._kept = [i for i, a in enumerate(arrays) if type(a) is not np.ndarray and is_tensor(a)]
+        self._pointers = [x.data_ptr() if is_lending else None for x, is_lending in zip(given, lends, strict=True)]
 
     def lends(self, i: int) -> bool:
         """Whether leaf ``i`` lends its memory."""

@@ -13,7 +13,7 @@ from gpuopt.engines.memory import dense_layout, is_without_gaps, same_strides, s
 from gpuopt.engines.parts import Parts, WholeLeaves
 from gpuopt.engines.place import host
 from gpuopt.engines.table import PARAMETER, Table, TooManyRulesError, reduction_passes, widths
-from gpuopt.engines.whole_arrays import Before, staged
+from gpuopt.engines.whole_arrays import Before, segments_of, staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +93,7 @@ class FusedStep:
     ) -> None:
         self.place = place
         self.members = list(leaves)
-        with_gaps = [leaf.p for leaf in leaves.values() if not is_without_gaps(leaf.p)]
+        with_gaps = [leaf.p for leaf in leaves.values() if not (leaf.p.flags.forc or is_without_gaps(leaf.p))]
         stand_ins = dict(zip(map(id, with_gaps), place.zeros([dense_layout(p) for p in with_gaps]), strict=True))
         self._parameters = [stand_ins.get(id(leaf.p), leaf.p) for leaf in leaves.values()]
         self._leaves, self._rules = list(leaves.values()), rules
@@ -107,11 +107,11 @@ class FusedStep:
 
     def _make(self, expects: list[Any], before: Kernel | None) -> None:
         """Make the table and the kernel, for gradients of these dtypes."""
-        names = [*map(name_of, expects)]
-        segments = [
-            own.segment(own.stages.last, name, row)
-            for row, (own, name) in enumerate(zip(self._staged, names, strict=True))
-        ]
+        known = {dtype: name_of(dtype) for dtype in dict.fromkeys(expects)}
+        names = [known[dtype] for dtype in expects]
+        segments = segments_of(
+            self.place, self._staged, [own.stages.last for own in self._staged], names, range(len(names))
+        )
         table = Table(segments)
         passes = range(reduction_passes(table.variants)) if self._parts else ()
         self.widths = [sum(widths(k, table.variants)) for k in passes]

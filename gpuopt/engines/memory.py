@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -101,11 +102,10 @@ def in_memory_order(array: Any, like: Any) -> NDArray[Any]:
 
 def side_by_side(layouts: Sequence[Layout]) -> tuple[list[int], int]:
     """Offsets at which the arrays of these layouts fit into one buffer, and the size of that buffer, in bytes."""
-    offsets, end = [], 0
-    for layout in layouts:
-        offsets.append(end)
-        nbytes = layout.dtype.itemsize * math.prod(layout.shape)
-        end += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    rooms = {
+        id(a): -(-a.dtype.itemsize * math.prod(a.shape) // ALIGNMENT) for a in {id(a): a for a in layouts}.values()
+    }
+    *offsets, end = accumulate((rooms[id(a)] * ALIGNMENT for a in layouts), initial=0)
     return offsets, end
 
 

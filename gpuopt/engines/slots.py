@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,29 +32,36 @@ def with_new_slots(
 
     A number is an array of float64 without axes: where a fused engine keeps it up to date, in the leaf's home, else of NumPy.
     """
-    of_rule = {id(rule): starts(rule.slots) for rule in dict(zip(map(id, rules), rules, strict=True)).values()}
+    of_rule = {key: starts(rule.slots) for key, rule in dict(zip(map(id, rules), rules, strict=True)).items()}
     declared = [of_rule[id(rule)] for rule in rules]
     slots = [{name: own.get(name) for name in wanted} for wanted, own in zip(declared, state, strict=True)]
     for own, starting, rule, p, kept in zip(slots, declared, rules, arrays, state, strict=True):
         if kept:
             _check_kept(own, starting, rule, p, precision)
     zeros = {id(own): {name for name, start in own.items() if start in (Filled(), Real())} for own in of_rule.values()}
-    missing: dict[tuple[Place | None, str], list[int]] = {}
-    for i, (own, starting) in enumerate(zip(slots, declared, strict=True)):
+    fields = {id(own): {name for name, start in own.items() if not is_number(start)} for own in of_rule.values()}
+    missing: dict[tuple[Place | None, str], list[int]] = defaultdict(list)
+    for i, (own, starting, place) in enumerate(zip(slots, declared, places, strict=True)):
         for name, value in own.items():
-            if is_number(start := starting[name]):
+            if name not in fields[id(starting)]:
+                start: Any = starting[name]
                 own[name] = _number(array.number_start(rules[i], start) if value is None else value, homes[i])
-            elif value is None or not _lies_like(value, arrays[i], places[i]):
-                missing.setdefault((places[i], name), []).append(i)
+            elif value is None or not _lies_like(value, arrays[i], place):
+                missing[place, name].append(i)
+
+    def like(i: int, name: str) -> tuple[Any, Any, tuple[int, ...]]:
+        p, start = arrays[i], declared[i][name]
+        return p, slot_dtype(rules[i], name, p, precision), shape_of(start, p.shape)
+
     for (place, name), members in missing.items():
-        like = [
-            (arrays[i], slot_dtype(rules[i], name, arrays[i], precision), shape_of(declared[i][name], arrays[i].shape))
-            for i in members
-        ]
         if place is not None:
-            new = place.zeros([memory.dense_layout(*own) for own in like])
+            kinds = [(id(rules[i]), (p := arrays[i]).dtype, p.shape, p.strides) for i in members]
+            layouts = {
+                kind: memory.dense_layout(*like(i, name)) for kind, i in dict(zip(kinds, members, strict=True)).items()
+            }
+            new = place.zeros([layouts[kind] for kind in kinds])
         else:
-            new = [libraries.zeros_like(*own) for own in like]
+            new = [libraries.zeros_like(*like(i, name)) for i in members]
         for i, value in zip(members, new, strict=True):
             slots[i][name] = value
             if (old := state[i].get(name)) is not None:

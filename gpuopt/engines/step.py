@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from gpuopt.engines.choice import Engine
     from gpuopt.engines.norms import Guard
     from gpuopt.engines.parts import Parts
-    from gpuopt.engines.place import Place
     from gpuopt.engines.program.dependence import Path
     from gpuopt.rules.base import Rule
 
@@ -98,14 +97,20 @@ class Step(Judging):
         self.rules = rules
         self._places = places_of(arrays)
         programs = Programs(rules)
-        self._programs = [programs.get(group, a) for a, group in zip(arrays, groups, strict=True)]
+        kinds = [
+            (group, place, a.dtype, tuple(a.shape))
+            for group, place, a in zip(groups, self._places, arrays, strict=True)
+        ]
+        first = {kind: i for i, kind in reversed([*enumerate(kinds)])}  # of many leaves few are unlike the others
+        found = {kind: programs.get(groups[i], arrays[i]) for kind, i in reversed(first.items())}
+        self._programs = [found[kind] for kind in kinds]
         if engine != "array":
             tried = [i for i, place in enumerate(self._places) if place and i not in idle]
             whole_arrays.try_whole(self._programs, tried, groups, arrays, rules, strict=engine == "fused")
-        known = zip(self._programs, groups, arrays, strict=True)
+        known = [(self._programs[i], groups[i], arrays[i]) for i in first.values()]
         apart = {k for own, k, a in known if own is None or not own.is_elementwise or programs.sees(k, a)}
         self._elementwise = [k not in apart for k in range(len(rules))]
-        writing = {k for own, k in zip(self._programs, groups, strict=True) if own is None or own.writes}
+        writing = {k for own, k, _ in known if own is None or own.writes}
         self._writing = [k in writing for k in range(len(rules))]
         can_be_fused = self._can_be_fused(engine)
         together = [
@@ -135,11 +140,12 @@ class Step(Judging):
             array.try_out(rule, arrays[i], rule.at(0), elementwise=self._elementwise[groups[i]])
         self._reach = {
             place: memory.Overlaps(
-                [
+                [  # slots may be numbers, which the host keeps
                     a
-                    for i, p in enumerate(self._places)
+                    for p, own, slots in zip(self._places, arrays, self.slots, strict=True)
                     if p is place
-                    for a in _arrays_at(place, arrays[i], self.slots[i])
+                    for a in (own, *slots.values())
+                    if isinstance(a, np.ndarray) == (place.name == "numpy") and getattr(a, "size", False)
                 ]
             )
             for place in dict.fromkeys(self._places)
@@ -151,6 +157,7 @@ class Step(Judging):
         # If one GPU holds everything, it decides by itself, and nothing need cross to the host.
         decides = len(places) == 1 and not self._alone
         heir = before if before and decides and before._judge is not None else None
+        precisions = {kind: storage.precision_of(libraries.dtype_of(arrays[i]), precision) for kind, i in first.items()}
         for place in sorted(places, key=lambda place: (place.name == "numpy", place.name)):
             leaves = {
                 i: Leaf(
@@ -159,7 +166,7 @@ class Step(Judging):
                     arrays[i],
                     self._programs[i] or programs.of(groups[i], arrays[i]),
                     self.slots[i],
-                    storage.precision_of(libraries.dtype_of(arrays[i]), precision),
+                    precisions[kinds[i]],
                     self.slots[i].get(storage.LOW, self._numbers[i]),
                 )
                 for i in together
@@ -398,9 +405,3 @@ class Step(Judging):
 def _kinds(rule: Rule) -> tuple[Any, dict[str, str]]:
     """The slots of a rule, and what they hold of a complex leaf."""
     return rule.slots, {name: rule.part(name) for name in rule.slots}
-
-
-def _arrays_at(place: Place, p: Any, slots: Mapping[str, Any]) -> list[Any]:
-    """A leaf and the arrays among its slots, but for numbers that the host keeps where the leaf is not the host's."""
-    arrays = [p, *(slot for slot in slots.values() if getattr(slot, "shape", None) or getattr(slot, "size", 0))]
-    return [own for own in arrays if libraries.is_numpy(own) == (place.name == "numpy")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,14 +43,12 @@ class Staged:
 
     Parameters
     ----------
-    place
-        Of the leaf.
     leaf
         As it was given.
     p
         The parameter, without gaps.
-    kind, order, stages
-        What an update may see of it, its axes in the order of memory, and its stages.
+    dtype, kind, order, stages
+        Its dtype by name, what an update may see of it, its axes in the order of memory, and its stages.
 
     Attributes
     ----------
@@ -58,8 +57,8 @@ class Staged:
 
     """
 
-    def __init__(self, place: Place, leaf: Leaf, p: Any, kind: Kind, order: tuple[int, ...], stages: Stages) -> None:
-        self.leaf, self.p, self._place = leaf, p, place
+    def __init__(self, leaf: Leaf, p: Any, dtype: str, kind: Kind, order: tuple[int, ...], stages: Stages) -> None:
+        self.leaf, self.p, self.dtype = leaf, p, dtype
         self.kind, self._order, self.stages = kind, order, stages
         self.hidden: Mapping[str, Any] = {}
 
@@ -73,11 +72,14 @@ class Staged:
         """Receive the arrays of `layouts`."""
         self.hidden = {name: arrays[self.stages.buffers.get(name, name)] for name in self.stages.shapes}
 
-    def segment(self, loop: Loop, gradient: str, owner: int) -> Segment:
-        """A loop in the table of a stage, for gradients of a dtype; ``owner`` is the row of the leaf."""
-        program, leaf, shape = loop.program, self.leaf, loop.shape
-        slots = leaf.slots if not self.hidden else {**leaf.slots, **self.hidden}
-        arrays = [slots[name] for name in (*loop.arrays, *program.number_slots)]
+    def arrays(self, loop: Loop) -> list[Any]:
+        """The arrays of a loop: the parameter, slots and hidden arrays."""
+        slots = self.leaf.slots if not self.hidden else {**self.leaf.slots, **self.hidden}
+        return [self.p, *(slots[name] for name in loop.arrays), *(slots[name] for name in loop.program.number_slots)]
+
+    def extent(self, loop: Loop) -> tuple[int, list[int]]:
+        """How often a loop goes round, and what follows its addresses in the table; alike for leaves with the same stages."""
+        program, shape = loop.program, loop.shape
         more: list[int] = []
         if program.spread:
             for name, array in zip(program.slots, loop.arrays, strict=True):
@@ -87,19 +89,10 @@ class Staged:
         if program.folds:
             how, left = fold(shape, self._order, loop.axis)
             size, more = length(size // shape[loop.axis] * left), [*more, *how]
-        more += struct.unpack(f"{len(loop.constants)}q", struct.pack(f"{len(loop.constants)}d", *loop.constants))
-        pointers = self._place.pointers
-        return Segment(
-            size,
-            leaf.group,
-            program,
-            dtype_of(self.p),
-            gradient,
-            (*pointers([self.p, *arrays]), *more),
-            leaf.precision,
-            leaf.rest if isinstance(leaf.rest, int) else pointers([leaf.rest])[0],
-            owner,
-        )
+        return size, [
+            *more,
+            *struct.unpack(f"{len(loop.constants)}q", struct.pack(f"{len(loop.constants)}d", *loop.constants)),
+        ]
 
     def _span(self, shape: tuple[int, ...], over: tuple[int, ...]) -> tuple[int, int]:
         """How a loop reads an array that is spread; see `Segment`."""
@@ -126,16 +119,36 @@ class Staged:
         return self.hidden[entering(index)].reshape(self.leaf.program.extent_shapes[index])
 
 
+def segments_of(
+    place: Place, leaves: Sequence[Staged], loops: Sequence[Loop], gradients: Sequence[str], owners: Iterable[int]
+) -> list[Segment]:
+    """The loops of some leaves in the table of a stage, for gradients of these dtypes; the owners are the rows of the leaves."""
+    arrays = [own.arrays(loop) for own, loop in zip(leaves, loops, strict=True)]
+    pointers = iter(place.pointers([*chain.from_iterable(arrays)]))
+    extents: dict[int, tuple[int, list[int]]] = {}  # of many loops few are unlike the others
+    found = []
+    for own, loop, gradient, many, owner in zip(leaves, loops, gradients, map(len, arrays), owners, strict=True):
+        if id(loop) not in extents:
+            extents[id(loop)] = own.extent(loop)
+        (size, more), leaf = extents[id(loop)], own.leaf
+        rest = leaf.rest if isinstance(leaf.rest, int) else place.pointers([leaf.rest])[0]
+        addresses = (*islice(pointers, many), *more)
+        found.append(
+            Segment(size, leaf.group, loop.program, own.dtype, gradient, addresses, leaf.precision, rest, owner)
+        )
+    return found
+
+
 def staged(place: Place, leaves: Sequence[Leaf], parameters: Sequence[Any]) -> list[Staged]:
     """Return the leaves of a step with their hidden arrays, which lie side by side."""
-    alike: dict[tuple[Any, ...], tuple[Kind, tuple[int, ...], Stages]] = {}
+    alike: dict[tuple[Any, ...], tuple[str, Kind, tuple[int, ...], Stages]] = {}
     found = []
     for leaf, p in zip(leaves, parameters, strict=True):
         key = id(leaf.program), p.dtype, p.shape, p.strides
         if key not in alike:
             kind, order = kind_of(p), memory.order_of(memory.dense_layout(p)) or (0,)
-            alike[key] = kind, order, stages(leaf.program, kind.shape, order)
-        found.append(Staged(place, leaf, p, *alike[key]))
+            alike[key] = dtype_of(p), kind, order, stages(leaf.program, kind.shape, order)
+        found.append(Staged(leaf, p, *alike[key]))
     layouts = {
         (row, name): layout
         for row, own in enumerate(found)
@@ -183,10 +196,11 @@ class Before:
             return [(row, leaf.stages.before[s]) for row, leaf in enumerate(leaves) if len(leaf.stages.before) > s]
 
         def segments(loops: Iterable[tuple[int, Loop]]) -> list[tuple[Segment, bool]]:
-            return [
-                (leaves[row].segment(loop, expects[row], row), Node("load", ("g",)) in _loads(loop.program))
-                for row, loop in loops
-            ]
+            pairs = [*loops]
+            rows = [row for row, _ in pairs]
+            own, gradients = [leaves[row] for row in rows], [expects[row] for row in rows]
+            found = segments_of(place, own, [loop for _, loop in pairs], gradients, rows)
+            return [(segment, Node("load", ("g",)) in _loads(segment.program)) for segment in found]
 
         def loops(own: list[tuple[Segment, bool]], more: Sequence[Variant] = ()) -> list[_Loops]:
             return [_Loops(place, own, more, table, kernel)] if own else []
