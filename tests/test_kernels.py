@@ -49,20 +49,24 @@ SHAPED = {
 """Programs of the stages of rules that see a leaf's shape, and of what they add up along axes."""
 MANY = {
     f"{memory}_{dtype}_{precision}": (
-        Variant(trace(gpuopt.LBFGS(memory=memory), is_complex=dtype == "complex64"), dtype, precision),
+        Variant(trace(gpuopt.LBFGS(memory=memory), is_complex="complex" in dtype), dtype, precision),
         kinds,
+        shared,
     )
-    for memory, dtype, precision, kinds in (
-        (5, "float32", "", {"float4"}),
-        (5, "float16", "state32", {"uint2", "float4"}),
-        (10, "float16", "state32", {"unsigned int", "float2"}),
-        (10, "float16", "param", {"unsigned int"}),
-        (10, "float32", "", {"float2"}),
-        (10, "float64", "", {"double"}),
-        (10, "complex64", "", {"float2"}),
+    for memory, dtype, precision, kinds, shared in (
+        (5, "float32", "", {"float4"}, False),
+        (5, "float16", "state32", {"uint4", "float4"}, True),
+        (10, "float16", "state32", {"uint2", "float4"}, True),
+        (10, "float16", "param", {"uint2"}, True),
+        (10, "float32", "", {"float4"}, True),
+        (10, "float64", "", {"double2"}, True),
+        (10, "complex64", "", {"float4"}, True),
+        (10, "complex128", "", {"double2"}, True),
+        (20, "float32", "", {"float2"}, True),
+        (20, "float64", "", {"double"}, True),
     )
 }
-"""As many arrays as fit into registers by 128 bits, and more; and by what they are read."""
+"""As many arrays as fit into registers by 128 bits, and more; by what they are read, and whether numbers and addresses are in shared memory."""
 
 
 def run(*command: str, folder: Path) -> str:
@@ -162,9 +166,26 @@ def test_the_text_moves_128_bits_at_a_time(name: str) -> None:
     assert {kind for kind, _ in found} <= {"float4", "double2", "uint4"}
 
 
-@pytest.mark.parametrize(("variant", "kinds"), MANY.values(), ids=MANY)
+@pytest.mark.parametrize(("variant", "kinds"), [(own, kinds) for own, kinds, _ in MANY.values()], ids=MANY)
 def test_of_many_arrays_fewer_elements_are_read_at_a_time(variant: Variant, kinds: set[str]) -> None:
     assert {kind for kind, _ in vectors(variant)} == kinds
+
+
+@pytest.mark.parametrize(("variant", "shared"), [(own, shared) for own, _, shared in MANY.values()], ids=MANY)
+def test_of_many_numbers_few_are_in_registers(variant: Variant, shared: bool) -> None:
+    text = cuda_code.source((variant,))
+    (parameters,) = re.findall(r"void element0\((.*)\)", text)
+    assert "bool " not in parameters
+    assert "unsigned int truths" in parameters
+    assert ("__shared__" in text) == shared
+
+
+@pytest.mark.parametrize("name", [*KERNELS, *(f"stored_{name}" for name in STORED), *(f"shaped_{n}" for n in SHAPED)])
+def test_few_numbers_stay_in_registers(name: str) -> None:
+    row, dtype = KERNELS.get(name, (None, ""))
+    shaped = SHAPED.get(name.removeprefix("shaped_"))
+    variant = Variant(trace(row.make()), dtype) if row else shaped or STORED[name.removeprefix("stored_")][0]
+    assert not re.search("__shared__|truths", cuda_code.source((variant,)))
 
 
 def vectors(variant: Variant) -> set[tuple[str, str]]:

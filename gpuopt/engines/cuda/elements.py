@@ -67,6 +67,7 @@ class Elements:
         self.spread: dict[str, int] = {}
         self.constants: dict[str, str] = {}
         self.body: list[str] = []
+        self.used: set[str] = set()
         self.terms: dict[int, str] = {}
         self._prologue: list[str] = []
         self._index = index
@@ -100,6 +101,7 @@ class Elements:
                         self._constant(term, kind, formula)
                     else:
                         self.body.append(f"const {kind} {term} = {formula};")
+                        self.used |= {self.terms[a] for a in args}
             self.terms[k] = term
 
     def array(self, name: str) -> str:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from gpuopt.engines import norms, table
 from gpuopt.engines.cuda import extents
 from gpuopt.engines.cuda.elements import Elements, numbered
+from gpuopt.engines.cuda.invariants import Invariants
 from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.program.passes import update
 
 if TYPE_CHECKING:
     from gpuopt.engines.table import Variant
 
-REGISTERS = 64
-"""What the main loop may read at a time, in registers of 32 bits, of 255 that a thread has."""
-
-PREDICATES = 7
-"""Truth values that a thread has registers for."""
+WORDS = 96
+"""Words of 32 bits that the main loop may read at a time; a thread has 255 registers."""
 
 # The main loop moves 16 bytes of each array at a time; the rest of a chunk, or all of it where an array does not start
 # at a multiple of 16 bytes, goes element by element.
@@ -68,30 +65,19 @@ def loop(i: int, variant: Variant) -> str:
         *(f"const {T} {numbered('r', *at)} = {code.terms[store.value]};" for at, store in written.items()),
         *(f"{numbered('a', *at)} = {numbered('r', *at)};" for at in written),
     ]
-    # More truth values than that are bits of a word, or else compilers compare once more for every element.
-    truths = [name for name, kind in code.constants.items() if kind == "bool"]
-    bits = {name: divmod(k, 32) for k, name in enumerate(truths) if len(truths) > PREDICATES}
-    tests = {name: f"(truths{word} & {1 << bit}u) != 0" for name, (word, bit) in bits.items()}
-    words_of_truths = [
-        f"unsigned int truths{word} = {' | '.join(f'(unsigned int){name} << {bits[name][1]}' for name in own)};"
-        f' asm volatile("" : "+r"(truths{word}));'  # the compiler is not to see where the bits come from
-        for word, own in groupby(bits, lambda name: bits[name][0])
-    ]
-    body[:0] = [f"const bool {name} = {test};" for name, test in tests.items()]
-    passed = {name: kind for name, kind in code.constants.items() if name not in bits}
-    passed |= {f"truths{word}": "unsigned int" for word, _ in bits.values()}
-    # Of complex numbers both parts are written, or none.
-    terms = {at[0]: None if store.when is None else code.terms[store.when] for at, store in written.items()}
-    whens = {name: f"if ({tests.get(term, term)}) " if term else "" for name, term in terms.items()}
     names = list(code.arrays)
     every = code.each(names)
-    constants = list(passed)
     # As many elements at a time as fill 16 bytes of the smallest array; fewer of so many that registers could not hold them.
     wide = [name for name in names if name not in code.spread]
     size = ctypes.sizeof(DTYPES[variant.dtype].ctype)
     width = max(16 // (2 if name in code.small else size) // code.parts[name] for name in wide)
-    while width > 1 + bool(code.small) and width * sum(code.parts[name] for name in wide) * size > REGISTERS * 4:
+    while width > 1 + bool(code.small) and width * sum(code.parts[name] for name in wide) * size > WORDS * 4:
         width //= 2
+    stored = {code.terms[k] for store in last.stores for k in (store.value, store.when) if k is not None}
+    same = Invariants(code, code.used | stored, width * sum(code.parts[name] for name in wide) * size // 4)
+    # Of complex numbers both parts are written, or none.
+    conditions = {at[0]: store.when for at, store in written.items()}
+    whens = {name: "" if when is None else f"if ({same.test(code.terms[when])}) " for name, when in conditions.items()}
     # Of an array's vector the numbers, and the words that it consists of: two numbers of 16 bits are a word.
     count = {name: min(8 if name in code.small else 16 // size, code.parts[name] * width) for name in wide}
     words = {name: count[name] // 2 if name in code.small else count[name] for name in wide}
@@ -138,14 +124,13 @@ def loop(i: int, variant: Variant) -> str:
         width=width,
         threads=norms.LANES,
         arguments=", ".join(
-            [f"{T}{'&' if at in written else ''} {numbered('a', *at)}" for at in every]
-            + [f"{kind} {name}" for name, kind in passed.items()]
+            [f"{T}{'&' if at in written else ''} {numbered('a', *at)}" for at in every] + same.parameters
         ),
-        body=newline.join(body),
+        body=newline.join(same.body + body),
         prologue=newline.join(
             [
                 *code.prologue,
-                *words_of_truths,
+                *same.prologue,
                 *(
                     [
                         f"const unsigned long long own_key = leaf_key(key, row[{table.REST}]);",
@@ -157,24 +142,34 @@ def loop(i: int, variant: Variant) -> str:
         ),
         alignment=" | ".join(f"(unsigned long long)at_{name}" for name in wide),
         loads=deeper.join(
-            [f"{vector[at[0]]} {numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors]
+            same.addresses(names)
+            + [f"{vector[at[0]]} {numbered('v', *at)}{f' = {memory[at]}' if at[0] in read else ''};" for at in vectors]
             + unpacked
         ),
         elements=deeper.join(
-            f"element{i}({', '.join([lane(*at, element) for at in every] + constants)});" for element in range(width)
+            f"element{i}({', '.join([lane(*at, element) for at in every] + same.arguments)});"
+            for element in range(width)
         ),
         stores=deeper.join(
-            packed + [f"{whens[at[0]]}{memory[at]} = {numbered('v', *at)};" for at in vectors if at[0] in whens]
+            packed
+            + same.addresses(whens, again=True)
+            + [f"{whens[at[0]]}{memory[at]} = {numbered('v', *at)};" for at in vectors if at[0] in whens]
         ),
         reads=" ".join(
-            f"{T} {numbered('s', name, part)}{' = ' + code.read(name, code.at(name, 'i', part)) if name in read else ''};"
-            for name, part in every
+            same.addresses(names)
+            + [
+                f"{T} {numbered('s', name, part)}{' = ' + code.read(name, code.at(name, 'i', part)) if name in read else ''};"
+                for name, part in every
+            ]
         ),
-        names=", ".join([numbered("s", *at) for at in every] + constants),
+        names=", ".join([numbered("s", *at) for at in every] + same.arguments),
         writes=" ".join(
-            f"{whens[name]}{code.at(name, 'i', part)} = {code.written(name, numbered('s', name, part), 'i')};"
-            for name, part in every
-            if name in whens
+            same.addresses(whens, again=True)
+            + [
+                f"{whens[name]}{code.at(name, 'i', part)} = {code.written(name, numbered('s', name, part), 'i')};"
+                for name, part in every
+                if name in whens
+            ]
         ),
     )
 
