@@ -78,17 +78,18 @@ class Held:
         if change:
             raise ValueError(f"{self.tree.name(i, 'params')}: {change}")
 
-    def check_all(self) -> None:
-        """Raise ValueError unless the user still holds the arrays that they were."""
+    def check_all(self, *, where: bool = True) -> None:
+        """Raise ValueError unless the user still holds the arrays that they were, and, if asked for, where they were."""
         now = self.now()
-        if (
-            all(map(operator.is_, now, self.originals))
-            and geometries(now) == self._known
-            and all(x.flags.writeable if type(x) is np.ndarray else not hindrance_of(x) for x in now)
-        ):
+        if all(map(operator.is_, now, self.originals)) and (not where or self._are_where_they_were(now)):
             return
         for i, p in enumerate(now):
             self.check(i, p)
+
+    def _are_where_they_were(self, arrays: list[Any]) -> bool:
+        return geometries(arrays) == self._known and all(
+            x.flags.writeable if type(x) is np.ndarray else not hindrance_of(x) for x in arrays
+        )
 
     def not_finite(self, bad: list[int], step: int) -> FloatingPointError:
         """Return the error that names the leaves whose gradients were not finite at a step."""

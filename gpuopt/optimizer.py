@@ -401,8 +401,7 @@ class Optimizer(Stateful):
     def _gather(self, ready: list[Any], turn: Turn) -> bool:
         """Gather gradients; if they are all there, replace them by their means and return True."""
         is_last = self._accumulation.completes
-        if is_last:
-            self._held.check_all()
+        self._held.check_all(where=is_last)
         taking: tuple[Callable[[], object], ...] = (turn.pop, partial(setattr, self, "_turn", [None]))
         self._accumulation.add(ready, self._held.fitting, taking)
         return is_last
