@@ -149,4 +149,5 @@ def __getattr__(name: str) -> Any:
         from gpuopt.runs.run import Run
 
         return Run
-    raise AttributeError(f"module 'gpuopt' has no attribute {name!r}{did_you_mean(name, __all__)}")
+    near = did_you_mean(name, __all__) or did_you_mean(name, schedules.SCHEDULES, shown="'schedules.{}'".format)
+    raise AttributeError(f"module 'gpuopt' has no attribute {name!r}{near}")

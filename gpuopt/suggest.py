@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from inspect import BoundArguments, Signature
     from typing import Any
 
-__all__ = ["bound", "called_rightly", "did_you_mean", "listed", "printable", "told_of_each"]
+__all__ = ["absent", "bound", "called_rightly", "did_you_mean", "listed", "printable", "told_of_each"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,6 +108,16 @@ def did_you_mean(
     """
     names = _nearest(str(given), list(itertools.islice(known, MOST)), likeness)
     return f" (did you mean {' or '.join(map(shown, names))}?)" if names else ""
+
+
+def absent(module: str, names: Sequence[str]) -> Callable[[str], Any]:
+    """Return a ``__getattr__`` for a module whose error suggests the nearest of its names."""
+
+    def unknown(name: str) -> Any:
+        near = "" if name.startswith("_") else did_you_mean(name, names)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}{near}")
+
+    return unknown
 
 
 def bound(

@@ -94,6 +94,16 @@ ASKED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         AttributeError,
         r"^module 'gpuopt' has no attribute 'RMSprop' \(did you mean 'RMSProp'\?\)$",
     ),
+    "the schedules": (
+        lambda: getattr(schedules, "StepLR"),  # noqa: B009
+        AttributeError,
+        r"^module 'gpuopt.schedules' has no attribute 'StepLR' \(did you mean 'step'\?\)$",
+    ),
+    "a schedule in the package": (
+        lambda: getattr(gpuopt, "CosineAnnealingLR"),  # noqa: B009
+        AttributeError,
+        r"^module 'gpuopt' has no attribute 'CosineAnnealingLR' \(did you mean 'schedules.cosine'\?\)$",
+    ),
     "a rule's name as the rule": (
         lambda: gpuopt.Optimizer(np.ones(1), "adam"),  # type: ignore[arg-type]
         TypeError,

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.rules.hyper import Flag, Number, hint_for_parameters
-from gpuopt.suggest import bound, did_you_mean
+from gpuopt.suggest import bound
 from gpuopt.transforms import chain
 
 if TYPE_CHECKING:
@@ -87,13 +87,3 @@ def _checked(function: Callable[..., Any], common: Sequence[str]) -> Callable[..
         return function(*args, **kwargs)
 
     return called
-
-
-def absent(module: str, names: Sequence[str]) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a module whose error suggests the nearest of its names."""
-
-    def unknown(name: str) -> Any:
-        near = "" if name.startswith("_") else did_you_mean(name, names)
-        raise AttributeError(f"module {module!r} has no attribute {name!r}{near}")
-
-    return unknown

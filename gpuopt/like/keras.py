@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import gpuopt as rules
-from gpuopt.like._common import absent, checked, flag, is_wanted
+from gpuopt.like._common import checked, flag, is_wanted
+from gpuopt.suggest import absent
 from gpuopt.transforms import chain
 from gpuopt.transforms.averages import EMA
 from gpuopt.transforms.decay import WeightDecay

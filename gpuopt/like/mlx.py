@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import gpuopt as rules
-from gpuopt.like._common import absent, around, checked, pair
+from gpuopt.like._common import around, checked, pair
+from gpuopt.suggest import absent
 from gpuopt.transforms.decay import L2, WeightDecay
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.like._common import absent, around, checked, pair, several
+from gpuopt.like._common import around, checked, pair, several
 from gpuopt.rules.adabelief import AdaBelief
 from gpuopt.rules.adadelta import AdaDelta
 from gpuopt.rules.adafactor import Adafactor
@@ -26,6 +26,7 @@ from gpuopt.rules.rprop import Rprop
 from gpuopt.rules.schedulefree import ScheduleFreeAdamW, ScheduleFreeSGD
 from gpuopt.rules.sgd import SGD
 from gpuopt.rules.yogi import Yogi
+from gpuopt.suggest import absent
 from gpuopt.transforms.decay import L2, WeightDecay
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import gpuopt as rules
 from gpuopt.like import _exchange
-from gpuopt.like._common import absent, around, checked, decayed, flag, pair, several
+from gpuopt.like._common import around, checked, decayed, flag, pair, several
+from gpuopt.suggest import absent
 from gpuopt.transforms.decay import L2, WeightDecay
 from gpuopt.transforms.gradient import Maximize
 

@@ -19,7 +19,8 @@ class Yogi(Adam):
     Parameters
     ----------
     initial
-        Start of both moments, at least 0.
+        Start of both moments, at least 0. Of complex leaves, too, a real number, so that a turn of all phases changes the
+        trajectory by as much; with 0 it does not.
 
     The other parameters are those of `Adam`.
 

@@ -13,6 +13,8 @@ A new schedule is a function of ``step`` and its arguments, under a decorator th
 0.5
 """
 
+from typing import TYPE_CHECKING
+
 from gpuopt.schedules.base import SCHEDULES, Schedule, schedule
 from gpuopt.schedules.composition import join, linear_warmup, scaled
 from gpuopt.schedules.domains import Count as Count
@@ -25,6 +27,7 @@ from gpuopt.schedules.domains import Positive as Positive
 from gpuopt.schedules.listening import plateau
 from gpuopt.schedules.parsing import from_dict, parse
 from gpuopt.schedules.shapes import constant, cosine, exponential, inverse_time, one_cycle, piecewise, polynomial, step
+from gpuopt.suggest import absent
 
 __all__ = [
     "SCHEDULES",
@@ -45,6 +48,9 @@ __all__ = [
     "schedule",
     "step",
 ]
+
+if not TYPE_CHECKING:  # with it, type checkers would accept every name
+    __getattr__ = absent(__name__, [*SCHEDULES])
 
 # Pickles and documents name the package and not its files, so that names can move between these.
 for _public in (Schedule, schedule, from_dict, parse, *SCHEDULES.values()):

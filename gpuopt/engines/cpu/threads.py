@@ -198,6 +198,9 @@ def set_num_threads(threads: int) -> None:
     >>> gpuopt.set_num_threads(1)
     >>> gpuopt.get_num_threads()
     1
+    >>> gpuopt.set_num_threads(1000)
+    >>> gpuopt.get_num_threads()
+    64
     >>> gpuopt.set_num_threads(before)
 
     """
@@ -206,9 +209,9 @@ def set_num_threads(threads: int) -> None:
         raise TypeError(f"set_num_threads: {threads!r} ({type(threads).__name__}), expected a whole number from 1 on")
     if threads < 1:
         raise ValueError(f"set_num_threads: {threads}, expected a whole number from 1 on")
-    _chosen = int(threads)
+    _chosen = min(MOST, int(threads))
     if pool.cache_info().currsize:
-        pool().limit(min(MOST, _chosen))
+        pool().limit(_chosen)
 
 
 @cache
