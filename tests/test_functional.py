@@ -92,6 +92,22 @@ def test_take_any_layout(layout: str, fused_space: Space) -> None:
     assert np.array_equal(fused_space.get(new)[finite], x[finite])
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [("f8", "state32"), ("c8", "state32"), ("f2", "stochastic")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_keep_the_order_of_memory_that_sums_and_random_bits_go_by(
+    layout: str, dtype: str, precision: Any, fused_space: Space
+) -> None:
+    rng, rule = np.random.default_rng(0), gpuopt.chain(gpuopt.ClipNorm(0.5), gpuopt.LAMB(0.1))
+    x, *gradients = (rng.normal(size=(3, 5, 70)).astype(dtype) for _ in range(4))
+    opt = gpuopt.Optimizer(fused_space.put(x, layout), rule, precision=precision)
+    new = fused_space.put(x, layout)
+    state = gpuopt.init(rule, new, precision=precision)
+    for g in map(fused_space.put, gradients):
+        opt.step(g)
+        new, state = gpuopt.update(rule, new, g, state)
+    assert_same_bits({"w": fused_space.get(new)}, {"w": fused_space.get(opt.params)})
+
+
 def test_slots_are_none_where_the_rule_has_none() -> None:
     rules = {"a": gpuopt.SGD(momentum=0.5), "b": gpuopt.AdaGrad(), "c": gpuopt.SGD()}
     state = gpuopt.init(rules, {name: np.ones(2) for name in "abc"})

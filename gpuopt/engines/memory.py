@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuopt.arrays import is_cupy, is_numpy
+from gpuopt.arrays import current, is_cupy, is_numpy, namespace
 from gpuopt.engines.cpu import lookup
 
 if TYPE_CHECKING:
@@ -98,6 +98,21 @@ def in_memory_order(array: Any, like: Any) -> NDArray[Any]:
     """The elements of a NumPy array as a flat one, in the order in which ``like`` has its own (C's if it has gaps)."""
     axes = order_of(dense_layout(like)) if hasattr(like, "strides") else ()
     return np.asarray(array.transpose(axes) if axes else array).reshape(-1)
+
+
+def laid_out_like(array: Any, like: Any) -> Any:
+    """An array with its axes in memory as ``like`` has them (in C's order if that has gaps), copied if need be.
+
+    Of other libraries than NumPy and CuPy it is the array itself.
+    """
+    if not (is_numpy(array) or is_cupy(array)) or same_strides(array, wanted := dense_layout(like)):
+        return array
+    order = order_of(wanted)
+    with current(array):
+        new = namespace(array).empty([array.shape[axis] for axis in order], dtype=array.dtype)
+        new = new.transpose(np.argsort(order).tolist())
+        new[...] = array
+    return new
 
 
 def side_by_side(layouts: Sequence[Layout]) -> tuple[list[int], int]:

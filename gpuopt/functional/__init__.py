@@ -9,6 +9,7 @@ from gpuopt import leaves
 from gpuopt.arrays import dtype_of, namespace
 from gpuopt.engines import array, storage
 from gpuopt.engines.complexes import slot_dtype
+from gpuopt.engines.memory import laid_out_like
 from gpuopt.engines.pure import pure_step
 from gpuopt.engines.storage import Stochastic
 from gpuopt.functional.state import (
@@ -182,8 +183,10 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
         ]
         after = array.update_group(own, before, scalars[group]) if members else []
         for i, (p, new) in zip(members, after, strict=True):
-            arrays[i], *rest = (x for _, x in storage.stored(p, arrays[i], {storage.LOW: low[i]}, way, key, i))
-            low[i] = rest[0] if rest else None
+            (_, made), *rest = storage.stored(p, arrays[i], {storage.LOW: low[i]}, way, key, i)
+            # Sums go along memory, and so do random bits: those of the next step, too.
+            arrays[i] = laid_out_like(made, arrays[i])
+            low[i] = rest[0][1] if rest else None
             for name, value in new.items():
                 slots[name][i] = value
         for name in (name for name, slot in starts(own.slots).items() if isinstance(slot, Shared) and members):
