@@ -13,7 +13,11 @@ class Reductions(RealNumbers):
 
     @abstractmethod
     def _reduced(self, kind: str, over: str, *u: Any) -> Any:
-        """The number that comes out: of a "sum", "dot", "norm" or "max" over a "leaf" or a "group"."""
+        """The number that comes out: of a "sum", "dot", "norm" or "max" over a "leaf" or a "group"; of a "number", over a group."""
+
+    @abstractmethod
+    def _is_number(self, u: Any) -> bool:
+        """Whether this is a number of the leaf, and no truth value."""
 
     @abstractmethod
     def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
@@ -43,8 +47,8 @@ class Reductions(RealNumbers):
         return self._reduced("max", "leaf", u)
 
     def total(self, u: Any) -> Any:
-        """Sum of the elements of all leaves of the group."""
-        return self._reduced("sum", "group", u)
+        """Sum of the elements of all leaves of the group; of a number of each leaf, the sum of these."""
+        return self._reduced("number" if self._is_number(u) else "sum", "group", u)
 
     def total_dot(self, u: Any, v: Any) -> Any:
         """Sum of the products of the elements of all leaves of the group."""

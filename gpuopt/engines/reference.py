@@ -235,11 +235,16 @@ class Namespace(Reductions):
         return sum_along(self._xp, u, axes, keepdims=keepdims)
 
     def _reduced(self, kind: str, over: str, *u: Any) -> Number:
-        reduce: Any = {"sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[kind]
+        reduce: Any = {"number": float, "sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[
+            kind
+        ]
         partial = reduce(*u)
         if over == "group":
-            return self._total("sum" if kind == "dot" else kind, partial)
+            return self._total("sum" if kind in ("dot", "number") else kind, partial)
         return Number(root(partial) if kind == "norm" else partial)
+
+    def _is_number(self, u: Any) -> bool:
+        return isinstance(u, Number)
 
     def _sum(self, u: Any) -> float:
         return ordered_sum(self._flat(u).astype(np.float64))

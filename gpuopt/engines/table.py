@@ -314,8 +314,7 @@ def _check_totals(programs: Mapping[tuple[int, int], Program]) -> None:
     found: dict[int, Any] = {}
     for (group, _), program in programs.items():
         totals = [
-            [(r.kind, r.column) for batch in own.batches for r in batch.reductions if r.over == "group"]
-            for own in passes(program)
+            [(r.kind, r.column) for r in (*own.reductions, *own.given) if r.over == "group"] for own in passes(program)
         ]
         if found.setdefault(group, totals) != totals:
             raise TypeError(

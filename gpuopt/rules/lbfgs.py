@@ -48,18 +48,19 @@ class LBFGS(Rule):
 
     @property
     def slots(self) -> dict[str, Slot]:
-        """Points and gradients before; products of their differences; when and where.
+        """Points and gradients before; products of their differences, and of those with the gradient before; when and where.
 
         A point stays at its place; ``newest`` is the newest one's, ``place`` that of the leaf's own newest one. A pair is at
         the place of the point that it begins at. Products are by age: ``sy2_1`` is that of the third newest ``s`` with the
-        second newest ``y``. ``steps`` counts, and ``last`` is what it was after the leaf's last step.
+        second newest ``y``. A leaf has its own ``sg2``, of the ``s`` at place 2 with its newest gradient. ``steps`` counts, and ``last`` is what it was after the leaf's last step.
         """
         arrays = dict.fromkeys(
             [f"{name}{k}" for name in ("point", "gradient") for k in range(self.memory)], Filled(0.0)
         )
         products = [f"{name}{i}_{j}" for name in ("sy", "yy") for i in range(self.memory) for j in range(i + 1)]
         numbers = dict.fromkeys([*products, "steps"], shared(0.0))
-        return {**arrays, **numbers, "newest": shared(-1.0), "last": leaf(0.0), "place": leaf(-1.0)}
+        along = dict.fromkeys([f"{name}{k}" for name in ("sg", "yg") for k in range(self.memory)], leaf(0.0))
+        return {**arrays, **numbers, **along, "newest": shared(-1.0), "last": leaf(0.0), "place": leaf(-1.0)}
 
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         """See :meth:`Rule.update`."""
@@ -69,19 +70,18 @@ class LBFGS(Rule):
         free = xp.where(s.newest < self.memory - 1, s.newest + 1, 0)
         age = [xp.where(s.newest >= k, s.newest - k, s.newest - k + self.memory) for k in places]
         still = xp.where(s.last > 0, s.steps - s.last, self.memory)
-        pairs, slots = [], dict[str, Array]()
+        pairs, changes, slots = [], [], dict[str, Array]()
         for name, now in (("point", p), ("gradient", g)):
             kept, before = [getattr(s, f"{name}{k}") for k in places], now
             for k in places:
                 before = xp.where(s.place == k, kept[k], before)
             change = now - before
+            changes.append(change)
             between = [xp.where(age[k] > still, kept[(k + 1) % self.memory] - kept[k], 0) for k in places]
             pairs.append([xp.where(is_newest[k], change, between[k]) for k in places])
             for k in places:
                 new = xp.where(free == k, now, before)
                 slots[f"{name}{k}"] = xp.where((free == k) | (age[k] < still), new, kept[k])
-        # All vectors of the two loops are sums of g and of the pairs: numbers alone say how much of each.
-        dots = [[xp.total_dot(x[k], y) for y in (change, g) for x in pairs] for k in places]
 
         def turned(values: list[Any]) -> list[Any]:
             """Return numbers by age of those by place, or the reverse: what is at ``k`` goes to ``newest - k``."""
@@ -90,7 +90,17 @@ class LBFGS(Rule):
                 found[i] = xp.where(is_newest[(i + k) % self.memory], values[k], found[i])
             return found
 
-        with_s, with_y, s_along, y_along = (turned([own[n] for own in dots]) for n in range(4))
+        # All vectors of the two loops are sums of g and of the pairs: numbers alone say how much of each. The newest y is g less the
+        # gradient before, whose products with older pairs are known: only those with g are new (Chen, Wang & Zhou 2014).
+        rows, along = [], []
+        for name, own, newest in zip(("sg", "yg"), pairs, changes, strict=True):
+            now = [xp.total_dot(x, g) for x in own]
+            before = [xp.total(xp.where(age[k] > still, getattr(s, f"{name}{k}"), 0)) for k in places]
+            product = xp.total_dot(newest, changes[1])
+            rows.append(turned([xp.where(is_newest[k], product, now[k] - before[k]) for k in places]))
+            along.append(turned(now))
+            slots |= {f"{name}{k}": xp.dot(own[k], g) for k in places}
+        (with_s, with_y), (s_along, y_along) = rows, along
         sy, yy = (
             [[new[i] if j == 0 else getattr(s, f"{name}{i - 1}_{j - 1}") for j in range(i + 1)] for i in ages]
             for name, new in (("sy", with_s), ("yy", with_y))

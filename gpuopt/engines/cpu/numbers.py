@@ -104,22 +104,29 @@ def functions() -> list[str]:
 def after(k: int, variants: tuple[Variant, ...], own: Mapping[int, Pass], sums: int, largest: int) -> str:
     """The functions that are called after a pass."""
     code = []
+    arguments = "i64* row, double* found, double* totals, double* own, double* h, i1 present"
     for i, this in own.items():
-        arguments = "i64* row, double* found, double* totals, double* own, double* h, i1 present"
         f, program = Function(f"numbers{k}.{i}", arguments, internal=True), variants[i].program
-        numbers = Numbers(f, program, {r.number: (_PLACES[r.over], r.column_among(sums)) for r in this.reductions})
+        numbers = Numbers(f, program, {r.number: (_PLACES[r.over], r.column_among(sums)) for r in this.results})
         numbers.write(this.numbers)
         numbers.keep(this.kept)
         if k == len(passes(program)) - 1:
             numbers.keep_slots()
         code.append(f.text())
+        if this.given:
+            f = Function(f"given{k}.{i}", arguments, internal=True)
+            numbers = Numbers(f, program)
+            numbers.write(this.before)
+            for r in this.given:
+                f.given["found"][r.column] = numbers.value(program.nodes[r.args[0]].args[0])
+            code.append(f.text())
     return "\n".join([*code, _all(k, variants, own, sums, largest)])
 
 
 _PLACES = {"leaf": "found", "group": "totals"}
 
 
-def _all(k: int, variants: tuple[Variant, ...], own: Iterable[int], sums: int, largest: int) -> str:
+def _all(k: int, variants: tuple[Variant, ...], own: Mapping[int, Pass], sums: int, largest: int) -> str:
     """On one thread: what chunks found is added up for each leaf, then for each group, in order; then numbers are worked out."""
     parts, width = sums + largest, sums + largest + 1
     f, context = walks.function(f"numbers{k}", walks.OF_STEP)
@@ -133,22 +140,30 @@ def _all(k: int, variants: tuple[Variant, ...], own: Iterable[int], sums: int, l
 
     with f.loop(0, context["sizes"][1] * width) as n:
         context["totals"][n] = first(n % width)
-    with f.loop(0, context["sizes"][0]) as s:
+
+    def leaf(s: Any) -> tuple[Any, ...]:
         row, found = all_rows.at(s * table.columns(variants)), context["found"].at(s * width)
         total = context["totals"].at(row[table.GROUP] * width)
+        kept = context["numbers"].at(s * table.numbers(variants))
+        return row, found, total, kept, context["values"].at(row[table.SCALARS]).bits("double*"), gradients[s] != None
+
+    def for_each(name: str, which: Iterable[int], given: tuple[Any, ...]) -> None:
+        f.choose(given[0][table.VARIANT], {i: partial(f.call, f"{name}{k}.{i}", *given) for i in which})
+
+    with f.loop(0, context["sizes"][0]) as s:
+        _, found, total, *_, present = given = leaf(s)
         with f.loop(0, parts) as column:
             found[column] = first(column)
         with f.loop(context["first"][s], context["first"][s + 1]) as chunk, f.loop(0, parts) as column:
             found[column] = together(column, found[column], context["partials"][chunk * parts + column])
+        if known := [i for i, this in own.items() if this.given]:
+            with f.when(present):
+                for_each("given", known, given)
         with f.loop(0, parts) as column:
             total[column] = together(column, total[column], found[column])
-        total[parts] = total[parts] + (gradients[s] != None).cast("double")
+        total[parts] = total[parts] + present.cast("double")
     with f.loop(0, context["sizes"][0]) as s:
-        row, found = all_rows.at(s * table.columns(variants)), context["found"].at(s * width)
-        total = context["totals"].at(row[table.GROUP] * width)
-        with f.when(total[parts] > 0.0):
-            kept = context["numbers"].at(s * table.numbers(variants))
-            h = context["values"].at(row[table.SCALARS]).bits("double*")
-            given = row, found, total, kept, h, gradients[s] != None
-            f.choose(row[table.VARIANT], {i: partial(f.call, f"numbers{k}.{i}", *given) for i in own})
+        given = leaf(s)
+        with f.when(given[2][parts] > 0.0):
+            for_each("numbers", own, given)
     return f.text()

@@ -30,6 +30,14 @@ __device__ __forceinline__ void numbers{i}({arguments})
 }}
 """
 
+_GIVEN = """
+__device__ __noinline__ void given{i}({arguments})
+{{
+    {body}
+}}
+"""
+_GIVEN_ARGUMENTS = "const long long* row, double* found, const double* h, const double* own"
+
 _ARGUMENTS = "const long long* row, const double* found, const double* totals, const double* h, double* own"
 NUMBERS_AT_ONCE = 32
 """In one function: of hundreds, the compiler would keep so many at once that all of the kernel had no registers."""
@@ -38,7 +46,7 @@ NUMBERS_AT_ONCE = 32
 def after(i: int, program: Program, this: Pass, sums: int) -> str:
     """What is worked out for each leaf after a pass."""
     reduced = {}
-    for r in this.reductions:
+    for r in this.results:
         source, column = ("found" if r.over == "leaf" else "totals"), r.column_among(sums)
         columns = [f"{source}[{column + n}]" for n in range(3 if r.kind == "norm" else 1)]
         reduced[r.number] = f"root({', '.join(columns)})" if r.kind == "norm" else columns[0]
@@ -50,7 +58,12 @@ def after(i: int, program: Program, this: Pass, sums: int) -> str:
         needed |= {a for k in parts[part] for a in operands(program, k)}
         functions.append(_PART.format(i=i, part=part, arguments=_ARGUMENTS, body="\n    ".join(lines)))
     calls = "\n    ".join(f"numbers{i}_{part}(row, found, totals, h, own);" for part in range(len(parts)))
-    return "".join(functions) + _ALL.format(i=i, arguments=_ARGUMENTS, calls=calls)
+    terms, lines = arithmetic(program, this.before if this.given else (), {})
+    for r in this.given:
+        number = program.nodes[r.args[0]].args[0]
+        lines.append(f"found[{r.column}] = {terms.get(number, f'own[{number}]')};")
+    given = _GIVEN.format(i=i, arguments=_GIVEN_ARGUMENTS, body="\n    ".join(lines)) if this.given else ""
+    return "".join(functions) + _ALL.format(i=i, arguments=_ARGUMENTS, calls=calls) + given
 
 
 def arithmetic(program: Program, wanted: Iterable[int], reduced: Mapping[int, str]) -> tuple[dict[int, str], list[str]]:

@@ -15,6 +15,8 @@ from gpuopt.engines.dtypes import DTYPES
 from gpuopt.engines.program.passes import passes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gpuopt.engines.program.passes import Batch, Pass
     from gpuopt.engines.table import Variant
 
@@ -64,6 +66,7 @@ reduce(const long long* table, const long long* gradients, const long long* chun
         found[k] = all;
     }}
     __syncthreads();
+{given}
     for (long long k = threadIdx.x; k < groups * (WIDTH + 1); k += LANES) {{
         const long long group = k / (WIDTH + 1), w = k % (WIDTH + 1);
         double all = w < SUMS || w == WIDTH ? 0 : LEAST;
@@ -83,6 +86,17 @@ reduce(const long long* table, const long long* gradients, const long long* chun
     }}
     if (threadIdx.x == 0) *finished = 0;
 }}
+"""
+
+_GIVEN = """\
+    for (long long s = threadIdx.x; s < segments; s += LANES) {{
+        const long long* of = table + s * {columns};
+        if (address(values, gradients_at, gradients, s) == 0) continue;
+        switch (of[{VARIANT}]) {{
+{cases}
+        }}
+    }}
+    __syncthreads();
 """
 
 _REDUCE = """
@@ -148,6 +162,7 @@ def source(k: int, variants: tuple[Variant, ...]) -> str:
             SCALARS=table.SCALARS,
             GROUP=table.GROUP,
             VARIANT=table.VARIANT,
+            given=_given(variants, own),
             reduce_cases="\n".join(
                 f"            case {i}: reduce{i}(row, gradient, scale, start, n, (const {DTYPES[variants[i].dtype].cuda}*)c, h, own, lanes, out);"
                 " break;"
@@ -160,6 +175,20 @@ def source(k: int, variants: tuple[Variant, ...]) -> str:
             ),
         )
     )
+
+
+def _given(variants: tuple[Variant, ...], own: Mapping[int, Pass]) -> str:
+    """What adds the numbers that leaves have before the pass to what was found of them."""
+    cases = [
+        f"            case {i}: given{i}(of, found + s * WIDTH, (const double*)(values.bytes + of[{table.SCALARS}]),"
+        f" numbers + s * {table.numbers(variants)}); break;"
+        for i, this in own.items()
+        if this.given
+    ]
+    if not cases:
+        return ""
+    columns = table.columns(variants)
+    return _GIVEN.format(columns=columns, VARIANT=table.VARIANT, cases="\n".join(cases))
 
 
 def reduce(i: int, variant: Variant, own: Pass, sums: int) -> str:

@@ -104,7 +104,12 @@ class Namespace(Reductions):
         """What NumPy knows of a dtype."""
         return np.finfo(dtype)
 
+    def _is_number(self, u: Any) -> bool:
+        return isinstance(u, Number) and not u.is_mask
+
     def _reduced(self, kind: str, over: str, *given: Any) -> Number:
+        if kind == "number":
+            given = (self._tape.element(given[0]),)
         values = [part for value in given for part in ((value.re, value.im) if isinstance(value, Pair) else (value,))]
         for value in values:
             if isinstance(value, Extent):

@@ -7,9 +7,9 @@ the first pass to the second one. A program without numbers has no reduction pas
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.engines.program.program import LEAVES_OF_NUMBERS, Node, entering, held_by
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from gpuopt.engines.program.program import Program
 
-WIDTHS = {"sum": 1, "dot": 1, "norm": 3, "max": 1}
-"""Columns of a reduction: a norm adds up three sums, see `gpuopt.engines.norms`."""
+WIDTHS = {"sum": 1, "dot": 1, "norm": 3, "max": 1, "number": 1}
+"""Columns of a reduction: a norm adds up three sums, see `gpuopt.engines.norms`. A number of each leaf is there before the pass."""
 BATCH = 8
 """Reductions of one loop: LLVM takes minutes over loops of fifty, and GPUs run out of registers."""
 
@@ -33,9 +33,9 @@ class Reduction:
     number
         What it is among the program's numbers.
     kind, over
-        "sum", "dot", "norm" or "max"; "leaf" or "group".
+        "sum", "dot", "norm", "max" or "number"; "leaf" or "group".
     args
-        The elements that it is made of; of complex ones, both parts of each.
+        The elements that it is made of; of complex ones, both parts of each. Of a number of each leaf, that as an element.
     column
         Its first one, among those of the sums or among those of the largest elements.
 
@@ -83,6 +83,10 @@ class Pass:
         Those that are worked out after it, in order.
     kept
         Of these, the ones that are needed later.
+    given
+        Numbers that each leaf has before the pass, which are added up over the group.
+    again
+        What is reduced for another number, too: over the leaf and over the group. It is in the columns of that.
 
     """
 
@@ -90,6 +94,8 @@ class Pass:
     batches: tuple[Batch, ...]
     numbers: tuple[int, ...]
     kept: tuple[int, ...]
+    given: tuple[Reduction, ...] = ()
+    again: tuple[Reduction, ...] = ()
 
     @property
     def elements(self) -> frozenset[int]:
@@ -102,9 +108,14 @@ class Pass:
         return tuple(r for batch in self.batches for r in batch.reductions)
 
     @property
+    def results(self) -> tuple[Reduction, ...]:
+        """All that numbers are made of after it."""
+        return (*self.reductions, *self.given, *self.again)
+
+    @property
     def sums(self) -> int:
         """How many columns hold the sums that this pass finds; a norm has three."""
-        return sum(WIDTHS[r.kind] for r in self.reductions if r.kind != "max")
+        return sum(WIDTHS[r.kind] for r in (*self.reductions, *self.given) if r.kind != "max")
 
     @property
     def largest(self) -> int:
@@ -176,27 +187,37 @@ def _cut(program: Program) -> tuple[tuple[Pass, ...], Update]:
     later = {*program.number_outputs, *_numbers_in(program, last.elements)}
     reducing: list[Pass] = []
     for k in reversed(range(count)):
-        batches = _batches(program, [n for n in numbers if number_depth[n] == k + 1])
-        used = _numbers_in(program, (i for batch in batches for i in batch.elements))
+        batches, given, again = _batches(program, [n for n in numbers if number_depth[n] == k + 1])
+        used = _numbers_in(program, [i for own in batches for i in own.elements] + [i for r in given for i in r.args])
         before = needed(program, (), used, through_numbers=True)[1] if k == 0 else ()
         after = tuple(n for n in numbers if number_depth[n] == k + 1 or (k == 0 and number_depth[n] == 0))
-        reducing.insert(0, Pass(before, batches, after, tuple(n for n in after if n in later)))
+        reducing.insert(0, Pass(before, batches, after, tuple(n for n in after if n in later), given, again))
         later |= used | {a for n in after for a in operands(program, n)}
     return tuple(reducing), last
 
 
-def _batches(program: Program, numbers: Iterable[int]) -> tuple[Batch, ...]:
-    """The loops that reduce what is to be reduced among these numbers."""
+def _batches(
+    program: Program, numbers: Iterable[int]
+) -> tuple[tuple[Batch, ...], tuple[Reduction, ...], tuple[Reduction, ...]]:
+    """The loops that reduce what is to be reduced among these numbers; see `Pass` for the others."""
     found: list[Reduction] = []
+    again: list[Reduction] = []
+    known: dict[Any, Reduction] = {}
     sums = largest = 0
     # Those over the group first: they are in the same columns for real and for complex leaves.
     for number in sorted(numbers, key=lambda k: program.numbers[k].args[1:2] != ("group",)):
         match program.numbers[number]:
+            case Node("reduce", (kind, over, *args)) if (kind, *args) in known:
+                again.append(replace(known[kind, *args], number=number, over=over))
             case Node("reduce", (kind, over, *args)):
                 found.append(Reduction(number, kind, over, tuple(args), largest if kind == "max" else sums))
+                known[kind, *args] = found[-1]
                 largest, sums = (largest + 1, sums) if kind == "max" else (largest, sums + WIDTHS[kind])
-    parts = [tuple(found[i : i + BATCH]) for i in range(0, len(found), BATCH)]
-    return tuple(Batch(needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
+    given = tuple(r for r in found if r.kind == "number")
+    loops = [r for r in found if r.kind != "number"]
+    parts = [tuple(loops[i : i + BATCH]) for i in range(0, len(loops), BATCH)]
+    batches = tuple(Batch(needed(program, [a for r in part for a in r.args], ())[0], part) for part in parts)
+    return batches, given, tuple(again)
 
 
 def _numbers_in(program: Program, elements: Iterable[int]) -> set[int]:
