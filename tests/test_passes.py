@@ -42,10 +42,12 @@ class Everything(Rule):
     def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
         first = xp.norm(s.own * g + p) + xp.sum(g) - abs(xp.dot(p, g)) / xp.maximum(xp.total_norm(p), 1e-3)
         second = xp.total(g / first) + xp.total_dot(first * p, s.all * g) - xp.total_max(p - first)
+        second = second + xp.total(first) - xp.total(0.5 * s.own)
         is_small = (first < 3) & (second != 0) | ~(second >= s.all)
         third = xp.max(xp.where(is_small, second, first) * s.m - g)
         m = xp.where((h.t > 1) & is_small, s.m + third * g, s.m)
         everywhere = xp.where(xp.total_max(g) > h.lr, xp.sqrt(xp.total_dot(g, g)), s.all)
+        third = third + xp.dot(g, g)
         new = p - h.lr / (1 + third * third) * g + xp.where(is_small, m, 1e-3)
         return new, {"m": m, "own": s.own + h.t * first, "all": everywhere, "largest": third}
 
@@ -138,6 +140,27 @@ def test_groups_do_not_meet(engine: Any, fused_space: Space) -> None:
     rules = [gpuopt.ScheduleFreeSGD(), gpuopt.LBFGS(memory=2), Everything(), gpuopt.Prodigy(d0=0.1), Everything()]
     asked = problem(rules, "plain", ["C", "F"])
     assert_same_bits(asked.run(fused_space, engine), reference(asked))
+
+
+@dataclass(frozen=True)
+class Tally(Rule):
+    """Counts a leaf's steps, and adds up what the leaves that step have counted before and then."""
+
+    slots = {"count": leaf(0.0), "before": shared(0.0), "after": shared(0.0)}  # noqa: RUF012
+
+    def update(self, xp: Any, p: Array, g: Array, s: Any, h: Any) -> tuple[Array, dict[str, Array]]:
+        size = xp.dot(g, g)
+        return p - g, {"count": s.count + size, "before": xp.total(s.count), "after": xp.total(s.count + size)}
+
+
+@pytest.mark.parametrize("engine", ["array", "fused"])
+def test_total_of_a_number_of_each_leaf(engine: Any, fused_space: Space) -> None:
+    sizes = {"a": 3, "b": 5000, "c": 0}
+    opt = gpuopt.Optimizer({name: fused_space.put(np.ones(n)) for name, n in sizes.items()}, Tally(), engine=engine)
+    for gone, before, after in [("", 0, 5003), ("a", 5000, 10000), ("b", 3, 6), ("", 10006, 15009)]:
+        opt.step({name: None if name == gone else fused_space.put(np.ones(n)) for name, n in sizes.items()})
+        state = fused_space.got(opt)
+        assert [state[f"a/{name}"].item() for name in ("before", "after")] == [before, after]
 
 
 def test_a_group_without_a_gradient_stays_as_it_is(fused_space: Space) -> None:
@@ -384,7 +407,7 @@ def test_sums_of_a_loop_fit_registers(dtype: str, memory: int) -> None:
     assert all(sum(widths[r.kind] for r in loop.reductions) <= reductions.SUMS for loop in loops)
     if memory > 2:
         counts = [sum(variant.program.nodes[i].op == "load" for i in loop.elements) for loop in loops]
-        assert min(counts) <= memory + 1
+        assert sorted(counts)[:-1] <= [memory + 2] * (len(counts) - 1)
 
 
 @pytest.mark.parametrize("memory", [1, 5, 10])
