@@ -24,27 +24,37 @@ if TYPE_CHECKING:
     from gpuopt.engines.table import Variant
 
 _ELEMENTS = """
-define internal void @{name}.elements({arguments}, {lanes}, i64 %first, i64 %count) alwaysinline {{
+define internal void @{name}.elements({arguments}, {lanes}, i64 %first, i64 %from, i64 %to) alwaysinline {{
   {prologue}
   br label %element
 element:
-  %lane = phi i64 [ 0, %0 ], [ %lane.next, %element ]
+  %lane = phi i64 [ %from, %0 ], [ %lane.next, %element ]
   %i = add nuw nsw i64 %first, %lane
   {body}
   %lane.next = add nuw nsw i64 %lane, 1
-  %more = icmp slt i64 %lane.next, %count
+  %more = icmp slt i64 %lane.next, %to
   br i1 %more, label %element, label %end, !llvm.loop !{loop}
 end:
   ret void
 }}
 !{access} = distinct !{{}}
-!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}}}
+!{loop} = distinct !{{!{loop}, !{{!"llvm.loop.parallel_accesses", !{access}}}{whole}}}
 """
 
+_TILE = (
+    ', !{{!"llvm.loop.unroll.disable"}}, !{{!"llvm.loop.vectorize.width", i32 {}}},'
+    ' !{{!"llvm.loop.interleave.count", i32 {}}}'
+)
+"""Metadata of a loop over a tile, which is so many vectors of so many numbers, so that the loop is done once."""
 _IDENTITY = {"sum": 0.0, "max": -math.inf}
 """What sums and largest elements begin with."""
 SUMS = 7
-"""Sums of a loop: their lanes are in the first cache, beside what is read; more loops would read more than once."""
+"""Sums of a loop: their lanes are in the first cache beside what is read, and few arrays are read in order."""
+VECTORS, LANES = 12, 4
+"""Vectors of sums that 16 registers have room for beside what is added, and numbers of a vector, which has 256 bits."""
+STRETCHES = 4
+"""Stretches of a block: a page of float32."""
+
 _FEW = 16
 """Lanes that halves have become when the last ones are added up one by one."""
 _TOGETHER: dict[str, Callable[[Function, Any, Any], Any]] = {"sum": lambda _, a, b: a + b, "max": larger}
@@ -145,11 +155,29 @@ def function(
         for r, _, lanes in columns:
             lanes[z] = _IDENTITY[_kind(r)]
     n = f.given["n"]
+    if tiled := [own for own in loops if own.tile]:
+        # Some lanes at a time, whose sums stay in registers over several stretches; the next block is brought near meanwhile.
+        whole = n // norms.LANES * norms.LANES
+        with f.loop(0, whole) as block:
+            block.step = STRETCHES * norms.LANES
+            following = block + block.step
+            until = f.smaller(following, whole)
+            for own in tiled:
+                with f.loop(0, norms.LANES, once=True) as begin:
+                    begin.step = own.tile
+                    own.code.write_ahead(f, following + begin * STRETCHES, STRETCHES * own.tile)
+                    with f.loop(block, until, once=True) as first:
+                        first.step = norms.LANES
+                        own.walk(f, first, begin, begin + own.tile)
+        with f.when(n > whole):
+            for own in tiled:
+                own.walk(f, whole, 0, n - whole)
     for own in loops:
-        # Lanes, stretch by stretch: memory is read in order, so that the processor reads ahead.
-        with f.loop(0, n) as first:
-            first.step = norms.LANES
-            own.walk(f, first, f.smaller(n - first, norms.LANES))
+        if not own.tile:
+            # Lanes, stretch by stretch: memory is read in order, so that the processor reads ahead, and sums go to and from the cache.
+            with f.loop(0, n) as first:
+                first.step = norms.LANES
+                own.walk(f, first, 0, f.smaller(n - first, norms.LANES))
     out = f.given["out"]
     for r, k, lanes in columns:
         column = r.column_among(sums) + k
@@ -177,6 +205,8 @@ class _Loop:
         What is done for an element.
     columns
         Of each sum its reduction, which one of that it is, and its lanes.
+    tile
+        How many lanes there are at a time whose sums stay in registers; 0, if lanes are done in order.
 
     """
 
@@ -194,11 +224,15 @@ class _Loop:
                 self.columns.append((r, n, f.room("double", norms.LANES + LINE // 8)))
                 inside = Value(code.f, "double*", f"%r{r.number}.{n}")
                 inside[lane] = added(inside[lane])
+        # Three sums of one array.
+        is_wide = any(r.kind == "norm" for r in batch.reductions) and not code.dtype.squares_fit
+        self._vectors = 1 if 2 * len(self.columns) > VECTORS else 2
+        self.tile = self._vectors * LANES if is_wide else 0
 
-    def walk(self, f: Function, first: Any, count: Any) -> None:
-        """Write what adds up so many lanes of the stretch from an element on."""
+    def walk(self, f: Function, first: Any, begin: Any, end: Any) -> None:
+        """Write what adds up these lanes of the stretch from an element on."""
         given = [own for own in f.given.values() if own is not f.given["out"]]
-        f.call(f"{self._name}.elements", *given, *(lanes for *_, lanes in self.columns), first, count)
+        f.call(f"{self._name}.elements", *given, *(lanes for *_, lanes in self.columns), first, begin, end)
 
     def text(self, arguments: str) -> str:
         """IR of the function."""
@@ -208,6 +242,7 @@ class _Loop:
             lanes=", ".join(f"ptr %r{r.number}.{k}" for r, k, _ in self.columns),
             access=self._metadata,
             loop=self._metadata + 1,
+            whole=_TILE.format(LANES, self._vectors) if self.tile else "",
             prologue="\n  ".join(self.code.prologue),
             body="\n  ".join(self.code.f.lines),
         )
