@@ -449,7 +449,7 @@ def test_sums_along_an_axis_are_reduced_each_of_them_once(name: str, keepdims: b
 
 def gpuopt_numpy(like: Any) -> Any:
     """The functions that a rule sees of NumPy's arrays."""
-    return Namespace(np, like, Group())
+    return Namespace(np, like, Group("a rule"))
 
 
 @dataclass(frozen=True)
