@@ -178,7 +178,7 @@ class Stateful:
 
         """
         state, skipped = self._state_of_now()
-        return state | ({"skipped": number} if (number := skipped()) else {})
+        return state | states.with_skipped(skipped())
 
     def _state_of_now(self) -> tuple[dict[str, Any], Callable[[], int]]:
         """Return `state_dict` but for ``skipped``, and the function that counts: it alone waits for a GPU."""

@@ -84,6 +84,15 @@ def test_help_is_a_manuals_first_page() -> None:
     assert gpuopt_().output == result.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [("-h", "--help"), ("help", "--help"), ("help train", "train --help"), ("train -h", "train --help")],
+)
+def test_ways_to_ask_for_help(words: str, meant: str) -> None:
+    given, expected = gpuopt_(*words.split()), gpuopt_(*meant.split())
+    assert (given.exit_code, given.output) == (0, expected.output)
+
+
 def test_help_of_train_names_every_option() -> None:
     text = gpuopt_("train", "--help").stdout
     assert "AdamW" in text
@@ -219,6 +228,28 @@ def test_all_options_arrive(tmp_path: Path) -> None:
         "average": None,
         "parts": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("lowest", "final", "test", "is_told"),
+    [
+        (0.11, 0.79, None, True),
+        (0.11, 0.2, None, False),
+        (1e-4, 1e-3, None, False),
+        (0.11, 0.1, 0.3, True),
+        (None, 1, None, False),
+    ],
+)
+def test_a_loss_that_was_lower_before_is_told(
+    lowest: float | None, final: float, test: float | None, is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gpuopt.cli.training import _tell
+    from gpuopt.training import Result
+
+    ended = (3000, 3000, final, 0.8, test, None, 8.0, None)
+    _tell(Result("run", "numpy", "cpu", "", *ended, lowest_loss=lowest, lowest_epoch=2940), "Test set")
+    told = "The loss was 0.1100 after epoch 2940; the model is that of the last one. --schedule cosine, or --validation"
+    assert (told in capsys.readouterr().out) is is_told
 
 
 def test_a_regression_has_no_accuracy() -> None:

@@ -439,6 +439,12 @@ def test_betas_are_two(make: Callable[..., Any], betas: Any) -> None:
         make(1e-3, betas=betas)
 
 
+def test_a_threshold_that_torch_refuses_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^d: 0.5, expected a number from 1 on"):
+        gpuopt.like.torch.Adafactor(d=0.5)
+    assert gpuopt.like.torch.Adafactor(d=1) == gpuopt.like.torch.Adafactor()
+
+
 # Arguments that none of our rules has in that form. Name: call, words of the TypeError.
 FORMS: dict[str, tuple[Callable[[], Any], str]] = {
     "a number for two": (lambda: gpuopt.like.torch.Adafactor(eps=1e-3), r"^eps: 0.001, expected two, as in eps=\(None"),  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from running import gpuopt as command
 from running import rows
 
 import gpuopt
-from gpuopt import checkpoint, training
+from gpuopt import checkpoint, tensorfile, training
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.runs.loop import Callback
 from gpuopt.runs.record import images
@@ -861,3 +861,16 @@ def test_an_array_is_no_hyperparameter_that_a_run_tunes(tmp_path: Path, change: 
                 run.tune(**change)
             run.step(x, loss=1.0)
             assert repr(opt.rule) == before
+
+
+@pytest.mark.parametrize("every", ["0s", 100])
+def test_a_checkpoint_does_not_depend_on_its_moment(tmp_path: Path, every: int | str) -> None:
+    """Neither on checkpoints before it, with gradients that wait, nor has it more than `Optimizer.state_dict`."""
+    w = np.ones(3)
+    opt = gpuopt.Optimizer(w, gpuopt.SGD(lr=0.1), every=2)
+    with gpuopt.Run(tmp_path / "run", opt, checkpoint_every=every, report=False) as run:
+        for number, _ in enumerate(run.steps(2)):
+            run.step(2 * w, loss=10.0 - number)
+    content = json.loads(tensorfile.read(tmp_path / "run" / "checkpoint.safetensors")[1]["gpuopt"])
+    assert content["extra"]["explosions"]["first"] == 9
+    assert "skipped" not in content

@@ -28,6 +28,10 @@ LONGEST = 4000
 class Commands(TyperGroup):
     """Commands; the error for an unknown one that is an option of `tune` names that."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse; ``help`` and ``help COMMAND`` are ``--help``."""
+        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command; an error for one that is none."""
         try:
@@ -40,7 +44,12 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

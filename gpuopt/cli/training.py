@@ -234,4 +234,7 @@ def _tell(result: Result, tested: str) -> None:
             numbers = {"loss": loss, "accuracy": accuracy, "R2": r2}
             parts = [f"{name} {value:.4f}" for name, value in numbers.items() if value is not None]
             typer.echo(f"{what}: {', '.join(parts)}" + ("" if rmse is None else f", RMSE {rmse:.6g}"))
+    if result.is_above_its_lowest:
+        lower = f"The loss was {result.lowest_loss:.4f} after epoch {result.lowest_epoch}; the model is that of the last one"
+        typer.echo(f"{lower}. --schedule cosine, or --validation with --patience, ends lower")
     typer.echo(f"{result.epochs} epochs in {result.seconds:.1f} s; run folder: {result.folder}")

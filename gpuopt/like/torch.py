@@ -326,6 +326,8 @@ def Adafactor(
 
     """
     first, smallest = several("eps", eps, (None, 1e-3))
+    if not callable(d) and d < 1:
+        raise ValueError(f"d: {d}, expected a number from 1 on, as in torch; gpuopt.Adafactor has `clip` for others")
     rule = rules.Adafactor(
         *(lr, -beta2_decay, 0.0, smallest, d, weight_decay), floor=first or 0.0, machine_eps=first is None
     )

@@ -61,7 +61,7 @@ class Remembering:
         name : str
         value
             An array of NumPy or CuPy, which is saved as it is when it is saved, and written in place where the run goes back; a
-            generator of `numpy.random`, likewise; or what JSON has: numbers, text, lists, dicts.
+            generator of `numpy.random`, likewise; or what JSON has: numbers, text, lists, dicts. A tuple becomes a list.
 
         Returns
         -------

@@ -396,8 +396,8 @@ class Run(Loop):
         self._checkpoints.images.show(name, array)
 
     def probe(self) -> Callable[[], float]:
-        if "loss" not in self._metrics:
-            return lambda: math.nan if not self.optimizer.steps else 0.0
+        if "loss" not in self._metrics or not self.optimizer.steps:  # the first loss is that of the first step
+            return lambda: 0.0
         arrive = arriving({"loss": self._metrics["loss"]})
         return lambda: float(arrive()["loss"])
 

@@ -16,7 +16,7 @@ from gpuopt.training.config import OF_A_LOOP, Config
 from gpuopt.training.data.preparation import Features
 from gpuopt.training.data.sources import as_part
 from gpuopt.training.data.targets import Target, class_indices, numbers, values, whole
-from gpuopt.training.model import Activation, Perceptron, initial_params
+from gpuopt.training.model import Activation, Perceptron, cross_entropy, initial_params
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Raw: TypeAlias = Any
 
-__all__ = ["Model", "cross_entropy", "load_model", "scores", "write_model"]
+__all__ = ["Model", "load_model", "losses", "scores", "write_model"]
 
 LARGEST = 64 << 20
 """Bytes of a ``model.json``: thirty thousand columns with long names take a few."""
@@ -165,7 +165,7 @@ class Model:
         index = class_indices(name, found, self.target.labels, "the training set")
         outputs = self.outputs(part)
         right = outputs.argmax(axis=1) == index
-        return {"loss": float(cross_entropy(outputs, index).mean()), "accuracy": float(right.mean())}
+        return {"loss": float(losses(outputs, index).mean()), "accuracy": float(right.mean())}
 
     def outputs(self, x: Raw) -> NDArray[np.float32]:
         """What the network itself gives, float32 of shape (samples, outputs)."""
@@ -206,15 +206,10 @@ def scores(y: NDArray[Any], predicted: NDArray[np.float64]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def cross_entropy(outputs: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The loss of each sample, in nats, by the network's outputs and the class that it is of.
-
-    >>> cross_entropy(np.array([[0.0, 0.0], [0.0, 2000.0]]), np.array([1, 0])).round(3)
-    array([6.93e-01, 2.00e+03])
-    """
+def losses(outputs: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The loss of each sample, by the network's outputs and the index of the class that it is of."""
     with np.errstate(all="ignore"):
-        shifted = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
-        return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(index)), index]  # type: ignore[no-any-return]
+        return cross_entropy(np, outputs.astype(np.float64), np.eye(outputs.shape[1])[index])  # type: ignore[no-any-return]
 
 
 def write_model(folder: RunFolder, data: Dataset, config: Config) -> None:

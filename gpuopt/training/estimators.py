@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import tempfile
 from typing import TYPE_CHECKING, Any, Self
 
@@ -94,12 +94,7 @@ class Estimator:
     def _fitted(self) -> Model:
         if self.__sklearn_is_fitted__():
             return self.model_
-        told = f"{type(self).__name__}: is not fitted yet; expected fit(x, y) first"
-        with contextlib.suppress(ImportError):
-            from sklearn.exceptions import NotFittedError
-
-            raise type("NotFittedError", (UsageError, NotFittedError), {})(told)
-        raise UsageError(told)
+        raise _not_fitted()(f"{type(self).__name__}: is not fitted yet; expected fit(x, y) first")
 
     def __sklearn_is_fitted__(self) -> bool:
         return "model_" in vars(self)
@@ -118,6 +113,16 @@ class Estimator:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+
+
+@functools.cache
+def _not_fitted() -> type[UsageError]:
+    """The error of a prediction before `fit`: scikit-learn's, too, where that is installed."""
+    try:
+        from sklearn.exceptions import NotFittedError
+    except ImportError:
+        return UsageError
+    return type("NotFittedError", (UsageError, NotFittedError), {})
 
 
 class PerceptronClassifier(Estimator):

@@ -175,6 +175,16 @@ class Training(Run):
         return self._checkpoints.steps
 
     @property
+    def lowest(self) -> Row:
+        """The lowest loss that a row told, and its epoch."""
+        if self._checkpoints.lowest is None:
+            return {}
+        return {
+            "lowest_loss": self._checkpoints.lowest,
+            "lowest_epoch": self._checkpoints.lowest_at // self.steps_per_epoch,
+        }
+
+    @property
     def chosen(self) -> list[Row]:
         """Changes by hand that are still to be made, as rows of the metrics."""
         return self._checkpoints.pending

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     Params: TypeAlias = dict[str, list[dict[str, Array]]]
     """``{"layers": [{"w": (n_in, n_out), "b": (n_out,)}, ...]}``; gradients have the same nesting."""
 
-__all__ = ["ACTIVATIONS", "LEAK", "Activation", "Initial", "Perceptron", "initial_params", "kept"]
+__all__ = ["ACTIVATIONS", "LEAK", "Activation", "Initial", "Perceptron", "cross_entropy", "initial_params", "kept"]
 
 Initial: TypeAlias = Literal["he", "small"]
 Activation: TypeAlias = Literal["relu", "leaky_relu", "elu", "tanh", "sigmoid", "silu"]
@@ -100,6 +100,16 @@ ACTIVATIONS: dict[str, Callable[[Any, Array], tuple[Array, Array]]] = {
     "silu": _silu,
 }
 """By name: a function of the inputs, which it may overwrite, that returns the outputs and the slopes."""
+
+
+def cross_entropy(xp: Any, outputs: Array, y: Array) -> Array:
+    """The loss of each sample, in nats, by the network's outputs and the class that it is of, one-hot.
+
+    >>> cross_entropy(np, np.array([[0.0, 0.0], [0.0, 2000.0]]), np.array([[0, 1], [1, 0]])).round(3)
+    array([6.93e-01, 2.00e+03])
+    """
+    shifted = outputs - xp.max(outputs, axis=1, keepdims=True)
+    return xp.log(xp.sum(xp.exp(shifted), axis=1)) - xp.sum(y * shifted, axis=1)
 
 
 def kept(xp: Any, like: Array, share: float, key: int) -> Array:
@@ -210,8 +220,7 @@ class Perceptron:
         """
         xp = self.xp
         if self.classifies:
-            shifted = outputs - xp.max(outputs, axis=1, keepdims=True)
-            losses = xp.log(xp.sum(xp.exp(shifted), axis=1)) - xp.sum(y * shifted, axis=1)
+            losses = cross_entropy(xp, outputs, y)
             correct = xp.argmax(outputs, axis=1) == xp.argmax(y, axis=1)
         else:
             losses = xp.mean((outputs - y) ** 2, axis=1)

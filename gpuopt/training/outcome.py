@@ -13,7 +13,7 @@ import numpy as np
 from gpuopt import pictures
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
-from gpuopt.training.applied import cross_entropy
+from gpuopt.training.applied import losses
 from gpuopt.training.config import Config
 from gpuopt.training.data import Dataset, spiral
 from gpuopt.training.model import Perceptron, initial_params
@@ -252,7 +252,7 @@ def _confusion(model: Model, counted: NDArray[np.int64]) -> Figure:
 
 def _worst(model: Model, x: NDArray[np.float32], y: NDArray[Any], outputs: NDArray[np.float32]) -> Figure:
     assert model.target.classes is not None
-    worst = np.argsort(-cross_entropy(outputs, y), kind="stable")[:WORST]
+    worst = np.argsort(-losses(outputs, y), kind="stable")[:WORST]
     columns = 6
     rows = -(-len(worst) // columns)
     figure, every = pictures.figure(8.4, 1.75 * rows + 0.2, rows, columns)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "device"]
 
+SPIKE = 0.02
+"""What a loss is above the lowest one, in nats or squared deviations, if the difference is worth a word."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -29,6 +32,8 @@ class Result:
         ``--validation`` set apart, if it did. None without a test set, and for the accuracy of a regression.
     train_rmse, train_r2, test_rmse, test_r2 : float or None
         Of a regression: root mean squared error in the target's own units, and coefficient of determination.
+    lowest_loss, lowest_epoch : float and int, or None
+        The lowest loss of a row of metrics, of the test set if there is one, and its epoch.
     seconds : float
         Time of the training, without its interruptions.
     stopped : str or None
@@ -62,6 +67,8 @@ class Result:
     train_r2: float | None = None
     test_rmse: float | None = None
     test_r2: float | None = None
+    lowest_loss: float | None = None
+    lowest_epoch: int | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -80,8 +87,15 @@ class Result:
             seconds=round(training.seconds, 3),
             stopped=training.stopped,
             notes=training.data.notes,
+            **training.lowest,
             **metrics,
         )
+
+    @property
+    def is_above_its_lowest(self) -> bool:
+        """Whether it ended on a spike: with a loss far above the lowest one."""
+        final = self.train_loss if self.test_loss is None else self.test_loss
+        return self.lowest_loss is not None and final > max(2 * self.lowest_loss, self.lowest_loss + SPIKE)
 
     def _repr_html_(self) -> str:
         """For notebooks: the summary, the optimizer, its leaves, and small curves of the metrics."""

@@ -60,7 +60,7 @@ class Checkpoints(Callback):
         self._writing: Future[None] | None = None
         self._patience = patience  # steps without a lower loss
         self.lowest: float | None = None  # loss that a row told
-        self._lowest_at = 0  # step
+        self.lowest_at = 0  # step
         self._best: Snapshot | None = None  # if it is not written yet
 
     def restore(self, run: Loop) -> None:
@@ -89,7 +89,7 @@ class Checkpoints(Callback):
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"{self.folder.checkpoint}: is no checkpoint of a run: {error!r}") from None
         self._restore_metrics(vouched, pending)
-        self.explosions.progress, self.lowest, self._lowest_at = explosions, lowest, lowest_at
+        self.explosions.progress, self.lowest, self.lowest_at = explosions, lowest, lowest_at
         self.steps = run.optimizer.steps
 
     def choose(self, run: Loop, name: str, value: Any) -> None:
@@ -124,9 +124,9 @@ class Checkpoints(Callback):
             loss: float | None = row.get("test_loss", row.get("loss"))
             lowest = math.inf if self.lowest is None else self.lowest
             if loss is not None and loss < lowest:
-                self.lowest, self._lowest_at, self._best = loss, row["step"], self.explosions.good
-            elif self._patience is not None and row["step"] - self._lowest_at >= self._patience:
-                run.stop(run.impatience(lowest, self._lowest_at, row["step"]))
+                self.lowest, self.lowest_at, self._best = loss, row["step"], self.explosions.good
+            elif self._patience is not None and row["step"] - self.lowest_at >= self._patience:
+                run.stop(run.impatience(lowest, self.lowest_at, row["step"]))
 
     def end(self, run: Loop) -> None:
         if run.error is None:  # a step may have been broken off in its middle
@@ -183,7 +183,7 @@ class Checkpoints(Callback):
             **self._vouched(),
             "explosions": dataclasses.asdict(self.explosions.progress),
             "lowest": self.lowest,
-            "lowest_at": self._lowest_at,
+            "lowest_at": self.lowest_at,
         }
         best_extra = extra | ({} if best is None else {"position": best.position})
         self._best = None

@@ -9,6 +9,7 @@ import numpy as np
 import optree
 
 from gpuopt.backends import fetch
+from gpuopt.states import with_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ class Snapshot:
         arrays, structure = optree.tree_flatten(held)
         arrive = fetch(arrays)
         return cls(
-            state["steps"], run.position, lambda: {**state, "skipped": skipped(), **structure.unflatten(arrive())}
+            state["steps"], run.position, lambda: {**state, **with_skipped(skipped()), **structure.unflatten(arrive())}
         )
 
     @property
