@@ -625,7 +625,12 @@ def test_a_formula_of_our_own_is_looked_at_once_for_all_that_are_alike(monkeypat
     """One of a user may read what it likes, and is looked at by each optimizer."""
     looks: list[str] = []
     recorded = trace_module.recorded
-    monkeypatch.setattr(trace_module, "recorded", lambda rule, **of: looks.append(rule.name) or recorded(rule, **of))
+
+    def look(rule: Rule, **of: Any) -> Any:
+        looks.append(rule.name)
+        return recorded(rule, **of)
+
+    monkeypatch.setattr(trace_module, "recorded", look)
     made: dict[str, tuple[bool, Callable[[], Rule]]] = {
         "another eps": (True, lambda: gpuopt.Adam(eps_root=0.0123)),
         "the same": (False, lambda: gpuopt.Adam(eps_root=0.0123)),
@@ -642,6 +647,7 @@ def test_a_formula_of_our_own_is_looked_at_once_for_all_that_are_alike(monkeypat
         looks.clear()
         gpuopt.Optimizer(np.zeros(2), make())
         assert bool(looks) is expected, name
+    gpuopt.Optimizer(np.zeros(2), gpuopt.Adam(), clip=gpuopt.clip_by_value(0.0123), engine="fused")
 
 
 def test_what_has_a_say_in_the_programs_of_the_rules() -> None:
