@@ -359,6 +359,13 @@ def entry(dtype: str, shape: list[int], end: int) -> dict[str, Any]:
         safetensors_file(entry("F32", [-2], 8), bytes(8)),
         safetensors_file(entry("F32", [2], 8), bytes(9)),
         safetensors_file(entry("X32", [2], 8), bytes(8)),
+        safetensors_file(entry("F32", [2], 8) | {"y": entry("I8", [1], 1)["x"]}, bytes(8)),
+        safetensors_file({"x": entry("I8", [1], 1)["x"] | {"data_offsets": [1, 2]}}, bytes(2)),
+        safetensors_file({"x": entry("I8", [1], 1)["x"] | {"data_offsets": [0.0, 1.0]}}, bytes(1)),
+        safetensors_file({"x": entry("I8", [1], 1)["x"] | {"data_offsets": [0, 1, 1]}}, bytes(1)),
+        safetensors_file(entry("I8", [10**300] * 100_000, 1), bytes(1)),
+        safetensors_file({"__metadata__": []}),
+        safetensors_file({"__metadata__": {"a": 1}}),
     ],
 )
 def test_other_files(path: Path, raw: bytes) -> None:

@@ -91,8 +91,6 @@ def draw(
 
 def get_ready() -> None:
     """Load what draws."""
-    import safetensors  # noqa: F401
-
     pictures.figure()
 
 
