@@ -92,15 +92,15 @@ class LBFGS(Rule):
 
         # All vectors of the two loops are sums of g and of the pairs: numbers alone say how much of each. The newest y is g less the
         # gradient before, whose products with older pairs are known: only those with g are new (Chen, Wang & Zhou 2014).
-        rows, along = [], []
+        rows, alongs = [], []
         for name, own, newest in zip(("sg", "yg"), pairs, changes, strict=True):
-            now = [xp.total_dot(x, g) for x in own]
+            new = [xp.total_dot(x, g) for x in own]
             before = [xp.total(xp.where(age[k] > still, getattr(s, f"{name}{k}"), 0)) for k in places]
             product = xp.total_dot(newest, changes[1])
-            rows.append(turned([xp.where(is_newest[k], product, now[k] - before[k]) for k in places]))
-            along.append(turned(now))
+            rows.append(turned([xp.where(is_newest[k], product, new[k] - before[k]) for k in places]))
+            alongs.append(turned(new))
             slots |= {f"{name}{k}": xp.dot(own[k], g) for k in places}
-        (with_s, with_y), (s_along, y_along) = rows, along
+        (with_s, with_y), (s_along, y_along) = rows, alongs
         sy, yy = (
             [[new[i] if j == 0 else getattr(s, f"{name}{i - 1}_{j - 1}") for j in range(i + 1)] for i in ages]
             for name, new in (("sy", with_s), ("yy", with_y))
