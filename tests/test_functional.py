@@ -162,6 +162,55 @@ def test_are_fused_with_the_same_bits(row: Row, donate: bool, fused_space: Space
             assert donate or np.array_equal(fused_space.get(held[name]), values[name])
 
 
+TOGETHER: dict[str, Any] = {
+    "sums": lambda: gpuopt.chain(gpuopt.ClipGlobalNorm(0.1), gpuopt.LAMB(lr=0.1), gpuopt.EMA(0.9)),
+    "numbers": lambda: {"b": gpuopt.Prodigy(), "*": gpuopt.Adam()},
+    "many slots": lambda: gpuopt.LBFGS(lr=0.1, memory=2),
+    "stages": lambda: gpuopt.chain(gpuopt.Adafactor(lr=0.1), gpuopt.NonNegative()),
+    "whole arrays": lambda: {"b": gpuopt.Adafactor(), "*": gpuopt.Muon()},
+}
+
+
+@pytest.mark.parametrize("donate", [False, True])
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8"])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_sums_and_stages_are_fused_too(
+    name: str, dtype: str, donate: bool, fused_space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bits of `Optimizer`; the arguments stay as they are, unless they are donated."""
+    if dtype == "c8" and name in ("stages", "whole arrays"):
+        pytest.skip("for real numbers only")
+    monkeypatch.setattr(gpuopt.functional.array, "update_group", None)
+    random = np.random.RandomState(0)
+
+    def put(values: dict[str, Any]) -> Any:
+        return {key: None if x is None else fused_space.put(x) for key, x in values.items()}
+
+    def draw() -> dict[str, Any]:
+        found = {"a": random.standard_normal((2, 50, 100)), "b": random.standard_normal((2, 3, 4))}
+        return {key: (x[0] + 1j * x[1] if dtype == "c8" else x[0]).astype(dtype) for key, x in found.items()}
+
+    start = draw()
+    own, params, rules = put(start), put(start), TOGETHER[name]()
+    opt, state = gpuopt.Optimizer(own, rules), gpuopt.init(rules, params)
+    for k in range(4):
+        grads = draw() | ({"b": None} if k == 2 else {})
+        before = {key: fused_space.get(x).copy() for key, x in params.items()}
+        given = params
+        opt.step(put(grads))
+        params, state = gpuopt.update(rules, params, put(grads), state, donate=donate)
+        if not donate:
+            assert_same_bits({key: fused_space.get(x) for key, x in given.items()}, before)
+    found: dict[str, Any] = {key: fused_space.get(x) for key, x in params.items()}
+    found |= {
+        f"{key}/{slot}": x if isinstance(x, float) else fused_space.get(x)
+        for slot, tree in state.slots.items()
+        for key, x in tree.items()
+        if x is not None
+    }
+    assert_same_bits({key: np.asarray(x) for key, x in found.items()}, fused_space.got(opt))
+
+
 def test_donated_arrays_are_written_to_where_that_can_be_done() -> None:
     rule = gpuopt.SGD(lr=1.0)
     w, fixed = np.zeros(3), np.zeros(3)

@@ -78,6 +78,9 @@ class Kernel(Protocol):
 
         """
 
+    def moved(self) -> Sequence[Callable[[], object]]:
+        """Return what comes first in a step that finds other addresses in the table than the one before."""
+
     def sums(self) -> NDArray[Any]:
         """Return the sums of squares of the gradients, of shape (rows, 3); see `gpuopt.engines.norms`."""
 

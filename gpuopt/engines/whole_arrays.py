@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 Calls = list["Callable[[], object]"]
+Names = list[tuple[int, tuple[str, ...]]]
+"""Of each row of a table, the leaf and the names of the arrays whose addresses stand there."""
+
+
+def named(loop: Loop) -> tuple[str, ...]:
+    """The names of the arrays whose addresses a loop has in its row of the table."""
+    return "p", *loop.arrays, *loop.program.number_slots
 
 
 class Staged:
@@ -75,7 +82,7 @@ class Staged:
     def arrays(self, loop: Loop) -> list[Any]:
         """The arrays of a loop: the parameter, slots and hidden arrays."""
         slots = self.leaf.slots if not self.hidden else {**self.leaf.slots, **self.hidden}
-        return [self.p, *(slots[name] for name in loop.arrays), *(slots[name] for name in loop.program.number_slots)]
+        return [self.p, *(slots[name] for name in named(loop)[1:])]
 
     def extent(self, loop: Loop) -> tuple[int, list[int]]:
         """How often a loop goes round, and what follows its addresses in the table; alike for leaves with the same stages."""
@@ -195,14 +202,14 @@ class Before:
         def of_stage(s: int) -> list[tuple[int, Stage]]:
             return [(row, leaf.stages.before[s]) for row, leaf in enumerate(leaves) if len(leaf.stages.before) > s]
 
-        def segments(loops: Iterable[tuple[int, Loop]]) -> list[tuple[Segment, bool]]:
+        def segments(loops: Iterable[tuple[int, Loop]]) -> list[tuple[Segment, Loop]]:
             pairs = [*loops]
-            rows = [row for row, _ in pairs]
-            own, gradients = [leaves[row] for row in rows], [expects[row] for row in rows]
-            found = segments_of(place, own, [loop for _, loop in pairs], gradients, rows)
-            return [(segment, Node("load", ("g",)) in _loads(segment.program)) for segment in found]
+            rows, own = [row for row, _ in pairs], [loop for _, loop in pairs]
+            gradients = [expects[row] for row in rows]
+            found = segments_of(place, [leaves[row] for row in rows], own, gradients, rows)
+            return [*zip(found, own, strict=True)]
 
-        def loops(own: list[tuple[Segment, bool]], more: Sequence[Variant] = ()) -> list[_Loops]:
+        def loops(own: list[tuple[Segment, Loop]], more: Sequence[Variant] = ()) -> list[_Loops]:
             return [_Loops(place, own, more, table, kernel)] if own else []
 
         stages = range(max(len(leaf.stages.before) for leaf in leaves))
@@ -213,6 +220,19 @@ class Before:
         self._stages = [[*loops(segments(self._over_leaves(s))), *loops(others[s], every)] for s in stages]
         self._keeping = loops(keeping, every)
         self._whole = [[(row, k) for row, stage in of_stage(s) for k in stage.whole] for s in stages]
+
+    @property
+    def tables(self) -> list[tuple[Table, Names]]:
+        """All tables, and what stands there."""
+        return [(own.table, own.names) for own in self._every]
+
+    def moved(self) -> Calls:
+        """See `Kernel.moved`."""
+        return [call for own in self._every for call in own.kernel.moved()]
+
+    @property
+    def _every(self) -> list[_Loops]:
+        return [own for stage in (*self._stages, self._keeping) for own in stage]
 
     def _over_leaves(self, s: int) -> list[tuple[int, Loop]]:
         """The loops of a stage over leaves. Totals over a group take all its leaves, also those that store none."""
@@ -271,20 +291,21 @@ class Before:
 
 
 class _Loops:
-    """Loops that run together, and their table; of each segment, whether it reads the gradient."""
+    """Loops that run together, and their table."""
 
     def __init__(
         self,
         place: Place,
-        segments: Sequence[tuple[Segment, bool]],
+        segments: Sequence[tuple[Segment, Loop]],
         more: Sequence[Variant],
         updating: Table,
         kernel: Kernel,
     ) -> None:
+        self.names = [(segment.owner, named(loop)) for segment, loop in segments]
         self._rows = [segment.owner for segment, _ in segments]
-        self._reads = np.array([reads for _, reads in segments])
-        self._table = Table([segment for segment, _ in segments], updating, more)
-        self._kernel = place.kernel(self._table, None, kernel)
+        self._reads = np.array([Node("load", ("g",)) in _loads(loop.program) for _, loop in segments])
+        self.table = Table([segment for segment, _ in segments], updating, more)
+        self.kernel = place.kernel(self.table, None, kernel)
 
     def prepare(
         self, scalars: Sequence[Mapping[str, float]], gradients: NDArray[np.int64]
@@ -292,9 +313,9 @@ class _Loops:
         """Return what runs them; see `Kernel.prepare`."""
         own = gradients[self._rows]
         # Where it is not read, only whether there is one: addresses might have to be sent to a GPU.
-        self._table.gradients[:] = np.where(self._reads, own, own != 0)
-        self._table.set_coefficients(scalars)
-        return self._kernel.prepare()
+        self.table.gradients[:] = np.where(self._reads, own, own != 0)
+        self.table.set_coefficients(scalars)
+        return self.kernel.prepare()
 
 
 def _loads(program: Program) -> Iterable[Node]:

@@ -85,7 +85,7 @@ def init(rule: Rules, params: Any, *, precision: Precision | Stochastic = "state
 def update(rule: Rules, params: Any, grads: Any, state: State, *, donate: bool = False) -> tuple[Any, State]:
     """Return the parameters and the state after a step; the arguments are left as they are.
 
-    NumPy and CuPy leaves without gaps are updated together, in one pass over memory, as by `Optimizer`; all others by the
+    NumPy and CuPy leaves without gaps, of 32 bits or more, are updated together, as by `Optimizer`; all others by the
     operations of their library, which may be traced, compiled and differentiated: ``jax.jit(lambda p, g, s:
     gpuopt.update(rule, p, g, s))``.
 
@@ -157,7 +157,7 @@ def _update(rule: Rules, params: Any, grads: Any, state: State, key: Any, *, don
             if is_number(slot) and name in slots:
                 slots[name][i] = number_of(slots[name][i], own, where)
             check_slot(slots[name][i] if name in slots else None, slot, p, slot_dtype(own, name, p, way), where)
-    if (fused := pure_step(arrays, groups, rules)) is not None:
+    if type(steps) is int and (fused := pure_step(arrays, groups, rules)) is not None:
         frozen = [i for i, group in enumerate(groups) if isinstance(rules[group], Frozen)]
         plan = _Plan(rule, tree, patterns, rules, frozen, fused, [*slots])
         together = [a for _, own in sorted(slots.items()) for a in own]
@@ -217,7 +217,7 @@ class _Plan:
         # All slots together are one tree, which is taken apart and built by one call each.
         self._containers = self.tree.by_name(self.names)
         first = {name: k * len(self.tree.paths) for k, name in enumerate(sorted(self.names))}
-        self._place_of = [first[name] + i for name, i in self.fused.slots]
+        self._place_of = [first[name] + i for name, i in (*self.fused.slots, *self.fused.numbers)]
         self._carries = any(rule.carried for rule in self.rules)
 
     def slots_of(self, state: State) -> Any:
@@ -241,18 +241,23 @@ class _Plan:
         gradients = self.tree.leaves_of(grads, "grads")
         for i in self.frozen:
             gradients[i] = None
-        new = self.fused(
-            [*found, *[slots[k] for k in self._place_of]],
+        own = [slots[k] for k in self._place_of]
+        arrays, numbers = own[: len(self.fused.slots)], own[len(self.fused.slots) :]
+        if any(type(number) is not float for number in numbers):
+            return None
+        done = self.fused(
+            [*found, *arrays],
+            numbers,
             gradients,
             scalars,
             lambda i, g: leaves.gradient(g, found[i], self.tree, i),
             donate=donate,
         )
-        if new is None:
+        if done is None:
             return None
-        count = len(found)
-        for k, own in zip(self._place_of, new[count:], strict=True):
-            slots[k] = own
+        count, (new, numbers) = len(found), done
+        for k, value in zip(self._place_of, [*new[count:], *numbers], strict=True):
+            slots[k] = value
         carried = carried_after(self.patterns, self.rules, scalars) if self._carries else {}
         by_name: Any = self._containers.unflatten(slots)
         return self.tree.build(new[:count]), State(state.steps + 1, by_name, carried, state.precision)

@@ -153,7 +153,7 @@ class CPUKernel:
         """See :meth:`gpuopt.engines.place.Kernel.judging`: the host judges."""
         return ()
 
-    unjudging = judging
+    unjudging = moved = judging
 
     def prepare(self) -> Sequence[Callable[[], object]]:
         """See :meth:`gpuopt.engines.place.Kernel.prepare`."""

@@ -209,8 +209,6 @@ class CUDAKernel:
 
         table = self._table
         lengths = table.rows[:, tables.LENGTH].tolist()
-        # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
-        send = partial(self._rows.data.copy_from_host_async, table.rows.ctypes.data, table.rows.nbytes)
 
         def prepare() -> Sequence[Callable[[], object]]:
             if not len(self._chunks):
@@ -225,9 +223,15 @@ class CUDAKernel:
                 for target, (source, size) in zip(row, own, strict=True)
                 if gradient and length * size
             ]
-            return (self._choose, *copies, send, *self.prepare())
+            return (self._choose, *copies, *self.moved(), *self.prepare())
 
         return prepare
+
+    def moved(self) -> Sequence[Callable[[], object]]:
+        """See :meth:`gpuopt.engines.place.Kernel.moved`."""
+        # From pageable memory, which CUDA stages before it returns: the addresses may change again at once.
+        rows = self._table.rows
+        return self._choose, partial(self._rows.data.copy_from_host_async, rows.ctypes.data, rows.nbytes)
 
     def judge(
         self, clip: str | None, limit: float, *, sticky: bool, skip: bool, scale: DynamicScale | None = None
