@@ -180,7 +180,7 @@ def test_sums_and_stages_are_fused_too(
     """With the bits of `Optimizer`; the arguments stay as they are, unless they are donated."""
     if dtype == "c8" and name in ("stages", "whole arrays"):
         pytest.skip("for real numbers only")
-    monkeypatch.setattr(gpuopt.functional.array, "update_group", None)
+    monkeypatch.setattr("gpuopt.engines.array.update_group", None)
     random = np.random.RandomState(0)
 
     def put(values: dict[str, Any]) -> Any:

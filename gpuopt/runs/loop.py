@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -94,12 +93,12 @@ class Loop(Remembering):
 
     def __init__(self, optimizer: Optimizer, seed: int) -> None:
         super().__init__(optimizer, seed)
-        self._process = os.getpid()
         self._n = 0
         self.stopped: str | None = None  # why it ends early
         self.signals: list[signal.Signals] = []  # that it is stopped by
         self.error: BaseException | None = None  # what broke it off
         self._callbacks: Sequence[Callback] = ()
+        self._at_steps: Sequence[Callable[[Any], object]] = ()
         self._began = 0.0
         self._halted: float | None = 0.0  # the time, while it stands still
         self._untold: deque[Pending] = deque()
@@ -228,6 +227,9 @@ class Loop(Remembering):
     def _driven(self, callbacks: Sequence[Callback]) -> Iterator[Iterator[int]]:
         """Start and end what hangs on it; inside, its steps: those that are left, or until it is stopped."""
         self._callbacks = callbacks
+        # Most have nothing to do after a step, and a call that does nothing takes time, too.
+        steps = [callback.step for callback in callbacks]
+        self._at_steps = [step for step in steps if getattr(step, "__func__", None) is not Callback.step]
         self._go()
         with contextlib.ExitStack() as ends:
             ends.callback(self._halt)
@@ -264,10 +266,11 @@ class Loop(Remembering):
         if self._is_fresh and self._untold[-1].judged:
             self._untold[-1].sight = self._checkpoints.explosions.look(self)
         later, self._is_fresh = self._is_fresh and self.is_asynchronous, False
-        self._announce(int(later))
+        if self._untold:
+            self._announce(int(later))
         if not self._moved:
-            for callback in self._callbacks:
-                callback.step(self)
+            for step in self._at_steps:
+                step(self)
 
     def _announce(self, but: int) -> None:
         """Tell the rows that nobody has been told yet, but the last ones; who is told may go back to an earlier step."""

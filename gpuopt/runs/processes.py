@@ -45,11 +45,11 @@ def begins(optimizer: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leading(run: Loop) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
-    """Lead those who follow; for the body of each step there is what is to be around it."""
+def leading(run: Loop) -> Iterator[Callable[[int], AbstractContextManager[None]] | None]:
+    """Lead those who follow; for the body of each step there is what is to be around it, None if nobody follows."""
     optimizer: Any = run.optimizer
     if not is_shared(optimizer):
-        yield lambda _: contextlib.nullcontext()
+        yield None
         return
     optimizer.wish = optimizer.wished = 0
 

@@ -45,10 +45,14 @@ ROWS, LOOKS = 1000, 100
 
 LOOPS: weakref.WeakSet[Generator[int]] = weakref.WeakSet()
 """Those that somebody has."""
+_forks = 0
+"""Forks between the process that imported this and this one. To ask the system for a process's number takes a microsecond."""
 
 
 def _leave_to_parent() -> None:
     """Never end, in a process that was forked, what goes on in its parent: it would write into the folder, and hang up."""
+    global _forks  # noqa: PLW0603
+    _forks += 1
     for loop in LOOPS:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(loop))
 
@@ -121,16 +125,20 @@ class Run(Loop):
     _cure = "a lower learning rate, clipping, or on_explosion='rollback'"
     _drawing = DRAWING
     _is_stepped = _entered = False
+    _forks_before = 0
     _taken_before = 0  # steps, where a body begins
     _held: Generator[int] | None = None
     _loop: weakref.ref[Generator[int]] | None = None
 
     def __new__(cls, folder: Any, optimizer: Any, *args: Any, **options: Any) -> Self:  # noqa: ARG004
+        kind: type[Any] = cls
         if is_shared(optimizer) and optimizer.rank:
             from gpuopt.runs.follower import Follower  # rank 0 has the run, and the others follow
 
-            return super().__new__(Follower)  # type: ignore[return-value]
-        return super().__new__(cls)
+            kind = Follower
+        new: Self = super().__new__(kind)
+        new._forks_before = _forks
+        return new
 
     def __init__(
         self,
@@ -284,8 +292,11 @@ class Run(Loop):
                 try:
                     for step in left:
                         self._is_stepped, self._taken_before = False, self.optimizer.steps
-                        with in_body(step):
+                        if in_body is None:
                             yield step
+                        else:
+                            with in_body(step):
+                                yield step
                         self._expect_stepped(step)
                         self._settle_own()
                 except GeneratorExit:
@@ -356,7 +367,7 @@ class Run(Loop):
         heed(self)
 
     def _expect_inside(self) -> None:
-        if os.getpid() != self._process:
+        if self._forks_before != _forks:
             raise RuntimeError("run.step: called in a process that was forked, expected in the one that made the run")
         if not self._is_inside or self._is_stepped:
             where = "a second time in one step" if self._is_inside else "outside of a loop"
@@ -407,7 +418,7 @@ class Run(Loop):
 
     def close(self) -> None:
         """End the loop, and let others have the folder. The end of a ``with`` does it."""
-        if os.getpid() != self._process:
+        if self._forks_before != _forks:
             return
         if self._loop is not None and (loop := self._loop()) is not None:
             loop.close()

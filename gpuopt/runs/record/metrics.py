@@ -25,6 +25,7 @@ __all__ = ["Metrics", "arriving", "finite", "scalar", "whole"]
 
 MORE = " \n"
 """The end of a line that counts only with the next one: of rows that were written together."""
+NUMBERS = int, float, np.floating, np.integer, np.bool_
 MOST_LOST = 1 << 24  # bytes that are looked at of what is cut off
 
 
@@ -120,7 +121,7 @@ class Metrics(Callback):
 
 def scalar(name: str, value: Any) -> Any:
     """A metric as a float, or as an array of one number that is on its way."""
-    if isinstance(value, int | float | np.floating | np.integer | np.bool_) or type(value).__name__ == "bfloat16":
+    if isinstance(value, NUMBERS) or type(value).__name__ == "bfloat16":
         try:
             return float(value)
         except OverflowError:

@@ -109,7 +109,8 @@ class Checkpoints(Callback):
         self._next = run.seconds + self._every_seconds
 
     def step(self, run: Loop) -> None:
-        self.settle(wait=False)
+        if self._writing is not None:
+            self.settle(wait=False)
         steps = run.optimizer.steps
         due = run.seconds >= self._next if self._every_steps is None else steps % self._every_steps == 0
         if due:
