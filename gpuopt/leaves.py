@@ -137,10 +137,11 @@ def check_rules(tree: Tree, arrays: list[Any], rules: list[Rule], groups: list[i
         If the rule is not for leaves of that shape; if the caller's arrays are not like the leaves.
 
     """
-    kinds: dict[tuple[int, tuple[int, ...], Any], int] = {}  # of many leaves few are unlike the others
+    # Of many leaves few are unlike the others. The type comes first: dtypes of two libraries are not to be compared.
+    kinds: dict[tuple[int, type, tuple[int, ...], Any], int] = {}
     for i, (a, group) in enumerate(zip(arrays, groups, strict=True)):
-        kinds.setdefault((group, a.shape, a.dtype), i)
-    for (group, shape, _), i in kinds.items():
+        kinds.setdefault((group, type(a), a.shape, a.dtype), i)
+    for (group, _, shape, _), i in kinds.items():
         if why := rules[group].unfit(tuple(shape)):
             raise ValueError(f"{tree.name(i, 'params')}: shape {tuple(shape)}: {why}")
     for group, rule in enumerate(rules):
