@@ -98,6 +98,7 @@ def put(folder: Path, contents: Contents) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("go", [solve, trained])
 def test_power_fails_at_every_operation(tmp_path: Path, request: pytest.FixtureRequest, go: Any) -> None:
     """Each state of the disk is gone on with, is lost once more on the way, and gone on with to the end."""

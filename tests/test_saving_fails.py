@@ -149,6 +149,7 @@ train(Config(epochs=30, hidden=(8,), checkpoint_every=2, device="cpu", report_ev
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     ("function", "call"), [("replace", 1), ("replace", 6), ("replace", 7), ("fsync", 9), ("link", 3)]
