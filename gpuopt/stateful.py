@@ -178,13 +178,14 @@ class Stateful:
 
         """
         state, skipped = self._state_of_now()
-        return state | states.with_skipped(skipped())
+        return state | skipped()
 
-    def _state_of_now(self) -> tuple[dict[str, Any], Callable[[], int]]:
-        """Return `state_dict` but for ``skipped``, and the function that counts: it alone waits for a GPU."""
+    def _state_of_now(self) -> tuple[dict[str, Any], Callable[[], dict[str, int]]]:
+        """Return `state_dict` but for ``skipped``, and a function for that: it alone waits for a GPU."""
         with self._lock:
             self._raise_overdue(wait=True)
             self._held.check_all()
+            count = self.count_skipped()
             return {
                 "steps": self._steps,
                 **({"accumulated": waiting} if (waiting := self._accumulation.waiting) else {}),
@@ -196,7 +197,7 @@ class Stateful:
                     path: {slot: x.view() if type(x) is np.ndarray else alias(x) for slot, x in own.items()}
                     for path, own in zip(self._tree.paths, self._accumulation.with_slots(self._step.slots), strict=True)
                 },
-            }, self.count_skipped()
+            }, lambda: {"skipped": number} if (number := count()) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.

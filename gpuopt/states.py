@@ -75,11 +75,6 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(as_float(value))
 
 
-def with_skipped(number: int) -> dict[str, int]:
-    """The count of steps that were left out, as a state has it."""
-    return {"skipped": number} if number else {}
-
-
 def skipped_of(state: Mapping[str, Any], problems: list[str]) -> int:
     """Return how many steps had been left out in a state; what does not fit is appended to ``problems``."""
     given = as_index(state.get("skipped", 0))

@@ -49,9 +49,9 @@ class Saved(Led, Alone):
             agreed(self._transport, self._held.check_all)
             return self._content(self._whole if self._role == "equal" else self._whole_at_first)
 
-    def _state_of_now(self) -> tuple[dict[str, Any], Callable[[], int]]:
-        """See `Stateful._state_of_now`; what is counted here is the host's."""
-        return self.state_dict(), lambda: self._skipped
+    def _state_of_now(self) -> tuple[dict[str, Any], Callable[[], dict[str, int]]]:
+        """See `Stateful._state_of_now`; the count is the host's, and part of the state already."""
+        return self.state_dict(), dict
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state dict, the same on every process; see `gpuopt.Optimizer.load_state_dict`; collective."""

@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
-import os
 import shlex
 import sys
-import weakref
-from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
-from gpuopt.arrays import describe, is_cupy
+from gpuopt.arrays import is_cupy
 from gpuopt.errors import ExplodedError, UsageError
 from gpuopt.optimizer import OWN, Optimizer
+from gpuopt.runs import forks
 from gpuopt.runs.control.signals import first_signal
 from gpuopt.runs.control.steering import Steering
 from gpuopt.runs.identity import described, expect_same
 from gpuopt.runs.loop import Loop, expected_callbacks, is_number, warn_of_idle_steps
+from gpuopt.runs.options import expect_options
 from gpuopt.runs.processes import begins, heed, is_shared, leading
 from gpuopt.runs.record.folder import RunFolder, write_json
 from gpuopt.runs.record.metrics import arriving, scalar
 from gpuopt.runs.remembering import is_count
 from gpuopt.runs.report.process import DRAWING, is_wanted, reported
-from gpuopt.runs.saving.checkpoints import Checkpoints, expect_interval, saving
-from gpuopt.runs.saving.explosions import OnExplosion
+from gpuopt.runs.saving.checkpoints import Checkpoints, saving
 from gpuopt.runs.secondary import warn
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from gpuopt.runs.loop import Callback, Row
+    from gpuopt.runs.saving.explosions import OnExplosion
 
 __all__ = ["Run"]
 
 TAKEN = frozenset({"event", "lr", "seconds", "step"})
 ROWS, LOOKS = 1000, 100
 """Rows of metrics in a run, and how often is looked whether it goes well, at most and about."""
-
-
-LOOPS: weakref.WeakSet[Generator[int]] = weakref.WeakSet()
-"""Those that somebody has."""
-_forks = 0
-"""Forks between the process that imported this and this one. To ask the system for a process's number takes a microsecond."""
-
-
-def _leave_to_parent() -> None:
-    """Never end, in a process that was forked, what goes on in its parent: it would write into the folder, and hang up."""
-    global _forks  # noqa: PLW0603
-    _forks += 1
-    for loop in LOOPS:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(loop))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Run(Loop):
@@ -137,7 +119,7 @@ class Run(Loop):
 
             kind = Follower
         new: Self = super().__new__(kind)
-        new._forks_before = _forks
+        new._forks_before = forks.count
         return new
 
     def __init__(
@@ -155,23 +137,7 @@ class Run(Loop):
         seed: int = 0,
     ) -> None:
         with begins(optimizer):
-            if not isinstance(optimizer, Optimizer):
-                raise TypeError(f"optimizer: {describe(optimizer)}, expected a gpuopt.Optimizer")
-            expect_interval(checkpoint_every, "checkpoint_every: ")
-            for name, count in (("keep", keep), ("patience", patience)):
-                if not is_count(count) and not (name == "patience" and count is None):
-                    raise UsageError(f"{name}: {count!r}, expected a positive integer")
-            page: Any = live
-            if not isinstance(page, bool | str):
-                raise UsageError(f"live: {live!r}, expected True, False or a text HOST:PORT")
-            if not (seed == 0 or is_count(seed)):
-                raise UsageError(f"seed: {seed!r}, expected an integer from 0 on")
-            if on_explosion not in get_args(OnExplosion):
-                raise UsageError(f"on_explosion: {on_explosion!r}, expected {', '.join(get_args(OnExplosion))}")
-            if on_explosion == "skip" and optimizer._nonfinite != "skip":
-                raise UsageError(
-                    "on_explosion: 'skip', expected an Optimizer with nonfinite='skip', which leaves steps out"
-                )
+            expect_options(optimizer, checkpoint_every, keep, on_explosion, patience, live, seed)
             super().__init__(optimizer, seed)
             self.is_asynchronous = any(map(is_cupy, optimizer.state_dict()["params"].values()))
             self.finished = False
@@ -212,13 +178,6 @@ class Run(Loop):
             yield
             self._lock = lock.pop_all()
 
-    def _mark(self) -> object:
-        """What the last checkpoint is told by from another one."""
-        with contextlib.suppress(FileNotFoundError):
-            found = self._files.checkpoint.stat()
-            return found.st_ino, found.st_size, found.st_mtime_ns
-        return None
-
     def _identity(self) -> Row:
         """What ``config.json`` says of it, whatever happens on the way."""
         return {"optimizer": described(self.optimizer)}
@@ -247,8 +206,7 @@ class Run(Loop):
         if self._is_inside:
             raise RuntimeError("run.steps: the loop before still goes on, expected it to have ended")
         loop = self._steps(int(n))
-        self._loop = weakref.ref(loop)
-        LOOPS.add(loop)
+        self._loop = forks.left_to_parent(loop)
         if self._entered:
             self._held = loop
         return loop
@@ -256,7 +214,7 @@ class Run(Loop):
     def _steps(self, n: int) -> Generator[int]:
         if self._is_over:
             with self._locking():
-                if self._last_mark != self._mark():
+                if self._last_mark != self._files.mark():
                     told = "another process went on with this run, expected a new Run to go on with it"
                     raise UsageError(f"{self.folder}: {told}")
         try:
@@ -269,7 +227,7 @@ class Run(Loop):
                 yield from self._recorded()
         finally:
             self._is_inside = False
-            self._is_over, self._last_mark = True, self._mark()
+            self._is_over, self._last_mark = True, self._files.mark()
 
     def _recorded(self) -> Generator[int]:
         """Its steps, and whatever belongs to the folder around them."""
@@ -367,7 +325,7 @@ class Run(Loop):
         heed(self)
 
     def _expect_inside(self) -> None:
-        if self._forks_before != _forks:
+        if self._forks_before != forks.count:
             raise RuntimeError("run.step: called in a process that was forked, expected in the one that made the run")
         if not self._is_inside or self._is_stepped:
             where = "a second time in one step" if self._is_inside else "outside of a loop"
@@ -418,7 +376,7 @@ class Run(Loop):
 
     def close(self) -> None:
         """End the loop, and let others have the folder. The end of a ``with`` does it."""
-        if self._forks_before != _forks:
+        if self._forks_before != forks.count:
             return
         if self._loop is not None and (loop := self._loop()) is not None:
             loop.close()

@@ -154,6 +154,13 @@ class RunFolder:
         found = {int(match[1]): self.path / match[0] for match in map(KEPT.fullmatch, names) if match}
         return dict(sorted(found.items()))
 
+    def mark(self) -> object:
+        """What the last checkpoint is told by from another one."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self.checkpoint.stat()
+            return found.st_ino, found.st_size, found.st_mtime_ns
+        return None
+
     def load(self, optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """Read the checkpoint into an optimizer, and return what else stands in it, and arrays; None if there is none yet.
 

@@ -9,7 +9,6 @@ import numpy as np
 import optree
 
 from gpuopt.backends import fetch
-from gpuopt.states import with_skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +35,7 @@ class Snapshot:
         held: Any = {name: state[name] for name in ("params", "state")} | {"arrays": run.arrays}
         arrays, structure = optree.tree_flatten(held)
         arrive = fetch(arrays)
-        return cls(
-            state["steps"], run.position, lambda: {**state, **with_skipped(skipped()), **structure.unflatten(arrive())}
-        )
+        return cls(state["steps"], run.position, lambda: {**state, **skipped(), **structure.unflatten(arrive())})
 
     @property
     def state(self) -> State:
