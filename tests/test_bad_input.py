@@ -516,9 +516,9 @@ def test_parameters_that_become_read_only(engine: Engine, strided: bool) -> None
     saved = {**opt.state_dict(), "params": {name: np.full(3, 5, "f4") for name in params}}
     frozen(b)
     for _ in range(2):
-        for call in (lambda: opt.step(grads), lambda: opt.load_state_dict(saved)):
+        for call, given in ((opt.step, grads), (opt.load_state_dict, saved)):
             with pytest.raises(ValueError, match=r"params\['b'\]: read-only by now"):
-                call()
+                call(given)
     assert (opt.steps, params["a"].tolist(), b.tolist()) == (1, [0] * 3, [0] * 3)
     b.flags.writeable = True
     opt.step(grads)
