@@ -91,6 +91,8 @@ def draw(
 
 def get_ready() -> None:
     """Load what draws."""
+    import safetensors  # noqa: F401
+
     pictures.figure()
 
 
