@@ -404,6 +404,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole: str, signum: signal.Signals
     assert_equal_runs(whole, "run")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_a_killed_run_goes_on_to_the_same_bits(whole: str) -> None:
     run = start(*LONG, "--quiet", "--out", "run", "--checkpoint-every", "0.05s")

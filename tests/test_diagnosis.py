@@ -332,7 +332,10 @@ SITUATIONS = [
 ]
 
 
-@pytest.mark.parametrize("situation", SITUATIONS, ids=lambda s: s.id)
+@pytest.mark.parametrize(
+    "situation",
+    [pytest.param(s, id=s.id, marks=[pytest.mark.slow] if s.needs in {"", "NVRTC"} else []) for s in SITUATIONS],
+)
 def test_situation(situation: Situation, tmp_path: Path) -> None:
     skip_unless(situation.needs)
     for name, text in situation.files.items():

@@ -248,6 +248,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("engine", ["fused", "array"])
 @pytest.mark.parametrize("size", [50, 1 << 20])

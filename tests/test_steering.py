@@ -190,6 +190,7 @@ def outcome(folder: Path) -> tuple[Any, ...]:
     return (*plain, {name: x.tobytes() for name, x in load_file(folder / "checkpoint.safetensors").items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_every", ["30s", 10, 30])
 @pytest.mark.parametrize("again", [(25,), (5, 25), (38, 39), (32, 45, 33)], ids=str)
 def test_a_change_survives_several_kills(tmp_path: Path, checkpoint_every: int | str, again: tuple[int, ...]) -> None:
