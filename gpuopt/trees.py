@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,8 @@ class Tree:
     spec: optree.PyTreeSpec
     _orders: dict[optree.PyTreeSpec, list[int]] = field(default_factory=dict, compare=False, repr=False)
     """The positions of the leaves in other containers with the same paths."""
+    _last: list[tuple[optree.PyTreeSpec, list[int]]] = field(default_factory=list, compare=False, repr=False)
+    """The other containers that came last, which are expected to come again: to flatten and to look them up takes several times as long."""
 
     @cached_property
     def _accessors(self) -> list[optree.PyTreeAccessor]:
@@ -47,10 +50,17 @@ class Tree:
             If the tree has another shape; the message names what is missing and what is too much.
 
         """
-        if self._orders:  # other containers have been given: the refusal of `flatten_up_to` shows all of them, slowly
+        for spec, order in [*self._last]:
+            kind: object = spec.type
+            if kind is type(tree):
+                with contextlib.suppress(RecursionError, TypeError, ValueError):
+                    leaves = spec.flatten_up_to(tree)
+                    return [leaves[k] for k in order]
+        if self._orders:  # the refusal of `flatten_up_to` shows all containers, slowly
             leaves, spec = flattened(tree)
-            if (order := self._orders.get(spec)) is not None:
-                return [leaves[k] for k in order]
+            if (known := self._orders.get(spec)) is not None:
+                self._last[:] = [(spec, known)]
+                return [leaves[k] for k in known]
         try:
             return self.spec.flatten_up_to(tree)  # much faster than to flatten and to compare
         except (RecursionError, TypeError, ValueError):
@@ -75,6 +85,7 @@ class Tree:
         if len(self._orders) == MOST_ORDERS:
             self._orders.clear()
         order = self._orders[given.spec] = [there[path] for path in self.paths]
+        self._last[:] = [(given.spec, order)]
         return [leaves[k] for k in order]
 
     def build(self, leaves: list[Any]) -> Any:

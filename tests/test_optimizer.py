@@ -65,6 +65,27 @@ def test_other_containers_with_the_same_paths_will_do(space: Space) -> None:
     assert [x.tolist() for x in space.got(opt).values()] == [[-2.0] * 2, [-2.0] * 3, -1.0]
 
 
+def test_containers_may_change_at_every_step() -> None:
+    """Those that came last are expected to come again; what does not fit is refused all the same."""
+    p = [np.zeros(2), np.zeros(3)]
+    opt = gpuopt.Optimizer(p, gpuopt.SGD(lr=1.0))
+    two, three = np.ones(2), np.ones(3)
+    good: list[Any] = [
+        (two, three),
+        (two, three),
+        [two, three],
+        OrderedDict([(1, three), (0, two)]),
+        {0: two, 1: three},
+    ]
+    bad: list[Any] = [(two,), (two, three, two), (two, (three,)), [three, two], {0: two}]
+    for k, grads in enumerate(good * 2):
+        for each in bad:
+            with pytest.raises((TypeError, ValueError), match="grads"):
+                opt.step(each)
+        opt.step(grads)
+        assert [x.tolist() for x in p] == [[-k - 1.0] * 2, [-k - 1.0] * 3]
+
+
 def test_a_leaf_without_gradient_is_left_alone_state_and_all(space: Space) -> None:
     for engine in space.engines:
         opt = gpuopt.Optimizer({k: space.put(np.ones(3)) for k in "ab"}, gpuopt.Adam(lr=0.1), engine=engine)
