@@ -20,7 +20,7 @@ from gpuopt.engines.program.program import SCALE
 from gpuopt.engines.reference import Group, Namespace, Number, Unknown
 from gpuopt.engines.reference import is_number as is_one_number
 from gpuopt.rules.formula import named, returned
-from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealOnlyError, applied
+from gpuopt.rules.pairs import BRANCHES, SELECTIONS, ComplexError, Lifted, Pair, RealOnlyError, applied
 from gpuopt.rules.slots import Given, Leaf, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flattened
 
@@ -245,8 +245,7 @@ def _called(rule: Rule, *arguments: Any) -> tuple[Any, ...]:
     except ValueError as error:
         if "truth value of an array" not in str(error):  # of NumPy and CuPy
             raise
-        expected = "xp.where, & , |, xp.minimum or xp.maximum"
-        raise TypeError(f"{what} branches on a value (if, and, or, not, min, max), expected {expected}") from error
+        raise TypeError(f"{what} {BRANCHES}, expected {SELECTIONS}") from error
 
 
 @np.errstate(all="ignore")  # for the casts that nditer makes: as in the fused engines, infinities and NaN pass silently

@@ -39,6 +39,11 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+BRANCHES = "branches on a value (if, and, or, not, min, max)"
+SELECTIONS = "xp.where, & , |, xp.minimum or xp.maximum"
+"""What an update may not do with the values of elements, and what it has in place of that; for messages."""
+
+
 class ComplexError(TypeError):
     """An update does something with complex values that has no one meaning."""
 
@@ -108,7 +113,7 @@ class Pair:
         raise AttributeError(f"a complex value of an update has no {name}; {CURE}")
 
     def __bool__(self) -> NoReturn:
-        raise TypeError("an update branches on a value (if, and, or, not, min, max); it needs xp.where, & or |")
+        raise TypeError(f"an update {BRANCHES}; it needs xp.where, & or |")
 
 
 def _parts(x: Any, *, both: bool = True) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 
 from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS, INEXACT, LOGIC, Node, entering
-from gpuopt.rules.pairs import Pair
+from gpuopt.rules.pairs import BRANCHES, SELECTIONS, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -219,11 +219,7 @@ class Expression:
         return self.tape.apply(op, *args)
 
     def __bool__(self) -> bool:
-        raise self.tape.error(
-            "branches on a value (if, and, or, not, min, max)",
-            "xp.where, & , |, xp.minimum or xp.maximum",
-            runs_on_arrays=not isinstance(self, _Array),
-        )
+        raise self.tape.error(BRANCHES, SELECTIONS, runs_on_arrays=not isinstance(self, _Array))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
