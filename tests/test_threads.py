@@ -15,8 +15,8 @@ import pytest
 from spaces import assert_same_bits
 
 import gpuopt
-from gpuopt.engines.cpu import machine, threads
-from gpuopt.engines.cpu.threads_code import ASLEEP, FIELDS, JOBS, TRIES
+from gpuopt.engines.cpu import threads
+from gpuopt.engines.cpu.threads_code import FIELDS, JOBS, ROUND, TRIES
 
 LARGE = 700_001
 """Elements that are worth several threads."""
@@ -41,6 +41,11 @@ def once_asleep(pool: threads.Pool) -> bool:
     while not pool._sleeping[0].value and time.monotonic() < deadline:
         time.sleep(1e-4)
     return bool(pool._sleeping[0].value)
+
+
+def clear(pool: threads.Pool) -> None:
+    """Forget how long jobs took."""
+    ctypes.memset(pool._address.value + FIELDS["jobs"], 0, 3 * 8 * JOBS)  # type: ignore[operator]
 
 
 def stepped(count: int, **options: Any) -> dict[str, Any]:
@@ -96,37 +101,48 @@ print(opt.steps, np.unique(w))
     assert done.stdout.split() == ["2", "[-2.]"], done.stderr
 
 
-def test_helpers_that_come_too_late_are_left_asleep_for_a_while() -> None:
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    text = "define void @nothing(ptr %lock) {\n  ret void\n}\n"
-    nothing: Any = machine.compiled(text, nothing=ctypes.CFUNCTYPE(None, ctypes.c_void_p))[0]
-    pause = [0.0]
-    job = function(lambda *_: time.sleep(pause[0]))
+SLEEP = 2e-3
+
+
+@pytest.mark.parametrize(("slow", "woken"), [("to wake", False), ("alone", True), ("neither, but long", True)], ids=str)
+def test_helpers_are_woken_for_short_jobs_that_take_less_time_with_them(slow: str, woken: bool) -> None:
     threads.set_num_threads(2)
-    pool = threads.pool()
+    pool, wakings, items = threads.pool(), list[None](), 16
     pool.start(2)
-    late = (ctypes.c_int64 * JOBS).from_address(pool._address.value + FIELDS["late"])  # type: ignore[operator]
     assert once_asleep(pool)
     time.sleep(0.05)  # until it sleeps indeed
 
-    def run(context: int) -> list[int]:
-        pool._sleeping[0].value = 1
-        pool.run(ctypes.cast(job, ctypes.c_void_p), context, 16, 2)
-        return sorted(count for count in late if count)
+    def release(_: object) -> None:
+        wakings.append(None)
+        if slow == "to wake":
+            time.sleep(SLEEP)
 
-    ctypes.memset(late, 0, ctypes.sizeof(late))
-    release = pool._words["release"].value
-    pool._words["release"].value = ctypes.cast(nothing, ctypes.c_void_p).value or 0  # nobody wakes up in time
+    def work(_: object, begin: int, end: int) -> None:
+        if slow == "alone" and end - begin == items:
+            time.sleep(SLEEP)
+
+    job = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(work)
+    releasing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(release)
+    words = {name: pool._words[name].value for name in ("release", "short")}
+    clear(pool)
+
+    def run() -> int:
+        wakings.clear()
+        pool._sleeping[0].value = 1
+        pool.run(ctypes.cast(job, ctypes.c_void_p), 0, items, 2)
+        return len(wakings)
+
+    pool._words["release"].value = ctypes.cast(releasing, ctypes.c_void_p).value or 0  # nobody wakes up indeed
+    pool._words["short"].value = 0 if slow == "neither, but long" else 10**9
     try:
-        assert [run(0) for _ in range(TRIES)] == [[n] for n in range(1, TRIES + 1)]
-        assert run(16) == [1, TRIES]  # another job, with a count of its own
-        found = [run(0) for _ in range(ASLEEP)]
-        assert found == [[1, n] for n in [*range(TRIES + 1, TRIES + ASLEEP), TRIES - 1]]
+        found = [run() for _ in range(2 * ROUND)]
     finally:
-        pool._words["release"].value = release
-        pause[0] = 0.02
-        found = [run(0)]
-    assert found == [[1]]
+        for name, value in words.items():
+            pool._words[name].value = value
+        pool._sleeping[0].value = 1
+        pool._wake(0)
+    tried = [1] * TRIES + [int(slow == "neither, but long")] * TRIES
+    assert found == 2 * (tried + (ROUND - 2 * TRIES) * [int(woken)])
 
 
 @pytest.mark.parametrize("workers", [2, 3, 64])
@@ -149,9 +165,9 @@ def test_a_helper_that_was_roused_for_nothing_goes_back_to_sleep() -> None:
     pool = threads.pool()
     pool.start(2)
     assert once_asleep(pool)
-    ctypes.memset(pool._address.value + FIELDS["late"], 0, 8 * JOBS)  # type: ignore[operator]
+    clear(pool)
     pool.rouse(0, 0, 2)
-    assert pool._words["roused"].value == 3  # one helper was woken
+    assert pool._words["roused"].value == 1
     assert once_asleep(pool)
 
 

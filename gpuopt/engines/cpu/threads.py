@@ -34,6 +34,8 @@ MOST = 64
 WORTH_A_THREAD = 2 << 20
 """Bytes of memory traffic: a thread is woken in the time that moves so many."""
 SPIN_SECONDS = 20e-6
+SHORT_SECONDS = 200e-6
+"""A job that takes less with helpers may take still less without: of longer ones the waking is a small part."""
 
 
 class Pool:
@@ -69,6 +71,8 @@ class Pool:
             function = getattr(ctypes.pythonapi, f"PyThread_{name}_lock")
             self._words[name].value = ctypes.cast(function, ctypes.c_void_p).value or 0
         library = ctypes.CDLL(None) if os.name == "posix" else ctypes.WinDLL("kernel32")  # type: ignore[attr-defined, unused-ignore]
+        self._words["clock"].value = _address(library, "clock_gettime")
+        self._words["short"].value = int(SHORT_SECONDS * 1e9)
         self._words["yield"].value = _address(library, "sched_yield" if os.name == "posix" else "SwitchToThread")
         if len(processors := _usable()) > 1:
             self._words["processor"].value = -1

@@ -4,8 +4,9 @@
 open. A helper enters by raising the count while the job is open; after the job is closed nobody enters.
 
 Who takes part in a job wakes two others, as in a binary heap whose root is the calling thread, so that the calling thread
-begins to work after two wakings however many helpers there are. Helpers that came too late several times for a job,
-the same function with the same context, are left asleep the next times, then tried again: ``late`` counts by job.
+begins to work after two wakings however many helpers there are. Whether a short job is worth them, the same function with the
+same context, time tells: of each round of runs the first ones are done with helpers, the next ones without, and the others as
+took less.
 
 The items are cut into parts, one for each thread, and these into shares. ``taken`` counts for each part the shares that its own
 thread took, from one end, and in the upper half of the word those that others took, from the other end. Every job goes the other
@@ -15,6 +16,7 @@ way than the job before it, for what was touched last is still in the caches.
 from __future__ import annotations
 
 import platform
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,28 +48,37 @@ FIELDS = {
     "getcpu": 360,
     "setaffinity": 368,
     "processors": 384,
-    "roused": 448,
-    "late": 512,
-    "sleeping": 1088,
-    "taken": 1088 + 64 * 64,
-    "size": 1088 + 2 * 64 * 64,
+    "clock": 376,
+    "roused": 512,
+    "since": 576,
+    "short": 584,
+    "jobs": 640,
+    "sleeping": 2240,
+    "taken": 2240 + 64 * 64,
+    "size": 2240 + 2 * 64 * 64,
 }
 
 PROCESSORS = 1024
 """How many processors the set of ``processors`` has room for."""
 JOBS = 64
-"""How many jobs are told apart, by the addresses of function and context."""
+"""How many jobs are told apart, by the addresses of function and context. Of each there are: how often it was run, and the least nanoseconds
+that it took without helpers and with them."""
 
 _JOB = 16
 """The number of a job begins at this bit of the state."""
 _SHARES = 16
 """Shares of a job for each thread: small ones, so that a processor that is busy with other things holds nobody up."""
-TRIES = 8
-"""How often helpers may come too late for a job, one time after the other, before they are left asleep."""
-ASLEEP = 64
-"""How many times they are left asleep."""
+TRIES = 3
+"""Runs of a short job with helpers, then without, by which it is decided how the next ones are done."""
+ROUND = 256
+"""Runs until it is decided anew."""
 PATIENCE = 16
 """How many times as long a helper spins that has been roused, if no job comes."""
+
+_NEVER = (1 << 63) - 1
+"""Nanoseconds of a run that was none."""
+_MONOTONIC = getattr(time, "CLOCK_MONOTONIC", 0)
+"""The system's name for a clock that no one sets."""
 
 _GIVEN = {"work": "i8*", "context": "i8*", "items": "i64", "share": "i64", "parts": "i64"}
 """Fields of a job, and their types: the function to call, its first argument, how many items there are, how many make a share, and how many
@@ -175,15 +186,13 @@ def _pauses(machine: _Machine) -> str:
 
 
 def _shares() -> str:
-    """Do shares of a job until none is left, those of the own part first, and return how many they were."""
+    """Do shares of a job until none is left, those of the own part first."""
     f = _Concurrent(
         "shares",
         "i8* control, i64 number, i64 parity, i8* work, i8* context, i64 items, i64 share, i64 parts",
-        "i64",
         internal=True,
     )
     _, number, parity, work, context, items, share, parts = f.given.values()
-    done = f.variable(0)
     with f.loop(0, parts) as k:
         part, is_own = (number + k) % parts, k == 0
         first, end = items * part // parts, items * (part + 1) // parts
@@ -195,40 +204,67 @@ def _shares() -> str:
             forth = f.where(is_own, own, count - 1 - others)
             begin = first + f.where(parity != 0, count - 1 - forth, forth) * share
             f.through(work, context, begin, f.smaller(begin + share, end))
-            done[0] = done[0] + 1
-    return f.text(done[0])
+    return f.text()
 
 
 def _wake() -> str:
-    """Wake the helpers numbered 2 n and 2 n + 1, if they sleep and the job has a use for them, and return how many were woken."""
-    f = _Concurrent("wake", "i8* control, i64 n", "i64", internal=True)
-    first, woken = f.given["n"] * 2, f.variable(0)
+    """Wake the helpers numbered 2 n and 2 n + 1, if they sleep and the job has a use for them."""
+    f = _Concurrent("wake", "i8* control, i64 n", internal=True)
+    first = f.given["n"] * 2
     with f.loop(first, f.smaller(first + 2, f.field("helpers")[0])) as k:
         sleeping = f.field("sleeping").at(k * 8)
         with f.when(f.change("xchg", sleeping, 0, "seq_cst") != 0):
             f.through(f.field("release", "i8*")[0], sleeping.bits("i8**")[1])
-            woken[0] = woken[0] + 1
-    return f.text(woken[0])
+    return f.text()
 
 
-def _late(f: Any) -> Any:
-    """Where the number is of how often helpers came too late for a job."""
-    return f.field("late").at(((f.number(f.given["work"]) >> 4) + (f.number(f.given["context"]) >> 4)) % JOBS)
+class _Job:
+    """How long a job took with helpers and without, and whether it is worth waking them."""
+
+    def __init__(self, f: _Concurrent) -> None:
+        kind = ((f.number(f.given["work"]) >> 4) + (f.number(f.given["context"]) >> 4)) % JOBS
+        self._f, self._own = f, f.field("jobs").at(kind * 3)
+        self._run = self._own[0] % ROUND
+
+    def is_worth_helpers(self) -> Any:
+        """Whether the next run is done with helpers."""
+        alone, helped = self._own[1], self._own[2]
+        is_long, is_tried = helped > self._f.field("short")[0], self._run >= TRIES
+        return (is_tried == 0) | is_long | ((self._run >= 2 * TRIES) & (helped <= alone))
+
+    def took(self, nanoseconds: Any, with_helpers: Any) -> None:
+        """Note how long a run took."""
+        f, own = self._f, self._own
+        for k, is_so in ((1, with_helpers == 0), (2, with_helpers != 0)):
+            before = f.where(self._run == 0, f.whole(_NEVER), own[k])
+            own[k] = f.where(is_so, f.smaller(before, nanoseconds), before)
+        own[0] = own[0] + 1
+
+
+def _now() -> str:
+    """Return the nanoseconds of the system's clock; 0 where it has none."""
+    f = _Concurrent("now", "i8* control", "i64", internal=True)
+    clock, found = f.field("clock", "i8*")[0], f.room("i64", 2)
+    found[0] = found[1] = f.whole(0)
+    with f.when(clock != None):
+        f.through(clock, _MONOTONIC, found, kind="i32")
+    return f.text(found[0] * 1_000_000_000 + found[1])
 
 
 def _rouse() -> str:
     """Wake the helpers for a job that is about to come, so that they wake up while the calling thread still prepares it.
 
-    ``roused`` is 1 until the next job, and twice the number of those that were woken more.
+    ``roused`` is 1 until the next job, which began at ``since``.
     """
     f = _Concurrent("rouse", "i8* control, i8* work, i8* context, i64 most")
     control, _, _, most = f.given.values()
     workers = f.smaller(most, f.field("limit")[0])
-    with f.when((workers > 1) & (f.seen(f.field("busy"), "monotonic") == 0) & (_late(f)[0] < TRIES)):
-        f.field("helpers")[0] = workers - 1
-        roused = f.field("roused")
-        f.publish(1, roused, "seq_cst")
-        f.change("add", roused, f.call("wake", control, f.whole(0), kind="i64") << 1, "monotonic")
+    with f.when(workers > 1):
+        f.field("since")[0] = f.call("now", control, kind="i64")
+        with f.when((f.seen(f.field("busy"), "monotonic") == 0) & _Job(f).is_worth_helpers()):
+            f.field("helpers")[0] = workers - 1
+            f.publish(1, f.field("roused"), "seq_cst")
+            f.call("wake", control, f.whole(0))
     return f.text()
 
 
@@ -236,18 +272,23 @@ def _run(machine: _Machine) -> str:
     """Do a job: share it out unless one thread is enough, or another job is."""
     f = _Concurrent("run", "i8* control, i8* work, i8* context, i64 items, i64 most")
     control, work, context, items, most = f.given.values()
-    is_shared, woken, waits = (f.variable(0) for _ in range(3))
-    workers = f.smaller(most, f.field("limit")[0])
-    woken[0] = f.change("xchg", f.field("roused"), 0, "monotonic") >> 1
+    is_shared, with_helpers, since, waits = (f.variable(0) for _ in range(4))
+    workers, job = f.smaller(most, f.field("limit")[0]), _Job(f)
+    f.publish(0, f.field("roused"), "monotonic")
     with f.when((workers > 1) & (items > 0)):
-        is_shared[0] = f.replaced(f.field("busy"), 0, 1, "acquire").cast("i64")
+        since[0] = f.change("xchg", f.field("since"), 0, "monotonic")
+        with f.when(since[0] == 0):
+            since[0] = f.call("now", control, kind="i64")
+        with_helpers[0] = job.is_worth_helpers().cast("i64")
+        with f.when(with_helpers[0] != 0):
+            is_shared[0] = f.replaced(f.field("busy"), 0, 1, "acquire").cast("i64")
     with f.when(is_shared[0] == 0):
         f.through(work, context, f.whole(0), items)
     with f.when(is_shared[0] != 0):
         shares = workers * _SHARES
         share = (items + shares - 1) // shares
-        job = (work, context, items, share, workers)
-        for (field, kind), value in zip(_GIVEN.items(), job, strict=True):
+        given = (work, context, items, share, workers)
+        for (field, kind), value in zip(_GIVEN.items(), given, strict=True):
             f.field(field, kind)[0] = value
         f.field("helpers")[0] = workers - 1
         f.lines.append(machine.read_mode.format(f.field("mode").term))
@@ -259,11 +300,8 @@ def _run(machine: _Machine) -> str:
         state = f.field("state")
         closed = ((f.seen(state, "monotonic") >> _JOB) + 1) << _JOB
         f.publish(closed | 1, state, "seq_cst")
-        late = _late(f)
-        count = late[0]
-        with f.when(count < TRIES):
-            woken[0] = woken[0] + f.call("wake", control, f.whole(0), kind="i64")
-        own = f.call("shares", control, f.whole(0), (closed >> _JOB) & 1, *job, kind="i64")
+        f.call("wake", control, f.whole(0))
+        f.call("shares", control, f.whole(0), (closed >> _JOB) & 1, *given)
         f.change("and", state, -2, "seq_cst")
         with f.repeat() as leave:
             leave(f.seen(state, "acquire") == closed)
@@ -271,11 +309,10 @@ def _run(machine: _Machine) -> str:
             with f.when(waits[0] > WAITS):
                 f.through(f.field("yield", "i8*")[0], kind="i32")
             f.lines.append(machine.pause)
-        # Worth the waking is a quarter of the work.
-        counted = f.where(own * share * 4 <= items * 3, f.whole(0), count + 1)
-        asleep = f.where(count + 1 < TRIES + ASLEEP, count + 1, f.whole(TRIES - 1))
-        late[0] = f.where(woken[0] != 0, counted, f.where(count < TRIES, count, asleep))
         f.publish(0, f.field("busy"), "release")
+    # Unless the helpers were another job's.
+    with f.when((since[0] != 0) & (is_shared[0] == with_helpers[0])):
+        job.took(f.call("now", control, kind="i64") - since[0], is_shared[0])
     return f.text()
 
 
@@ -319,14 +356,13 @@ def _serve(machine: _Machine) -> str:
         with f.when(is_inside[0] != 0):
             last[0], idle[0] = now >> _JOB, 0
             f.lines.append(machine.set_mode.format(f.field("mode").term))
-            f.call("wake", control, k + 1, kind="i64")
+            f.call("wake", control, k + 1)
             f.call(
                 "shares",
                 control,
                 k + 1,
                 (now >> _JOB) & 1,
                 *(f.field(name, kind)[0] for name, kind in _GIVEN.items()),
-                kind="i64",
             )
             f.change("sub", state, 2, "acq_rel")
         with f.when(is_inside[0] == 0):
@@ -351,7 +387,7 @@ def _serve(machine: _Machine) -> str:
                 with f.when(must_wait[0] != 0):
                     f.through(acquire, lock, 1, kind="i32")
                 with f.when(f.seen(f.field("roused"), "seq_cst") != 0):
-                    f.call("wake", control, k + 1, kind="i64")
+                    f.call("wake", control, k + 1)
                 idle[0] = 0
     return f.text()
 
@@ -364,6 +400,5 @@ def source(name: str | None = None) -> str:
         "declare i64 @llvm.smin.i64(i64, i64)",
         "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)",
     ]
-    return "\n".join(
-        [*declarations, _pauses(machine), _shares(), _wake(), _rouse(), _run(machine), _avoid(), _serve(machine)]
-    )
+    functions = [_pauses(machine), _now(), _shares(), _wake(), _rouse(), _run(machine), _avoid(), _serve(machine)]
+    return "\n".join([*declarations, *functions])
