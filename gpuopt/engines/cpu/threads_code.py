@@ -17,14 +17,9 @@ from __future__ import annotations
 
 import platform
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from gpuopt.engines.cpu.ir import Function, spelled
-from gpuopt.engines.values import Value
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from gpuopt.engines.cpu.concurrent import MACHINES, Concurrent, Machine
 
 # Byte offsets in the block that all threads share; what several threads write to has a cache line of its own. `sleeping`
 # is followed, for each helper and a cache line apart, by the lock that the helper sleeps on.
@@ -87,99 +82,17 @@ WAITS = 4000
 """Pauses of a thread that waits for helpers, before it lets others have its processor."""
 
 
-class _Machine(NamedTuple):
-    """How a processor waits within a loop, and its floating-point mode (rounding, subnormals), which every thread has for itself."""
-
-    declarations: str = ""
-    pause: str = ""
-    read_mode: str = ""
-    set_mode: str = ""
-
-
-_X86 = _Machine(
-    """
-declare void @llvm.x86.sse2.pause()
-declare void @llvm.x86.sse.stmxcsr(ptr)
-declare void @llvm.x86.sse.ldmxcsr(ptr)
-""",
-    "call void @llvm.x86.sse2.pause()",
-    "call void @llvm.x86.sse.stmxcsr(ptr {0})",
-    "call void @llvm.x86.sse.ldmxcsr(ptr {0})",
-)
-_ARM = _Machine(
-    """
-declare void @llvm.aarch64.hint(i32)
-declare i64 @llvm.aarch64.get.fpcr()
-declare void @llvm.aarch64.set.fpcr(i64)
-""",
-    "call void @llvm.aarch64.hint(i32 1)",
-    "%fpcr.now = call i64 @llvm.aarch64.get.fpcr()\n  store i64 %fpcr.now, ptr {0}",
-    "%fpcr = load i64, ptr {0}\n  call void @llvm.aarch64.set.fpcr(i64 %fpcr)",
-)
-_MACHINES = {"x86_64": _X86, "amd64": _X86, "aarch64": _ARM, "arm64": _ARM}
-
-
-class _Concurrent(Function):
-    """A function of several threads: words of 64 bits that all of them see, and loops that end at a condition."""
+class _Function(Concurrent):
+    """A function of the helpers or of a thread that has work for them; its first argument is the block that they share."""
 
     def field(self, name: str, kind: str = "i64") -> Any:
         """The address of a field of the block that all threads share."""
         return self.given["control"].at(FIELDS[name]).bits(f"{kind}*")
 
-    def seen(self, word: Any, order: str) -> Any:
-        """What a word is now."""
-        return self._value("i64", f"load atomic i64, ptr {word.term} {order}, align 8")
 
-    def publish(self, value: Any, word: Any, order: str) -> None:
-        """Write a word."""
-        self.lines.append(f"store atomic i64 {self._term(value, 'i64')}, ptr {word.term} {order}, align 8")
-
-    def change(self, op: str, word: Any, value: Any, order: str) -> Any:
-        """What a word was before an operation on it, which nobody sees halfway."""
-        return self._value("i64", f"atomicrmw {op} ptr {word.term}, i64 {self._term(value, 'i64')} {order}")
-
-    def replaced(self, word: Any, before: Any, after: Any, order: str) -> Any:
-        """Whether a word was what was expected, and has become another one."""
-        values = f"i64 {self._term(before, 'i64')}, i64 {self._term(after, 'i64')}"
-        pair = self._value("{ i64, i1 }", f"cmpxchg ptr {word.term}, {values} {order} monotonic")
-        return self._value("i1", f"extractvalue {{ i64, i1 }} {pair.term}, 1")
-
-    @contextmanager
-    def repeat(self) -> Iterator[Callable[[Any], None]]:
-        """Write a block that is done again and again; what is yielded leaves it if a condition holds."""
-        n = self._new()
-        self.lines.append(f"br label %head{n}")
-        self._begin(f"head{n}")
-
-        def leave(condition: Any) -> None:
-            going_on = f"on{self._new()}"
-            self._branch(condition, f"end{n}", going_on)
-            self._begin(going_on)
-
-        yield leave
-        self.lines.append(f"br label %head{n}")
-        self._begin(f"end{n}")
-
-    def variable(self, value: int) -> Any:
-        """A number that changes, by its address."""
-        place = self.room("i64", 1)
-        place[0] = value
-        return place
-
-    def number(self, address: Any) -> Any:
-        """An address as a number."""
-        return self._value("i64", f"ptrtoint ptr {address.term} to i64")
-
-    def through(self, function: Any, *args: Any, kind: str = "void") -> Any:
-        """Call a function at an address; Python's numbers are given as 32 bits."""
-        given = ", ".join(f"{spelled(arg.kind)} {arg.term}" if isinstance(arg, Value) else f"i32 {arg}" for arg in args)
-        call = f"call {spelled(kind)} {function.term}({given})"
-        return self.lines.append(call) if kind == "void" else self._value(kind, call)
-
-
-def _pauses(machine: _Machine) -> str:
+def _pauses(machine: Machine) -> str:
     """Wait for so many pauses."""
-    f = _Concurrent("pauses", "i64 n")
+    f = _Function("pauses", "i64 n")
     with f.loop(0, f.given["n"]):
         f.lines += [machine.pause, "fence acquire"]
     return f.text()
@@ -187,7 +100,7 @@ def _pauses(machine: _Machine) -> str:
 
 def _shares() -> str:
     """Do shares of a job until none is left, those of the own part first."""
-    f = _Concurrent(
+    f = _Function(
         "shares",
         "i8* control, i64 number, i64 parity, i8* work, i8* context, i64 items, i64 share, i64 parts",
         internal=True,
@@ -209,7 +122,7 @@ def _shares() -> str:
 
 def _wake() -> str:
     """Wake the helpers numbered 2 n and 2 n + 1, if they sleep and the job has a use for them."""
-    f = _Concurrent("wake", "i8* control, i64 n", internal=True)
+    f = _Function("wake", "i8* control, i64 n", internal=True)
     first = f.given["n"] * 2
     with f.loop(first, f.smaller(first + 2, f.field("helpers")[0])) as k:
         sleeping = f.field("sleeping").at(k * 8)
@@ -221,7 +134,7 @@ def _wake() -> str:
 class _Job:
     """How long a job took with helpers and without, and whether it is worth waking them."""
 
-    def __init__(self, f: _Concurrent) -> None:
+    def __init__(self, f: _Function) -> None:
         kind = ((f.number(f.given["work"]) >> 4) + (f.number(f.given["context"]) >> 4)) % JOBS
         self._f, self._own = f, f.field("jobs").at(kind * 3)
         self._run = self._own[0] % ROUND
@@ -243,7 +156,7 @@ class _Job:
 
 def _now() -> str:
     """Return the nanoseconds of the system's clock; 0 where it has none."""
-    f = _Concurrent("now", "i8* control", "i64", internal=True)
+    f = _Function("now", "i8* control", "i64", internal=True)
     clock, found = f.field("clock", "i8*")[0], f.room("i64", 2)
     found[0] = found[1] = f.whole(0)
     with f.when(clock != None):
@@ -256,7 +169,7 @@ def _rouse() -> str:
 
     ``roused`` is 1 until the next job, which began at ``since``.
     """
-    f = _Concurrent("rouse", "i8* control, i8* work, i8* context, i64 most")
+    f = _Function("rouse", "i8* control, i8* work, i8* context, i64 most")
     control, _, _, most = f.given.values()
     workers = f.smaller(most, f.field("limit")[0])
     with f.when(workers > 1):
@@ -268,9 +181,9 @@ def _rouse() -> str:
     return f.text()
 
 
-def _run(machine: _Machine) -> str:
+def _run(machine: Machine) -> str:
     """Do a job: share it out unless one thread is enough, or another job is."""
-    f = _Concurrent("run", "i8* control, i8* work, i8* context, i64 items, i64 most")
+    f = _Function("run", "i8* control, i8* work, i8* context, i64 items, i64 most")
     control, work, context, items, most = f.given.values()
     is_shared, with_helpers, since, waits = (f.variable(0) for _ in range(4))
     workers, job = f.smaller(most, f.field("limit")[0]), _Job(f)
@@ -322,7 +235,7 @@ def _avoid() -> str:
     A virtual machine's idle processor does not always look idle to the system, which then wakes the helper where it has to wait until
     the work is done.
     """
-    f = _Concurrent("avoid", "i8* control, i64 processor", internal=True)
+    f = _Function("avoid", "i8* control, i64 processor", internal=True)
     function, processor = f.field("setaffinity", "i8*")[0], f.given["processor"]
     usable = f.room("i64", PROCESSORS // 64)
     # No processor is known as a number beyond all.
@@ -334,9 +247,9 @@ def _avoid() -> str:
     return f.text()
 
 
-def _serve(machine: _Machine) -> str:
+def _serve(machine: Machine) -> str:
     """Be a helper, until the interpreter ends."""
-    f = _Concurrent("serve", "i8* control, i64 k")
+    f = _Function("serve", "i8* control, i64 k")
     control, k = f.given.values()
     last, idle, is_inside, must_wait = (f.variable(0) for _ in range(4))
     avoided = f.variable(-1)
@@ -394,7 +307,7 @@ def _serve(machine: _Machine) -> str:
 
 def source(name: str | None = None) -> str:
     """LLVM IR of ``run``, ``rouse``, ``serve`` and ``pauses`` for a machine (as `platform.machine` calls it), by default this one."""
-    machine = _MACHINES.get((name or platform.machine()).lower(), _Machine())
+    machine = MACHINES.get((name or platform.machine()).lower(), Machine())
     declarations = [
         machine.declarations,
         "declare i64 @llvm.smin.i64(i64, i64)",
