@@ -154,7 +154,7 @@ def test_every_item_of_a_job_is_done_once(items: int, workers: int) -> None:
     threads.set_num_threads(workers)
     pool = threads.pool()
     pool.start(3)
-    for _ in range(2):  # forth and back
+    for _ in range(2):
         done.clear()
         pool.run(ctypes.cast(job, ctypes.c_void_p), 0, items, workers)
         assert sorted(done) == list(range(items))

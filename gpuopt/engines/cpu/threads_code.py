@@ -9,8 +9,8 @@ same context, time tells: of each round of runs the first ones are done with hel
 took less.
 
 The items are cut into parts, one for each thread, and these into shares. ``taken`` counts for each part the shares that its own
-thread took, from one end, and in the upper half of the word those that others took, from the other end. Every job goes the other
-way than the job before it, for what was touched last is still in the caches.
+thread took, from the beginning, and in the upper half of the word those that others took, from the end. So from job to job each
+thread comes back to the same memory, in the order in which processors read ahead.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def _shares() -> str:
     """Do shares of a job until none is left, those of the own part first."""
     f = _Function(
         "shares",
-        "i8* control, i64 number, i64 parity, i8* work, i8* context, i64 items, i64 share, i64 parts",
+        "i8* control, i64 number, i8* work, i8* context, i64 items, i64 share, i64 parts",
         internal=True,
     )
-    _, number, parity, work, context, items, share, parts = f.given.values()
+    _, number, work, context, items, share, parts = f.given.values()
     with f.loop(0, parts) as k:
         part, is_own = (number + k) % parts, k == 0
         first, end = items * part // parts, items * (part + 1) // parts
@@ -114,8 +114,7 @@ def _shares() -> str:
             before = f.change("add", taken, f.where(is_own, f.whole(1), 1 << 32), "monotonic")
             own, others = before & 0xFFFFFFFF, before >> 32
             leave(own + others >= count)
-            forth = f.where(is_own, own, count - 1 - others)
-            begin = first + f.where(parity != 0, count - 1 - forth, forth) * share
+            begin = first + f.where(is_own, own, count - 1 - others) * share
             f.through(work, context, begin, f.smaller(begin + share, end))
     return f.text()
 
@@ -214,7 +213,7 @@ def _run(machine: Machine) -> str:
         closed = ((f.seen(state, "monotonic") >> _JOB) + 1) << _JOB
         f.publish(closed | 1, state, "seq_cst")
         f.call("wake", control, f.whole(0))
-        f.call("shares", control, f.whole(0), (closed >> _JOB) & 1, *given)
+        f.call("shares", control, f.whole(0), *given)
         f.change("and", state, -2, "seq_cst")
         with f.repeat() as leave:
             leave(f.seen(state, "acquire") == closed)
@@ -274,7 +273,6 @@ def _serve(machine: Machine) -> str:
                 "shares",
                 control,
                 k + 1,
-                (now >> _JOB) & 1,
                 *(f.field(name, kind)[0] for name, kind in _GIVEN.items()),
             )
             f.change("sub", state, 2, "acq_rel")
