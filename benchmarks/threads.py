@@ -19,7 +19,7 @@ import numpy as np
 import gpuopt
 from benchmarks import peers
 from benchmarks.optimizers import TORCH_FUSED, shape, shown
-from benchmarks.timing import duration, machine, table, versions
+from benchmarks.timing import PAUSE, duration, machine, table, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +79,7 @@ def in_blocks(steps: dict[str, Step], before: Callable[[], None], blocks: int, c
         step()
     for _ in range(blocks):
         for name, step in steps.items():
-            time.sleep(0.02)  # until the others' threads sleep
+            time.sleep(PAUSE)
             for k in range(count + 2):
                 before()
                 start = time.perf_counter()

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     Step: TypeAlias = Callable[[], object]
     """What is timed."""
 
-PAUSE = 0.005
-"""Seconds before each sample: the threads of OpenMP and XLA go on spinning for a while after their work is done."""
+PAUSE = 0.02
+"""Seconds before each sample: the threads of OpenMP and XLA go on spinning for some milliseconds after their work is done."""
 
 
 @dataclass(frozen=True)
