@@ -67,6 +67,8 @@ TRIES = 3
 """Runs of a short job with helpers, then without, by which it is decided how the next ones are done."""
 ROUND = 256
 """Runs until it is decided anew."""
+WARM = 16
+"""Runs with helpers before the first round, in which memory is touched for the first time and helpers are started."""
 PATIENCE = 16
 """How many times as long a helper spins that has been roused, if no job comes."""
 
@@ -136,7 +138,7 @@ class _Job:
     def __init__(self, f: _Function) -> None:
         kind = ((f.number(f.given["work"]) >> 4) + (f.number(f.given["context"]) >> 4)) % JOBS
         self._f, self._own = f, f.field("jobs").at(kind * 3)
-        self._run = self._own[0] % ROUND
+        self._run = (self._own[0] + (ROUND - WARM)) % ROUND
 
     def is_worth_helpers(self) -> Any:
         """Whether the next run is done with helpers."""
