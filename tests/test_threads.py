@@ -16,7 +16,7 @@ from spaces import assert_same_bits
 
 import gpuopt
 from gpuopt.engines.cpu import threads
-from gpuopt.engines.cpu.threads_code import FIELDS, JOBS, ROUND, TRIES, WARM
+from gpuopt.engines.cpu.threads_code import ROUND, TRIES, WARM
 
 LARGE = 700_001
 """Elements that are worth several threads."""
@@ -41,11 +41,6 @@ def once_asleep(pool: threads.Pool) -> bool:
     while not pool._sleeping[0].value and time.monotonic() < deadline:
         time.sleep(1e-4)
     return bool(pool._sleeping[0].value)
-
-
-def clear(pool: threads.Pool) -> None:
-    """Forget how long jobs took."""
-    ctypes.memset(pool._address.value + FIELDS["jobs"], 0, 3 * 8 * JOBS)  # type: ignore[operator]
 
 
 def stepped(count: int, **options: Any) -> dict[str, Any]:
@@ -124,12 +119,12 @@ def test_helpers_are_woken_for_short_jobs_that_take_less_time_with_them(slow: st
     job = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(work)
     releasing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(release)
     words = {name: pool._words[name].value for name in ("release", "short")}
-    clear(pool)
+    times = threads.no_times()
 
     def run() -> int:
         wakings.clear()
         pool._sleeping[0].value = 1
-        pool.run(ctypes.cast(job, ctypes.c_void_p), 0, items, 2)
+        pool.run(ctypes.cast(job, ctypes.c_void_p), 0, items, 2, times.ctypes.data)
         return len(wakings)
 
     pool._words["release"].value = ctypes.cast(releasing, ctypes.c_void_p).value or 0  # nobody wakes up indeed
@@ -154,9 +149,10 @@ def test_every_item_of_a_job_is_done_once(items: int, workers: int) -> None:
     threads.set_num_threads(workers)
     pool = threads.pool()
     pool.start(3)
+    times = threads.no_times()
     for _ in range(2):
         done.clear()
-        pool.run(ctypes.cast(job, ctypes.c_void_p), 0, items, workers)
+        pool.run(ctypes.cast(job, ctypes.c_void_p), 0, items, workers, times.ctypes.data)
         assert sorted(done) == list(range(items))
 
 
@@ -165,8 +161,8 @@ def test_a_helper_that_was_roused_for_nothing_goes_back_to_sleep() -> None:
     pool = threads.pool()
     pool.start(2)
     assert once_asleep(pool)
-    clear(pool)
-    pool.rouse(0, 0, 2)
+    times = threads.no_times()
+    pool.rouse(times.ctypes.data, 2)
     assert pool._words["roused"].value == 1
     assert once_asleep(pool)
 

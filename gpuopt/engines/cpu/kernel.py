@@ -139,14 +139,15 @@ class CPUKernel:
         arrays = (table.rows, table.gradients, table.scales, table.chunks, table.values, *self._scratch)
         self._context = np.array([_address(a) for a in (*arrays, table.first_chunks, self._sizes)], np.int64)
         step, *functions = _functions(table.variants)
+        self._times: list[NDArray[np.int64]] = []
         self._calls = tuple(
             self._over_all_chunks(function, self._context, 1 if is_alone else self._workers)
             for function, is_alone in (*zip(functions, [False, True] * reducing, strict=True), (step, False))
         )
         self.expect: Callable[[], object] = tuple
         if self._workers > 1:
-            job = _function_address(step), ctypes.c_void_p(_address(self._context)), ctypes.c_int64(self._workers)
-            self.expect = partial(threads.pool().rouse, *job)
+            times = ctypes.c_void_p(_address(self._times[-1]))
+            self.expect = partial(threads.pool().rouse, times, ctypes.c_int64(self._workers))
         self._measured: tuple[Any, ...] | None = None
 
     def judging(self) -> Sequence[Callable[[], object]]:
@@ -231,7 +232,9 @@ class CPUKernel:
         pointer, items = ctypes.c_void_p(_address(context)), ctypes.c_int64(len(self._table.chunks))
         if workers == 1:
             return partial(work, pointer, ctypes.c_int64(0), items)
-        return partial(threads.pool().run, _function_address(work), pointer, items, ctypes.c_int64(workers))
+        self._times.append(times := threads.no_times())
+        given = _function_address(work), pointer, items, ctypes.c_int64(workers), ctypes.c_void_p(_address(times))
+        return partial(threads.pool().run, *given)
 
 
 _SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)

@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuopt.engines.cpu import machine
-from gpuopt.engines.cpu.threads_code import FIELDS, PROCESSORS, source
+from gpuopt.engines.cpu.threads_code import FIELDS, PROCESSORS, TIMES, source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+    from numpy.typing import NDArray
 
 MOST = 64
 """Threads of one job."""
@@ -44,10 +46,10 @@ class Pool:
     Attributes
     ----------
     run
-        Machine code ``run(work, context, items, workers)``: calls ``work(context, begin, end)`` for all items, in at most
-        so many threads; ``work`` is the address of a function.
+        Machine code ``run(work, context, items, workers, times)``: calls ``work(context, begin, end)`` for all items, in at most
+        so many threads; ``work`` is the address of a function, ``times`` the one of what the job keeps (`no_times`).
     rouse
-        Machine code ``rouse(work, context, workers)``: wakes the helpers for such a job, which is about to come.
+        Machine code ``rouse(times, workers)``: wakes the helpers for such a job, which is about to come.
 
     """
 
@@ -55,8 +57,8 @@ class Pool:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         run, rouse, self._serve, pauses = machine.compiled(
             source(),
-            run=ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number, number),
-            rouse=ctypes.PYFUNCTYPE(None, pointer, pointer, pointer, number),  # keeps the GIL, which others would take
+            run=ctypes.CFUNCTYPE(None, pointer, pointer, pointer, number, number, pointer),
+            rouse=ctypes.PYFUNCTYPE(None, pointer, pointer, number),  # keeps the GIL, which others would take
             serve=ctypes.CFUNCTYPE(None, pointer, number),
             pauses=ctypes.CFUNCTYPE(None, number),
         )
@@ -148,6 +150,11 @@ def pool() -> Pool:
 
     """
     return Pool()
+
+
+def no_times() -> NDArray[np.int64]:
+    """Return what a job keeps from run to run, before the first one: how long it took with helpers and without."""
+    return np.zeros(TIMES, np.int64)
 
 
 def workers_for(traffic: int) -> int:

@@ -4,9 +4,9 @@
 open. A helper enters by raising the count while the job is open; after the job is closed nobody enters.
 
 Who takes part in a job wakes two others, as in a binary heap whose root is the calling thread, so that the calling thread
-begins to work after two wakings however many helpers there are. Whether a short job is worth them, the same function with the
-same context, time tells: of each round of runs the first ones are done with helpers, the next ones without, and the others as
-took less.
+begins to work after two wakings however many helpers there are. Whether a short job is worth them, time tells: of each round
+of runs the first ones are done with helpers, the next ones without, and the others as took less. Who gives the job keeps its
+``times`` from run to run: how many there were, and the least nanoseconds of those without helpers and of those with them.
 
 The items are cut into parts, one for each thread, and these into shares. ``taken`` counts for each part the shares that its own
 thread took, from the beginning, and in the upper half of the word those that others took, from the end. So from job to job each
@@ -47,17 +47,15 @@ FIELDS = {
     "roused": 512,
     "since": 576,
     "short": 584,
-    "jobs": 640,
-    "sleeping": 2240,
-    "taken": 2240 + 64 * 64,
-    "size": 2240 + 2 * 64 * 64,
+    "sleeping": 640,
+    "taken": 640 + 64 * 64,
+    "size": 640 + 2 * 64 * 64,
 }
 
 PROCESSORS = 1024
 """How many processors the set of ``processors`` has room for."""
-JOBS = 64
-"""How many jobs are told apart, by the addresses of function and context. Of each there are: how often it was run, and the least nanoseconds
-that it took without helpers and with them."""
+TIMES = 3
+"""Words of a job's ``times``."""
 
 _JOB = 16
 """The number of a job begins at this bit of the state."""
@@ -132,12 +130,11 @@ def _wake() -> str:
     return f.text()
 
 
-class _Job:
+class _Times:
     """How long a job took with helpers and without, and whether it is worth waking them."""
 
     def __init__(self, f: _Function) -> None:
-        kind = ((f.number(f.given["work"]) >> 4) + (f.number(f.given["context"]) >> 4)) % JOBS
-        self._f, self._own = f, f.field("jobs").at(kind * 3)
+        self._f, self._own = f, f.given["times"]
         self._run = (self._own[0] + (ROUND - WARM)) % ROUND
 
     def is_worth_helpers(self) -> Any:
@@ -170,12 +167,12 @@ def _rouse() -> str:
 
     ``roused`` is 1 until the next job, which began at ``since``.
     """
-    f = _Function("rouse", "i8* control, i8* work, i8* context, i64 most")
-    control, _, _, most = f.given.values()
+    f = _Function("rouse", "i8* control, i64* times, i64 most")
+    control, _, most = f.given.values()
     workers = f.smaller(most, f.field("limit")[0])
     with f.when(workers > 1):
         f.field("since")[0] = f.call("now", control, kind="i64")
-        with f.when((f.seen(f.field("busy"), "monotonic") == 0) & _Job(f).is_worth_helpers()):
+        with f.when((f.seen(f.field("busy"), "monotonic") == 0) & _Times(f).is_worth_helpers()):
             f.field("helpers")[0] = workers - 1
             f.publish(1, f.field("roused"), "seq_cst")
             f.call("wake", control, f.whole(0))
@@ -184,16 +181,16 @@ def _rouse() -> str:
 
 def _run(machine: Machine) -> str:
     """Do a job: share it out unless one thread is enough, or another job is."""
-    f = _Function("run", "i8* control, i8* work, i8* context, i64 items, i64 most")
-    control, work, context, items, most = f.given.values()
+    f = _Function("run", "i8* control, i8* work, i8* context, i64 items, i64 most, i64* times")
+    control, work, context, items, most, _ = f.given.values()
     is_shared, with_helpers, since, waits = (f.variable(0) for _ in range(4))
-    workers, job = f.smaller(most, f.field("limit")[0]), _Job(f)
+    workers, times = f.smaller(most, f.field("limit")[0]), _Times(f)
     f.publish(0, f.field("roused"), "monotonic")
     with f.when((workers > 1) & (items > 0)):
         since[0] = f.change("xchg", f.field("since"), 0, "monotonic")
         with f.when(since[0] == 0):
             since[0] = f.call("now", control, kind="i64")
-        with_helpers[0] = job.is_worth_helpers().cast("i64")
+        with_helpers[0] = times.is_worth_helpers().cast("i64")
         with f.when(with_helpers[0] != 0):
             is_shared[0] = f.replaced(f.field("busy"), 0, 1, "acquire").cast("i64")
     with f.when(is_shared[0] == 0):
@@ -226,7 +223,7 @@ def _run(machine: Machine) -> str:
         f.publish(0, f.field("busy"), "release")
     # Unless the helpers were another job's.
     with f.when((since[0] != 0) & (is_shared[0] == with_helpers[0])):
-        job.took(f.call("now", control, kind="i64") - since[0], is_shared[0])
+        times.took(f.call("now", control, kind="i64") - since[0], is_shared[0])
     return f.text()
 
 
