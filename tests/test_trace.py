@@ -230,7 +230,7 @@ REFUSED: dict[str, tuple[Update, str]] = {
     "iteration": (lambda xp, p, g, h: sum(p), "iter"),
     "string": (lambda xp, p, g, h: p + "x", "uses 'x' .str"),
     "array": (lambda xp, p, g, h: p * np.ones(3), "ndarray"),
-    "array of a value": (lambda xp, p, g, h: p * np.asarray(g), "ndarray"),
+    "array of a value": (lambda xp, p, g, h: p * np.asarray(g), "makes an array of a value"),
     "None": (lambda xp, p, g, h: None, "None"),
     "truth value": (lambda xp, p, g, h: p > 0, "returns a truth value"),
     "truth value beside a number": (lambda xp, p, g, h: p * (h.a * (g > 0)), "truth values to 'mul'"),

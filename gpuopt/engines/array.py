@@ -16,9 +16,10 @@ from gpuopt.arrays import brought, current, describe, is_numpy, namespace, place
 from gpuopt.engines import storage
 from gpuopt.engines.complexes import arithmetic_dtype, as_pair, gradient_dtype, is_complex, joined, slot_dtype
 from gpuopt.engines.norms import SCALES
+from gpuopt.engines.numbers import Number, of_step
+from gpuopt.engines.numbers import is_number as is_one_number
 from gpuopt.engines.program.program import SCALE
-from gpuopt.engines.reference import Group, Namespace, Number, Unknown
-from gpuopt.engines.reference import is_number as is_one_number
+from gpuopt.engines.reference import Group, Namespace, Unknown
 from gpuopt.rules.formula import named, returned
 from gpuopt.rules.pairs import BRANCHES, SELECTIONS, ComplexError, Lifted, Pair, RealOnlyError, applied
 from gpuopt.rules.slots import Given, Leaf, Like, Real, Shared, is_number, shape_of, starts
@@ -197,12 +198,13 @@ def _update(
         if pairs:
             functions, given = Lifted(functions), [as_pair(x) for x in given]
             own = dict(zip(own, given[2:], strict=True))
-        new_p, new_slots = _called(rule, functions, *given[:2], *named(name, own, h))
+        new_p, new_slots = _called(rule, functions, *given[:2], *named(name, own, of_step(xp, h)))
     if set(new_slots) != set(slots):
         raise TypeError(f"{name}.update returned the slots {sorted(new_slots)}, expected {sorted(slots)}")
 
     parts = (part for x in given for part in ((x.re, x.im) if isinstance(x, Pair) else (x,)))
     given_ones = set() if writes else set(map(id, parts))
+    real = given[0].re.dtype if pairs else p.dtype
 
     def kept(what: str, new: Any) -> Any:
         """Return a slot's new value: a number, or an array, which is none of those that were given."""
@@ -210,20 +212,25 @@ def _update(
             if not is_one_number(new):
                 raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")
             return float(new)
-        if is_one_number(new) and not hasattr(new, "dtype"):
-            raise TypeError(f"{name}.update returned {what}: the number {new}, expected an array like the parameter")
+        parts = [new.re, new.im] if isinstance(new, Pair) else [new]
+        arrays = [x for x in parts if not is_one_number(x)]
+        if not arrays:
+            given = "a complex number" if isinstance(new, Pair) else f"the number {new}"
+            raise TypeError(f"{name}.update returned {what}: {given}, expected an array like the parameter")
+        dtype = slot_dtype(rule, what, p) if pairs and what != "p" else p.dtype
+        expected = p.shape if what == "p" else shape_of(declared[what], p.shape)
+        if isinstance(new, Pair) and dtype == real:
+            raise TypeError(f"{name}.update returned complex numbers for {what}, expected real ones")
+        for part in arrays:  # a part may be a number: beside a complex number a real one has no imaginary part
+            _check_returned(
+                f"{name}.update returned {what}", part, real if isinstance(new, Pair) else dtype, real, expected
+            )
         if isinstance(new, Pair):
             new = joined(new, p)
         elif id(new) in given_ones:
             new = xp.asarray(new, copy=True)
-        dtype = slot_dtype(rule, what, p) if pairs and what != "p" else p.dtype
-        if pairs and new.dtype == given[0].re.dtype != dtype:  # a real number is a complex one, too
+        if new.dtype != dtype:  # a real number is a complex one, too
             new = xp.astype(new, dtype)
-        if new.dtype != dtype:
-            raise TypeError(f"{name}.update returned {what} with dtype {new.dtype}, expected {dtype}")
-        expected = p.shape if what == "p" else shape_of(declared[what], p.shape)
-        if new.shape != expected:
-            raise ValueError(f"{name}.update returned {what} with shape {new.shape}, expected {expected}")
         if new.dtype != (kind := kinds.get(what, stored)):
             with np.errstate(all="ignore"):
                 new = xp.astype(new, kind)
@@ -231,6 +238,19 @@ def _update(
 
     with current(p):
         return kept("p", new_p), {slot: kept(slot, new_slots[slot]) for slot in slots}
+
+
+def _check_returned(what: str, x: Any, dtype: Any, real: Any, shape: tuple[int, ...]) -> None:
+    """Raise an error if this is no array of the shape, of the dtype or of the one of real numbers."""
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"{what}: {describe(x)}, expected an array")
+    if x.dtype not in (dtype, real):
+        raise TypeError(
+            f"{what} with dtype {x.dtype}, expected {dtype}: an operand was of another dtype; Python's numbers, hyperparameters "
+            "and functions of xp leave it as it is"
+        )
+    if x.shape != shape:
+        raise ValueError(f"{what} with shape {x.shape}, expected {shape}")
 
 
 def _called(rule: Rule, *arguments: Any) -> tuple[Any, ...]:
@@ -301,7 +321,7 @@ def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, fl
         functions: Any = Namespace(xp, p, Group(rule.name))
         if is_complex(p):
             wide, own, functions = as_pair(like), {slot: as_pair(x) for slot, x in own.items()}, Lifted(functions)
-        found = applied(rule, rule.evaluation, functions, wide, *named(rule.name, own, h))
+        found = applied(rule, rule.evaluation, functions, wide, *named(rule.name, own, of_step(xp, h)))
         if found is wide:
             return p
         if isinstance(found, Pair):

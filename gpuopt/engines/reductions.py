@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+from numpy.lib.array_utils import normalize_axis_tuple
+
 from gpuopt.rules.pairs import RealNumbers
 
 
@@ -20,8 +22,12 @@ class Reductions(RealNumbers):
         """Whether this is a number of the leaf, and no truth value."""
 
     @abstractmethod
+    def _of_library(self, name: str, u: Any, options: dict[str, Any]) -> Any:
+        """What the function of the arrays' library gives."""
+
+    @abstractmethod
     def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
-        """The array that comes out of a sum along axes."""
+        """The array that comes out of a sum along axes, which are from 0 on and different."""
 
     def sum(self, u: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
         """Sum of the leaf's elements, a number; along an axis or several of them, an array.
@@ -32,7 +38,7 @@ class Reductions(RealNumbers):
         """
         if axis is None:
             return self._reduced("sum", "leaf", u)
-        return self._sum_along(u, (axis,) if isinstance(axis, int) else axis, keepdims=keepdims)
+        return self._sum_along(u, normalize_axis_tuple(axis, len(u.shape)), keepdims=keepdims)
 
     def dot(self, u: Any, v: Any) -> Any:
         """Sum of the products of the leaf's elements; of pairs, of the products of their parts."""
@@ -42,9 +48,9 @@ class Reductions(RealNumbers):
         """Euclidean norm of the leaf; neither squares that overflow nor that vanish spoil it."""
         return self._reduced("norm", "leaf", u)
 
-    def max(self, u: Any) -> Any:
-        """The largest element of the leaf; minus infinity if it has none, NaN if it has a NaN."""
-        return self._reduced("max", "leaf", u)
+    def max(self, u: Any, **options: Any) -> Any:
+        """The largest element of the leaf; minus infinity if it has none, NaN if it has a NaN. Along an axis the library's own."""
+        return self._of_library("max", u, options) if options else self._reduced("max", "leaf", u)
 
     def total(self, u: Any) -> Any:
         """Sum of the elements of all leaves of the group; of a number of each leaf, the sum of these."""

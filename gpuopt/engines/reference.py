@@ -1,10 +1,9 @@
-"""What the array engine hands to an update beside arrays: numbers, and a namespace that also reduces."""
+"""The namespace that the array engine hands to an update: that of the arrays, which also reduces."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy as np
 from gpuopt.arrays import to_numpy
 from gpuopt.engines import memory
 from gpuopt.engines.norms import ordered_sum, parts_of, root, sums_of_squares, with_infinities
+from gpuopt.engines.numbers import Number, is_number, is_truth, plain, scalar
 from gpuopt.engines.reductions import Reductions
-from gpuopt.rules.pairs import COMPARISONS, Pair
+from gpuopt.rules.pairs import Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,89 +22,6 @@ if TYPE_CHECKING:
 
 Partial = Any
 """What one leaf adds to a total over all leaves."""
-
-
-class Number(float):
-    """A float64 of a leaf or of a group.
-
-    Arithmetic on numbers is that of float64, without errors: ``1 / 0`` is infinity. In an expression with an array it is
-    one of Python's numbers, rounded once to the array's dtype. A library that insists on Python's own types has it on the
-    left: ``number * array``.
-    """
-
-    __slots__ = ()
-
-    def __array_ufunc__(self, function: Any, method: str, *given: Any, **options: Any) -> Any:
-        """What NumPy does with it, in place or not: arrays take it for one of Python's numbers, NumPy's numbers for one of us."""
-        value = getattr(function, method)(*[x.value if isinstance(x, Number) else x for x in given], **options)
-        return Number(value) if isinstance(value, np.float64) else value
-
-    def __cupy_override_elementwise_kernel__(self, function: Any, *given: Any, **options: Any) -> Any:
-        """The same of CuPy."""
-        return self.__array_ufunc__(function, "__call__", *given, **options)
-
-    @property
-    def value(self) -> float:
-        """The number."""
-        return float.__float__(self)
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __bool__(self) -> bool:
-        raise TypeError("an update branches on a number (if, and, or, not, min, max); it needs xp.where, & or |")
-
-    def __neg__(self) -> Number:
-        return Number(-self.value)
-
-    def __pos__(self) -> Number:
-        return self
-
-    def __abs__(self) -> Number:
-        return Number(abs(self.value))
-
-    __hash__ = object.__hash__
-
-
-def _power(a: Any, b: Any) -> Any:
-    """A power; NumPy's own square and root of a number may differ in the last bit."""
-    if is_number(a) and is_number(b) and b in (2, 0.5):
-        return a * a if b == 2 else np.sqrt(a)
-    return a**b
-
-
-def _install_operators() -> None:
-    def arithmetic(function: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Number, Any], Any]:
-        def method(self: Number, other: Any) -> Any:
-            number = is_number(other)
-            own: Any = np.float64(self.value) if number else self.value
-            other = np.float64(other) if number else other
-            with np.errstate(all="ignore"):
-                value = function(other, own) if swapped else function(own, other)
-            return Number(value) if isinstance(value, np.float64) else value
-
-        return method
-
-    operators: dict[str, Callable[[Any, Any], Any]] = {
-        "add": lambda a, b: a + b,
-        "sub": lambda a, b: a - b,
-        "mul": lambda a, b: a * b,
-        "truediv": lambda a, b: a / b,
-        "pow": _power,
-    }
-    for name, function in operators.items():
-        setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
-        setattr(Number, f"__r{name}__", arithmetic(function, swapped=True))
-    for name, function in COMPARISONS.items():
-        setattr(Number, f"__{name}__", arithmetic(function, swapped=False))
-
-
-def is_number(x: Any) -> bool:
-    """Whether this is one number, or one truth value, and no array."""
-    return isinstance(x, Real | np.bool_)
-
-
-_install_operators()
 
 
 class Unknown(BaseException):
@@ -206,9 +123,11 @@ class Namespace(Reductions):
         def with_numbers(*args: Any, **options: Any) -> Any:
             if is_of_elements and args and all(map(is_number, args)):
                 with np.errstate(all="ignore"):
-                    value = getattr(np, name)(*[np.float64(x) if not _is_truth(x) else x for x in args], **options)
-                return value if _is_truth(value) else Number(value)
-            return function(*[x.value if isinstance(x, Number) else x for x in args], **options)
+                    value = getattr(np, name)(
+                        *[x if is_truth(x) else np.float64(x) for x in map(plain, args)], **options
+                    )
+                return scalar(value) if is_truth(value) else Number(value)
+            return function(*map(plain, args), **{key: plain(x) for key, x in options.items()})
 
         return with_numbers
 
@@ -232,7 +151,12 @@ class Namespace(Reductions):
         return f(self._xp, *args)
 
     def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
+        if u.dtype == self._xp.bool:  # whose sum is another truth value
+            raise self._no_numbers("truth values")
         return sum_along(self._xp, u, axes, keepdims=keepdims)
+
+    def _of_library(self, name: str, u: Any, options: dict[str, Any]) -> Any:
+        return getattr(self._xp, name)(u, **options)
 
     def _reduced(self, kind: str, over: str, *u: Any) -> Number:
         reduce: Any = {"number": float, "sum": self._sum, "dot": self._dot, "norm": self._squares, "max": self._max}[
@@ -283,13 +207,14 @@ class Namespace(Reductions):
                     "elementwise rule inside of jit, or an update outside of it"
                 ) from error
         if values.dtype.kind != "f":
-            given = "truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}"
-            raise TypeError(
-                f"{self._group.rule}.update reduces {given}, expected numbers, as xp.where(condition, 1, 0) gives"
-            )
+            raise self._no_numbers("truth values" if values.dtype.kind == "b" else f"an array of {values.dtype}")
         if values.shape != tuple(self._like.shape):  # sums along axes: each of them once
             return np.ravel(values)
         return memory.in_memory_order(values, self._like)
+
+    def _no_numbers(self, given: str) -> TypeError:
+        expected = "numbers, as xp.where(condition, 1, 0) gives"
+        return TypeError(f"{self._group.rule}.update reduces {given}, expected {expected}")
 
     def _total(self, kind: str, partial: Partial) -> Total:
         k = len(self._own)
@@ -297,13 +222,8 @@ class Namespace(Reductions):
         return Total(self._group.known[k] if k < len(self._group.known) else None)
 
 
-def _is_truth(x: Any) -> bool:
-    return isinstance(x, bool | np.bool_)
-
-
 def sum_along(xp: Any, u: Any, axes: Sequence[int], *, keepdims: bool) -> Any:
     """The sum along axes, by halves; see `Reductions.sum`."""
-    axes = [axis % len(u.shape) for axis in axes]
     for axis in axes:
         u = _summed(xp, u, axis)
     kept = tuple(n for axis, n in enumerate(u.shape) if axis not in axes)

@@ -20,7 +20,7 @@ from gpuopt.engines.program.dependence import agrees, dependence
 from gpuopt.engines.program.program import SCALE
 from gpuopt.engines.program.programs import Programs
 from gpuopt.engines.slots import lower_bits_of, with_new_slots
-from gpuopt.engines.table import CHUNK
+from gpuopt.engines.table import CHUNK, totals
 from gpuopt.rules.slots import Shared, is_number, starts
 
 if TYPE_CHECKING:
@@ -209,7 +209,9 @@ class Step(Judging):
                 raise TypeError(
                     f"{rule.name}.update asks for totals over leaves of {' and '.join(homes)}, expected one place{devices}"
                 )
-            if len(homes) > 1 or not all(found[i] for i in members):
+            programs = {id(own): own for i in members if (own := self._programs[i])}.values()
+            differ = engine != "fused" and len({tuple(map(tuple, totals(own))) for own in programs}) > 1
+            if len(homes) > 1 or differ or not all(found[i] for i in members):
                 for i in members:
                     found[i] = False
         return found

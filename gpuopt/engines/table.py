@@ -309,14 +309,22 @@ def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
     return sums if sums + largest else 1, largest
 
 
+def totals(program: Program) -> list[Any]:
+    """The totals over a group in each reduction pass, up to the last pass that has any; alike for all leaves of a group."""
+    found = [
+        [(r.kind, r.column) for r in (*own.reductions, *own.given) if r.over == "group"] for own in passes(program)
+    ]
+    while found and not found[-1]:
+        found.pop()
+    return found
+
+
 def _check_totals(programs: Mapping[tuple[int, int], Program]) -> None:
     """Raise TypeError where totals over a group are not made alike of all its leaves, as of real and of complex ones."""
     found: dict[int, Any] = {}
     for (group, _), program in programs.items():
-        totals = [
-            [(r.kind, r.column) for r in (*own.reductions, *own.given) if r.over == "group"] for own in passes(program)
-        ]
-        if found.setdefault(group, totals) != totals:
+        if found.setdefault(group, own := totals(program)) != own:
             raise TypeError(
-                "a rule takes other totals over some leaves than over others, as real and complex ones, expected the same"
+                "a rule makes other totals over some leaves than over others, or makes them later in its update; "
+                "engine='auto' runs it on the arrays"
             )

@@ -271,6 +271,11 @@ class Named(SimpleNamespace):
         nearest = did_you_mean(name, known)
         raise AttributeError(f"{self._rule}: no {self._kind} {name!r}{nearest}; it has {listed(known) or 'none'}")
 
+    def __getitem__(self, name: Any) -> NoReturn:
+        raise TypeError(
+            f"{self._rule}: a {self._kind} is asked for by [{name!r}], expected an attribute, such as .{name}"
+        )
+
 
 def named(rule: str, slots: Mapping[str, Any], h: Mapping[str, Any]) -> tuple[Named, Named]:
     """Return the slots and the hyperparameters as the arguments ``s`` and ``h`` of `Rule.update`."""

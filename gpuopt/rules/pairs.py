@@ -42,6 +42,7 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 BRANCHES = "branches on a value (if, and, or, not, min, max)"
 SELECTIONS = "xp.where, & , |, xp.minimum or xp.maximum"
 """What an update may not do with the values of elements, and what it has in place of that; for messages."""
+OF_XP = "the functions of xp, which it is given"
 
 
 class ComplexError(TypeError):
@@ -70,8 +71,6 @@ class Pair:
     """
 
     __slots__ = ("apart", "im", "re")
-    __array_ufunc__ = None  # arrays and NumPy's numbers leave arithmetic with it to us
-    __array_priority__ = 2000
     __hash__ = object.__hash__
 
     def __init__(self, re: Any, im: Any, *, apart: bool = False) -> None:
@@ -112,6 +111,19 @@ class Pair:
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"a complex value of an update has no {name}; {CURE}")
 
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        raise ComplexError(f"makes an array of a complex value, expected {OF_XP}")
+
+    def __array_ufunc__(self, function: Any, method: str, *given: Any, **options: Any) -> Any:
+        """Arithmetic with NumPy's arrays and numbers; its functions are refused."""
+        if function.__name__ not in OPERATORS_OF_NUMPY or method != "__call__" or options:
+            return self.__array_function__(function)
+        kind, op = OPERATORS[OPERATORS_OF_NUMPY[function.__name__]]
+        return _operate(op, kind, *given)
+
+    def __array_function__(self, function: Any, *_: Any) -> NoReturn:
+        raise ComplexError(f"calls numpy.{function.__name__} of a complex value, expected {OF_XP}")
+
     def __bool__(self) -> NoReturn:
         raise TypeError(f"an update {BRANCHES}; it needs xp.where, & or |")
 
@@ -148,17 +160,34 @@ def _operate(op: Callable[[Any, Any], Any], kind: str, x: Any, y: Any) -> Any:
     )
 
 
-def _install_operators() -> None:
-    operators: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
-        "add": ("sum", lambda a, b: a + b),
-        "sub": ("sum", lambda a, b: a - b),
-        "mul": ("product", lambda a, b: a * b),
-        "truediv": ("quotient", lambda a, b: a / b),
-        "pow": ("power", lambda a, b: a**b),
-        "and": ("logic", lambda a, b: a & b),
-        "or": ("logic", lambda a, b: a | b),
-    }
+OPERATORS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "add": ("sum", operator.add),
+    "sub": ("sum", operator.sub),
+    "mul": ("product", operator.mul),
+    "truediv": ("quotient", operator.truediv),
+    "pow": ("power", operator.pow),
+    "and": ("logic", operator.and_),
+    "or": ("logic", operator.or_),
+    **{name: ("comparison", op) for name, op in COMPARISONS.items()},
+}
+OPERATORS_OF_NUMPY = {
+    "add": "add",
+    "subtract": "sub",
+    "multiply": "mul",
+    "divide": "truediv",
+    "power": "pow",
+    "bitwise_and": "and",
+    "bitwise_or": "or",
+    "less": "lt",
+    "less_equal": "le",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "equal": "eq",
+    "not_equal": "ne",
+}
 
+
+def _install_operators() -> None:
     def method(op: Callable[[Any, Any], Any], kind: str, *, swapped: bool = False) -> Callable[[Pair, Any], Any]:
         return lambda self, other: _operate(op, kind, *((other, self) if swapped else (self, other)))
 
@@ -170,12 +199,11 @@ def _install_operators() -> None:
 
         return method
 
-    for name, (kind, op) in operators.items():
+    for name, (kind, op) in OPERATORS.items():
         setattr(Pair, f"__{name}__", method(op, kind))
-        setattr(Pair, f"__i{name}__", in_place(op, kind))
-        setattr(Pair, f"__r{name}__", method(op, kind, swapped=True))
-    for name, op in COMPARISONS.items():
-        setattr(Pair, f"__{name}__", method(op, "comparison"))
+        if kind != "comparison":
+            setattr(Pair, f"__i{name}__", in_place(op, kind))
+            setattr(Pair, f"__r{name}__", method(op, kind, swapped=True))
 
 
 _install_operators()
@@ -387,11 +415,14 @@ class Lifted:
         """Of the moduli."""
         return getattr(self._xp, name)(u)
 
-    def _largest(self, name: str, u: Any) -> Any:
+    def _largest(self, name: str, u: Any, **options: Any) -> Any:
         function = getattr(self._xp, name)
-        if isinstance(u, Pair) and not u.apart:
+        if not isinstance(u, Pair):
+            return function(u, **options)
+        if not u.apart:
             raise refused(f"calls xp.{name} of a complex value")
-        return self._xp.maximum(function(u.re), function(u.im)) if isinstance(u, Pair) else function(u)
+        first, second = function(u.re, **options), function(u.im, **options)
+        return Pair(first, second, apart=True) if options else self._xp.maximum(first, second)
 
 
 def _install_reductions() -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.engines.program.program import ON_HOST, entering
+from gpuopt.engines.numbers import is_number, plain, scalar
+from gpuopt.engines.program.program import ON_HOST, entering, on_host
 from gpuopt.engines.program.symbols import OPERATIONS, Expression, Extent, Number, Scalar, Symbol
 from gpuopt.engines.reductions import Reductions
 from gpuopt.rules.pairs import Pair
@@ -33,6 +34,8 @@ class Namespace(Reductions):
         def function(*args: Any) -> Any:
             if op not in ON_HOST and not any(isinstance(a, Symbol | Extent | Number) for a in args):
                 raise self._tape.error(f"calls xp.{name} on numbers alone", "Rule.coefficients")
+            if all(map(is_number, args)):  # constants, or, for `xp.whole`, numbers of the step
+                return scalar(on_host(op, *map(plain, args)))
             return self._tape.apply(op, *args)
 
         return function
@@ -81,17 +84,17 @@ class Namespace(Reductions):
         return Symbol(self._tape, "load", entering(result.index))
 
     def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
-        if not isinstance(u, Symbol | Extent):
-            raise self._tape.error(f"sums {u!r:.40} along an axis", "an array")
         if not axes:
             return u
-        axes = tuple(own % len(u.shape) for own in axes)
         kept = [own for own in range(len(u.shape)) if own not in axes and u.shape[own] != 1]
         if not keepdims and len(kept) > 1 and max(axes) > min(kept):  # they would be other axes, of any order in memory
             raise self._tape.error("sums along an axis behind others that are kept", "keepdims=True")
         left = [1 if own in axes else n for own, n in enumerate(u.shape) if keepdims or own not in axes]
         found = Extent(self._tape, tuple(left), "sum", self._held(u), axes, keepdims)
         return self._tape.element(found) if found.shape == self._tape.shape else found
+
+    def _of_library(self, name: str, u: Any, options: dict[str, Any]) -> Any:  # noqa: ARG002
+        raise self._tape.error(f"calls xp.{name} with {', '.join(options)}", f"xp.{name} of the whole leaf")
 
     def _held(self, u: Expression) -> tuple[str, int]:
         """What between two stages is an array: elements that are stored there, or an extent."""

@@ -44,6 +44,11 @@ ON_HOST = {
 _FUNCTIONS_ON_HOST = {"sqrt": lambda x: math.sqrt(x) if x >= 0 else math.nan}
 
 
+def on_host(op: str, *args: Any) -> Any:
+    """Return what an operation of `ON_HOST` gives of numbers."""
+    return eval(ON_HOST[op].format(*(f"args[{i}]" for i in range(len(args)))), {**_FUNCTIONS_ON_HOST, "args": args})
+
+
 @dataclass(frozen=True)
 class Node:
     """One operation; ``args`` are indices of earlier nodes, or what an input is (a name, a number as `float.hex`)."""

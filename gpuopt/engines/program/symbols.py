@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
+from gpuopt.engines.numbers import is_truth
 from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS, INEXACT, LOGIC, Node, entering
-from gpuopt.rules.pairs import BRANCHES, SELECTIONS, Pair
+from gpuopt.rules.pairs import BRANCHES, OF_XP, SELECTIONS, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,11 +87,15 @@ class Tape:
     extent_scalars: dict[int, int] = field(default_factory=dict)
     functions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=list)
     """What `xp.whole` was called with, each time."""
+    refused: TraceError | None = None
+    """Why it cannot be fused, also where the update itself catches the error and goes on with another formula."""
     writes: bool = False
     """Whether the update writes into arrays that it is given or has made."""
 
     def apply(self, op: str, *args: Any) -> Any:
         """Record an operation on symbols of any kinds. Truth values can be compared, and are 1 and 0 beside arrays."""
+        if op in LOGIC or (op == "where" and is_truth(args[0])):
+            args = tuple(self.scalar(a).apply("ne", a, 0.0) if is_truth(a) else a for a in args)
         masks = [isinstance(a, Expression) and a.is_mask for a in args]
         if op in ("eq", "ne") and all(masks):
             differ = self.apply("and", self.apply("or", *args), self.apply("not", self.apply("and", *args)))
@@ -109,6 +114,10 @@ class Tape:
         raise self.error(f"raises {what}to a power other than 2 and 0.5", "products or xp.sqrt")
 
     def scalar(self, value: Any) -> Scalar:
+        if isinstance(value, np.float16 | np.float32 | np.longdouble):  # which rounds before anything else does
+            raise self.error(
+                f"uses {value!r} ({type(value).__name__}) beside numbers of the step", "a number of Python"
+            )
         return value if isinstance(value, Scalar) else Scalar(self, "literal", float(value).hex())
 
     def element(self, value: Any) -> Symbol:
@@ -133,7 +142,9 @@ class Tape:
             case Real():
                 return Symbol(self, "literal", float(value).hex())
             case _:
-                raise self.error(f"uses {value!r} ({type(value).__name__})", "a number, a hyperparameter or an array")
+                raise self.error(
+                    f"uses {value!r:.40} ({type(value).__name__})", "a number, a hyperparameter or an array"
+                )
 
     def extent(self, value: Any) -> Extent:
         """An array of another shape than the leaf's, or a number that meets one."""
@@ -162,7 +173,7 @@ class Tape:
                 return Number(self, "literal", float(value).hex())
             case _:
                 raise self.error(
-                    f"makes a number of {value!r} ({type(value).__name__})", "sums, slots or hyperparameters"
+                    f"makes a number of {value!r:.40} ({type(value).__name__})", "sums, slots or hyperparameters"
                 )
 
     @staticmethod
@@ -192,11 +203,11 @@ class Tape:
 
     def error(self, what: str, expected: str, *, runs_on_arrays: bool = True) -> TraceError:
         """An error that says what to write, or else which engine does without."""
-        if not runs_on_arrays:
-            return TraceError(f"{self.rule}.update {what}, expected {expected}")
-        return TraceError(
-            f"{self.rule}.update {what}; to be fused it needs {expected}; engine='array' runs it as it is"
-        )
+        needs = f", expected {expected}"
+        if runs_on_arrays:
+            needs = f"; to be fused it needs {expected}; engine='array' runs it as it is"
+        self.refused = TraceError(f"{self.rule}.update {what}{needs}")
+        return self.refused
 
 
 def _fits(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
@@ -233,12 +244,18 @@ class Expression:
 
     __int__ = __index__ = __float__
 
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        raise self.tape.error("makes an array of a value", "the value itself")
+
+    def __array_function__(self, function: Any, *_: Any) -> NoReturn:
+        raise self.tape.error(f"calls numpy.{function.__name__}", OF_XP)
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Refuse NumPy's own functions; arithmetic with one of NumPy's numbers comes here, too, and is recorded."""
         op = OPERATIONS.get(ufunc.__name__)
         with_number = sum(isinstance(x, Expression) for x in inputs) == 1 < len(inputs)
         if op is None or method != "__call__" or options or not with_number:
-            raise self.tape.error(f"calls numpy.{ufunc.__name__}", "the functions of xp, which it is given")
+            raise self.tape.error(f"calls numpy.{ufunc.__name__}", OF_XP)
         return self.apply(op, *inputs)
 
     def __neg__(self) -> Any:

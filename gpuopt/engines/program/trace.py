@@ -15,6 +15,7 @@ from dataclasses import fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.engines.numbers import scalar
 from gpuopt.engines.program.functions import Namespace
 from gpuopt.engines.program.program import LEAVES_OF_NUMBERS, SCALE, Node, Program
 from gpuopt.engines.program.symbols import Extent, Kind, Number, Scalar, ShapeNeededError, Symbol, Tape, TraceError
@@ -106,7 +107,7 @@ def functions(
     They may be made of hyperparameters, so that each step has its own.
     """
     tape = Tape(rule.name, kind)
-    _recorded(rule, tape, dict(h), is_complex=is_complex)
+    _recorded(rule, tape, {name: scalar(x) for name, x in h.items()}, is_complex=is_complex)
     return tape.functions
 
 
@@ -133,14 +134,13 @@ def _recorded(rule: Rule, tape: Tape, h: dict[str, Any], *, is_complex: bool) ->
     slots = {name: load(name) for name in declared}
     if SCALE in h:
         h[SCALE] = Symbol(tape, "scale")
-    new_p, new_slots = _updated(rule, xp, load("p"), load("g"), slots, h)
+    new_p, new_slots = _updated(rule, tape, xp, load("p"), load("g"), slots, h)
     stores: list[tuple[str, tuple[int, ...], int]] = []
     for name, value in {"p": new_p, **{name: new_slots[name] for name in of_arrays}}.items():
-        if isinstance(value, Real | Scalar | Number | Extent):
-            raise TraceError(f"{tape.rule}.update returned {name}: a number, expected an array like the parameter")
+        parts = (value.re, value.im) if isinstance(value, Pair) else (value,)
+        _check_arrays(f"{tape.rule}.update returned {name}", parts)
         if name in pairs:
-            parts = (value.re, value.im) if isinstance(value, Pair) else (value, 0.0)
-            stores += [(name, (k,), _output(tape, x)) for k, x in enumerate(parts)]
+            stores += [(name, (k,), _output(tape, x)) for k, x in enumerate((*parts, 0.0)[:2])]
         elif isinstance(value, Pair):
             raise ComplexError(f"{rule.name}.update returns complex numbers for {name}, expected real ones")
         else:
@@ -173,8 +173,17 @@ def _recorded(rule: Rule, tape: Tape, h: dict[str, Any], *, is_complex: bool) ->
     return program
 
 
+def _check_arrays(what: str, parts: tuple[Any, ...]) -> None:
+    """Raise TraceError if these parts are no array like the leaf; one of a complex array's may be a number."""
+    given = next((f"an array of {x.shape}" for x in parts if isinstance(x, Extent)), "")
+    if not given and all(isinstance(x, Real | Scalar | Number) for x in parts):
+        given = "a number"
+    if given:
+        raise TraceError(f"{what}: {given}, expected an array like the parameter")
+
+
 def _updated(
-    rule: Rule, xp: Any, p: Any, g: Any, slots: dict[str, Any], h: dict[str, Any]
+    rule: Rule, tape: Tape, xp: Any, p: Any, g: Any, slots: dict[str, Any], h: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """What the update returns."""
     try:
@@ -183,6 +192,8 @@ def _updated(
         raise
     except ComplexError as error:
         raise ComplexError(f"{rule.name}.update {error}") from None
+    if tape.refused:
+        raise tape.refused
     try:
         new_p, new_slots = returned(f"{rule.name}.update", found, "p", "slots")
     except TypeError as error:
