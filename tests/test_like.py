@@ -70,6 +70,8 @@ CASES: dict[str, list[tuple[str, dict[str, Any], float]]] = {
         ("adan", {"weight_decay": 0.01}, 1e-11),
         ("lion", {}, 1e-11),
         ("rprop", {}, 1e-11),
+        ("rprop", {"max_step_size": 2.0**-9}, 1e-11),  # which the first one is beyond
+        ("rprop", {"min_step_size": 2.0**-5}, 1e-11),
         ("lamb", {"weight_decay": 0.01}, 1e-11),
         ("lars", {"weight_decay": 0.01, "nesterov": True}, 1e-11),
         ("novograd", {"weight_decay": 0.01}, 1e-11),

@@ -470,7 +470,7 @@ def prodigy(
 def schedule_free_sgd(
     learning_rate: Hyper = 1.0, b1: Hyper = 0.9, weight_decay: Hyper | None = None, weight_lr_power: Hyper = 2.0
 ) -> Rule:
-    """``optax.contrib.schedule_free_sgd``, without its warm-up.
+    """``optax.contrib.schedule_free_sgd``, without its warm-up; a schedule weighs the average by its own step, there by the next one.
 
     Examples
     --------
@@ -490,7 +490,7 @@ def schedule_free_adamw(
     weight_decay: Hyper = 0.0,
     weight_lr_power: Hyper = 2.0,
 ) -> Rule:
-    """``optax.contrib.schedule_free_adamw``, without its warm-up.
+    """``optax.contrib.schedule_free_adamw``, without its warm-up; schedules as in `schedule_free_sgd`.
 
     Examples
     --------

@@ -26,7 +26,7 @@ class Rprop(Rule):
     smallest, largest
         Bounds of the step sizes, at least 0.
     late
-        Whether each move is made one step later, as in Optax 0.2.
+        Whether each move is made one step later, and a step size is only bounded where it changes, as in Optax 0.2.
 
     Examples
     --------
@@ -54,6 +54,8 @@ class Rprop(Rule):
         same = xp.sign(g) * xp.sign(s.before)
         step = s.step * xp.where(same > 0, h.grow, xp.where(same < 0, h.shrink, xp.ones_like(g)))
         step = xp.minimum(xp.maximum(step, h.smallest), h.largest)
+        if self.late:
+            step = xp.where(same == 0, s.step, step)
         none = xp.zeros_like(g)
         move = xp.where(same < 0, none, xp.sign(g) * step)
         return p - (xp.where(same < 0, none, s.before) if self.late else move), {"step": step, "before": move}
