@@ -17,6 +17,7 @@ import gpuopt
 from gpuopt.engines.program import trace as trace_module
 from gpuopt.engines.program.dependence import dependence
 from gpuopt.rules import RULES, Array, Hyper, Rule
+from gpuopt.rules.slots import leaf, like
 from gpuopt.training import Config, UsageError
 
 
@@ -114,6 +115,18 @@ USED: dict[str, tuple[Callable[[], Any], str]] = {
     "no dataclass, with arguments": (lambda: Undecorated(lr=1), r"^Undecorated: lr, momentum .* put @dataclass"),
     "no dataclass, derived": (Derived, r"^Derived: weight_decay would be no hyperparameter; put @dataclass"),
     "slots that are no tuple": (Late, "^Late: slots = 'm', expected a tuple"),
+    "a start like nothing": (
+        with_slots({"m": like("P")}),
+        r"^Own: slots: m: like\('P'\) .* 'p'\?\), expected p$",
+    ),
+    "a number like the parameter": (
+        with_slots({"n": leaf(like("p"))}),
+        r"^Own: slots: n: like\('p'\), expected a number$",
+    ),
+    "a start that is no number": (
+        with_slots({"n": leaf("1")}),  # type: ignore[arg-type]
+        "^Own: slots: n: starts at '1', expected a number$",
+    ),
     "unknown hyperparameter": (lambda: with_hyperparameter("rate")(lr=1), r"^Own: .* 'lr' \(did you mean 'rate'\?\)"),
     "no hyperparameter at all": (lambda: with_slots(())(lr=1), "^Own: unknown hyperparameter 'lr', expected none$"),
     "too many by position": (lambda: gpuopt.AdaGrad(1, 2, 3), "AdaGrad"),  # type: ignore[call-arg]

@@ -25,7 +25,7 @@ from gpuopt.rules.hyper import (
     unknown,
     untraceable,
 )
-from gpuopt.rules.slots import Part, Slot, Slots, is_real, starts
+from gpuopt.rules.slots import Like, Part, Slot, Slots, is_number, is_real, starts
 from gpuopt.suggest import bound, did_you_mean, listed
 
 GIVEN = {"t": "the number of the step", "p": "the parameter", "g": "the gradient"}
@@ -88,6 +88,7 @@ class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
         for name in self.hyperparameters():
             object.__setattr__(self, name, self.hyperparameter(name).value)
         _check_slots(self.name, self.slots)
+        _check_starts(self.name, self.slots, self.hyperparameters())
         _check_carried(self.name, self.carried, type(self).coefficients is not Formula.coefficients)
 
     def __repr__(self) -> str:
@@ -324,6 +325,18 @@ def _check_slots(rule: str, slots: Any) -> None:
             raise TypeError(f"{rule}: a slot {name!r}, expected another name{meaning}")
     if len({*slots}) < len([*slots]):
         raise TypeError(f"{rule}: slots = {slots!r:.80}, expected each name once")
+
+
+def _check_starts(rule: str, slots: Slots, known: tuple[str, ...]) -> None:
+    for name, slot in starts(slots).items():
+        start = slot if isinstance(slot, Like) else getattr(slot, "start", 0.0)
+        sources = known if is_number(slot) else ("p", *known)
+        if isinstance(start, Like):
+            if start.source not in sources:
+                given = f"like({start.source!r}){did_you_mean(start.source, sources)}"
+                raise TypeError(f"{rule}: slots: {name}: {given}, expected {listed(sources) or 'a number'}")
+        elif isinstance(start, bool) or not isinstance(start, RealNumber):
+            raise TypeError(f"{rule}: slots: {name}: starts at {start!r:.80}, expected a number")
 
 
 def _check_carried(rule: str, carried: Mapping[str, float], is_computed: bool) -> None:
