@@ -243,6 +243,7 @@ class Stateful:
             targets |= {("state", path, SUM): self._accumulation.sums[i] for i, path in waiting.items()}
             counting = {("state", path, COUNT): np.zeros(()) for path in waiting.values()}
             given = states.arrays_of(state, targets | counting, step.unreadable, problems)
+            states.check_shared(given, paths, self._groups, rules, problems)
             counts = states.counts_of(given, COUNT, waiting, accumulated, problems)
             if problems:
                 raise states.misfit(problems)

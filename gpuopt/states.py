@@ -15,7 +15,7 @@ from gpuopt import schedules
 from gpuopt.arrays import assign, describe, detached, dtype_of, hindrance_of, zeros_like
 from gpuopt.engines.storage import Stochastic
 from gpuopt.rules.hyper import LONGEST, as_float, as_index
-from gpuopt.rules.slots import is_number, shape_of, starts
+from gpuopt.rules.slots import Shared, is_number, shape_of, starts
 from gpuopt.suggest import listed, printable, told_of_each
 
 if TYPE_CHECKING:
@@ -212,6 +212,22 @@ def expected_arrays(
                 other = others[kind].get(slot)
                 expected["state", path, slot] = zeros_like(a, *other) if other else a
     return expected
+
+
+def check_shared(
+    given: Mapping[Key, Any],
+    paths: Sequence[str],
+    groups: Sequence[int],
+    rules: Sequence[Rule],
+    problems: list[str],
+) -> None:
+    """Append where leaves of a group have different values of a number that they share; the arguments as of `expected_arrays`."""
+    for group, rule in enumerate(rules):
+        for slot in (slot for slot, start in starts(rule.slots).items() if isinstance(start, Shared)):
+            keys = [("state", path, slot) for path, own in zip(paths, groups, strict=True) if own == group]
+            values = {str(float(given[key])) for key in keys if key in given}
+            if len(values) > 1:
+                problems.append(f"state/*/{slot}: {listed(sorted(values), 3)}, expected one number for all leaves")
 
 
 def arrays_of(

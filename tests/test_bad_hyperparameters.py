@@ -253,6 +253,17 @@ LOADING: dict[str, tuple[Callable[[Any], Any], list[str]]] = {
 }
 
 
+@pytest.mark.parametrize("engine", ["auto", "array"])
+def test_a_shared_number_that_differs_between_leaves(engine: Engine) -> None:
+    w = {"a": np.ones(3), "b": np.ones(2)}
+    opt = gpuopt.Optimizer(w, gpuopt.Prodigy(), engine=engine)
+    state = copy.deepcopy(opt.state_dict())
+    opt.load_state_dict(state)
+    state["state"]["a"]["d"] = np.array(7.0)
+    with pytest.raises(ValueError, match=r"state/\*/d: 1e-06, 7\.0, expected one number for all leaves$"):
+        opt.load_state_dict(state)
+
+
 @pytest.mark.parametrize("case", LOADING)
 def test_loading(case: str) -> None:
     spoil, words = LOADING[case]

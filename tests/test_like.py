@@ -468,6 +468,8 @@ FORMS: dict[str, tuple[Callable[[], Any], str]] = {
     "an average or none": (lambda: gpuopt.like.keras.SGD(use_ema="yes"), "^use_ema: got 'yes', expected True or"),  # type: ignore[arg-type]
     "no text is no decay": (lambda: gpuopt.like.torch.SGD(weight_decay=""), "^L2: rate: got '' "),  # type: ignore[arg-type]
     "decays of elements": (lambda: gpuopt.like.torch.SGD(weight_decay=np.ones(2)), r"^L2: rate: got array"),  # type: ignore[arg-type]
+    "True is no decay": (lambda: gpuopt.like.torch.SGD(weight_decay=True), "^L2: rate: got True"),
+    "True is no decay of MLX": (lambda: gpuopt.like.mlx.Lion(0.1, weight_decay=True), "^WeightDecay: rate: got True"),
     "no list is no momentum": (lambda: gpuopt.like.optax.sgd(0.1, momentum=[]), r"^SGD: momentum: got \[\]"),  # type: ignore[arg-type]
     "a falling rate": (
         lambda: gpuopt.like.torch.Adagrad(lambda step: 0.1, lr_decay="a"),  # type: ignore[arg-type]

@@ -336,10 +336,11 @@ def test_rules_with_arrays_can_be_compared(case: str) -> None:
         (2**53, ValueError, "^Adam: step 9007199254740992, expected"),
         (10**5000, ValueError, "^Adam: step of 16,610 bits, expected"),
         (1.0, TypeError, r"^Adam: step 1\.0, expected an integer"),
+        (np.float32(3), TypeError, r"^Adam: step np\.float32\(3\.0\), expected an integer"),
         ("1", TypeError, "^Adam: step '1', expected an integer"),
         (None, TypeError, "^Adam: step None, expected an integer"),
     ],
-    ids=["-1", "2**53", "10**5000", "float", "text", "None"],
+    ids=["-1", "2**53", "10**5000", "float", "NumPy's", "text", "None"],
 )
 def test_steps_that_are_none(step: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

@@ -10,7 +10,7 @@ from gpuopt import leaves
 from gpuopt.arrays import are_together, describe, is_array
 from gpuopt.engines import storage
 from gpuopt.engines.storage import Stochastic
-from gpuopt.rules.hyper import is_traced
+from gpuopt.rules.hyper import is_traced, is_traced_integer
 from gpuopt.rules.slots import Slot, is_number, shape_of
 from gpuopt.suggest import listed
 
@@ -83,7 +83,7 @@ def steps_of(state: Any) -> Any:
     """Return the steps of a state as an int, or as the traced integer that they are."""
     steps: Any
     number = steps = state.steps if isinstance(state, State) else None
-    if is_traced(steps):
+    if is_traced_integer(steps):
         try:
             number = operator.index(steps)
         except TypeError:

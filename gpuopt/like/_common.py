@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def around(rule: Rule, *transforms: tuple[type[Transform], Any]) -> Rule:
     """Put transforms before a rule, each as (class, argument); one with argument 0, None or False is left out."""
-    wanted = [kind() if given is True else kind(given) for kind, given in transforms if is_wanted(given)]
+    wanted = [kind(given) if kind.hyperparameters() else kind() for kind, given in transforms if is_wanted(given)]
     return chain(*wanted, rule) if wanted else rule
 
 

@@ -21,6 +21,7 @@ from gpuopt.rules.hyper import (
     as_float,
     hint_for_parameters,
     is_traced,
+    is_traced_integer,
     kind_of,
     unknown,
     untraceable,
@@ -215,7 +216,7 @@ class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
         try:
             number = operator.index(step)
         except TypeError:
-            if is_traced(step):
+            if is_traced_integer(step):
                 return step  # type: ignore[no-any-return]
             raise TypeError(f"{self.name}: step {step!r:.40}, expected an integer") from None
         if not 0 <= number < LONGEST:

@@ -261,6 +261,11 @@ def is_traced(step: Any) -> bool:
     return type(step) is not int and hasattr(step, "dtype") and getattr(step, "shape", None) == ()
 
 
+def is_traced_integer(step: Any) -> bool:
+    """Whether a step is traced, and no number with a fraction."""
+    return is_traced(step) and "int" in str(step.dtype)
+
+
 def untraceable(where: str, error: Exception) -> TypeError:
     """Return the error for a schedule or coefficient that cannot be computed from a traced step."""
     said = str(error).partition("\n")[0]
