@@ -49,7 +49,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, extra: Mapping[str, Any] 
     opt
         On any backend, before or after any number of steps.
     extra
-        Anything else to keep, in JSON's types (epoch, seed, ...).
+        Anything else to keep, in JSON's types (epoch, seed, ...). A tuple comes back as a list.
 
     Raises
     ------
@@ -88,8 +88,8 @@ def save_state(
                     f"{rule['name']} of {pattern!r}: {name}: {value!r:.80}, which was set by tune and no file can hold; expected a "
                     "number or one of gpuopt.schedules, or the function given when the optimizer is made"
                 )
-    rules = _json(content["rules"], "hyperparameters changed by tune: expected numbers or gpuopt.schedules")
-    more = _json(extra or {}, "extra: expected a dict of JSON's types")
+    rules = _json(content["rules"], "hyperparameters changed by tune")
+    more = _json(extra or {}, "extra")
     live = {f"params/{leaf}": x for leaf, x in content["params"].items()}
     live |= {f"state/{leaf}/{slot}": x for leaf, slots in content["state"].items() for slot, x in slots.items()}
     live |= {f"{ARRAYS}{name}": x for name, x in content.get("arrays", {}).items()}
@@ -252,11 +252,30 @@ def verified(path: str | os.PathLike[str], wanted: Wanted | None = None) -> tupl
     return tensors, about
 
 
-def _json(value: Any, expected: str) -> str:
+def _json(value: Any, where: str) -> str:
     try:
+        _expect_json(value, where)
         return json.dumps(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"{expected}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise TypeError(f"{where}: expected JSON's types: {error}") from None
+
+
+def _expect_json(value: Any, where: str) -> None:
+    """Raise TypeError if this is not made of JSON's types, or would come back with other keys."""
+    match value:
+        case dict():
+            for key, own in value.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"{where}: the key {key!r} would come back as a text, expected texts as keys")
+                _expect_json(own, f"{where}[{key!r}]")
+        case list() | tuple():
+            for k, own in enumerate(value):
+                _expect_json(own, f"{where}[{k}]")
+        case None | bool() | int() | float() | str():
+            pass
+        case _:
+            cure = "; x.tolist() is made of them" if hasattr(value, "tolist") else ""
+            raise TypeError(f"{where}: {value!r:.80} ({type(value).__name__}), expected JSON's types{cure}")
 
 
 def _named(name: str) -> str:

@@ -198,8 +198,13 @@ def test_extra(path: Path, extra: dict[str, Any] | None) -> None:
     ("extra", "message"),
     [
         ([1], "extra: expected a dict of JSON's types, got list"),
-        ({"x": np.ones(3)}, "extra: expected a dict of JSON's types: Object of type ndarray"),
-        ({"x": {1, 2}}, "extra: expected a dict of JSON's types: Object of type set"),
+        (
+            {"x": np.ones(3)},
+            "extra['x']: array([1., 1., 1.]) (ndarray), expected JSON's types; x.tolist() is made of them",
+        ),
+        ({"a": [0, {"loss": np.float32(1)}]}, "extra['a'][1]['loss']: "),
+        ({"x": {1, 2}}, "extra['x']: {1, 2} (set), expected JSON's types"),
+        ({"losses": {10: 0.5}}, "extra['losses']: the key 10 would come back as a text, expected texts as keys"),
     ],
 )
 def test_extra_that_is_not_json(path: Path, extra: Any, message: str) -> None:
