@@ -1,14 +1,15 @@
-"""A loop of one's own: non-negative least squares, with all that a run remembers. ``python own_loop.py FOLDER [STEPS]``."""
+"""A loop of one's own: non-negative least squares, with all that a run remembers. ``python own_loop.py FOLDER STEPS PAUSE``."""
 
 import sys
+import time
 
 import numpy as np
 
 import gpuopt
 
 
-def solve(folder: str, steps: int, every: int | str = "0.1s") -> gpuopt.Run:
-    """Minimize |a x - b| over x >= 0, a part of the rows at once."""
+def solve(folder: str, steps: int, every: int | str = "0.1s", pause: float = 0.0) -> gpuopt.Run:
+    """Minimize |a x - b| over x >= 0, a part of the rows at once, with so many seconds of rest after each step."""
     random = np.random.RandomState(0)
     a = random.rand(200, 30)
     b = a @ np.maximum(random.randn(30), 0)
@@ -27,8 +28,9 @@ def solve(folder: str, steps: int, every: int | str = "0.1s") -> gpuopt.Run:
             phase *= np.exp(1j * own.rand())
             run.remember("course", [*run.remembered.get("course", []), round(float(x[0]), 6)][-5:])
             run.image("x", x)
+            time.sleep(pause)
     return run
 
 
 if __name__ == "__main__":
-    solve(sys.argv[1], int(sys.argv[2]))
+    solve(sys.argv[1], int(sys.argv[2]), pause=float(sys.argv[3]))

@@ -398,7 +398,7 @@ def test_an_own_loop_shows_its_picture(chromium: Any, tmp_path: Path) -> None:
     """Followed from another terminal, with `gpuopt live`."""
     folder = tmp_path / "run"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    program = [sys.executable, str(Path(__file__).parent / "own_loop.py"), str(folder), str(10**8)]
+    program = [sys.executable, str(Path(__file__).parent / "own_loop.py"), str(folder), str(10**8), "0"]
     with subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL) as process:
         until((folder / "image-x.png").exists)
         command = [sys.executable, "-m", "gpuopt", "live", str(folder)]

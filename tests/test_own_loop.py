@@ -34,9 +34,9 @@ STEPS = 600
 posix = pytest.mark.skipif(os.name != "posix", reason="processes as POSIX has them")
 
 
-def started(folder: Path, steps: int = STEPS) -> "subprocess.Popen[str]":
+def started(folder: Path, steps: int = STEPS, pause: float = 0.0) -> "subprocess.Popen[str]":
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "GPUOPT_BACKEND": "numpy"}
-    arguments = [sys.executable, str(PROGRAM), str(folder), str(steps)]
+    arguments = [sys.executable, str(PROGRAM), str(folder), str(steps), str(pause)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
@@ -109,7 +109,7 @@ def test_killed_at_any_moment_it_ends_like_others(whole: Path, tmp_path: Path, r
 @posix
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_as_if_it_were_done(whole: Path, tmp_path: Path, signum: int) -> None:
-    run = started(tmp_path / "run")
+    run = started(tmp_path / "run", pause=1e-3)
     while not (tmp_path / "run" / "checkpoint.safetensors").exists():
         time.sleep(0.01)
     run.send_signal(signum)
