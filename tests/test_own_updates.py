@@ -175,7 +175,14 @@ def centred(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
     return p - u / xp.total_norm(u), {}
 
 
+def chosen(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+    size = xp.norm(g)
+    both = xp.where(xp.total_norm(p) > size**4, xp.total_norm(g), size)
+    return p - both * g / xp.total_norm(both * g), {}
+
+
 SHAPES: dict[str, Any] = {
+    "a total that one leaf chooses": lambda: rule(chosen),
     "another sum before it": lambda: rule(centred),
     "a sum after it": lambda: gpuopt.chain(
         gpuopt.ClipGlobalNorm(1.0), gpuopt.Centralize(), gpuopt.Adafactor(longest=True)

@@ -133,6 +133,8 @@ class Namespace(Reductions):
 
     def where(self, condition: Any, x: Any, y: Any) -> Any:
         """Choose for each element; among numbers, if the condition is one truth value."""
+        for value in (x, y):
+            plain(value)  # of a total that is not known yet this ends the run, for each leaf at the same total
         if is_number(condition):
             chosen, other = (x, y) if condition else (y, x)
             if not is_number(chosen):
