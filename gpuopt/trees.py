@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import optree
+
+from gpuopt.cached import cached_property
 
 MOST_ORDERS = 8
 """Largest number of other container types whose order of leaves is cached."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import gpuopt
+from gpuopt.cached import cached_property
 from gpuopt.engines.interrupts import in_one_go, shielded
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -221,3 +223,28 @@ def test_interrupts_at_random_moments(
     assert done.returncode == 0, done.stdout + done.stderr
     interrupts, happened, steps = map(int, done.stdout.split())
     print(f"{request.node.callspec.id}: {interrupts} interrupts in {steps} steps; {happened} of these steps happened")
+
+
+class Waiting:
+    """What is worked out waits."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self.wait = wait
+
+    @cached_property
+    def done(self) -> bool:
+        self.wait()
+        return True
+
+
+def test_what_is_worked_out_once_is_behind_no_lock_of_its_class() -> None:
+    """A fork meanwhile would leave it locked in the child, for good."""
+    gate, found = threading.Event(), []
+    first = threading.Thread(target=lambda: Waiting(gate.wait).done, daemon=True)
+    second = threading.Thread(target=lambda: found.append(Waiting(bool).done), daemon=True)
+    first.start()
+    second.start()
+    second.join(30)
+    gate.set()
+    first.join(30)
+    assert found == [True]

@@ -24,21 +24,22 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # Each layer and what it may import of gpuopt: beside itself, only what stands here.
 LAYERS: dict[str, set[str]] = {
+    "cached": set(),
     "arrays": set(),
     "nvrtc": set(),
     "diagnosis": {"nvrtc"},
-    "backends": {"arrays", "diagnosis", "nvrtc"},
-    "trees": set(),
+    "backends": {"arrays", "cached", "diagnosis", "nvrtc"},
+    "trees": {"cached"},
     "suggest": set(),
     "schedules": {"suggest"},
-    "rules": {"arrays", "suggest"},
+    "rules": {"arrays", "cached", "suggest"},
     "notebook": {"markup", "rules/base", "schedules"},
     "tuning": {"rules/base", "schedules", "suggest"},
     "groups": {"rules", "rules/base", "suggest", "trees"},
     "states": {"arrays", "engines", "rules/base", "schedules", "suggest", "tuning"},
-    "transforms": {"rules/base"},
+    "transforms": {"cached", "rules/base"},
     "like": {"", "arrays", "functional", "optimizer", "transforms", "rules", "rules/base", "schedules", "suggest"},
-    "engines": {"arrays", "nvrtc", "rules/base", "trees"},
+    "engines": {"arrays", "cached", "nvrtc", "rules/base", "trees"},
     "advice": {"arrays"},
     "leaves": {"advice", "arrays", "engines", "lending", "rules/base", "trees"},
     "held": {"arrays", "engines", "leaves", "lending", "suggest"},
@@ -146,6 +147,7 @@ LAYERS: dict[str, set[str]] = {
         "",
         "arrays",
         "backends",
+        "cached",
         "checkpoint",
         "diagnosis",
         "distributed",
@@ -264,6 +266,13 @@ def test_imports_run_downward(module: Path) -> None:
     used = {layer(name) for name in imports(module) if name.split(".")[0] == "gpuopt"}
     allowed = LAYERS[own.split("/")[0]] | {own, f"{own}/base"}
     assert used <= allowed, f"{module} imports {sorted(used - allowed)}; the layer {own} may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != Path("cached.py")], ids=str)
+def test_properties_are_behind_no_lock(module: Path) -> None:
+    text = (PACKAGE / module).read_text()
+    assert "@cached_property" not in text or "from gpuopt.cached import cached_property\n" in text
+    assert "@functools.cached_property" not in text
 
 
 def test_every_layer_is_described() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gpuopt.arrays import is_cupy, to_cupy, to_numpy
+from gpuopt.cached import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ class Backend:
     def __str__(self) -> str:
         return self.name if self.device is None else f"{self.name}:{self.device}"
 
-    @functools.cached_property
+    @cached_property
     def xp(self) -> Any:
         """The library's array API namespace, from array-api-compat."""
         if self.device is None:

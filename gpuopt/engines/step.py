@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from itertools import repeat, zip_longest
 from operator import setitem
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt import arrays as libraries
+from gpuopt.cached import cached_property
 from gpuopt.engines import array, memory, storage, whole_arrays
 from gpuopt.engines.fused import FusedStep, Leaf, fused_steps
 from gpuopt.engines.interrupts import each, in_one_go

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import operator
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Real as RealNumber
 from types import SimpleNamespace
 from typing import Any, NoReturn, Self
 
 from gpuopt.arrays import are_equal
+from gpuopt.cached import cached_property
 from gpuopt.rules.hyper import (
     LONGEST,
     Hyperparameter,
@@ -67,7 +68,7 @@ class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
                 meaning = GIVEN.get(name, "a name of gpuopt's own")
                 raise TypeError(f"{cls.__name__}: a hyperparameter {name!r}, expected another name: that is {meaning}")
         slots = vars(cls).get("slots", ())
-        if not isinstance(slots, property | cached_property):
+        if not isinstance(slots, property | functools.cached_property):
             _check_slots(cls.__name__, slots)
 
     def __new__(cls, *args: Any, **hyperparameters: Any) -> Self:

@@ -6,10 +6,10 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, field
-from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from gpuopt.cached import cached_property
 from gpuopt.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ import itertools
 import math
 import operator
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+
+from gpuopt.cached import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.cached import cached_property
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.formula import returned
 from gpuopt.rules.hyper import Hyperparameter, unknown

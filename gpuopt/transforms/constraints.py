@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.cached import cached_property
 from gpuopt.rules.hyper import Arrays, is_traced
 from gpuopt.rules.slots import Slot, given
 from gpuopt.transforms.base import Array, Hyper, Transform, bounded

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from gpuopt.cached import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
