@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spaces import Space
 
 import gpuopt
+from gpuopt.rules.slots import leaf, shared
 
 Update = Callable[..., Any]
 
@@ -203,3 +205,29 @@ def test_totals_over_leaves_with_other_updates(case: str) -> None:
             opt.step({name: np.random.RandomState(step).standard_normal(p.shape) for name, p in leaves.items()})
         ended.append(b"".join(p.tobytes() for p in leaves.values()))
     assert ended[0] == ended[1]
+
+
+@pytest.mark.parametrize("way", ["auto", "fused", "array", "update"])
+@pytest.mark.parametrize("shapes", [[(0, 3)], [(0, 3), (0,)], [(0, 3), (2,)]], ids=str)
+def test_numbers_of_leaves_without_elements(shapes: Any, way: Any, fused_space: Space) -> None:
+    """They go on, although no element is updated, and no kernel runs where there is none."""
+
+    def update(xp: Any, p: Any, g: Any, s: Any, h: Any) -> Any:
+        return p, {"each": s.each + 1 + xp.sum(g), "all": xp.total(g) + h.t}
+
+    own = rule(update, slots={"each": leaf(0.0), "all": shared(0.0)})
+    leaves = [fused_space.put(np.ones(shape)) for shape in shapes]
+    gradients = [fused_space.put(np.ones(shape)) for shape in shapes]
+    with fused_space.use():
+        if way == "update":
+            state = gpuopt.init(own, leaves)
+            for _ in range(2):
+                leaves, state = gpuopt.update(own, leaves, gradients, state)
+            found = [(state.slots["each"][i], state.slots["all"][i]) for i in range(len(shapes))]
+        else:
+            opt = gpuopt.Optimizer(leaves, own, engine=way)
+            for _ in range(2):
+                opt.step(gradients)
+            found = [(own["each"], own["all"]) for own in opt.state_dict()["state"].values()]
+    sizes = [math.prod(shape) for shape in shapes]
+    assert [(float(a), float(b)) for a, b in found] == [(2 + 2 * size, 2 + sum(sizes)) for size in sizes]

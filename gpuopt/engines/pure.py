@@ -42,6 +42,8 @@ def pure_step(arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule
     place, *others = {place_of(a) for a in arrays}
     if place is None or others or not all(dtype_of(a) in FUSED and is_without_gaps(a) for a in arrays):
         return None
+    if not any(a.size for a in arrays):  # no kernel would run, which also works out slots that are numbers
+        return None
     own = [_programs_of(rule) for rule in rules]
     found = [own[group].get(0, a) for group, a in zip(groups, arrays, strict=True)]
     try_whole(found, range(len(arrays)), groups, arrays, rules, strict=False)
@@ -50,7 +52,7 @@ def pure_step(arrays: Sequence[Any], groups: Sequence[int], rules: Sequence[Rule
         return None
     try:
         return PureStep(place, arrays, groups, rules, programs)
-    except (TooManyRulesError, TypeError):  # totals over real and complex leaves together
+    except (TooManyRulesError, TypeError):  # totals that are not made alike of all leaves
         return None
 
 

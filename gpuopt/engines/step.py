@@ -112,15 +112,7 @@ class Step(Judging):
         self._elementwise = [k not in apart for k in range(len(rules))]
         writing = {k for own, k, _ in known if own is None or own.writes}
         self._writing = [k in writing for k in range(len(rules))]
-        can_be_fused = self._can_be_fused(engine)
-        together = [
-            i
-            for i, (a, place) in enumerate(zip(arrays, self._places, strict=True))
-            if i not in idle
-            and engine != "array"
-            and place is not None
-            and (can_be_fused[i] or (engine == "fused" and memory.is_without_gaps(a)))
-        ]
+        together = self._together(engine, idle)
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
         self.slots = with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
@@ -186,6 +178,22 @@ class Step(Judging):
             if before:
                 self._loss = self._next_loss = np.array(before.loss_scale)
             in_one_go(self.setting_scale(*self._loss), self.restoring())
+
+    def _together(self, engine: Engine, idle: Collection[int]) -> list[int]:
+        """The leaves that are updated by a fused engine."""
+        if engine == "array":
+            return []
+        can_be_fused = self._can_be_fused(engine)
+        leaves = [
+            (i, place, a)
+            for i, (a, place) in enumerate(zip(self._arrays, self._places, strict=True))
+            if i not in idle
+            and place is not None
+            and (can_be_fused[i] or (engine == "fused" and memory.is_without_gaps(a)))
+        ]
+        # Where there is no element, no kernel runs, which also works out slots that are numbers.
+        busy = {place for _, place, a in leaves if a.size}
+        return [i for i, place, _ in leaves if place in busy]
 
     def _can_be_fused(self, engine: Engine) -> list[bool]:
         """Whether each leaf can: it can be traced, and what its group adds up over all leaves lies in one place.
