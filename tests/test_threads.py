@@ -16,7 +16,7 @@ from spaces import assert_same_bits
 
 import gpuopt
 from gpuopt.engines.cpu import threads
-from gpuopt.engines.cpu.threads_code import ROUND, TRIES, WARM
+from gpuopt.engines.cpu.threads_code import ALONE, ROUND, TRIES, WARM
 
 LARGE = 700_001
 """Elements that are worth several threads."""
@@ -119,7 +119,7 @@ def test_helpers_are_woken_for_short_jobs_that_take_less_time_with_them(slow: st
     job = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(work)
     releasing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(release)
     words = {name: pool._words[name].value for name in ("release", "short")}
-    times = threads.no_times()
+    times, count = threads.no_times(), ROUND if woken else ALONE
 
     def run() -> int:
         wakings.clear()
@@ -130,14 +130,14 @@ def test_helpers_are_woken_for_short_jobs_that_take_less_time_with_them(slow: st
     pool._words["release"].value = ctypes.cast(releasing, ctypes.c_void_p).value or 0  # nobody wakes up indeed
     pool._words["short"].value = 0 if slow == "neither, but long" else 10**9
     try:
-        found = [run() for _ in range(WARM + 2 * ROUND)]
+        found = [run() for _ in range(WARM + 2 * count)]
     finally:
         for name, value in words.items():
             pool._words[name].value = value
         pool._sleeping[0].value = 1
         pool._wake(0)
     tried = [1] * TRIES + [int(slow == "neither, but long")] * TRIES
-    assert found == [1] * WARM + 2 * (tried + (ROUND - 2 * TRIES) * [int(woken)])
+    assert found == [1] * WARM + 2 * (tried + (count - 2 * TRIES) * [int(woken)])
 
 
 @pytest.mark.parametrize("workers", [2, 3, 64])
