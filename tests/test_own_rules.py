@@ -253,10 +253,15 @@ class Coefficients(Plain):
             TypeError,
             r"^Coefficients: coefficients at step 1: x: got ar",
         ),
+        (
+            lambda h: {} if h.t == 1 else None,
+            TypeError,
+            "coefficients at step 1: returned NoneType, expected a dict of numb",
+        ),
         (lambda h: {"x" if h.t == 1 else "t": 1}, TypeError, r"^Coefficients: .* 't', .* the number of the step$"),
         (lambda h: {"x" if h.t == 1 else "_scale": 1}, TypeError, r"^Coefficients: .* '_scale', expected another name"),
     ],
-    ids=["overflow", "division", "complex", "array", "t", "_scale"],
+    ids=["overflow", "division", "complex", "array", "nothing", "t", "_scale"],
 )
 def test_coefficients_that_are_no_numbers(
     found: Any, error: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch

@@ -231,3 +231,78 @@ def test_numbers_of_leaves_without_elements(shapes: Any, way: Any, fused_space: 
             found = [(own["each"], own["all"]) for own in opt.state_dict()["state"].values()]
     sizes = [math.prod(shape) for shape in shapes]
     assert [(float(a), float(b)) for a, b in found] == [(2 + 2 * size, 2 + sum(sizes)) for size in sizes]
+
+
+def evaluating(function: Update, **more: Any) -> Any:
+    """A rule with this evaluation, and a slot that is the sum of the gradients."""
+
+    def evaluation(self: object, xp: Any, p: Any, s: Any, h: Any) -> Any:
+        return function(xp, p, s, h)
+
+    return rule(lambda xp, p, g, s, h: (p - g, {"m": s.m + g}), slots=("m",), evaluation=evaluation, **more)
+
+
+EVALUATED: dict[str, tuple[Update, Any]] = {
+    "a slot": (lambda xp, p, s, h: s.m, 2 * G),
+    "written into": (lambda xp, p, s, h: p.__imul__(2), 2 * (P - 2 * G)),
+    "a slot written into": (lambda xp, p, s, h: s.m.__iadd__(p), P),
+    "by the step": (lambda xp, p, s, h: xp.where(~(h.t > 1), p, s.m), 2 * G),
+    "the parameter": (lambda xp, p, s, h: p, P - 2 * G),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
+@pytest.mark.parametrize("case", EVALUATED)
+def test_evaluations_are_theirs_alone(case: str, dtype: str) -> None:
+    """What an evaluation writes into is neither the parameter nor its state."""
+    function, expected = EVALUATED[case]
+    own, p, g = evaluating(function), P.astype(dtype), G.astype(dtype)
+    opt, state, q = gpuopt.Optimizer(p, own), gpuopt.init(own, p), p.copy()
+    for _ in range(2):
+        opt.step(g)
+        q, state = gpuopt.update(own, q, g, state)
+    for _ in range(2):
+        for found in (opt.evaluation(), gpuopt.evaluation(own, q, state)):
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(p, P - 2 * G)
+
+
+NOT_EVALUATED: dict[str, tuple[Update, str, type[Exception], str]] = {
+    "a number": (
+        lambda xp, p, s, h: 1.0,
+        "float32",
+        TypeError,
+        r"^Own\.evaluation returned p: float, expected an array",
+    ),
+    "nothing": (
+        lambda xp, p, s, h: None,
+        "float32",
+        TypeError,
+        r"^Own\.evaluation returned p: None, expected an array",
+    ),
+    "the other way round": (
+        lambda xp, p, s, h: p.T,
+        "float32",
+        ValueError,
+        r"^Own\.evaluation returned p with shape \(3, 2\), expected \(2, 3\)$",
+    ),
+    "one row": (lambda xp, p, s, h: p[:1], "complex64", ValueError, r"p with shape \(1, 3\), expected \(2, 3\)$"),
+    "imaginary": (lambda xp, p, s, h: 1j * p, "float32", TypeError, r"p with dtype complex64, expected float32"),
+    "totals": (
+        lambda xp, p, s, h: p / xp.total_norm(p),
+        "float32",
+        TypeError,
+        r"^Own\.evaluation asks for totals over all leaves, expected what a slot `shared` keeps of them$",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_EVALUATED)
+def test_what_evaluations_may_not_return(case: str) -> None:
+    function, dtype, error, words = NOT_EVALUATED[case]
+    own, p = evaluating(function), P.astype(dtype)
+    with pytest.raises(error, match=words):
+        gpuopt.Optimizer(p, own).evaluation()
+    with pytest.raises(error, match=words):
+        gpuopt.evaluation(own, p, gpuopt.init(own, p))

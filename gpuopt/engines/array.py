@@ -295,20 +295,23 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
 
     ``slots`` has those of the rule, and what `gpuopt.engines.storage` keeps beside the parameter.
     """
+    if not rule.evaluates:
+        return p
     whole = storage.loaded(p, slots, precision)
     found = _evaluation(rule, whole, {name: slots[name] for name in starts(rule.slots)}, h)
     with current(p), np.errstate(all="ignore"):
-        return p if found is whole else namespace(p).astype(found, p.dtype, copy=False)
+        return namespace(p).astype(found, p.dtype, copy=False)
 
 
 def _widened(p: Any, slots: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The parameter and its slots, numbers among them, as it is computed with them."""
-    own = {slot: Number(value) if is_number(declared[slot]) else value for slot, value in slots.items()}
-    xp, arithmetic = namespace(p), arithmetic_dtype(p)
-    if arithmetic == p.dtype:
-        return p, own
-    own = {slot: x if isinstance(x, Number) else xp.astype(x, arithmetic) for slot, x in own.items()}
-    return xp.astype(p, arithmetic), own
+    """Copies of the parameter and its slots, numbers among them, as it is computed with them."""
+    xp, arithmetic, stored = namespace(p), arithmetic_dtype(p), p.dtype
+
+    def copied(x: Any) -> Any:
+        return xp.astype(x, x.dtype if arithmetic == stored else arithmetic)
+
+    own = {slot: Number(value) if is_number(declared[slot]) else copied(value) for slot, value in slots.items()}
+    return copied(p), own
 
 
 def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, float]) -> Any:
@@ -321,13 +324,19 @@ def _evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, fl
         functions: Any = Namespace(xp, p, Group(rule.name))
         if is_complex(p):
             wide, own, functions = as_pair(like), {slot: as_pair(x) for slot, x in own.items()}, Lifted(functions)
-        found = applied(rule, rule.evaluation, functions, wide, *named(rule.name, own, of_step(xp, h)))
-        if found is wide:
-            return p
-        if isinstance(found, Pair):
-            found = joined(found, like)
-        else:
-            found = xp.astype(found, p.dtype, copy=any(found is x for x in own.values()))
+        what = f"{rule.name}.evaluation"
+        try:
+            found = applied(rule, rule.evaluation, functions, wide, *named(rule.name, own, of_step(xp, h)))
+        except Unknown:
+            raise TypeError(
+                f"{what} asks for totals over all leaves, expected what a slot `shared` keeps of them"
+            ) from None
+        real = wide.re.dtype if isinstance(wide, Pair) else like.dtype
+        for part in (found.re, found.im) if isinstance(found, Pair) else (found,):
+            _check_returned(
+                f"{what} returned p", part, real if isinstance(found, Pair) else like.dtype, real, like.shape
+            )
+        found = joined(found, like) if isinstance(found, Pair) else xp.astype(found, p.dtype, copy=False)
         return xp.reshape(found, p.shape)
 
 

@@ -181,9 +181,9 @@ class Step(Judging):
 
     def _together(self, engine: Engine, idle: Collection[int]) -> list[int]:
         """The leaves that are updated by a fused engine."""
+        can_be_fused = self._can_be_fused(engine)
         if engine == "array":
             return []
-        can_be_fused = self._can_be_fused(engine)
         leaves = [
             (i, place, a)
             for i, (a, place) in enumerate(zip(self._arrays, self._places, strict=True))

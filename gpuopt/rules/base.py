@@ -91,13 +91,18 @@ class Rule(Formula):
         """
         raise NotImplementedError(f"{self.name} defines no update")
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether `evaluation` gives something else than the parameter."""
+        return type(self).evaluation is not Rule.evaluation
+
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:  # noqa: ARG002 - for subclasses
         """Return the parameter to evaluate the model with: the average, if the rule keeps one, else ``p``.
 
         Parameters
         ----------
         xp, p, s, h
-            As for `update`; ``h`` is that of the last step.
+            As for `update`, but for totals over all leaves, which there are none of; ``h`` is that of the last step.
 
         """
         return p

@@ -228,13 +228,15 @@ class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
     def _checked_coefficients(self, h: dict[str, Any], step: int) -> Mapping[str, float]:
         where = f"{self.name}: coefficients at step {step}"
         try:
-            found: Mapping[str, Any] = self.coefficients(SimpleNamespace(**h))
+            found: Any = self.coefficients(SimpleNamespace(**h))
         except ArithmeticError as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}; expected numbers") from error
         except Exception as error:
             if not is_traced(step):
                 raise
             raise untraceable(f"{self.name}: coefficients", error) from error
+        if not isinstance(found, Mapping):
+            raise TypeError(f"{where}: returned {type(found).__name__}, expected a dict of numbers")
         if is_traced(step):
             return found
         for name, value in found.items():

@@ -73,6 +73,11 @@ class Transform(Formula):
         """
         return new, {}
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether `evaluation` gives something else than what it gets."""
+        return type(self).evaluation is not Transform.evaluation
+
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:  # noqa: ARG002
         """Return the parameter to evaluate with, in place of ``p``; see `Rule.evaluation`."""
         return p

@@ -212,6 +212,11 @@ class Chain(Rule):
                 keep(name, new)
         return p, new_slots
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether a member does."""
+        return any(member.evaluates for member in self.members)
+
     def evaluation(self, xp: Any, p: Array, s: Any, h: Any) -> Array:
         """Return the average of the last member that keeps one, within the constraints of the whole chain, else ``p``."""
         found = applied(self.rule, self.rule.evaluation, xp, p, _Part(s, f"{self._rule_name}."), h)
