@@ -428,6 +428,14 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
         {"target": "y"},
         "is packed by gzip",
     ),
+    **{
+        what: ("a.csv", text(content), {"target": "y"}, f"is {what}")
+        for what, content in {
+            "a web page": "\ufeff\n<!DOCTYPE html>\n<p>a,y</p>\n",
+            "XML": "<?xml version='1.0'?>\n<a>1,2</a>\n",
+            "a pointer of Git LFS": "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        }.items()
+    },
     "UTF-16 without a mark": (
         "a.csv",
         lambda path: path.write_text("a,y\n1,u\n", encoding="utf-16-le"),
@@ -456,6 +464,11 @@ REFUSED: dict[str, tuple[str, Write, dict[str, Any], str]] = {
 
 
 TOLD: dict[str, tuple[str, str]] = {
+    "-999": (
+        "a,b,c,y\n1,2,-999,u\n-999,3,5,u\n3,999,6,v\n",
+        "Column a, c has -999, far from all other numbers; where it means that nothing is known, leave the field empty",
+    ),
+    "9999 to predict": ("a,y\n1,0.5\n2,9999\n3,0.7\n", "Column y has 9999, far from all other numbers"),
     "a last column without a name": ("a,y,\n1,u,\n2,v,\n", "The column without a name is empty and left out"),
     "no header": ("1.5,2,y\n2,3,u\n3,4,v\n", "names of the columns, though it holds the number 1.5"),
     "a shuffled index": (
@@ -525,6 +538,7 @@ READ: dict[str, tuple[str, Write, dict[str, Any], list[list[float]]]] = {
         {},
         [[1], [2]],
     ),
+    "a name that begins like a Parquet file": ("a.csv", text("PAR1,y\n1,u\n2,v\n"), {}, [[1], [2]]),
     "nested, ignored": ("a.parquet", nested, {"ignore": ("b",)}, [[1], [2]]),
 }
 
@@ -597,6 +611,15 @@ LABELS: dict[str, tuple[list[str], str]] = {
 def test_odd_labels_are_told(tmp_path: Path, labels: list[str], note: str) -> None:
     pd.DataFrame({"a": range(len(labels)), "y": labels}).to_csv(tmp_path / "a.csv", index=False)
     assert note in "\n".join(load(tmp_path / "a.csv", "y").notes)
+    categories = note.replace("'y'", "'a'").replace("classes", "categories")
+    pd.DataFrame({"a": labels, "y": range(len(labels))}).to_csv(tmp_path / "a.csv", index=False)
+    assert categories in "\n".join(load(tmp_path / "a.csv", "y", one_hot=True, task="regression").notes)
+
+
+@pytest.mark.parametrize("x", [[-999.5, 1, 2, 3], [-999, -500, 1, 2], [997, 998, 999, 1], [-999, np.nan, -999, np.nan]])
+def test_numbers_that_may_be_some_are_no_stand_ins(x: list[float]) -> None:
+    data = from_arrays((np.array([x, [1, 2, 3, 4]]).T, np.arange(4) / 3), missing="mean")
+    assert not [note for note in data.notes if "far from" in note]
 
 
 OBSTACLES = {

@@ -13,11 +13,15 @@ from gpuopt.training.data.preparation import listed
 from gpuopt.training.data.targets import LARGEST_FLOAT, called
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from numpy.typing import NDArray
 
     from gpuopt.training.data.sources import Part
 
+STAND_INS = [-99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999]
+"""What stands for a missing value in many files; 99 is too often a number."""
 INDEX_NAMES = {"id", "index", "row", "nr", "no", "number"}
 
 
@@ -101,6 +105,23 @@ def _is_wide(dtype: Any) -> bool:
 
 def _is_lengthy(values: Any) -> Any:
     return (values.max() > LARGEST_FLOAT) | (values.min() < -LARGEST_FLOAT)
+
+
+def stand_ins(matrix: NDArray[Any], names: Sequence[str]) -> list[str]:
+    """A note if a column has numbers such as -999 far from all of its others, as many programs write what is missing."""
+    if is_mapped(matrix) or matrix.dtype.kind not in "iuf":
+        return []
+    columns, told = matrix.reshape(len(matrix), -1), dict[float, list[str]]()
+    for end in (np.fmin.reduce(columns, axis=0), np.fmax.reduce(columns, axis=0)):
+        for at in np.flatnonzero(np.isin(end, STAND_INS)).tolist():
+            column = columns[:, at].astype(np.float64)
+            others = column[(column != end[at]) & ~np.isnan(column)]
+            if len(others) and np.abs(others - end[at]).min() > np.ptp(others):
+                told.setdefault(float(end[at]), []).append(names[at])
+    cure = "where it means that nothing is known, leave the field empty"
+    return [
+        f"Column {listed(names)} has {value:.0f}, far from all other numbers; {cure}" for value, names in told.items()
+    ]
 
 
 def complete(part: Part, notes: list[str]) -> Part:

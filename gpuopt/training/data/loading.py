@@ -13,11 +13,12 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.limits import available, expect_file, expect_memory
 from gpuopt.suggest import printable
-from gpuopt.training.data.cleaning import complete, is_mapped, lengthy, without, without_index
+from gpuopt.training.data.cleaning import complete, is_mapped, lengthy, stand_ins, without, without_index
 from gpuopt.training.data.dataset import Dataset, Samples, Task
 from gpuopt.training.data.preparation import Column, Features, Missing, Rows, blocks, listed
 from gpuopt.training.data.sources import Part, as_part, reading, training_parts
 from gpuopt.training.data.targets import Target, called, decided, learned_target, targets, values
+from gpuopt.training.data.texts import look_alikes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -173,6 +174,8 @@ def dataset(name: str, parts: list[Part], how: Reading) -> Dataset:
         notes.append(f"{parts[0].y_name}: all samples have the same number: there is nothing to predict")
     prepared = _features(parts[0], how)
     raw = [(part.x_name, Rows(_matrix(part, prepared)), y) for part, y in zip(parts, found, strict=True)]
+    notes += stand_ins(raw[0][1].x, prepared.inputs)
+    notes += [] if classes is not None else stand_ins(found[0], names or ("y",) * found[0].shape[1])
     if how.validation is not None:
         if len(parts) > 1:
             raise UsageError(f"--validation {how.validation}: there is a test set already, expected none")
@@ -297,6 +300,8 @@ def _said(prepared: Features, target: Target, how: Reading, train: NDArray[Any] 
     texts = [column for column in prepared.columns or () if column.categories is not None]
     if texts:
         notes.append(f"Categories: {listed([f'{c.name} ({len(c.categories or ())})' for c in texts])} (--one-hot)")
+    for column in texts:
+        notes += look_alikes(f"column {printable(repr(column.name))}", "categories", column.categories or ())
     if target.is_scaled:
         about = f"mean {target.shift[0]:.6g}, deviation {target.scale[0]:.6g}"
         several = "" if target.outputs == 1 else " and so on"

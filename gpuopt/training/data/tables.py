@@ -44,9 +44,20 @@ NO_TEXT = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
     b"\xd0\xcf\x11\xe0": "a spreadsheet",
     b"\x1f\x8b": "packed by gzip",
-    b"PAR1": "a Parquet file",
+    b"PAR1\x15": "a Parquet file",
+    b"ARROW1\0\0": "an Arrow file",
+    b"\x89HDF": "an HDF5 file",
+    b"SQLite format 3\0": "a database",
+    b"BZh91AY": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd",
+    b"%PDF-": "a PDF",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "XML",
+    b"version https://git-lfs": "a pointer of Git LFS, whose file `git lfs pull` gets",
 }
-"""What a file is that begins so, whatever it is called."""
+"""What a file is that begins so, in small letters or as it is, whatever it is called."""
 DECIMAL_COMMA, DECIMAL_POINT = (
     re.compile(rf'[;\t|\n\r"] *[-+]?\d*{mark}\d+ *(?=[;\t|\n\r"]|$)') for mark in (",", r"\.")
 )
@@ -143,8 +154,9 @@ def _csv(path: Path, encoding: str | None, target: str | None, text: Collection[
 
 def _encoding(path: Path) -> str:
     with path.open("rb") as file:
-        begin = file.read(4)
-    if what := next((what for mark, what in NO_TEXT.items() if begin.startswith(mark)), None):
+        begin = file.read(64)
+    plain = begin.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if what := next((what for mark, what in NO_TEXT.items() if begin.startswith(mark) or plain.startswith(mark)), None):
         raise UsageError(f"is {what} by its first bytes, expected text with commas, as a spreadsheet exports it")
     return next((name for mark, name in MARKS.items() if begin.startswith(mark)), "utf-8")
 

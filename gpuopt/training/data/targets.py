@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from gpuopt.errors import UsageError
 from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import TOO_LARGE, TOO_SMALL
-from gpuopt.training.data.texts import is_number, no_text, obstacle
+from gpuopt.training.data.texts import is_number, look_alikes, no_text, obstacle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -184,7 +183,7 @@ def _is_one_hot(y: NDArray[Any]) -> bool:
 def _texts(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
     """Text is classes, unless the task says otherwise or it is rather numbers, of which some cannot be read."""
     if task not in {"auto", "regression"}:
-        return True, _told_of_texts(part, np.unique(y))
+        return True, look_alikes(part.y_name, "classes", np.unique(y).tolist())
     different, first = np.unique(y, return_index=True)
     odd = [one for one in different if not is_number(one)]
     row = int(first[different == odd[0]][0]) if odd else 0
@@ -200,20 +199,7 @@ def _texts(part: Part, y: NDArray[Any], task: str) -> tuple[bool, list[str]]:
     if len(different) > max(SURELY_FEW, len(y) // 2):
         about = f"{len(different):,} different texts in {len(y):,} samples, where {such}"
         raise UsageError(f"{part.y_name}: {about}, expected numbers or few classes; {cure}")
-    return True, _told_of_texts(part, different)
-
-
-def _told_of_texts(part: Part, labels: NDArray[Any]) -> list[str]:
-    """What is odd about different labels that are text."""
-    alike: dict[str, str] = {}
-    for text in labels.tolist():
-        plain = unicodedata.normalize("NFKC", text)
-        other = alike.setdefault(" ".join(plain.split()).casefold(), text)
-        if other != text:
-            pair = f"{printable(ascii(other))} and {printable(ascii(text))}"
-            how = "spaces, capital letters or codes of a letter"
-            return [f"{part.y_name}: {pair} are two classes, which differ by {how} alone"]
-    return []
+    return True, look_alikes(part.y_name, "classes", different.tolist())
 
 
 def _are_classes(y: NDArray[Any]) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TYPE_CHECKING
 
 from gpuopt.suggest import printable
 
-__all__ = ["is_number", "no_text", "obstacle"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["is_number", "look_alikes", "no_text", "obstacle"]
 
 OBSTACLES = {
     r"\W+|#.*|n[./]?[ad]\.?|nil|missing|unknown": "where a value is missing, leave the field empty",
@@ -40,6 +44,19 @@ def obstacle(text: str) -> str:
         return "write digits, signs and spaces of ASCII alone"
     found = (cure for pattern, cure in OBSTACLES.items() if re.fullmatch(pattern, plain, re.IGNORECASE))
     return next(found, "")
+
+
+def look_alikes(name: str, what: str, texts: Iterable[str]) -> list[str]:
+    """A note if two of different texts look alike: they are likely to mean the same."""
+    alike: dict[str, str] = {}
+    for text in texts:
+        plain = unicodedata.normalize("NFKC", text)
+        other = alike.setdefault(" ".join(plain.split()).casefold(), text)
+        if other != text:
+            pair = f"{printable(ascii(other))} and {printable(ascii(text))}"
+            how = "spaces, capital letters or codes of a letter"
+            return [f"{name}: {pair} are two {what}, which differ by {how} alone"]
+    return []
 
 
 def no_text(error: UnicodeDecodeError) -> str:
