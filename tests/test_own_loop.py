@@ -265,6 +265,13 @@ def test_patience_and_the_best_state(tmp_path: Path) -> None:
     assert all(words in told for words in ("Lowest loss", "Noise", "Stopped, because"))
 
 
+def test_patience_without_a_loss_says_what_is_missing(tmp_path: Path) -> None:
+    run = gpuopt.Run(tmp_path / "run", optimizer(), patience=2, report=False)
+    for _ in run.steps(9):
+        run.step(run.optimizer.params)
+    assert (run.stopped, run.optimizer.steps) == ("no loss, which patience looks at, in 2 steps", 2)
+
+
 def test_a_finished_run_that_is_run_again_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         assert not caplog.messages
@@ -412,6 +419,18 @@ def of_train(folder: Path) -> None:
     gpuopt.Run(folder, optimizer())
 
 
+ONE_NAME = "run.remember: x: .*another one has that name already"
+
+
+def remembered_twice(*values: object) -> Callable[[Path], None]:
+    def opened(folder: Path) -> None:
+        run = gpuopt.Run(folder, optimizer())
+        for value in values:
+            run.remember("x", value)
+
+    return opened
+
+
 def made(**options: Any) -> Callable[[Path], None]:
     return lambda folder: gpuopt.Run(folder, optimizer(), **options).close()
 
@@ -432,6 +451,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a complex metric": (named("loss", np.complex128(1)), TypeError, "run.step: loss: "),
     "a metric called step": (named("step"), TypeError, "run.step: step: rows of metrics have it already"),
     "a metric called event": (named("event"), TypeError, "run.step: event: rows of metrics have it already"),
+    "a metric without a name": (named(""), TypeError, "run.step: '': expected a name"),
+    "two arrays of one name": (remembered_twice(np.zeros(2), np.zeros(2)), UsageError, ONE_NAME),
+    "two generators of one name": (
+        remembered_twice(np.random.default_rng(0), np.random.default_rng(1)),
+        UsageError,
+        ONE_NAME,
+    ),
+    "a number and an array of one name": (remembered_twice(1, np.zeros(2)), UsageError, ONE_NAME),
     "numbers as keys": (remember({"a": [{1: 2}]}), TypeError, "run.remember: x: dict: .*keys of a dict must be text"),
     "a masked array": (
         remember(np.ma.array([1.0, 2.0], mask=[False, True])),

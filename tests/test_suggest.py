@@ -153,6 +153,7 @@ def test_who_asks(case: str) -> None:
         ("train --xyz", "No such option: --xyz"),
         ("compare --momentum 0.9", "No such option: --momentum"),
         ("pause runs/x", "No such command: pause (did you mean tune RUN --pause?)"),
+        ("resume runs/x", "No such command: resume (did you mean train --resume RUN or tune RUN --resume?)"),
         ("landscape --outt x", "No such option: --outt (did you mean --out?)"),
     ],
 )

@@ -37,10 +37,15 @@ class Commands(TyperGroup):
         try:
             return super().resolve_command(ctx, args)
         except Exception as error:
-            steering = (option for parameter in self.commands["tune"].params for option in parameter.opts)
-            if f"--{args[0]}" in steering and hasattr(error, "message"):
-                error.message = f"No such command: {args[0]} (did you mean tune RUN --{args[0]}?)"
+            option = f"--{args[0]}"
+            usages = {"tune": f"tune RUN {option}", "train": f"train {option} RUN"}
+            meant = [usage for name, usage in usages.items() if self._has(name, option)]
+            if meant[:1] == [usages["tune"]] and hasattr(error, "message"):
+                error.message = f"No such command: {args[0]} (did you mean {' or '.join(reversed(meant))}?)"
             raise
+
+    def _has(self, name: str, option: str) -> bool:
+        return any(option in parameter.opts for parameter in self.commands[name].params)
 
 
 app = typer.Typer(

@@ -148,9 +148,10 @@ class Loop(Remembering):
         self.signals.append(signum)
         self.stop(self.signals[0].name)
 
-    def impatience(self, lowest: float, since: int, step: int) -> str:  # noqa: ARG002
+    def impatience(self, lowest: float, since: int, step: int) -> str:
         """Why it ends at a step when its loss has not become lower than `lowest`, which it was after another step."""
-        return f"no lower loss in {step - since:,} steps"
+        what = "lower loss" if lowest < math.inf else "loss, which patience looks at,"
+        return f"no {what} in {step - since:,} steps"
 
     @property
     def rules(self) -> dict[str, Rule]:

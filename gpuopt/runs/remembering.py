@@ -74,7 +74,7 @@ class Remembering:
         TypeError
             If it cannot be saved.
         UsageError
-            If the checkpoint has another shape or type.
+            If the checkpoint has another shape or type, or another array or generator has the name.
 
         Examples
         --------
@@ -97,6 +97,11 @@ class Remembering:
                 )
         elif self._saved_kinds.get(name, kind) != kind:
             raise UsageError(f"run.remember: {name}: {describe(value)}, expected the same kind as in the checkpoint")
+        elif (
+            name in self._values and self._values[name] is not value and {kind, _kind(self._values[name])} != {"value"}
+        ):
+            told = "another one has that name already, and one alone can be saved: expected another name, or the same"
+            raise UsageError(f"run.remember: {name}: {describe(value)}: {told}")
         elif name in self._unasked:
             _restore(name, value, self._unasked[name])
             del self._unasked[name]

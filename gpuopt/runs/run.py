@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
-TAKEN = frozenset({"event", "lr", "seconds", "step"})
+TAKEN = frozenset({"", "event", "lr", "seconds", "step"})
 ROWS, LOOKS = 1000, 100
 """Rows of metrics in a run, and how often is looked whether it goes well, at most and about."""
 
@@ -297,12 +297,13 @@ class Run(Loop):
         RuntimeError
             Outside of a loop over `steps`, or twice in one of its steps.
         TypeError
-            If a metric is no number, or has a name that rows have: event, lr, seconds, step.
+            If a metric is no number, or has no name, or one that rows have: event, lr, seconds, step.
         """
         self._expect_inside()
         if not TAKEN.isdisjoint(metrics):
             names = ", ".join(sorted(TAKEN.intersection(metrics)))
-            raise TypeError(f"run.step: {names}: rows of metrics have it already, expected another name")
+            why = "rows of metrics have it already, expected another name" if names else "expected a name"
+            raise TypeError(f"run.step: {names or repr(names)}: {why}")
         if loss is not None:
             metrics = {"loss": loss, **metrics}
         for name, value in metrics.items():
