@@ -15,6 +15,7 @@ import pytest
 
 from gpuopt.training import Config, UsageError, load, load_model, spiral, train
 from gpuopt.training.data.loading import from_arrays
+from gpuopt.training.export import export
 from gpuopt.training.predicting import predict_file
 
 X = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
@@ -500,6 +501,18 @@ def test_what_is_predicted_for_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is the file that is predicted for"):
         predict_file(load_model(tmp_path / "run"), tmp_path / "new.npz", tmp_path / "new.npz")
     assert (tmp_path / "new.npz").read_bytes() == before
+
+
+@pytest.mark.parametrize("write", [predict_file, lambda model, _, out: export(model, "npz", out)])
+def test_what_a_run_was_trained_on_is_not_written_over(tmp_path: Path, write: Callable[..., object]) -> None:
+    data = npz(tmp_path / "data.npz", x=X, y=Y)
+    other, before = npz(tmp_path / "new.npz", x=X), data.read_bytes()
+    train(Config(data=str(data), epochs=1), out=tmp_path / "run", report=False)
+    (tmp_path / "link.npz").symlink_to(data)
+    for out in (data, tmp_path / "link.npz"):
+        with pytest.raises(UsageError, match="is the file that the run was trained on, expected another one"):
+            write(load_model(tmp_path / "run"), other, out)
+    assert data.read_bytes() == before
 
 
 READ: dict[str, tuple[str, Write, dict[str, Any], list[list[float]]]] = {

@@ -105,10 +105,19 @@ def test_without_the_extra_it_says_which(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:x", "127.0.0.1:70000", "no such name", "192.0.2.1"])
-def test_an_address_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("127.0.0.1:x", "port x, expected one from 1 to 65535"),
+        ("127.0.0.1:-1", "port -1, expected one"),
+        ("127.0.0.1:70000", "port 70000, expected one"),
+        ("no such name", ""),
+        ("192.0.2.1", ""),
+    ],
+)
+def test_an_address_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, host: str, why: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    with pytest.raises(UsageError, match=f"--live-host {host}: cannot listen there"):
+    with pytest.raises(UsageError, match=f"--live-host {host}: cannot listen there: {why}"):
         Page(host)
 
 

@@ -50,6 +50,8 @@ class Model:
     matmul : {"float32", "float64"}
     state : str
         The file of the run folder that the parameters are from.
+    sources : tuple of str
+        The files that it was trained on.
 
     Examples
     --------
@@ -69,6 +71,7 @@ class Model:
     activation: Activation = "relu"
     matmul: str = "float32"
     state: str = ""
+    sources: tuple[str, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -291,7 +294,8 @@ def load_model(path: str | Path) -> Model:
     except OSError as error:
         raise UsageError(f"{saved}: {error.strerror}") from None
     made: Any = activation
-    return Model(optimizer.evaluation(), prepared, target, made, matmul, saved.name)
+    sources = tuple(file for file in (config.data, config.labels) if file is not None)
+    return Model(optimizer.evaluation(), prepared, target, made, matmul, saved.name, sources)
 
 
 def _content(folder: RunFolder, file: Path) -> dict[str, Any]:

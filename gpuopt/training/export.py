@@ -21,7 +21,7 @@ from gpuopt.training.data.tables import needing
 from gpuopt.training.model import LEAK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gpuopt.training.applied import Model
 
@@ -64,10 +64,19 @@ def export(model: Model, kind: str, out: str | Path) -> Path:
     path = Path(out)
     if path.suffix.lower() != f".{kind}":  # nor is it a file of the run's own
         raise UsageError(f"--out {out}: expected a file .{kind}")
+    expect_other(path, model.sources, "that the run was trained on")
     content = FORMATS[kind](model)
     with replacing(path) as file:
         file.write(content)
     return path
+
+
+def expect_other(path: Path, files: Iterable[str | Path], what: str) -> None:
+    """Refuse to write over one of the files."""
+    for file in files:
+        with contextlib.suppress(OSError):  # there is none
+            if path.samefile(file):
+                raise UsageError(f"--out {path}: is the file {what}, expected another one")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from gpuopt.suggest import printable
 from gpuopt.training.data.preparation import listed
 from gpuopt.training.data.sources import as_part, labelled, reading, unlabelled
 from gpuopt.training.data.tables import TABLES, needing
-from gpuopt.training.export import replacing
+from gpuopt.training.export import expect_other, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,8 +46,9 @@ def predict_file(
     target = None if out is None else Path(out)
     if target is not None and target.suffix.lower() not in WRITTEN:
         raise UsageError(f"--out {target}: expected a file {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}")
-    if target is not None and target.exists() and path.exists() and target.samefile(path):
-        raise UsageError(f"--out {target}: is the file that is predicted for, expected another one")
+    if target is not None:
+        expect_other(target, [path], "that is predicted for")
+        expect_other(target, model.sources, "that the run was trained on")
     with reading(path):
         expect_file(path)
         part = unlabelled(path, encoding=encoding, text=model.prepared.texts)

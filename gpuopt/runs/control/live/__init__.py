@@ -79,7 +79,7 @@ class Place:
         try:
             if ":" in port:
                 raise ValueError("expected HOST or HOST:PORT, a name or an IPv4 address")  # noqa: TRY301
-            if not 0 <= int(port or 0) < 65536:
+            if not (port or "0").isdecimal() or int(port or 0) >= 65536:
                 raise ValueError(f"port {port}, expected one from 1 to 65535")  # noqa: TRY301
             self.socket = socket.create_server((name, int(port or 0)))
         except (OSError, ValueError) as error:
