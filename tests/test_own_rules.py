@@ -41,6 +41,12 @@ def with_method(base: type, name: str, body: dict[str, Any]) -> Any:
     return dataclass(frozen=True)(kind)()
 
 
+def with_carried(carried: Any) -> Rule:
+    body = {"__annotations__": {"lr": "Hyper"}, "lr": 0.5, "carried": carried, "coefficients": lambda self, h: {}}
+    made: Rule = with_method(Plain, "Own", body)
+    return made
+
+
 def with_default(default: Any, low: Any, high: Any) -> Any:
     return gpuopt.bounded(default, low, high)
 
@@ -72,6 +78,11 @@ MADE: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: with_slots((1,)),
         TypeError,
         r"^Own: slots = \(1,\), expected a tuple of names",
+    ),
+    "slots without an order": (
+        lambda: with_slots({"m", "v"}),
+        TypeError,
+        r"^Own: slots = {.*}, expected a tuple of names",
     ),
     "no slots": (lambda: with_slots(None), TypeError, r"^Own: slots = None, expected a tuple of names"),
     "a slot twice": (lambda: with_slots(("m", "m")), TypeError, r"^Own: slots = .*, expected each name once"),
@@ -126,6 +137,14 @@ USED: dict[str, tuple[Callable[[], Any], str]] = {
     "a start that is no number": (
         with_slots({"n": leaf("1")}),  # type: ignore[arg-type]
         "^Own: slots: n: starts at '1', expected a number$",
+    ),
+    "carried numbers without starts": (
+        lambda: with_carried(["x"]),
+        r"^Own: carried = \['x'\], expected a dict of numbers with their starts$",
+    ),
+    "a carried hyperparameter": (
+        lambda: with_carried({"lr": 1.0}),
+        "^Own: a carried number 'lr', expected another name: that is a hyperparameter$",
     ),
     "unknown hyperparameter": (lambda: with_hyperparameter("rate")(lr=1), r"^Own: .* 'lr' \(did you mean 'rate'\?\)"),
     "no hyperparameter at all": (lambda: with_slots(())(lr=1), "^Own: unknown hyperparameter 'lr', expected none$"),

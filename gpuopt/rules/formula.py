@@ -8,7 +8,7 @@ import inspect
 import math
 import operator
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real as RealNumber
 from types import SimpleNamespace
@@ -91,7 +91,8 @@ class Formula:  # noqa: PLW1641 - @dataclass makes __hash__
             object.__setattr__(self, name, self.hyperparameter(name).value)
         _check_slots(self.name, self.slots)
         _check_starts(self.name, self.slots, self.hyperparameters())
-        _check_carried(self.name, self.carried, type(self).coefficients is not Formula.coefficients)
+        computed = type(self).coefficients is not Formula.coefficients
+        _check_carried(self.name, self.carried, self.hyperparameters(), computed)
 
     def __repr__(self) -> str:
         """The call that makes this object; keyword-only arguments are left out where they have their defaults."""
@@ -321,7 +322,8 @@ def _check_slots(rule: str, slots: Any) -> None:
         for name, start in slots.items():
             if isinstance(start, bool) or not isinstance(start, RealNumber | Slot):
                 raise TypeError(f"{rule}: slots: {name}: {start!r:.80} ({type(start).__name__}), expected {expected}")
-    if isinstance(slots, str) or not isinstance(slots, Iterable) or not all(isinstance(name, str) for name in slots):
+    # A set has another order in each process.
+    if not isinstance(slots, tuple | list | Mapping) or not all(isinstance(name, str) for name in slots):
         raise TypeError(f"{rule}: slots = {slots!r:.80}, expected {expected}")
     for name in slots:
         if name in GIVEN or name.startswith("_") or not name.isidentifier():
@@ -343,10 +345,14 @@ def _check_starts(rule: str, slots: Slots, known: tuple[str, ...]) -> None:
             raise TypeError(f"{rule}: slots: {name}: starts at {start!r:.80}, expected a number")
 
 
-def _check_carried(rule: str, carried: Mapping[str, float], is_computed: bool) -> None:
+def _check_carried(rule: str, carried: Any, known: tuple[str, ...], is_computed: bool) -> None:
+    if not isinstance(carried, Mapping):
+        raise TypeError(f"{rule}: carried = {carried!r:.80}, expected a dict of numbers with their starts")
     if carried and not is_computed:
         raise TypeError(f"{rule}: carried numbers {', '.join(carried)}, expected `coefficients` to return the new ones")
     for name, start in carried.items():
+        if name in known:
+            raise TypeError(f"{rule}: a carried number {name!r}, expected another name: that is a hyperparameter")
         given: Any = start
         if isinstance(given, bool) or not isinstance(given, RealNumber) or not math.isfinite(as_float(given)):
             raise TypeError(f"{rule}: carried number {name!r} starts at {start!r:.80}, expected a finite number")
