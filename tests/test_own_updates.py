@@ -54,6 +54,8 @@ ALIKE: dict[str, tuple[Update, Any, Any]] = {
     "not, and": (lambda xp, g, h: (~(h.t > 1) & (g > 0)) * g, UP * G, LATE * G),
     "not, or": (lambda xp, g, h: ((g > 0) | ~(h.t > 1)) * g, G, UP * G),
     "not, compared": (lambda xp, g, h: xp.where((g > 0) == ~(h.t > 1), 1.0, 2.0), np.where(UP, 1, 2), 1 + UP),
+    "not, on the right": (lambda xp, g, h: ((g > 0) & ~(h.t > 1)) * g, UP * G, LATE * G),
+    "not of both": (lambda xp, g, h: xp.where(~((g > 0) & (h.t > 1)), g, 0.0), G, ~UP * G),
     "not of a flag": (lambda xp, g, h: xp.where(~h.flag, 1.0, 2.0) * g, G, G),
     "a branch on a flag": (lambda xp, g, h: g if h.flag else 2 * g, 2 * G, 2 * G),
     "truth values beside sums": (
@@ -104,6 +106,19 @@ def test_every_engine_takes_the_same_step(case: str, dtype: str, way: Any) -> No
         for _ in range(2):
             opt.step(g)
     np.testing.assert_allclose(p, P - first - second, rtol=1e-6 if dtype == "float32" else 1e-15, atol=1e-6)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("library", ["torch", "jax.numpy"])
+@pytest.mark.parametrize("case", [name for name in ALIKE if name.startswith(("not", "truth"))])
+def test_truth_values_beside_arrays_of_other_libraries(case: str, library: str) -> None:
+    xp = pytest.importorskip(library)
+    by, first, second = ALIKE[case]
+    own, p, g = rule(moving(by)), xp.asarray(P.astype("f4")), xp.asarray(G.astype("f4"))
+    state = gpuopt.init(own, p)
+    for _ in range(2):
+        p, state = gpuopt.update(own, p, g, state)
+    np.testing.assert_allclose(np.asarray(p), P - first - second, rtol=1e-6, atol=1e-6)
 
 
 REFUSED: dict[str, tuple[Update, str, type[Exception], str]] = {

@@ -41,7 +41,7 @@ def scalar(x: Any) -> Any:
 
 def is_number(x: Any) -> bool:
     """Whether this is one number, or one truth value, and no array."""
-    return isinstance(x, Real | np.bool_)
+    return isinstance(x, Real | np.bool_ | Truth)
 
 
 def is_truth(x: Any) -> bool:
@@ -103,21 +103,36 @@ class Int(Weak, int):
         return scalar(~self.value)
 
 
-class Truth(Int):
-    """A truth value, 1 or 0 in arithmetic."""
+class Truth(Weak):
+    """A truth value, 1 or 0 in arithmetic. It is no number of Python's, so that arrays of every library leave operators to it."""
 
-    __slots__ = ()
+    __slots__ = ("_holds",)
+
+    def __init__(self, holds: object) -> None:
+        self._holds = bool(holds)
 
     @property
     def value(self) -> bool:
         """See `Weak.value`."""
-        return int.__int__(self) != 0
+        return self._holds
+
+    def __bool__(self) -> bool:
+        return self._holds
+
+    def __index__(self) -> int:
+        return int(self._holds)
+
+    def __float__(self) -> float:
+        return float(self._holds)
 
     def __repr__(self) -> str:
-        return repr(self.value)
+        return repr(self._holds)
+
+    def __hash__(self) -> int:
+        return hash(self._holds)
 
     def __invert__(self) -> Truth:
-        return Truth(not self.value)
+        return Truth(not self._holds)
 
 
 class Number(Weak, float):
@@ -182,7 +197,7 @@ def _install_operators() -> None:
         def method(self: Number, other: Any) -> Any:
             number = is_number(other)
             own: Any = np.float64(self.value) if number else self.value
-            other = np.float64(other) if number else other
+            other = np.float64(plain(other)) if number else other
             with np.errstate(all="ignore"):
                 return self.of(function(other, own) if swapped else function(own, other))
 
@@ -197,7 +212,8 @@ def _install_operators() -> None:
                 setattr(kind, f"__r{name}__", made(function, swapped=True))
 
     install(Float, operating, ARITHMETIC | COMPARISONS)
-    install(Int, operating, ARITHMETIC | COMPARISONS | BITWISE)
+    for own in (Int, Truth):
+        install(own, operating, ARITHMETIC | COMPARISONS | BITWISE)
     install(Number, of_leaf, ARITHMETIC | COMPARISONS | {"pow": _power})
 
     def alone(function: Callable[[Any], Any], kind: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -205,7 +221,7 @@ def _install_operators() -> None:
 
     signs: dict[str, Callable[[Any], Any]] = {"neg": operator.neg, "pos": operator.pos, "abs": operator.abs}
     for name, function in signs.items():
-        for kind in (Float, Int):
+        for kind in (Float, Int, Truth):
             setattr(kind, f"__{name}__", alone(function, scalar))
         if name != "pos":  # a total over leaves may not be known yet
             setattr(Number, f"__{name}__", alone(function, Number))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from gpuopt.engines.numbers import is_truth
+from gpuopt.engines.numbers import is_truth, plain
 from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS, INEXACT, LOGIC, Node, entering
 from gpuopt.rules.pairs import BRANCHES, OF_XP, SELECTIONS, Pair
 
@@ -94,6 +94,7 @@ class Tape:
 
     def apply(self, op: str, *args: Any) -> Any:
         """Record an operation on symbols of any kinds. Truth values can be compared, and are 1 and 0 beside arrays."""
+        args = tuple(map(plain, args))
         if op in LOGIC or (op == "where" and is_truth(args[0])):
             args = tuple(self.scalar(a).apply("ne", a, 0.0) if is_truth(a) else a for a in args)
         masks = [isinstance(a, Expression) and a.is_mask for a in args]
