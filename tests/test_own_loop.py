@@ -294,6 +294,26 @@ def test_a_loss_that_ends_as_a_nan_is_told(tmp_path: Path) -> None:
     assert event["reason"] == "the loss is nan after step 200, and the parameters are finite: they stay"
 
 
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([math.inf], "the loss is inf after step"),
+        ([math.inf, *[1.0] * 99, 1e9], r"the loss is 1e\+09 after step .* \(it was 1 after step 100\)"),
+        ([1.0, -math.inf], r"the loss is -inf after step .* \(it was 1 after step 1\)"),
+    ],
+)
+def test_an_endless_loss_is_no_measure(tmp_path: Path, losses: list[float], reason: str) -> None:
+    opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD(lr=1e-3))
+    run = gpuopt.Run(tmp_path, opt, report=False)
+
+    def loop() -> None:
+        for step in run.steps(500):
+            run.step(opt.params, loss=losses[min(step, len(losses) - 1)])
+
+    with pytest.raises(ExplodedError, match=reason):
+        loop()
+
+
 def test_what_explodes_goes_back(tmp_path: Path) -> None:
     opt = gpuopt.Optimizer(np.ones(3), gpuopt.SGD(lr=3.0))
     run = gpuopt.Run(tmp_path / "run", opt, on_explosion="rollback")
@@ -467,6 +487,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "NumPy's own number": (remember(np.int64(3)), TypeError, r"float\(\.\.\.\) or int\(\.\.\.\) makes a number of it"),
     "no name": (lambda _: gpuopt.Run("", optimizer()), UsageError, "folder: '', expected a name"),
+    "None for a name": (
+        lambda _: gpuopt.Run(cast("Any", None), optimizer()),
+        TypeError,
+        "folder: None, expected a name",
+    ),
     "a function": (remember(print), TypeError, "run.remember: x: .*expected an array, a generator"),
     "objects": (remember(np.array([None])), TypeError, "run.remember: x: "),
     "read-only": (remember(np.broadcast_to(1.0, 3)), TypeError, "read-only"),

@@ -38,7 +38,8 @@ def info() -> None:
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
     seconds: Annotated[
-        float, typer.Option(metavar="N", help="How long it may take, about; every rule is compared all the same.")
+        float,
+        typer.Option(min=0, metavar="N", help="How long it may take, about; every rule is compared all the same."),
     ] = 30.0,
 ) -> None:
     """Find out whether every device of this machine computes the same bits as the plain formulas, and how fast.

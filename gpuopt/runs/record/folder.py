@@ -26,6 +26,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuopt.arrays import describe
 from gpuopt.errors import UsageError
 from gpuopt.files import make_folder, replacing
 from gpuopt.limits import expect_file
@@ -49,6 +50,9 @@ class RunFolder:
     """The files of a run, by name."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        given: object = path
+        if not isinstance(given, str | os.PathLike):
+            raise TypeError(f"folder: {describe(given)}, expected a name, a text or a Path")
         self.path = Path(os.path.expanduser(path))  # noqa: PTH111  (Path's own fails for users that are not there)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"

@@ -89,7 +89,7 @@ class Explosions:
         self.progress.skipped += skipped - self._seen
         self._seen = skipped
         self._loss, now = sight.loss(), sight.state
-        if math.isnan(self.progress.first) or not self.progress.first:
+        if not (math.isfinite(self.progress.first) and self.progress.first):
             self.progress.first = self.progress.last = self._loss
         self._is_finite = now.is_finite
         jumped = self._jumped(self._loss)
@@ -169,9 +169,9 @@ class Explosions:
 
     def _jumped(self, loss: float) -> bool:
         first, last = self.progress.first, self.progress.last
-        if not first:  # nothing to compare with
-            return math.isnan(loss)
-        return not loss <= min(_times(self._worse, first), max(first, _times(self._jump, last)))  # NaN, too
+        if not (math.isfinite(loss) and first):  # nothing to compare with
+            return not math.isfinite(loss)
+        return loss > min(_times(self._worse, first), max(first, _times(self._jump, last)))
 
 
 def _tell_of_loss(run: Loop, loss: float, step: int, why: str) -> None:
