@@ -469,6 +469,8 @@ TOLD: dict[str, tuple[str, str]] = {
         "a,b,c,y\n1,2,-999,u\n-999,3,5,u\n3,999,6,v\n",
         "Column a, c has -999, far from all other numbers; where it means that nothing is known, leave the field empty",
     ),
+    "a large one": ("a,y\n1,u\n2,v\n9.96921e+36,u\n", "Column a has 9.96921e+36, far from all other numbers"),
+    "the lowest of 32 bits": ("a,y\n1,u\n2,v\n-2147483648,u\n", "Column a has -2147483648, far from all"),
     "9999 to predict": ("a,y\n1,0.5\n2,9999\n3,0.7\n", "Column y has 9999, far from all other numbers"),
     "a last column without a name": ("a,y,\n1,u,\n2,v,\n", "The column without a name is empty and left out"),
     "no header": ("1.5,2,y\n2,3,u\n3,4,v\n", "names of the columns, though it holds the number 1.5"),
@@ -626,7 +628,9 @@ def test_odd_labels_are_told(tmp_path: Path, labels: list[str], note: str) -> No
     assert note in "\n".join(load(tmp_path / "a.csv", "y").notes)
     categories = note.replace("'y'", "'a'").replace("classes", "categories")
     pd.DataFrame({"a": labels, "y": range(len(labels))}).to_csv(tmp_path / "a.csv", index=False)
-    assert categories in "\n".join(load(tmp_path / "a.csv", "y", one_hot=True, task="regression").notes)
+    notes = "\n".join(load(tmp_path / "a.csv", "y", one_hot=True, task="regression").notes)
+    assert categories in notes
+    assert "Column a has 2 categories for 3 samples; --ignore a leaves it out" in notes
 
 
 @pytest.mark.parametrize("x", [[-999.5, 1, 2, 3], [-999, -500, 1, 2], [997, 998, 999, 1], [-999, np.nan, -999, np.nan]])

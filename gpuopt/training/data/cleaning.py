@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from gpuopt.training.data.sources import Part
 
-STAND_INS = [-99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999]
+STAND_INS = [-99, -999, -9999, -99999, -999999, 999, 9999, 99999, 999999, -(2**15), -(2**31), -(2**63)]
 """What stands for a missing value in many files; 99 is too often a number."""
+FILL = 1e20
+"""What is that large or larger does, too, as in netCDF and CMIP."""
 INDEX_NAMES = {"id", "index", "row", "nr", "no", "number"}
 
 
@@ -113,14 +115,14 @@ def stand_ins(matrix: NDArray[Any], names: Sequence[str]) -> list[str]:
         return []
     columns, told = matrix.reshape(len(matrix), -1), dict[float, list[str]]()
     for end in (np.fmin.reduce(columns, axis=0), np.fmax.reduce(columns, axis=0)):
-        for at in np.flatnonzero(np.isin(end, STAND_INS)).tolist():
+        for at in np.flatnonzero(np.isin(end, STAND_INS) | (np.abs(end) >= FILL)).tolist():
             column = columns[:, at].astype(np.float64)
             others = column[(column != end[at]) & ~np.isnan(column)]
             if len(others) and np.abs(others - end[at]).min() > np.ptp(others):
                 told.setdefault(float(end[at]), []).append(names[at])
     cure = "where it means that nothing is known, leave the field empty"
     return [
-        f"Column {listed(names)} has {value:.0f}, far from all other numbers; {cure}" for value, names in told.items()
+        f"Column {listed(names)} has {value:.10g}, far from all other numbers; {cure}" for value, names in told.items()
     ]
 
 

@@ -302,6 +302,11 @@ def _said(prepared: Features, target: Target, how: Reading, train: NDArray[Any] 
         notes.append(f"Categories: {listed([f'{c.name} ({len(c.categories or ())})' for c in texts])} (--one-hot)")
     for column in texts:
         notes += look_alikes(f"column {printable(repr(column.name))}", "categories", column.categories or ())
+        if 2 * (count := len(column.categories or ())) > len(train) > 2:
+            shown = printable(column.name)
+            notes.append(
+                f"Column {called} has {count:,} categories for {len(train):,} samples; --ignore {called} leaves it out"
+            )
     if target.is_scaled:
         about = f"mean {target.shift[0]:.6g}, deviation {target.scale[0]:.6g}"
         several = "" if target.outputs == 1 else " and so on"
