@@ -305,7 +305,7 @@ def _said(prepared: Features, target: Target, how: Reading, train: NDArray[Any] 
         if 2 * (count := len(column.categories or ())) > len(train) > 2:
             shown = printable(column.name)
             notes.append(
-                f"Column {called} has {count:,} categories for {len(train):,} samples; --ignore {called} leaves it out"
+                f"Column {shown} has {count:,} categories for {len(train):,} samples; --ignore {shown} leaves it out"
             )
     if target.is_scaled:
         about = f"mean {target.shift[0]:.6g}, deviation {target.scale[0]:.6g}"
