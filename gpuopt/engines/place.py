@@ -61,9 +61,6 @@ class Kernel(Protocol):
     def reduce(self, k: int) -> NDArray[Any]:
         """Return what reduction pass ``k`` adds up of each chunk, of shape (chunks, columns)."""
 
-    def numbers(self, k: int, sums: NDArray[Any]) -> NDArray[Any]:
-        """Return the numbers of each row that are known after pass ``k``, from what it adds up; slots are written to."""
-
     def know(self, numbers: NDArray[Any]) -> None:
         """Receive the numbers of each row, which later passes need."""
 

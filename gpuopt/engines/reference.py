@@ -61,8 +61,6 @@ class Group:
     known: list[float] = field(default_factory=list)
     partials: list[list[tuple[str, Partial]]] = field(default_factory=list)
     """For each leaf, in this round: what it adds to each total that its update asks for, in order."""
-    reduces: bool = False
-    """Whether an update has asked for any reduction."""
 
     def settle(self) -> bool:
         """Work out the totals that all leaves have come by; return whether any is new."""
@@ -190,7 +188,6 @@ class Namespace(Reductions):
 
     def _flat(self, u: Any) -> NDArray[Any]:
         """The elements as a flat array on the host, in the order in which the parameter's elements lie in memory."""
-        self._group.reduces = True
         if isinstance(u, Pair):
             re, im = (np.asarray(self._flat(part)) for part in (u.re, u.im))
             both = np.empty(re.shape, np.result_type(re.dtype, np.complex64))

@@ -172,7 +172,7 @@ class CPUKernel:
         return self._sums(k)
 
     def numbers(self, k: int, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See :meth:`gpuopt.engines.place.Kernel.numbers`."""
+        """Return the numbers of each row that are known after pass ``k``, whose sums are given; write the slots that are numbers."""
         self._sums(k)[:] = sums
         self._calls[2 * k + 1]()
         return self._scratch[0]

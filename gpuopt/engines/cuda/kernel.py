@@ -193,10 +193,6 @@ class CUDAKernel:
             found: NDArray[np.float64] = self._partials.reshape(-1)[: chunks * width].get()
         return found.reshape(chunks, width)
 
-    def numbers(self, k: int, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        """See :meth:`gpuopt.engines.place.Kernel.numbers`: what blocks cannot find is worked out on the host."""
-        raise NotImplementedError
-
     def know(self, numbers: NDArray[np.float64]) -> None:
         """See :meth:`gpuopt.engines.place.Kernel.know`."""
         with self._device:

@@ -219,12 +219,25 @@ def _fits(shape: tuple[int, ...], leaf: tuple[int, ...]) -> bool:
 
 
 class Expression:
-    """Python's operators, which are recorded."""
+    """Base class of the symbols: Python's operators record an operation on the tape.
+
+    Attributes
+    ----------
+    tape, index
+        Where the operation is recorded that gives this value, and its index there.
+    is_mask
+        Whether the value is a truth value.
+
+    """
 
     __hash__ = object.__hash__
-    tape: Tape
-    index: int
-    is_mask: bool
+    recorder: str
+    """The attribute of the tape that records operations of this kind."""
+
+    def __init__(self, tape: Tape, op: str, *args: Any) -> None:
+        self.tape = tape
+        self.index: int = getattr(tape, self.recorder).index(op, *args)
+        self.is_mask = op in (*COMPARISONS, *LOGIC)
 
     def apply(self, op: str, *args: Any) -> Any:
         """Record an operation."""
@@ -314,12 +327,9 @@ def _install_operators() -> None:
 
 
 class Scalar(Expression):
-    """A number of the step, known on the host; ``is_mask`` if it is a truth value."""
+    """A number of the step, known on the host."""
 
-    def __init__(self, tape: Tape, op: str, *args: Any) -> None:
-        self.tape = tape
-        self.index = tape.scalars.index(op, *args)
-        self.is_mask = op in (*COMPARISONS, *LOGIC)
+    recorder = "scalars"
 
     @staticmethod
     def of(tape: Tape, op: str, *args: Any) -> Scalar:
@@ -330,12 +340,9 @@ class Scalar(Expression):
 
 
 class Number(Expression):
-    """A float64 of the leaf or of its group; ``is_mask`` if it is a truth value."""
+    """A float64 of the leaf or of its group."""
 
-    def __init__(self, tape: Tape, op: str, *args: Any) -> None:
-        self.tape = tape
-        self.index = tape.numbers.index(op, *args)
-        self.is_mask = op in (*COMPARISONS, *LOGIC)
+    recorder = "numbers"
 
     @staticmethod
     def of(tape: Tape, op: str, *args: Any) -> Any:
@@ -368,11 +375,11 @@ _install_operators()
 class Extent(_Array):
     """An array of another shape than the leaf's: sums along axes, and what is made of them."""
 
+    recorder = "extents"
+
     def __init__(self, tape: Tape, shape: tuple[int, ...], op: str, *args: Any) -> None:
-        self.tape, self.own = tape, shape
-        self.index = tape.extents.index(op, *args)
-        tape.extent_shapes[self.index] = shape
-        self.is_mask = op in (*COMPARISONS, *LOGIC)
+        super().__init__(tape, op, *args)
+        self.own = tape.extent_shapes[self.index] = shape
 
     @staticmethod
     def of(tape: Tape, op: str, *args: Any) -> Any:
@@ -388,12 +395,9 @@ class Extent(_Array):
 
 
 class Symbol(_Array):
-    """A value of every element; ``is_mask`` if it is a truth value."""
+    """A value of every element."""
 
-    def __init__(self, tape: Tape, op: str, *args: Any) -> None:
-        self.tape = tape
-        self.index = tape.nodes.index(op, *args)
-        self.is_mask = op in (*COMPARISONS, *LOGIC)
+    recorder = "nodes"
 
     @staticmethod
     def of(tape: Tape, op: str, *args: Any) -> Any:
