@@ -9,7 +9,8 @@ from gpuopt.engines.norms import DynamicScale, Guard
 from gpuopt.engines.program.program import SCALE
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.hyper import Hyper, Hyperparameter, Number
-from gpuopt.rules.pairs import apart, applied, together
+from gpuopt.rules.lifted import applied
+from gpuopt.rules.pairs import apart, together
 from gpuopt.suggest import called_rightly
 
 if TYPE_CHECKING:

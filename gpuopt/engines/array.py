@@ -21,7 +21,8 @@ from gpuopt.engines.numbers import is_number as is_one_number
 from gpuopt.engines.program.program import SCALE
 from gpuopt.engines.reference import Group, Namespace, Unknown
 from gpuopt.rules.formula import named, returned
-from gpuopt.rules.pairs import BRANCHES, SELECTIONS, ComplexError, Lifted, Pair, RealOnlyError, applied
+from gpuopt.rules.lifted import Lifted, applied
+from gpuopt.rules.pairs import BRANCHES, SELECTIONS, ComplexError, Pair, RealOnlyError
 from gpuopt.rules.slots import Given, Leaf, Like, Real, Shared, is_number, shape_of, starts
 from gpuopt.trees import flattened
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from gpuopt.arrays import assign, dtype_of, is_numpy, to_numpy
 from gpuopt.engines.complexes import slot_dtype
+from gpuopt.engines.fusable import try_whole
 from gpuopt.engines.fused import Leaf
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.memory import Layout, dense_layout, is_without_gaps, same_strides, side_by_side
 from gpuopt.engines.place import place_of
 from gpuopt.engines.program.programs import Programs
 from gpuopt.engines.table import PARAMETER, Table, TooManyRulesError
-from gpuopt.engines.whole_arrays import Before, named, segments_of, staged, try_whole
+from gpuopt.engines.whole_arrays import Before, named, segments_of, staged
 from gpuopt.rules.slots import is_number, shape_of, starts
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from gpuopt.rules.pairs import RealNumbers
+from gpuopt.rules.lifted import RealNumbers
 
 
 class Reductions(RealNumbers):

@@ -11,7 +11,8 @@ import numpy as np
 
 from gpuopt import arrays as libraries
 from gpuopt.cached import cached_property
-from gpuopt.engines import array, memory, storage, whole_arrays
+from gpuopt.engines import array, memory, storage
+from gpuopt.engines.fusable import fused_leaves, try_whole
 from gpuopt.engines.fused import FusedStep, Leaf, fused_steps
 from gpuopt.engines.interrupts import each, in_one_go
 from gpuopt.engines.judging import Judging
@@ -20,7 +21,7 @@ from gpuopt.engines.program.dependence import agrees, dependence
 from gpuopt.engines.program.program import SCALE
 from gpuopt.engines.program.programs import Programs
 from gpuopt.engines.slots import lower_bits_of, with_new_slots
-from gpuopt.engines.table import CHUNK, totals
+from gpuopt.engines.table import CHUNK
 from gpuopt.rules.slots import Shared, is_number, starts
 
 if TYPE_CHECKING:
@@ -106,13 +107,13 @@ class Step(Judging):
         self._programs = [found[kind] for kind in kinds]
         if engine != "array":
             tried = [i for i, place in enumerate(self._places) if place and i not in idle]
-            whole_arrays.try_whole(self._programs, tried, groups, arrays, rules, strict=engine == "fused")
+            try_whole(self._programs, tried, groups, arrays, rules, strict=engine == "fused")
         known = [(self._programs[i], groups[i], arrays[i]) for i in first.values()]
         apart = {k for own, k, a in known if own is None or not own.is_elementwise or programs.sees(k, a)}
         self._elementwise = [k not in apart for k in range(len(rules))]
         writing = {k for own, k, _ in known if own is None or own.writes}
         self._writing = [k in writing for k in range(len(rules))]
-        together = self._together(engine, idle)
+        together = fused_leaves(engine, self._programs, groups, arrays, self._places, rules, idle)
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
         self.slots = with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
@@ -178,51 +179,6 @@ class Step(Judging):
             if before:
                 self._loss = self._next_loss = np.array(before.loss_scale)
             in_one_go(self.setting_scale(*self._loss), self.restoring())
-
-    def _together(self, engine: Engine, idle: Collection[int]) -> list[int]:
-        """The leaves that are updated by a fused engine."""
-        can_be_fused = self._can_be_fused(engine)
-        if engine == "array":
-            return []
-        leaves = [
-            (i, place, a)
-            for i, (a, place) in enumerate(zip(self._arrays, self._places, strict=True))
-            if i not in idle
-            and place is not None
-            and (can_be_fused[i] or (engine == "fused" and memory.is_without_gaps(a)))
-        ]
-        # Where there is no element, no kernel runs, which also works out slots that are numbers.
-        busy = {place for _, place, a in leaves if a.size}
-        return [i for i, place, _ in leaves if place in busy]
-
-    def _can_be_fused(self, engine: Engine) -> list[bool]:
-        """Whether each leaf can: it can be traced, and what its group adds up over all leaves lies in one place.
-
-        Raises
-        ------
-        TypeError
-            If totals would be of leaves of several libraries; with "fused", of several devices.
-
-        """
-        found = [program is not None for program in self._programs]
-        for group, rule in enumerate(self.rules):
-            members = [i for i, own in enumerate(self._groups) if own == group]
-            if not any((program := self._programs[i]) and program.has_totals for i in members):
-                continue
-            homes = sorted({p.name if (p := self._places[i]) else libraries.place(self._arrays[i]) for i in members})
-            if len(homes) > 1 and (engine == "fused" or len({home.partition(":")[0] for home in homes}) > 1):
-                devices = (
-                    "" if engine != "fused" else "; engine='auto' updates those of several devices of one library, too"
-                )
-                raise TypeError(
-                    f"{rule.name}.update asks for totals over leaves of {' and '.join(homes)}, expected one place{devices}"
-                )
-            programs = {id(own): own for i in members if (own := self._programs[i])}.values()
-            differ = engine != "fused" and len({tuple(map(tuple, totals(own))) for own in programs}) > 1
-            if len(homes) > 1 or differ or not all(found[i] for i in members):
-                for i in members:
-                    found[i] = False
-        return found
 
     def computes(self, rules: Sequence[Rule]) -> bool:
         """Whether other rules need no other program and no other slots, only other hyperparameters."""

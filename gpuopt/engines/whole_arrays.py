@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuopt.arrays import current, describe, dtype_of, namespace, zeros_like
-from gpuopt.arrays import place as place_name
+from gpuopt.arrays import current, describe, dtype_of, namespace
 from gpuopt.engines import memory
 from gpuopt.engines.interrupts import in_one_go
 from gpuopt.engines.program.cutting import idle, stages
@@ -18,7 +17,6 @@ from gpuopt.engines.program.folds import fold, length
 from gpuopt.engines.program.program import Node, entering
 from gpuopt.engines.program.programs import kind_of
 from gpuopt.engines.program.stages import Loop, leaving, once
-from gpuopt.engines.program.symbols import Expression, Extent, TraceError
 from gpuopt.engines.program.trace import functions
 from gpuopt.engines.table import Segment, Table, variants_of
 
@@ -116,8 +114,8 @@ class Staged:
             found = function(
                 xp, *[arg if own is None else self._held(*own) for arg, own in zip(args, given, strict=True)]
             )
-            if not _is_like(found, self.kind):
-                raise TypeError(_unlike(found, self.kind, rule))
+            if not is_like(found, self.kind):
+                raise TypeError(unlike(found, self.kind, rule))
             self.hidden[entering(k)][...] = found
 
     def _held(self, where: str, index: int) -> Any:
@@ -322,76 +320,11 @@ def _loads(program: Program) -> Iterable[Node]:
     return (Node("load", node.args[:1]) for node in program.nodes if node.op == "load")
 
 
-def try_whole(
-    programs: list[Program | None],
-    members: Sequence[int],
-    groups: Sequence[int],
-    arrays: Sequence[Any],
-    rules: Sequence[Rule],
-    *,
-    strict: bool,
-) -> None:
-    """Call what updates give to `xp.whole` once for each kind of leaf, for its errors.
-
-    Parameters
-    ----------
-    programs
-        Of each leaf. Leaves whose functions use values that they are not given, or do not return arrays like the leaf, get None.
-    members
-        The leaves to look at.
-    groups, arrays, rules
-        Of each leaf the index of its rule and the parameter; the rules.
-    strict
-        Whether to raise instead.
-
-    Raises
-    ------
-    TraceError
-        If one is not fit, with ``strict``.
-    Exception
-        Whatever a function raises.
-
-    """
-    kinds: dict[Any, list[int]] = {}
-    for i in members:
-        program = programs[i]
-        if program is not None and program.extents:
-            kinds.setdefault((groups[i], id(program), place_name(arrays[i]), dtype_of(arrays[i])), []).append(i)
-    for alike in kinds.values():
-        least = min(alike, key=lambda i: int(arrays[i].size))
-        program = programs[least]
-        assert program is not None
-        try:
-            _try_whole(rules[groups[least]], program, arrays[least])
-        except TraceError:
-            if strict:
-                raise
-            for i in alike:
-                programs[i] = None
-
-
-def _try_whole(rule: Rule, program: Program, p: Any) -> None:
-    if not any(node.op == "whole" for node in program.extents):
-        return
-    kind, xp = kind_of(p), namespace(p)
-
-    def zeros(arg: Any) -> Any:
-        if not isinstance(arg, Expression):
-            return arg
-        return zeros_like(p, np.dtype(kind.dtype), arg.shape if isinstance(arg, Extent) else kind.shape)
-
-    with current(p), np.errstate(all="ignore"):
-        for function, args in functions(rule, rule.at(0), is_complex=bool(program.pairs), kind=kind):
-            found = function(xp, *map(zeros, args))
-            if not _is_like(found, kind):
-                raise TraceError(f"{_unlike(found, kind, rule.name)}; engine='array' runs it as it is")
-
-
-def _is_like(found: Any, kind: Kind) -> bool:
+def is_like(found: Any, kind: Kind) -> bool:
     return hasattr(found, "shape") and tuple(found.shape) == kind.shape and str(found.dtype) == kind.dtype
 
 
-def _unlike(found: Any, kind: Kind, rule: str) -> str:
+def unlike(found: Any, kind: Kind, rule: str) -> str:
     got = f"{found.dtype} of {tuple(found.shape)}" if hasattr(found, "shape") else describe(found)
     return (
         f"{rule}.update: what it gives to xp.whole returned {got}, expected {kind.dtype} of {kind.shape} like the leaf"

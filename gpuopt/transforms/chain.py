@@ -10,7 +10,8 @@ from gpuopt.cached import cached_property
 from gpuopt.rules.base import Array, Rule
 from gpuopt.rules.formula import returned
 from gpuopt.rules.hyper import Hyperparameter, unknown
-from gpuopt.rules.pairs import Pair, applied
+from gpuopt.rules.lifted import applied
+from gpuopt.rules.pairs import Pair
 from gpuopt.rules.slots import Leaf, Like, Part, Real, Shared, Slot, starts
 from gpuopt.transforms.base import Transform
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpuopt.engines.numbers import is_truth, plain
 from gpuopt.engines.program.program import ARITHMETIC, COMPARISONS, INEXACT, LOGIC, Node, entering
-from gpuopt.rules.pairs import BRANCHES, OF_XP, SELECTIONS, Pair
+from gpuopt.rules.pairs import BRANCHES, FUNCTIONS, OF_XP, SELECTIONS, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,17 +21,8 @@ E = TypeVar("E", bound="Expression")
 
 OPERATIONS: Mapping[str, str] = {
     **{name: name for name in ("sqrt", "abs", "where", *INEXACT)},
-    "add": "add",
-    "subtract": "sub",
-    "multiply": "mul",
-    "divide": "truediv",
+    **FUNCTIONS,
     "negative": "neg",
-    "less": "lt",
-    "less_equal": "le",
-    "greater": "gt",
-    "greater_equal": "ge",
-    "equal": "eq",
-    "not_equal": "ne",
     "logical_and": "and",
     "logical_or": "or",
     "logical_not": "not",

@@ -20,7 +20,8 @@ from gpuopt.engines.program.functions import Namespace
 from gpuopt.engines.program.program import LEAVES_OF_NUMBERS, SCALE, Node, Program
 from gpuopt.engines.program.symbols import Extent, Kind, Number, Scalar, ShapeNeededError, Symbol, Tape, TraceError
 from gpuopt.rules.formula import Formula, named, returned
-from gpuopt.rules.pairs import ComplexError, Lifted, Pair, RealOnlyError, applied
+from gpuopt.rules.lifted import Lifted, applied
+from gpuopt.rules.pairs import ComplexError, Pair, RealOnlyError
 from gpuopt.rules.slots import Columns, Rows, Shared, is_number, shape_of, starts
 
 if TYPE_CHECKING:
