@@ -187,6 +187,9 @@ LAYERS: dict[str, set[str]] = {
     },
 }
 
+SHARED_BY_RULES = {"base", "formula", "hyper", "lifted", "pairs", "slots"}
+"""Files of rules/ that are no optimizer."""
+
 # Libraries that only these files may name: everything else goes through them.
 CONFINED = {
     "cuda": {"nvrtc.py"},
@@ -254,8 +257,7 @@ def _imports(module: Path) -> Iterator[str]:
 def layer(name: str) -> str:
     """The layer of an absolute module name of gpuopt; "" is the package itself. What all rules share is one of its own."""
     parts = name.split(".")[1:]
-    shared = [["rules", name] for name in ("base", "formula", "hyper", "pairs", "slots")]
-    return "rules/base" if parts in shared else "".join(parts[:1])
+    return "rules/base" if parts in [["rules", name] for name in SHARED_BY_RULES] else "".join(parts[:1])
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
@@ -298,14 +300,7 @@ def test_libraries_stay_in_their_files(library: str) -> None:
 
 
 def test_rules_files_registry_and_conformance_rows_are_the_same() -> None:
-    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {
-        "__init__",
-        "base",
-        "formula",
-        "hyper",
-        "pairs",
-        "slots",
-    }
+    files = {m.stem for m in MODULES if m.parent == Path("rules")} - {"__init__", *SHARED_BY_RULES}
     assert {rule.__module__.rpartition(".")[2] for rule in RULES.values()} == files
     assert {row.rule for row in ROWS} | {type(rule) for rule, _ in (FORMULAS | MATRICES).values()} == set(
         RULES.values()
