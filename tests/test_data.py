@@ -642,7 +642,15 @@ def test_numbers_that_may_be_some_are_no_stand_ins(x: list[float]) -> None:
 OBSTACLES = {
     "nothing between thousands": ["1,000", "1,234,567.5", "1.234,5", "1'000", "1 000", "1\u202f000", "0,5", "-,5"],
     "leave the field empty": ["?", "-", "--", ".", "#DIV/0!", "n.a.", "unknown"],
-    "a date or time": ["2024-01-31", "2024-01-31 12:00:00", "31.01.2024 12:00", "1/2/24", "12:30", "0:00:01.5"],
+    "a date or time": [
+        "2024-01-31",
+        "2024-01-31 12:00:00",
+        "31.01.2024 12:00",
+        "1/2/24",
+        "12:30",
+        "0:00:01.5",
+        "-1 days +23:59:00",
+    ],
     "the number alone": ["$5", "0,50 \u20ac", "12%", "3 kg", "(5)", "5-", '="007"'],
     "of ASCII": ["\u22125", "\uff11\uff12", "5\xa0"],
     "--one-hot": ["red", "t0", "C5", "A-1", "yes", "0x1f", "1/2"],
@@ -655,6 +663,13 @@ def test_what_keeps_a_text_from_being_a_number_is_told(cure: str) -> None:
         with pytest.raises(UsageError, match=f"holds text such as .*; .*{cure}") as caught:
             from_arrays((pd.DataFrame({"a": [1.5, 2.5, value]}), ["u", "v", "u"]))
         assert sum(other in str(caught.value) for other in OBSTACLES) == 1
+
+
+def test_numbers_as_text_are_told_how_to_become_numbers() -> None:
+    with pytest.raises(
+        UsageError, match=r"such as '1\.5', .*; .*, \.astype\(float\) of a data frame makes numbers of it"
+    ):
+        from_arrays((pd.DataFrame({"a": ["1.5", "2.5"]}), ["u", "v"]))
 
 
 @pytest.mark.parametrize(("name", "write", "options", "message"), REFUSED.values(), ids=REFUSED)

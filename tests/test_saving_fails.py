@@ -115,6 +115,13 @@ def test_the_checkpoint_before_is_whole(
     assert not list(folder.glob("*.tmp"))
 
 
+def test_a_folder_that_is_moved_on_the_way(tmp_path: Path) -> None:
+    move = At(6, lambda: (tmp_path / "run").rename(tmp_path / "moved"))
+    with pytest.raises(SavingError, match="the folder was removed or moved"):
+        train(CONFIG, out=tmp_path / "run", callbacks=[move], report=False)
+    assert resume(tmp_path / "moved", report=False).steps == 30
+
+
 def test_a_folder_without_permission() -> None:
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as name:  # tmp_path lies where nobody else may look

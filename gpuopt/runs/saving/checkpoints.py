@@ -242,7 +242,8 @@ def saving(checkpoints: Checkpoints, go_on: str) -> Iterator[None]:
         if error.filename is not None and Path(str(error.filename)).absolute().parent != folder.path.absolute():
             raise  # somebody else's
         whole = f"the last checkpoint is the one after {checkpoints.steps} steps. {go_on}"
-        left = whole if folder.config.exists() else "nothing was begun"
+        gone = "nothing was begun" if folder.path.exists() else "the folder was removed or moved"
+        left = whole if folder.config.exists() else gone
         raise SavingError(f"{error.filename or folder.path}: {error.strerror or error}; {left}") from error
 
 

@@ -367,8 +367,10 @@ def _numeric(values: pd.Series[Any], name: str) -> NDArray[np.float64]:
         else:
             kind = "text" if isinstance(first, str) else f"dtype {values.dtype}"
         where = f" (row {odd.index[0]})" if len(odd) else ""
-        hint = "" if is_large else obstacle(str(first))
-        cure = f"{hint or 'trained with --one-hot it may hold categories'}; --ignore leaves a column out"
+        hint = obstacle(str(first)) if len(odd) else ""
+        hint = hint or "trained with --one-hot it may hold categories"
+        hint += "" if len(odd) or is_large else ", .astype(float) of a data frame makes numbers of it"
+        cure = f"{hint}; --ignore leaves a column out"
         what = f"column {printable(repr(name))}: holds {kind}{such}, a feature must be numbers{where}"
         raise UsageError(f"{what}; {cure}")
     if pd.api.types.is_complex_dtype(values.dtype):

@@ -15,6 +15,7 @@ __all__ = ["is_number", "look_alikes", "no_text", "obstacle"]
 
 OBSTACLES = {
     r"\W+|#.*|n[./]?[ad]\.?|nil|missing|unknown": "where a value is missing, leave the field empty",
+    r"-?\d+ days?.*": "make a number of a date or time, of days or seconds, say",
     r"[-+]?\d+([.,'\u2019\s]\d+)+|[-+]?\d*,\d+": "write numbers with a decimal point and nothing between thousands, as 1234.5",
     r"(\d+[-/.]){2}\d+.*|\d+:\d.*": "make a number of a date or time, of days or seconds, say",
     r"[^\w\s]*\s?[-+]?[\d.,]+\s?\D{1,8}|[^\w\s]+\s?[-+]?[\d.,]+": "write the number alone, without a unit or sign beside it",
