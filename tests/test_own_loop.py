@@ -451,6 +451,17 @@ def remembered_twice(*values: object) -> Callable[[Path], None]:
     return opened
 
 
+def put(key: object, value: object) -> Callable[[Path], None]:
+    def opened(folder: Path) -> None:
+        run = gpuopt.Run(folder, optimizer())
+        known = run.remember("x", {})
+        for _ in run.steps(3):
+            known[key] = value
+            run.step(np.ones(3))
+
+    return opened
+
+
 def made(**options: Any) -> Callable[[Path], None]:
     return lambda folder: gpuopt.Run(folder, optimizer(), **options).close()
 
@@ -479,6 +490,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         ONE_NAME,
     ),
     "a number and an array of one name": (remembered_twice(1, np.zeros(2)), UsageError, ONE_NAME),
+    **{
+        f"{what}, put into a dict in the loop": (put(key, value), TypeError, f"run.remember: x: dict: .*{message}")
+        for what, key, value, message in (
+            ("a number of NumPy", "a", np.float32(1), "Object of type float32 is not JSON"),
+            ("a number as key", 1, 1, "keys of a dict must be text"),
+        )
+    },
     "numbers as keys": (remember({"a": [{1: 2}]}), TypeError, "run.remember: x: dict: .*keys of a dict must be text"),
     "a masked array": (
         remember(np.ma.array([1.0, 2.0], mask=[False, True])),

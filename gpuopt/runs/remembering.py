@@ -181,10 +181,11 @@ class Remembering:
     def _place(self) -> Row:
         """Where it stands beside the optimizer and the arrays, in JSON's types."""
         moving = self._at_last_step if self._is_left and self._at_last_step is not None else self._moving()
-        values = {name: x for name, x in self._values.items() if _kind(x) == "value"}
+        # A list or dict may have got in the loop what JSON has not.
+        values = {name: json.loads(_json(name, x)) for name, x in self._values.items() if _kind(x) == "value"}
         states = json.dumps(moving["generators"], default=lambda x: x.tolist())  # NumPy's
         place = {"drawn": moving["drawn"], "orders": [one.order for one in self._batches]}
-        return {**place, "generators": json.loads(states), "values": json.loads(json.dumps(values))}
+        return {**place, "generators": json.loads(states), "values": values}
 
     def _move(self, position: Row) -> None:
         """Go to a place; TypeError, ValueError or KeyError, before anything is changed, if it is none."""
@@ -257,16 +258,22 @@ def _expect_savable(name: str, value: Any) -> None:
                 f"run.remember: {name}: {describe(value)} is read-only, expected one that can be written to"
             )
     elif kind == "value":
-        try:
-            json.dumps(value)
-            if any(not isinstance(key, str) for key in _keys(value)):
-                raise TypeError("keys of a dict must be text: JSON has no others")  # noqa: TRY301
-        except (TypeError, ValueError, RecursionError) as error:
-            cure = "; float(...) or int(...) makes a number of it" if isinstance(value, np.generic) else ""
-            raise TypeError(
-                f"run.remember: {name}: {describe(value)}: expected an array, a generator of numpy.random, or numbers, "
-                f"text, lists and dicts ({error}){cure}"
-            ) from None
+        _json(name, value)
+
+
+def _json(name: str, value: Any) -> str:
+    """A value as JSON; TypeError for what that has not."""
+    try:
+        text = json.dumps(value)
+        if any(not isinstance(key, str) for key in _keys(value)):
+            raise TypeError("keys of a dict must be text: JSON has no others")  # noqa: TRY301
+    except (TypeError, ValueError, RecursionError) as error:
+        cure = "; float(...) or int(...) makes a number of it" if isinstance(value, np.generic) else ""
+        raise TypeError(
+            f"run.remember: {name}: {describe(value)}: expected an array, a generator of numpy.random, or numbers, "
+            f"text, lists and dicts ({error}){cure}"
+        ) from None
+    return text
 
 
 def _keys(value: Any) -> Iterator[Any]:
