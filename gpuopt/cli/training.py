@@ -105,8 +105,8 @@ def train(
         typer.Option(
             metavar="DIR",
             help="Go on with the run in this folder, as if it had not been interrupted. Of the other options only "
-            "--data and --labels (moved), --epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, --clip-value and --quiet "
-            "go with it.",
+            "--data and --labels (moved), --epochs (to extend it), --device, --on-gpu-error, --on-explosion, --lr, --clip-norm, "
+            "--clip-value, --no-report, --live, --live-host, --processes and --quiet go with it.",
         ),
     ] = None,
     report_every: options.ReportEvery = None,
