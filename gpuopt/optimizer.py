@@ -280,7 +280,7 @@ class Optimizer(Stateful):
 
     @property
     def _limit(self) -> float:
-        """What the next gradients are clipped to, as they are given."""
+        """The limit for the next gradients before they are divided by the scale."""
         limit = self._clip.limit.at(self._steps) if self._clip else 0.0
         return limit * (self._scale if isinstance(self._scale, float) else 1.0)
 
@@ -407,7 +407,7 @@ class Optimizer(Stateful):
         return is_last
 
     def _update(self, ready: Sequence[Any], scalars: list[dict[str, float]], limit: float, turn: Turn) -> None:
-        """Look at the gradients and update all leaves and the count, or leave all as it is."""
+        """Judge the gradients, then update all leaves and the step count, or change nothing."""
         bad = self._step.look(ready, limit, wait_for_host=self._nonfinite == "raise")
         if bad and self._nonfinite == "raise":
             self._accumulation.setting()()

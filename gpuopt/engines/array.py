@@ -100,8 +100,8 @@ def update(
 ) -> tuple[Any, dict[str, Any]]:
     """Return the new parameter and slots, all of them new arrays. The gradient is cast to the dtype of the arithmetic.
 
-    The rule is run on whole arrays; NumPy arrays are cut into blocks if the rule is known to be elementwise. It is given
-    copies, unless it is known that it ``writes`` into nothing (see `Program.writes`).
+    The rule runs on whole arrays; NumPy arrays are cut into blocks if the rule is known to be elementwise. The rule gets
+    copies of its arrays, unless ``writes`` is False: then it writes into none of them (see `Program.writes`).
 
     Raises
     ------
@@ -208,7 +208,7 @@ def _update(
     real = given[0].re.dtype if pairs else p.dtype
 
     def kept(what: str, new: Any) -> Any:
-        """Return a slot's new value: a number, or an array, which is none of those that were given."""
+        """Return the new value of a slot: a number, or an array that is not one of the arrays given to the update."""
         if what in declared and is_number(declared[what]):
             if not is_one_number(new):
                 raise TypeError(f"{name}.update returned {what}: {describe(new)}, expected a number")
@@ -242,7 +242,7 @@ def _update(
 
 
 def _check_returned(what: str, x: Any, dtype: Any, real: Any, shape: tuple[int, ...]) -> None:
-    """Raise an error if this is no array of the shape, of the dtype or of the one of real numbers."""
+    """Raise an error unless an update returned an array of the expected shape and of the expected dtype (or its real dtype)."""
     if not hasattr(x, "dtype"):
         raise TypeError(f"{what}: {describe(x)}, expected an array")
     if x.dtype not in (dtype, real):
@@ -255,7 +255,7 @@ def _check_returned(what: str, x: Any, dtype: Any, real: Any, shape: tuple[int, 
 
 
 def _called(rule: Rule, *arguments: Any) -> tuple[Any, ...]:
-    """What the rule's update returns; what it does that no engine can run is told by its name."""
+    """Call the rule's update and return its result. An error for what no engine can run names the rule."""
     what = f"{rule.name}.update"
     try:
         return returned(what, applied(rule, rule.update, *arguments), "p", "slots")
@@ -305,7 +305,7 @@ def evaluation(rule: Rule, p: Any, slots: Mapping[str, Any], h: Mapping[str, flo
 
 
 def _widened(p: Any, slots: Mapping[str, Any], declared: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Copies of the parameter and its slots, numbers among them, as it is computed with them."""
+    """Return copies of the parameter and its slots in the dtype of the arithmetic; slots that are numbers become `Number`."""
     xp, arithmetic, stored = namespace(p), arithmetic_dtype(p), p.dtype
 
     def copied(x: Any) -> Any:

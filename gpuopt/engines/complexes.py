@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 SMALL = ("float16", "bfloat16")
-"""Dtypes that are stored and not computed in."""
+"""Dtypes of 16 bits: arrays are stored in them, arithmetic is done in float32."""
 
 
 def is_complex(x: Any) -> bool:
@@ -33,12 +33,12 @@ def real_dtype(x: Any) -> Any:
 
 
 def arithmetic_dtype(x: Any) -> Any:
-    """Return the dtype in which is computed with an array: float32 for those of 16 bits, else its own."""
+    """Return the dtype of the arithmetic on an array: float32 for arrays of 16 bits, else the array's own."""
     return namespace(x).float32 if dtype_of(x) in SMALL else x.dtype
 
 
 def gradient_dtype(g: Any, p: Any) -> Any:
-    """Return the dtype in which a gradient is read: its own if it is the parameter's, else that of the arithmetic."""
+    """Return the dtype in which a gradient is read: the parameter's if the gradient has it, else the dtype of the arithmetic."""
     return p.dtype if g.dtype == p.dtype else arithmetic_dtype(p)
 
 
@@ -50,7 +50,7 @@ def slot_dtype(rule: Rule, slot: str, p: Any, precision: str = "state32") -> Any
 
 
 def as_pair(x: Any) -> Any:
-    """A pair of arrays of a complex one, anything else as it is."""
+    """Return a complex array as a pair of real arrays; anything else unchanged."""
     if not (hasattr(x, "dtype") and is_complex(x)):
         return x
     xp = namespace(x)
@@ -58,7 +58,7 @@ def as_pair(x: Any) -> Any:
 
 
 def joined(pair: Pair, like: Any) -> Any:
-    """Return a new complex array of the library, device and shape of ``like``; any bits may be among its parts."""
+    """Return a new complex array made of two real parts, on the library and device of ``like``; every bit of the parts is kept."""
     xp = namespace(like)
     if is_numpy(like) or is_cupy(like):
         new = xp.empty_like(like)

@@ -19,7 +19,7 @@ class DType:
     name
         NumPy's.
     arithmetic
-        Name of the dtype that it is computed in.
+        Name of the dtype of the arithmetic on such numbers.
     llvm, llvm_suffix
         LLVM's type, and the end of the names of its functions.
     cuda, cuda_suffix
@@ -29,9 +29,9 @@ class DType:
     squares_fit
         Whether no square of such a number overflows or vanishes in float64.
     parts
-        Real numbers that an element has: two, if it is complex.
+        Real numbers in an element: two if the dtype is complex, else one.
     stored
-        Bytes of each of them in memory, if they are fewer than those of what it is computed in.
+        Bytes of a real number in memory, if it is stored in fewer bytes than the arithmetic has; else 0.
 
     """
 

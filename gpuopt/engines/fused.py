@@ -38,13 +38,13 @@ class Leaf(NamedTuple):
     p
         The array as it is updated.
     program
-        What the rule does to it.
+        The traced update of the rule.
     slots
-        Of the rule, by name; arrays are dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
+        The slots of the rule, by name; arrays are dense, laid out like `gpuopt.engines.memory.dense_layout` of ``p``.
     precision
         How a leaf of 16 bits is stored; see `gpuopt.engines.storage`.
     rest
-        What that needs beside the parameter: the array of its lower bits, or the number of the leaf.
+        What the precision needs beside the parameter: the array of the lower bits, or the number of the leaf.
 
     """
 
@@ -69,15 +69,15 @@ class FusedStep:
     place
         Of all leaves.
     leaves
-        By a number of the caller's.
+        The leaves, by their index in the caller's list.
     rules
         Of each group.
     reach
-        All that a step may write to in this place.
+        All memory of this place that a step may write to.
     before
         The step of the same leaves that this one replaces, if there is one.
     parts
-        If these leaves are parts of others: of which ones. Then `begin`, and for each pass `reduce` and `know` come before
+        Which leaves these are parts of, if they are parts. The caller then calls `begin`, and for each pass `reduce` and `know`, before
         `prepare`.
 
     """
@@ -207,7 +207,7 @@ class FusedStep:
         return self._by_leaf(self.kernel.chunk_sums())
 
     def _by_leaf(self, sums: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
-        """What was added up of each chunk, by leaf."""
+        """Split the sums of all chunks by leaf."""
         return dict(zip(self.members, np.split(sums, self._table.first_chunks[1:-1]), strict=True))
 
     def begin(self, scalars: Sequence[Mapping[str, float]], present: Sequence[bool]) -> None:
@@ -263,7 +263,7 @@ def fused_steps(
     before: FusedStep | None = None,
     parts: Parts | None = None,
 ) -> list[FusedStep]:
-    """Return one step for all leaves or, of more rules than one has room for, several; the arguments are those of `FusedStep`."""
+    """Return one step for all leaves, or several if the rules have more coefficients than one table has room for; arguments as `FusedStep`."""
     try:
         return [FusedStep(place, leaves, rules, reach, before, parts)]
     except TooManyRulesError:

@@ -1,4 +1,4 @@
-"""What a step finds out about its gradients before it: whether they are finite, and by how much they are scaled."""
+"""What is decided about the gradients before a step: whether they are finite, and by how much they are scaled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Judging:
-    """What decides over the steps of some leaves: the host or, if it holds all of them, a GPU by itself."""
+    """Base class of a step that judges its gradients. The host decides, or a GPU by itself if it holds all leaves."""
 
     _guard: Guard | None
     _arrays: Sequence[Any]
@@ -99,7 +99,7 @@ class Judging:
         return [partial(operator.setitem, self._loss, ..., own), *judge]
 
     def settling(self) -> list[Callable[[], object]]:
-        """Return what goes on with the scale that the last look at the gradients has led to: functions written in C."""
+        """Return functions written in C that make the scale found by the last `look` the current one."""
         return (
             [partial(operator.setitem, self._loss, ..., self._next_loss)] if self._guard and self._guard.scale else []
         )
@@ -124,7 +124,7 @@ class Judging:
             step.scale(scales)
 
     def report(self) -> None:
-        """Where a GPU decides by itself: have it tell whether it left steps out."""
+        """Ask a GPU that decides by itself to report how many steps it left out."""
         if self._judge is not None:
             self._judge.report()
 
@@ -139,11 +139,11 @@ class Judging:
         return skipped, [i for i, is_good in zip(self._fused[0].members, finite, strict=True) if not is_good]
 
     def pardoning(self) -> Sequence[Callable[[], object]]:
-        """Return what has a GPU forget that it left steps out: functions written in C, with `restoring` after them."""
+        """Return functions written in C that reset a GPU's count of skipped steps; `restoring` belongs after them."""
         return () if self._judge is None else self._judge.pardoning()
 
     def count_skipped(self) -> Callable[[], int]:
-        """Have a GPU count the steps that it left out; the function that is returned waits for the GPU, and gives the count."""
+        """Ask a GPU how many steps it left out. The returned function waits for the GPU and gives the count."""
         if self._judge is None:
             return int
         verdict = self._judge.verdict()

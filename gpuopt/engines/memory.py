@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ALIGNMENT = 128
-"""Bytes; what CUDA's memory transactions like, and more than any vector register of a CPU."""
+"""Alignment of arrays in a buffer, in bytes: that of CUDA's memory transactions, and more than a CPU's vector registers."""
 
 
 FEW = 16
-"""Arrays that lie within each other and are compared in pairs."""
+"""Largest number of arrays in one stretch of memory that are compared pair by pair."""
 
 
 class Layout(NamedTuple):

@@ -27,9 +27,9 @@ SCALES = (1.0, 2.0**-600, 2.0**600)
 TINY = 2.0**-900
 """Below this a sum of squares may have lost elements."""
 BATCH = 64
-"""Chunks that the reference sums at a time."""
+"""Number of chunks that the reference implementation adds up at a time."""
 SMALLEST, LARGEST = 2.0**-126, 2.0**127
-"""Between these a loss is scaled: float32 has them."""
+"""Smallest and largest scale of a loss, both exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DynamicScale:
         object.__setattr__(self, "every", Count().checked(self.every, "DynamicScale: every"))
 
     def next(self, scale: float, good: float, *, is_finite: bool) -> tuple[float, float]:
-        """Return the scale after a step, and how many good ones in a row there were by then since it changed."""
+        """Return the scale after a step, and the number of good steps in a row since the scale changed."""
         if is_finite and good + 1 < self.every:
             return scale, good + 1
         new = scale * self.factor if is_finite else scale / self.factor
@@ -129,7 +129,7 @@ class Verdict:
     Attributes
     ----------
     norm
-        Of all gradients together.
+        Norm of all gradients together.
     scales
         Of each leaf, what its gradient is to be multiplied by.
     finite
@@ -165,7 +165,7 @@ def judge(sums: NDArray[np.float64], clip: str | None, limit: float, scale: floa
 
 
 def is_finite(sums: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether all elements of each leaf are, by its three sums: the one of large elements does not overflow."""
+    """Whether all elements of each leaf are finite, by its three sums: the sum for large elements does not overflow."""
     return np.isfinite(with_infinities(sums)[:, 1])
 
 

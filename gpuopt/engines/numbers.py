@@ -29,12 +29,12 @@ BITWISE: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def plain(x: Any) -> Any:
-    """One of these numbers as Python's; anything else as it is."""
+    """Return a number of this module as a number of Python; anything else unchanged."""
     return x.value if isinstance(x, Weak) else x
 
 
 def scalar(x: Any) -> Any:
-    """A number of the step as what an update computes with; what is none, such as a traced one, as it is."""
+    """Return a number of Python as a number of this module; anything else, such as a traced number, unchanged."""
     kind = KINDS.get(type(x))
     return x if kind is None else kind(x)
 
@@ -60,11 +60,11 @@ class Weak:
         raise NotImplementedError
 
     def of(self, value: Any, *given: Any) -> Any:
-        """What a function has made of these; beside numbers of NumPy's own, those have their way."""
+        """Wrap the result of a function of such numbers; NumPy decides the type where its own numbers take part."""
         return value if any(isinstance(x, np.generic) for x in given) else scalar(value)
 
     def __array_ufunc__(self, function: Any, method: str, *given: Any, **options: Any) -> Any:
-        """What NumPy does with it, in place or not."""
+        """Apply NumPy's elementwise functions, in place or not, to the plain number."""
         return self.of(getattr(function, method)(*map(plain, given), **options), *given)
 
     def __array_function__(self, function: Any, types: Any, given: Any, options: Any) -> Any:
@@ -89,7 +89,7 @@ class Float(Weak, float):
 
 
 class Int(Weak, int):
-    """The same, an integer."""
+    """An integer of the step, with Python's own arithmetic."""
 
     __slots__ = ()
     __hash__ = int.__hash__
@@ -172,7 +172,7 @@ KINDS: Mapping[type, Callable[[Any], Any]] = {
     float: Float,
     np.float64: Float,
 }
-"""What each type of numbers becomes."""
+"""The type in which the array engine hands each type of number to an update."""
 
 
 def _power(a: Any, b: Any) -> Any:

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What of whole leaves a step has.
+    """Which parts of whole leaves a step has.
 
     Attributes
     ----------
     leaf_of
-        Of each part, its leaf. Of each leaf there is a part at least, perhaps without elements; the parts of a leaf share
-        those of its slots that are numbers.
+        For each part, the index of its leaf. Each leaf has at least one part, perhaps without elements; the parts of a leaf
+        share its slots that are numbers.
     sizes
-        Of each leaf, all its elements.
+        For each leaf, the number of its elements.
     starts
-        Of each part, its first element in the leaf.
+        For each part, the index of its first element in the leaf.
 
     """
 
@@ -44,7 +44,7 @@ class Parts:
     starts: Sequence[int]
 
     def of(self, members: Sequence[int]) -> Parts:
-        """Some of the parts."""
+        """Return a selection of the parts."""
         return Parts([self.leaf_of[i] for i in members], self.sizes, [self.starts[i] for i in members])
 
 

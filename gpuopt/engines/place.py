@@ -44,13 +44,13 @@ class Kernel(Protocol):
         """Make ready for a step, which is about to be prepared."""
 
     def judging(self) -> Sequence[Callable[[], object]]:
-        """Return what judges the gradients, if that was asked for: it comes before all else of a step. Written in C, as of `prepare`."""
+        """Return functions written in C that judge the gradients, or none if no `judge` was asked for; they run first in a step."""
 
     def unjudging(self) -> Sequence[Callable[[], object]]:
-        """Return what takes back what the last call of `judging` led to, for a step that does not come about."""
+        """Return functions written in C that undo the last judgement, for a step that fails before it writes."""
 
     def prepare(self) -> Sequence[Callable[[], object]]:
-        """Return what updates the leaves, after the table was filled in for this step.
+        """Return functions that update the leaves, once the table is filled in for this step.
 
         The functions are written in C: see `gpuopt.engines.interrupts.in_one_go`. `Place.restoring` belongs after them.
         """
@@ -65,7 +65,7 @@ class Kernel(Protocol):
         """Receive the numbers of each row, which later passes need."""
 
     def advancing(self, moves: NDArray[Any]) -> Callable[[], Sequence[Callable[[], object]]]:
-        """Return what does as `prepare`, but brings the arrays from elsewhere to where the table has them by then.
+        """Return a `prepare` whose functions first copy the arrays from elsewhere to the addresses in the table.
 
         Parameters
         ----------
@@ -76,13 +76,13 @@ class Kernel(Protocol):
         """
 
     def moved(self) -> Sequence[Callable[[], object]]:
-        """Return what comes first in a step that finds other addresses in the table than the one before."""
+        """Return functions written in C that bring new addresses of the table to the device; they run first in a step."""
 
     def sums(self) -> NDArray[Any]:
         """Return the sums of squares of the gradients, of shape (rows, 3); see `gpuopt.engines.norms`."""
 
     def chunk_sums(self) -> NDArray[Any]:
-        """Return the same of each chunk of the table, of shape (chunks, 3)."""
+        """Return the sums of squares of each chunk of the table, of shape (chunks, 3)."""
 
     def scale(self, factors: NDArray[Any]) -> None:
         """Set the factor of the gradient of each row."""
@@ -142,10 +142,10 @@ class Place(ABC):
 
     @abstractmethod
     def copying(self, target: Any, source: Any) -> list[Callable[[], object]]:
-        """Return what copies one array of this place into another: functions written in C."""
+        """Return functions written in C that copy one array of this place into another."""
 
     def restoring(self) -> Sequence[Callable[[], object]]:
-        """Return the functions, written in C, that undo what other calls of this place change for the whole thread."""
+        """Return functions written in C that restore what calls of this place change for the whole thread, such as the current device."""
         return ()
 
 

@@ -11,11 +11,11 @@ from gpuopt.rules.lifted import RealNumbers
 
 
 class Reductions(RealNumbers):
-    """What a namespace has that reduces, over a leaf and over all leaves of its group."""
+    """The reductions of a namespace, over a leaf and over all leaves of its group."""
 
     @abstractmethod
     def _reduced(self, kind: str, over: str, *u: Any) -> Any:
-        """The number that comes out: of a "sum", "dot", "norm" or "max" over a "leaf" or a "group"; of a "number", over a group."""
+        """Reduce to a number. ``kind`` is "sum", "dot", "norm" or "max", ``over`` "leaf" or "group"; a "number" of each leaf is summed over the group."""
 
     @abstractmethod
     def _is_number(self, u: Any) -> bool:
@@ -23,11 +23,11 @@ class Reductions(RealNumbers):
 
     @abstractmethod
     def _of_library(self, name: str, u: Any, options: dict[str, Any]) -> Any:
-        """What the function of the arrays' library gives."""
+        """Call the function of this name of the arrays' library."""
 
     @abstractmethod
     def _sum_along(self, u: Any, axes: tuple[int, ...], *, keepdims: bool) -> Any:
-        """The array that comes out of a sum along axes, which are from 0 on and different."""
+        """Return the array of sums along axes, which are distinct and not negative."""
 
     def sum(self, u: Any, *, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Any:
         """Sum of the leaf's elements, a number; along an axis or several of them, an array.

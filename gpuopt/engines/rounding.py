@@ -1,6 +1,6 @@
-"""From and to 16 bits: formulas that are written down once, for arrays, for LLVM IR and for CUDA C++.
+"""Formulas that convert from and to 16 bits, written once for arrays, LLVM IR and CUDA C++.
 
-Each takes first what its values are: `gpuopt.engines.storage` computes with whole arrays, of the others see
+The first argument of each formula says what its values are: `gpuopt.engines.storage` computes with whole arrays, of the others see
 `gpuopt.engines.values`. Bits are whole numbers of 32 bits; keys have 64.
 """
 
@@ -13,11 +13,11 @@ GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111
 THIRD, FOURTH = 0x85EBCA6B, 0xC2B2AE35
 """The constants of MurmurHash3's finalizer."""
 QUIET = 0x400000
-"""A bit by which a NaN stays one when its lower bits are cut off."""
+"""A bit that keeps a NaN a NaN when its lower bits are cut off."""
 
 
 def split_mix(code: Any, seed: Any, number: Any) -> Any:  # noqa: ARG001 - as of all formulas
-    """An output of SplitMix64, by its number."""
+    """Return output ``number`` of SplitMix64."""
     z = (number + 1) * GOLDEN + seed
     z = (z ^ z >> 30) * FIRST
     z = (z ^ z >> 27) * SECOND
@@ -38,12 +38,12 @@ def random_bits(code: Any, key: Any, element: Any) -> Any:
 
 
 def wide_bfloat16(code: Any, half: Any) -> Any:
-    """The number of some bits."""
+    """Return the float32 number with these upper 16 bits."""
     return code.bits(half << 16, "float")
 
 
 def narrow_bfloat16(code: Any, x: Any) -> Any:
-    """The bits of the nearest number; of two, of the even one."""
+    """Return the bits of the nearest bfloat16; of two equally near, of the even one."""
     bits = code.bits(x, "i32")
     return _upper(code, x, bits + (bits >> 16 & 1) + 0x7FFF)
 

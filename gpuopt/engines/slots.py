@@ -1,4 +1,4 @@
-"""The slots of leaves: those that there are, and new ones."""
+"""The slots of leaves: existing ones are checked, missing ones are made."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _lies_like(slot: Any, p: Any, place: Place | None) -> bool:
 
 
 def _check_kept(slots: Mapping[str, Any], declared: Mapping[str, Slot], rule: Rule, p: Any, precision: str) -> None:
-    """Raise ValueError unless the slots that a leaf has are as its rule wants them by now."""
+    """Raise ValueError unless the existing slots of a leaf are what its rule declares."""
     for name, value in slots.items():
         if value is None or is_number(declared[name]):
             continue
@@ -92,7 +92,7 @@ def _check_kept(slots: Mapping[str, Any], declared: Mapping[str, Slot], rule: Ru
 
 
 def lower_bits_of(leaves: Sequence[Any], state: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The arrays of the lower 16 bits of leaves: those of the state, or new ones."""
+    """Return the array of the lower 16 bits of each leaf, from the state if it is there, else new."""
     found = [own.get(storage.LOW) for own in state]
     missing = [i for i, low in enumerate(found) if low is None]
     for place in dict.fromkeys(place_of(leaves[i]) for i in missing):
@@ -105,7 +105,7 @@ def lower_bits_of(leaves: Sequence[Any], state: Sequence[Mapping[str, Any]]) -> 
 
 
 def _number(value: Any, home: Place | None) -> Any:
-    """An array of float64 without axes, the same one if it is where it belongs."""
+    """Return a number as a float64 array without axes; the array itself if it is one on the right device."""
     if home is None:
         return value if libraries.is_numpy(value) and value.ndim == 0 else np.array(float(value), np.float64)
     if place_of(value) is home:

@@ -44,9 +44,9 @@ class Step(Judging):
     arrays
         The parameters.
     held
-        The same, as the user holds them: perhaps of a subclass of NumPy's arrays.
+        The parameters as the user holds them: perhaps of a subclass of NumPy's arrays.
     groups
-        Of each parameter, the index of its rule.
+        For each parameter, the index of its rule.
     rules
         One for each group.
     state
@@ -56,20 +56,20 @@ class Step(Judging):
     guard
         What to look for in the gradients before a step.
     before
-        The step of the same leaves that this one replaces, if there is one: what a GPU knows of the state goes over, if the
-        same GPU is to decide.
+        The step of the same leaves that this step replaces, if any. What a GPU has decided so far goes over to the new step,
+        if the same GPU decides again.
     idle
         Leaves that are never updated, whatever is given as their gradients.
     precision
         How leaves of 16 bits and their slots are kept; see `gpuopt.engines.storage`.
     parts
-        If ``arrays`` are parts of leaves: of which ones. Rules that add up then need `begin`, and for each pass `reduce` and
+        Which leaves the ``arrays`` are parts of, if they are parts. Rules that add up then need `begin`, and for each pass `reduce` and
         `know`, before the step.
 
     Attributes
     ----------
     inherits
-        Whether what a GPU knew has gone over; if not, `overdue` and `count_skipped` of the former step have the last word.
+        Whether the decisions of a GPU went over from ``before``; if not, ask `overdue` and `count_skipped` of ``before``.
     slots
         Of each leaf, by name.
     rules
@@ -181,7 +181,7 @@ class Step(Judging):
             in_one_go(self.setting_scale(*self._loss), self.restoring())
 
     def computes(self, rules: Sequence[Rule]) -> bool:
-        """Whether other rules need no other program and no other slots, only other hyperparameters."""
+        """Whether this step can use other rules without recompiling: only their hyperparameters differ, not programs or slots."""
         if all(
             new is old or (reads is not None and agrees(new, reads))
             for new, old, reads in zip(rules, self.rules, self._dependences, strict=True)
@@ -196,7 +196,7 @@ class Step(Judging):
 
     @cached_property
     def _dependences(self) -> list[dict[Path, Any] | None]:
-        """What of each rule has a say in its program; so has it of those that `computes` found alike."""
+        """For each rule, the values that its program depends on; the same for all rules that `computes` accepts."""
         return [dependence(rule) for rule in self.rules]
 
     def scalars(self, step: int, carried: Sequence[Mapping[str, float] | None]) -> list[dict[str, float]]:
@@ -272,7 +272,7 @@ class Step(Judging):
         *counts
             What counts the step; written in C.
         key
-            Of the step, for what is rounded at random: see `gpuopt.engines.storage.split_mix`.
+            The key of the step, for random rounding: see `gpuopt.engines.storage.split_mix`.
         first
             What is called before anything is written; written in C.
 
@@ -283,7 +283,7 @@ class Step(Judging):
     def prepare(
         self, gradients: Sequence[Any], scalars: Sequence[Mapping[str, float]], key: int = 0
     ) -> list[Callable[[], object]]:
-        """Return what updates every leaf whose gradient is not None, written in C: up to then nothing is changed."""
+        """Return functions written in C that update every leaf whose gradient is not None. Nothing changes before they run."""
         calls: list[Callable[[], object]] = []
         for step in self._fused:
             calls += step.prepare(scalars, key)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Precision: TypeAlias = Literal["state32", "param", "split", "stochastic"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FITTING = {"split": ("bfloat16",), "stochastic": ("bfloat16", "float16")}
-"""Dtypes of the leaves that some precisions are for."""
+"""The dtypes of the leaves that these precisions are for."""
 LOW = "split.low"
 """Name among the slots of a leaf: no rule has a slot with a dot, no chain a member of that name."""
 
@@ -102,7 +102,7 @@ def precision_of(dtype: str, precision: str) -> str:
 
 
 class _Arrays:
-    """What formulas of `gpuopt.engines.rounding` need of arrays."""
+    """Arrays as the formulas of `gpuopt.engines.rounding` use them: casts, bits and choices."""
 
     def __init__(self, xp: Any) -> None:
         self.where = xp.where
@@ -153,7 +153,7 @@ def random_bits(like: Any, key: int, leaf: int) -> Any:
 
 
 def loaded(p: Any, slots: Mapping[str, Any], precision: str) -> Any:
-    """Return what a rule is to compute with: a new array of float32, or the leaf itself where the array engine rounds to nearest."""
+    """Return the array that a rule computes with: a new one of float32, or the leaf itself where the array engine rounds to nearest."""
     kept = precision_of(dtype_of(p), precision)
     if kept not in FITTING or (
         kept == "split" and slots.get(LOW) is None
@@ -196,7 +196,7 @@ def stored(new: Any, p: Any, slots: Mapping[str, Any], precision: str, key: int,
 
 
 def _narrowed(bits: Any, p: Any) -> Any:
-    """The numbers of 16 bits."""
+    """Return the numbers with these 16 bits, as an array like ``p``."""
     return bits.astype(np.uint16).view(p.dtype).reshape(p.shape)
 
 

@@ -32,7 +32,7 @@ LENGTH, DTYPE, VARIANT, COEFFICIENTS, SCALARS, GROUP, OWNER, REST, PARAMETER, SL
 """Columns of the table; the addresses of the slots fill the rest, those that are arrays first."""
 
 KEY = 0
-"""Where in the values of a step the 64 bits are that leaves are rounded at random by."""
+"""Where the 64-bit key for random rounding stands in the values of a step."""
 
 
 class TooManyRulesError(ValueError):
@@ -81,9 +81,9 @@ class Segment(NamedTuple):
     Attributes
     ----------
     length, group
-        Its elements; the index of its rule.
+        Number of elements; index of the rule.
     program
-        What updates it, of loops alone.
+        The program that updates the leaf, made of loops alone.
     dtype, gradient
         Of the parameter and of its gradients.
     pointers
@@ -91,7 +91,7 @@ class Segment(NamedTuple):
         numbers each: element ``i`` of the leaf has ``i // span * inner + i % inner`` of such an array; of one that folds, a
         `Fold`; the bits of the constants.
     precision
-        As of a `Variant`.
+        See `Variant`.
     rest
         What its precision needs: the address of the lower bits, or the number of the leaf.
     owner
@@ -138,9 +138,9 @@ class Table:
     first_chunks
         int64 of shape (segments + 1,): where the chunks of each segment begin.
     groups
-        How many there are.
+        Number of groups.
     numbers
-        How many a segment has at most.
+        The most numbers that a segment has.
     values
         Of this step, as one buffer of bytes: a key for what is random; the coefficients, for each group and dtype in its own dtype; for each group the
         scalars of its numbers, in float64; and `gradients`.
@@ -276,12 +276,12 @@ def columns(variants: Sequence[Variant]) -> int:
 
 
 def constants_at(program: Program) -> int:
-    """The first column of those of the constants."""
+    """Return the first column of the constants."""
     return fold_at(program) + len(Fold._fields) * program.folds
 
 
 def fold_at(program: Program) -> int:
-    """The first column of those of a `Fold`."""
+    """Return the first column of a `Fold`."""
     return spread_at(program, len(program.spread))
 
 
@@ -293,7 +293,7 @@ def spread_at(program: Program, which: int | str) -> int:
 
 
 def numbers(variants: Sequence[Variant]) -> int:
-    """How many numbers the kernel keeps for each segment: as many as the variant with the most of them has."""
+    """Return how many numbers the kernel keeps for each segment: the most that any variant has."""
     return max(len(v.program.numbers) for v in variants)
 
 
@@ -303,7 +303,7 @@ def reduction_passes(variants: Sequence[Variant]) -> int:
 
 
 def widths(k: int, variants: Sequence[Variant]) -> tuple[int, int]:
-    """How many sums and how many largest elements pass ``k`` finds in each chunk; at least one sum, so that there is a column."""
+    """Return how many sums and how many maxima pass ``k`` finds in each chunk; at least one sum, so that there is a column."""
     own = [found[k] for v in variants if len(found := passes(v.program)) > k]
     sums, largest = max(p.sums for p in own), max(p.largest for p in own)
     return sums if sums + largest else 1, largest

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Calls = list["Callable[[], object]"]
 Names = list[tuple[int, tuple[str, ...]]]
-"""Of each row of a table, the leaf and the names of the arrays whose addresses stand there."""
+"""For each row of a table, the leaf and the names of the arrays whose addresses the row holds."""
 
 
 def named(loop: Loop) -> tuple[str, ...]:
@@ -49,16 +49,16 @@ class Staged:
     Parameters
     ----------
     leaf
-        As it was given.
+        The leaf as the caller gave it.
     p
         The parameter, without gaps.
     dtype, kind, order, stages
-        Its dtype by name, what an update may see of it, its axes in the order of memory, and its stages.
+        The name of its dtype, its shape and dtype as an update may see them, its axes in the order of memory, and its stages.
 
     Attributes
     ----------
     hidden
-        Its hidden arrays by name, of the real numbers that is computed with; `hide` brings them.
+        Its hidden arrays by name, in the dtype of the arithmetic; `hide` sets them.
 
     """
 
@@ -68,7 +68,7 @@ class Staged:
         self.hidden: Mapping[str, Any] = {}
 
     def layouts(self) -> dict[str | int, memory.Layout]:
-        """Those of its hidden arrays; of buffers for several of them, by number."""
+        """Return the layouts of the hidden arrays by name; arrays that share a buffer have one layout, by the number of the buffer."""
         own, dtype = self.stages, np.dtype(self.kind.dtype)
         shapes = {own.buffers.get(name, name): shape for name, shape in own.shapes.items()}
         return {name: memory.laid_out(shape, dtype, self._order) for name, shape in shapes.items()}
@@ -106,7 +106,7 @@ class Staged:
         return inner * math.prod(over[axis] for axis in runs[0]), inner
 
     def work_out(self, k: int, functions: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], rule: str) -> None:
-        """Work out what `xp.whole` returns."""
+        """Call the ``k``-th function given to `xp.whole` and keep its result in a hidden array."""
         program, xp = self.leaf.program, namespace(self.p)
         _, *given = program.extents[k].args
         function, args = functions[program.extents[k].args[0]]
@@ -174,15 +174,15 @@ class Before:
     Parameters
     ----------
     place
-        Of the leaves.
+        Where the leaves are.
     leaves
-        With their stages.
+        The leaves with their stages.
     expects
-        Of each, the dtype of its gradients.
+        For each leaf, the dtype of its gradients.
     rules
-        Of each group.
+        One for each group.
     table, kernel
-        Those that update.
+        The table and the kernel of the last stage, which updates.
 
     """
 
@@ -221,7 +221,7 @@ class Before:
 
     @property
     def tables(self) -> list[tuple[Table, Names]]:
-        """All tables, and what stands there."""
+        """All tables, each with the names of the arrays in its rows."""
         return [(own.table, own.names) for own in self._every]
 
     def moved(self) -> Calls:

@@ -14,7 +14,7 @@ __all__ = ["Lifted", "RealNumbers", "applied"]
 
 
 class _Apart:
-    """Slots whose pairs are apart."""
+    """The slots, with every pair turned into independent parts by `apart`."""
 
     def __init__(self, slots: Any) -> None:
         self._slots = slots
@@ -24,21 +24,21 @@ class _Apart:
 
 
 def applied(member: Any, function: Callable[..., Any], xp: Any, *given: Any) -> Any:
-    """Call a method of a rule or a transform, which sees the parts of complex numbers as it says.
+    """Call a method of a rule or a transform, with complex numbers as pairs or, if it has ``components``, as independent parts.
 
     Parameters
     ----------
     member
         The rule or the transform.
     function
-        Of it: ``update``, ``before``, ``after`` or ``evaluation``.
+        Its method ``update``, ``before``, ``after`` or ``evaluation``.
     xp, *given
         Its arguments, with the slots and the hyperparameters at the end.
 
     Raises
     ------
     ComplexError
-        If it is for real numbers only, or does what is refused.
+        If the member is for real numbers only, or does something ambiguous with complex values.
 
     """
     if not isinstance(xp, Lifted):
@@ -55,7 +55,7 @@ def applied(member: Any, function: Callable[..., Any], xp: Any, *given: Any) -> 
 
 
 class RealNumbers:
-    """What a namespace of real numbers has for formulas that are for complex ones, too."""
+    """Functions on real numbers for formulas that are written for complex numbers, too."""
 
     def abs2(self, x: Any) -> Any:
         """``x*x``."""
@@ -122,7 +122,7 @@ class Lifted:
         return x.im if isinstance(x, Pair) and not x.apart else self.zeros_like(x)
 
     def conj(self, x: Any) -> Any:
-        """With the other sign of the imaginary part."""
+        """The complex conjugate."""
         return Pair(x.re, -x.im) if isinstance(x, Pair) and not x.apart else x
 
     def abs2(self, x: Any) -> Any:
@@ -192,7 +192,7 @@ class Lifted:
         return getattr(self._xp, name)(u, v)
 
     def _norm(self, name: str, u: Any) -> Any:
-        """Of the moduli."""
+        """The Euclidean norm of the moduli."""
         return getattr(self._xp, name)(u)
 
     def _largest(self, name: str, u: Any, **options: Any) -> Any:

@@ -41,7 +41,7 @@ OF_XP = "the functions of xp, which it is given"
 
 
 class ComplexError(TypeError):
-    """An update does something with complex values that has no one meaning."""
+    """An update does something ambiguous with complex values."""
 
 
 class RealOnlyError(ComplexError):
@@ -54,14 +54,14 @@ def refused(what: str) -> ComplexError:
 
 
 class Pair:
-    """A complex number: its real and imaginary part, which are whatever an engine computes with.
+    """A complex number: its real and imaginary part, which are arrays or symbols.
 
     Attributes
     ----------
     re, im
         The parts.
     apart
-        Whether they are two real numbers that have nothing to do with each other: all operations are of each of them.
+        Whether the parts are two independent real numbers: each operation is then done on each part.
 
     """
 
@@ -124,12 +124,12 @@ class Pair:
 
 
 def parts(x: Any, *, both: bool = True) -> tuple[Any, Any]:
-    """Of a pair its parts; of a real number itself, as the real part alone or as ``both``."""
+    """Return the parts of a pair. A real number is the real part alone (the other is 0), or ``both`` parts."""
     return (x.re, x.im) if isinstance(x, Pair) else (x, x if both else 0.0)
 
 
 def _operate(op: Callable[[Any, Any], Any], kind: str, x: Any, y: Any) -> Any:
-    """One of Python's operators on two values of which one is a pair at least."""
+    """Apply one of Python's operators to two values, at least one of which is a pair."""
     if any(isinstance(value, Pair) and value.apart for value in (x, y)):
         (a, b), (c, d) = parts(x), parts(y)
         return Pair(op(a, c), op(b, d), apart=True)
@@ -204,7 +204,7 @@ _install_operators()
 
 
 def apart(x: Any) -> Any:
-    """Of a complex number, the two parts as real numbers of their own; anything else as it is."""
+    """Return a pair whose parts are two independent real numbers; anything but a pair unchanged."""
     return Pair(x.re, x.im, apart=True) if isinstance(x, Pair) else x
 
 

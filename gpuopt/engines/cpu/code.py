@@ -105,7 +105,7 @@ def _update(i: int, variant: Variant, metadata: Iterator[int]) -> str:
 
 
 def _stored(code: Elements, name: str, stores: Iterable[Store], metadata: int) -> str:
-    """A loop that writes what is to be stored."""
+    """Write a loop that stores the results of the update."""
     for store in stores:
         code.store(store.name, store.part, store.value, store.when)
     return code.loop(name, walks.ARGUMENTS, metadata)

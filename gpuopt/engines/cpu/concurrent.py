@@ -49,7 +49,7 @@ class Concurrent(Function):
     """A function of several threads: words of 64 bits that all of them see, and loops that end at a condition."""
 
     def seen(self, word: Any, order: str) -> Any:
-        """What a word is now."""
+        """Read a word."""
         return self._value("i64", f"load atomic i64, ptr {word.term} {order}, align 8")
 
     def publish(self, value: Any, word: Any, order: str) -> None:
@@ -57,11 +57,11 @@ class Concurrent(Function):
         self.lines.append(f"store atomic i64 {self._term(value, 'i64')}, ptr {word.term} {order}, align 8")
 
     def change(self, op: str, word: Any, value: Any, order: str) -> Any:
-        """What a word was before an operation on it, which nobody sees halfway."""
+        """Change a word by an atomic operation; return the word from before."""
         return self._value("i64", f"atomicrmw {op} ptr {word.term}, i64 {self._term(value, 'i64')} {order}")
 
     def replaced(self, word: Any, before: Any, after: Any, order: str) -> Any:
-        """Whether a word was what was expected, and has become another one."""
+        """Replace a word atomically if it has the expected value; return whether it was replaced."""
         values = f"i64 {self._term(before, 'i64')}, i64 {self._term(after, 'i64')}"
         pair = self._value("{ i64, i1 }", f"cmpxchg ptr {word.term}, {values} {order} monotonic")
         return self._value("i1", f"extractvalue {{ i64, i1 }} {pair.term}, 1")

@@ -60,7 +60,7 @@ _TWO_AT_A_TIME = ', !{!"llvm.loop.interleave.count", i32 2}'
 """Metadata of a loop that does two vectors side by side: for leaves of 16 bits, where one waits for its conversions."""
 
 LINE = 64
-"""Bytes that memory brings near at once."""
+"""Bytes of a cache line."""
 
 
 def declarations() -> list[str]:
@@ -105,14 +105,14 @@ class Copy(NamedTuple):
 
 
 _Form = _Source | _Operation | _Zero
-"""What values are that may be chosen by their addresses."""
+"""A value that a loop can choose by the address it reads from, without a branch."""
 _ZERO = (0.0).hex()
 ZEROS = "zeros"
 """The name of a chunk of zeros, of whatever type."""
 
 
 class Elements:
-    """IR of some elements of a variant: what is worked out before a loop, and in it.
+    """LLVM IR that works out some elements of a variant: the lines before a loop and the lines in the loop.
 
     Parameters
     ----------
@@ -299,13 +299,13 @@ class Elements:
         return name == "p" and self.variant.precision == "split" and bool(self.variant.stored(name).stored)
 
     def _source(self, name: str, part: Sequence[int]) -> _Source:
-        """An element of an array, as it is."""
+        """Return the form of an element that is read from an array unchanged."""
         stored = self.variant.stored(name)
         way = self._kind(name), stored.stored and stored.name, self._is_split(name), tuple(part)
         return _Source(self._chunk(name), way, name)
 
     def _written(self, form: Any) -> Any:
-        """Write what an element of this form is."""
+        """Write the value of an element of this form."""
         if isinstance(form, _Source):
             return self._loaded(form.chunk, form.name, form.way[-1])
         return self.f.operation(form.op, *map(self._written, form.of))
@@ -374,7 +374,7 @@ class Elements:
         return chunk
 
     def _start(self, f: Function, name: str) -> Any:
-        """Where the chunk of an array begins."""
+        """Return the address where the chunk of an array begins."""
         kind = f"{self._kind(name)}*"
         leaf = f.given["g.leaf"].bits(kind) if name == "g" else f.given["row"].bits(f"{kind}*")[self._column(name)]
         return leaf.at(f.given["start"])

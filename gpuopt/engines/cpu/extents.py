@@ -21,7 +21,7 @@ APART = "noinline"
 
 
 def functions(variants: Iterable[Variant]) -> list[str]:
-    """IR of what these variants call."""
+    """Return IR of the functions that the code of these variants calls."""
     if not any(v.program.spread or v.program.folds for v in variants):
         return []
     return [write(T) for T in ("float", "double") for write in (_spread, _add)]

@@ -39,7 +39,7 @@ class Numbers:
         self._values: dict[int, Any] = {}
 
     def write(self, wanted: Iterable[int]) -> None:
-        """Write what works these numbers out."""
+        """Write the arithmetic that gives these numbers."""
         f, program = self._f, self._program
         for k in wanted:
             match program.numbers[k]:
@@ -68,7 +68,7 @@ class Numbers:
         return self.value(k).cast("double") if self._program.is_mask(k) else self.value(k)
 
     def keep(self, numbers: Iterable[int]) -> None:
-        """Write what keeps numbers for later passes."""
+        """Write the stores of numbers that later passes read."""
         for k in numbers:
             self._f.given["own"][k] = self.as_float(k)
 
@@ -91,7 +91,7 @@ def larger(f: Function, x: Any, y: Any) -> Any:
 
 
 def functions() -> list[str]:
-    """IR of what passes and numbers call."""
+    """Return IR of the functions that passes and numbers call."""
     f = Function("larger", "double x, double y", "double", "alwaysinline", internal=True)
     found = [f.text(larger(f, *f.given.values()))]
     f = Function("root", "double plain, double large, double small", "double", "alwaysinline", internal=True)
@@ -102,7 +102,7 @@ def functions() -> list[str]:
 
 
 def after(k: int, variants: tuple[Variant, ...], own: Mapping[int, Pass], sums: int, largest: int) -> str:
-    """The functions that are called after a pass."""
+    """Return IR of the functions that work numbers out after a pass."""
     code = []
     arguments = "i64* row, double* found, double* totals, double* own, double* h, i1 present"
     for i, this in own.items():

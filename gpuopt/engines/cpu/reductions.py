@@ -47,7 +47,7 @@ _TILE = (
 )
 """Metadata of a loop over a tile, which is so many vectors of so many numbers, so that the loop is done once."""
 _IDENTITY = {"sum": 0.0, "max": -math.inf}
-"""What sums and largest elements begin with."""
+"""The start value of sums and of maxima."""
 SUMS = 7
 """Sums of a loop: their lanes are in the first cache beside what is read, and few arrays are read in order."""
 VECTORS, LANES = 12, 4
@@ -58,7 +58,7 @@ STRETCHES = 4
 _FEW = 16
 """Lanes that halves have become when the last ones are added up one by one."""
 _TOGETHER: dict[str, Callable[[Function, Any, Any], Any]] = {"sum": lambda _, a, b: a + b, "max": larger}
-"""How two numbers become one."""
+"""The operation that combines two lanes, for sums and for maxima."""
 
 
 def halves() -> list[str]:

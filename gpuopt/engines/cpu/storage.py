@@ -24,12 +24,12 @@ _FORMULAS: dict[str, tuple[Callable[..., Any], str, str]] = {
     "leaf.key": (rounding.leaf_key, "i64 key, i64 leaf", "i64"),
     "random": (rounding.random_bits, "i64 key, i32 element", "i32"),
 }
-"""By the name of a function its formula, its arguments and what it returns."""
+"""For each function by name: its formula, its arguments and its result."""
 
 
 @cache
 def functions() -> str:
-    """The functions from and to 16 bits."""
+    """Return IR of the functions that convert from and to 16 bits."""
     return "\n".join(_function(name, *how) for name, how in _FORMULAS.items())
 
 

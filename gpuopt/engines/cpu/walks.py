@@ -29,7 +29,7 @@ CONTEXT = {
     "moves": "i64*",
     "step": "i8*",
 }
-"""What the pointers of a context point to; see `gpuopt.engines.cpu.kernel`."""
+"""Names of the pointers in a context; see `gpuopt.engines.cpu.kernel`."""
 OF_STEP = tuple(CONTEXT)[:11]
 """The context of a step."""
 
@@ -88,11 +88,11 @@ def over_chunks(
     context
         Names of the context's pointers, among them "table", "chunks" and "gradients".
     columns
-        Of the table; None, if "columns" of the context says it.
+        Number of columns of the table; None if the context has it as "columns".
     work
         Writes the work on a chunk.
     before
-        Writes what is done for segments without a gradient, too; it is given the number of the chunk.
+        Writes the work that is also done for segments without a gradient; it gets the number of the chunk.
 
     """
     f, own = function(name, context)

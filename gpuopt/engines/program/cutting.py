@@ -93,7 +93,7 @@ class _Cut:
         return Stages(before, last, tuple(keeping), self._shapes, self._buffers(before, (last, *keeping)))
 
     def _element(self, i: int) -> int:
-        """The level of an element."""
+        """Return the level of an element."""
         for k in needed(self._program, [i], ())[0]:
             if k not in self._elements:
                 match self._program.nodes[k]:
@@ -112,7 +112,7 @@ class _Cut:
         return self._elements[i]
 
     def _number(self, i: int) -> int:
-        """The level of a number."""
+        """Return the level of a number."""
         for k in needed(self._program, (), [i])[1]:
             if k not in self._numbers:
                 match self._program.numbers[k]:
@@ -313,11 +313,11 @@ class _Cut:
 
 
 _COPY = Program(("from", "to"), (Node("load", ("from",)),), (("to", (), 0),), (), (), hidden=frozenset({"from", "to"}))
-"""What brings the elements of one array into another."""
+"""The program that copies the elements of one array into another."""
 
 
 def _only(program: Program, stores: Stores, totals: tuple[int, ...]) -> Program:
-    """A program of loops alone that writes these."""
+    """Return a program of loops alone that has these outputs."""
     used = needed(program, [i for _, _, i in stores], totals, through_numbers=True)[1]
     kept = {program.numbers[k].args[0]: k for k in used if program.numbers[k].op == "slot"}
     names = tuple(name for name in program.number_slots if name in kept)
@@ -331,7 +331,7 @@ def _only(program: Program, stores: Stores, totals: tuple[int, ...]) -> Program:
 
 
 def _loops_of(program: Program) -> Program:
-    """A program without what is of whole arrays."""
+    """Return a program without its operations on whole arrays."""
     return replace(program, extents=(), extent_shapes=(), extent_scalars=(), extent_slots=())
 
 

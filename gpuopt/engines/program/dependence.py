@@ -67,7 +67,7 @@ class _Watched:
 
 
 def dependence(rule: Rule) -> dict[Path, Any] | None:
-    """Return what of a rule has a say in its programs and slots, by path; None if that cannot be told."""
+    """Return the values of a rule that its programs and slots depend on, by path; None if they cannot be found."""
     reads: dict[Path, Any] = {(): type(rule)}
     seen = _Watched(rule, reads)
     try:
@@ -84,12 +84,12 @@ def dependence(rule: Rule) -> dict[Path, Any] | None:
 
 
 def agrees(rule: Rule, reads: Mapping[Path, Any]) -> bool:
-    """Whether a rule has the values that were read of another one, so that its programs and slots are the same."""
+    """Whether a rule has the same values as those read from another rule, and so the same programs and slots."""
     return all(_is_same(_plain(reduce(_follow, path, rule)), value) for path, value in reads.items())
 
 
 def _plain(value: Any) -> Any:
-    """A value to compare: of a formula the class, for its attributes are compared one by one."""
+    """Return a value in a form to compare: a formula becomes its class, as its attributes are compared one by one."""
     if isinstance(value, tuple):
         return tuple(map(_plain, value))
     return type(value) if isinstance(value, Formula) else value

@@ -31,13 +31,13 @@ class Reduction:
     Attributes
     ----------
     number
-        What it is among the program's numbers.
+        Its index in the program's numbers.
     kind, over
         "sum", "dot", "norm", "max" or "number"; "leaf" or "group".
     args
         The elements that it is made of; of complex ones, both parts of each. Of a number of each leaf, that as an element.
     column
-        Its first one, among those of the sums or among those of the largest elements.
+        Its first column, counted among the sums or among the maxima.
 
     """
 
@@ -48,7 +48,7 @@ class Reduction:
     column: int
 
     def column_among(self, sums: int) -> int:
-        """Its first column, where so many of sums come before those of largest elements."""
+        """Return its first column in a row that has the columns of ``sums`` first and the maxima after them."""
         return self.column + sums * (self.kind == "max")
 
 
@@ -109,7 +109,7 @@ class Pass:
 
     @property
     def results(self) -> tuple[Reduction, ...]:
-        """All that numbers are made of after it."""
+        """All reductions whose results are known after the pass."""
         return (*self.reductions, *self.given, *self.again)
 
     @property
@@ -125,7 +125,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Store:
-    """What the update writes: an element's value into an array; ``when`` is a truth value of the whole leaf, or None.
+    """A write of an element's value into an array; ``when`` is a truth value of the whole leaf, or None.
 
     Of complex numbers ``part`` is one of both.
     """
@@ -155,7 +155,7 @@ def update(program: Program) -> Update:
 
 
 def operands(program: Program, number: int) -> tuple[int, ...]:
-    """The numbers that a number is made of."""
+    """Return the indices of the numbers that a number is computed from."""
     node = program.numbers[number]
     return () if node.op in LEAVES_OF_NUMBERS else node.args
 

@@ -15,9 +15,9 @@ ARITHMETIC = ("add", "sub", "mul", "truediv")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 LOGIC = ("and", "or", "not")
 LEAVES_OF_NUMBERS = ("slot", "scalar", "literal", "reduce")
-"""Numbers that are not made of others."""
+"""Operations of numbers that are inputs: they have no other number as an argument."""
 SCALE = "_scale"
-"""The scalar that differs from leaf to leaf: by it a gradient is multiplied whose norm is clipped."""
+"""Name of the factor of the gradient, the only scalar that differs from leaf to leaf; clipping by norm sets it."""
 INEXACT = ("exp", "log", "tanh")
 """Functions of the mathematical library, which differ in the last bits from one platform to the next."""
 
@@ -41,7 +41,7 @@ ON_HOST = {
     "not": "not {}",
     "where": "{1} if {0} else {2}",
 }
-"""What scalars may be made of."""
+"""The operations on scalars, by name."""
 _FUNCTIONS_ON_HOST = {"sqrt": lambda x: math.sqrt(x) if x >= 0 else math.nan}
 
 
@@ -88,13 +88,13 @@ class Program:
     coefficients: tuple[int, ...]
     """Scalars that enter the loop: the node ``coefficient k`` is ``scalars[coefficients[k]]``."""
     number_slots: tuple[str, ...] = ()
-    """Slots that are numbers."""
+    """The slots that hold one number, not an array."""
     shared: frozenset[str] = frozenset()
-    """Of these, the ones of all leaves of the group together."""
+    """Those of `number_slots` that all leaves of the group share."""
     numbers: tuple[Node, ...] = ()
     """Operations on numbers, in float64."""
     number_outputs: tuple[int, ...] = ()
-    """Of `numbers`, those that the number slots become."""
+    """For each number slot, the index in `numbers` of its new value."""
     number_scalars: tuple[int, ...] = ()
     """Scalars that numbers are made of: the number ``scalar k`` is ``scalars[number_scalars[k]]``."""
     pairs: frozenset[str] = frozenset()
@@ -108,7 +108,7 @@ class Program:
     constants: int = 0
     """How many numbers of its own each leaf has: nodes name them ``constant k``, and leaves of several shapes share the code."""
     totals: tuple[int, ...] = ()
-    """Of `numbers`, those that are worked out whether something needs them or not."""
+    """Indices in `numbers` that are always worked out, even if nothing else needs them."""
     extents: tuple[Node, ...] = ()
     """Operations on whole arrays: those of other shapes than the leaf's, and `xp.whole`."""
     extent_shapes: tuple[tuple[int, ...], ...] = ()
@@ -135,7 +135,7 @@ class Program:
 
     @property
     def is_elementwise(self) -> bool:
-        """Whether no element has a say in what becomes of another one."""
+        """Whether the new value of an element depends on no other element."""
         return not self.numbers and not self.extents
 
     @property
@@ -154,7 +154,7 @@ class Program:
 
     @cached_property
     def evaluate_for_numbers(self) -> Callable[[Mapping[str, float]], list[float]]:
-        """The same for the scalars that numbers are made of."""
+        """A function from the scalars of a step to the scalars that numbers are made of, in float64."""
         return self._evaluating(self.number_scalars)
 
     def _evaluating(self, wanted: tuple[int, ...]) -> Callable[[Mapping[str, float]], list[float]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.base import Rule
 
 MOST = 16
-"""Programs of a rule: each of them is compiled."""
+"""Largest number of different programs of a rule: each of them is compiled."""
 
 
 class Programs:
@@ -92,5 +92,5 @@ class Programs:
 
 
 def kind_of(p: Any) -> Kind:
-    """What an update may see of a leaf."""
+    """Return the shape and the dtype of a leaf, as an update may see them."""
     return Kind(tuple(p.shape) or (1,), DTYPES[dtype_of(p)].arithmetic)

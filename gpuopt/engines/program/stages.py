@@ -1,8 +1,8 @@
 """Stages: a program is cut where it needs whole arrays, for sums along axes or `xp.whole`.
 
-A stage is some loops that need nothing of each other: over the elements of the leaf, or over arrays of rows or columns, which are
-worked out by the same kernels. A stage before the last one writes hidden arrays alone, and never a slot or the parameter: what it
-works out that a later stage needs again, that stage works out again. `gpuopt.engines.program.cutting` makes them.
+A stage is a set of loops that do not depend on each other: over the elements of the leaf, or over arrays of rows or columns, which are
+worked out by the same kernels. A stage before the last one writes hidden arrays alone, and never a slot or the parameter: a
+later stage that needs an element again computes it again. `gpuopt.engines.program.cutting` makes them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class Loop(NamedTuple):
     Attributes
     ----------
     program
-        What it does.
+        The operations on each element.
     shape
-        Of what it goes over, with as many axes as the leaf.
+        Shape of the array that the loop runs over, with as many axes as the leaf.
     arrays
-        Of each of the program's slots, the array that it stands for: a slot of the rule or a hidden array.
+        For each slot of the program, the name of the array that it stands for: a slot of the rule or a hidden array.
     constants
         The program's constants.
     axis
-        Along which it adds up; -1 if it does not.
+        The axis along which the loop adds up; -1 if it adds nothing up.
 
     """
 
@@ -52,9 +52,9 @@ class Stage:
     whole
         Extents that `xp.whole` works out before the loops.
     over_leaf
-        The loop over the leaf's elements that stores some for what is of whole arrays.
+        The loop over the leaf's elements that stores those elements which operations on whole arrays read.
     others
-        Loops that need no numbers: such as add up along an axis, and those over rows and columns.
+        Loops that need no numbers: sums along an axis, and loops over rows and columns.
 
     """
 
@@ -70,16 +70,15 @@ class Stages:
     Attributes
     ----------
     before
-        Those before the last one.
+        The stages before the last one.
     last
         The loop over the leaf's elements that updates.
     keeping
-        Loops that write the slots of other shapes than the leaf's, after it.
+        Loops after the last stage, which write slots of other shapes than the leaf's.
     shapes
-        Of the hidden arrays, by name.
+        Shapes of the hidden arrays, by name.
     buffers
-        Of the hidden arrays that are like the leaf, the buffer that each is in: one is used again when what was in it is not
-        needed any more.
+        For each hidden array like the leaf, the number of its buffer: a buffer is used again once its array is no longer needed.
 
     """
 
@@ -91,13 +90,13 @@ class Stages:
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """Of all loops, in order."""
+        """The programs of all loops, in order."""
         before = [loop for stage in self.before for loop in (stage.over_leaf, *stage.others) if loop]
         return tuple(dict.fromkeys(loop.program for loop in (*before, self.last, *self.keeping)))
 
 
 def leaving(element: int) -> str:
-    """Name of the hidden array in which an element is stored for what is of whole arrays; no slot has a name with a space."""
+    """Return the name of the hidden array that holds an element for operations on whole arrays; no slot has a name with a space."""
     return f"element {element}"
 
 

@@ -35,7 +35,7 @@ class TraceError(TypeError):
 
 
 class ShapeNeededError(TraceError):
-    """It looks at the shape or the dtype of a leaf, and is to be recorded for each of them."""
+    """The update looks at the shape or the dtype of a leaf, so it must be recorded for each kind of leaf."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Kind:
     Attributes
     ----------
     shape
-        Of the leaf; ``(1,)`` of one without axes, as the array engine has it.
+        Shape of the leaf; ``(1,)`` for a leaf without axes, as in the array engine.
     dtype
-        Of the real numbers that is computed with.
+        The real dtype of the arithmetic.
 
     """
 
@@ -77,9 +77,9 @@ class Tape:
     extent_shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     extent_scalars: dict[int, int] = field(default_factory=dict)
     functions: list[tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=list)
-    """What `xp.whole` was called with, each time."""
+    """The function and the arguments of each call of `xp.whole`."""
     refused: TraceError | None = None
-    """Why it cannot be fused, also where the update itself catches the error and goes on with another formula."""
+    """Why the update cannot be fused; kept, because the update may catch the error and go on."""
     writes: bool = False
     """Whether the update writes into arrays that it is given or has made."""
 
@@ -170,7 +170,7 @@ class Tape:
 
     @staticmethod
     def _truth(of: Expression, value: E) -> E:
-        """A value that is 0 or 1, as a truth value if it stands for one."""
+        """Return a value that is 0 or 1, turned into a truth value if ``of`` is a truth value."""
         return value.apply("ne", value, 0.0) if of.is_mask else value
 
     @property
@@ -179,7 +179,7 @@ class Tape:
         return self.seen("shape").shape
 
     def seen(self, what: str) -> Kind:
-        """What is seen of the leaf."""
+        """Return shape and dtype of the leaf, which the update looks at by the attribute ``what``."""
         if self.kind is None:
             raise ShapeNeededError(str(self.error(f"uses .{what} of a value", "elementwise operations")))
         return self.kind
@@ -346,7 +346,7 @@ class Number(Expression):
 
 
 class _Array(Expression):
-    """What has a shape and a dtype; its class has none, as chains expect of what is not an array yet."""
+    """A symbol that stands for an array. Only instances have a shape and a dtype: chains ask the class, and take it for no array."""
 
     own: tuple[int, ...] | None = None
 
@@ -401,4 +401,4 @@ class Symbol(_Array):
 
 
 KINDS: Iterable[Any] = (Symbol, Extent, Number)
-"""Where several kinds meet, the first one of these decides."""
+"""Kinds of symbols by priority: an operation on several kinds gives the first kind in this list."""

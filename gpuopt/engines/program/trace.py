@@ -40,14 +40,14 @@ def trace(rule: Rule, *, is_complex: bool = False, kind: Kind | None = None, twi
     kind
         Shape and dtype of the leaf, for an update that looks at them.
     twice
-        Whether to do so again, and compare: an update that draws random numbers would be fused with the first ones for good.
+        Whether to trace again and compare: an update that draws random numbers would be fused with the first ones for good.
 
     Raises
     ------
     TraceError
-        If the update is another one the second time, branches on a value, calls what cannot be fused, or does not return its slots.
+        If the second trace differs from the first, branches on a value, calls what cannot be fused, or does not return its slots.
     ComplexError
-        If the update does with complex numbers what is refused.
+        If the update does something with complex numbers that is ambiguous.
 
     """
     own = _fields(rule)
@@ -68,12 +68,12 @@ def trace(rule: Rule, *, is_complex: bool = False, kind: Kind | None = None, twi
 
 
 MOST = 256
-"""Programs that are kept."""
+"""Largest number of programs in the cache."""
 _known: dict[Any, Program] = {}
 
 
 def _fields(value: Any) -> Any:
-    """What the program of a formula depends on, to compare; None where code or data of others has a say."""
+    """Return the fields that the program of a formula depends on; None if code or data outside of the package can change it."""
     if isinstance(value, Formula):
         if type(value).__module__.partition(".")[0] != __name__.partition(".")[0]:
             return None
@@ -92,7 +92,7 @@ def _fields(value: Any) -> Any:
 
 
 def recorded(rule: Rule, *, is_complex: bool, kind: Kind | None = None, seen: Any = None) -> Program:
-    """As `trace`, once; ``seen`` is what stands for the rule wherever it is not asked for its scalars."""
+    """Trace once. ``seen`` is the rule as the update sees it; the rule itself is asked for its scalars alone."""
     scalars, rule = rule.at(0), seen or rule
     tape = Tape(rule.name, kind)
     # sorted: alike, whichever are schedules
@@ -175,7 +175,7 @@ def _recorded(rule: Rule, tape: Tape, h: dict[str, Any], *, is_complex: bool) ->
 
 
 def _check_arrays(what: str, parts: tuple[Any, ...]) -> None:
-    """Raise TraceError if these parts are no array like the leaf; one of a complex array's may be a number."""
+    """Raise TraceError unless the parts are arrays like the leaf; one part of a complex array may be a number."""
     given = next((f"an array of {x.shape}" for x in parts if isinstance(x, Extent)), "")
     if not given and all(isinstance(x, Real | Scalar | Number) for x in parts):
         given = "a number"
@@ -186,7 +186,7 @@ def _check_arrays(what: str, parts: tuple[Any, ...]) -> None:
 def _updated(
     rule: Rule, tape: Tape, xp: Any, p: Any, g: Any, slots: dict[str, Any], h: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """What the update returns."""
+    """Call the update and check that it returns a parameter and its slots."""
     try:
         found = applied(rule, rule.update, xp, p, g, *named(rule.name, slots, h))
     except RealOnlyError:
