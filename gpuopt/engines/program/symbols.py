@@ -95,6 +95,8 @@ class Tape:
         if op in ARITHMETIC and any(isinstance(a, _Array) and not a.is_mask for a in args):
             args = tuple(self.apply("where", a, 1.0, 0.0) if mask else a for a, mask in zip(args, masks, strict=True))
         kind = next((kind for kind in KINDS if any(isinstance(a, kind) for a in args)), Scalar)
+        if op == "pow" and kind is not Scalar:
+            return self.power("a number " if kind is Number else "", *args)
         return kind.of(self, op, *args)
 
     def power(self, what: str, base: Any, exponent: Any) -> Any:
@@ -224,11 +226,20 @@ class Expression:
     __hash__ = object.__hash__
     recorder: str
     """The attribute of the tape that records operations of this kind."""
+    converter: str
+    """The method of the tape that makes a symbol of this kind from anything that may stand beside it."""
 
     def __init__(self, tape: Tape, op: str, *args: Any) -> None:
         self.tape = tape
         self.index: int = getattr(tape, self.recorder).index(op, *args)
         self.is_mask = op in (*COMPARISONS, *LOGIC)
+
+    @classmethod
+    def of(cls, tape: Tape, op: str, *args: Any) -> Any:
+        """Record an operation whose arguments are all made symbols of this kind first."""
+        given = [getattr(tape, cls.converter)(a) for a in args]
+        tape.check_kinds(op, given)
+        return cls(tape, op, *[a.index for a in given])
 
     def apply(self, op: str, *args: Any) -> Any:
         """Record an operation."""
@@ -320,29 +331,13 @@ def _install_operators() -> None:
 class Scalar(Expression):
     """A number of the step, known on the host."""
 
-    recorder = "scalars"
-
-    @staticmethod
-    def of(tape: Tape, op: str, *args: Any) -> Scalar:
-        """Record an operation on such numbers."""
-        scalars = [tape.scalar(a) for a in args]
-        tape.check_kinds(op, scalars)
-        return Scalar(tape, op, *[scalar.index for scalar in scalars])
+    recorder, converter = "scalars", "scalar"
 
 
 class Number(Expression):
     """A float64 of the leaf or of its group."""
 
-    recorder = "numbers"
-
-    @staticmethod
-    def of(tape: Tape, op: str, *args: Any) -> Any:
-        """Record an operation on such numbers."""
-        if op == "pow":
-            return tape.power("a number ", *args)
-        numbers = [tape.number(a) for a in args]
-        tape.check_kinds(op, numbers)
-        return Number(tape, op, *[number.index for number in numbers])
+    recorder, converter = "numbers", "number"
 
 
 class _Array(Expression):
@@ -372,11 +367,9 @@ class Extent(_Array):
         super().__init__(tape, op, *args)
         self.own = tape.extent_shapes[self.index] = shape
 
-    @staticmethod
-    def of(tape: Tape, op: str, *args: Any) -> Any:
-        """Record an operation on such arrays; what comes out like the leaf is elements."""
-        if op == "pow":
-            return tape.power("", *args)
+    @classmethod
+    def of(cls, tape: Tape, op: str, *args: Any) -> Any:
+        """Record an operation on such arrays; a result of the leaf's shape is a `Symbol`."""
         extents = [tape.extent(a) for a in args]
         shape = np.broadcast_shapes(*[extent.shape for extent in extents])
         if shape == tape.shape:
@@ -388,16 +381,7 @@ class Extent(_Array):
 class Symbol(_Array):
     """A value of every element."""
 
-    recorder = "nodes"
-
-    @staticmethod
-    def of(tape: Tape, op: str, *args: Any) -> Any:
-        """Record an operation on elements."""
-        if op == "pow":
-            return tape.power("", *args)
-        symbols = [tape.element(a) for a in args]
-        tape.check_kinds(op, symbols)
-        return Symbol(tape, op, *[symbol.index for symbol in symbols])
+    recorder, converter = "nodes", "element"
 
 
 KINDS: Iterable[Any] = (Symbol, Extent, Number)
