@@ -31,6 +31,8 @@ def fused_leaves(
     places: Sequence[Place | None],
     rules: Sequence[Rule],
     idle: Collection[int],
+    *,
+    are_parts: bool,
 ) -> list[int]:
     """Return the indices of the leaves that a fused engine updates.
 
@@ -44,6 +46,8 @@ def fused_leaves(
         One for each group.
     idle
         Leaves that are never updated.
+    are_parts
+        Whether these are parts of leaves, whose numbers are worked out elsewhere.
 
     Raises
     ------
@@ -61,8 +65,8 @@ def fused_leaves(
         and place is not None
         and (can_be_fused[i] or (engine == "fused" and memory.is_without_gaps(a)))
     ]
-    # Where there is no element, no kernel runs, which also works out slots that are numbers.
-    busy = {place for _, place, a in leaves if a.size}
+    # Where there is no element, no kernel runs, which also works out slots that are numbers, unless that is done elsewhere.
+    busy = {place for _, place, a in leaves if a.size or are_parts}
     return [i for i, place, _ in leaves if place in busy]
 
 

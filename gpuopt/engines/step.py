@@ -113,7 +113,9 @@ class Step(Judging):
         self._elementwise = [k not in apart for k in range(len(rules))]
         writing = {k for own, k, _ in known if own is None or own.writes}
         self._writing = [k in writing for k in range(len(rules))]
-        together = fused_leaves(engine, self._programs, groups, arrays, self._places, rules, idle)
+        together = fused_leaves(
+            engine, self._programs, groups, arrays, self._places, rules, idle, are_parts=parts is not None
+        )
         fused = set(together)
         kept_at = [place if i in fused else None for i, place in enumerate(self._places)]
         self.slots = with_new_slots(arrays, self._places, kept_at, [rules[g] for g in groups], state, precision)
