@@ -38,10 +38,10 @@ class Commands(TyperGroup):
             return super().resolve_command(ctx, args)
         except Exception as error:
             option = f"--{args[0]}"
-            usages = {"tune": f"tune RUN {option}", "train": f"train {option} RUN"}
-            meant = [usage for name, usage in usages.items() if self._has(name, option)]
-            if meant[:1] == [usages["tune"]] and hasattr(error, "message"):
-                error.message = f"No such command: {args[0]} (did you mean {' or '.join(reversed(meant))}?)"
+            if self._has("tune", option) and hasattr(error, "message"):
+                usages = {"train": f"train {option} RUN", "tune": f"tune RUN {option}"}
+                meant = [usage for name, usage in usages.items() if self._has(name, option)]
+                error.message = f"No such command: {args[0]} (did you mean {' or '.join(meant)}?)"
             raise
 
     def _has(self, name: str, option: str) -> bool:

@@ -55,31 +55,8 @@ def fused_leaves(
         If a rule needs totals over leaves of several libraries; with "fused", of several devices.
 
     """
-    can_be_fused = _can_be_fused(engine, programs, groups, arrays, places, rules)
-    if engine == "array":
-        return []
-    leaves = [
-        (i, place, a)
-        for i, (a, place) in enumerate(zip(arrays, places, strict=True))
-        if i not in idle
-        and place is not None
-        and (can_be_fused[i] or (engine == "fused" and memory.is_without_gaps(a)))
-    ]
-    # Where there is no element, no kernel runs, which also works out slots that are numbers, unless that is done elsewhere.
-    busy = {place for _, place, a in leaves if a.size or are_parts}
-    return [i for i, place, _ in leaves if place in busy]
-
-
-def _can_be_fused(
-    engine: Engine,
-    programs: Sequence[Program | None],
-    groups: Sequence[int],
-    arrays: Sequence[Any],
-    places: Sequence[Place | None],
-    rules: Sequence[Rule],
-) -> list[bool]:
-    """Whether each leaf can: its rule can be traced, and the leaves that are added up to one total lie in one place."""
-    found = [program is not None for program in programs]
+    # Leaves that are added up to one total are fused only all together, in one place.
+    can_be_fused = [program is not None for program in programs]
     for group, rule in enumerate(rules):
         members = [i for i, own in enumerate(groups) if own == group]
         if not any((program := programs[i]) and program.has_totals for i in members):
@@ -94,10 +71,21 @@ def _can_be_fused(
             )
         own_programs = {id(own): own for i in members if (own := programs[i])}.values()
         differ = engine != "fused" and len({tuple(map(tuple, totals(own))) for own in own_programs}) > 1
-        if len(homes) > 1 or differ or not all(found[i] for i in members):
+        if len(homes) > 1 or differ or not all(can_be_fused[i] for i in members):
             for i in members:
-                found[i] = False
-    return found
+                can_be_fused[i] = False
+    if engine == "array":
+        return []
+    leaves = [
+        (i, place, a)
+        for i, (a, place) in enumerate(zip(arrays, places, strict=True))
+        if i not in idle
+        and place is not None
+        and (can_be_fused[i] or (engine == "fused" and memory.is_without_gaps(a)))
+    ]
+    # Where there is no element, no kernel runs, which also works out slots that are numbers, unless that is done elsewhere.
+    busy = {place for _, place, a in leaves if a.size or are_parts}
+    return [i for i, place, _ in leaves if place in busy]
 
 
 def try_whole(

@@ -1,13 +1,14 @@
 """Numbers that the array engine hands to an update, beside arrays.
 
-Arrays take them for Python's numbers, which leave an array its dtype, also after a function of NumPy: ``numpy.sqrt(h.lr) * g`` is of
-the dtype of ``g``. What they are compared to is a `Truth`, of which ``~`` is the opposite: that of Python's ``True`` is -2. So an
-update is the same formula here as where it is recorded.
+An array keeps its dtype beside these numbers, as it does beside Python's, also after a function of NumPy: ``numpy.sqrt(h.lr) * g``
+has the dtype of ``g``. A comparison of two of them gives a `Truth`: ``~`` is its opposite, where ``~True`` of Python is -2. So an
+update is the same formula on arrays as in a trace.
 """
 
 from __future__ import annotations
 
 import operator
+from abc import abstractmethod
 from functools import cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Self
@@ -55,9 +56,9 @@ class Weak:
     __slots__ = ()
 
     @property
+    @abstractmethod
     def value(self) -> Any:
         """The number as one of Python's."""
-        raise NotImplementedError
 
     def of(self, value: Any, *given: Any) -> Any:
         """Wrap the result of a function of such numbers; NumPy decides the type where its own numbers take part."""
@@ -135,7 +136,7 @@ class Truth(Weak):
         return Truth(not self._holds)
 
 
-class Number(Weak, float):
+class Number(Float):
     """A float64 of a leaf or of a group.
 
     Arithmetic on numbers is that of float64, without errors: ``1 / 0`` is infinity. In an expression with an array it is
@@ -144,11 +145,6 @@ class Number(Weak, float):
 
     __slots__ = ()
     __hash__ = object.__hash__
-
-    @property
-    def value(self) -> float:
-        """See `Weak.value`."""
-        return float.__float__(self)
 
     def of(self, value: Any, *given: Any) -> Any:  # noqa: ARG002 - all of them are numbers of it
         """See `Weak.of`."""

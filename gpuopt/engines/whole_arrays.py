@@ -321,10 +321,12 @@ def _loads(program: Program) -> Iterable[Node]:
 
 
 def is_like(found: Any, kind: Kind) -> bool:
+    """Whether this is an array of the shape and the dtype of the leaf."""
     return hasattr(found, "shape") and tuple(found.shape) == kind.shape and str(found.dtype) == kind.dtype
 
 
 def unlike(found: Any, kind: Kind, rule: str) -> str:
+    """Return the message of an error for what is no such array."""
     got = f"{found.dtype} of {tuple(found.shape)}" if hasattr(found, "shape") else describe(found)
     return (
         f"{rule}.update: what it gives to xp.whole returned {got}, expected {kind.dtype} of {kind.shape} like the leaf"
